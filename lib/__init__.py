@@ -1,0 +1,1 @@
+"""SFT against GRPO on video questions: what the notebooks import and nothing more."""

@@ -1,0 +1,41 @@
+"""Where things are, whatever the current folder is.
+
+A notebook runs with `notebooks/` as its current folder, a test with the root, a
+scheduled job with neither; so every location starts from this file.
+
+Example: `require(resolve("data/mini/annotations"), "run 01_data first")`.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def resolve(path: str | Path) -> Path:
+    """An absolute path; a relative one is read from the root of the checkout."""
+    return ROOT / Path(path).expanduser()
+
+
+def check_run_name(run_name: str) -> None:
+    """Raise ValueError unless `run_name` names a folder directly below outputs/."""
+    if not run_name or run_name.startswith(".") or set(run_name) & set('/\\:\0"'):
+        raise ValueError(
+            f"run_name {run_name!r} must be a plain folder name: not empty, no leading "
+            "dot, none of / \\ : and no quotation mark"
+        )
+
+
+def run_dir(run_name: str) -> Path:
+    """outputs/<run_name>, created if it is not there."""
+    check_run_name(run_name)
+    folder = ROOT / "outputs" / run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def require(path: str | Path, hint: str) -> Path:
+    """`path`, or a FileNotFoundError that says what makes it: the `hint`."""
+    found = resolve(path)
+    if not found.exists():
+        raise FileNotFoundError(f"{found} is missing: {hint}")
+    return found

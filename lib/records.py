@@ -1,0 +1,208 @@
+"""What a run writes: JSON and JSON lines, whole or not at all, and its manifest.
+
+A file is replaced by renaming a finished temporary file over it, so a killed process
+leaves the old file or the new one. Only `append_jsonl` adds to a file; a kill can tear
+the last line of such a file, and `repair_jsonl` cuts that line off again.
+
+Example: a file holding '{"id": 1}\\n{"id": 2}\\n{"id"' was killed while the third row
+was written. `repair_jsonl` returns the first two rows and leaves only them in the file.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lib.paths import ROOT
+
+PACKAGES = (
+    *("torch", "torchvision", "transformers", "trl", "peft", "bitsandbytes"),
+    *("accelerate", "datasets", "tokenizers", "safetensors", "decord", "av"),
+    *("numpy", "matplotlib", "papermill"),
+)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step; its folder is made if missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Replace `path` by `obj` as indented JSON, keys in the order given."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, default=_plain)
+    write_text(path, text + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file; ValueError names the file and the line."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
+    """Replace `path` by one line of JSON a row."""
+    write_text(path, "".join(_line(row) for row in rows))
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """All rows of a JSON lines file; ValueError names the file and the line."""
+    lines = Path(path).read_bytes().splitlines()
+    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
+    """Add rows to a file (made if missing) in one write, and wait for the disk."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        file.write("".join(_line(row) for row in rows).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def repair_jsonl(path: str | Path) -> list[dict]:
+    """The whole rows of a file that was appended to, after cutting off a torn last one.
+
+    A last line counts as torn when its line end is missing or when it is not JSON.
+    A missing file has no rows. ValueError names any other line that is not a row.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines and _is_torn(lines[-1]):
+        torn = lines.pop()
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - len(torn))
+            os.fsync(file.fileno())
+    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file, or of a folder: its sorted relative names and contents."""
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} is missing: there is nothing to hash")
+    digest = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        name = file.relative_to(path).as_posix()
+        digest.update(f"{name}\0{sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def settings_hash(settings: Mapping) -> str:
+    """12 hex digits that do not depend on the order of the keys.
+
+    TypeError for a value that is not JSON (a Path, say): write it as text first.
+    """
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def environment() -> dict:
+    """The code, the packages and the machine a record was made with."""
+    import torch  # here, because readers of records should not wait for it
+
+    changes = _git("status", "--porcelain")
+    return {
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if changes is None else changes != "",
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def record_stage(run: Path, stage: str, **facts: Any) -> None:
+    """Add the facts of a stage, and where it ran, to run/manifest.json.
+
+    The manifest is {stage: {fact: value, ..., "environment": {...}}, ...}: stages of
+    one run may have run on different machines. Facts recorded earlier stay.
+    """
+    path = Path(run) / "manifest.json"
+    manifest = read_json(path) if path.exists() else {}
+    known = manifest.get(stage, {})
+    manifest[stage] = {**known, **facts, "environment": environment()}
+    write_json(path, manifest)
+
+
+def peak_memory_gib() -> float:
+    """The largest resident memory of this process so far, in GiB (no GPU memory)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # On Linux getrusage would also count what the parent held at the fork.
+        kib = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return int(kib[1]) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _line(row: Mapping) -> str:
+    return json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """numpy numbers and arrays as numbers and lists, paths as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written")
+
+
+def _row(path: str | Path, number: int, line: bytes) -> dict:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: expected an object, found {row!r}")
+    return row
+
+
+def _is_torn(line: bytes) -> bool:
+    try:
+        return not line.endswith(b"\n") or not isinstance(json.loads(line), dict)
+    except ValueError:
+        return True
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints in the checkout; None without git or outside a repository."""
+    try:
+        command = ["git", "-C", str(ROOT), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

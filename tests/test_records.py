@@ -1,0 +1,174 @@
+"""Records are whole or absent, and errors in them name file and line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lib import records
+from lib.paths import ROOT
+
+
+def test_json_round_trip_with_numpy_and_paths(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.json"
+    records.write_json(path, {"é": np.float32(0.5), "n": np.arange(2), "p": tmp_path})
+    expected = {"é": 0.5, "n": [0, 1], "p": tmp_path.as_posix()}
+    assert records.read_json(path) == expected
+    assert "é" in path.read_text(encoding="utf-8")
+
+
+def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.json"
+    records.write_json(path, {"old": 1})
+    with pytest.raises(TypeError, match="of type set cannot be written"):
+        records.write_json(path, {"new": {1, 2}})
+    assert records.read_json(path) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        records.write_text(tmp_path / "taken", "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+def test_read_json_names_file_and_line(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1,\n"b": }')
+    with pytest.raises(ValueError, match=r"a\.json, line 2"):
+        records.read_json(path)
+
+
+def test_jsonl_round_trip_and_append(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    records.write_jsonl(path, [{"id": 1, "text": "line\u2028break\n"}])
+    records.append_jsonl(path, [{"id": 2}, {"id": 3}])
+    rows = records.read_jsonl(path)
+    assert [row["id"] for row in rows] == [1, 2, 3]
+    assert rows[0]["text"] == "line\u2028break\n"
+
+
+@pytest.mark.parametrize("bad", ['{"id": ', "3", "[1]", ""])
+def test_read_jsonl_names_file_and_line(bad, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"id": 1}}\n{bad}\n{{"id": 3}}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
+        records.read_jsonl(path)
+
+
+@pytest.mark.parametrize("torn", ['{"id": 3', '{"id": 3}', '{"te": "\xc3', "\0\0\0\n"])
+def test_repair_cuts_off_a_torn_last_line(torn, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    whole = b'{"id": 1}\n{"id": 2}\n'
+    path.write_bytes(whole + torn.encode("latin-1"))
+    assert records.repair_jsonl(path) == [{"id": 1}, {"id": 2}]
+    assert path.read_bytes() == whole
+
+
+def test_repair_keeps_whole_files_and_takes_missing_ones(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert records.repair_jsonl(path) == []
+    assert not path.exists()
+    records.append_jsonl(path, [{"id": 1}])
+    assert records.repair_jsonl(path) == [{"id": 1}]
+
+
+def test_repair_refuses_a_line_torn_elsewhere(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    text = '{"id": 1}\n{"id"\n{"id": 3}\n'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
+        records.repair_jsonl(path)
+    assert path.read_text() == text
+
+
+def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+    path = tmp_path / "a.json"
+    code = (
+        "import sys; from lib.records import write_json\n"
+        "for n in range(10**9): write_json(sys.argv[1], [n] * 20_000)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
+    for _ in range(3):
+        while not path.exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        rows = records.read_json(path)
+        assert len(rows) == 20_000 and len(set(rows)) == 1
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    rows = records.read_json(path)
+    assert len(rows) == 20_000 and len(set(rows)) == 1
+
+
+def test_sha256_of_a_file_is_the_standard_one(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert records.sha256(tmp_path / "a") == digest
+
+
+def test_sha256_of_a_folder_sees_names_contents_and_nothing_else(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name / "sub").mkdir(parents=True)
+        (tmp_path / name / "sub" / "a").write_text("a")
+        (tmp_path / name / "b").write_text("b")
+    os.utime(tmp_path / "two" / "b", (0, 0))
+    first = records.sha256(tmp_path / "one")
+    assert records.sha256(tmp_path / "two") == first
+    (tmp_path / "two" / "b").rename(tmp_path / "two" / "c")
+    assert records.sha256(tmp_path / "two") != first
+    (tmp_path / "two" / "c").rename(tmp_path / "two" / "b")
+    (tmp_path / "two" / "b").write_text("B")
+    assert records.sha256(tmp_path / "two") != first
+    with pytest.raises(FileNotFoundError, match="three is missing"):
+        records.sha256(tmp_path / "three")
+
+
+def test_settings_hash_is_of_the_content_alone():
+    settings = {"lr": 1e-3, "steps": 5}
+    assert records.settings_hash({"steps": 5, "lr": 1e-3}) == (
+        records.settings_hash(settings)
+    )
+    assert records.settings_hash({"steps": 6, "lr": 1e-3}) != (
+        records.settings_hash(settings)
+    )
+    assert len(records.settings_hash(settings)) == 12
+    with pytest.raises(TypeError):
+        records.settings_hash({"path": ROOT})
+
+
+def test_record_stage_adds_to_the_manifest(tmp_path):
+    records.record_stage(tmp_path, "02_sft", seconds=1.5, seed=0)
+    records.record_stage(tmp_path, "03_grpo", seconds=2)
+    records.record_stage(tmp_path, "02_sft", seconds=1.0)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert list(manifest) == ["02_sft", "03_grpo"]
+    sft = manifest["02_sft"]
+    assert (sft["seconds"], sft["seed"]) == (1.0, 0)
+    assert sft["environment"]["packages"]["torch"]
+    assert set(sft["environment"]) >= {
+        *("git_commit", "git_dirty", "python", "packages"),
+        *("platform", "cpu_count", "gpu"),
+    }
+
+
+def test_environment_outside_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    environment = records.environment()
+    assert environment["git_commit"] is None and environment["git_dirty"] is None
+
+
+def test_peak_memory_counts_what_is_held():
+    code = (
+        "from lib.records import peak_memory_gib as peak\n"
+        "before = peak(); held = b'x' * 2**28; print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code]
+    grown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    assert 0.2 < float(grown) < 0.5

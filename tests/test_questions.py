@@ -1,0 +1,820 @@
+"""Annotation files: what a sound one gives, and what each fault in one is called."""
+
+import copy
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lib import paths
+from lib.prompts import THINK_ANSWER
+from lib.questions import (
+    DataFaults,
+    check,
+    main,
+    read_demonstrations,
+    read_general,
+    read_training,
+    read_validation,
+    split_holdout,
+)
+
+ACTIONS = ["open jar", "pour milk", "stir pot", "wash pan", "cut onion", "boil egg"]
+MEDIA = Path("/media")
+
+
+def planning(number):
+    first, second, answer = (ACTIONS[(number + i) % 6] for i in range(3))
+    return {
+        "sample_id": number,
+        "video_source": "Ego4D",
+        "video_id": f"video-{number}",
+        "task_goal": "make soup",
+        "question": "Considering the progress, what should I do next to make soup?",
+        "answer": answer,
+        "current_observation_frame": 300,
+        "task_progress_metadata": [
+            {"narration_text": first, "start_frame": 10, "stop_frame": 90},
+            {"narration_text": second, "start_frame": 95, "stop_frame": 200},
+        ],
+        "video_basename": f"clip {number}.mp4",
+        "current_observation_basename": f"still-{number}.png",
+    }
+
+
+def labelled(number):
+    record = planning(number)
+    letter = "ABCD"[number % 4]
+    others = [action for action in ACTIONS if action != record["answer"]]
+    options = [*others[: number % 4], record["answer"], *others[number % 4 :]]
+    choices = dict(zip("abcd", options, strict=False))
+    record |= {f"choice_{name}": text for name, text in choices.items()}
+    return record | {"golden_choice_idx": letter}
+
+
+def labelled_l3(number):
+    new = {"sample_id": f"uid-{number}_0", "domain": "Work", "scenario": "Farm"}
+    return labelled(number) | new | {"task_start_frame": 5}
+
+
+def training(number):
+    record = planning(number)
+    negatives = [action for action in ACTIONS if action != record["answer"]]
+    return record | {"negative_answers": negatives}
+
+
+def demonstration(number):
+    content = [
+        {"type": "video", "video": f"videos/Ego4D/{number}.mp4"},
+        {"type": "image", "image": f"images/Ego4D/{number}.png"},
+        {"type": "text", "text": f"What next?\nA. x\nB. y\n{THINK_ANSWER}"},
+    ]
+    return {
+        "sample_id": number,
+        "prompt": [{"role": "user", "content": content}],
+        "response": "<think>The jar is open.</think><answer>A</answer>",
+    }
+
+
+def general(number):
+    return {
+        "video_id": f"v{number}",
+        "id": f"v{number}_0",
+        "question": "What colour is the coat?",
+        "candidates": ["red", "green", "blue", "white", "black"][: 4 + number % 2],
+        "correct_choice": number % 4,
+        "video_path": f"v{number}.mp4",
+        "duration_group": 600,
+        "duration": 467.9,
+        "topic_category": "News",
+        "question_category": "T2A",
+    }
+
+
+MAKE = {
+    "L1": labelled,
+    "L2": labelled,
+    "L3": labelled_l3,
+    "training": training,
+    "demonstrations": demonstration,
+    "general": general,
+}
+
+
+def write(folder, records, kind="L1"):
+    path = folder / f"{kind}.json"
+    lines = [json.dumps(record) for record in records]
+    if kind == "general":
+        path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    else:
+        path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def read(path, kind):
+    if kind in ("L1", "L2", "L3"):
+        return read_validation(path, MEDIA, kind)
+    readers = {
+        "training": read_training,
+        "demonstrations": read_demonstrations,
+        "general": read_general,
+    }
+    return readers[kind](path, MEDIA)
+
+
+def records_of(kind, count=5):
+    return [MAKE[kind](number) for number in range(count)]
+
+
+# --- sound files ----------------------------------------------------------------
+
+
+def test_a_validation_question(tmp_path):
+    question = read(write(tmp_path, records_of("L1")), "L1")[1]
+    record = labelled(1)
+    assert (question.id, question.level, question.gold) == ("L1/1", "L1", "B")
+    assert question.options == tuple(record[f"choice_{x}"] for x in "abcd")
+    assert question.answer == question.options[1] == record["answer"]
+    assert question.text == record["question"]
+    assert question.goal == "make soup"
+    assert question.progress == ("pour milk", "stir pot")
+    assert question.video == MEDIA / "videos/Ego4D/clip 1.mp4"
+    assert question.image == MEDIA / "images/Ego4D/still-1.png"
+    assert (question.domain, question.scenario) == ("", "")
+    assert question.duration_group is None
+
+
+def test_level_3_has_text_ids_domain_and_scenario(tmp_path):
+    question = read(write(tmp_path, records_of("L3"), "L3"), "L3")[2]
+    assert question.id == "L3/uid-2_0"
+    assert (question.domain, question.scenario) == ("Work", "Farm")
+
+
+def test_empty_progress_means_no_video(tmp_path):
+    record = labelled(0) | {"task_progress_metadata": []}
+    del record["video_basename"]
+    (question,) = read(write(tmp_path, [record]), "L1")
+    assert question.video is None
+    assert question.image is not None
+    assert question.progress == ()
+
+
+def test_a_media_root_is_read_from_the_root_of_the_checkout(tmp_path):
+    path = write(tmp_path, records_of("L2"), "L2")
+    question = read_validation(path, "data/x", "L2")[0]
+    assert question.video == paths.ROOT / "data/x/videos/Ego4D/clip 0.mp4"
+
+
+def test_a_demonstration(tmp_path):
+    records = records_of("demonstrations")
+    first, *_, last = read(write(tmp_path, records, "demonstrations"), "demonstrations")
+    assert first.id == "training/0"
+    assert first.text.startswith("What next?\nA. x\nB. y\n Output")
+    assert first.text == records[0]["prompt"][0]["content"][2]["text"]
+    assert first.video == MEDIA / "videos/Ego4D/0.mp4"
+    assert last.image == MEDIA / "images/Ego4D/4.png"
+    assert first.response == records[0]["response"]
+
+
+def test_a_demonstration_with_image_only_no_id_and_null_keys(tmp_path):
+    record = demonstration(3) | {"sample_id": None}
+    record["prompt"][0]["content"] = [
+        {"type": "image", "image": "images/Ego4D/3.png", "video": None, "text": None},
+        {"type": "text", "text": "What next?", "image": None, "video": None},
+    ]
+    path = write(tmp_path, [demonstration(0), record], "demonstrations")
+    item = read(path, "demonstrations")[1]
+    assert item.id == "training/line-2"
+    assert item.video is None
+    assert item.image == MEDIA / "images/Ego4D/3.png"
+
+
+def test_a_general_question(tmp_path):
+    four, five, *_ = read(write(tmp_path, records_of("general"), "general"), "general")
+    assert (len(four.options), len(five.options)) == (4, 5)
+    assert (five.id, five.gold, five.answer) == ("general/v1_0", "B", "green")
+    assert five.video == MEDIA / "videos/v1.mp4"
+    assert five.image is None
+    assert five.duration_group == 600
+    assert five.domain == "News"
+
+
+def test_a_general_gold_may_be_e(tmp_path):
+    path = write(tmp_path, [general(1) | {"correct_choice": 4}], "general")
+    assert read(path, "general")[0].gold == "E"
+
+
+# --- drawing three of the negatives ---------------------------------------------
+
+
+def test_training_options_are_three_negatives_and_the_answer(tmp_path):
+    records = records_of("training", 200)
+    questions = read(write(tmp_path, records, "training"), "training")
+    golds = Counter()
+    for question, record in zip(questions, records, strict=True):
+        assert question.options["ABCD".index(question.gold)] == record["answer"]
+        assert len(set(question.options)) == 4
+        assert set(question.options) <= {record["answer"], *record["negative_answers"]}
+        golds[question.gold] += 1
+    assert min(golds["ABCD"[i]] for i in range(4)) > 30  # of 50 expected
+    drawn = {question.options for question in questions}
+    assert len(drawn) > 100
+
+
+def test_the_draw_of_a_question_depends_on_seed_and_id_alone(tmp_path):
+    records = records_of("training", 20)
+    questions = read(write(tmp_path, records, "training"), "training")
+    again = read_training(write(tmp_path, records[::-1], "training"), MEDIA)
+    assert again[::-1] == questions
+    other = read_training(write(tmp_path, records, "training"), MEDIA, seed=1)
+    assert [q.id for q in other] == [q.id for q in questions]
+    assert (
+        sum(a.options != b.options for a, b in zip(other, questions, strict=True)) > 10
+    )
+
+
+def test_the_draw_stays_what_it_was(tmp_path):
+    """Rows of earlier runs name letters: a change of the draw would orphan them."""
+    path = write(tmp_path, [training(7)], "training")
+    options = read(path, "training")[0].options
+    assert options == ("pour milk", "cut onion", "boil egg", "wash pan")
+
+
+def test_negatives_that_repeat_are_never_drawn_twice(tmp_path):
+    records = records_of("training", 50)
+    for record in records:
+        same = [record["answer"].upper(), "stir the pot", "Stir the pot "]
+        record["negative_answers"] = [*same, "walk off", "sit down"]
+    for question in read(write(tmp_path, records, "training"), "training"):
+        texts = {option.strip().casefold() for option in question.options}
+        assert len(texts) == 4
+
+
+# --- the held-out slice ---------------------------------------------------------
+
+
+def test_a_holdout_is_decided_by_the_id_alone():
+    items = [SimpleNamespace(id=f"training/{i}") for i in range(2000)]
+    kept, held = split_holdout(items, 0.1)
+    assert kept + held != items
+    assert sorted(kept + held, key=items.index) == items
+    assert 150 < len(held) < 250
+    few, few_held = split_holdout(items[::-3], 0.1)
+    assert {i.id for i in few_held} <= {i.id for i in held}
+    assert {i.id for i in few} <= {i.id for i in kept}
+    assert split_holdout(items, 0.1, salt="other")[1] != held
+    assert len(split_holdout(items, 0.3)[1]) > len(held)
+
+
+def test_questions_and_demonstrations_split_alike(tmp_path):
+    questions = read(
+        write(tmp_path, records_of("training", 60), "training"), "training"
+    )
+    path = write(tmp_path, records_of("demonstrations", 60), "demonstrations")
+    demonstrations = read(path, "demonstrations")
+    held = {item.id for item in split_holdout(questions, 0.3)[1]}
+    assert held == {item.id for item in split_holdout(demonstrations, 0.3)[1]}
+    assert 0 < len(held) < 60
+
+
+def test_holdout_bounds():
+    items = [SimpleNamespace(id=str(i)) for i in range(9)]
+    assert split_holdout(items, 0) == (items, [])
+    assert split_holdout(items, 1) == ([], items)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        split_holdout(items, 1.5)
+
+
+# --- one fault at a time --------------------------------------------------------
+
+
+def put(field, value):
+    """An edit that sets `a.b[2].c` style fields."""
+
+    def edit(record):
+        *outer, last = field.replace("[", ".").replace("]", "").split(".")
+        for name in outer:
+            record = record[int(name) if name.isdigit() else name]
+        record[int(last) if last.isdigit() else last] = value
+
+    return edit
+
+
+def drop(field):
+    return lambda record: record.pop(field)
+
+
+STEP = "task_progress_metadata"
+PART = "prompt[0].content"
+TEXTS = ["question", "task_goal", "answer"]
+NO_TEXT = [None, "", "  ", 7, ["x"], {}]
+BAD_NAMES = ["", "a/b.mp4", "../b.mp4", "/etc/passwd", "a\\b.mp4", "..", ".", 3, None]
+
+# kind, edit, field the fault must name, word it must say
+UNUSABLE = [
+    *[(k, drop("sample_id"), "sample_id", "no such field") for k in ("L1", "L2", "L3")],
+    ("L1", put("sample_id", "7"), "sample_id", "whole number"),
+    ("L1", put("sample_id", True), "sample_id", "whole number"),
+    ("L1", put("sample_id", 1.0), "sample_id", "whole number"),
+    ("L3", put("sample_id", 7), "sample_id", "text"),
+    ("L3", drop("domain"), "domain", "no such field"),
+    ("L3", put("scenario", " "), "scenario", "not empty"),
+    *[("L1", drop(name), name, "no such field") for name in TEXTS],
+    *[("L1", put(n, value), n, "not empty") for n in TEXTS for value in NO_TEXT],
+    *[("L2", put("choice_c", value), "choice_c", "not empty") for value in NO_TEXT],
+    ("L2", drop("choice_d"), "choice_d", "no such field"),
+    *[
+        ("L1", put("golden_choice_idx", value), "golden_choice_idx", "A, B, C, D")
+        for value in ("E", "a", "AB", "", 0, None, ["A"])
+    ],
+    ("L1", put("answer", "fly away"), "answer", "gold option"),
+    ("L1", put("golden_choice_idx", "A"), "answer", "gold option"),
+    ("L1", put("choice_a", "Wash pan "), "choice_a", "one option only"),
+    ("L1", put("video_source", "YouTube"), "video_source", "EpicKitchens"),
+    ("L1", put("video_source", "../x"), "video_source", "EpicKitchens"),
+    *[("L1", put("video_basename", v), "video_basename", "name") for v in BAD_NAMES],
+    ("L1", drop("video_basename"), "video_basename", "progress"),
+    *[
+        (
+            "L1",
+            put("current_observation_basename", v),
+            "current_observation_basename",
+            "",
+        )
+        for v in BAD_NAMES
+    ],
+    ("L1", drop(STEP), STEP, "a list"),
+    ("L1", put(STEP, None), STEP, "a list"),
+    ("L1", put(STEP, "[]"), STEP, "a list"),
+    ("L1", put(f"{STEP}[1]", "open jar"), f"{STEP}[1]", "narration_text"),
+    *[
+        ("L1", put(f"{STEP}[1].narration_text", v), f"{STEP}[1].narration_text", "step")
+        for v in NO_TEXT
+    ],
+    ("training", drop("sample_id"), "sample_id", "number or a text"),
+    ("training", drop("negative_answers"), "negative_answers", "a list"),
+    ("training", put("negative_answers", "a, b"), "negative_answers", "a list"),
+    ("training", put("negative_answers", ["a", "b"]), "negative_answers", "2 that"),
+    ("training", put("negative_answers", list("aab")), "negative_answers", "2 that"),
+    (
+        "training",
+        put("negative_answers", ["a", "b", "Wash pan"]),
+        "negative_answers",
+        "2 that",
+    ),
+    ("training", put("negative_answers[1]", None), "negative_answers[1]", "not empty"),
+    ("training", put("negative_answers[1]", ""), "negative_answers[1]", "not empty"),
+    ("demonstrations", drop("prompt"), "prompt", "a list"),
+    ("demonstrations", put("prompt", "What next?"), "prompt", "a list"),
+    ("demonstrations", put("prompt", []), "prompt", "0 messages"),
+    ("demonstrations", put("prompt[0].role", "system"), "prompt[0]", "user message"),
+    ("demonstrations", put(PART, "text"), PART, "user message"),
+    ("demonstrations", put(f"{PART}[0].type", "audio"), f"{PART}[0].type", "audio"),
+    ("demonstrations", put(f"{PART}[0].video", None), f"{PART}[0].video", "None"),
+    ("demonstrations", put(f"{PART}[2].text", ""), f"{PART}[2].text", "one text"),
+    (
+        "demonstrations",
+        put(f"{PART}[0].video", "/data/a.mp4"),
+        f"{PART}[0].video",
+        "relative",
+    ),
+    (
+        "demonstrations",
+        put(f"{PART}[1].image", "images/../../a.png"),
+        f"{PART}[1].image",
+        "relative",
+    ),
+    ("demonstrations", put(PART, [{"type": "text", "text": "x"}]), PART, "neither"),
+    (
+        "demonstrations",
+        put(PART, [{"type": "image", "image": "a.png"}]),
+        PART,
+        "one text",
+    ),
+    ("demonstrations", drop("response"), "response", "no such field"),
+    ("demonstrations", put("response", " "), "response", "not empty"),
+    ("general", drop("id"), "id", "no such field"),
+    ("general", put("question", None), "question", "not empty"),
+    ("general", drop("candidates"), "candidates", "option0"),
+    ("general", put("candidates", ["a", "b", "c"]), "candidates", "4 or 5"),
+    ("general", put("candidates", list("abcdef")), "candidates", "4 or 5"),
+    ("general", put("candidates", "['a', 'b', 'c', 'd']"), "candidates", "4 or 5"),
+    ("general", put("candidates[3]", "N/A"), "candidates[3]", "drop the 'N/A'"),
+    ("general", put("candidates[2]", ""), "candidates[2]", "not empty"),
+    ("general", put("candidates[2]", "Green"), "candidates[2]", "one option only"),
+    ("general", put("correct_choice", 5), "correct_choice", "from 0"),
+    ("general", put("correct_choice", -1), "correct_choice", "from 0"),
+    ("general", put("correct_choice", "B"), "correct_choice", "whole number"),
+    ("general", put("video_path", "../v.mp4"), "video_path", "relative"),
+    ("general", put("duration_group", "600"), "duration_group", "whole number"),
+    ("general", drop("duration_group"), "duration_group", "no such field"),
+]
+
+USABLE = [
+    ("L1", put("video_id", 7), "video_id", "not empty"),
+    ("L1", put("current_observation_frame", "x"), "current_observation_frame", "whole"),
+    ("L1", put("choice_d", "OPEN JAR"), "choice_d", "equal to choice_a"),
+    ("L1", put("choice_c", " boil egg"), "choice_c", "no blanks"),
+    ("L1", put("question", "next?\n"), "question", "no blanks"),
+    ("L1", put("task_goal", "make crème"), "task_goal", "ASCII"),
+    ("L1", put(f"{STEP}[1].narration_text", "pour milk "), None, "no blanks"),
+    ("L1", put(f"{STEP}[0].start_frame", None), f"{STEP}[0].start_frame", "whole"),
+    (
+        "L1",
+        put(f"{STEP}[1]", {"narration": "hum", "start_frame": 1, "stop_frame": 2}),
+        f"{STEP}[1].narration",
+        "the key narration_text",
+    ),
+    ("L1", put(f"{STEP}[1].stop_frame", 301), f"{STEP}[1].stop_frame", "301, after"),
+    ("L1", put(f"{STEP}[1].narration_text", "Wash pan"), "answer", "already done"),
+    (
+        "training",
+        put(f"{STEP}[0].narration_text", "wash pan"),
+        "answer",
+        "already done",
+    ),
+    (
+        "training",
+        put("negative_answers", ["a", "b", "c", "a"]),
+        "negative_answers[3]",
+        "equal to [0]",
+    ),
+    (
+        "training",
+        put("negative_answers", ["a", "b", "c", "wash pan"]),
+        "negative_answers[3]",
+        "equal to answer",
+    ),
+    ("demonstrations", put("response", "A"), "response", "<think>"),
+    ("demonstrations", lambda r: r["prompt"][0]["content"].reverse(), PART, "before"),
+    ("general", put("candidates[2]", "Red"), "candidates[2]", "equal to candidates[0]"),
+    ("general", put("candidates[3]", "white "), "candidates[3]", "no blanks"),
+]
+
+
+def broken_file(tmp_path, kind, edit):
+    """Five records, of which the second is edited; the path and its line."""
+    records = records_of(kind)
+    edit(records[1])
+    return write(tmp_path, records, kind), 3 if kind == "general" else 2
+
+
+@pytest.mark.parametrize(("kind", "edit", "field", "words"), UNUSABLE)
+def test_a_broken_field_is_named_with_its_line(tmp_path, kind, edit, field, words):
+    path, line = broken_file(tmp_path, kind, edit)
+    with pytest.raises(DataFaults) as caught:
+        read(path, kind)
+    (fault,) = caught.value.faults
+    named = f"[1].{field}" if kind == "general" else field
+    assert (fault.file, fault.line, fault.field) == (str(path), line, named)
+    assert words in str(fault)
+    assert not fault.usable
+    assert str(fault) in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "edit", "field", "words"), USABLE)
+def test_a_usable_fault_is_reported_and_does_not_stop_reading(
+    tmp_path, kind, edit, field, words
+):
+    path, line = broken_file(tmp_path, kind, edit)
+    assert len(read(path, kind)) == 5
+    report = check(path)
+    (fault,) = report["faults"]
+    field = field or f"{STEP}[1].narration_text"
+    named = f"[1].{field}" if kind == "general" else field
+    assert (fault.file, fault.line, fault.field) == (str(path), line, named)
+    assert words in str(fault)
+    assert fault.usable
+    assert report["usable"] == 5
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_sound_file_has_no_fault(tmp_path, kind):
+    path = write(tmp_path, records_of(kind), kind)
+    assert check(path)["faults"] == []
+    assert len(read(path, kind)) == 5
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_any_value_anywhere_gives_faults_and_never_a_crash(tmp_path, kind):
+    """Whatever JSON a field holds, `check` reports and a reader reads or refuses."""
+    rng = random.Random(f"junk/{kind}")
+    junk = [None, True, 0, -3, 2.5, "", "N/A", "x", [], {}, [[]], [{}], [None], ["x"]]
+    names = {name for make in MAKE.values() for name in make(1)}
+    for _ in range(300):
+        record = MAKE[kind](1)
+        for name in rng.sample(sorted(names), rng.randrange(1, 4)):
+            record[name] = copy.deepcopy(rng.choice(junk))
+        path = write(tmp_path, [record], kind)
+        report = check(path)
+        assert report["records"] == 1
+        try:
+            assert len(read(path, kind)) == 1
+        except DataFaults as error:
+            assert all(fault.line in (1, 2) for fault in error.faults)
+
+
+# --- faults across records and of whole files -----------------------------------
+
+
+def test_a_clip_of_negative_length(tmp_path):
+    record = labelled(1) | {"current_observation_frame": 5}
+    fields = Counter(f.field for f in check(write(tmp_path, [record]))["faults"])
+    assert fields["current_observation_frame"] == 1
+    assert fields[f"{STEP}[0].start_frame"] == fields[f"{STEP}[1].start_frame"] == 1
+    found = [f.found for f in check(write(tmp_path, [record]))["faults"]]
+    assert "a clip of -5 frames" in found
+    assert read(write(tmp_path, [record]), "L1")
+
+
+def test_an_observation_at_a_negative_frame(tmp_path):
+    record = labelled(1) | {"current_observation_frame": -26, STEP: []}
+    (fault,) = check(write(tmp_path, [record]))["faults"]
+    assert (fault.field, fault.found) == ("current_observation_frame", "-26")
+
+
+def test_an_id_may_not_occur_twice(tmp_path):
+    records = [labelled(1), labelled(2), labelled(2) | {"video_id": "other"}]
+    with pytest.raises(DataFaults) as caught:
+        read(write(tmp_path, records), "L1")
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.field) == (3, "sample_id")
+    assert "line 2" in fault.found
+
+
+def test_a_question_asked_twice_under_two_ids_is_usable(tmp_path):
+    path = write(tmp_path, [labelled(1), labelled(1) | {"sample_id": 9}])
+    assert len(read(path, "L1")) == 2
+    (fault,) = check(path)["faults"]
+    assert (fault.line, fault.field, fault.usable) == (2, "video_id", True)
+
+
+def test_all_faults_of_a_file_are_listed_at_once(tmp_path):
+    records = records_of("L1", 8)
+    del records[0]["question"]
+    records[0]["golden_choice_idx"] = "Z"
+    records[3]["answer"] = "fly away"
+    records[6]["choice_b"] = ""
+    path = write(tmp_path, records)
+    text = path.read_text().splitlines()
+    text[4] = text[4][:40]
+    text[5] = '["a list"]'
+    path.write_text("\n".join(text))
+    with pytest.raises(DataFaults) as caught:
+        read(path, "L1")
+    found = [(fault.line, fault.field) for fault in caught.value.faults]
+    assert found == [
+        (1, "question"),
+        (1, "golden_choice_idx"),
+        (4, "answer"),
+        (5, "record"),
+        (6, "record"),
+        (7, "choice_b"),
+    ]
+    assert len(str(caught.value).splitlines()) == 7
+    report = check(path)
+    assert (report["records"], report["usable"]) == (8, 3)
+    assert report["media"] == {"videos": 3, "stills": 3, "image_only": 0}
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "words"),
+    [
+        (b"", 1, "no record"),
+        (b"\n\n", 1, "no record"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            1,
+            "git lfs pull",
+        ),
+        (b"<!DOCTYPE html>", 1, "no JSON"),
+        (b'{"a": 1', 1, "no JSON"),
+        (b'\n{"caf\xe9": 1}\n', 2, "not UTF-8"),
+        (b"3\n", 1, "a JSON object"),
+    ],
+)
+def test_what_is_no_annotation_file(tmp_path, content, line, words):
+    path = tmp_path / "validation_L1.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataFaults) as caught:
+        read(path, "L1")
+    fault = caught.value.faults[0]
+    assert fault.line == line
+    assert words in str(fault)
+    assert main(["check", str(path)]) == 1
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        read(tmp_path / "none.jsonl", "L1")
+
+
+def test_blank_lines_do_not_shift_line_numbers(tmp_path):
+    path = tmp_path / "L1.jsonl"
+    bad = json.dumps(labelled(1) | {"question": ""})
+    path.write_text(f"\n{json.dumps(labelled(0))}\n\n{bad}\n")
+    with pytest.raises(DataFaults) as caught:
+        read(path, "L1")
+    assert [fault.line for fault in caught.value.faults] == [4]
+
+
+def test_a_list_on_one_line_still_tells_its_records_apart(tmp_path):
+    path = tmp_path / "lvb_val.json"
+    records = records_of("general")
+    records[3]["correct_choice"] = 9
+    path.write_text(json.dumps(records))
+    with pytest.raises(DataFaults) as caught:
+        read(path, "general")
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.field) == (1, "[3].correct_choice")
+    assert check(path)["usable"] == 4
+
+
+def test_lines_of_an_indented_list(tmp_path):
+    path = tmp_path / "lvb_val.json"
+    records = records_of("general")
+    records[2]["question"] = ""
+    text = json.dumps(records, indent=2)
+    path.write_text(text)
+    with pytest.raises(DataFaults) as caught:
+        read(path, "general")
+    opening = [i for i, row in enumerate(text.splitlines(), 1) if row == "  {"]
+    assert caught.value.faults[0].line == opening[2]
+
+
+def test_a_list_where_lines_belong_and_the_reverse(tmp_path):
+    path = tmp_path / "validation.json"
+    path.write_text(json.dumps(records_of("L1")))
+    with pytest.raises(DataFaults, match="expected one JSON object a line"):
+        read(path, "L1")
+    path.write_text("\n".join(json.dumps(r) for r in records_of("general")))
+    with pytest.raises(DataFaults, match="expected one JSON list"):
+        read(path, "general")
+
+
+def test_levels_are_not_mixed_up(tmp_path):
+    with pytest.raises(DataFaults) as caught:
+        read(write(tmp_path, records_of("L3"), "L3"), "L1")
+    assert {fault.field for fault in caught.value.faults} == {"sample_id"}
+    with pytest.raises(DataFaults) as caught:
+        read(write(tmp_path, records_of("L1")), "L3")
+    fields = {fault.field for fault in caught.value.faults}
+    assert fields == {"sample_id", "domain", "scenario"}
+    with pytest.raises(ValueError, match="must be L1, L2 or L3"):
+        read_validation("x", MEDIA, "L4")
+
+
+# --- the command ----------------------------------------------------------------
+
+NAMES = {
+    "L1": "SEED-Bench-R1 validation, L1 or L2",
+    "L2": "SEED-Bench-R1 validation, L1 or L2",
+    "L3": "SEED-Bench-R1 validation, L3",
+    "training": "SEED-Bench-R1 training",
+    "demonstrations": "SEED-Bench-R1 training with reasoning",
+    "general": "LongVideoBench validation",
+}
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
+    path = write(tmp_path, records_of(kind), kind).rename(tmp_path / "file")
+    assert main(["check", str(path)]) == 0
+    printed = capsys.readouterr().out
+    stills = 0 if kind == "general" else 5
+    assert printed.splitlines() == [
+        f"{path}: {NAMES[kind]}",
+        "records: 5, of which 5 can be used",
+        f"media needed: 5 videos, {stills} stills (0 records without video)",
+        "faults: 0, of which 0 make a record unusable",
+    ]
+
+
+def test_check_recognises_a_file_whose_first_records_are_broken(tmp_path):
+    records = [{}, {"sample_id": 1}, *records_of("training")]
+    report = check(write(tmp_path, records, "training"))
+    assert report["kind"] == NAMES["training"]
+    assert (report["records"], report["usable"]) == (7, 5)
+
+
+def test_check_says_when_it_knows_no_field(tmp_path, capsys):
+    path = tmp_path / "file"
+    path.write_text('{"a": 1}\n')
+    assert main(["check", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "not recognised" in printed
+    assert "negative_answers" in printed
+
+
+def test_check_as_json_and_its_exit_codes(tmp_path, capsys):
+    records = records_of("L1", 3)
+    records[0][STEP] = []
+    records[1]["choice_a"] = "open jar "
+    path = write(tmp_path, records)
+    assert main(["check", str(path), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["media"] == {"videos": 2, "stills": 3, "image_only": 1}
+    (fault,) = report["faults"]
+    assert (fault["line"], fault["field"], fault["usable"]) == (2, "choice_a", True)
+
+    records[2]["answer"] = ""
+    assert main(["check", str(write(tmp_path, records)), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["records"], report["usable"]) == (3, 2)
+    assert [fault["usable"] for fault in report["faults"]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["check"], ["chekc", "x"], ["check", "none"]]
+)
+def test_wrong_usage_exits_with_two(arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+def test_the_command_starts_without_torch(tmp_path):
+    path = write(tmp_path, records_of("L1"))
+    code = (
+        "import sys; from lib import questions;"
+        f"assert questions.main(['check', {str(path)!r}]) == 0;"
+        "assert 'torch' not in sys.modules"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, check=False)
+    assert ran.returncode == 0
+
+
+# --- real records, where they are ------------------------------------------------
+
+REAL = paths.ROOT.parent / "shared" / "data"
+
+
+def real(name):
+    path = REAL / name
+    if not path.exists():
+        pytest.skip(f"{path} is not here: its licence keeps it out of the repository")
+    return path
+
+
+def test_real_validation_records():
+    path = real("validation_L1.sample.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    questions = read_validation(path, MEDIA, "L1")
+    assert len(questions) == len(records) == 200
+    by_id = {record["sample_id"]: i for i, record in enumerate(records, 1)}
+    faults = check(path)["faults"]
+    assert all(fault.usable for fault in faults)
+
+    def lines(words, field=""):
+        found = [f for f in faults if words in str(f) and field in f.field]
+        return Counter(fault.line for fault in found)
+
+    # the three known ones, each the only one of its sort in the sample
+    assert lines("the key narration_text") == {by_id[60]: 5}
+    assert lines("different options") == {by_id[1597]: 1}
+    assert lines("a clip of -14 frames") == {by_id[2390]: 1}
+
+    # and an independent count of the common ones
+    late, done, without_video = Counter(), Counter(), 0
+    for line, record in enumerate(records, 1):
+        steps, frame = record[STEP], record["current_observation_frame"]
+        late[line] += sum(step["stop_frame"] > frame for step in steps)
+        words = [s.get("narration_text") or s.get("narration") for s in steps]
+        done[line] += record["answer"] in words
+        without_video += not steps
+    assert lines("expected an end before") == +late
+    assert lines("already done") == +done
+    assert lines("start_frame") == {by_id[2390]: 1}
+    explained = 5 + 1 + 1 + 1 + late.total() + done.total()
+    assert len(faults) == explained
+
+    media = check(path)["media"]
+    assert media["image_only"] == without_video
+    assert media == {
+        "videos": 200 - without_video,
+        "stills": 200,
+        "image_only": without_video,
+    }
+    for question, record in zip(questions, records, strict=True):
+        assert (question.video is None) == (not record[STEP])
+        assert question.answer == record["answer"]
+
+
+def test_real_general_records():
+    path = real("lvb_val_sample_4.json")
+    records = json.loads(path.read_text())
+    questions = read_general(path, MEDIA)
+    assert [q.id for q in questions] == [f"general/{r['id']}" for r in records]
+    assert [q.gold for q in questions] == [
+        "ABCDE"[r["correct_choice"]] for r in records
+    ]
+    assert [len(q.options) for q in questions] == [
+        len(r["candidates"]) for r in records
+    ]
+    assert {len(q.options) for q in questions} == {4, 5}
+    assert check(path)["faults"] == []

@@ -1,0 +1,201 @@
+"""Frames of a clip and the observation still, as the paper samples and resizes them.
+
+Rule of the released code (SEED-Bench-R1, https://arxiv.org/abs/2503.24376,
+`vision_process_egoplan.py`): two frames a second, at least 4 and at most 16, an even
+count (Qwen2-VL merges two frames into one patch), evenly spaced from the first frame
+to the last; every frame and still is squashed to 252 x 252, aspect ignored.
+
+    >>> frame_indices(250, 25.0, Sampling())          # ten seconds: 16 frames
+    [0, 17, 33, 50, 66, 83, 100, 116, 133, 149, 166, 183, 199, 216, 232, 249]
+
+decord is the only reader: another backend picks other frames. Frames are evenly
+spaced by index, which is evenly in time only where the frame rate is constant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import decord
+import numpy as np
+from decord._ffi.base import DECORDError
+from PIL import Image
+
+if TYPE_CHECKING:
+    from lib.questions import Demonstration, Question
+
+PATCH = 28  # pixels a side of one merged visual token: 14 x 14 patches, merged 2 x 2
+CACHE_BYTES = 512 * 2**20
+
+
+class BadVideo(Exception):
+    """A clip or still that cannot be used; `path` says which and `why` says what is
+    wrong with it, in words that are the same at every reading of the same file."""
+
+    def __init__(self, path: str | Path, why: str):
+        super().__init__(str(path), why)  # both in args, so that it can be pickled
+        self.path = Path(path)
+        self.why = why
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many frames a clip gives and how large they are; defaults are the paper's."""
+
+    max_frames: int = 16
+    min_frames: int = 4
+    fps: float = 2.0
+    height: int = 252
+    width: int = 252
+
+    def __post_init__(self) -> None:
+        for name in ("max_frames", "min_frames"):
+            value = getattr(self, name)
+            if value < 2 or value % 2:
+                raise ValueError(
+                    f"{name} = {value}: it must be even and at least 2, because"
+                    " Qwen2-VL merges two frames into one patch"
+                )
+        if self.min_frames > self.max_frames:
+            raise ValueError(
+                f"min_frames = {self.min_frames} is larger than"
+                f" max_frames = {self.max_frames}"
+            )
+        if not self.fps > 0:
+            raise ValueError(f"fps = {self.fps}: it must be above zero")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < PATCH or value % PATCH:
+                raise ValueError(
+                    f"{name} = {value}: it must be a multiple of {PATCH} pixels, the"
+                    " side of one visual token"
+                )
+
+
+def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[int]:
+    """Indices of the sampled frames, ascending, from 0 to `n_frames` - 1.
+
+    A clip shorter than `min_frames` gives its frames down to an even count, as the
+    released code does. Raises ValueError below two frames or without a frame rate.
+    """
+    if n_frames < 2:
+        raise ValueError(f"has {n_frames} frame(s); at least 2 are needed")
+    if not (math.isfinite(clip_fps) and clip_fps > 0):
+        raise ValueError(f"has the frame rate {clip_fps}; it must be above zero")
+    wanted = max(n_frames / clip_fps * sampling.fps, sampling.min_frames)
+    count = 2 * math.floor(min(wanted, sampling.max_frames, n_frames) / 2)
+    # round(linspace(0, n_frames - 1, count)) in whole numbers. `count` is even, so
+    # count - 1 is odd and no position lies half way between two frames.
+    last = count - 1
+    return [(2 * i * (n_frames - 1) + last) // (2 * last) for i in range(count)]
+
+
+def read_clip(path: str | Path, sampling: Sampling) -> np.ndarray:
+    """The sampled frames of a clip, uint8 [T, H, W, 3]; BadVideo if that fails."""
+    _require_media(path)
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    except (RuntimeError, DECORDError) as error:
+        # decord's own text holds the time of day; it stays in the cause alone.
+        raise BadVideo(path, "decord cannot open it as a video") from error
+    try:
+        indices = frame_indices(len(reader), reader.get_avg_fps(), sampling)
+    except ValueError as error:
+        raise BadVideo(path, str(error)) from error
+    try:
+        frames = reader.get_batch(indices).asnumpy()
+    except (RuntimeError, DECORDError, IndexError) as error:
+        why = f"decord cannot decode all of its frames {indices[0]} to {indices[-1]}"
+        raise BadVideo(path, why) from error
+    return np.stack([_resize(frame, sampling) for frame in frames])
+
+
+def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
+    """An observation still, uint8 [H, W, 3]; BadVideo if it cannot be read."""
+    _require_media(path)
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    # Pillow reports damage as OSError, SyntaxError (PNG chunks) or ValueError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadVideo(path, "Pillow cannot decode it as a picture") from error
+    return _resize(pixels, sampling)
+
+
+def question_media(
+    item: Question | Demonstration, sampling: Sampling
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(clip, still) of a question or demonstration; None for what it does not have."""
+    clip = None if item.video is None else _STORE.read(read_clip, item.video, sampling)
+    still = (
+        None if item.image is None else _STORE.read(read_still, item.image, sampling)
+    )
+    return clip, still
+
+
+class FrameStore:
+    """Decoded frames of this process, least recently used out first, bounded in bytes.
+
+    An entry belongs to (path, mtime, size, sampling): a file that changes is decoded
+    again. Callers get copies, so nobody can change what the next caller sees.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self._frames: OrderedDict[tuple, np.ndarray] = OrderedDict()
+
+    def read(self, reader, path: Path, sampling: Sampling) -> np.ndarray:
+        """`reader(path, sampling)`, decoded or from the store."""
+        _require_media(path)
+        stat = Path(path).stat()
+        key = (reader, str(path), stat.st_mtime_ns, stat.st_size, sampling)
+        if key not in self._frames:
+            self._add(key, reader(path, sampling))
+        self._frames.move_to_end(key)
+        frames = self._frames[key].copy()
+        self._shrink()
+        return frames
+
+    def _add(self, key: tuple, frames: np.ndarray) -> None:
+        self._frames[key] = frames
+        self.used_bytes += frames.nbytes
+
+    def _shrink(self) -> None:
+        while self.used_bytes > self.max_bytes:
+            _, frames = self._frames.popitem(last=False)
+            self.used_bytes -= frames.nbytes
+
+
+_STORE = FrameStore(CACHE_BYTES)
+
+
+def _require_media(path: str | Path) -> None:
+    """BadVideo unless `path` is a file whose first bytes could be media."""
+    path = Path(path)
+    if not path.is_file():
+        raise BadVideo(path, "is missing")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise BadVideo(path, "is empty (zero bytes)")
+    head = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        raise BadVideo(path, "is a git-LFS pointer, not the file: run `git lfs pull`")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise BadVideo(path, "is a web page, not the file: download it again")
+
+
+def _resize(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Pixels [h, w, 3] at the sampling's size, bicubic; untouched if they have it."""
+    if pixels.shape[:2] == (sampling.height, sampling.width):
+        return pixels
+    size = (sampling.width, sampling.height)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))

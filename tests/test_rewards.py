@@ -1,0 +1,206 @@
+"""A completion, and what each rule makes of it."""
+
+import re
+
+import pytest
+
+from lib.rewards import accuracy_reward, format_reward, parse_answer
+
+# completion, first_letter, lenient
+ANSWERS = [
+    # the form the prompt asks for
+    ("<think>x</think><answer>B</answer>", "B", "B"),
+    ("<think>x</think><answer>B.</answer>", "B", "B"),
+    ("<think>x</think>\n<answer> B </answer>\n", "B", "B"),
+    ("<answer>\nB\n</answer>", "B", "B"),
+    ("<answer>E</answer>", "E", "E"),
+    ("<answer>B. take cereal bag</answer>", "B", "B"),
+    ("<answer>B) take cereal bag</answer>", "B", "B"),
+    ("<answer>B: take cereal bag</answer>", "B", "B"),
+    ("<answer>B\ntake cereal bag</answer>", "B", "B"),
+    ("<answer>B. A man walks by</answer>", "B", "B"),
+    ("<answer>A. A man walks by</answer>", "A", "A"),
+    # the paper's rule sees one character, whatever follows it
+    ("<answer>Add water</answer>", "A", None),
+    ("<answer>Answer: B</answer>", "A", "B"),
+    ("<answer>Dry the cup</answer>", "D", None),
+    ("<answer>A cup</answer>", "A", None),
+    ("<answer>Because the tap runs</answer>", "B", None),
+    ("<answer>Choice C</answer>", "C", "C"),
+    ("<answer>BB</answer>", "B", None),
+    # the paper's rule knows neither brackets nor case
+    ("<answer>(B)</answer>", None, "B"),
+    ("<answer>( B )</answer>", None, "B"),
+    ("<answer>[B]</answer>", None, "B"),
+    ("<answer>**B**</answer>", None, "B"),
+    ("<answer>**B.**</answer>", None, "B"),
+    ("<answer>**(B)**</answer>", None, "B"),
+    ("<answer>**B**. take bag</answer>", None, "B"),
+    ("<answer>**B.** take bag</answer>", None, "B"),
+    ("<answer>'B'</answer>", None, "B"),
+    ('<answer>"B".</answer>', None, "B"),
+    ("<answer>(B) take cereal bag</answer>", None, "B"),
+    ("<answer>(b) take cereal bag</answer>", None, "B"),
+    ("<answer>b</answer>", None, "B"),
+    ("<answer>b.</answer>", None, "B"),
+    ("<answer>a</answer>", None, "A"),
+    ("<answer>b. take cereal bag</answer>", None, "B"),
+    ("<answer>option B</answer>", None, "B"),
+    ("<answer>Option B.</answer>", None, "B"),
+    ("<answer>option (b)</answer>", None, "B"),
+    ("<answer>The answer is B</answer>", None, "B"),
+    ("<answer>The answer is option B.</answer>", None, "B"),
+    ("<answer>The correct option is (B).</answer>", None, "B"),
+    ("<answer>answer: **B**</answer>", None, "B"),
+    ("<answer>**Answer:** B</answer>", None, "B"),
+    ("<answer>Answer: B. take bag</answer>", "A", "B"),
+    ("<answer>Answer: A cup</answer>", "A", None),
+    ("<answer>Answer: A. cup</answer>", "A", "A"),
+    ("<answer>Answer: B, not A</answer>", "A", None),
+    # letters that are no options, and words that only look like an answer
+    ("<answer>F</answer>", None, None),
+    ("<answer>(F)</answer>", None, None),
+    ("<answer>1</answer>", None, None),
+    ("<answer>Б</answer>", None, None),
+    ("<answer>take cereal bag</answer>", None, None),
+    ("<answer>a cup</answer>", None, None),
+    ("<answer>e.g. the bag</answer>", None, None),
+    ("<answer>optionB</answer>", None, None),
+    ("<answer>the choice of a cup</answer>", None, None),
+    ("<answer>take vitamin C</answer>", None, None),
+    ("<answer>I don't know</answer>", None, None),
+    # nothing in the tag
+    ("<answer></answer>", None, None),
+    ("<answer>   </answer>", None, None),
+    # several letters are no answer to a patient reader
+    ("<answer>A or B</answer>", "A", None),
+    ("<answer>A, B, C, D</answer>", "A", None),
+    ("<answer>A. B. C. D.</answer>", "A", None),
+    ("<answer>A/B</answer>", "A", None),
+    ("<answer>A. take bag\nB. open cupboard</answer>", "A", None),
+    ("<answer>(A) or (B)</answer>", None, None),
+    ("<answer>The answer is A, B</answer>", None, None),
+    # several tags: the first counts
+    ("<answer>A</answer><answer>B</answer>", "A", "A"),
+    ("<answer></answer><answer>B</answer>", None, None),
+    ("<answer>?</answer> so <answer>B</answer>", None, None),
+    ("".join(f"<answer>{x}</answer>" for x in "ABCD"), "A", "A"),
+    ("<think>I write <answer>C</answer>?</think><answer>B</answer>", "C", "C"),
+    ("<answer><answer>B</answer></answer>", None, None),
+    # tags that are not the tag
+    ("<answer>B", None, "B"),
+    ("<think>x</think><answer>B. take ce", None, "B"),
+    ("<answer>", None, None),
+    ("B</answer>", None, None),
+    ("<ANSWER>B</ANSWER>", None, None),
+    ("< answer>B</answer>", None, None),
+    # no tag
+    ("B", None, "B"),
+    ("b.", None, "B"),
+    ("(B)", None, "B"),
+    ("**B**", None, "B"),
+    ("B. take cereal bag", None, "B"),
+    ("Answer: B", None, "B"),
+    ("answer:B", None, "B"),
+    ("The answer is (B).", None, "B"),
+    ("**Answer: B**", None, "B"),
+    ("The tap runs, so I take B.", None, "B"),
+    ("Reasoning with A. and C. in it.\n\nB", None, "B"),
+    ("Reasoning\nAnswer: B\n", None, "B"),
+    ("<think>It is A.</think>B", None, "B"),
+    ("<think>It is A.</think>", None, None),
+    ("The options are A, B, C, D", None, None),
+    ("It could be A or D", None, None),
+    ("Add water", None, None),
+    ("A man takes the cup", None, None),
+    ("I would take a", None, None),
+    ("Then the cup.", None, None),
+    ("", None, None),
+    ("   \n ", None, None),
+]
+
+
+@pytest.mark.parametrize(("completion", "first_letter", "lenient"), ANSWERS)
+def test_both_rules(completion, first_letter, lenient):
+    assert parse_answer(completion, "first_letter") == first_letter
+    assert parse_answer(completion, "lenient") == lenient
+
+
+def released(completion: str, solution: str) -> float:
+    """The released reward as its steps read: any exception leaves 0."""
+    match = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    try:
+        return float(match.group(1).strip()[0] == solution)
+    except (AttributeError, IndexError):
+        return 0.0
+
+
+@pytest.mark.parametrize("completion", [row[0] for row in ANSWERS])
+def test_accuracy_is_the_released_reward(completion):
+    for gold in "ABCDE":
+        assert accuracy_reward(completion, gold) == released(completion, gold)
+
+
+def test_accuracy_under_the_lenient_rule():
+    assert accuracy_reward("<answer>(B)</answer>", "B") == 0.0
+    assert accuracy_reward("<answer>(B)</answer>", "B", "lenient") == 1.0
+    assert accuracy_reward("<answer>Add water</answer>", "A", "lenient") == 0.0
+
+
+def test_no_letter_never_equals_a_gold_letter():
+    assert [accuracy_reward("no idea", gold) for gold in "ABCDE"] == [0.0] * 5
+
+
+def test_letters_bound_what_can_be_answered():
+    assert parse_answer("<answer>E</answer>", "first_letter", "ABCD") is None
+    assert parse_answer("<answer>(e)</answer>", "lenient", "ABCD") is None
+
+
+@pytest.mark.parametrize("gold", ["b", "B.", "", "AB", "F", "B\n"])
+def test_a_gold_that_is_no_letter_is_an_error(gold):
+    with pytest.raises(ValueError, match="one capital letter"):
+        accuracy_reward("<answer>B</answer>", gold)
+
+
+def test_an_unknown_rule_is_an_error():
+    with pytest.raises(ValueError, match="'strict' is unknown"):
+        parse_answer("<answer>B</answer>", "strict")
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("<think>x</think><answer>B</answer>", 1.0),
+        ("<think>x</think>\n\n<answer>B.</answer>", 1.0),
+        ("  <think>\nx\ny\n</think> <answer>\nB\n</answer>\n", 1.0),
+        ("<think></think><answer></answer>", 1.0),
+        ("<think>a < b</think><answer>B</answer>", 1.0),
+        ("<answer>B</answer>", 0.0),
+        ("<think>x</think>", 0.0),
+        ("<think>x</think>B", 0.0),
+        ("<answer>B</answer><think>x</think>", 0.0),
+        ("so <think>x</think><answer>B</answer>", 0.0),
+        ("<think>x</think>so<answer>B</answer>", 0.0),
+        ("<think>x</think><answer>B</answer> and more", 0.0),
+        ("<think>x</think><answer>A</answer><answer>B</answer>", 0.0),
+        ("<think>x</think><think>y</think><answer>B</answer>", 0.0),
+        ("<think>x<think>y</think></think><answer>B</answer>", 0.0),
+        ("<think>x <answer>A</answer></think><answer>B</answer>", 0.0),
+        ("<think>x<answer>B</answer>", 0.0),
+        ("<think>x</think><answer>B", 0.0),
+        ("<Think>x</Think><answer>B</answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_format_reward(completion, reward):
+    assert format_reward(completion) == reward
+
+
+def test_parsing_a_long_completion_is_no_burden():
+    """A policy that babbles must not stall training: patterns stay near linear."""
+    babble = "<think>" + "the answer is the option " * 4000
+    assert format_reward(babble) == 0.0
+    assert parse_answer(babble, "lenient") is None
+    for mark in "(*).\n ":
+        assert parse_answer("B" + mark * 20000 + "x", "lenient") in (None, "B")
+        assert parse_answer(mark * 20000 + "Bx", "lenient") is None

@@ -1,0 +1,347 @@
+"""Frames from real clips, and a named error for each way a clip can be broken."""
+
+import pickle
+from dataclasses import replace
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib import video
+from lib.video import (
+    BadVideo,
+    FrameStore,
+    Sampling,
+    frame_indices,
+    question_media,
+    read_clip,
+    read_still,
+)
+
+SMALL = Sampling(max_frames=8, min_frames=4, fps=2.0, height=56, width=84)
+
+
+def write_clip(path, frames, fps=10, height=56, width=84, noise=False):
+    """An h264 clip whose frame i is grey of brightness 4 + 2 i (or noise)."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "10", "preset": "ultrafast"}
+        for i in range(frames):
+            pixels = np.full((height, width, 3), 4 + 2 * i, np.uint8)
+            if noise:
+                pixels = rng.integers(0, 255, pixels.shape, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("clip") / "naïve clip.mp4", frames=60)
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("noisy") / "clip.mp4"
+    return write_clip(path, frames=60, noise=True)
+
+
+# --- which frames ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "clip_fps", "count"),
+    [
+        (250, 25.0, 16),  # 10 s would give 20: at most 16
+        (200, 25.0, 16),  # 8 s give exactly 16
+        (199, 25.0, 14),  # 7.96 s give 15.92: down to an even count
+        (125, 25.0, 10),  # 5 s
+        (50, 25.0, 4),  # 2 s
+        (10, 25.0, 4),  # 0.4 s: at least 4
+        (5, 25.0, 4),
+        (3, 25.0, 2),  # fewer than 4 frames: what there is, even
+        (2, 25.0, 2),
+        (90_000, 29.97, 16),
+    ],
+)
+def test_count_follows_the_paper(n_frames, clip_fps, count):
+    indices = frame_indices(n_frames, clip_fps, Sampling())
+    assert len(indices) == count
+    assert indices[0] == 0
+    assert indices[-1] == n_frames - 1
+
+
+def test_indices_are_the_rounded_linspace():
+    for n_frames in [*range(2, 400), 14_315, 90_001]:
+        indices = frame_indices(n_frames, 24.0, Sampling())
+        spaced = np.linspace(0, n_frames - 1, len(indices)).round().astype(int)
+        assert indices == spaced.tolist()
+        assert len(set(indices)) == len(indices) > 0 == len(indices) % 2
+
+
+def test_other_parameters_are_obeyed():
+    assert len(frame_indices(1000, 10.0, Sampling(max_frames=32))) == 32
+    assert len(frame_indices(60, 10.0, Sampling(fps=1.0))) == 6
+    assert len(frame_indices(60, 10.0, Sampling(fps=0.1, min_frames=8))) == 8
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "clip_fps", "words"),
+    [(1, 25.0, "1 frame"), (0, 25.0, "0 frame"), (9, 0.0, "rate"), (9, np.nan, "rate")],
+)
+def test_what_cannot_be_sampled(n_frames, clip_fps, words):
+    with pytest.raises(ValueError, match=words):
+        frame_indices(n_frames, clip_fps, Sampling())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("max_frames", 15, "even"),
+        ("max_frames", 0, "at least 2"),
+        ("min_frames", 3, "even"),
+        ("min_frames", 18, "larger than"),
+        ("fps", 0.0, "above zero"),
+        ("height", 256, "multiple of 28"),
+        ("width", 0, "multiple of 28"),
+    ],
+)
+def test_sampling_refuses(field, value, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        replace(Sampling(), **{field: value})
+    assert field in str(caught.value)
+
+
+# --- reading --------------------------------------------------------------------
+
+
+def test_a_clip_gives_its_own_frames(clip):
+    frames = read_clip(clip, SMALL)
+    assert frames.shape == (8, 56, 84, 3)
+    assert frames.dtype == np.uint8
+    brightness = frames.mean(axis=(1, 2, 3))
+    expected = [4 + 2 * i for i in frame_indices(60, 10.0, SMALL)]
+    assert np.abs(brightness - expected).max() < 2  # the codec's own loss
+
+
+def test_a_clip_is_squashed_to_the_wanted_size(clip):
+    frames = read_clip(clip, replace(SMALL, height=84, width=28))
+    assert frames.shape == (8, 84, 28, 3)
+
+
+def test_frames_of_the_right_size_are_not_touched(noisy):
+    decoded = video.decord.VideoReader(str(noisy), num_threads=1)
+    indices = frame_indices(60, 10.0, SMALL)
+    expected = decoded.get_batch(indices).asnumpy()
+    assert np.array_equal(read_clip(noisy, SMALL), expected)
+
+
+def test_a_still(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "still.png")
+    assert np.array_equal(read_still(tmp_path / "still.png", SMALL), pixels)
+    wide = read_still(tmp_path / "still.png", replace(SMALL, height=28, width=140))
+    resized = Image.fromarray(pixels).resize((140, 28), Image.Resampling.BICUBIC)
+    assert np.array_equal(wide, np.asarray(resized))
+
+
+def test_grey_and_transparent_stills_become_rgb(tmp_path):
+    for mode in ("L", "RGBA", "P"):
+        Image.new(mode, (84, 56)).save(tmp_path / f"{mode}.png")
+        assert read_still(tmp_path / f"{mode}.png", SMALL).shape == (56, 84, 3)
+
+
+# --- broken media ---------------------------------------------------------------
+
+
+def zero_bytes(data):
+    return b""
+
+
+def lfs_pointer(data):
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+
+
+def web_page(data):
+    return b"<!DOCTYPE html><html><body>429 Too Many Requests</body></html>"
+
+
+def plain_text(data):
+    return b"not a clip at all " * 40
+
+
+def header_only(data):
+    return data[:64]
+
+
+def half(data):
+    return data[: len(data) // 2]
+
+
+def nearly_all(data):
+    return data[: len(data) * 95 // 100]
+
+
+def hole(data):
+    middle = len(data) // 2
+    return data[: middle // 2] + bytes(middle) + data[middle // 2 + middle :]
+
+
+DAMAGE = {
+    zero_bytes: "zero bytes",
+    lfs_pointer: "git-LFS pointer",
+    web_page: "web page",
+    plain_text: "cannot",
+    header_only: "cannot",
+    half: "cannot",
+    nearly_all: "cannot",
+    hole: "cannot",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_clip_is_a_bad_video(damage, noisy, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(damage(noisy.read_bytes()))
+    with pytest.raises(BadVideo, match=DAMAGE[damage]) as caught:
+        read_clip(path, SMALL)
+    assert caught.value.path == path
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage", [d for d in DAMAGE if d is not hole], ids=lambda damage: damage.__name__
+)
+def test_a_damaged_still_is_a_bad_video(damage, tmp_path):
+    path = tmp_path / "still.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(BadVideo, match=DAMAGE[damage]) as caught:
+        read_still(path, SMALL)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize("read", [read_clip, read_still])
+def test_missing_media_and_folders(read, tmp_path):
+    for path in (tmp_path / "none.mp4", tmp_path):
+        with pytest.raises(BadVideo, match="is missing"):
+            read(path, SMALL)
+
+
+def test_a_clip_of_one_frame_is_too_short(tmp_path):
+    path = write_clip(tmp_path / "one.mp4", frames=1)
+    with pytest.raises(BadVideo, match="has 1 frame"):
+        read_clip(path, SMALL)
+
+
+def test_a_clip_without_pictures(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(BadVideo, match="cannot open"):
+        read_clip(path, SMALL)
+
+
+def test_the_same_fault_reads_the_same_every_time(noisy, tmp_path):
+    """decord's own words hold the time of day; records must not."""
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(half(noisy.read_bytes()))
+    whys = set()
+    for _ in range(2):
+        with pytest.raises(BadVideo) as caught:
+            read_clip(path, SMALL)
+        whys.add(caught.value.why)
+    assert len(whys) == 1
+    assert ":" not in whys.pop()
+
+
+def test_a_bad_video_survives_pickling():
+    error = pickle.loads(pickle.dumps(BadVideo("a.mp4", "is missing")))
+    assert (str(error.path), error.why) == ("a.mp4", "is missing")
+    assert str(error) == "a.mp4: is missing"
+
+
+# --- the store ------------------------------------------------------------------
+
+
+def test_question_media(clip, tmp_path):
+    still = tmp_path / "still.png"
+    Image.new("RGB", (84, 56), (1, 2, 3)).save(still)
+    both = SimpleNamespace(video=clip, image=still)
+    frames, picture = question_media(both, SMALL)
+    assert np.array_equal(frames, read_clip(clip, SMALL))
+    assert picture[0, 0].tolist() == [1, 2, 3]
+    frames, picture = question_media(SimpleNamespace(video=None, image=still), SMALL)
+    assert frames is None
+    assert picture is not None
+    nothing = SimpleNamespace(video=None, image=None)
+    assert question_media(nothing, SMALL) == (None, None)
+
+
+def counted(calls):
+    def reader(path, sampling):
+        calls.append(path.name)
+        return np.full((10,), len(calls), np.uint8)
+
+    return reader
+
+
+@pytest.fixture
+def files(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"media")
+    return [tmp_path / name for name in "abc"]
+
+
+def test_the_store_decodes_once_and_hands_out_copies(files):
+    calls, store = [], FrameStore(max_bytes=100)
+    reader = counted(calls)
+    store.read(reader, files[0], SMALL)[:] = 99
+    assert store.read(reader, files[0], SMALL).tolist() == [1] * 10
+    assert calls == ["a"]
+
+
+def test_the_store_tells_samplings_and_changed_files_apart(files):
+    calls, store = [], FrameStore(max_bytes=100)
+    reader = counted(calls)
+    store.read(reader, files[0], SMALL)
+    store.read(reader, files[0], replace(SMALL, max_frames=4))
+    files[0].write_bytes(b"other media")
+    store.read(reader, files[0], SMALL)
+    assert calls == ["a"] * 3
+
+
+def test_the_store_is_bounded_and_drops_the_least_recently_used(files):
+    calls, store = [], FrameStore(max_bytes=20)
+    reader = counted(calls)
+    for name in (0, 1, 0, 2, 0, 1):
+        store.read(reader, files[name], SMALL)
+        assert store.used_bytes <= 20
+    assert calls == ["a", "b", "c", "b"]
+
+
+def test_frames_larger_than_the_store_are_still_returned(files):
+    store = FrameStore(max_bytes=5)
+    assert len(store.read(counted([]), files[0], SMALL)) == 10
+    assert store.used_bytes == 0
+
+
+def test_a_bad_clip_is_not_remembered(clip, tmp_path):
+    path = tmp_path / "late.mp4"
+    item = SimpleNamespace(video=path, image=None)
+    with pytest.raises(BadVideo, match="is missing"):
+        question_media(item, SMALL)
+    path.write_bytes(clip.read_bytes())
+    assert question_media(item, SMALL)[0].shape == (8, 56, 84, 3)

@@ -1,0 +1,275 @@
+"""Load a Qwen2-VL checkpoint and turn conversations into its input tensors.
+
+A checkpoint is a local folder (below the repository root, or absolute) or a hub id;
+both go through the same Auto classes. Architecture: Qwen2-VL, arXiv 2409.12191; the
+study that trains it: SEED-Bench-R1, arXiv 2503.24376.
+
+    processor = load_processor("lib/mini/base")
+    model = load_model("lib/mini/base")
+    batch = encode(processor, [messages(prompt_text(question, "think"), clip, still)])
+    model.generate(**batch, max_new_tokens=40)
+"""
+
+import hashlib
+import logging
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lib import paths, torchvision_cpu  # noqa: F401  before transformers is imported
+
+# On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# TRL 1.16 and peft 0.21 still use this name of transformers, whatever we write.
+OLD_NAME = "`(is_)?gradient_checkpointing` is deprecated"
+warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
+
+# isort: split
+import peft  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
+
+# The projections of the language model. "all-linear" would adapt the vision tower too,
+# and an adapter on lm_head breaks the fused log-probabilities of TRL 1.16.
+LORA_TARGETS = (
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+)
+# bitsandbytes in transformers 5 matches names from their start, so "visual" alone would
+# skip nothing, and a list of one's own drops the default that keeps lm_head.
+NOT_QUANTIZED = ["model.visual", "lm_head"]
+
+
+def checkpoint_source(path: str | Path) -> str:
+    """Absolute folder for a local checkpoint, the string itself for a hub id.
+
+    Anything that can be meant as a folder must be one: a mistyped path is an error here
+    and never becomes a look-up on the hub.
+    """
+    text = str(path)
+    folder = paths.resolve(text)
+    if folder.is_dir():
+        return str(folder)
+    parts = Path(text).parts
+    looks_local = (
+        isinstance(path, Path)
+        or text.startswith((".", "/", "~"))
+        or len(parts) != 2
+        or paths.resolve(parts[0]).is_dir()
+    )
+    if looks_local:
+        raise FileNotFoundError(
+            f"{folder} is missing: give a checkpoint folder (relative paths start at "
+            f"{paths.ROOT}) or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    return text
+
+
+def load_processor(path: str | Path):
+    """The checkpoint's processor; resizing and frame sampling stay with lib/video.py.
+
+    Raises FileNotFoundError for a local folder that is not there.
+    """
+    processor = AutoProcessor.from_pretrained(checkpoint_source(path))
+    processor.video_processor.do_sample_frames = False
+    # Acts on resizing only, which is off; unset it warns on every first call.
+    processor.video_processor.cap_pixels_per_frame = False
+    return processor
+
+
+def load_model(path: str | Path, dtype: str = "float32", quantize: bool = False):
+    """The checkpoint's model in eval mode, on the GPU where there is one.
+
+    `dtype` is float32 or bfloat16. `quantize` stores the language model's matrices as
+    NF4 with double quantisation (QLoRA, arXiv 2305.14314); the vision tower and lm_head
+    keep `dtype`. Raises FileNotFoundError for a local folder that is not there.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoint_source(path),
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        quantization_config=nf4(dtype) if quantize else None,
+        device_map={"": device},
+    )
+    return model.eval()
+
+
+def nf4(dtype: str) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantisation, computing in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=NOT_QUANTIZED,
+    )
+
+
+def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfig:
+    """LoRA (arXiv 2106.09685) on the language model's projections only."""
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
+
+
+def load_adapter(model, folder: str | Path) -> peft.PeftModel:
+    """`model` with the LoRA adapter of `folder` on top, in eval mode."""
+    folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
+    return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def fingerprint(model) -> str:
+    """12 hex digits over names, shapes and up to 1,024 spread values of every tensor.
+
+    Training moves every value of a matrix, so a sample tells models and adapters apart
+    as a full hash would, without reading all gigabytes of a 7B model.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, values.numel() // 1024)].cpu().contiguous()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def visual_token_ids(config) -> list[int]:
+    """Ids that mark or stand for pictures; a completion must never contain them."""
+    return sorted(
+        {
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        }
+    )
+
+
+def mm_token_type_ids(input_ids: torch.Tensor, config) -> torch.Tensor:
+    """Type of every token, of the same shape: 0 text, 1 image, 2 video."""
+    is_image = (input_ids == config.image_token_id).long()
+    is_video = (input_ids == config.video_token_id).long()
+    return is_image + 2 * is_video
+
+
+def encode(
+    processor, conversations: list[list[dict]], padding_side: str = "left"
+) -> dict[str, torch.Tensor]:
+    """Input tensors of a batch of B conversations, padded to the longest of length L.
+
+    A conversation that ends with the user gets the generation prompt. Clips are uint8
+    [T, H, W, 3] and stills uint8 [H, W, 3] in their final size: nothing is resized,
+    sampled or truncated here. Conversations with and without pictures mix freely.
+
+    Returns input_ids, attention_mask and mm_token_type_ids [B, L]; for clips, in their
+    order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
+    pixel_values and image_grid_thw. Types are int64, pixels float32.
+
+    Raises ValueError for a picture whose size the model cannot take, and for a
+    conversation that is longer than the tokenizer's model_max_length.
+    """
+    clips = _parts(conversations, "video")
+    stills = _parts(conversations, "image")
+    check_sizes(processor, clips, stills)
+    texts = [
+        processor.apply_chat_template(
+            conversation,
+            tokenize=False,
+            add_generation_prompt=conversation[-1]["role"] != "assistant",
+        )
+        for conversation in conversations
+    ]
+    batch = processor(
+        text=texts,
+        videos=clips or None,
+        images=stills or None,
+        text_kwargs={
+            "padding": True,
+            "padding_side": padding_side,
+            "truncation": False,
+            "add_special_tokens": False,
+        },
+        videos_kwargs={"do_resize": False, "do_sample_frames": False},
+        images_kwargs={"do_resize": False},
+        return_tensors="pt",
+    )
+    length, limit = batch["input_ids"].shape[1], processor.tokenizer.model_max_length
+    if length > limit:
+        raise ValueError(
+            f"a conversation has {length} tokens, the model takes {limit}: lower "
+            "max_frames, height or width; nothing is cut off"
+        )
+    return dict(batch)
+
+
+def _parts(conversations: list[list[dict]], kind: str) -> list[np.ndarray]:
+    """All clips ("video") or stills ("image") in the order they are mentioned."""
+    return [
+        part[kind]
+        for conversation in conversations
+        for message in conversation
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == kind
+    ]
+
+
+def check_sizes(processor, clips: list[np.ndarray], stills: list[np.ndarray]) -> None:
+    """Raise ValueError for pictures that the model would take wrongly or not at all.
+
+    Height and width must be multiples of one merged patch (28 pixels). A clip's
+    temporal grid must not be longer than the longer side of its merged spatial grid:
+    transformers 5.23 continues the text right behind that side (get_rope_index of
+    Qwen2VLModel), so a longer clip would share its last positions with the text.
+    """
+    for still in stills:
+        _check_sides(still.shape[-3:-1], processor.image_processor)
+    vision = processor.video_processor
+    for clip in clips:
+        rows, columns = _check_sides(clip.shape[-3:-1], vision)
+        temporal = -(-len(clip) // vision.temporal_patch_size)
+        if temporal > max(rows, columns):
+            side = vision.patch_size * vision.merge_size
+            raise ValueError(
+                f"a clip of {len(clip)} frames of {clip.shape[1]}x{clip.shape[2]} "
+                f"pixels has {temporal} temporal patches but only {rows}x{columns} "
+                "spatial ones, so its positions would overlap those of the text: "
+                f"lower max_frames to {max(rows, columns) * vision.temporal_patch_size}"
+                f" or raise height or width to {temporal * side}"
+            )
+
+
+def _check_sides(size: tuple[int, int], vision) -> tuple[int, int]:
+    """Merged patches along height and width."""
+    side = vision.patch_size * vision.merge_size
+    if size[0] % side or size[1] % side:
+        raise ValueError(
+            f"a picture of {size[0]}x{size[1]} pixels cannot be cut into patches: "
+            f"height and width must be multiples of {side}"
+        )
+    return size[0] // side, size[1] // side
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch, and ask torch for deterministic algorithms."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Would write NaN into every fresh buffer first, to show up reads of memory that was
+    # never written: a debugging aid, and a third of an SFT step on CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False

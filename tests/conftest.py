@@ -1,0 +1,190 @@
+"""A tiny random Qwen2-VL checkpoint and a few real clips, made once per test run."""
+
+import json
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+SPECIAL = [
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"),
+    *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "Considering the progress shown in the video and my current observation shown in "
+    "the image, what action should I take next in order to make tea?",
+    "Output the thinking process in <think> </think> and final answer in <answer> "
+    "</answer> tags, i.e., <think> reasoning process here </think>"
+    "<answer> answer here </answer>.",
+    "A. open the fridge\nB. cut the onion\nC. wash the pan\nD. turn on the stove",
+] * 4
+
+
+def _tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(CORPUS, trainer)
+    model = json.loads(bpe.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=SPECIAL[1:],
+    )
+
+
+def _config(tokenizer):
+    from transformers import Qwen2VLConfig
+
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    return Qwen2VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [2, 3, 3],
+            },
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 1,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+
+
+def _raise_gain(model):
+    """Random weights of the default size (0.02) hardly let pixels reach the logits."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(4)
+        for weight in model.model.visual.parameters():
+            if weight.ndim > 1:
+                weight.mul_(2)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """Folder of a random Qwen2-VL with 0.2 M parameters, processors included."""
+    from transformers import (
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    from lib import models  # noqa: F401  (must precede transformers)
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tokenizer = _tokenizer()
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(_config(tokenizer))
+    _raise_gain(model)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id]
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    size = {"shortest_edge": 28 * 28, "longest_edge": 64 * 28 * 28}
+    Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=size),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=size),
+        chat_template=CHAT_TEMPLATE,
+    ).save_pretrained(folder)
+    return folder
+
+
+def _write_clip(path, rng):
+    """16 frames of 56 x 56 at 4 frames a second: blocks of one colour that change."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        for _ in range(16):
+            blocks = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+            pixels = blocks.repeat(28, axis=0).repeat(28, axis=1)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _write_still(path, rng):
+    from PIL import Image
+
+    pixels = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
+    Image.fromarray(pixels.repeat(28, axis=0).repeat(28, axis=1)).save(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_questions(tmp_path_factory):
+    """Six questions with real media; the third and the sixth have no video."""
+    from lib.questions import Question
+
+    folder = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(0)
+    questions = []
+    for number in range(6):
+        video = None if number % 3 == 2 else folder / f"{number}.mp4"
+        image = folder / f"{number}.png"
+        _write_still(image, rng)
+        if video is not None:
+            _write_clip(video, rng)
+        questions.append(
+            Question(
+                id=f"training/{number}",
+                level="training",
+                text="what action should I take next in order to make tea?"[number:],
+                options=("open the fridge", "cut the onion", "wash the pan", "stir"),
+                gold="ABCD"[number % 4],
+                answer="open the fridge",
+                goal="make tea",
+                domain="Daily life",
+                scenario="kitchen",
+                progress=() if video is None else ("fill the kettle",),
+                video=video,
+                image=image,
+            )
+        )
+    return questions

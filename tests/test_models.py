@@ -1,0 +1,243 @@
+"""Loading checkpoints and encoding conversations, with the traps of these versions."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lib import models
+from lib.prompts import messages
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_checkpoint):
+    return models.load_processor(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return models.load_model(tiny_checkpoint)
+
+
+def pixels(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
+
+
+def mixed_conversations():
+    """Video + image, image only, video only and text only, of different lengths."""
+    return [
+        messages(
+            "what next? A. cut B. wash C. dry", pixels(8, 112, 84), pixels(56, 56)
+        ),
+        messages("short", None, pixels(84, 56, seed=1)),
+        messages("and now?", pixels(4, 56, 56, seed=2), None),
+        messages("words and nothing else to look at", None, None),
+    ]
+
+
+def test_left_padded_mixed_batch_gives_the_logits_of_single_samples(processor, model):
+    conversations = mixed_conversations()
+    batch = models.encode(processor, conversations)
+    assert batch["video_grid_thw"].tolist() == [[4, 8, 6], [2, 4, 4]]
+    assert batch["image_grid_thw"].tolist() == [[1, 4, 4], [1, 6, 4]]
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, conversation in enumerate(conversations):
+            single = models.encode(processor, [conversation])
+            length = single["input_ids"].shape[1]
+            assert torch.equal(
+                batch["input_ids"][row, -length:], single["input_ids"][0]
+            )
+            alone = model(**single).logits[0]
+            assert torch.allclose(together[row, -length:], alone, atol=1e-4, rtol=0)
+
+
+def test_right_padding_moves_the_same_tokens_to_the_left(processor):
+    conversations = mixed_conversations()
+    left = models.encode(processor, conversations, padding_side="left")
+    right = models.encode(processor, conversations, padding_side="right")
+    for row in range(len(conversations)):
+        length = int(left["attention_mask"][row].sum())
+        assert right["attention_mask"][row, :length].all()
+        assert torch.equal(
+            left["input_ids"][row, -length:], right["input_ids"][row, :length]
+        )
+    assert torch.equal(left["pixel_values_videos"], right["pixel_values_videos"])
+
+
+def test_encode_adds_the_generation_prompt_only_behind_a_user(processor):
+    asked = messages("what next?", None, None)
+    answered = [*asked, {"role": "assistant", "content": "B"}]
+    batch = models.encode(processor, [asked, answered])
+    texts = processor.tokenizer.batch_decode(batch["input_ids"])
+    assert texts[0].endswith("<|im_start|>assistant\n")
+    assert texts[1].endswith("<|im_start|>assistant\nB<|im_end|>\n")
+
+
+def test_encode_leaves_the_conversation_as_it_was(processor):
+    conversations = mixed_conversations()
+    before = copy.deepcopy(conversations)
+    models.encode(processor, conversations)
+    assert str(conversations) == str(before)
+
+
+def test_token_types_are_those_of_the_processor(processor, model):
+    batch = models.encode(processor, mixed_conversations())
+    types = models.mm_token_type_ids(batch["input_ids"], model.config)
+    assert torch.equal(types, batch["mm_token_type_ids"])
+    assert set(types.unique().tolist()) == {0, 1, 2}
+
+
+def test_visual_token_ids_are_the_four_marks_of_pictures(processor, model):
+    names = ["vision_start", "vision_end", "image_pad", "video_pad"]
+    ids = processor.tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
+    assert models.visual_token_ids(model.config) == sorted(ids)
+
+
+def test_a_clip_whose_positions_would_overlap_the_text_is_refused(processor, model):
+    longest = models.encode(processor, [messages("go", pixels(6, 84, 56), None)])
+    positions, _ = model.model.get_rope_index(
+        longest["input_ids"],
+        longest["mm_token_type_ids"],
+        video_grid_thw=longest["video_grid_thw"],
+    )
+    is_video = longest["mm_token_type_ids"][0] == 2
+    last = int(is_video.nonzero()[-1])
+    assert positions[:, 0, is_video].max() < positions[:, 0, last + 1 :].min()
+
+    with pytest.raises(ValueError, match="max_frames to 6 or raise height or width"):
+        models.encode(processor, [messages("go", pixels(8, 84, 56), None)])
+
+
+def test_pictures_that_cannot_be_cut_into_patches_are_refused(processor):
+    with pytest.raises(ValueError, match=r"100x84 pixels .* multiples of 28"):
+        models.encode(processor, [messages("go", None, pixels(100, 84))])
+    with pytest.raises(ValueError, match="multiples of 28"):
+        models.encode(processor, [messages("go", pixels(4, 56, 60), None)])
+
+
+def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_path):
+    """As on the hub: its pixel limits also reach the video processor and `size` not."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "legacy")
+    (folder / "processor_config.json").unlink()
+    legacy = {
+        "min_pixels": 3136,
+        "max_pixels": 4 * 28 * 28,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(legacy))
+    processor = models.load_processor(folder)
+    assert processor.video_processor.size["longest_edge"] == 4 * 28 * 28
+    conversation = messages("go", pixels(4, 112, 84), pixels(112, 84))
+    batch = models.encode(processor, [conversation])
+    assert batch["video_grid_thw"].tolist() == [[2, 8, 6]]
+    assert batch["image_grid_thw"].tolist() == [[1, 8, 6]]
+
+
+def test_a_conversation_beyond_the_limit_is_an_error_and_never_cut(tiny_checkpoint):
+    processor = models.load_processor(tiny_checkpoint)
+    long = messages("word " * 40, None, None)
+    length = models.encode(processor, [long])["input_ids"].shape[1]
+    processor.tokenizer.model_max_length = length
+    assert models.encode(processor, [long])["input_ids"].shape[1] == length
+    processor.tokenizer.model_max_length = length - 1
+    with pytest.raises(ValueError, match=f"has {length} tokens, the model takes"):
+        models.encode(processor, [long])
+
+
+def test_encoding_is_quiet(tiny_checkpoint, caplog, recwarn):
+    processor = models.load_processor(tiny_checkpoint)
+    models.encode(processor, mixed_conversations())
+    assert not caplog.records
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    "path", ["./nothing", "/nothing/here", "lib/nothing", "outputs/run/merged", "here"]
+)
+def test_a_missing_folder_is_an_error_and_no_hub_look_up(path):
+    with pytest.raises(FileNotFoundError, match="give a checkpoint folder"):
+        models.checkpoint_source(path)
+
+
+def test_hub_ids_and_folders_pass(tiny_checkpoint):
+    hub_id = "Qwen/Qwen2-VL-2B-Instruct"
+    assert models.checkpoint_source(hub_id) == hub_id
+    assert models.checkpoint_source(tiny_checkpoint) == str(tiny_checkpoint)
+    with pytest.raises(ValueError, match="float16"):
+        models.load_model(tiny_checkpoint, dtype="float16")
+
+
+def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
+    from bitsandbytes.nn import Linear4bit
+
+    model = models.load_model(tiny_checkpoint, quantize=True)
+    quantized = [
+        name for name, part in model.named_modules() if isinstance(part, Linear4bit)
+    ]
+    assert len(quantized) == 2 * 7  # layers x projections
+    assert all(name.startswith("model.language_model.") for name in quantized)
+    weight = model.get_submodule(quantized[0]).weight
+    assert weight.quant_type == "nf4" and weight.quant_state.nested
+    batch = models.encode(processor, mixed_conversations())
+    with torch.no_grad():
+        assert model(**batch).logits.isfinite().all()
+
+
+def test_lora_adapts_the_language_model_alone(tiny_checkpoint):
+    import peft
+
+    model = models.load_model(tiny_checkpoint)
+    model = peft.get_peft_model(model, models.lora_config(rank=4, alpha=8))
+    adapted = {name for name, weight in model.named_parameters() if "lora_A" in name}
+    assert len(adapted) == 2 * 7
+    assert all(".language_model.layers." in name for name in adapted)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name for name in trained)
+
+
+def test_an_adapter_comes_back_as_it_was_saved(tiny_checkpoint, processor, tmp_path):
+    import peft
+
+    model = models.load_model(tiny_checkpoint)
+    before = models.fingerprint(model)
+    batch = models.encode(processor, mixed_conversations())
+    adapted = peft.get_peft_model(model, models.lora_config(rank=4, alpha=8)).eval()
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1)
+        wanted = adapted(**batch).logits
+        adapted.save_pretrained(tmp_path / "adapter")
+        plain = models.load_model(tiny_checkpoint)
+        assert models.fingerprint(plain) == before
+        assert not torch.allclose(plain(**batch).logits, wanted, atol=1e-3)
+        loaded = models.load_adapter(plain, tmp_path / "adapter")
+        assert torch.equal(loaded(**batch).logits, wanted)
+    assert not loaded.training
+    assert models.fingerprint(loaded) == models.fingerprint(adapted) != before
+
+
+def test_a_missing_adapter_names_the_notebook_to_run(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="02_sft or 03_grpo"):
+        models.load_adapter(model, tmp_path / "adapters" / "sft")
+
+
+def test_seeding_repeats_every_generator():
+    import random
+
+    def draw():
+        models.seed_everything(3)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+    assert torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,245 @@
+"""Supervised fine-tuning on demonstrations: video, still and text in, reasoning out.
+
+The SFT arm of SEED-Bench-R1 (arXiv 2503.24376; released sft.py and
+qwen2vl_sft_config.yaml): the loss is the mean negative log-likelihood of the response
+tokens and their <|im_end|>; prompt, pictures and padding have no part in it. The paper
+trains all weights; here LoRA adapters on the language model are trained.
+
+    settings = SFTSettings(steps=47, batch_size=1, gradient_accumulation=128, lr=2e-5,
+                           lora_rank=16, lora_alpha=32, seed=42, save_every=10,
+                           max_tokens=8192)
+    demonstrations = read_demonstrations(data / "annotations/training_with_cot.jsonl",
+                                         data)
+    folder = train_sft("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
+                       Sampling(), run)
+    model = load_adapter(load_model("Qwen/Qwen2-VL-7B-Instruct"), folder)
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from lib import checkpoints, models, records
+from lib.prompts import messages
+from lib.questions import Demonstration
+from lib.video import BadVideo, Sampling, question_media
+
+# isort: split
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+RECORD = "sft_settings.json"
+IGNORED = -100  # label of a token that is not in the loss
+END_OF_RESPONSE = "<|im_end|>"
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "lr",
+    "grad_norm": "grad_norm",
+    "mean_token_accuracy": "token_accuracy",
+}
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """What decides the adapter; in brackets the paper's values for all weights of 7B.
+
+    One step sees batch_size x gradient_accumulation demonstrations on each device.
+    """
+
+    steps: int  # optimizer steps (about 47: one epoch of 6k)
+    batch_size: int  # demonstrations of one forward pass (1)
+    gradient_accumulation: int  # forward passes of one step (16 on each of 8 GPUs)
+    lr: float  # peak of AdamW's learning rate (2e-5; LoRA wants 10 to 100 times more)
+    lora_rank: int
+    lora_alpha: float
+    seed: int  # adapter initialisation and order of the demonstrations (42)
+    save_every: int  # steps between checkpoints
+    max_tokens: int  # a longer demonstration is an error, nothing is cut off (8192)
+    warmup_share: float = 0.1  # share of the steps in which lr rises linearly (0.1)
+    schedule: str = "cosine"  # how lr falls to 0 afterwards (cosine)
+    dtype: str = "float32"  # of the frozen weights (bfloat16)
+    quantize: bool = False  # frozen weights as NF4 (False)
+    gradient_checkpointing: bool = False  # less memory, more time (True)
+
+
+class ResponseCollator:
+    """Demonstrations -> one right-padded batch with labels on the responses only."""
+
+    def __init__(self, processor, sampling: Sampling, max_tokens: int | None = None):
+        self.processor = processor
+        self.sampling = sampling
+        self.max_tokens = max_tokens
+
+    def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
+        """The tensors of `models.encode` and labels [B, L]: -100 outside responses.
+
+        Raises BadVideo for unusable media and ValueError for a demonstration that is
+        longer than max_tokens or whose tokens are not prompt tokens + response tokens;
+        both name the demonstration.
+        """
+        batch = models.encode(
+            self.processor,
+            [self.conversation(item) for item in demonstrations],
+            padding_side="right",
+        )
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for number, item in enumerate(demonstrations):
+            length = int(batch["attention_mask"][number].sum())
+            self.check_length(item, length)
+            ids = batch["input_ids"][number, :length]
+            span = self.response_span(item, ids)
+            labels[number, span] = ids[span]
+        return {**batch, "labels": labels}
+
+    def conversation(self, item: Demonstration) -> list[dict]:
+        """The user turn with its media, and the response as the assistant's turn."""
+        try:
+            clip, still = question_media(item, self.sampling)
+        except BadVideo as bad:
+            raise BadVideo(bad.path, f"{bad.why} (demonstration {item.id})") from bad
+        prompt = messages(item.text, clip, still)
+        return [*prompt, {"role": "assistant", "content": item.response}]
+
+    def check_length(self, item: Demonstration, length: int) -> None:
+        """ValueError for a demonstration that is longer than max_tokens."""
+        if self.max_tokens is not None and length > self.max_tokens:
+            raise ValueError(
+                f"demonstration {item.id} has {length} tokens, more than max_tokens = "
+                f"{self.max_tokens}: raise max_tokens, or lower max_frames, height or "
+                "width; nothing is cut off"
+            )
+
+    def response_span(self, item: Demonstration, ids: torch.Tensor) -> slice:
+        """Where the response and its <|im_end|> stand in the unpadded ids [length].
+
+        They are the last ones but for the template's line end. The tokens must be those
+        the model would have to generate: a response that the tokenizer joins with the
+        line end before it (by starting with a line end itself) is a ValueError.
+        """
+        tokenizer = self.processor.tokenizer
+        wanted = tokenizer(item.response + END_OF_RESPONSE, add_special_tokens=False)
+        wanted = torch.tensor(wanted["input_ids"])
+        end = int((ids == wanted[-1]).nonzero()[-1]) + 1
+        span = slice(end - len(wanted), end)
+        if not torch.equal(ids[span], wanted):
+            raise ValueError(
+                f"demonstration {item.id}: field response begins with white space that "
+                "the tokenizer joins with the prompt's last token; strip it"
+            )
+        return span
+
+
+class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
+    """TRL's SFTTrainer that resumes exactly."""
+
+
+def train_sft(
+    model_path: str | Path,
+    demonstrations: Sequence[Demonstration],
+    settings: SFTSettings,
+    sampling: Sampling,
+    run: Path,
+) -> Path:
+    """Train a LoRA adapter; returns its folder run/adapters/sft.
+
+    Logs one row a step to run/train_log_sft.jsonl (step, loss, lr, grad_norm,
+    token_accuracy) and goes on from run/checkpoints/sft where a killed call stopped. A
+    finished adapter of the same settings is returned at once. Raises ValueError, naming
+    the difference, when what lies there was made with other settings.
+    """
+    run = Path(run)
+    folder, work = run / "adapters" / "sft", run / "checkpoints" / "sft"
+    wanted = all_settings(model_path, demonstrations, settings, sampling)
+    if checkpoints.same_settings(folder / RECORD, wanted):
+        return folder
+    if not checkpoints.same_settings(work / RECORD, wanted):
+        checkpoints.write_settings(work / RECORD, wanted)
+    trainer = sft_trainer(model_path, demonstrations, settings, sampling, run)
+    last = checkpoints.last_complete(work)
+    if last is not None and checkpoints.step_of(last) == settings.steps:
+        trainer._load_from_checkpoint(str(last))  # train() would do one step too many
+    else:
+        trainer.train(resume_from_checkpoint=last)
+    return checkpoints.publish(trainer.model, folder, RECORD, wanted)
+
+
+def all_settings(
+    model_path: str | Path,
+    demonstrations: Sequence[Demonstration],
+    settings: SFTSettings,
+    sampling: Sampling,
+) -> dict:
+    """Everything that decides the adapter, as plain JSON values."""
+    digest = hashlib.sha256()
+    for item in demonstrations:
+        media = (item.video is not None, item.image is not None)
+        digest.update(f"{item.id}\n{media}\n{item.text}\n{item.response}\n".encode())
+    source = models.checkpoint_source(model_path)
+    local = Path(source).is_dir()
+    hashed = digest.hexdigest()[:12]
+    return {
+        **asdict(settings),
+        "sampling": asdict(sampling),
+        "model": records.sha256(source)[:12] if local else source,
+        "demonstrations": f"{len(demonstrations)} with sha256 {hashed}",
+    }
+
+
+def sft_trainer(
+    model_path: str | Path,
+    demonstrations: Sequence[Demonstration],
+    settings: SFTSettings,
+    sampling: Sampling,
+    run: Path,
+) -> ResponseTrainer:
+    """The trainer, ready to start: model, data, schedule, log and progress bar."""
+    models.seed_everything(settings.seed)
+    processor = models.load_processor(model_path)
+    collator = ResponseCollator(processor, sampling, settings.max_tokens)
+    trainer = ResponseTrainer(
+        model=models.load_model(model_path, settings.dtype, settings.quantize),
+        args=trainer_arguments(settings, run),
+        # Only row numbers pass through Arrow, which would fill absent media with None.
+        train_dataset=Dataset.from_dict({"row": list(range(len(demonstrations)))}),
+        data_collator=lambda rows: collator([demonstrations[i["row"]] for i in rows]),
+        processing_class=processor,
+        peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
+        callbacks=[
+            checkpoints.LogRecord(run / "train_log_sft.jsonl", LOGGED),
+            checkpoints.MarkComplete(),
+        ],
+    )
+    checkpoints.show_steps(trainer, "SFT", ["loss", "mean_token_accuracy"])
+    return trainer
+
+
+def trainer_arguments(settings: SFTSettings, run: Path) -> SFTConfig:
+    """The settings under TRL's names, and what the kit never varies."""
+    return SFTConfig(
+        output_dir=str(run / "checkpoints" / "sft"),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.lr,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=math.ceil(settings.warmup_share * settings.steps),
+        seed=settings.seed,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,  # the newest may be half written when the run is killed
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=settings.dtype == "bfloat16",
+        gradient_checkpointing=settings.gradient_checkpointing,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        # The collator prepares, and nothing is truncated (TRL's default: 1024 tokens).
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )

@@ -1,0 +1,265 @@
+"""SFT: what the loss is, and that a run repeats, resumes and refuses."""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import checkpoints, models, paths, records, sft
+from lib.questions import Demonstration
+from lib.video import BadVideo, Sampling
+
+SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+SETTINGS = sft.SFTSettings(
+    steps=4,
+    batch_size=2,
+    gradient_accumulation=1,
+    lr=5e-3,
+    lora_rank=4,
+    lora_alpha=8,
+    seed=1,
+    save_every=2,
+    max_tokens=200,
+)
+CHILD = """
+import pickle, sys
+from lib import sft
+sft.train_sft(*pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tiny_questions):
+    """Six, with responses of different lengths; the third and sixth have no video."""
+    return [
+        Demonstration(
+            id=question.id,
+            text=f"{question.text} A. fill B. pour",
+            video=question.video,
+            image=question.image,
+            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
+        )
+        for number, question in enumerate(tiny_questions)
+    ]
+
+
+@pytest.fixture(scope="module")
+def collator(tiny_checkpoint):
+    return sft.ResponseCollator(models.load_processor(tiny_checkpoint), SAMPLING)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_checkpoint, demonstrations, tmp_path_factory):
+    """A finished run of SETTINGS."""
+    run = tmp_path_factory.mktemp("undisturbed")
+    sft.train_sft(tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, run)
+    return run
+
+
+def weights(run):
+    return (run / "adapters" / "sft" / "adapter_model.safetensors").read_bytes()
+
+
+def response_loss(model, collator, demonstrations):
+    """Mean negative log-likelihood by hand, one unpadded demonstration at a time.
+
+    The response is found through the text of the tokens, not through the labels.
+    """
+    tokenizer, losses = collator.processor.tokenizer, []
+    for item in demonstrations:
+        conversation = collator.conversation(item)
+        inputs = models.encode(collator.processor, [conversation])
+        ids = inputs["input_ids"][0]
+        with torch.no_grad():
+            log_probs = model(**inputs).logits[0].log_softmax(-1)
+        start = len(ids)
+        while not tokenizer.decode(ids[start:]).startswith(item.response):
+            start -= 1
+        end = int((ids == tokenizer.convert_tokens_to_ids("<|im_end|>")).nonzero()[-1])
+        losses += [-log_probs[i - 1, ids[i]] for i in range(start, end + 1)]
+    return float(torch.stack(losses).mean())
+
+
+def test_labels_are_the_response_and_its_end_and_nothing_else(collator, demonstrations):
+    batch = collator(demonstrations)
+    tokenizer = collator.processor.tokenizer
+    for item, ids, labels in zip(
+        demonstrations, batch["input_ids"], batch["labels"], strict=True
+    ):
+        kept = labels != sft.IGNORED
+        assert tokenizer.decode(labels[kept]) == item.response + "<|im_end|>"
+        assert torch.equal(labels[kept], ids[kept])
+    assert (batch["labels"][batch["attention_mask"] == 0] == sft.IGNORED).all()
+    assert (batch["attention_mask"] == 0).any()
+    assert batch["video_grid_thw"].shape[0] == 4
+    assert batch["image_grid_thw"].shape[0] == 6
+
+
+def test_the_logged_loss_is_the_mean_over_response_tokens(
+    tiny_checkpoint, demonstrations, collator, tmp_path
+):
+    """Over all of a step: two passes of two, of different lengths, one image only."""
+    four = demonstrations[1:5]
+    settings = replace(SETTINGS, steps=1, gradient_accumulation=2)
+    sft.train_sft(tiny_checkpoint, four, settings, SAMPLING, tmp_path)
+    log = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
+    by_hand = response_loss(models.load_model(tiny_checkpoint), collator, four)
+    assert log[0]["loss"] == pytest.approx(by_hand, abs=2e-4)
+    assert set(log[0]) == {"step", "loss", "lr", "grad_norm", "token_accuracy"}
+
+
+def test_prompt_and_padding_have_no_part_in_the_loss(
+    tiny_checkpoint, demonstrations, collator, tmp_path
+):
+    trainer = sft.sft_trainer(
+        tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, tmp_path
+    )
+    trainer.model.eval()
+
+    @torch.no_grad()
+    def loss(batch):
+        return float(trainer.compute_loss(trainer.model, dict(batch)))
+
+    batch = collator(demonstrations)
+    plain = loss(batch)
+    wider = {
+        name: torch.nn.functional.pad(batch[name], (0, 9), value=value)
+        for name, value in (
+            ("input_ids", 7),
+            ("attention_mask", 0),
+            ("mm_token_type_ids", 0),
+            ("labels", sft.IGNORED),
+        )
+    }
+    assert loss({**batch, **wider}) == pytest.approx(plain, abs=1e-5)
+
+    prompt_in_loss = batch["labels"].clone()
+    prompt_in_loss[:, :5] = batch["input_ids"][:, :5]
+    assert loss({**batch, "labels": prompt_in_loss}) != pytest.approx(plain, abs=1e-3)
+    padding_in_loss = torch.where(
+        batch["attention_mask"] == 0, batch["input_ids"], batch["labels"]
+    )
+    assert loss({**batch, "labels": padding_in_loss}) != pytest.approx(plain, abs=1e-3)
+
+
+def test_the_loss_depends_on_the_video(tiny_checkpoint, demonstrations, collator):
+    model = models.load_model(tiny_checkpoint)
+    batch = collator(demonstrations[:1])
+    with torch.no_grad():
+        seeing = model(**batch).loss
+        batch["pixel_values_videos"] = batch["pixel_values_videos"].flip(0)
+        assert abs(model(**batch).loss - seeing) > 1e-4
+
+
+def test_a_long_demonstration_is_an_error_that_names_it(collator, demonstrations):
+    item = demonstrations[4]
+    length = int(collator([item])["attention_mask"].sum())
+    exact = sft.ResponseCollator(collator.processor, SAMPLING, max_tokens=length)
+    exact([item])
+    short = sft.ResponseCollator(collator.processor, SAMPLING, max_tokens=length - 1)
+    with pytest.raises(
+        ValueError, match=rf"training/4 has {length} tokens.*max_tokens"
+    ):
+        short([item])
+
+
+def test_a_response_that_melts_into_the_prompt_is_an_error(collator, demonstrations):
+    """Tokens the model can never generate behind its prompt must not be trained."""
+    tokenizer = collator.processor.tokenizer
+    joined = replace(demonstrations[0], response="Xopen")
+    plain_ids = tokenizer("Xopen<|im_end|>")["input_ids"]
+    ids = torch.tensor([5, 6, *plain_ids])
+    assert collator.response_span(joined, ids) == slice(2, len(ids))
+    ids[2] += 1
+    with pytest.raises(ValueError, match="training/0: field response begins with"):
+        collator.response_span(joined, ids)
+
+
+def test_an_unusable_video_names_the_demonstration(collator, demonstrations, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"")
+    with pytest.raises(BadVideo, match=r"broken\.mp4.*demonstration training/0"):
+        collator([replace(demonstrations[0], video=broken)])
+
+
+def test_it_learns_and_the_log_follows_the_schedule(undisturbed):
+    log = records.read_jsonl(undisturbed / "train_log_sft.jsonl")
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert log[-1]["loss"] < log[0]["loss"] - 0.3
+    rates = [row["lr"] for row in log]
+    assert rates[0] == 0.0 and max(rates) == rates[1] == SETTINGS.lr
+    assert rates[1] > rates[2] > rates[3] > 0
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    tiny_checkpoint, demonstrations, undisturbed, tmp_path
+):
+    again, other = tmp_path / "again", tmp_path / "other"
+    arguments = (tiny_checkpoint, demonstrations)
+    sft.train_sft(*arguments, SETTINGS, SAMPLING, again)
+    assert weights(again) == weights(undisturbed)
+    log = "train_log_sft.jsonl"
+    assert (again / log).read_bytes() == (undisturbed / log).read_bytes()
+    sft.train_sft(*arguments, replace(SETTINGS, seed=2), SAMPLING, other)
+    assert weights(other) != weights(undisturbed)
+
+
+def test_a_finished_adapter_is_returned_at_once_and_others_are_refused(
+    tiny_checkpoint, demonstrations, undisturbed
+):
+    file = undisturbed / "adapters" / "sft" / "adapter_model.safetensors"
+    made = file.stat().st_mtime_ns
+    arguments = (tiny_checkpoint, demonstrations)
+    folder = sft.train_sft(*arguments, SETTINGS, SAMPLING, undisturbed)
+    assert folder == file.parent and file.stat().st_mtime_ns == made
+    with pytest.raises(ValueError, match=r"lr \(0\.005 there, 0\.1 now\)"):
+        sft.train_sft(*arguments, replace(SETTINGS, lr=0.1), SAMPLING, undisturbed)
+    with pytest.raises(ValueError, match="demonstrations"):
+        fewer = demonstrations[:5]
+        sft.train_sft(tiny_checkpoint, fewer, SETTINGS, SAMPLING, undisturbed)
+    assert file.stat().st_mtime_ns == made
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_adapter(
+    tiny_checkpoint, demonstrations, undisturbed, tmp_path
+):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    shutil.rmtree(run / "adapters")
+    sft.train_sft(tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, run)
+    assert weights(run) == weights(undisturbed)
+    log = "train_log_sft.jsonl"
+    assert (run / log).read_bytes() == (undisturbed / log).read_bytes()
+
+
+def test_killed_and_started_again_it_ends_as_if_undisturbed(
+    tiny_checkpoint, demonstrations, tmp_path
+):
+    settings = replace(SETTINGS, steps=24, save_every=3)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = tmp_path / "arguments.pickle"
+    content = (tiny_checkpoint, demonstrations, settings, SAMPLING)
+    arguments.write_bytes(pickle.dumps((*content, killed)))
+    log = killed / "train_log_sft.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
+    command = [sys.executable, "-c", CHILD, str(arguments)]
+    with subprocess.Popen(command, env=environment) as child:
+        while child.poll() is None:
+            if log.exists() and log.read_bytes().count(b"\n") >= 5:
+                child.send_signal(signal.SIGKILL)
+            time.sleep(0.01)
+    assert child.returncode == -signal.SIGKILL
+    assert not (killed / "adapters").exists()
+    resumed_from = checkpoints.last_complete(killed / "checkpoints" / "sft")
+    assert resumed_from.name != "checkpoint-24"
+
+    sft.train_sft(*content, killed)
+    sft.train_sft(*content, whole)
+    assert weights(killed) == weights(whole)
+    assert log.read_bytes() == (whole / log.name).read_bytes()

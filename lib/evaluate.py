@@ -1,0 +1,408 @@
+"""Answer questions greedily in batches and keep one row a question.
+
+Protocol of SEED-Bench-R1 (arXiv 2503.24376, released infer.py): video, then image, then
+the text with its options in the order of the file; one completion of at most 256
+tokens; the first letter in the first <answer> tag against the gold letter. Its shipped
+settings amount to greedy decoding (top_k = 1 is inherited from the checkpoint); here
+greedy is asked for, with every field that could be inherited written out.
+
+    settings = EvalSettings("think", max_new_tokens=256, batch_size=8)
+    rows = evaluate(model, processor, questions, settings, Sampling(),
+                    run / "predictions_base_L1.jsonl")
+    metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
+
+The batches are a fixed partition of the questions. Rows of a finished batch go to
+predictions_base_L1.partial.jsonl at once, so a killed run goes on behind its last
+whole batch and ends with the same bytes as an undisturbed one;
+predictions_base_L1.settings.json says what made them, and rows of other settings are
+refused.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from lib import models, records
+from lib.prompts import messages, prompt_text
+from lib.questions import Question
+from lib.rewards import parse_answer
+from lib.video import BadVideo, Sampling, question_media
+
+# Every field of transformers' GenerationConfig that can change a greedy completion, at
+# the value that leaves the model's own logits alone. One left out would be taken from
+# the checkpoint's generation_config.json.
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": None,
+    "top_k": None,
+    "top_p": None,
+    "min_p": None,
+    "typical_p": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "guidance_scale": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "use_cache": True,
+}
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+POLICIES = ("raise", "keep_as_wrong")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How questions are asked; decoding is always GREEDY.
+
+    `style` is "think" (the paper's prompt) or "direct" (one letter). `on_bad_video`
+    says what an unusable clip or still does: "raise" ends the evaluation,
+    "keep_as_wrong" keeps the question in the denominator with an empty completion.
+    """
+
+    style: str
+    max_new_tokens: int
+    batch_size: int
+    on_bad_video: str = "raise"
+
+    def __post_init__(self):
+        if self.style not in ("think", "direct"):
+            raise ValueError(f"style is {self.style!r}: use 'think' or 'direct'")
+        if self.on_bad_video not in POLICIES:
+            raise ValueError(
+                f"on_bad_video is {self.on_bad_video!r}: use one of {POLICIES}"
+            )
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be 1 or more"
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions of one batch, their tensors (None if all failed), and what failed."""
+
+    questions: list[Question]
+    inputs: dict[str, torch.Tensor] | None
+    errors: dict[str, str]
+
+
+def evaluate(
+    model,
+    processor,
+    questions: Sequence[Question],
+    settings: EvalSettings,
+    sampling: Sampling,
+    path: str | Path,
+) -> list[dict]:
+    """Rows of all questions in their order, also written to `path`.
+
+    Goes on where a killed call stopped and returns a finished file at once. A row is
+    made by `row`.
+
+    Raises ValueError when rows of other settings lie at `path`, BadVideo (naming the
+    question and the file) under on_bad_video = "raise".
+    """
+    path = Path(path)
+    recorded = all_settings(model, questions, settings, sampling)
+    partial = path.with_suffix(".partial.jsonl")
+    refuse_other_settings(path, partial, recorded)
+    if path.exists():
+        partial.unlink(missing_ok=True)  # left by a kill right behind the last write
+        return records.read_jsonl(path)
+
+    records.write_json(settings_file(path), recorded)
+    batches = partition(questions, settings)
+    rows = whole_batches(partial, batches)
+    todo = batches[batches_in(rows, batches) :]
+    with tqdm(total=len(questions), initial=len(rows), desc=path.stem) as bar:
+        for batch in prepared(processor, todo, settings, sampling):
+            answered = answer(model, processor, batch, settings)
+            records.append_jsonl(partial, answered)
+            rows += answered
+            bar.update(len(answered))
+
+    by_id = {row["id"]: row for row in rows}
+    in_order = [by_id[question.id] for question in questions]
+    records.write_jsonl(path, in_order)
+    partial.unlink(missing_ok=True)
+    return in_order
+
+
+def all_settings(
+    model, questions: Sequence[Question], settings: EvalSettings, sampling: Sampling
+) -> dict:
+    """Everything that decides the rows, as plain JSON values."""
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(f"{question.id}\n{question.gold}\n".encode())
+        digest.update(prompt_text(question, settings.style).encode())
+    if len({question.id for question in questions}) < len(questions):
+        raise ValueError("two questions have the same id: rows could not be told apart")
+    return {
+        **asdict(settings),
+        "decoding": GREEDY,
+        "sampling": asdict(sampling),
+        "model": models.fingerprint(model),
+        "questions": f"{len(questions)} with sha256 {digest.hexdigest()[:12]}",
+    }
+
+
+def settings_file(path: Path) -> Path:
+    """predictions_x.settings.json beside predictions_x.jsonl."""
+    return path.with_suffix(".settings.json")
+
+
+def refuse_other_settings(path: Path, partial: Path, wanted: dict) -> None:
+    """Raise ValueError, naming each difference, when rows of other settings exist."""
+    if not path.exists() and not partial.exists():
+        return
+    file = settings_file(path)
+    if not file.exists():
+        raise ValueError(
+            f"{path.name} has rows but {file.name} is missing, so nobody can tell what "
+            f"made them: delete {path.stem}.* in {path.parent} and evaluate again"
+        )
+    found = records.read_json(file)
+    differing = [
+        f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
+        for key in sorted({*found, *wanted})
+        if found.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} holds rows of other settings: {'; '.join(differing)}. Use another "
+            f"run_name, or delete {path.stem}.* there to evaluate again"
+        )
+
+
+def partition(
+    questions: Sequence[Question], settings: EvalSettings
+) -> list[list[Question]]:
+    """The batches: always the same ones, of prompts of like shape to save padding."""
+
+    def shape(question: Question) -> tuple:
+        text = prompt_text(question, settings.style)
+        return question.video is None, question.image is None, len(text)
+
+    alike = sorted(questions, key=shape)  # stable: equal shapes keep their order
+    size = settings.batch_size
+    return [alike[start : start + size] for start in range(0, len(alike), size)]
+
+
+def whole_batches(partial: Path, batches: list[list[Question]]) -> list[dict]:
+    """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
+    rows = records.repair_jsonl(partial)
+    expected = [question.id for batch in batches for question in batch]
+    if [row["id"] for row in rows] != expected[: len(rows)]:
+        raise ValueError(
+            f"{partial} holds other rows than its first batches have: delete it"
+        )
+    kept = sum(len(batch) for batch in batches[: batches_in(rows, batches)])
+    if kept < len(rows):
+        records.write_jsonl(partial, rows[:kept])
+    return rows[:kept]
+
+
+def batches_in(rows: list[dict], batches: list[list[Question]]) -> int:
+    """How many leading batches `rows` cover completely."""
+    covered, left = 0, len(rows)
+    for batch in batches:
+        left -= len(batch)
+        if left < 0:
+            break
+        covered += 1
+    return covered
+
+
+def prepared(
+    processor,
+    batches: list[list[Question]],
+    settings: EvalSettings,
+    sampling: Sampling,
+) -> Iterator[Batch]:
+    """The batches with their tensors; the next one is decoded while one is answered."""
+
+    def prepare(questions: list[Question]) -> Batch:
+        return prepare_batch(processor, questions, settings, sampling)
+
+    yield from one_ahead(prepare, batches)
+
+
+def one_ahead(work: Callable, items: Sequence) -> Iterator:
+    """`work(item)` for each item in order, always one item ahead in a thread."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = None
+        for item in items:
+            current, coming = coming, thread.submit(work, item)
+            if current is not None:
+                yield current.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def prepare_batch(
+    processor,
+    questions: list[Question],
+    settings: EvalSettings,
+    sampling: Sampling,
+) -> Batch:
+    """Read the media and encode the prompts, left padded."""
+    conversations, errors = [], {}
+    for question in questions:
+        try:
+            clip, still = question_media(question, sampling)
+        except BadVideo as bad:
+            if settings.on_bad_video == "raise":
+                raise BadVideo(bad.path, f"{bad.why} (question {question.id})") from bad
+            errors[question.id] = f"{bad.path.name} {bad.why}"
+            continue
+        text = prompt_text(question, settings.style)
+        conversations.append(messages(text, clip, still))
+    inputs = models.encode(processor, conversations) if conversations else None
+    return Batch(questions, inputs, errors)
+
+
+def answer(model, processor, batch: Batch, settings: EvalSettings) -> list[dict]:
+    """One row for each question of the batch, in its order."""
+    completions = iter(())
+    if batch.inputs is not None:
+        completions = iter(complete(model, processor, batch.inputs, settings))
+    return [
+        row(question, settings, error=batch.errors[question.id])
+        if question.id in batch.errors
+        else row(question, settings, *next(completions))
+        for question in batch.questions
+    ]
+
+
+def complete(
+    model, processor, inputs: dict[str, torch.Tensor], settings: EvalSettings
+) -> list[tuple[str, int, bool]]:
+    """(completion, its number of tokens, truncated) of each of B prompts [B, L].
+
+    A completion ends before <|im_end|> (or <|endoftext|>), which is counted among its
+    tokens; without one within max_new_tokens it is truncated. Tokens that stand for
+    pictures cannot be generated.
+    """
+    tokenizer = processor.tokenizer
+    ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
+    with torch.inference_mode():
+        sequences = model.eval().generate(
+            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
+            **GREEDY,
+            max_new_tokens=settings.max_new_tokens,
+            suppress_tokens=models.visual_token_ids(model.config),
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    return [cut(tokenizer, tokens, ends) for tokens in generated]
+
+
+def cut(tokenizer, tokens: list[int], ends: list[int]) -> tuple[str, int, bool]:
+    """(text before the first end token, tokens up to and with it, none found)."""
+    first = next((i for i, token in enumerate(tokens) if token in ends), None)
+    text = tokenizer.decode(tokens[:first], skip_special_tokens=False)
+    return text, len(tokens) if first is None else first + 1, first is None
+
+
+def row(
+    question: Question,
+    settings: EvalSettings,
+    completion: str = "",
+    tokens: int = 0,
+    truncated: bool = False,
+    error: str | None = None,
+) -> dict:
+    """The record of one answered, or failed, question.
+
+    first_letter and lenient are letters or None, correct and parsed follow the first,
+    tokens includes the end token, error names what is wrong with the video or is None.
+    Under the direct prompt the whole completion is the answer, so both rules read it as
+    if it stood between answer tags.
+    """
+    letters = "ABCDE"[: len(question.options)]
+    answered = completion
+    if settings.style == "direct":
+        answered = f"<answer>{completion}</answer>"
+    first_letter = parse_answer(answered, "first_letter", letters)
+    lenient = parse_answer(answered, "lenient", letters)
+    return {
+        "id": question.id,
+        "level": question.level,
+        "domain": question.domain,
+        "scenario": question.scenario,
+        "duration_group": question.duration_group,
+        "gold": question.gold,
+        "options": list(question.options),
+        "completion": completion,
+        "first_letter": first_letter,
+        "lenient": lenient,
+        "correct": first_letter == question.gold,
+        "correct_lenient": lenient == question.gold,
+        "parsed": first_letter is not None,
+        "truncated": truncated,
+        "tokens": tokens,
+        "error": error,
+    }
+
+
+def metrics(rows: Sequence[dict]) -> dict:
+    """Accuracies and shares over all rows; a failed item counts as a wrong answer.
+
+    Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
+    parse_failure_lenient (share without a letter), truncated, failed (share with an
+    unusable video), mean_tokens, by_domain and by_duration_group ({name: {n, accuracy,
+    accuracy_lenient}}, empty where no row has a domain or duration group).
+    """
+    if not rows:
+        raise ValueError("no rows: metrics of nothing are not defined")
+    return {
+        **scores(rows),
+        "parse_failure": share(not row["parsed"] for row in rows),
+        "parse_failure_lenient": share(row["lenient"] is None for row in rows),
+        "truncated": share(row["truncated"] for row in rows),
+        "failed": share(row["error"] is not None for row in rows),
+        "mean_tokens": share(row["tokens"] for row in rows),
+        "by_domain": scores_by(rows, "domain"),
+        "by_duration_group": scores_by(rows, "duration_group"),
+    }
+
+
+def scores(rows: Sequence[dict]) -> dict:
+    """n and the accuracy under both parsing rules."""
+    return {
+        "n": len(rows),
+        "accuracy": share(row["correct"] for row in rows),
+        "accuracy_lenient": share(row["correct_lenient"] for row in rows),
+    }
+
+
+def scores_by(rows: Sequence[dict], key: str) -> dict[str, dict]:
+    """`scores` for each value of `key`, as text; rows without one are left out."""
+    values = sorted({row[key] for row in rows if row[key]})
+    return {
+        str(value): scores([row for row in rows if row[key] == value])
+        for value in values
+    }
+
+
+def share(values) -> float:
+    """The mean of numbers or booleans."""
+    values = list(values)
+    return sum(values) / len(values)

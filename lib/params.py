@@ -1,0 +1,321 @@
+"""Parameters of a run: declared in the notebooks, given in params/*.yaml.
+
+A notebook declares them in its cell tagged `parameters`, one a line, each a typed
+literal with a sentence:
+
+    lr: float = 1.0e-3  # AdamW learning rate
+
+A params file is flat YAML and gives values to some of them. `base: mini.yaml` starts
+from another file, whose path is relative to this one; `sweep:` holds lists and makes
+one run of every combination. So params/sweeps/mini_seeds.yaml with
+
+    base: ../mini.yaml
+    sweep:
+      seed: [0, 1]
+
+is two runs, mini_seeds-seed=0 and mini_seeds-seed=1, otherwise as params/mini.yaml.
+
+papermill takes unknown keys and wrong types without complaint, and its own reading of
+the parameter cell loses a line with an equals sign in the comment; so the cell is read
+with `ast` here, and every fault of a file is reported before anything runs.
+"""
+
+import ast
+import difflib
+import io
+import itertools
+import re
+import tokenize
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+
+from lib.paths import ROOT, check_run_name
+
+NOTEBOOKS = ROOT / "notebooks"
+TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameter cell."""
+
+    name: str
+    type: type
+    default: bool | int | float | str
+    sentence: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The values of one run, with its name; `varied` are the keys a sweep varies."""
+
+    name: str
+    values: dict[str, bool | int | float | str]
+    varied: tuple[str, ...] = ()
+
+
+class ParamsFaults(ValueError):
+    """Every fault of a params file, each naming file, line and key."""
+
+    def __init__(self, faults: list[str]):
+        self.faults = faults
+        super().__init__("\n".join(faults))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A key of a params file with its YAML node."""
+
+    key: str
+    node: yaml.Node
+    file: Path
+
+    def fault(self, text: str, node: yaml.Node | None = None) -> str:
+        line = (node or self.node).start_mark.line + 1
+        return f"{self.file}, line {line}, {self.key}: {text}"
+
+
+def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The numbered notebooks of a folder, in the order of their numbers."""
+    found = sorted(folder.glob("[0-9]*.ipynb"))
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no notebook such as 01_data.ipynb")
+    return found
+
+
+def declared(notebook: Path) -> dict[str, Parameter]:
+    """The parameters that a notebook declares; ValueError names the line at fault."""
+    source = _parameter_cell(notebook)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    sentences = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    found: dict[str, Parameter] = {}
+    for node in ast.parse(source).body:
+        place = f"{notebook.name}, parameter cell, line {node.lineno}"
+        sentence = sentences.get(node.end_lineno, "").lstrip("# ")
+        parameter = _parameter(node, sentence, place)
+        if parameter.name in found:
+            raise ValueError(f"{place}: {parameter.name} is declared twice")
+        found[parameter.name] = parameter
+    return found
+
+
+def declarations(notebooks: Iterable[Path]) -> dict[str, Parameter]:
+    """All parameters; a name that two notebooks share must mean the same in both."""
+    found: dict[str, Parameter] = {}
+    for notebook in notebooks:
+        for name, new in declared(notebook).items():
+            old = found.setdefault(name, new)
+            if (old.type, old.default) != (new.type, new.default):
+                raise ValueError(
+                    f"{name} is {old.type.__name__} = {old.default!r} in {old.place}, "
+                    f"but {new.type.__name__} = {new.default!r} in {new.place}"
+                )
+    return found
+
+
+def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
+    """The runs of a params file: one, or one for every combination of its sweep.
+
+    Raises ParamsFaults with all faults: unknown and repeated keys, values of a type
+    other than the notebook's, a missing run_name, names that cannot be folders.
+    """
+    parameters = declarations(notebook_paths(notebooks))
+    known = {name: parameter.type for name, parameter in parameters.items()}
+    faults: list[str] = []
+    given, axes = _collect(Path(path), faults)
+    values = {
+        key: _checked(item, item.node, known, faults) for key, item in given.items()
+    }
+    varied = [
+        [(item.key, _checked(item, node, known, faults)) for node in item.node.value]
+        for item in axes
+    ]
+    runs = [] if faults else _expand(Path(path), values, varied, faults)
+    if faults:
+        raise ParamsFaults(faults)
+    return runs
+
+
+def _parameter_cell(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1 or tagged[0].cell_type != "code":
+        raise ValueError(
+            f"{notebook.name}: expected exactly one cell tagged parameters, with code; "
+            f"found {len(tagged)} tagged cells"
+        )
+    return tagged[0].source
+
+
+def _parameter(node: ast.stmt, sentence: str, place: str) -> Parameter:
+    match node:
+        case ast.AnnAssign(
+            target=ast.Name(id=name), annotation=ast.Name(id=kind), value=ast.expr()
+        ) if kind in TYPES:
+            try:
+                default = ast.literal_eval(node.value)
+            except ValueError:
+                default = None
+            if _mismatch(default, TYPES[kind]) is None and sentence:
+                return Parameter(
+                    name, TYPES[kind], TYPES[kind](default), sentence, place
+                )
+    raise ValueError(
+        f"{place}: expected `name: type = literal  # sentence` with a type of "
+        f"{', '.join(TYPES)}; found `{ast.unparse(node)}`"
+        + ("" if sentence else " without a sentence")
+    )
+
+
+def _mismatch(value: Any, kind: type) -> str | None:
+    """What is wrong with a value of a parameter of type `kind`; None if nothing."""
+    if type(value) is kind or (kind is float and type(value) is int):
+        return None
+    found = f"expected {kind.__name__}, found {type(value).__name__} {value!r}"
+    if kind is str:
+        return f"{found}; put it in quotation marks"
+    if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):
+        return f"{found}; YAML wants a point and a sign: {_yaml_float(value)}"
+    return found
+
+
+def _yaml_float(text: str) -> str:
+    """A number as YAML 1.1 reads it: 1e-5 -> 1.0e-5, 3E4 -> 3.0e+4."""
+    mantissa, _, exponent = text.lower().partition("e")
+    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
+    sign = "" if exponent.startswith(("+", "-")) else "+"
+    return f"{mantissa}e{sign}{exponent}" if exponent else mantissa
+
+
+def _collect(
+    path: Path, faults: list[str], above: tuple[Path, ...] = ()
+) -> tuple[dict[str, _Given], list[_Given]]:
+    """The keys of a file over those of its bases, and the axes of its sweep."""
+    own = _read(path, faults)
+    if own is None:
+        return {}, []
+    base, sweep = own.pop("base", None), own.pop("sweep", None)
+    axes = _axes(sweep, own, faults) if sweep else []
+    if not above:
+        _check_named(path, own, sweep, faults)
+    elif sweep:
+        faults.append(sweep.fault(f"{above[-1]} starts from this file; no sweep here"))
+    inherited: dict[str, _Given] = {}
+    if base:
+        source = path.parent / str(base.node.value)
+        if source.resolve() in {p.resolve() for p in (*above, path)}:
+            faults.append(base.fault(f"{source} starts from this file"))
+        elif not source.is_file():
+            faults.append(base.fault(f"{source} is missing"))
+        else:
+            inherited, _ = _collect(source, faults, (*above, path))
+            inherited.pop("run_name", None)
+    swept = {item.key for item in axes}
+    merged = {key: item for key, item in inherited.items() if key not in swept}
+    return merged | own, axes
+
+
+def _read(path: Path, faults: list[str]) -> dict[str, _Given] | None:
+    """The keys of one file; None, with a fault added, if it cannot be read."""
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        faults.append(f"{path} is missing")
+        return None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        faults.append(f"{path}, line {line}: not YAML ({error.problem})")
+        return None
+    if not isinstance(tree, yaml.MappingNode):
+        faults.append(f"{path}, line 1: expected lines of `key: value`")
+        return None
+    return _keys(tree, path, faults)
+
+
+def _keys(tree: yaml.MappingNode, path: Path, faults: list[str]) -> dict[str, _Given]:
+    found: dict[str, _Given] = {}
+    for key_node, node in tree.value:
+        item = _Given(str(key_node.value), node, path)
+        if item.key in found:
+            faults.append(item.fault("given twice", key_node))
+        found[item.key] = item
+    return found
+
+
+def _axes(sweep: _Given, own: dict[str, _Given], faults: list[str]) -> list[_Given]:
+    """The swept keys, each with a node that is a list."""
+    if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
+        faults.append(sweep.fault("expected lines of `key: [value, value]` below it"))
+        return []
+    axes = []
+    for key, item in _keys(sweep.node, sweep.file, faults).items():
+        if key == "run_name":
+            faults.append(item.fault("a sweep names its runs itself"))
+        elif key in own:
+            faults.append(item.fault("given here and outside the sweep"))
+        elif not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
+            faults.append(item.fault("expected a list of values, such as [0, 1]"))
+        else:
+            axes.append(item)
+    return axes
+
+
+def _check_named(
+    path: Path, own: dict[str, _Given], sweep: _Given | None, faults: list[str]
+) -> None:
+    if sweep and "run_name" in own:
+        faults.append(own["run_name"].fault("a sweep is named after its file"))
+    if not sweep and "run_name" not in own:
+        faults.append(f"{path}, run_name: missing; it names the folder of the records")
+
+
+def _checked(
+    item: _Given, node: yaml.Node, known: dict[str, type], faults: list[str]
+) -> Any:
+    """The value of a node, of the declared type; a fault is added if it is not."""
+    kind = str if item.key == "run_name" else known.get(item.key)
+    if kind is None:
+        close = difflib.get_close_matches(item.key, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        faults.append(item.fault(f"no notebook declares this parameter{hint}", node))
+        return None
+    try:
+        value = yaml.SafeLoader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError) as error:
+        faults.append(item.fault(f"not a value of YAML ({error})", node))
+        return None
+    wrong = _mismatch(value, kind)
+    if wrong:
+        faults.append(item.fault(wrong, node))
+        return None
+    return kind(value)
+
+
+def _expand(
+    path: Path,
+    values: dict[str, Any],
+    varied: list[list[tuple[str, Any]]],
+    faults: list[str],
+) -> list[Run]:
+    """One run a combination; their names tell the combinations apart."""
+    runs = []
+    for combination in itertools.product(*varied):
+        parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
+        name = "-".join([path.stem, *parts]) if varied else values["run_name"]
+        keys = tuple(key for key, _ in combination)
+        runs.append(Run(name, {**values, **dict(combination), "run_name": name}, keys))
+    names = [run.name for run in runs]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"{path}, sweep: two runs would both be called {name}")
+    try:
+        check_run_name(names[0])
+    except ValueError as error:
+        faults.append(f"{path}, run_name: {error}")
+    return runs

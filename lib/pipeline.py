@@ -1,0 +1,382 @@
+"""Runs the notebooks in order through papermill, and whole sweeps of runs.
+
+    python -m lib.pipeline params/mini.yaml
+    python -m lib.pipeline params/sweeps/mini_seeds.yaml --jobs 2
+
+A run leaves its executed notebooks and records in outputs/<run_name>/. Calling it again
+goes on where it stopped: a notebook that has finished is not run again unless its code,
+its parameters, anything in lib/ or a notebook before it has changed. Files outside the
+repository, such as videos, are not watched; after changing them use --fresh.
+
+A sweep (lib/params.py) runs each combination as a process of its own, and gathers
+outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of
+the runs instead, for a scheduler; calling the sweep once more afterwards finds all of
+them finished and writes the table.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+from traitlets import default
+
+from lib.params import Run, declared, load_params, notebook_paths
+from lib.paths import ROOT, run_dir
+from lib.records import read_json, settings_hash, sha256, write_json, write_text
+
+OUTPUTS = ROOT / "outputs"
+# Two runs of one seed must agree, and nobody's run should report to anyone.
+KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+TRACEBACK_LINES = 15
+
+
+class NotebookFailed(Exception):
+    """A cell raised, or its kernel died; the text says where and how."""
+
+
+class OwnKernel(AsyncKernelManager):
+    """A kernel of this very interpreter, whatever `python3` is registered as.
+
+    Its messages are encrypted: on a shared machine others can read local traffic.
+    """
+
+    @default("transport_encryption")
+    def _encrypt(self) -> str:
+        return "auto"
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if all finished, 1 if a run failed, 2 if none could start."""
+    options = _parse(arguments)
+    try:
+        runs = load_params(options.params)
+        if options.only:
+            runs = [_named(options.only, runs)]
+    except ValueError as error:
+        print(f"nothing was started:\n{error}", file=sys.stderr)
+        return 2
+    if options.print:
+        print("\n".join(_shell_command(options, run) for run in runs))
+        return 0
+    if options.only or not runs[0].varied:
+        return execute_run(runs[0], options.fresh)
+    return execute_sweep(runs, options)
+
+
+def execute_run(run: Run, fresh: bool = False) -> int:
+    """Run the notebooks that are not finished; 0, or 1 when one of them failed."""
+    os.environ.update(KERNEL_ENVIRONMENT)
+    try:
+        with _locked(run.name):
+            if fresh:
+                shutil.rmtree(OUTPUTS / run.name, ignore_errors=True)
+            _execute_notebooks(run)
+    except NotebookFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    print(f"finished: the results are in {OUTPUTS / run.name}")
+    return 0
+
+
+def unfinished(run: Run) -> list[Path]:
+    """The notebooks still to run: from the first one that is missing or changed."""
+    notebooks = notebook_paths()
+    recorded = _state(run.name)["notebooks"]
+    for index, (notebook, key) in enumerate(notebook_keys(run).items()):
+        done = recorded.get(notebook.stem, {}).get("key") == key
+        if not (done and (OUTPUTS / run.name / notebook.name).exists()):
+            return notebooks[index:]
+    return []
+
+
+def notebook_keys(run: Run) -> dict[Path, str]:
+    """A key a notebook, of all that it depends on: code, values, lib, those before."""
+    library = {
+        file.relative_to(ROOT).as_posix(): sha256(file)
+        for file in sorted((ROOT / "lib").rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    keys: dict[Path, str] = {}
+    previous = settings_hash(library)
+    for notebook in notebook_paths():
+        inputs = [_code(notebook), _values(notebook, run), previous]
+        keys[notebook] = previous = settings_hash({"inputs": inputs})
+    return keys
+
+
+def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
+    """Run every run as a process, `--jobs` at a time; 1 if any of them failed."""
+    folder = run_dir(Path(options.params).stem)
+    threads = max(1, _cores() // options.jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    failed: set[str] = set()
+    bar = tqdm(total=len(runs), unit="run")
+    with bar, _cancelling(ThreadPoolExecutor(options.jobs)) as pool:
+        started = {
+            pool.submit(_child, run, options, folder, environment): run for run in runs
+        }
+        for future in as_completed(started):
+            run, code = started[future], future.result()
+            log = folder / f"{run.name}.log"
+            bar.write(f"{run.name}: {f'failed, see {log}' if code else 'finished'}")
+            failed |= {run.name} if code else set()
+            write_table(runs, failed, folder)
+            bar.update()
+    print(f"one row a run: {folder / 'runs.md'}")
+    return 1 if failed else 0
+
+
+def write_table(runs: list[Run], failed: set[str], folder: Path) -> None:
+    """runs.json and runs.md of a sweep; runs that did not finish have no numbers."""
+    rows = [_table_row(run, failed) for run in runs]
+    write_json(folder / "runs.json", rows)
+    cells = [_table_cells(row) for row in rows]
+    columns = list(dict.fromkeys(name for row in cells for name in row))
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[row.get(name, "") for name in columns] for row in cells]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write_text(folder / "runs.md", text)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.pipeline",
+        description="Run the notebooks in order, into outputs/<run_name>/.",
+    )
+    parser.add_argument("params", help="a file such as params/mini.yaml")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs of a sweep at the same time"
+    )
+    parser.add_argument("--only", metavar="RUN", help="one run of a sweep, by name")
+    parser.add_argument(
+        "--fresh", action="store_true", help="remove the run's folder first"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="show one command a run, run nothing"
+    )
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    return options
+
+
+def _named(name: str, runs: list[Run]) -> Run:
+    for run in runs:
+        if run.name == name:
+            return run
+    raise ValueError(f"no run {name}; there are {', '.join(run.name for run in runs)}")
+
+
+def _command(options: argparse.Namespace, run: Run) -> list[str]:
+    command = [sys.executable, "-m", "lib.pipeline"]
+    command += [str(Path(options.params).resolve())]
+    command += ["--only", run.name] if run.varied else []
+    return command + (["--fresh"] if options.fresh else [])
+
+
+def _shell_command(options: argparse.Namespace, run: Run) -> str:
+    return f"cd {shlex.quote(str(ROOT))} && {shlex.join(_command(options, run))}"
+
+
+def _child(
+    run: Run, options: argparse.Namespace, folder: Path, environment: dict[str, str]
+) -> int:
+    """The exit code of a run, executed as a process whose messages go to a log."""
+    if not options.fresh and not unfinished(run):
+        return 0
+    with open(folder / f"{run.name}.log", "w", encoding="utf-8") as log:
+        command = _command(options, run)
+        return subprocess.call(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+
+
+@contextlib.contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+    """A pool that starts nothing more once the block is left early, as by Ctrl-C."""
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """The cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _locked(run_name: str) -> Iterator[None]:
+    """Keep a second process out of the run; a killed process holds no lock."""
+    OUTPUTS.mkdir(exist_ok=True)
+    with open(OUTPUTS / f".{run_name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{run_name} is being run by another process; nothing was started"
+            raise NotebookFailed(message) from error
+        yield
+
+
+def _execute_notebooks(run: Run) -> None:
+    folder = run_dir(run.name)
+    todo = unfinished(run)
+    finished = [n for n in notebook_paths() if n not in todo]
+    for notebook in finished:
+        print(f"{notebook.stem}: unchanged, not run again")
+    recorded = _state(run.name)["notebooks"]
+    # What is about to be overwritten no longer counts as finished.
+    kept = {notebook.stem: recorded[notebook.stem] for notebook in finished}
+    write_json(folder / "pipeline.json", {"parameters": run.values, "notebooks": kept})
+    cells = sum(_cell_count(notebook, run) for notebook in todo)
+    bar = tqdm(total=cells, unit="cell", smoothing=0, disable=not todo)
+    with bar, _ticking(bar):
+        for notebook in todo:
+            _execute_and_record(notebook, run, bar)
+
+
+def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
+    """Execute a notebook and, only after that, note that it is finished."""
+    key = notebook_keys(run)[notebook]
+    start, end = time.monotonic(), bar.n + _cell_count(notebook, run)
+    bar.set_description(notebook.stem)
+    _execute(notebook, run, bar)
+    bar.update(end - bar.n)
+    state = _state(run.name)
+    state["notebooks"][notebook.stem] = {
+        "key": key,
+        "seconds": round(time.monotonic() - start, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(OUTPUTS / run.name / "pipeline.json", state)
+
+
+def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
+    """Execute one notebook; its file gets its final name when all cells have run."""
+    final = OUTPUTS / run.name / notebook.name
+    partial = final.with_suffix(".unfinished.ipynb")
+    current: dict = {}
+    try:
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters=_values(notebook, run),
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=OwnKernel,
+            cwd=notebook.parent,
+            progress_bar=False,
+            on_cell_execute=lambda **started: current.update(started),
+            on_cell_executed=lambda **_: bar.update(),
+        )
+    except PapermillExecutionError as error:
+        raise NotebookFailed(_report(partial, current, error.traceback)) from error
+    except DeadKernelError as error:
+        cause = [f"{error} It may have run out of memory."]
+        raise NotebookFailed(_report(partial, current, cause)) from error
+    os.replace(partial, final)
+
+
+def _report(partial: Path, current: dict, traceback: list[str]) -> str:
+    """The notebook, the cell that failed and the end of its traceback."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
+    tail = text.splitlines()[-TRACEBACK_LINES:]
+    cell = current.get("cell")
+    source = cell.source.splitlines()[:TRACEBACK_LINES] if cell else ["(none yet)"]
+    indented = [f"    {line}" for line in source]
+    return "\n".join([f"\nfailed: {partial}", "in the cell", *indented, "with", *tail])
+
+
+@contextlib.contextmanager
+def _ticking(bar: tqdm) -> Iterator[None]:
+    """Redraw the bar each second, so that the clock moves while a cell trains."""
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(1.0):
+            bar.refresh()
+
+    if sys.stderr.isatty():
+        threading.Thread(target=tick, daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _code(notebook: Path) -> list[str]:
+    """The sources of the cells that a kernel executes."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return [c.source for c in cells if c.cell_type == "code" and c.source.strip()]
+
+
+def _values(notebook: Path, run: Run) -> dict:
+    """The values of the run that this notebook declares."""
+    names = declared(notebook)
+    return {name: run.values[name] for name in names if name in run.values}
+
+
+def _cell_count(notebook: Path, run: Run) -> int:
+    """Cells that will be executed; papermill adds one that holds the values."""
+    return len(_code(notebook)) + bool(_values(notebook, run))
+
+
+def _state(run_name: str) -> dict:
+    path = OUTPUTS / run_name / "pipeline.json"
+    return read_json(path) if path.exists() else {"parameters": {}, "notebooks": {}}
+
+
+def _table_row(run: Run, failed: set[str]) -> dict:
+    folder = OUTPUTS / run.name
+    todo = unfinished(run)
+    status = "waiting" if todo else "finished"
+    if run.name in failed:
+        status = f"failed at {todo[0].stem}" if todo else "failed"
+    row = {"run": run.name, **{key: run.values[key] for key in run.varied}}
+    row["status"] = status
+    if status == "finished":
+        notebooks = _state(run.name)["notebooks"].values()
+        row["seconds"] = round(sum(notebook["seconds"] for notebook in notebooks), 1)
+        if (folder / "metrics.json").exists():
+            row["metrics"] = read_json(folder / "metrics.json")
+    return row
+
+
+def _table_cells(row: dict) -> dict[str, str]:
+    """A row of runs.json as text: its numbers, and the accuracy of model and set."""
+    cells = {key: str(value) for key, value in row.items() if key != "metrics"}
+    seconds = cells.pop("seconds", None)
+    for model, sets in row.get("metrics", {}).items():
+        for name, numbers in sets.items():
+            cells[f"{model} {name}"] = f"{numbers['accuracy']:.3f}"
+    return cells | ({"seconds": seconds} if seconds else {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The committed notebooks: clean, short-celled, and with readable parameters."""
+
+import ast
+
+import nbformat
+import papermill
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+
+from lib.params import NOTEBOOKS, declarations, declared, notebook_paths
+
+NAMES = ["01_data", "02_sft", "03_grpo", "04_eval", "05_analysis"]
+LONGEST_CELL = 20
+
+
+@pytest.fixture(params=NAMES)
+def path(request):
+    return NOTEBOOKS / f"{request.param}.ipynb"
+
+
+@pytest.fixture
+def notebook(path):
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_the_first_five_are_there_in_order():
+    assert [path.stem for path in notebook_paths()][: len(NAMES)] == NAMES
+
+
+def test_it_opens_with_a_title(notebook):
+    first = notebook.cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+
+
+def test_it_is_stripped(code):
+    assert code
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+
+
+def test_it_names_its_kernel(notebook):
+    """Plain papermill, without our pipeline, starts nothing otherwise."""
+    kernel = notebook.metadata.kernelspec
+    assert (kernel.name, kernel.language) == ("python3", "python")
+
+
+def test_cell_ids_are_unique(notebook):
+    ids = [cell["id"] for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_cells_are_short(code):
+    long = {
+        cell.source.splitlines()[0]: len(cell.source.splitlines())
+        for cell in code
+        if "parameters" not in cell.metadata.get("tags", [])
+        and len(cell.source.splitlines()) > LONGEST_CELL
+    }
+    assert long == {}
+
+
+def test_it_defines_nothing(code):
+    """Definitions belong in lib/, where they are tested and have one copy."""
+    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for cell in code:
+        nodes = ast.walk(ast.parse(cell.source))
+        found = [node.name for node in nodes if isinstance(node, definitions)]
+        assert found == [], f"in the cell:\n{cell.source}"
+
+
+def test_it_declares_its_parameters(path):
+    parameters = declared(path)
+    assert parameters["run_name"].default == "smoke"
+
+
+def test_papermill_reads_the_same_parameters(path):
+    """An equals sign in a comment would hide a line from `--help-notebook`."""
+    assert list(papermill.inspect_notebook(path)) == list(declared(path))
+
+
+def test_no_parameter_is_a_magic_word(path):
+    """IPython takes `run: str = ...` for the magic %run."""
+    magics = InteractiveShell.instance().magics_manager.magics["line"]
+    assert "run" in magics
+    assert set(declared(path)) & set(magics) == set()
+
+
+def test_shared_parameters_agree():
+    assert declarations(notebook_paths())

@@ -1,0 +1,219 @@
+"""Parameters: read from the notebooks with ast, checked all at once, swept."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib.params import ParamsFaults, declarations, declared, load_params
+from lib.paths import ROOT
+from lib.pipeline import load_params as pipeline_load_params
+
+PARAMS = ROOT / "params"
+FILES = [
+    path.relative_to(PARAMS).as_posix()
+    for path in sorted(PARAMS.rglob("*.yaml"))
+    if "accelerate" not in path.parts  # settings of the launcher, not of a run
+]
+
+TRAIN = """\
+run_name: str = "smoke"  # folder below outputs/
+seed: int = 0  # of everything that is random
+lr: float = 1.0e-3  # learning rate (paper: lr=1e-6)
+quantize: bool = False  # 4-bit weights"""
+EVALUATE = """\
+run_name: str = "smoke"  # folder below outputs/
+max_frames: int = 4  # frames of a clip"""
+
+
+@pytest.fixture
+def notebooks(tmp_path) -> Path:
+    folder = tmp_path / "notebooks"
+    write_notebook(folder / "01_train.ipynb", TRAIN)
+    write_notebook(folder / "02_eval.ipynb", EVALUATE)
+    return folder
+
+
+def write_notebook(path: Path, parameters: str) -> None:
+    cell = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), path)
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def faults(path: Path, notebooks: Path) -> list[str]:
+    with pytest.raises(ParamsFaults) as caught:
+        load_params(path, notebooks)
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    return caught.value.faults
+
+
+def test_the_default_params_are_there():
+    assert "mini.yaml" in FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_params_file_is_without_fault(name):
+    runs = pipeline_load_params(PARAMS / name)
+    assert runs and len({run.name for run in runs}) == len(runs)
+    assert all(run.values["run_name"] == run.name for run in runs)
+
+
+def test_declared_reads_type_default_and_sentence(notebooks):
+    lr = declared(notebooks / "01_train.ipynb")["lr"]
+    assert (lr.type, lr.default) == (float, 1e-3)
+    assert lr.sentence == "learning rate (paper: lr=1e-6)"
+    assert lr.place == "01_train.ipynb, parameter cell, line 3"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "lr = 1.0e-3  # without a type",
+        "lr: float  # without a value",
+        "lr: float = 10**-3  # not a literal",
+        "lr: float = '1e-3'  # of another type",
+        "steps: int = True  # of another type",
+        "lrs: list = [1]  # of a type that is not allowed",
+        "lr: float = 1.0e-3",
+        "print('more')  # not a declaration",
+    ],
+)
+def test_declared_refuses_other_lines(line, notebooks):
+    write_notebook(notebooks / "01_train.ipynb", f"seed: int = 0  # seed\n{line}")
+    with pytest.raises(ValueError, match=r"01_train\.ipynb, parameter cell, line 2"):
+        declared(notebooks / "01_train.ipynb")
+
+
+def test_declared_refuses_a_second_declaration(notebooks):
+    write_notebook(notebooks / "01_train.ipynb", "a: int = 0  # a\na: int = 1  # a")
+    with pytest.raises(ValueError, match=r"line 2: a is declared twice"):
+        declared(notebooks / "01_train.ipynb")
+
+
+@pytest.mark.parametrize("tagged", [0, 2])
+def test_declared_wants_one_parameter_cell(tagged, notebooks):
+    tags = {"tags": ["parameters"]}
+    cells = [nbformat.v4.new_code_cell(TRAIN, metadata=tags) for _ in range(tagged)]
+    path = notebooks / "01_train.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    with pytest.raises(ValueError, match=f"01_train.*found {tagged}"):
+        declared(path)
+
+
+@pytest.mark.parametrize("other", ["seed: int = 1  # seed", "seed: float = 0  # seed"])
+def test_a_shared_name_means_the_same_everywhere(other, notebooks):
+    write_notebook(notebooks / "02_eval.ipynb", other)
+    with pytest.raises(ValueError, match=r"seed is int = 0 .*01_train.*02_eval"):
+        declarations(sorted(notebooks.iterdir()))
+
+
+def test_values_come_with_the_declared_type(notebooks, tmp_path):
+    path = write(tmp_path, "a.yaml", "run_name: a\nlr: 1\nseed: 3\nquantize: true\n")
+    (run,) = load_params(path, notebooks)
+    assert run.values == {"run_name": "a", "lr": 1.0, "seed": 3, "quantize": True}
+    assert type(run.values["lr"]) is float
+    assert (run.name, run.varied) == ("a", ())
+
+
+def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_path):
+    path = write(
+        tmp_path, "a.yaml", "sed: 1\nlr: 1e-5\nmax_frames: true\nzebra: 1\nlr: 1.0\n"
+    )
+    found = faults(path, notebooks)
+    assert found == [
+        f"{path}, line 5, lr: given twice",
+        f"{path}, run_name: missing; it names the folder of the records",
+        f"{path}, line 1, sed: no notebook declares this parameter; did you mean seed?",
+        f"{path}, line 3, max_frames: expected int, found bool True",
+        f"{path}, line 4, zebra: no notebook declares this parameter",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lr: 1e-5", "found str '1e-5'; YAML wants a point and a sign: 1.0e-5"),
+        ("lr: 1.5e5", "found str '1.5e5'; YAML wants a point and a sign: 1.5e+5"),
+        ("lr: fast", "expected float, found str 'fast'"),
+        ("lr: true", "expected float, found bool True"),
+        ("lr:", "expected float, found NoneType None"),
+        ("seed: 3.0", "expected int, found float 3.0"),
+        ("seed: '3'", "expected int, found str '3'"),
+        ("seed: [0, 1]", "expected int, found list [0, 1]"),
+        ("quantize: 1", "expected bool, found int 1"),
+        ("run_name: 7", "expected str, found int 7; put it in quotation marks"),
+        ("run_name: off", "expected str, found bool False; put it in"),
+        ("run_name: a/b", "must be a plain folder name"),
+        ("run_name: ..", "must be a plain folder name"),
+        ("seed: !!python/name:os.system", "not a value of YAML"),
+        ("seed: [", "not YAML"),
+        ("[1, 2]", "line 1: expected lines of `key: value`"),
+        ("base: none.yaml", "none.yaml is missing"),
+        ("base: a.yaml", "a.yaml starts from this file"),
+        ("sweep: 3", "expected lines of `key: [value, value]`"),
+        ("sweep: {seed: 3}", "expected a list of values"),
+        ("sweep: {seed: []}", "expected a list of values"),
+        ("sweep: {sed: [1]}", "did you mean seed?"),
+        ("sweep: {seed: [1, x]}", "expected int, found str 'x'"),
+        ("sweep: {seed: [1, 1]}", "two runs would both be called a-seed=1"),
+        ("sweep: {run_name: [b]}", "a sweep names its runs itself"),
+        ("seed: 1\nsweep: {seed: [1]}", "given here and outside the sweep"),
+        ("run_name: a\nsweep: {seed: [1]}", "a sweep is named after its file"),
+    ],
+)
+def test_a_fault_is_named(line, expected, notebooks, tmp_path):
+    named = "" if "run_name" in line or "sweep" in line else "run_name: a\n"
+    path = write(tmp_path, "a.yaml", line if line[0] == "[" else named + line)
+    (found,) = faults(path, notebooks)
+    assert found.startswith(f"{path}, ") and expected in found
+
+
+def test_a_missing_file_is_a_fault(notebooks, tmp_path):
+    path = tmp_path / "none.yaml"
+    assert faults(path, notebooks) == [f"{path} is missing"]
+
+
+def test_base_is_overridden_and_gives_no_run_name(notebooks, tmp_path):
+    write(tmp_path, "mini.yaml", "run_name: mini\nseed: 1\nlr: 0.5\n")
+    path = write(tmp_path, "sub/a.yaml", "base: ../mini.yaml\nlr: 2\nrun_name: a\n")
+    (run,) = load_params(path, notebooks)
+    assert run.values == {"run_name": "a", "seed": 1, "lr": 2.0}
+    path = write(tmp_path, "sub/a.yaml", "base: ../mini.yaml\n")
+    assert "run_name: missing" in faults(path, notebooks)[0]
+
+
+def test_a_fault_in_the_base_names_the_base(notebooks, tmp_path):
+    base = write(tmp_path, "mini.yaml", "run_name: mini\nsed: 1\n")
+    path = write(tmp_path, "a.yaml", "base: mini.yaml\nrun_name: a\n")
+    (found,) = faults(path, notebooks)
+    assert found.startswith(f"{base}, line 2, sed")
+
+
+def test_a_base_may_not_sweep(notebooks, tmp_path):
+    write(tmp_path, "mini.yaml", "sweep: {seed: [1, 2]}\n")
+    path = write(tmp_path, "a.yaml", "base: mini.yaml\nrun_name: a\n")
+    assert "no sweep here" in faults(path, notebooks)[0]
+
+
+def test_a_sweep_is_every_combination_over_its_base(notebooks, tmp_path):
+    write(tmp_path, "mini.yaml", "run_name: mini\nseed: 7\nquantize: true\n")
+    text = "base: mini.yaml\nsweep:\n  seed: [0, 1]\n  lr: [1.0e-3, 2]\n"
+    runs = load_params(write(tmp_path, "grid.yaml", text), notebooks)
+    assert [run.name for run in runs] == [
+        "grid-seed=0-lr=0.001",
+        "grid-seed=0-lr=2.0",
+        "grid-seed=1-lr=0.001",
+        "grid-seed=1-lr=2.0",
+    ]
+    assert runs[1].varied == ("seed", "lr")
+    assert runs[1].values == {
+        **{"run_name": "grid-seed=0-lr=2.0", "quantize": True},
+        **{"seed": 0, "lr": 2.0},
+    }

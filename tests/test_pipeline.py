@@ -1,0 +1,269 @@
+"""Real notebooks through the real command, in a small copy of the kit.
+
+The copy holds what the command needs of lib/ and tiny notebooks. Each notebook adds a
+line to ledger.txt when it runs, so the ledger shows what was executed and what was not.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib.paths import ROOT
+
+MODULES = ["__init__", "paths", "records", "params", "pipeline"]
+NAMED = 'run_name: str = "smoke"  # folder below outputs/'
+NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'
+
+
+class Kit:
+    """A checkout with its own lib, notebooks and outputs."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        (root / "lib").mkdir()
+        (root / "notebooks").mkdir()
+        for name in MODULES:
+            shutil.copy(ROOT / "lib" / f"{name}.py", root / "lib")
+
+    def notebook(self, name: str, *cells: str, parameters: str = "") -> None:
+        tags = {"tags": ["parameters"]}
+        first = nbformat.v4.new_code_cell(f"{NAMED}\n{parameters}", metadata=tags)
+        rest = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        notebook = nbformat.v4.new_notebook(cells=[first, *rest])
+        nbformat.write(notebook, self.root / "notebooks" / f"{name}.ipynb")
+
+    def params(self, text: str, name: str = "a.yaml") -> str:
+        (self.root / name).write_text(text)
+        return name
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, "-m", "lib.pipeline", *arguments],
+            cwd=self.root,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    def ledger(self) -> list[str]:
+        path = self.root / "ledger.txt"
+        return path.read_text().split() if path.exists() else []
+
+    def forget(self) -> None:
+        (self.root / "ledger.txt").unlink(missing_ok=True)
+
+    def output(self, name: str) -> Path:
+        return self.root / "outputs" / name
+
+
+@pytest.fixture
+def kit(tmp_path) -> Kit:
+    return Kit(tmp_path)
+
+
+def noting(text: str) -> str:
+    """A cell that adds a line, an f-string of the notebook's names, to the ledger."""
+    return f'line = f"{text}"\n{NOTED}'
+
+
+def test_a_finished_notebook_runs_again_only_if_its_inputs_change(kit):
+    kit.notebook("01_one", noting("one"))
+    kit.notebook("02_two", noting("two:{lr}"), parameters="lr: float = 0.5  # rate")
+    kit.params("run_name: a\n")
+    code, out, err = kit.run("a.yaml")
+    assert code == 0, err
+    assert f"the results are in {kit.output('a')}" in out
+    assert "cell" in err and "100%" in err and "WARNING" not in err
+    assert sorted(path.name for path in kit.output("a").glob("*.ipynb")) == [
+        "01_one.ipynb",
+        "02_two.ipynb",
+    ]
+    assert kit.ledger() == ["one", "two:0.5"]
+
+    code, out, _ = kit.run("a.yaml")
+    assert code == 0 and "02_two: unchanged, not run again" in out
+    assert kit.ledger() == ["one", "two:0.5"]
+
+    kit.forget()
+    kit.params("run_name: a\nlr: 2\n")
+    assert kit.run("a.yaml")[0] == 0
+    assert kit.ledger() == ["two:2.0"]
+
+    kit.forget()
+    (kit.root / "lib" / "new.py").write_text("")
+    assert kit.run("a.yaml")[0] == 0
+    assert kit.ledger() == ["one", "two:2.0"]
+
+
+def test_the_kernel_is_ours_whatever_python3_is_registered_as(kit):
+    spec = kit.root / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    foreign = {"argv": ["/bin/false"], "display_name": "x", "language": "python"}
+    spec.write_text(json.dumps(foreign))
+    cell = (
+        "import json, os, sys\n"
+        "seen = [sys.executable, os.getcwd(), os.environ['PYTHONHASHSEED'],"
+        " os.environ['HF_HUB_DISABLE_TELEMETRY']]\n"
+        "json.dump(seen, open('../seen.json', 'w'))"
+    )
+    kit.notebook("01_one", cell)
+    kit.params("run_name: a\n")
+    path = str(kit.root / "jupyter")
+    code, _, err = kit.run("a.yaml", JUPYTER_PATH=path, PYTHONHASHSEED="7")
+    assert code == 0, err
+    seen = json.loads((kit.root / "seen.json").read_text())
+    assert seen == [sys.executable, str(kit.root / "notebooks"), "0", "1"]
+
+
+def test_a_failing_cell_is_shown_and_what_was_finished_is_kept(kit):
+    kit.notebook("01_one", noting("one"))
+    kit.notebook("02_two", "rate = 1 / 0  # the failing cell")
+    kit.notebook("03_three", noting("three"))
+    kit.params("run_name: a\n")
+    code, out, err = kit.run("a.yaml")
+    assert code == 1 and "finished" not in out
+    report = err[err.index("failed:") :]
+    assert f"failed: {kit.output('a') / '02_two.unfinished.ipynb'}" in report
+    assert "    rate = 1 / 0  # the failing cell\n" in report
+    assert report.endswith("ZeroDivisionError: division by zero\n")
+    assert "\x1b" not in report
+    assert kit.ledger() == ["one"]
+    assert not (kit.output("a") / "02_two.ipynb").exists()
+
+    kit.notebook("02_two", noting("two"))
+    assert kit.run("a.yaml")[0] == 0
+    assert kit.ledger() == ["one", "two", "three"]
+    assert not (kit.output("a") / "02_two.unfinished.ipynb").exists()
+
+
+def test_a_dead_kernel_is_a_failure(kit):
+    kit.notebook("01_one", "import os\nos.kill(os.getpid(), 9)")
+    kit.params("run_name: a\n")
+    code, _, err = kit.run("a.yaml")
+    assert code == 1
+    assert "    os.kill(os.getpid(), 9)\n" in err and "out of memory" in err
+
+
+def test_a_killed_run_goes_on_with_the_notebook_it_was_in(kit):
+    kit.notebook("01_one", noting("one"))
+    wait = "import os, pathlib, time\nwhile not pathlib.Path('../go').exists():\n"
+    kit.notebook(
+        "02_two", noting("pid{__import__('os').getpid()}"), wait + "    time.sleep(0.1)"
+    )
+    kit.params("run_name: a\n")
+    process = kit.start("a.yaml")
+    wait_until(lambda: len(kit.ledger()) == 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kernel = int(kit.ledger()[1].removeprefix("pid"))
+    wait_until(lambda: not is_running(kernel))
+    assert not (kit.output("a") / "02_two.ipynb").exists()
+
+    kit.forget()
+    (kit.root / "go").touch()
+    code, out, err = kit.run("a.yaml")
+    assert code == 0, err
+    assert "01_one: unchanged" in out and len(kit.ledger()) == 1
+    assert (kit.output("a") / "02_two.ipynb").exists()
+
+
+def test_faults_stop_everything_before_it_starts(kit):
+    kit.notebook("01_one", noting("one"), parameters="lr: float = 0.5  # rate")
+    kit.params("run_name: a\nlrr: 1.0\nlr: 1e-5\n")
+    code, out, err = kit.run("a.yaml", "--jobs", "2")
+    assert (code, out) == (2, "")
+    assert err.startswith("nothing was started:\n") and err.count("\n") == 3
+    assert "a.yaml, line 2, lrr" in err and "did you mean lr?" in err
+    assert "a.yaml, line 3, lr" in err and "1.0e-5" in err
+    assert kit.ledger() == [] and not (kit.root / "outputs").exists()
+
+
+def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
+    kit.notebook("01_one", noting("one"))
+    kit.params("run_name: a\n")
+    kit.output("a").mkdir(parents=True)
+    (kit.output("a") / "old.json").touch()
+    with open(kit.output(".a.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = kit.run("a.yaml", "--fresh")
+    assert code == 1 and "is being run by another process" in err
+    assert (kit.output("a") / "old.json").exists() and kit.ledger() == []
+    assert kit.run("a.yaml", "--fresh")[0] == 0
+    assert not (kit.output("a") / "old.json").exists() and kit.ledger() == ["one"]
+
+
+METRICS = """
+import json
+assert seed != 1 or __import__("pathlib").Path("../go").exists()
+numbers = {"n": 4, "accuracy": seed / 4, "accuracy_lenient": 1.0}
+with open(f"../outputs/{run_name}/metrics.json", "w") as file:
+    json.dump({"base": {"L1": numbers}, "sft": {"L1": numbers}}, file)
+"""
+
+
+def test_a_sweep_runs_all_keeps_what_finished_and_writes_one_table(kit):
+    threads = "{__import__('os').getenv('OMP_NUM_THREADS')}"
+    kit.notebook(
+        "01_one",
+        noting("{seed}:" + threads),
+        METRICS,
+        parameters="seed: int = 0  # of everything random",
+    )
+    kit.params("sweep: {seed: [0, 1, 2]}\n", "seeds.yaml")
+    code, out, err = kit.run("seeds.yaml", "--jobs", "2")
+    assert code == 1, err
+    assert f"seeds-seed=1: failed, see {kit.output('seeds')}/seeds-seed=1.log" in out
+    assert "AssertionError" in (kit.output("seeds") / "seeds-seed=1.log").read_text()
+    each = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert sorted(kit.ledger()) == [f"{seed}:{each}" for seed in range(3)]
+    rows = json.loads((kit.output("seeds") / "runs.json").read_text())
+    assert [row["status"] for row in rows] == [
+        *("finished", "failed at 01_one", "finished")
+    ]
+    assert "metrics" not in rows[1]
+    assert rows[2]["metrics"]["sft"]["L1"]["accuracy"] == 0.5
+
+    kit.forget()
+    (kit.root / "go").touch()
+    commands = kit.run("seeds.yaml", "--print")[1].splitlines()
+    assert len(commands) == 3 and kit.ledger() == []
+    subprocess.run(commands[1], shell=True, check=True, capture_output=True)
+    assert [line[0] for line in kit.ledger()] == ["1"]
+    assert kit.run("seeds.yaml")[0] == 0
+    assert len(kit.ledger()) == 1
+    table = (kit.output("seeds") / "runs.md").read_text().splitlines()
+    assert table[0] == "| run | seed | status | base L1 | sft L1 | seconds |"
+    assert table[3].startswith("| seeds-seed=1 | 1 | finished | 0.250 | 0.250 | ")
+    assert len(table) == 5
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    """False for a process that is gone or a zombie nobody has waited for."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

@@ -1,0 +1,96 @@
+"""A run folder as a finished run leaves it, with answers drawn at known accuracies."""
+
+import json
+
+import numpy as np
+
+from lib.records import write_json, write_jsonl
+
+ABILITY = {"base": 0.30, "sft": 0.45, "grpo": 0.52, "base-direct": 0.36}
+DOMAINS = ("Daily life", "Hobbies", "Recreation", "Work")
+OPTIONS = ["cut the red ring", "wash the cup", "move the cup to the tray", "dry it"]
+ENVIRONMENT = {"git_commit": "0" * 40, "python": "3.11", "gpu": None, "cpu_count": 2}
+
+
+def predictions(model, name, n, seed):
+    """Rows as lib.evaluate writes them; questions are as hard for every model."""
+    hardness = np.random.default_rng(7).normal(0, 0.15, n)
+    # greedy decoding: the base model answers alike in every run
+    draw = np.random.default_rng([list(ABILITY).index(model), ord(name[1]), seed])
+    right = draw.random(n) < ABILITY[model] + hardness
+    rows = []
+    for i in range(n):
+        options = [*OPTIONS, "wait"][: 5 if name == "general" and i % 2 else 4]
+        gold = "ABCD"[i % 4]
+        letter = gold if right[i] else "ABCD"[(i + 1) % 4]
+        parsed = bool(right[i] or i % 10 != 9)
+        done = f"<think>The {options[i % 4]} step is done.</think>"
+        rows.append(
+            {
+                "id": f"{name}/{i}",
+                "level": name,
+                "domain": DOMAINS[i % 4] if name == "L3" else "Daily life",
+                "scenario": "tray",
+                "duration_group": (15, 60)[i % 2] if name == "general" else None,
+                "gold": gold,
+                "options": options,
+                "completion": f"{done}<answer>{letter}</answer>" if parsed else done,
+                "first_letter": letter if parsed else None,
+                "lenient": letter if parsed else None,
+                "correct": bool(right[i]),
+                "correct_lenient": bool(right[i] or i % 20 == 0),
+                "parsed": parsed,
+                "truncated": not parsed,
+                "tokens": 15,
+                "error": None,
+            }
+        )
+    return rows
+
+
+def grpo_log(steps=40):
+    """Rows as lib.grpo logs them; `entropy` is left out, as an older log might."""
+    rng = np.random.default_rng(1)
+    return [
+        {
+            "step": step,
+            "loss": 0.01,
+            "reward": 0.3 + 0.004 * step + 0.05 * rng.standard_normal(),
+            "reward_std": 0.2,
+            "kl": 0.001 * step,
+            "completion_length": 12 + 0.1 * step,
+            "truncated": 0.02,
+            "dead_groups": max(0.0, 0.6 - 0.01 * step),
+        }
+        for step in range(1, steps + 1)
+    ]
+
+
+def write_run(folder, seed=0, n=120, sets=("L1", "L2", "L3", "general")):
+    """Write the records of one run into `folder`; returns it."""
+    metrics: dict = {}
+    for name in sets:
+        for model in ABILITY:
+            rows = predictions(model, name, n, 0 if "base" in model else seed)
+            write_jsonl(folder / f"predictions_{model}_{name}.jsonl", rows)
+            accuracy = sum(row["correct"] for row in rows) / n
+            metrics.setdefault(model, {})[name] = {"n": n, "accuracy": accuracy}
+    write_json(folder / "metrics.json", metrics)
+    losses = [{"step": s, "loss": 2.0 / s, "learning_rate": 1e-3} for s in range(1, 31)]
+    write_jsonl(folder / "train_log_sft.jsonl", losses)
+    write_jsonl(folder / "train_log_grpo.jsonl", grpo_log())
+    manifest = {"01_data": {"environment": ENVIRONMENT}}
+    write_json(folder / "manifest.json", manifest)
+    parameters = {"seed": seed, "run_name": folder.name, "data_dir": "outputs/data/x"}
+    notebooks = {name: {"seconds": 60.0} for name in ("01_data", "02_sft", "03_grpo")}
+    state = {"parameters": parameters, "notebooks": notebooks}
+    write_json(folder / "pipeline.json", state)
+    return folder
+
+
+def edit_row(path, number, **changes):
+    """Change fields of one row (from 0) of a JSON lines file; None removes a field."""
+    lines = path.read_text().splitlines()
+    row = {**json.loads(lines[number]), **changes}
+    lines[number] = json.dumps({k: v for k, v in row.items() if v is not None})
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,176 @@
+"""Figures hold the numbers they are given, and say what is missing."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from made_run import ABILITY, grpo_log, predictions
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from lib import plots, tables
+from lib.questions import Question
+
+CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
+ITEM = Question(
+    id="L1/7",
+    level="L1",
+    text="Considering the progress, what comes next for $2 and $3?",
+    options=("cut the onion", "wash it", "dry it", "move it"),
+    gold="B",
+    answer="wash it",
+    goal="make soup",
+    domain="",
+    scenario="",
+    progress=("cut the onion",),
+    video=None,
+    image=None,
+)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {
+        (model, name): predictions(model, name, 100, 0)
+        for name in ("L1", "L3")
+        for model in ABILITY
+    }
+
+
+def words(figure):
+    return " ".join(text.get_text() for text in figure.findobj(plt.Text))
+
+
+def test_bars_are_the_accuracies_in_the_method_colours(made):
+    rows = tables.accuracy_table(made)
+    ax = plots.accuracy(rows, "set")
+    bars = [
+        (to_hex(bar.get_facecolor()), round(bar.get_height(), 6)) for bar in ax.patches
+    ]
+    assert bars == [
+        (plots.COLORS[row["model"]].lower(), round(100 * row["accuracy"], 6))
+        for row in rows
+    ]
+    assert ax.get_ylim()[0] == 0
+    assert "n = 100" in words(ax.figure) and "chance" in words(ax.figure)
+
+
+def test_interval_ends_are_drawn(made):
+    row = tables.accuracy_table(made)[0]
+    ax = plots.accuracy([row], "set")
+    ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
+    assert ends[0] == pytest.approx([100 * row["low"], 100 * row["high"]])
+
+
+def test_the_paper_is_drawn_only_where_it_has_the_group(made):
+    rows = [r for r in tables.accuracy_table(made) if r["model"] == "sft"]
+    published = {"L1": tables.published()["sets"]["L1"]}
+    ax = plots.accuracy(rows, "set", published)
+    drawn = [line.get_ydata()[0] for line in ax.get_lines() if line.get_marker() == "D"]
+    assert drawn == pytest.approx([100 * 1065 / 2432])
+
+
+def test_chance_follows_the_options():
+    rows = [predictions("sft", "general", 10, 0)]
+    row = {"model": "sft", "set": "general", **tables.summary(rows[0])}
+    ax = plots.accuracy([row], "set")
+    levels = [segment[0][1] for c in ax.collections for segment in c.get_segments()]
+    assert pytest.approx(22.5) in levels
+
+
+def test_an_undecided_difference_is_an_open_marker():
+    shared = {"a": "grpo", "b": "sft", "n": 9, "p": 0.5}
+    decided = {**shared, "set": "L1", "difference": 0.2, "low": 0.1, "high": 0.3}
+    undecided = {**shared, "set": "L2", "difference": 0.1, "low": -0.1, "high": 0.3}
+    ax = plots.differences([decided, undecided])
+    faces = {
+        round(line.get_xdata()[0]): to_hex(line.get_markerfacecolor())
+        for line in ax.get_lines()
+        if line.get_marker() == "o"
+    }
+    assert faces == {20: plots.COLORS["grpo"].lower(), 10: "#ffffff"}
+    assert "+20.0   p = 0.500" in words(ax.figure)
+
+
+def test_a_key_that_was_not_logged_is_named():
+    figure = plots.grpo_curves(grpo_log())
+    assert "“entropy” is not in the log" in words(figure)
+    assert "“kl” is not in the log" not in words(figure)
+
+
+def test_an_empty_log_is_named():
+    ax = plots.sft_curve([])
+    assert "“loss” is not in the log" in words(ax.figure)
+
+
+def test_curves_hold_every_step():
+    log = grpo_log(40)
+    thin = plots.grpo_curves(log).axes[0].get_lines()[0]
+    assert thin.get_xdata().tolist() == list(range(1, 41))
+    assert thin.get_ydata().tolist() == [row["reward"] for row in log]
+
+
+def test_running_mean_by_hand():
+    log = [{"step": s, "loss": float(s)} for s in range(1, 31)]
+    thick = plots.sft_curve(log).get_lines()[1]
+    assert thick.get_xdata()[0] == 3  # the mean of steps 1, 2 and 3 stands at step 3
+    assert thick.get_ydata()[0] == pytest.approx(2.0)
+
+
+def test_every_seed_is_a_dot():
+    row = {"model": "grpo", "set": "L1", "n": 50, "chance": 0.25}
+    row |= {"mean": 0.5, "low": 0.4, "high": 0.6, "by_seed": [0.45, 0.5, 0.55]}
+    ax = plots.seeds([row])
+    dots = ax.collections[0].get_offsets()[:, 1]
+    assert dots.tolist() == pytest.approx([45, 50, 55])
+    assert "3 training seeds" in words(ax.figure)
+
+
+def test_a_question_is_shown_whole():
+    answers = {
+        "base": {"completion": "stop", "first_letter": None, "correct": False},
+        "grpo": {
+            "completion": "<think>it is $wet$</think><answer>B</answer>",
+            "first_letter": "B",
+            "correct": True,
+        },
+    }
+    figure = plots.question(ITEM, CLIP, CLIP[0], answers, "only GRPO right")
+    figure.canvas.draw()  # dollar signs must not be read as formulas
+    text = words(figure)
+    assert "base: no answer (wrong)" in text and "GRPO: B (right)" in text
+    assert "B. wash it   ← right answer" in text and "it is $wet$" in text
+    assert all(option in text for option in ITEM.options)
+    assert "L1/7   only GRPO right" in text
+    assert len([image for ax in figure.axes for image in ax.images]) == 2
+
+
+def test_a_question_without_a_video_says_so():
+    answers = {"sft": {"completion": "", "first_letter": None, "correct": False}}
+    figure = plots.question(ITEM, None, CLIP[0], answers)
+    assert "none in this question" in words(figure)
+    assert [len(ax.images) for ax in figure.axes] == [0, 1]
+
+
+def test_the_strip_keeps_the_frames_in_order():
+    """10 frames of 8 x 16 stand 4 a row, a pixel apart."""
+    strip = plots._strip(CLIP)
+    assert strip.shape == (3 * 9 - 1, 4 * 17 - 1, 3)
+    assert (strip[:8, 17:33] == CLIP[1]).all()
+    assert (strip[9:17, :16] == CLIP[4]).all()
+    assert (strip[18:26, 17:33] == CLIP[9]).all()
+
+
+def test_save_leaves_one_whole_png(tmp_path):
+    path = plots.save(plots.sft_curve([{"step": 1, "loss": 1.0}]), tmp_path / "f/x.png")
+    assert [file.name for file in path.parent.iterdir()] == ["x.png"]
+    assert Image.open(path).width > 400

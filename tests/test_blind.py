@@ -1,0 +1,43 @@
+"""The reader without a video: it finds a leak where there is one, and only there."""
+
+import random
+
+import pytest
+
+from lib.blind import BlindReader, features
+from lib.questions import Question
+
+
+def make_question(number: int, leak: bool) -> Question:
+    rng = random.Random(number)
+    options = rng.sample(["wash cup", "cut bread", "dry pan", "fill pot"], 4)
+    gold = rng.randrange(4)
+    goal = options[gold].split()[0] if leak else "finish"
+    return Question(
+        id=f"training/{number}",
+        level="training",
+        text=f"What action should I take next in order to {goal}?",
+        options=tuple(options),
+        gold="ABCD"[gold],
+        answer=options[gold],
+        goal=goal,
+        domain="",
+        scenario="",
+        progress=(),
+        video=None,
+        image=None,
+    )
+
+
+@pytest.mark.parametrize(("leak", "low", "high"), [(True, 0.95, 1), (False, 0, 0.35)])
+def test_it_finds_a_leak_and_nothing_else(leak, low, high):
+    questions = [make_question(number, leak) for number in range(600)]
+    reader = BlindReader.fit(questions[:300])
+    right = reader.right(questions[300:])
+    assert low <= sum(right) / len(right) <= high
+
+
+def test_features_are_the_same_in_every_process():
+    question = make_question(0, leak=True)
+    assert features(question, 0)[:2] == features(make_question(0, True), 0)[:2]
+    assert features(question, 0)[0] == 12038

@@ -64,6 +64,19 @@ def last_complete(folder: str | Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+def train(trainer: Trainer) -> None:
+    """Train to the last step, from the last complete checkpoint where there is one.
+
+    A run killed behind its last step only loads that checkpoint: the Trainer itself
+    would do one step too many where the steps do not fill an epoch.
+    """
+    last = last_complete(trainer.args.output_dir)
+    if last is not None and step_of(last) == trainer.args.max_steps:
+        trainer._load_from_checkpoint(str(last))
+    else:
+        trainer.train(resume_from_checkpoint=last and str(last))
+
+
 def cut_back(path: str | Path, step: int) -> None:
     """Drop the rows of a JSON lines file that belong to later steps than `step`."""
     rows = records.repair_jsonl(path)

@@ -1,0 +1,534 @@
+"""One prompt, G completions: the video and the prompt are encoded once.
+
+In GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1) the G completions of a group share
+their prompt, and with video the prompt is most of the tokens: 883 of them, 729 visual,
+against at most 256 of a completion in SEED-Bench-R1 (arXiv 2503.24376). Here
+* a frozen vision tower runs once a prompt, for rollouts, reference and update together;
+* rollouts prefill a prompt once; its G completions grow side by side behind the one
+  cache, each new token seeing the prompt and the earlier tokens of its own completion;
+* log-probabilities of a group come from one row
+
+      p1 .. pN-1 | pN c1 .. cR-1 | pN c'1 .. c'S-1 | ...
+
+  in which every completion starts from its own copy of the last prompt token pN. The
+  labels of a segment are exactly its completion. M-RoPE positions (Qwen2-VL, arXiv
+  2409.12191, section 2.1) of every segment start at that of pN; a 4-D mask lets a
+  segment see p1 .. pN-1 and itself. Several prompts are rows of one padded batch.
+
+Example: G = 8 completions of 15 tokens behind a prompt of 170 are one row of
+169 + 8 * 15 = 289 tokens; computed one by one they are 8 * 185 = 1480.
+"""
+
+import functools
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from lib import models
+
+# isort: split
+from transformers import LogitsProcessorList
+from transformers.generation import (
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+ATTENTION = ("sdpa", "eager")
+LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
+KINDS = {  # kind: (pixels, grids) as the processor names them
+    "image": ("pixel_values", "image_grid_thw"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized prompt of P tokens with its pictures.
+
+    `ids` [P]; `positions` [3, P], M-RoPE; `pixels` as the processor gives them, keys of
+    KINDS; `features` per kind, one [tokens, hidden] tensor a picture, or None as long
+    as no vision tower has run.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    pixels: dict[str, torch.Tensor] = field(default_factory=dict)
+    features: dict[str, list[torch.Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are drawn: all fields are explicit, no checkpoint can add one.
+
+    temperature 0 takes the most likely token; top_k 0 and top_p 1 keep every token. No
+    token of `suppressed` is ever drawn.
+    """
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    end_ids: tuple[int, ...]
+    pad_id: int
+    suppressed: tuple[int, ...]
+
+
+def base_of(model):
+    """The multimodal model inside wrappers of data parallelism and PEFT."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def check_model(model) -> None:
+    """Raise ValueError for a model whose packed rows would not be what they seem.
+
+    The attention of the language model must take a 4-D mask, and positions and visual
+    features must be those of Qwen2-VL: Qwen2.5-VL spaces its temporal positions by the
+    frame rate, Qwen3-VL feeds features into several layers.
+    """
+    config = base_of(model).config
+    used = config.get_text_config()._attn_implementation
+    if used not in ATTENTION:
+        raise ValueError(
+            f"attention implementation {used!r} cannot take the 4-D mask of a shared "
+            f"prefix: load the model with attn_implementation in {ATTENTION}"
+        )
+    if config.model_type != "qwen2_vl":
+        raise ValueError(
+            f"model_type {config.model_type!r} is not supported: only 'qwen2_vl' is"
+        )
+
+
+def make_prompt(model, encoded: dict[str, torch.Tensor]) -> Prompt:
+    """The Prompt of one encoded conversation (batch size 1, no padding).
+
+    Raises ValueError where the prompt ends in a picture: completions need a last text
+    token to start from.
+    """
+    base = base_of(model)
+    ids = encoded["input_ids"].to(base.device)
+    pixels = {
+        key: encoded[key].to(base.device)
+        for pair in KINDS.values()
+        for key in pair
+        if key in encoded
+    }
+    kinds = models.mm_token_type_ids(ids, base.config)
+    if kinds[0, -1]:
+        raise ValueError("the prompt ends with a picture; end it with text")
+    if pixels:
+        grids = {grid: pixels.get(grid) for _, grid in KINDS.values()}
+        positions, _ = base.model.get_rope_index(ids, mm_token_type_ids=kinds, **grids)
+    else:
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
+    return Prompt(ids[0], positions[:, 0], pixels)
+
+
+def vision_is_frozen(model) -> bool:
+    """Whether no weight of the vision tower is trained."""
+    visual = base_of(model).model.visual
+    return not any(weight.requires_grad for weight in visual.parameters())
+
+
+@torch.no_grad()
+def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with the outputs of the vision tower, run once over all of them.
+
+    Features carry no gradient: with a trained tower they are for rollouts alone.
+    """
+    inner = base_of(model).model
+    encoders = {"image": inner.get_image_features, "video": inner.get_video_features}
+    features: list[dict] = [{} for _ in prompts]
+    for kind, (pixels, grid) in KINDS.items():
+        owners = [i for i, prompt in enumerate(prompts) if pixels in prompt.pixels]
+        if not owners:
+            continue
+        given = {
+            key: torch.cat([prompts[i].pixels[key] for i in owners])
+            for key in (pixels, grid)
+        }
+        outputs = iter(encoders[kind](**given, return_dict=True).pooler_output)
+        for i in owners:
+            features[i][kind] = [next(outputs) for _ in prompts[i].pixels[grid]]
+    return [
+        replace(prompt, features=own)
+        for prompt, own in zip(prompts, features, strict=True)
+    ]
+
+
+def picture_inputs(prompts: Sequence[Prompt]) -> dict:
+    """Arguments of the model's forward for the pictures of a batch of prompts.
+
+    Features where the prompts have them, otherwise pixels, which run the vision tower.
+    """
+    inputs: dict = {}
+    outputs: dict = {}
+    for kind, keys in KINDS.items():
+        owners = [prompt for prompt in prompts if keys[0] in prompt.pixels]
+        if not owners:
+            continue
+        if all(prompt.features is not None for prompt in prompts):
+            pooled = [part for prompt in owners for part in prompt.features[kind]]
+            outputs[kind] = types.SimpleNamespace(pooler_output=pooled)
+        else:
+            for key in keys:
+                inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])
+    return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
+
+
+def as_mask(visible: torch.Tensor, model) -> torch.Tensor:
+    """A boolean [B, 1, Q, K] mask in the form the attention takes.
+
+    sdpa reads True as visible; eager adds the mask to the scores, so True would be +1.
+    """
+    base = base_of(model)
+    if base.config.get_text_config()._attn_implementation == "sdpa":
+        return visible
+    hidden = torch.finfo(base.dtype).min
+    return torch.zeros_like(visible, dtype=base.dtype).masked_fill(~visible, hidden)
+
+
+# Rollouts
+
+
+@contextmanager
+def generating(model) -> Iterator[None]:
+    """Eval mode inside, the mode from before outside.
+
+    In train mode with gradient checkpointing on, transformers 5 drops the cache of
+    every layer and generates wrong tokens without an error. In eval mode bitsandbytes
+    0.50 repacks 4-bit weights for CPUs with AVX512-BF16, for good, and a later update
+    gets no gradient through them: that is switched off for the time being.
+    """
+    was_training = model.training
+    packs = "support_avx512bf16_for_cpu"
+    quantized = [module for module in model.modules() if getattr(module, packs, False)]
+    model.eval()
+    for module in quantized:
+        setattr(module, packs, False)
+    try:
+        yield
+    finally:
+        for module in quantized:
+            setattr(module, packs, True)
+        model.train(was_training)
+
+
+@torch.no_grad()
+def rollouts(
+    model, prompts: Sequence[Prompt], count: int, decoding: Decoding
+) -> list[list[list[int]]]:
+    """`count` completions of every prompt: token ids, the end token included.
+
+    A completion of `max_tokens` tokens without an end token was cut off. Randomness is
+    torch's global state: the same state gives the same completions on a CPU.
+    """
+    check_model(model)
+    with generating(model):
+        drawn = _decode(base_of(model), prompts, count, decoding)
+    ends = set(decoding.end_ids)
+    return [[_until_end(row, ends) for row in group] for group in drawn.tolist()]
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: stop + 1]
+
+
+def _decode(base, prompts, count, decoding) -> torch.Tensor:
+    """[prompts, count, length] drawn tokens, pad_id behind the end of a completion."""
+    output, visible, position = _prefill(base, prompts, decoding.pad_id)
+    cache = output.past_key_values
+    visible = visible.expand(-1, -1, count, -1)
+    own = torch.eye(count, dtype=torch.bool, device=base.device)
+    ends = torch.tensor(decoding.end_ids, device=base.device)
+    filters = _filters(decoding, base.device)
+    logits = output.logits[:, -1:].expand(-1, count, -1)
+    shape = (len(prompts), count, decoding.max_tokens)
+    drawn = torch.full(shape, decoding.pad_id, device=base.device)
+    done = torch.zeros(shape[:2], dtype=torch.bool, device=base.device)
+    active = torch.arange(len(prompts), device=base.device)  # rows still in the batch
+    for step in range(decoding.max_tokens):
+        token = _draw(logits, filters, decoding)
+        token = token.masked_fill(done[active], decoding.pad_id)
+        drawn[active, :, step] = token
+        done[active] |= torch.isin(token, ends)
+        open_rows = (~done[active].all(1)).nonzero()[:, 0]
+        if len(open_rows) == 0 or step == decoding.max_tokens - 1:
+            break
+        if len(open_rows) < len(active):  # finished groups leave the batch
+            cache.batch_select_indices(open_rows)
+            active, token = active[open_rows], token[open_rows]
+            visible = visible[open_rows]
+        # Every step adds `count` columns to the cache, one a completion, in order.
+        seen = own.expand(len(active), 1, count, count)
+        visible = torch.cat([visible, seen], -1)
+        logits = base(
+            input_ids=token,
+            attention_mask=as_mask(visible, base),
+            position_ids=(position[active] + step)[None, :, None].expand(3, -1, count),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+    return drawn[..., : step + 1]
+
+
+def _prefill(base, prompts, pad_id):
+    """Output of the left-padded prompts, their [B, 1, 1, P] mask, next positions."""
+    lengths = [len(prompt.ids) for prompt in prompts]
+    longest = max(lengths)
+    ids = torch.full((len(prompts), longest), pad_id, device=base.device)
+    mask = torch.zeros_like(ids)
+    positions = torch.zeros((3, *ids.shape), dtype=torch.long, device=base.device)
+    for row, prompt in enumerate(prompts):
+        start = longest - lengths[row]
+        ids[row, start:] = prompt.ids
+        mask[row, start:] = 1
+        positions[:, row, start:] = prompt.positions
+    output = base(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+        **picture_inputs(prompts),
+    )
+    return output, mask.bool()[:, None, None], positions[0, :, -1] + 1
+
+
+def _filters(decoding: Decoding, device) -> LogitsProcessorList:
+    """transformers' own processors, in the order `generate` applies them."""
+    filters = LogitsProcessorList()
+    if decoding.suppressed:
+        suppressed = list(decoding.suppressed)
+        filters.append(SuppressTokensLogitsProcessor(suppressed, device=device))
+    if decoding.temperature > 0:
+        filters.append(TemperatureLogitsWarper(decoding.temperature))
+        if decoding.top_k > 0:
+            filters.append(TopKLogitsWarper(decoding.top_k))
+        if decoding.top_p < 1:
+            filters.append(TopPLogitsWarper(decoding.top_p))
+    return filters
+
+
+def _draw(logits: torch.Tensor, filters, decoding: Decoding) -> torch.Tensor:
+    """[B, G] tokens from [B, G, V] logits."""
+    scores = filters(None, logits.float().flatten(0, 1))
+    if decoding.temperature == 0:
+        return scores.argmax(-1).view(logits.shape[:2])
+    probabilities = scores.softmax(-1)
+    return torch.multinomial(probabilities, 1).view(logits.shape[:2])
+
+
+# Log-probabilities
+
+
+def add_scoring(model, temperature: float = 1.0) -> None:
+    """Let `model(..., completion_labels=[B, L])` return (logps, entropies).
+
+    Both are [N] in float32 or wider, one number for every label that is not -100, row
+    after row; the label at a position is the token predicted there. Only these
+    positions meet the vocabulary, in chunks. The forward is extended, not bypassed, so
+    that data parallelism and adapters see an ordinary call.
+    """
+    base = base_of(model)
+    plain = base.forward
+
+    @functools.wraps(type(base).forward)
+    def forward(self, *args, completion_labels=None, **kwargs):
+        if completion_labels is None:
+            return plain(*args, **kwargs)
+        hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state
+        kept = completion_labels != -100
+        head = self.get_output_embeddings()
+        return score(hidden[kept], head, completion_labels[kept], temperature)
+
+    base.forward = types.MethodType(forward, base)
+
+
+def score(hidden: torch.Tensor, head, labels: torch.Tensor, temperature: float = 1.0):
+    """Log-probability of each label and entropy at its position, both [N].
+
+    `hidden` [N, hidden size], `head` the output layer. Logits exist for one chunk at a
+    time, in the forward and, computed again, in the backward pass. Entropies carry no
+    gradient.
+    """
+    chunk = max(1, LOGITS_AT_ONCE // head.out_features)
+    if len(labels) <= chunk:
+        return _score_chunk(hidden, head, labels, temperature)
+    parts = [
+        checkpoint(_score_chunk, part, head, own, temperature, use_reentrant=False)
+        for part, own in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    ]
+    logps, entropies = zip(*parts, strict=True)
+    return torch.cat(logps), torch.cat(entropies)
+
+
+def _score_chunk(hidden, head, labels, temperature):
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logps = logits.log_softmax(-1)
+    with torch.no_grad():
+        entropies = -(logps.exp() * logps).sum(-1)
+    return logps.gather(-1, labels[:, None])[:, 0], entropies
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt with completions packed behind it; see the module's docstring."""
+
+    prompt: Prompt
+    completions: tuple[torch.Tensor, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row: P - 1 and the completions."""
+        return len(self.prompt.ids) - 1 + sum(len(c) for c in self.completions)
+
+    def ids(self) -> torch.Tensor:
+        last = self.prompt.ids[-1:]
+        segments = [part for c in self.completions for part in (last, c[:-1])]
+        return torch.cat([self.prompt.ids[:-1], *segments])
+
+    def labels(self) -> torch.Tensor:
+        unscored = self.prompt.ids.new_full((len(self.prompt.ids) - 1,), -100)
+        return torch.cat([unscored, *self.completions])
+
+    def positions(self) -> torch.Tensor:
+        """[3, length]: every segment goes on from the position of the prompt's end."""
+        last = self.prompt.positions[:, -1:]
+        runs = [
+            last + torch.arange(len(c), device=last.device) for c in self.completions
+        ]
+        return torch.cat([self.prompt.positions[:, :-1], *runs], 1)
+
+    def segments(self) -> torch.Tensor:
+        """[length]: 0 in the prompt, i in the i-th completion."""
+        lengths = [len(self.prompt.ids) - 1, *map(len, self.completions)]
+        counts = torch.tensor(lengths, device=self.prompt.ids.device)
+        return torch.repeat_interleave(counts)
+
+
+def make_rows(
+    prompt: Prompt, completions: Sequence[torch.Tensor], pack_tokens: int
+) -> list[Row]:
+    """A group as one row, or as several where it exceeds `pack_tokens` tokens.
+
+    Raises ValueError where even one completion does not fit behind the prompt.
+    """
+    rows: list[Row] = []
+    for completion in completions:
+        alone = Row(prompt, (completion,))
+        if alone.length > pack_tokens:
+            raise ValueError(
+                f"pack_tokens is {pack_tokens}, but one prompt and completion already "
+                f"take {alone.length} tokens: raise pack_tokens"
+            )
+        if rows and rows[-1].length + len(completion) <= pack_tokens:
+            rows[-1] = Row(prompt, (*rows[-1].completions, completion))
+        else:
+            rows.append(alone)
+    return rows
+
+
+def make_packs(rows: Sequence[Row], pack_tokens: int) -> list[list[Row]]:
+    """Rows in their order, batched so that no padded batch exceeds `pack_tokens`."""
+    packs: list[list[Row]] = []
+    for row in rows:
+        longest = max(other.length for other in [*(packs[-1] if packs else []), row])
+        if packs and longest * (len(packs[-1]) + 1) <= pack_tokens:
+            packs[-1].append(row)
+        else:
+            packs.append([row])
+    return packs
+
+
+def completion_scores(
+    model,
+    prompts: Sequence[Prompt],
+    completions: Sequence[Sequence[torch.Tensor]],
+    pack_tokens: int = 16384,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Log-probabilities and entropies of every token of every completion.
+
+    `completions[i]` are those of `prompts[i]`, each a tensor of token ids [R > 0]. The
+    result holds one [R] tensor a completion, in the same order, prompt after prompt.
+    `pack_tokens` bounds the tokens, padding included, of one forward pass: a group that
+    is larger is split and its prompt encoded once a part, with the same gradients.
+
+    Call `add_scoring` on the model first. Raises ValueError for an attention
+    implementation that takes no 4-D mask.
+    """
+    check_model(model)
+    groups = zip(prompts, completions, strict=True)
+    rows = [row for own in groups for row in make_rows(*own, pack_tokens)]
+    logps, entropies = [], []
+    for pack in make_packs(rows, pack_tokens):
+        lengths = [len(completion) for row in pack for completion in row.completions]
+        found = model(**pack_inputs(model, pack))
+        for kept, values in zip((logps, entropies), found, strict=True):
+            kept.extend(values.split(lengths))
+    return logps, entropies
+
+
+def pack_inputs(model, rows: Sequence[Row]) -> dict:
+    """Arguments of the scoring forward for right-padded rows, L tokens the longest.
+
+    input_ids and completion_labels [B, L], position_ids [3, B, L], attention_mask
+    [B, 1, L, L], and the pictures. Padding sees the prompt, so no softmax is empty, and
+    nothing sees padding.
+    """
+    ids = pad_sequence([row.ids() for row in rows], True, 0)
+    labels = pad_sequence([row.labels() for row in rows], True, -100)
+    positions = pad_sequence([row.positions().T for row in rows], True, 0)
+    segments = pad_sequence([row.segments() for row in rows], True, -1)
+    order = torch.arange(ids.shape[1], device=ids.device)
+    causal = order[:, None] >= order
+    same = segments[:, :, None] == segments[:, None]
+    visible = causal & ((segments[:, None] == 0) | same)
+    return {
+        "input_ids": ids,
+        "completion_labels": labels,
+        "position_ids": positions.permute(2, 0, 1),
+        "attention_mask": as_mask(visible[:, None], model),
+        **picture_inputs([row.prompt for row in rows]),
+    }
+
+
+# The plain way, to compare with
+
+
+@torch.no_grad()
+def plain_scores(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [R] of one completion: video and prompt encoded for it alone.
+
+    What a stock trainer computes for every completion of a group. Temperature 1.
+    """
+    base = base_of(model)
+    ids = torch.cat([prompt.ids, completion])[None]
+    kinds = models.mm_token_type_ids(ids, base.config)
+    given = {"mm_token_type_ids": kinds} if prompt.pixels else {}
+    logits = base(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        logits_to_keep=len(completion) + 1,
+        **prompt.pixels,
+        **given,
+    ).logits[0, :-1]
+    return logits.float().log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+
+
+def greyed_out(prompt: Prompt) -> Prompt:
+    """The prompt with every pixel of its pictures at the processor's mean (grey)."""
+    pixels = {
+        key: torch.zeros_like(value) if key.startswith("pixel") else value
+        for key, value in prompt.pixels.items()
+    }
+    return replace(prompt, pixels=pixels, features=None)

@@ -1,0 +1,176 @@
+"""Checkpoints, logs and finished folders are whole, or not there."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import checkpoints, grpo, records
+from tests.test_grpo import REWARDS, SAMPLING, SETTINGS
+
+# isort: split
+from transformers import Trainer, TrainingArguments
+
+
+class Line(torch.nn.Module):
+    """The smallest model the Trainer takes: y = w x, squared error."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, x, labels):
+        return {"loss": ((self.weight * x - labels) ** 2).mean()}
+
+
+class Seen(checkpoints.TrainerCallback):
+    """What lies in a checkpoint when the callbacks of its saving run."""
+
+    def __init__(self):
+        self.files = []
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = f"{args.output_dir}/checkpoint-{state.global_step}"
+        self.files.append({path.name for path in checkpoints.Path(folder).iterdir()})
+
+
+def line_trainer(folder, callbacks):
+    arguments = TrainingArguments(
+        output_dir=str(folder / "work"),
+        max_steps=6,
+        save_steps=2,
+        save_total_limit=2,
+        logging_steps=1,
+        per_device_train_batch_size=1,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    rows = [{"x": float(i), "labels": 1.0} for i in range(6)]
+    return Trainer(
+        model=Line(), args=arguments, train_dataset=rows, callbacks=callbacks
+    )
+
+
+def test_the_marker_is_written_last(tmp_path):
+    seen = Seen()
+    line_trainer(tmp_path, [seen, checkpoints.MarkComplete()]).train()
+    found = sorted(path.name for path in (tmp_path / "work").glob("checkpoint-*"))
+    assert found == ["checkpoint-4", "checkpoint-6"]
+    for name, before in zip(found, seen.files[-2:], strict=True):
+        folder = tmp_path / "work" / name
+        now = {path.name for path in folder.iterdir()}
+        assert now - before == {checkpoints.MARKER}
+        assert {"optimizer.pt", "scheduler.pt", "trainer_state.json"} <= before
+        step = records.read_json(folder / checkpoints.MARKER)["step"]
+        assert step == checkpoints.step_of(folder)
+
+
+def test_last_complete_is_the_newest_by_number(tmp_path, capsys):
+    assert checkpoints.last_complete(tmp_path / "none") is None
+    for step in (9, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
+    for step in (9, 10):
+        records.write_json(tmp_path / f"checkpoint-{step}" / checkpoints.MARKER, {})
+    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-10"
+    assert "checkpoint-20" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoint-20").exists()
+    assert (tmp_path / "checkpoint-9").exists()
+
+
+def test_a_resumed_log_equals_an_undisturbed_one(tmp_path):
+    path = tmp_path / "log.jsonl"
+    names = {"loss": "loss", "learning_rate": "lr"}
+
+    def run(checkpoint=None):
+        callbacks = [checkpoints.LogRecord(path, names), checkpoints.MarkComplete()]
+        trainer = line_trainer(tmp_path, callbacks)
+        checkpoints.show_steps(trainer, "line", ["loss"])
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+    run()
+    whole = path.read_bytes()
+    rows = records.read_jsonl(path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(set(row) == {"step", "loss", "lr"} for row in rows)
+    with open(path, "a") as file:
+        file.write('{"step": 7, "lo')
+    run(str(tmp_path / "work" / "checkpoint-4"))
+    assert path.read_bytes() == whole
+    run()  # killed before its first checkpoint, it starts over
+    assert path.read_bytes() == whole
+
+
+def test_cut_back_keeps_steps_up_to_the_checkpoint(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    records.write_jsonl(
+        path, [{"step": step, "n": 0.1 + step} for step in (1, 1, 2, 3)]
+    )
+    checkpoints.cut_back(path, 2)
+    assert [row["step"] for row in records.read_jsonl(path)] == [1, 1, 2]
+    checkpoints.cut_back(tmp_path / "missing.jsonl", 2)
+    assert not (tmp_path / "missing.jsonl").exists()
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    path = tmp_path / "adapter" / "settings.json"
+    settings = {"lr": 0.1, "seed": 1, "sampling": {"fps": 2.0}}
+    assert not checkpoints.same_settings(path, settings)
+    checkpoints.write_settings(path, settings)
+    assert checkpoints.same_settings(path, settings)
+    assert records.read_json(path)["hash"] == records.settings_hash(settings)
+    with pytest.raises(ValueError, match=r"lr \(0.1 there, 0.2 now\)") as raised:
+        checkpoints.same_settings(path, {**settings, "lr": 0.2})
+    assert "seed" not in str(raised.value)
+    with pytest.raises(ValueError, match="extra"):
+        checkpoints.same_settings(path, {**settings, "extra": None})
+
+
+class Saved:
+    """Stands for a model; `breaks` stops its saving half way, like a kill."""
+
+    def __init__(self, breaks):
+        self.breaks = breaks
+
+    def save_pretrained(self, folder):
+        (folder / "adapter_config.json").write_text("{}")
+        if self.breaks:
+            raise KeyboardInterrupt
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+
+
+def test_a_finished_folder_appears_whole(tmp_path):
+    folder = tmp_path / "adapters" / "sft"
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.publish(Saved(True), folder, "settings.json", {"lr": 1})
+    assert not folder.exists()
+    checkpoints.publish(Saved(False), folder, "settings.json", {"lr": 1})
+    assert {path.name for path in folder.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "settings.json")
+    }
+    assert [path.name for path in folder.parent.iterdir()] == ["sft"]
+    assert checkpoints.same_settings(folder / "settings.json", {"lr": 1})
+
+
+def test_a_full_fine_tune_resumes_exactly(tiny_checkpoint, tiny_questions, tmp_path):
+    """Weights after steps 1-4 equal those after steps 1-2, a new process, 3-4."""
+    settings = replace(SETTINGS, lora_rank=0, lr=1e-3, pack_tokens=4096)
+
+    def trainer(run):
+        arguments = (tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING)
+        return grpo.grpo_trainer(*arguments, run)
+
+    straight = trainer(tmp_path / "straight")
+    start = {k: v.clone() for k, v in straight.model.state_dict().items()}
+    straight.train()
+    checkpoint = tmp_path / "resumed/checkpoints/grpo/checkpoint-2"
+    shutil.copytree(tmp_path / "straight/checkpoints/grpo/checkpoint-2", checkpoint)
+    resumed = trainer(tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    expected = straight.model.state_dict()
+    moved = [key for key in expected if not torch.equal(expected[key], start[key])]
+    assert any("visual" in key for key in moved)
+    for key, value in resumed.model.state_dict().items():
+        assert torch.equal(value, expected[key]), key

@@ -1,0 +1,468 @@
+"""The shared prefix computes what the repeated computation computes, for less."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from lib import models, shared_prefix
+from lib.prompts import messages
+from lib.shared_prefix import Decoding, add_scoring, completion_scores, make_prompt
+
+TEXTS = ["open the fridge", "what action should I take next?", "stir", "B. wash"]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_checkpoint):
+    return models.load_processor(tiny_checkpoint)
+
+
+@pytest.fixture
+def model(tiny_checkpoint):
+    return models.load_model(tiny_checkpoint)
+
+
+def pictures(rng, frames, still):
+    clip = rng.integers(0, 256, (frames, 56, 56, 3), dtype=np.uint8) if frames else None
+    image = rng.integers(0, 256, (56, 84, 3), dtype=np.uint8) if still else None
+    return clip, image
+
+
+def conversations(seed=0):
+    """Video and still, still only, video only, text only: four lengths."""
+    rng = np.random.default_rng(seed)
+    kinds = [(4, True), (0, True), (2, False), (0, False)]
+    return [
+        messages(text, *pictures(rng, *kind))
+        for text, kind in zip(TEXTS, kinds, strict=True)
+    ]
+
+
+def encoded(processor, seed=0):
+    return [models.encode(processor, [one]) for one in conversations(seed)]
+
+
+def completions_of(prompts, seed=0, longest=9, group=3):
+    """Random token ids 10 .. 199 (no special ones), lengths 1 .. longest."""
+    rng = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (len(prompts), group), generator=rng)
+    return [
+        [torch.randint(10, 200, (int(n),), generator=rng) for n in row]
+        for row in lengths
+    ]
+
+
+def plain_scores(model, inputs, completion, temperature=1.0):
+    """One sample, one ordinary forward with its pictures, full softmax."""
+    ids = torch.cat([inputs["input_ids"], completion[None]], 1)
+    pixels = {
+        key: value
+        for key, value in inputs.items()
+        if key not in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    kinds = models.mm_token_type_ids(ids, shared_prefix.base_of(model).config)
+    logits = model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=kinds,
+        **pixels,
+    ).logits[0, -len(completion) - 1 : -1]
+    logps = (logits / temperature).log_softmax(-1)
+    entropies = -(logps.exp() * logps).sum(-1)
+    return logps.gather(-1, completion[:, None])[:, 0], entropies
+
+
+def plain_group_scores(model, inputs, completions):
+    return [
+        plain_scores(model, one, completion)
+        for one, group in zip(inputs, completions, strict=True)
+        for completion in group
+    ]
+
+
+def tightest(prompts, longest=9):
+    """The smallest pack_tokens that takes the longest prompt and one completion."""
+    return max(len(prompt.ids) for prompt in prompts) - 1 + longest
+
+
+def worst(found, expected):
+    return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("features", [True, False])
+def test_scores_equal_a_plain_forward(model, processor, seed, features):
+    inputs = encoded(processor, seed)
+    prompts = [make_prompt(model, one) for one in inputs]
+    completions = completions_of(prompts, seed)
+    with torch.no_grad():
+        expected = plain_group_scores(model, inputs, completions)
+        if features:
+            prompts = shared_prefix.with_features(model, prompts)
+        add_scoring(model)
+        logps, entropies = completion_scores(model, prompts, completions)
+    assert worst(logps, [pair[0] for pair in expected]) <= 1e-5
+    assert worst(entropies, [pair[1] for pair in expected]) <= 1e-5
+
+
+def test_scores_divide_logits_by_the_temperature(model, processor):
+    inputs = encoded(processor)[:1]
+    prompts = [make_prompt(model, one) for one in inputs]
+    completion = torch.tensor([50, 60, 70])
+    with torch.no_grad():
+        expected, entropy = plain_scores(model, inputs[0], completion, temperature=0.5)
+        add_scoring(model, temperature=0.5)
+        logps, entropies = completion_scores(model, prompts, [[completion]])
+    assert worst(logps, [expected]) <= 1e-5
+    assert worst(entropies, [entropy]) <= 1e-5
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_scores_change_with_the_pictures(model, processor, which):
+    add_scoring(model)
+    inputs, others = encoded(processor, 0)[which], encoded(processor, 1)[which]
+    assert torch.equal(inputs["input_ids"], others["input_ids"])
+    completion = torch.arange(20, 26)
+    with torch.no_grad():
+        found = [
+            completion_scores(model, [make_prompt(model, one)], [[completion]])[0][0]
+            for one in (inputs, others)
+        ]
+    assert (found[0] - found[1]).abs().max() > 1e-2
+
+
+def gradients(model, logps, weights):
+    loss = -sum((w * row).sum() for w, row in zip(weights, logps, strict=True))
+    model.zero_grad()
+    loss.backward()
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return loss.item(), torch.cat(grads)
+
+
+def relative(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("split", [False, True])
+def test_gradients_equal_the_repeated_computation(
+    tiny_checkpoint, processor, attention, split
+):
+    model = models.load_model(tiny_checkpoint).double().train()
+    model.set_attn_implementation({"text_config": attention})
+    inputs = encoded(processor)
+    prompts = [make_prompt(model, one) for one in inputs]
+    completions = completions_of(prompts, group=4)
+    weights = torch.randn(16, dtype=torch.double).tolist()
+    expected = [pair[0] for pair in plain_group_scores(model, inputs, completions)]
+    loss, grads = gradients(model, expected, weights)
+    add_scoring(model)
+    pack_tokens = tightest(prompts) if split else 16384
+    logps, _ = completion_scores(model, prompts, completions, pack_tokens)
+    packed_loss, packed_grads = gradients(model, logps, weights)
+    assert packed_loss == pytest.approx(loss, rel=1e-6)
+    assert relative(packed_grads, grads) <= 1e-6
+    assert model.model.visual.patch_embed.proj.weight.grad.norm() > 0
+
+
+def test_a_small_pack_splits_groups_and_bounds_every_forward(model, processor):
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    completions = completions_of(prompts, group=4)
+    bound = tightest(prompts)
+    rows = [
+        row
+        for own in zip(prompts, completions, strict=True)
+        for row in shared_prefix.make_rows(*own, bound)
+    ]
+    packs = shared_prefix.make_packs(rows, bound)
+    assert len(rows) > len(prompts)
+    assert [c for row in rows for c in row.completions] == [
+        *itertools.chain.from_iterable(completions)
+    ]
+    assert [row for pack in packs for row in pack] == rows
+    for pack in packs:
+        assert shared_prefix.pack_inputs(model, pack)["input_ids"].numel() <= bound
+
+
+def test_a_completion_larger_than_a_pack_is_an_error(model, processor):
+    prompt = make_prompt(model, encoded(processor)[0])
+    with pytest.raises(ValueError, match="raise pack_tokens"):
+        shared_prefix.make_rows(prompt, [torch.arange(9)], len(prompt.ids) + 7)
+
+
+def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False).double()
+    hidden = torch.randn(23, 8, dtype=torch.double, requires_grad=True)
+    labels = torch.randint(0, 50, (23,))
+    sizes = []
+    head.register_forward_hook(lambda module, args, out: sizes.append(out.numel()))
+
+    def run():
+        logps, entropies = shared_prefix.score(hidden, head, labels, 0.7)
+        grads = torch.autograd.grad(logps.square().sum(), [hidden, head.weight])
+        return [logps, entropies, *grads]
+
+    whole = run()
+    monkeypatch.setattr(shared_prefix, "LOGITS_AT_ONCE", 250)
+    sizes.clear()
+    parts = run()
+    assert max(sizes) <= 250
+    for one, other in zip(whole, parts, strict=True):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_only_completion_positions_meet_the_vocabulary(model, processor):
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    completions = completions_of(prompts)
+    add_scoring(model)
+    sizes = []
+    model.lm_head.register_forward_hook(
+        lambda module, args, out: sizes.append(len(out))
+    )
+    with torch.no_grad():
+        completion_scores(model, prompts, completions)
+    assert sizes == [sum(len(c) for group in completions for c in group)]
+
+
+def test_unsupported_attention_is_named(model, processor):
+    prompt = make_prompt(model, encoded(processor)[3])
+    model.config.get_text_config()._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        completion_scores(model, [prompt], [[torch.tensor([5])]])
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        shared_prefix.rollouts(model, [prompt], 2, decoding(model))
+
+
+def test_unsupported_models_are_named(model, processor):
+    prompt = make_prompt(model, encoded(processor)[3])
+    model.config.model_type = "qwen3_vl"
+    with pytest.raises(ValueError, match="qwen3_vl"):
+        completion_scores(model, [prompt], [[torch.tensor([5])]])
+
+
+# Rollouts
+
+
+def decoding(model, **changes):
+    config = model.config
+    fields = {
+        "max_tokens": 12,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "end_ids": (model.generation_config.eos_token_id[0],),
+        "pad_id": model.generation_config.pad_token_id,
+        "suppressed": tuple(models.visual_token_ids(config)),
+    }
+    return Decoding(**{**fields, **changes})
+
+
+def generated(model, inputs, max_tokens, suppressed):
+    """Greedy completions by transformers' own generate, one prompt at a time."""
+    found = []
+    for one in inputs:
+        ids = model.generate(
+            **one,
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            suppress_tokens=list(suppressed),
+        )[0, one["input_ids"].shape[1] :]
+        found.append(ids.tolist())
+    return found
+
+
+def some_ends(model, inputs, settings):
+    """End tokens that greedy completions meet at different steps, some never."""
+    free = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    return (free[0][2], free[1][6])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_rollouts_in_training_equal_generate(
+    tiny_checkpoint, processor, attention
+):
+    model = models.load_model(tiny_checkpoint)
+    model.set_attn_implementation({"text_config": attention})
+    inputs = encoded(processor)
+    settings = decoding(model)
+    ends = some_ends(model, inputs, settings)
+    model.generation_config.eos_token_id = list(ends)
+    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    assert len({len(row) for row in expected}) > 1, "no completion ends early"
+
+    model.activation_checkpointing_enable()
+    model.train()
+    prompts = [make_prompt(model, one) for one in inputs]
+    settings = decoding(model, end_ids=ends)
+    for own in (prompts, shared_prefix.with_features(model, prompts)):
+        groups = shared_prefix.rollouts(model, own, 2, settings)
+        for group, row in zip(groups, expected, strict=True):
+            assert group == [row, row]
+    assert model.training
+    assert model.is_activation_checkpointing
+
+
+def test_rollouts_of_a_group_differ_and_repeat_with_the_seed(model, processor):
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    settings = decoding(model, temperature=1.0)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(shared_prefix.rollouts(model, prompts, 4, settings))
+    assert all(len({tuple(row) for row in group}) > 1 for group in found[0])
+    assert found[0] == found[1] != found[2]
+
+
+def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
+    """Two-token completions come as often as the plain forward says."""
+    one = encoded(processor)[0]
+    prompt = make_prompt(model, one)
+    settings = decoding(model, max_tokens=2, temperature=1.0, top_k=2, end_ids=())
+    torch.manual_seed(0)
+    pairs = shared_prefix.rollouts(model, [prompt] * 8, 100, settings)
+    counts: dict[tuple, int] = {}
+    for pair in itertools.chain.from_iterable(pairs):
+        counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
+    first = top_two(model, one, [], settings)
+    expected = {}
+    for token, share in first.items():
+        for other, own in top_two(model, one, [token], settings).items():
+            expected[token, other] = share * own
+    assert set(counts) <= set(expected)
+    for pair, share in expected.items():
+        error = (share * (1 - share) / 800) ** 0.5
+        assert abs(counts.get(pair, 0) / 800 - share) < 5 * error + 1e-3
+
+
+def top_two(model, one, behind, settings):
+    """{token: probability} of the two likeliest tokens behind prompt and `behind`."""
+    ids = torch.cat([one["input_ids"], torch.tensor([behind], dtype=torch.long)], 1)
+    inputs = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["mm_token_type_ids"] = models.mm_token_type_ids(ids, model.config)
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -1]
+    logits[list(settings.suppressed)] = -torch.inf
+    values, tokens = logits.topk(2)
+    return dict(zip(tokens.tolist(), values.softmax(-1).tolist(), strict=True))
+
+
+def test_visual_tokens_are_never_drawn(model, processor):
+    visual = models.visual_token_ids(model.config)
+    with torch.no_grad():  # a policy that wants nothing else
+        model.lm_head.weight[visual] = 0
+        model.model.language_model.norm.weight.zero_()
+        bias = torch.zeros(model.config.text_config.vocab_size)
+        bias[visual] = 100.0
+        model.lm_head.bias = torch.nn.Parameter(bias)
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    for temperature in (0.0, 1.0):
+        free = decoding(model, temperature=temperature, suppressed=(), max_tokens=5)
+        groups = shared_prefix.rollouts(model, prompts, 3, free)
+        assert visual_share(groups, visual) == 1
+        kept = decoding(model, temperature=temperature, max_tokens=5)
+        groups = shared_prefix.rollouts(model, prompts, 3, kept)
+        assert visual_share(groups, visual) == 0
+
+
+def visual_share(groups, visual):
+    tokens = [token for group in groups for row in group for token in row]
+    return sum(token in visual for token in tokens) / len(tokens)
+
+
+def test_the_vision_tower_runs_once_a_prompt(model, processor):
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    patches = []
+    model.model.visual.register_forward_hook(
+        lambda module, args, out: patches.append(len(args[0]))
+    )
+    seen = shared_prefix.with_features(model, prompts)
+    add_scoring(model)
+    completions = completions_of(prompts)
+    with torch.no_grad():
+        shared_prefix.rollouts(model, seen, 4, decoding(model))
+        completion_scores(model, seen, completions)
+    expected = sum(
+        len(prompt.pixels[pixels])
+        for prompt in prompts
+        for pixels, _ in shared_prefix.KINDS.values()
+        if pixels in prompt.pixels
+    )
+    assert sum(patches) == expected
+
+
+# Adapters, checkpointing, quantisation
+
+
+def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
+    tiny_checkpoint, processor
+):
+    import peft
+
+    torch.manual_seed(0)
+    model = models.load_model(tiny_checkpoint)
+    model = peft.get_peft_model(model, models.lora_config(4, 8))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    model.train()
+    inputs = encoded(processor)
+    prompts = [make_prompt(model, one) for one in inputs]
+    completions = completions_of(prompts)
+    weights = torch.randn(12).tolist()
+    expected = [pair[0] for pair in plain_group_scores(model, inputs, completions)]
+    _, grads = gradients(model, expected, weights)
+
+    assert shared_prefix.vision_is_frozen(model)
+    model.enable_input_require_grads()
+    model.activation_checkpointing_enable()
+    seen = shared_prefix.with_features(model, prompts)
+    add_scoring(model)
+    logps, _ = completion_scores(model, seen, completions)
+    assert worst(logps, expected) <= 1e-5
+    _, packed = gradients(model, logps, weights)
+    assert relative(packed, grads) <= 1e-5
+
+
+def test_nf4_scores_equal_a_plain_forward_of_the_same_weights(
+    tiny_checkpoint, processor
+):
+    model = models.load_model(tiny_checkpoint, quantize=True)
+    inputs = encoded(processor)
+    prompts = [make_prompt(model, one) for one in inputs]
+    completions = completions_of(prompts)
+    with torch.no_grad():
+        expected = plain_group_scores(model, inputs, completions)
+        add_scoring(model)
+        logps, _ = completion_scores(model, prompts, completions)
+    assert worst(logps, [pair[0] for pair in expected]) <= 1e-4
+    assert shared_prefix.rollouts(model, prompts, 2, decoding(model))
+
+
+def test_rollouts_leave_the_gradients_through_nf4_weights(tiny_checkpoint, processor):
+    import peft
+
+    found = []
+    for with_rollouts in (False, True):
+        torch.manual_seed(0)
+        model = models.load_model(tiny_checkpoint, quantize=True)
+        model = peft.get_peft_model(model, models.lora_config(4, 8)).train()
+        prompts = [make_prompt(model, one) for one in encoded(processor)]
+        completions = completions_of(prompts)
+        if with_rollouts:
+            shared_prefix.rollouts(model, prompts, 2, decoding(model))
+        add_scoring(model)
+        logps, _ = completion_scores(model, prompts, completions)
+        found.append(gradients(model, logps, [1.0] * len(logps))[1])
+    assert found[0].norm() > 0
+    assert relative(found[1].float(), found[0].float()) <= 1e-5
+
+
+def test_a_prompt_that_ends_in_a_picture_is_an_error(model, processor):
+    one = copy.copy(encoded(processor)[1])
+    end = int((one["input_ids"][0] == model.config.image_token_id).nonzero()[-1]) + 1
+    one["input_ids"] = one["input_ids"][:, :end]
+    with pytest.raises(ValueError, match="ends with a picture"):
+        make_prompt(model, one)

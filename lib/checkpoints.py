@@ -23,7 +23,7 @@ from lib import torchvision_cpu as torchvision_cpu  # before transformers
 # isort: split
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 

@@ -159,11 +159,7 @@ def train_sft(
     if not checkpoints.same_settings(work / RECORD, wanted):
         checkpoints.write_settings(work / RECORD, wanted)
     trainer = sft_trainer(model_path, demonstrations, settings, sampling, run)
-    last = checkpoints.last_complete(work)
-    if last is not None and checkpoints.step_of(last) == settings.steps:
-        trainer._load_from_checkpoint(str(last))  # train() would do one step too many
-    else:
-        trainer.train(resume_from_checkpoint=last)
+    checkpoints.train(trainer)
     return checkpoints.publish(trainer.model, folder, RECORD, wanted)
 
 

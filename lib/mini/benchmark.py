@@ -1,0 +1,407 @@
+"""Write MiniPlan to disk in the layout and schemas of SEED-Bench-R1 and LongVideoBench.
+
+`python -m lib.mini.benchmark outputs/data/miniplan` renders real h264 clips and png
+stills and writes the annotations a loader of the real benchmarks expects (schemas:
+https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and
+https://huggingface.co/datasets/longvideobench/LongVideoBench):
+
+    annotations/training.jsonl, training_with_cot.jsonl, validation_L1|L2|L3.jsonl
+    videos/MiniPlan/*.mp4   images/MiniPlan/*.png
+    general/lvb_val.json    general/videos/*.mp4
+
+Levels, after section 3 of arXiv 2503.24376: training and L1 share environments and task
+families (daily life), L2 has new environments, L3 new environments, all four domains
+and verb combinations that occur nowhere else. Same arguments, same bytes.
+
+The reasoning in training_with_cot comes from a simulated teacher that overlooks each
+step with probability 0.08 and is hasty in 15 % of its answers; like the paper's
+distilled data it is kept only where its answer is right.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lib import paths, prompts, records
+from lib.mini import lessons, world
+from lib.mini.world import DOMAINS, Episode, Step
+from lib.questions import Question
+
+SOURCE = "MiniPlan"
+TRAINING_ENVIRONMENTS = range(0, 12)
+L2_ENVIRONMENTS = range(100, 112)
+L3_ENVIRONMENTS = range(200, 216)
+GENERAL_ENVIRONMENTS = range(300, 316)
+IMAGE_ONLY_SHARE = 0.15
+TEACHER_OVERLOOKS, TEACHER_HASTY = 0.08, 0.15
+_LETTERS = "ABCDE"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many questions to write, and the seed they are drawn with."""
+
+    training: int = 2200
+    level: int = 500
+    general: int = 200
+    seed: int = 0
+
+
+SIZES = {"full": Sizes(), "smoke": Sizes(training=48, level=16, general=16)}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of a split before it becomes a record."""
+
+    split: str
+    number: int
+    episode: Episode
+    image_only: bool
+    scenario: str = ""
+
+    @property
+    def stem(self) -> str:
+        """File name of clip and still, without suffix."""
+        return f"{self.split}_{self.number:05d}"
+
+
+def make_items(sizes: Sizes) -> dict[str, list[Item]]:
+    """Episodes of every split; no instance occurs twice."""
+    seen: set = set()
+    return {
+        "training": _items("training", sizes.training, sizes.seed, seen),
+        "L1": _items("L1", sizes.level, sizes.seed, seen),
+        "L2": _items("L2", sizes.level, sizes.seed, seen),
+        "L3": _items("L3", sizes.level, sizes.seed, seen),
+    }
+
+
+def _items(split: str, count: int, seed: int, seen: set) -> list[Item]:
+    rng = random.Random(f"miniplan/{seed}/{split}")
+    environments = {"L2": L2_ENVIRONMENTS, "L3": L3_ENVIRONMENTS}
+    gold = [i % 4 for i in range(count)]
+    rng.shuffle(gold)
+    items: list[Item] = []
+    while len(items) < count:
+        number = len(items)
+        domain = list(DOMAINS)[number % 4] if split == "L3" else "Daily life"
+        image_only = rng.random() < IMAGE_ONLY_SHARE
+        episode = world.sample_episode(
+            rng,
+            domain,
+            rng.choice(environments.get(split, TRAINING_ENVIRONMENTS)),
+            held_out=split == "L3",
+            gold=gold[number],
+            image_only=image_only,
+        )
+        if instance(episode) not in seen:
+            seen.add(instance(episode))
+            scenario = rng.choice(DOMAINS[domain]["scenarios"])
+            items.append(Item(split, number, episode, image_only, scenario))
+    return items
+
+
+def instance(episode: Episode) -> tuple:
+    """What makes two questions the same instance: scene, task and progress."""
+    return (
+        episode.domain,
+        episode.environment,
+        episode.objects,
+        episode.positions,
+        episode.plan,
+        episode.actions,
+    )
+
+
+def record(item: Item) -> dict:
+    """The SEED-Bench-R1 record of an item, keys as in its split's file."""
+    e = item.episode
+    progress = [] if item.image_only else list(enumerate(e.actions))
+    common = {
+        "sample_id": item.number,
+        "video_source": SOURCE,
+        "video_id": f"M{e.environment:03d}_{item.stem}",
+        "task_goal": e.goal,
+        "question": lessons.question_text(e, item.image_only),
+        "answer": e.say(e.answer),
+        "current_observation_frame": e.frames - 1,
+        "task_progress_metadata": [
+            {
+                "narration_text": e.say(step),
+                "start_frame": e.span(index)[0],
+                "stop_frame": e.span(index)[1],
+            }
+            for index, step in progress
+        ],
+        "video_basename": f"{item.stem}.mp4",
+        "current_observation_basename": f"{item.stem}.png",
+    }
+    if item.split == "training":
+        negatives = [e.say(s) for s in e.options if s != e.answer]
+        return common | {"negative_answers": negatives}
+    choices = {f"choice_{'abcd'[i]}": e.say(s) for i, s in enumerate(e.options)}
+    labelled = common | choices | {"golden_choice_idx": e.letter}
+    if item.split == "L3":
+        labelled |= {
+            "sample_id": f"{common['video_id']}_0",
+            "domain": e.domain,
+            "scenario": item.scenario,
+            "task_start_frame": 0,
+        }
+    return labelled
+
+
+def demonstration(item: Item, seed: int) -> dict | None:
+    """The teacher's response to a training item; None where its answer is wrong."""
+    rng = random.Random(f"teacher/{seed}/{item.number}")
+    e = item.episode
+    seen = tuple(s for s in e.actions if rng.random() >= TEACHER_OVERLOOKS)
+    if rng.random() < TEACHER_HASTY:
+        step = lessons.hasty_step(rng, e)
+        thought = lessons.hasty_thought(e, step)
+    else:
+        step = next(s for s in e.plan if s not in seen)
+        in_order = seen
+        if item.image_only:
+            in_order = tuple(s for s in lessons.visible_order(e) if s in seen)
+        thought = lessons.careful_thought(e, in_order, step)
+    if step != e.answer:
+        return None
+    problem = prompts.prompt_text(_question(item), "think")
+    content = [{"type": "image", "image": f"images/{SOURCE}/{item.stem}.png"}]
+    if not item.image_only:
+        content.insert(
+            0, {"type": "video", "video": f"videos/{SOURCE}/{item.stem}.mp4"}
+        )
+    content.append({"type": "text", "text": problem})
+    return {
+        "sample_id": item.number,
+        "prompt": [{"role": "user", "content": content}],
+        "problem": problem,
+        "solution": f"<answer>{e.letter}.</answer>",
+        "response": lessons.answer_text(thought, e.letter),
+        "reward": 1.0,
+    }
+
+
+def _question(item: Item) -> Question:
+    e = item.episode
+    return Question(
+        id=f"{item.split}/{item.number}",
+        level=item.split,
+        text=lessons.question_text(e, item.image_only),
+        options=tuple(e.say(s) for s in e.options),
+        gold=e.letter,
+        answer=e.say(e.answer),
+        goal=e.goal,
+        domain=e.domain,
+        scenario=item.scenario,
+        progress=tuple(e.say(s) for s in e.actions),
+        video=None,
+        image=None,
+    )
+
+
+def make_general(count: int, seed: int) -> list[tuple[dict, Episode]]:
+    """Perception questions in LongVideoBench's schema, with the episode to render.
+
+    Half ask for a step that is shown, half for an object; 4 or 5 options; clips of
+    8-15 s and 15-30 s (duration groups 15 and 60).
+    """
+    rng = random.Random(f"miniplan/{seed}/general")
+    return [_general(rng, number) for number in range(count)]
+
+
+def _general(rng: random.Random, number: int) -> tuple[dict, Episode]:
+    domain = list(DOMAINS)[number % 4]
+    group = (15, 60)[number // 4 % 2]
+    episode = world.sample_episode(rng, domain, rng.choice(GENERAL_ENVIRONMENTS))
+    while len(episode.actions) < 2:
+        episode = world.sample_episode(rng, domain, rng.choice(GENERAL_ENVIRONMENTS))
+    low, high = {15: (8.5, 15), 60: (15.5, 30)}[group]
+    frames = int(rng.uniform(low, high) * world.CLIP_FPS)
+    hold = (frames - 8) // len(episode.actions)
+    episode = replace(episode, hold=hold, tail=frames - 4 - hold * len(episode.actions))
+    count = 4 + number // 8 % 2
+    asks_step = number // 16 % 2 == 0
+    gold, others = (
+        _shown_step(rng, episode) if asks_step else _shown_object(rng, episode)
+    )
+    candidates = rng.sample(others, count - 1)
+    correct = rng.randrange(count)
+    candidates.insert(correct, gold)
+    question = lessons.SHOWN_QUESTION if asks_step else lessons.OBJECT_QUESTION
+    video = f"general_{number:05d}"
+    return {
+        "video_id": video,
+        "question": question,
+        "question_wo_referring_query": question,
+        "candidates": candidates,
+        "correct_choice": correct,
+        "position": [episode.span(i)[0] for i in range(len(episode.actions))],
+        "topic_category": domain,
+        "question_category": "S2A" if asks_step else "S2O",
+        "level": "L1-Perception",
+        "id": f"{video}_0",
+        "video_path": f"{video}.mp4",
+        "subtitle_path": "",
+        "duration_group": group,
+        "starting_timestamp_for_subtitles": 0,
+        "duration": episode.frames / world.CLIP_FPS,
+        "view_count": 0,
+    }, episode
+
+
+def _shown_step(rng: random.Random, episode: Episode) -> tuple[str, list[str]]:
+    every = [Step(e, i) for e in range(6) for i in (0, 1)]
+    gold = rng.choice(episode.actions)
+    others = [episode.say(s) for s in every if s not in episode.actions]
+    return episode.say(gold), others
+
+
+def _shown_object(rng: random.Random, episode: Episode) -> tuple[str, list[str]]:
+    names = [name for domain in DOMAINS.values() for name in domain["objects"]]
+    present = [episode.name(0), episode.name(1)]
+    return rng.choice(present), [n for n in names if n not in present]
+
+
+def yuv420(pixels: np.ndarray) -> np.ndarray:
+    """RGB [H, W, 3] as 8-bit limited-range BT.601 4:2:0, planes stacked [1.5 H, W].
+
+    Done here and not by ffmpeg, whose rounding may depend on the machine.
+    """
+    red, green, blue = np.moveaxis(pixels.astype(np.float64), -1, 0) / 255
+    luma = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
+    chroma = (
+        128 - 37.797 * red - 74.203 * green + 112.0 * blue,
+        128 + 112.0 * red - 93.786 * green - 18.214 * blue,
+    )
+    height, width = luma.shape
+    small = [c.reshape(height // 2, 2, width // 2, 2).mean((1, 3)) for c in chroma]
+    planes = [luma.ravel(), *(plane.ravel() for plane in small)]
+    return np.rint(np.concatenate(planes)).astype(np.uint8).reshape(-1, width)
+
+
+def write_clip(path: Path, episode: Episode) -> None:
+    """Write an episode as h264 with the same bytes whenever it is written.
+
+    On a machine under heavy load about one x264 encoding in a hundred came out with
+    other bytes, even with one thread; the same deviation twice did not. So a clip is
+    encoded until two encodings in a row agree.
+    """
+    planes = [yuv420(pixels) for pixels in world.clip(episode)]
+    before, encoded = b"", encode_h264(planes)
+    while encoded != before:
+        before, encoded = encoded, encode_h264(planes)
+    path.write_bytes(encoded)
+
+
+def encode_h264(planes: list[np.ndarray]) -> bytes:
+    """An mp4 of 4:2:0 frames [1.5 H, W] at `world.CLIP_FPS`."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=int(world.CLIP_FPS))
+        stream.width, stream.height = world.WIDTH, world.HEIGHT
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "14", "preset": "veryfast", "threads": "1"}
+        for frame in planes:
+            picture = av.VideoFrame.from_ndarray(frame, format="yuv420p")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def _write_media(job: tuple[Path, Path | None, Episode]) -> None:
+    video, image, episode = job
+    if video is not None:
+        write_clip(video, episode)
+    if image is not None:
+        Image.fromarray(world.still(episode)).save(image)
+
+
+def write(folder: Path, sizes: Sizes) -> Path:
+    """Write the whole benchmark, or return at once where it is already there.
+
+    Everything is made beside the folder and moved into place when complete. A folder
+    written with other sizes is an error: nothing is overwritten.
+    """
+    marker = folder / "benchmark.json"
+    stamp = {"sizes": asdict(sizes), "generator": _generator_hash()}
+    if marker.exists():
+        if records.read_json(marker) != stamp:
+            raise FileExistsError(
+                f"{folder} holds a benchmark made with other settings "
+                f"({records.read_json(marker)}, now {stamp}): remove it or choose "
+                "another folder"
+            )
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and holds no complete benchmark")
+    staging = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    _write_into(staging, sizes)
+    records.write_json(staging / "benchmark.json", stamp)
+    if folder.exists():
+        folder.rmdir()
+    os.rename(staging, folder)
+    return folder
+
+
+def _write_into(folder: Path, sizes: Sizes) -> None:
+    videos, images = folder / "videos" / SOURCE, folder / "images" / SOURCE
+    general = folder / "general"
+    for path in (videos, images, general / "videos", folder / "annotations"):
+        path.mkdir(parents=True)
+    splits, jobs = make_items(sizes), []
+    for split, items in splits.items():
+        name = "training" if split == "training" else f"validation_{split}"
+        path = folder / "annotations" / f"{name}.jsonl"
+        records.write_jsonl(path, [record(item) for item in items])
+        for item in items:
+            video = None if item.image_only else videos / f"{item.stem}.mp4"
+            jobs.append((video, images / f"{item.stem}.png", item.episode))
+    taught = [demonstration(item, sizes.seed) for item in splits["training"]]
+    records.write_jsonl(
+        folder / "annotations" / "training_with_cot.jsonl", [d for d in taught if d]
+    )
+    rows = make_general(sizes.general, sizes.seed)
+    records.write_json(general / "lvb_val.json", [row for row, _ in rows])
+    jobs += [(general / "videos" / r["video_path"], None, e) for r, e in rows]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(_write_media, jobs, chunksize=32)
+        for _ in tqdm(done, total=len(jobs), desc="MiniPlan media", mininterval=1):
+            pass
+
+
+def _generator_hash() -> str:
+    sources = [Path(__file__), Path(world.__file__), Path(lessons.__file__)]
+    return records.settings_hash({p.name: records.sha256(p) for p in sources})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", help="relative: below the repository")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    sizes = replace(SIZES[given.size], seed=given.seed)
+    folder = write(paths.resolve(given.folder), sizes)
+    print(json.dumps({"folder": str(folder), **asdict(sizes)}))
+
+
+if __name__ == "__main__":
+    main()

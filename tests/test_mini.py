@@ -176,6 +176,21 @@ def test_another_benchmark_in_the_folder_is_not_overwritten(small):
         benchmark.write(small, benchmark.Sizes(training=24, level=12, general=8))
 
 
+def test_two_processes_make_one_benchmark(small, tmp_path):
+    """As two runs of a sweep do on a fresh machine."""
+    command = [
+        sys.executable,
+        "-m",
+        "lib.mini.benchmark",
+        str(tmp_path / "b"),
+        "--size=smoke",
+    ]
+    both = [subprocess.Popen(command, cwd=paths.ROOT) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert (tmp_path / "b" / "benchmark.json").exists()
+    assert not (tmp_path / "b.partial").exists()
+
+
 def test_general_questions_have_four_or_five_options_and_both_durations():
     rows = [row for row, _ in benchmark.make_general(200, 0)]
     assert {len(row["candidates"]) for row in rows} == {4, 5}

@@ -19,6 +19,7 @@ distilled data it is kept only where its answer is right.
 """
 
 import argparse
+import fcntl
 import io
 import json
 import os
@@ -335,9 +336,17 @@ def _write_media(job: tuple[Path, Path | None, Episode]) -> None:
 def write(folder: Path, sizes: Sizes) -> Path:
     """Write the whole benchmark, or return at once where it is already there.
 
-    Everything is made beside the folder and moved into place when complete. A folder
-    written with other sizes is an error: nothing is overwritten.
+    Everything is made beside the folder and moved into place when complete; a second
+    process that wants the same waits for the first. A folder written with other sizes
+    is an error: nothing is overwritten.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, however
+        return _write(folder, sizes)
+
+
+def _write(folder: Path, sizes: Sizes) -> Path:
     marker = folder / "benchmark.json"
     stamp = {"sizes": asdict(sizes), "generator": _generator_hash()}
     if marker.exists():

@@ -92,11 +92,11 @@ def test_about_15_percent_have_no_video(items):
 
 
 def test_text_alone_stays_near_chance(items):
-    """A trained reader of the text gains less than six points on 1,500 questions."""
+    """A trained reader of the text gains at most six points, 95 % sure, on 1,500."""
     reader = BlindReader.fit([asked(item) for item in items["training"]])
     rows = [asked(i) for level in ("L1", "L2", "L3") for i in items[level]]
-    low, high = stats.wilson_interval(sum(reader.right(rows)), len(rows))
-    assert low <= 0.25 <= high or high < 0.31
+    _, high = stats.wilson_interval(sum(reader.right(rows)), len(rows))
+    assert high < 0.31
 
 
 def test_the_rule_of_the_world_answers_every_question(items):

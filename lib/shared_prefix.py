@@ -41,11 +41,13 @@ from transformers.generation import (
 )
 
 ATTENTION = ("sdpa", "eager")
+MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
 KINDS = {  # kind: (pixels, grids) as the processor names them
     "image": ("pixel_values", "image_grid_thw"),
     "video": ("pixel_values_videos", "video_grid_thw"),
 }
+SECONDS = "second_per_grid_ts"  # Qwen2.5-VL spaces a video's positions by these
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,15 @@ class Prompt:
     """A tokenized prompt of P tokens with its pictures.
 
     `ids` [P]; `positions` [3, P], M-RoPE; `pixels` as the processor gives them, keys of
-    KINDS; `features` per kind, one [tokens, hidden] tensor a picture, or None as long
-    as no vision tower has run.
+    KINDS and SECONDS; `features` per kind, for each picture the vision tower's outputs,
+    or None as long as it has not run: one [tokens, hidden] tensor for the input of the
+    language model and, in Qwen3-VL, one for each of its first layers.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     pixels: dict[str, torch.Tensor] = field(default_factory=dict)
-    features: dict[str, list[torch.Tensor]] | None = None
+    features: dict[str, list[tuple[torch.Tensor, ...]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,8 @@ def base_of(model):
 def check_model(model) -> None:
     """Raise ValueError for a model whose packed rows would not be what they seem.
 
-    The attention of the language model must take a 4-D mask, and positions and visual
-    features must be those of Qwen2-VL: Qwen2.5-VL spaces its temporal positions by the
-    frame rate, Qwen3-VL feeds features into several layers.
+    The attention of the language model must take a 4-D mask, and the way positions and
+    visual features enter must be one that the tests compare with the plain forward.
     """
     config = base_of(model).config
     used = config.get_text_config()._attn_implementation
@@ -100,9 +102,9 @@ def check_model(model) -> None:
             f"attention implementation {used!r} cannot take the 4-D mask of a shared "
             f"prefix: load the model with attn_implementation in {ATTENTION}"
         )
-    if config.model_type != "qwen2_vl":
+    if config.model_type not in MODELS:
         raise ValueError(
-            f"model_type {config.model_type!r} is not supported: only 'qwen2_vl' is"
+            f"model_type {config.model_type!r} is not supported: use one of {MODELS}"
         )
 
 
@@ -114,18 +116,18 @@ def make_prompt(model, encoded: dict[str, torch.Tensor]) -> Prompt:
     """
     base = base_of(model)
     ids = encoded["input_ids"].to(base.device)
+    names = [name for pair in KINDS.values() for name in pair] + [SECONDS]
     pixels = {
-        key: encoded[key].to(base.device)
-        for pair in KINDS.values()
-        for key in pair
-        if key in encoded
+        name: torch.as_tensor(encoded[name]).to(base.device)
+        for name in names
+        if name in encoded
     }
     kinds = models.mm_token_type_ids(ids, base.config)
     if kinds[0, -1]:
         raise ValueError("the prompt ends with a picture; end it with text")
     if pixels:
-        grids = {grid: pixels.get(grid) for _, grid in KINDS.values()}
-        positions, _ = base.model.get_rope_index(ids, mm_token_type_ids=kinds, **grids)
+        spaced = {name: pixels.get(name) for name in names if "pixel" not in name}
+        positions, _ = base.model.get_rope_index(ids, mm_token_type_ids=kinds, **spaced)
     else:
         positions = torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
     return Prompt(ids[0], positions[:, 0], pixels)
@@ -154,7 +156,9 @@ def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
             key: torch.cat([prompts[i].pixels[key] for i in owners])
             for key in (pixels, grid)
         }
-        outputs = iter(encoders[kind](**given, return_dict=True).pooler_output)
+        found = encoders[kind](**given, return_dict=True)
+        deep = getattr(found, "deepstack_features", None) or ()
+        outputs = iter(zip(found.pooler_output, *deep, strict=True))
         for i in owners:
             features[i][kind] = [next(outputs) for _ in prompts[i].pixels[grid]]
     return [
@@ -175,8 +179,11 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
         if not owners:
             continue
         if all(prompt.features is not None for prompt in prompts):
-            pooled = [part for prompt in owners for part in prompt.features[kind]]
-            outputs[kind] = types.SimpleNamespace(pooler_output=pooled)
+            parts = [part for prompt in owners for part in prompt.features[kind]]
+            pooled, *deep = map(list, zip(*parts, strict=True))
+            outputs[kind] = types.SimpleNamespace(
+                pooler_output=pooled, deepstack_features=deep
+            )
         else:
             for key in keys:
                 inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])

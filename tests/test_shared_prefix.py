@@ -238,8 +238,8 @@ def test_unsupported_attention_is_named(model, processor):
 
 def test_unsupported_models_are_named(model, processor):
     prompt = make_prompt(model, encoded(processor)[3])
-    model.config.model_type = "qwen3_vl"
-    with pytest.raises(ValueError, match="qwen3_vl"):
+    model.config.model_type = "qwen9_vl"
+    with pytest.raises(ValueError, match="qwen9_vl"):
         completion_scores(model, [prompt], [[torch.tensor([5])]])
 
 

@@ -1,0 +1,243 @@
+"""Over random shapes and model families: one packed row equals the plain repetition.
+
+Qwen2-VL, Qwen2.5-VL (windows in the vision tower, video positions spaced by seconds)
+and Qwen3-VL (timestamps between frames, visual features into several layers), each as
+a random model in float64 (norms and positions stay float32 in transformers, which is
+why equality is asked to 1e-6), with prompts built token by token.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from lib import models, shared_prefix
+from lib.shared_prefix import Decoding, add_scoring, completion_scores, make_prompt
+
+# isort: split
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+START, STOP, IMAGE, VIDEO = 200, 201, 202, 203  # of a picture; its tokens
+WORDS = 190  # ids below are words
+TEXT = {
+    "vocab_size": 210,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 3, 3],
+    },
+}
+FAMILIES = {  # what differs: the vision tower, and how large a patch is
+    "qwen2_vl": (
+        {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
+        14,
+    ),
+    "qwen2_5_vl": (
+        {
+            "depth": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "num_heads": 2,
+            "intermediate_size": 48,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        14,
+    ),
+    "qwen3_vl": (
+        {
+            "depth": 3,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "num_heads": 2,
+            "intermediate_size": 48,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        16,
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def model(family):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        text_config={**TEXT, **({"head_dim": 16} if family == "qwen3_vl" else {})},
+        vision_config=FAMILIES[family][0],
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=STOP,
+    )
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:  # the default 0.02 hardly lets pixels reach the logits
+                torch.nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+    return model.double().eval()
+
+
+def words(rng, least, most):
+    return rng.integers(1, WORDS, rng.integers(least, most + 1)).tolist()
+
+
+def picture(rng, family, kind):
+    """(tokens, pixels) of an image or a video of random size."""
+    frames = 1 if kind == "image" else int(rng.integers(1, 4))
+    rows, columns = (2 * int(n) for n in rng.integers(3, 5, 2))
+    token = IMAGE if kind == "image" else VIDEO
+    frame = [START, *[token] * (rows * columns // 4), STOP]
+    if kind == "video" and family == "qwen3_vl":
+        tokens = [t for _ in range(frames) for t in [*words(rng, 2, 2), *frame]]
+    else:
+        tokens = [START, *frame[1:-1] * frames, STOP]
+    pixels, grid = shared_prefix.KINDS[kind]
+    values = rng.normal(size=(frames * rows * columns, 6 * FAMILIES[family][1] ** 2))
+    found = {pixels: torch.from_numpy(values), grid: [[frames, rows, columns]]}
+    if kind == "video" and family == "qwen2_5_vl":
+        found[shared_prefix.SECONDS] = [float(rng.choice([0.5, 1.0, 2.5]))]
+    return tokens, found
+
+
+def encoded(rng, family, kinds):
+    """What a processor would give for a prompt with these pictures."""
+    ids, inputs = words(rng, 1, 4), {}
+    for kind in kinds:
+        tokens, pixels = picture(rng, family, kind)
+        ids += tokens + words(rng, 1, 3)
+        inputs |= {name: torch.as_tensor(value) for name, value in pixels.items()}
+    return {"input_ids": torch.tensor([ids + words(rng, 1, 5)]), **inputs}
+
+
+def random_batch(family, seed):
+    """Encoded prompts of random kinds and lengths, and a group behind each."""
+    rng = np.random.default_rng(seed)
+    kinds = [("video", "image"), ("video",), ("image",), ()]
+    first = int(rng.integers(4))
+    inputs = [encoded(rng, family, kinds[(first + i) % 4]) for i in range(3)]
+    groups = [
+        [torch.tensor(words(rng, 1, 9)) for _ in range(rng.integers(1, 6))]
+        for _ in inputs
+    ]
+    return inputs, groups
+
+
+def plain_scores(model, inputs, completion):
+    """One completion behind its own prompt: ordinary forward, full softmax."""
+    ids = torch.cat([inputs["input_ids"], completion[None]], 1)
+    logits = model(
+        **{**inputs, "input_ids": ids},
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=models.mm_token_type_ids(ids, model.config),
+    ).logits[0, -len(completion) - 1 : -1]
+    return logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+
+
+def grpo_like_loss(logps, groups, seed):
+    """Advantages times ratios, averaged per completion, with a KL term: GRPO's form."""
+    rng = torch.Generator().manual_seed(seed)
+    loss = 0.0
+    for own in logps:
+        advantage = torch.randn((), generator=rng, dtype=torch.double)
+        reference = own.detach() + 0.1 * torch.randn(
+            len(own), generator=rng, dtype=torch.double
+        )
+        ratio = (own - own.detach()).exp()
+        gap = reference - own
+        loss = loss - (ratio * advantage - 0.1 * (gap.exp() - gap - 1)).mean()
+    return loss / len(logps)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return torch.cat(
+        [w.grad.flatten() for w in model.parameters() if w.grad is not None]
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_scores_loss_and_gradients_equal_the_repetition(model, family, seed, attention):
+    model.set_attn_implementation({"text_config": attention})
+    inputs, groups = random_batch(family, seed)
+    prompts = [make_prompt(model, one) for one in inputs]
+    expected = [
+        plain_scores(model, one, completion)
+        for one, group in zip(inputs, groups, strict=True)
+        for completion in group
+    ]
+    loss = grpo_like_loss(expected, groups, seed)
+    wanted = gradients(model, loss)
+    add_scoring(model)
+    longest = max(len(prompt.ids) for prompt in prompts) - 1 + 9
+    for pack_tokens in (16384, longest):  # whole groups, and split ones
+        logps, _ = completion_scores(model, prompts, groups, pack_tokens)
+        for own, other in zip(logps, expected, strict=True):
+            assert (own - other).abs().max() < 1e-6
+        packed = grpo_like_loss(logps, groups, seed)
+        assert packed.item() == pytest.approx(loss.item(), rel=1e-6)
+        found = gradients(model, packed)
+        assert ((found - wanted).norm() / wanted.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_outputs_of_the_vision_tower_are_the_same_ones(model, family, seed):
+    inputs, groups = random_batch(family, seed)
+    prompts = [make_prompt(model, one) for one in inputs]
+    add_scoring(model)
+    runs = []
+    hook = model.model.visual.register_forward_hook(lambda *args: runs.append(1))
+    with torch.no_grad():
+        plain, _ = completion_scores(model, prompts, groups)
+        seen = shared_prefix.with_features(model, prompts)
+        before = len(runs)
+        cached, _ = completion_scores(model, seen, groups)
+    hook.remove()
+    assert len(runs) == before > 0
+    for own, other in zip(plain, cached, strict=True):
+        assert (own - other).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_rollouts_equal_generate(model, family, seed):
+    inputs, _ = random_batch(family, seed)
+    drawn = Decoding(
+        max_tokens=8,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        end_ids=(7,),
+        pad_id=0,
+        suppressed=(START, STOP, IMAGE, VIDEO),
+    )
+    expected = []
+    for one in inputs:
+        ids = model.generate(
+            **one,
+            attention_mask=torch.ones_like(one["input_ids"]),
+            mm_token_type_ids=models.mm_token_type_ids(one["input_ids"], model.config),
+            do_sample=False,
+            max_new_tokens=drawn.max_tokens,
+            suppress_tokens=list(drawn.suppressed),
+            eos_token_id=7,
+            pad_token_id=0,
+        )[0, one["input_ids"].shape[1] :]
+        expected.append(ids.tolist())
+    prompts = [make_prompt(model, one) for one in inputs]
+    for own in (prompts, shared_prefix.with_features(model, prompts)):
+        groups = shared_prefix.rollouts(model, own, 3, drawn)
+        assert groups == [[row] * 3 for row in expected]

@@ -46,6 +46,11 @@ TITLES = {
     "domain": "L3: accuracy by domain, with 95 % intervals",
     "duration_group": "general set: accuracy by video length, with 95 % intervals",
 }
+PARTS = {  # of what a language model reads in one update
+    "video and image": "#009E73",
+    "text of the prompt": "#999999",
+    "completions": "#56B4E9",
+}
 WIDTH = 6  # inches
 DASHES = (0, (3, 2))
 LONGEST_ANSWER = 700  # characters of a completion that the gallery shows
@@ -183,6 +188,49 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     )
     ax.set_title(title, fontsize=10, pad=24)
     _legend(ax, models)
+    return ax
+
+
+def encoded_tokens(
+    visual: int, text: int, completions: Sequence[int], ax: Axes | None = None
+) -> Axes:
+    """What the update encodes for one group: prompt repeated, or prompt once.
+
+    A prompt of `visual` and `text` tokens and the lengths of its completions, drawn to
+    scale; the totals are those of lib/shared_prefix.py, whose packed row starts each
+    completion from a copy of the prompt's last token.
+    """
+    ax = ax or plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * len(completions)))[1]
+    prompt = [(visual, PARTS["video and image"]), (text, PARTS["text of the prompt"])]
+    answers = [(length, PARTS["completions"]) for length in completions]
+    rows = [[*prompt, answer] for answer in answers]
+    packed = [prompt[0], (text - 1, prompt[1][1]), *answers]
+    for y, parts in enumerate([*rows, packed]):
+        y += 0.8 * (y == len(rows))
+        edges = np.cumsum([0, *(size for size, _ in parts)])
+        for start, (size, color) in zip(edges, parts, strict=False):
+            ax.barh(y, size, 0.8, start, color=color, ec="white", lw=0.8)
+    once = sum(size for size, _ in packed)
+    repeated = len(rows) * (visual + text) + sum(completions)
+    middle = (len(rows) - 1) / 2
+    ax.set_yticks(
+        [middle, len(rows) + 0.8],
+        [f"repeated:\n{repeated:,} tokens", f"once:\n{once:,} tokens"],
+        fontsize=9,
+    )
+    ax.set_title(
+        f"One group of {len(rows)}: {repeated / once:.1f} times fewer tokens "
+        "through the language model",
+        fontsize=10,
+    )
+    ax.set_xlabel("tokens, to scale", fontsize=9)
+    ax.invert_yaxis()
+    square = {"marker": "s", "ls": "", "ms": 7}
+    handles = [Line2D([], [], color=c, label=n, **square) for n, c in PARTS.items()]
+    where = {"loc": "center right", "bbox_to_anchor": (1, 0.55)}
+    ax.legend(handles=handles, fontsize=8, frameon=False, **where)
+    _tidy(ax, "x")
+    ax.tick_params(axis="y", length=0)
     return ax
 
 

@@ -133,6 +133,11 @@ def make_prompt(model, encoded: dict[str, torch.Tensor]) -> Prompt:
     return Prompt(ids[0], positions[:, 0], pixels)
 
 
+def visual_tokens(model, prompt: Prompt) -> int:
+    """How many of the prompt's tokens stand for pictures."""
+    return int((models.mm_token_type_ids(prompt.ids, base_of(model).config) > 0).sum())
+
+
 def vision_is_frozen(model) -> bool:
     """Whether no weight of the vision tower is trained."""
     visual = base_of(model).model.visual

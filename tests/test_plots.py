@@ -174,3 +174,15 @@ def test_save_leaves_one_whole_png(tmp_path):
     path = plots.save(plots.sft_curve([{"step": 1, "loss": 1.0}]), tmp_path / "f/x.png")
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
     assert Image.open(path).width > 400
+
+
+def test_encoded_tokens_are_drawn_to_scale():
+    ax = plots.encoded_tokens(40, 130, [14, 15, 9])
+    widths = [round(bar.get_width()) for bar in ax.patches]
+    repeated, packed = widths[:9], widths[9:]
+    assert repeated == [40, 130, 14, 40, 130, 15, 40, 130, 9]
+    assert packed == [40, 129, 14, 15, 9]
+    assert f"{sum(repeated)} tokens" in words(ax.figure)
+    assert f"{sum(packed)} tokens" in words(ax.figure)
+    starts = [round(bar.get_x()) for bar in ax.patches[9:]]
+    assert starts == [0, 40, 169, 183, 198]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import models, shared_prefix
+from lib import models, plots, shared_prefix
 from lib.prompts import messages
 from lib.shared_prefix import Decoding, add_scoring, completion_scores, make_prompt
 
@@ -184,6 +184,18 @@ def test_a_small_pack_splits_groups_and_bounds_every_forward(model, processor):
     assert [row for pack in packs for row in pack] == rows
     for pack in packs:
         assert shared_prefix.pack_inputs(model, pack)["input_ids"].numel() <= bound
+
+
+def test_the_drawn_totals_are_those_of_the_rows(model, processor):
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    for prompt, group in zip(prompts, completions_of(prompts), strict=True):
+        visual = shared_prefix.visual_tokens(model, prompt)
+        lengths = [len(completion) for completion in group]
+        ax = plots.encoded_tokens(visual, len(prompt.ids) - visual, lengths)
+        (row,) = shared_prefix.make_rows(prompt, group, 16384)
+        assert f"once:\n{row.length:,} tokens" in [
+            label.get_text() for label in ax.get_yticklabels()
+        ]
 
 
 def test_a_completion_larger_than_a_pack_is_an_error(model, processor):

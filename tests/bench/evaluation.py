@@ -1,0 +1,134 @@
+"""The kit's batched evaluation against one question at a time.
+
+    python -m tests.bench.evaluation           # two CPU cores, 3 minutes
+
+The loop is what the paper's released inference does (arXiv 2503.24376, infer.py): take
+a question, decode its clip, preprocess, generate, take the next. The kit sorts
+questions by shape, answers a batch at a time and decodes the clips of the next batch
+meanwhile. Same model (the mini base), same MiniPlan questions, greedy both: the
+completions must be equal. Runs alternate in one process, each decodes all clips anew.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib import evaluate, models, paths, questions, records, video
+from lib.mini import benchmark
+from lib.prompts import messages, prompt_text
+from tests.bench.grpo_step import spread
+
+RECORD = paths.ROOT / "outputs/reference/bench_evaluation.json"
+BASE = paths.ROOT / "lib/mini/base"
+SAMPLING = video.Sampling(8, fps=2.0, height=56, width=112)  # the mini track's
+TOKENS = 48
+
+
+def one_at_a_time(model, processor, asked) -> list[str]:
+    """Completions, by a loop over questions."""
+    tokenizer = processor.tokenizer
+    completions = []
+    for question in tqdm(asked, desc="one at a time"):
+        clip = question.video and video.read_clip(question.video, SAMPLING)
+        still = question.image and video.read_still(question.image, SAMPLING)
+        turn = messages(prompt_text(question, "think"), clip, still)
+        inputs = models.encode(processor, [turn])
+        with torch.inference_mode():
+            ids = model.generate(
+                **inputs,
+                **evaluate.GREEDY,
+                max_new_tokens=TOKENS,
+                suppress_tokens=models.visual_token_ids(model.config),
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        new = ids[0, inputs["input_ids"].shape[1] :].tolist()
+        ends = tokenizer.convert_tokens_to_ids(list(evaluate.END_TOKENS))
+        completions.append(evaluate.cut(tokenizer, new, ends)[0])
+    return completions
+
+
+def batched(model, processor, asked, batch_size: int) -> list[str]:
+    """Completions, by the kit."""
+    settings = evaluate.EvalSettings("think", TOKENS, batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "predictions.jsonl"
+        rows = evaluate.evaluate(model, processor, asked, settings, SAMPLING, path)
+    return [row["completion"] for row in rows]
+
+
+def level(data: Path) -> list[questions.Question]:
+    return questions.read_validation(
+        data / "annotations/validation_L1.jsonl", data, "L1"
+    )
+
+
+def seconds(work) -> tuple[float, list[str]]:
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--questions", type=int, default=150)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RECORD)
+    given = parser.parse_args(arguments)
+    model, processor = models.load_model(BASE), models.load_processor(BASE)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        sizes = benchmark.Sizes(training=8, level=given.questions, general=8)
+        benchmark.write(data, sizes)
+        found = compare(model, processor, data, given.batch_size, given.repeats)
+    records.write_json(
+        given.out,
+        {
+            **found,
+            "questions": given.questions,
+            "batch_size": given.batch_size,
+            "repeats": given.repeats,
+            "threads": torch.get_num_threads(),
+            "environment": records.environment(),
+        },
+    )
+
+
+def compare(model, processor, data: Path, batch_size: int, repeats: int) -> dict:
+    """Questions a second of both, the ratio over pairs; completions must be equal."""
+    batched(model, processor, level(data)[:8], batch_size)  # warm up
+    taken: dict[str, list[float]] = {"loop": [], "kit": []}
+    for repeat in range(repeats):
+        # Files of another name: no clip is in the kit's memory of decoded ones.
+        asked = level(shutil.copytree(data, data.with_name(f"repeat{repeat}")))
+        programs = {
+            "loop": lambda own=asked: one_at_a_time(model, processor, own),
+            "kit": lambda own=asked: batched(model, processor, own, batch_size),
+        }
+        answers = {}
+        for name in list(programs)[:: 1 if repeat % 2 else -1]:
+            own, answers[name] = seconds(programs[name])
+            taken[name].append(own)
+        if answers["loop"] != answers["kit"]:
+            pairs = zip(asked, answers["loop"], answers["kit"], strict=True)
+            apart = [question.id for question, one, other in pairs if one != other]
+            raise SystemExit(f"completions differ for {apart}")
+    pairs = zip(taken["loop"], taken["kit"], strict=True)
+    rate = {
+        name: spread([len(asked) / own for own in values])
+        for name, values in taken.items()
+    }
+    return {
+        "questions_a_second": rate,
+        "ratio": spread([loop / kit for loop, kit in pairs]),
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

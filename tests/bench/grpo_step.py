@@ -1,0 +1,481 @@
+"""One GRPO step of this kit against the same step of stock TRL 1.16, side by side.
+
+    python -m tests.bench.grpo_step            # sizes that fit the machine, 10 minutes
+    python -m tests.bench.grpo_step --size 7b --cases lora nf4     # on a GPU
+
+Both programs train copies of one random Qwen2-VL checkpoint on one prompt of the shape
+in SEED-Bench-R1 (arXiv 2503.24376): 16 frames and a still of 252 x 252, 883 tokens of
+which 729 are visual, and G = 8 completions, all of the same length. Stock TRL gets the
+smallest patch that lets video reach its update (`StockTrainer`). Both draw their own
+rollouts, which are timed and thrown away; reference and update then score the same
+sampled completions, and loss and gradients must agree. Runs alternate in one process;
+a ratio is the median over pairs, with the smallest and the largest.
+
+rollout: reading the prompt, vision tower, sampling. reference: log-probabilities for
+the KL term. update: forward, loss and backward (the optimizer's step is the same for
+both and left out, so that weights stay equal). peak_gib: bytes allocated during the
+update above those before it.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lib import grpo, models, paths, records, shared_prefix
+from lib.prompts import messages, prompt_text
+from lib.questions import Question
+from lib.video import Sampling, question_media
+
+# isort: split
+from datasets import Dataset
+from PIL import Image
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForImageTextToText
+from trl import GRPOTrainer
+
+RECORD = paths.ROOT / "outputs/reference/bench_grpo_step.json"
+PROCESSOR = paths.ROOT / "lib/mini/base"
+STAGES = ("rollout", "reference", "update")
+SAMPLING = Sampling()  # the paper's
+PROMPT_TOKENS = 883
+GROUP = 8
+PICTURES = tuple(name for pair in shared_prefix.KINDS.values() for name in pair)
+# Text and vision of a Qwen2-VL; 2b and 7b are the published configurations. "cpu" keeps
+# the 7B model's share of vision in the work of a prompt (about a third) and has a small
+# vocabulary, because TRL 1.16 sends prompt positions through the output layer as well:
+# with a large one our ratio would be far better than it is at 7B, where that layer is a
+# smaller part.
+SIZES = {
+    "tiny": (
+        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+        {"depth": 1, "embed_dim": 32, "num_heads": 2},
+    ),
+    "cpu": (
+        {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 8},
+        {"depth": 4, "embed_dim": 160, "num_heads": 4},
+    ),
+    "2b": (
+        {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
+        | {"num_attention_heads": 12, "vocab_size": 151936},
+        {"depth": 32, "embed_dim": 1280, "num_heads": 16},
+    ),
+    "7b": (
+        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
+        | {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064},
+        {"depth": 32, "embed_dim": 1280, "num_heads": 16},
+    ),
+}
+CASES = {  # what is trained, over what
+    "full": {"lora_rank": 0},
+    "lora": {"lora_rank": 16},
+    "nf4": {"lora_rank": 16, "quantize": True},
+}
+
+
+def make_checkpoint(folder: Path, size: str, dtype: str) -> Path:
+    """A Qwen2-VL of this size with random weights and the mini base's processor."""
+    base = AutoConfig.from_pretrained(PROCESSOR)
+    text, vision = SIZES[size]
+    heads = text.get("num_attention_heads", text["hidden_size"] // 32)
+    eighth = text["hidden_size"] // heads // 16
+    made_of = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "pad_token_id": base.text_config.pad_token_id,
+        "eos_token_id": base.text_config.eos_token_id,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [2 * eighth, 3 * eighth, 3 * eighth],
+        },
+    }
+    tokens = ("image", "video", "vision_start", "vision_end")
+    config = AutoConfig.for_model(
+        "qwen2_vl",
+        text_config=made_of | text,
+        vision_config={**vision, "hidden_size": text["hidden_size"]},
+        tie_word_embeddings=size == "2b",
+        **{f"{name}_token_id": getattr(base, f"{name}_token_id") for name in tokens},
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        made = AutoModelForImageTextToText.from_config(
+            config, dtype=getattr(torch, dtype)
+        )
+    made.save_pretrained(folder)
+    models.load_processor(PROCESSOR).save_pretrained(folder)
+    return folder
+
+
+def make_question(folder: Path, processor) -> Question:
+    """A question whose prompt has exactly PROMPT_TOKENS tokens, with real media."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (32, 9, 9, 3), dtype=np.uint8)
+    frames = frames.repeat(28, axis=1).repeat(28, axis=2)
+    video, image = folder / "clip.mp4", folder / "still.png"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width = stream.height = 252
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    Image.fromarray(frames[-1]).save(image)
+    question = Question(
+        id="training/0",
+        level="training",
+        text="",
+        options=("cut tomato", "wash tomato", "cut potato", "wash potato"),
+        gold="A",
+        answer="cut tomato",
+        goal="",
+        domain="",
+        scenario="",
+        progress=("wash tomato",),
+        video=video,
+        image=image,
+    )
+    for _ in range(2):  # a word is a token, but the first one may join another
+        tokens = models.encode(processor, [conversation(question)])["input_ids"]
+        missing = PROMPT_TOKENS - tokens.shape[1]
+        question = replace(question, text=question.text + " tomato" * missing)
+    assert models.encode(processor, [conversation(question)])["input_ids"].shape == (
+        1,
+        PROMPT_TOKENS,
+    )
+    return question
+
+
+def conversation(question: Question) -> list[dict]:
+    clip, still = question_media(question, SAMPLING)
+    return messages(prompt_text(question, grpo.STYLE), clip, still)
+
+
+class StockVideo(GRPOTrainer):
+    """TRL's trainer, and what it takes at least to get video into its update.
+
+    A prompt is processed once and its tensors repeated; the forward that scores gets
+    the pixels of its rows. Everything else is TRL's.
+    """
+
+    def _tokenize_prompts(self, prompts):
+        encoded = models.encode(self.processing_class, [conversation(self.question)])
+        self.pixels = {name: encoded[name].to(self.model.device) for name in PICTURES}
+        count = len(prompts)
+        kinds = {"mm_token_type_ids": encoded["mm_token_type_ids"].tolist() * count}
+        fields = self.repeated_pixels(count) | kinds
+        return encoded["input_ids"].tolist() * count, None, fields
+
+    def repeated_pixels(self, count):
+        return {name: value.repeat(count, 1) for name, value in self.pixels.items()}
+
+    def _get_per_token_logps_and_entropies(
+        self, model, ids, mask, kept, batch_size=None, compute_entropy=False, **kwargs
+    ):
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :-kept] = -100
+        config = shared_prefix.base_of(model).config
+        with self.accelerator.autocast():
+            output = model(
+                input_ids=ids,
+                attention_mask=mask,
+                mm_token_type_ids=models.mm_token_type_ids(ids, config),
+                labels=labels,
+                fused_lm_head=True,
+                **self.repeated_pixels(len(ids)),
+            )
+        entropies = output.entropy[:, -kept:] if compute_entropy else None
+        return output.log_probs[:, -kept:], entropies, None
+
+
+class Timed:
+    """Times reference passes; scores the completions `given` and not its rollouts."""
+
+    given: list[list[int]] | None = None
+    reference_seconds = 0.0
+
+    def _generate_single_turn(self, *args, **kwargs):
+        drawn, extra = super()._generate_single_turn(*args, **kwargs)
+        lengths = {len(tokens) for tokens in drawn}
+        assert lengths == {self.max_completion_length}, lengths
+        return self.given or drawn, extra
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        started = now()
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self.reference_seconds += now() - started
+        return found
+
+
+class Ours(Timed, grpo.VideoGRPOTrainer):
+    """The kit's trainer; no token ends a rollout."""
+
+    def decoding(self):
+        return replace(super().decoding(), end_ids=())
+
+
+class Stock(Timed, StockVideo):
+    """TRL's trainer with video."""
+
+
+def make_trainers(
+    checkpoint: Path, question: Question, case: str, length: int, dtype: str, run: Path
+) -> dict[str, GRPOTrainer]:
+    """Both trainers on their own copies of the same weights."""
+    settings = grpo.GRPOSettings(
+        steps=1,
+        prompts_per_step=1,
+        group_size=GROUP,
+        lr=1e-6,
+        kl_beta=0.1,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+        max_completion_tokens=length,
+        lora_alpha=32,
+        seed=0,
+        save_every=1,
+        dtype=dtype,
+        gradient_checkpointing=torch.cuda.is_available(),
+        **CASES[case],
+    )
+    args = grpo.trainer_arguments(settings, run)
+    suppressed = models.visual_token_ids(AutoConfig.from_pretrained(checkpoint))
+    args.generation_kwargs = {
+        "min_new_tokens": length,
+        "suppress_tokens": suppressed,
+    }
+    own = {
+        "questions": {question.id: question},
+        "sampling": SAMPLING,
+        "rollout_path": run / "rollouts.jsonl",
+        "pack_tokens": settings.pack_tokens,
+    }
+    trainers = {}
+    for name, kind, extra in (("ours", Ours, own), ("stock", Stock, {})):
+        models.seed_everything(0)
+        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
+        trainers[name] = kind(
+            model=grpo.trainable_model(checkpoint, settings),
+            reward_funcs=[lengths_reward],
+            args=args,
+            train_dataset=Dataset.from_list(rows(question)),
+            processing_class=models.load_processor(checkpoint),
+            peft_config=lora if settings.lora_rank else None,
+            **extra,
+        )
+        if settings.gradient_checkpointing:
+            trainers[name].model.activation_checkpointing_enable()
+    trainers["stock"].question = question
+    for trainer in trainers.values():
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        randomize_adapter(trainer.model)
+    return trainers
+
+
+def rows(question: Question) -> list[dict]:
+    """The group as TRL's sampler hands it to a trainer."""
+    prompt = prompt_text(question, grpo.STYLE)
+    return [{"prompt": prompt, "question_id": question.id}] * GROUP
+
+
+def lengths_reward(completions, **kwargs) -> list[float]:
+    """Any reward that differs within a group will do."""
+    return [float(i) for i in range(len(completions))]
+
+
+def randomize_adapter(model) -> None:
+    """A fresh adapter is zero: policy and reference would be the same."""
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.01)
+
+
+def now() -> float:
+    """Seconds, once the device has finished what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def generate(trainer, question: Question) -> tuple[dict, float, float]:
+    """The scored batch, seconds of the rollout, seconds of the reference."""
+    trainer.reference_seconds = 0.0
+    started = now()
+    batch = trainer._generate_and_score_completions(rows(question))
+    reference = trainer.reference_seconds
+    return batch, now() - started - reference, reference
+
+
+def update(trainer, batch: dict) -> torch.Tensor:
+    """Forward, loss and backward; returns the loss."""
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return loss.detach()
+
+
+def timed_step(trainer, question: Question) -> dict[str, float]:
+    """Seconds of each stage of one step."""
+    batch, rollout, reference = generate(trainer, question)
+    started = now()
+    update(trainer, batch)
+    return {"rollout": rollout, "reference": reference, "update": now() - started}
+
+
+def peak_gib(work) -> float:
+    """Most bytes that `work` held at a time, above those held before, in GiB."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**30
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    events = recorded.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    held = np.cumsum([change for _, change in sorted(changes)])
+    return float(held.max()) / 2**30
+
+
+def gradients(model) -> torch.Tensor:
+    found = [w.grad.flatten() for w in model.parameters() if w.grad is not None]
+    return torch.cat(found).float()
+
+
+def compare(trainers: dict, question: Question) -> dict:
+    """Peaks of the updates, and how far loss and gradients lie apart."""
+    peaks, losses, grads = {}, {}, {}
+    for name, trainer in trainers.items():
+        batch, _, _ = generate(trainer, question)
+        trainer.model.zero_grad()
+        peaks[name] = peak_gib(lambda t=trainer, b=batch: update(t, b))
+        losses[name] = update(trainer, batch).item()
+        grads[name] = gradients(trainer.model)
+        trainer.model.zero_grad()
+    apart = (grads["ours"] - grads["stock"]).norm() / grads["stock"].norm()
+    return {
+        "peak_gib": peaks,
+        "peak_share": peaks["ours"] / peaks["stock"],
+        "loss": losses,
+        "gradient_difference": apart.item(),
+    }
+
+
+def token_limits(length: int) -> dict[str, float]:
+    """Ratio of the tokens that the language model encodes: stock over ours."""
+    stock = GROUP * (PROMPT_TOKENS + length)
+    return {
+        "rollout": stock / (PROMPT_TOKENS + GROUP * length),
+        "scores": stock / (PROMPT_TOKENS - 1 + GROUP * length),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+    }
+
+
+def bench(
+    checkpoint: Path,
+    question: Question,
+    case: str,
+    length: int,
+    dtype: str,
+    repeats: int,
+    run: Path,
+) -> dict:
+    """One row of the record: a case at one completion length."""
+    trainers = make_trainers(checkpoint, question, case, length, dtype, run)
+    torch.manual_seed(2)
+    drawn = trainers["ours"]
+    generate(drawn, question)  # also warms up
+    given = drawn._tokens
+    for trainer in trainers.values():
+        trainer.given = given
+    agreement = compare(trainers, question)
+    seconds = {name: {stage: [] for stage in STAGES} for name in trainers}
+    for repeat in tqdm(range(repeats), desc=f"{case}, {length} tokens"):
+        order = list(trainers) if repeat % 2 else list(trainers)[::-1]
+        for name in order:
+            for stage, value in timed_step(trainers[name], question).items():
+                seconds[name][stage].append(value)
+    for own in seconds.values():
+        own["step"] = [sum(parts) for parts in zip(*own.values(), strict=True)]
+    pairs = {
+        stage: [
+            theirs / ours
+            for theirs, ours in zip(
+                seconds["stock"][stage], seconds["ours"][stage], strict=True
+            )
+        ]
+        for stage in (*STAGES, "step")
+    }
+    return {
+        "case": case,
+        "completion_tokens": length,
+        "seconds": {
+            name: {stage: spread(values) for stage, values in own.items()}
+            for name, own in seconds.items()
+        },
+        "ratio": {stage: spread(values) for stage, values in pairs.items()},
+        "token_limit": token_limits(length),
+        **agreement,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    has_gpu = torch.cuda.is_available()
+    parser.add_argument("--size", choices=SIZES, default="2b" if has_gpu else "cpu")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["full", "lora"])
+    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 200, 256])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RECORD)
+    asked = parser.parse_args(arguments)
+    dtype = "bfloat16" if has_gpu else "float32"
+    folder = Path(tempfile.mkdtemp())
+    try:
+        checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
+        question = make_question(folder, models.load_processor(checkpoint))
+        found = [
+            bench(checkpoint, question, case, length, dtype, asked.repeats, folder)
+            for case in asked.cases
+            for length in asked.lengths
+        ]
+    finally:
+        shutil.rmtree(folder)
+    records.write_json(
+        asked.out,
+        {
+            "size": asked.size,
+            "dtype": dtype,
+            "group": GROUP,
+            "prompt_tokens": PROMPT_TOKENS,
+            "repeats": asked.repeats,
+            "threads": torch.get_num_threads(),
+            "environment": records.environment(),
+            "rows": found,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

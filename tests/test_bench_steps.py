@@ -1,0 +1,31 @@
+"""The side-by-side measurements run, and compare two programs that compute the same."""
+
+import pytest
+
+from lib import records
+from tests.bench import evaluation, grpo_step
+
+
+def test_our_step_and_stock_trl_agree_on_loss_and_gradients(tmp_path):
+    out = tmp_path / "record.json"
+    grpo_step.main(
+        ["--size", "tiny", "--lengths", "6", "--repeats", "1", "--out", str(out)]
+    )
+    found = records.read_json(out)
+    assert [row["case"] for row in found["rows"]] == ["full", "lora"]
+    for row in found["rows"]:
+        assert row["gradient_difference"] < 1e-5
+        assert row["loss"]["ours"] == pytest.approx(row["loss"]["stock"], abs=1e-6)
+        assert row["peak_gib"]["ours"] < row["peak_gib"]["stock"] / 2
+        for stage in (*grpo_step.STAGES, "step"):
+            assert row["ratio"][stage]["least"] > 0
+
+
+def test_the_loop_and_the_kit_give_the_same_completions(tmp_path):
+    out = tmp_path / "record.json"
+    evaluation.main(
+        ["--questions", "6", "--repeats", "1", "--batch-size", "4", "--out", str(out)]
+    )
+    found = records.read_json(out)
+    assert found["questions"] == 6
+    assert found["ratio"]["median"] > 0

@@ -3,8 +3,8 @@
 Protocol of SEED-Bench-R1 (arXiv 2503.24376, released infer.py): video, then image, then
 the text with its options in the order of the file; one completion of at most 256
 tokens; the first letter in the first <answer> tag against the gold letter. Its shipped
-settings amount to greedy decoding (top_k = 1 is inherited from the checkpoint); here
-greedy is asked for, with every field that could be inherited written out.
+settings amount to greedy decoding, because top_k = 1 is inherited from the checkpoint;
+here nothing is inherited: the most likely token is taken, whatever a checkpoint says.
 
     settings = EvalSettings("think", max_new_tokens=256, batch_size=8)
     rows = evaluate(model, processor, questions, settings, Sampling(),
@@ -27,46 +27,19 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import models, records
+from lib import models, records, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.rewards import parse_answer
 from lib.video import BadVideo, Sampling, question_media
 
-# Every field of transformers' GenerationConfig that can change a greedy completion, at
-# the value that leaves the model's own logits alone. One left out would be taken from
-# the checkpoint's generation_config.json.
-GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-    "min_p": None,
-    "typical_p": None,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "guidance_scale": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "use_cache": True,
-}
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 POLICIES = ("raise", "keep_as_wrong")
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How questions are asked; decoding is always GREEDY.
+    """How questions are asked; decoding is always greedy.
 
     `style` is "think" (the paper's prompt) or "direct" (one letter). `on_bad_video`
     says what an unusable clip or still does: "raise" ends the evaluation,
@@ -130,8 +103,7 @@ def evaluate(
     rows = whole_batches(partial, batches)
     todo = batches[batches_in(rows, batches) :]
     with tqdm(total=len(questions), initial=len(rows), desc=path.stem) as bar:
-        for batch in prepared(processor, todo, settings, sampling):
-            answered = answer(model, processor, batch, settings)
+        for answered in answers(model, processor, todo, settings, sampling):
             records.append_jsonl(partial, answered)
             rows += answered
             bar.update(len(answered))
@@ -155,7 +127,7 @@ def all_settings(
         raise ValueError("two questions have the same id: rows could not be told apart")
     return {
         **asdict(settings),
-        "decoding": GREEDY,
+        "decoding": "greedy",
         "sampling": asdict(sampling),
         "model": models.fingerprint(model),
         "questions": f"{len(questions)} with sha256 {digest.hexdigest()[:12]}",
@@ -229,18 +201,43 @@ def batches_in(rows: list[dict], batches: list[list[Question]]) -> int:
     return covered
 
 
-def prepared(
+def answers(
+    model,
     processor,
     batches: list[list[Question]],
     settings: EvalSettings,
     sampling: Sampling,
-) -> Iterator[Batch]:
-    """The batches with their tensors; the next one is decoded while one is answered."""
+) -> Iterator[list[dict]]:
+    """The rows of each batch, in order.
+
+    On a CPU as many batches are worked on as there are threads, with one thread each:
+    small operations gain little from a second one, and what a batch gives does not
+    depend on their number. On a GPU the next batch is read while one is answered.
+    """
 
     def prepare(questions: list[Question]) -> Batch:
         return prepare_batch(processor, questions, settings, sampling)
 
-    yield from one_ahead(prepare, batches)
+    def ask(questions: list[Question]) -> list[dict]:
+        return answer(model, processor, prepare(questions), settings)
+
+    with shared_prefix.generating(model):
+        if model.device.type == "cpu":
+            yield from on_each_core(ask, batches)
+        else:
+            for batch in one_ahead(prepare, batches):
+                yield answer(model, processor, batch, settings)
+
+
+def on_each_core(work: Callable, items: Sequence) -> Iterator:
+    """`work(item)` for each item in order, one torch thread an item."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # of MKL, which is not set by thread
 
 
 def one_ahead(work: Callable, items: Sequence) -> Iterator:
@@ -290,6 +287,7 @@ def answer(model, processor, batch: Batch, settings: EvalSettings) -> list[dict]
     ]
 
 
+@torch.inference_mode()
 def complete(
     model, processor, inputs: dict[str, torch.Tensor], settings: EvalSettings
 ) -> list[tuple[str, int, bool]]:
@@ -297,21 +295,22 @@ def complete(
 
     A completion ends before <|im_end|> (or <|endoftext|>), which is counted among its
     tokens; without one within max_new_tokens it is truncated. Tokens that stand for
-    pictures cannot be generated.
+    pictures cannot be generated. The model is in the state of shared_prefix.generating.
     """
     tokenizer = processor.tokenizer
     ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
-    with torch.inference_mode():
-        sequences = model.eval().generate(
-            **{name: tensor.to(model.device) for name, tensor in inputs.items()},
-            **GREEDY,
-            max_new_tokens=settings.max_new_tokens,
-            suppress_tokens=models.visual_token_ids(model.config),
-            eos_token_id=ends,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    generated = sequences[:, inputs["input_ids"].shape[1] :].tolist()
-    return [cut(tokenizer, tokens, ends) for tokens in generated]
+    greedy = shared_prefix.Decoding(
+        max_tokens=settings.max_new_tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        end_ids=tuple(ends),
+        pad_id=tokenizer.pad_token_id,
+        suppressed=tuple(models.visual_token_ids(model.config)),
+    )
+    prompts = shared_prefix.make_prompts(model, inputs)
+    groups = shared_prefix.decode(model, prompts, 1, greedy)
+    return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 
 
 def cut(tokenizer, tokens: list[int], ends: list[int]) -> tuple[str, int, bool]:

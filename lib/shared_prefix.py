@@ -21,7 +21,7 @@ Example: G = 8 completions of 15 tokens behind a prompt of 170 are one row of
 
 import functools
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -108,29 +108,69 @@ def check_model(model) -> None:
         )
 
 
-def make_prompt(model, encoded: dict[str, torch.Tensor]) -> Prompt:
-    """The Prompt of one encoded conversation (batch size 1, no padding).
+def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
+    """The Prompts of a batch of encoded conversations, padded on either side.
 
-    Raises ValueError where the prompt ends in a picture: completions need a last text
-    token to start from.
+    `encoded` holds input_ids and attention_mask [B, L] and what the processor made of
+    all pictures. Raises ValueError where a prompt ends in a picture: completions need a
+    last text token to start from.
     """
     base = base_of(model)
-    ids = encoded["input_ids"].to(base.device)
-    names = [name for pair in KINDS.values() for name in pair] + [SECONDS]
-    pixels = {
-        name: torch.as_tensor(encoded[name]).to(base.device)
-        for name in names
-        if name in encoded
+    given = {
+        name: torch.as_tensor(value).to(base.device) for name, value in encoded.items()
     }
+    ids, mask = given["input_ids"], given["attention_mask"]
     kinds = models.mm_token_type_ids(ids, base.config)
-    if kinds[0, -1]:
-        raise ValueError("the prompt ends with a picture; end it with text")
-    if pixels:
-        spaced = {name: pixels.get(name) for name in names if "pixel" not in name}
-        positions, _ = base.model.get_rope_index(ids, mm_token_type_ids=kinds, **spaced)
-    else:
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(3, 1, -1)
-    return Prompt(ids[0], positions[:, 0], pixels)
+    positions, _ = base.model.get_rope_index(
+        ids,
+        mm_token_type_ids=kinds,
+        attention_mask=mask,
+        **{name: given.get(name) for _, name in KINDS.values()},
+        **{SECONDS: given.get(SECONDS)},
+    )
+    pictures = {kind: _pictures(given, kind, base) for kind in KINDS}
+    prompts = []
+    for row, kept in enumerate(mask.bool()):
+        if kinds[row, kept][-1]:
+            raise ValueError("the prompt ends with a picture; end it with text")
+        pixels: dict[str, torch.Tensor] = {}
+        for code, kind in enumerate(KINDS, start=1):
+            tokens = int((kinds[row] == code).sum())
+            pixels |= _taken(pictures[kind], tokens)
+        prompts.append(Prompt(ids[row, kept], positions[:, row, kept], pixels))
+    return prompts
+
+
+def make_prompt(model, encoded: Mapping[str, torch.Tensor]) -> Prompt:
+    """The Prompt of one encoded conversation (batch size 1)."""
+    ids = torch.as_tensor(encoded["input_ids"])
+    (prompt,) = make_prompts(model, {"attention_mask": torch.ones_like(ids), **encoded})
+    return prompt
+
+
+def _pictures(given: Mapping[str, torch.Tensor], kind: str, base) -> Iterator:
+    """(tokens, tensors by name) of each picture of this kind, in order."""
+    pixels, grid = KINDS[kind]
+    if pixels not in given:
+        return
+    patches = given[grid].prod(-1).tolist()
+    merged = base.config.vision_config.spatial_merge_size**2
+    for i, part in enumerate(given[pixels].split(patches)):
+        own = {pixels: part, grid: given[grid][i : i + 1]}
+        if kind == "video" and SECONDS in given:
+            own[SECONDS] = given[SECONDS][i : i + 1]
+        yield patches[i] // merged, own
+
+
+def _taken(pictures: Iterator, tokens: int) -> dict[str, torch.Tensor]:
+    """The next pictures that together stand for `tokens` tokens."""
+    found = []
+    while tokens > 0:
+        own, tensors = next(pictures)
+        tokens -= own
+        found.append(tensors)
+    names = found[0] if found else ()
+    return {name: torch.cat([own[name] for own in found]) for name in names}
 
 
 def visual_tokens(model, prompt: Prompt) -> int:
@@ -233,7 +273,6 @@ def generating(model) -> Iterator[None]:
         model.train(was_training)
 
 
-@torch.no_grad()
 def rollouts(
     model, prompts: Sequence[Prompt], count: int, decoding: Decoding
 ) -> list[list[list[int]]]:
@@ -242,9 +281,20 @@ def rollouts(
     A completion of `max_tokens` tokens without an end token was cut off. Randomness is
     torch's global state: the same state gives the same completions on a CPU.
     """
-    check_model(model)
     with generating(model):
-        drawn = _decode(base_of(model), prompts, count, decoding)
+        return decode(model, prompts, count, decoding)
+
+
+@torch.no_grad()
+def decode(
+    model, prompts: Sequence[Prompt], count: int, decoding: Decoding
+) -> list[list[list[int]]]:
+    """`rollouts` for a model that is in the state of `generating`.
+
+    Leaves no trace in the model, so that several threads can decode with one.
+    """
+    check_model(model)
+    drawn = _decode(base_of(model), prompts, count, decoding)
     ends = set(decoding.end_ids)
     return [[_until_end(row, ends) for row in group] for group in drawn.tolist()]
 

@@ -25,6 +25,9 @@ import numpy as np
 from decord._ffi.base import DECORDError
 from PIL import Image
 
+from lib import paths
+from lib.frame_store import FrameFolder
+
 if TYPE_CHECKING:
     from lib.questions import Demonstration, Question
 
@@ -140,15 +143,30 @@ def question_media(
     return clip, still
 
 
+def keep_frames(folder: str | Path, max_gib: float) -> None:
+    """From now on `question_media` also keeps what it decodes in a folder, which holds
+    at most `max_gib` GiB and serves any number of processes (`lib/frame_store.py`).
+
+    A relative folder is read from the root of the checkout; without one ("") frames
+    stay in this process alone, as they do by default.
+    """
+    store = None
+    if folder:
+        store = FrameFolder(paths.resolve(folder), int(max_gib * 2**30))
+    _STORE.behind = store
+
+
 class FrameStore:
     """Decoded frames of this process, least recently used out first, bounded in bytes.
 
     An entry belongs to (path, mtime, size, sampling): a file that changes is decoded
-    again. Callers get copies, so nobody can change what the next caller sees.
+    again, or read from the folder `behind` where there is one. Callers get copies, so
+    nobody can change what the next caller sees.
     """
 
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
+        self.behind: FrameFolder | None = None
         self.used_bytes = 0
         self._frames: OrderedDict[tuple, np.ndarray] = OrderedDict()
 
@@ -158,11 +176,16 @@ class FrameStore:
         stat = Path(path).stat()
         key = (reader, str(path), stat.st_mtime_ns, stat.st_size, sampling)
         if key not in self._frames:
-            self._add(key, reader(path, sampling))
+            self._add(key, self._decoded(reader, path, sampling))
         self._frames.move_to_end(key)
         frames = self._frames[key].copy()
         self._shrink()
         return frames
+
+    def _decoded(self, reader, path: Path, sampling: Sampling) -> np.ndarray:
+        if self.behind is None:
+            return reader(path, sampling)
+        return self.behind.read(reader, path, sampling)
 
     def _add(self, key: tuple, frames: np.ndarray) -> None:
         self._frames[key] = frames

@@ -1,0 +1,172 @@
+"""How much faster the frame store reads a clip than decord decodes it.
+
+    python tests/bench/frame_store.py VIDEO.mp4 ... [--out RESULT.json]
+    python tests/bench/frame_store.py --small --out RESULT.json    # seconds, no video
+
+Each video is tried whole and cut to its first 4, 3 and 2 seconds (encoded again by
+libx264, at the video's own size), with the paper's sampling. One round decodes and
+reads every clip, clip by clip in turn, so that whatever else the machine does slows
+both; its ratio is the sum of the decoding times over the sum of the reading times.
+Files are in the page cache for both. The reading is that of a second epoch in a new
+process: the hash of the content is in its note, the frames are in the folder.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+from lib import records  # noqa: E402
+from lib.frame_store import FrameFolder  # noqa: E402
+from lib.video import Sampling, read_clip  # noqa: E402
+
+OUT = ROOT / "outputs" / "reference" / "bench_frame_store.json"
+CUTS = (4, 3, 2)  # seconds
+
+
+def write_clip(path, frames, fps, width, height):
+    """Encode RGB frames as h264."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"preset": "veryfast"}
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path
+
+
+def cuts(video, folder):
+    """The video and its first seconds as clips of their own."""
+    found = [video]
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        rate, size = stream.average_rate, (stream.width, stream.height)
+        frames = [
+            frame.to_ndarray(format="rgb24")
+            for frame, _ in zip(
+                container.decode(stream), range(int(CUTS[0] * rate)), strict=False
+            )
+        ]
+    for seconds in CUTS:
+        path = folder / f"{video.stem}_{seconds}s.mp4"
+        found.append(write_clip(path, frames[: int(seconds * rate)], rate, *size))
+    return found
+
+
+def drifting(count, width, height):
+    """Pictures for the small mode: a pattern that moves, with noise."""
+    rng = np.random.default_rng(0)
+    pattern = rng.integers(0, 200, (height, width, 3), dtype=np.uint8)
+    for i in range(count):
+        yield np.roll(pattern, 3 * i, axis=1) // 2
+
+
+def seconds_of(function, *arguments):
+    begin = time.perf_counter()
+    frames = function(*arguments)
+    return time.perf_counter() - begin, frames
+
+
+def measure(clips, folder, rounds):
+    """Fill the store, then decode and read in turn."""
+    sampling, rows, ratios = Sampling(), [], []
+    for clip in clips:
+        decode, frames = seconds_of(read_clip, clip, sampling)
+        fills = []
+        for _ in range(3):
+            shutil.rmtree(folder / clip.stem, ignore_errors=True)
+            store = FrameFolder(folder / clip.stem, 2**30)
+            fills.append(seconds_of(store.read, read_clip, clip, sampling)[0])
+        held = sum(file.stat().st_size for file in store.folder.glob("*.*"))
+        facts = {"clip": clip.name, "clip_bytes": clip.stat().st_size}
+        facts |= {"frames": len(frames), "raw_bytes": frames.nbytes, "kept_bytes": held}
+        rows.append({**facts, "fill_seconds": fills, "decode_seconds": [decode]})
+        rows[-1]["read_seconds"] = []
+    for _ in tqdm(range(rounds), unit="round", disable=None):
+        spent = np.zeros(2)
+        for clip, row in zip(clips, rows, strict=True):
+            store = FrameFolder(folder / clip.stem, 2**30)
+            decode, decoded = seconds_of(read_clip, clip, sampling)
+            read, kept = seconds_of(store.read, read_clip, clip, sampling)
+            assert np.array_equal(decoded, kept), clip
+            row["decode_seconds"].append(decode)
+            row["read_seconds"].append(read)
+            spent += decode, read
+        ratios.append(spent[0] / spent[1])
+    return rows, ratios
+
+
+def summary(rows, ratios):
+    for row in rows:
+        for name in ("fill_seconds", "decode_seconds", "read_seconds"):
+            row[name] = statistics.median(row[name])
+        row["ratio"] = row["decode_seconds"] / row["read_seconds"]
+    full = Sampling().max_frames
+    share = sum(r["kept_bytes"] for r in rows) / sum(r["raw_bytes"] for r in rows)
+    frame = rows[0]["raw_bytes"] / rows[0]["frames"]
+    return {
+        "rounds": len(ratios),
+        "ratio": {
+            "median": statistics.median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        },
+        "ratios": ratios,
+        "kept_over_raw": share,
+        "frames_of_a_clip": full,
+        "bytes_per_1000_clips": round(1000 * full * frame * share),
+        "clips": rows,
+        "environment": records.environment(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("videos", nargs="*", type=Path, metavar="VIDEO")
+    parser.add_argument("--small", action="store_true", help="a made clip, 3 rounds")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args()
+    if bool(options.videos) == options.small:
+        parser.error("give videos, or --small without any")
+    with tempfile.TemporaryDirectory() as made:
+        made = Path(made)
+        clips = [
+            clip.absolute() for video in options.videos for clip in cuts(video, made)
+        ]
+        if options.small:
+            options.rounds = 3
+            frames = drifting(30, 320, 240)
+            clips = [write_clip(made / "made.mp4", frames, 10, 320, 240)]
+        result = summary(*measure(clips, made / "store", options.rounds))
+    records.write_json(options.out.absolute(), result)
+    print(f"{'clip':28} frames   kept MB   fill ms  decode ms  read ms   ratio")
+    for row in result["clips"]:
+        times = (row[f"{name}_seconds"] * 1e3 for name in ("fill", "decode", "read"))
+        fill, decode, read = times
+        print(
+            f"{row['clip']:28} {row['frames']:6} {row['kept_bytes'] / 1e6:9.2f}"
+            f" {fill:9.1f} {decode:10.1f} {read:8.1f} {row['ratio']:7.0f}"
+        )
+    ratio = result["ratio"]
+    print(
+        f"reading is {ratio['median']:.0f} times faster than decoding"
+        f" ({ratio['min']:.0f} to {ratio['max']:.0f} in {result['rounds']} rounds);"
+        f" {result['bytes_per_1000_clips'] / 1e9:.2f} GB for 1,000 clips of"
+        f" {result['frames_of_a_clip']} frames ({result['kept_over_raw']:.0%} of raw)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,440 @@
+"""Frames kept in a folder: the same pixels, whoever fills it and however it is hurt."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_video import write_clip
+
+from lib import video
+from lib.frame_store import FrameFolder
+from lib.paths import ROOT
+from lib.video import BadVideo, Sampling, read_clip, read_still
+
+SMALL = Sampling(max_frames=8, min_frames=4, fps=2.0, height=56, width=84)
+PLENTY = 2**30
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("noisy") / "clip.mp4"
+    return write_clip(path, frames=60, noise=True)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "frames"
+
+
+def counted(reader):
+    """`reader` with a list of the names of the files it was given."""
+
+    @functools.wraps(reader)  # the name tells readers apart in the folder
+    def read(path, sampling):
+        read.calls.append(path.name)
+        return reader(path, sampling)
+
+    read.calls = []
+    return read
+
+
+def pixels_of(path, sampling):
+    """Frames that are told by the file's own bytes, without any decoding."""
+    seed = int.from_bytes(path.read_bytes()[:8], "big")
+    shape = (4, sampling.height, sampling.width, 3)
+    return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+
+
+def numbered(folder, count):
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        (folder / f"{i}.mp4").write_bytes(i.to_bytes(8, "big") + b"media")
+    return [folder / f"{i}.mp4" for i in range(count)]
+
+
+def held(folder):
+    """Bytes of the entries and notes; what goes while it is counted is not counted."""
+    found = 0
+    for file in folder.glob("*.*"):
+        with contextlib.suppress(FileNotFoundError):
+            found += file.stat().st_size if file.suffix else 0
+    return found
+
+
+def entries(folder):
+    return sorted(folder.glob("*.frames"))
+
+
+# --- what is kept -----------------------------------------------------------------
+
+
+def test_a_kept_clip_is_the_decoded_clip_in_every_later_process(noisy, folder):
+    expected = read_clip(noisy, SMALL)
+    for calls in (["clip.mp4"], []):
+        reader = counted(read_clip)
+        frames = FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
+        assert reader.calls == calls
+        assert np.array_equal(frames, expected)
+        assert frames.dtype == np.uint8
+        assert frames.flags.c_contiguous and frames.flags.writeable
+
+
+@pytest.mark.parametrize("value", [0, 1, 254, 255])
+def test_extreme_pixels_survive(value, folder, tmp_path):
+    pixels = np.full((56, 84, 3), value, np.uint8)
+    pixels[::2, ::3] = 255 - value
+    pixels[5, 7] = (0, 255, 0)
+    Image.fromarray(pixels).save(tmp_path / "still.png")
+    store = FrameFolder(folder, PLENTY)
+    for _ in range(2):
+        kept = store.read(read_still, tmp_path / "still.png", SMALL)
+        assert np.array_equal(kept, pixels)
+
+
+def test_the_same_content_under_another_name_is_one_entry(noisy, folder, tmp_path):
+    copy = tmp_path / "another name.mp4"
+    copy.write_bytes(noisy.read_bytes())
+    store, reader = FrameFolder(folder, PLENTY), counted(read_clip)
+    first = store.read(reader, noisy, SMALL)
+    assert np.array_equal(store.read(reader, copy, SMALL), first)
+    assert reader.calls == ["clip.mp4"]
+    assert len(entries(folder)) == 1
+
+
+def test_changed_content_under_the_same_name_is_another_entry(folder, tmp_path):
+    """Even with the size and the time of the old file, as `cp -p` would leave it."""
+    (path,) = numbered(tmp_path / "media", 1)
+    store, reader = FrameFolder(folder, PLENTY), counted(pixels_of)
+    old, times = store.read(reader, path, SMALL), path.stat()
+    path.write_bytes((77).to_bytes(8, "big") + b"media")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_size == times.st_size
+    new = store.read(reader, path, SMALL)
+    assert np.array_equal(new, pixels_of(path, SMALL))
+    assert not np.array_equal(new, old)
+    assert len(entries(folder)) == 2
+
+
+@pytest.mark.parametrize("change", [{"max_frames": 4}, {"fps": 1.0}, {"height": 28}])
+def test_another_sampling_is_another_entry(change, noisy, folder):
+    store, reader = FrameFolder(folder, PLENTY), counted(read_clip)
+    store.read(reader, noisy, SMALL)
+    other = replace(SMALL, **change)
+    assert np.array_equal(store.read(reader, noisy, other), read_clip(noisy, other))
+    assert len(entries(folder)) == 2
+
+
+def test_another_reader_is_another_entry(folder, tmp_path):
+    (path,) = numbered(tmp_path / "media", 1)
+    store = FrameFolder(folder, PLENTY)
+    store.read(pixels_of, path, SMALL)
+
+    def inverted(path, sampling):
+        return 255 - pixels_of(path, sampling)
+
+    expected = 255 - pixels_of(path, SMALL)
+    assert np.array_equal(store.read(inverted, path, SMALL), expected)
+
+
+def test_a_bad_clip_is_not_kept(noisy, folder, tmp_path):
+    path = tmp_path / "half.mp4"
+    path.write_bytes(noisy.read_bytes()[: noisy.stat().st_size // 2])
+    store, reader = FrameFolder(folder, PLENTY), counted(read_clip)
+    for _ in range(2):
+        with pytest.raises(BadVideo, match=r"half\.mp4"):
+            store.read(reader, path, SMALL)
+    assert len(reader.calls) == 2
+    assert entries(folder) == []
+
+
+def test_a_clip_that_changes_while_it_is_decoded_is_not_kept(folder, tmp_path):
+    """Its frames would stand under the hash of what it was before."""
+    (path,) = numbered(tmp_path / "media", 1)
+
+    def growing(path, sampling):
+        with path.open("ab") as file:
+            file.write(b"more")
+        return pixels_of(path, sampling)
+
+    FrameFolder(folder, PLENTY).read(growing, path, SMALL)
+    assert entries(folder) == []
+
+
+# --- damage -----------------------------------------------------------------------
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def empty(data):
+    return b""
+
+
+def flipped(place):
+    def flip(data):
+        at = int(place * (len(data) - 1))
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    flip.__name__ = f"flipped_at_{place}"
+    return flip
+
+
+DAMAGE = [cut, empty, *map(flipped, (0.0, 0.01, 0.5, 1.0))]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_entry_is_made_anew_with_one_warning(damage, noisy, folder, caplog):
+    expected = FrameFolder(folder, PLENTY).read(read_clip, noisy, SMALL)
+    (entry,) = entries(folder)
+    sound = entry.read_bytes()
+    entry.write_bytes(damage(sound))
+    reader = counted(read_clip)
+    for _ in range(2):
+        frames = FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
+        assert np.array_equal(frames, expected)
+    assert reader.calls == ["clip.mp4"]
+    assert entry.read_bytes() == sound
+    (warning,) = caplog.messages
+    assert entry.name in warning and str(noisy) in warning
+    assert "\n" not in warning
+
+
+def test_an_entry_put_in_anothers_place_is_damage(folder, tmp_path, caplog):
+    paths = numbered(tmp_path / "media", 2)
+    store = FrameFolder(folder, PLENTY)
+    for path in paths:
+        store.read(pixels_of, path, SMALL)
+    one, other = entries(folder)
+    other.write_bytes(one.read_bytes())
+    for path in paths:
+        frames = store.read(pixels_of, path, SMALL)
+        assert np.array_equal(frames, pixels_of(path, SMALL))
+    assert len(caplog.messages) == 1
+
+
+def test_a_damaged_note_of_a_hash_is_made_anew(folder, tmp_path, caplog):
+    (path,) = numbered(tmp_path / "media", 1)
+    store, reader = FrameFolder(folder, PLENTY), counted(pixels_of)
+    store.read(reader, path, SMALL)
+    (note,) = folder.glob("*.hash")
+    note.write_bytes(cut(note.read_bytes()))
+    store.read(reader, path, SMALL)
+    assert len(reader.calls) == 1
+    assert len(caplog.messages) == 1
+
+
+# --- the bound --------------------------------------------------------------------
+
+
+def bytes_of_one(tmp_path):
+    (path,) = numbered(tmp_path / "one", 1)
+    FrameFolder(tmp_path / "one frames", PLENTY).read(pixels_of, path, SMALL)
+    return held(tmp_path / "one frames")
+
+
+def test_the_least_recently_used_go_first(folder, tmp_path):
+    store = FrameFolder(folder, int(3.5 * bytes_of_one(tmp_path)))
+    reader, paths = counted(pixels_of), numbered(tmp_path / "media", 4)
+    for i in (0, 1, 2, 0, 3, 0, 3, 1):  # 3 takes the place of 1; 0 was used since
+        time.sleep(0.02)  # more than the file system's clock needs to tick
+        store.read(reader, paths[i], SMALL)
+        assert held(folder) <= store.max_bytes
+    assert reader.calls == ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "1.mp4"]
+
+
+def test_a_full_store_says_so_once(folder, tmp_path, caplog):
+    store = FrameFolder(folder, 2 * bytes_of_one(tmp_path))
+    for path in numbered(tmp_path / "media", 6):
+        store.read(pixels_of, path, SMALL)
+    assert len(caplog.messages) == 1
+    assert "full" in caplog.text and str(folder) in caplog.text
+
+
+def test_a_smaller_bound_holds_from_the_opening_on(folder, tmp_path):
+    store = FrameFolder(folder, PLENTY)
+    for path in numbered(tmp_path / "media", 6):
+        store.read(pixels_of, path, SMALL)
+    bound = 2 * bytes_of_one(tmp_path)
+    FrameFolder(folder, bound)
+    assert 0 < held(folder) <= bound
+
+
+def test_frames_larger_than_the_bound_are_returned_and_not_kept(folder, tmp_path):
+    (path,) = numbered(tmp_path / "media", 1)
+    frames = FrameFolder(folder, 1000).read(pixels_of, path, SMALL)
+    assert np.array_equal(frames, pixels_of(path, SMALL))
+    assert entries(folder) == []
+
+
+@pytest.mark.parametrize("torn", [b"", b"12", b"not a number at all!"])
+def test_a_torn_count_is_counted_again(torn, folder, tmp_path):
+    bound = 3 * bytes_of_one(tmp_path)
+    for path in numbered(tmp_path / "media", 8):
+        (folder / ".lock").parent.mkdir(exist_ok=True)
+        store = FrameFolder(folder, bound)
+        (folder / ".lock").write_bytes(torn)
+        store.read(pixels_of, path, SMALL)
+        assert held(folder) <= bound + bytes_of_one(tmp_path)
+
+
+def test_no_bound_is_refused(folder):
+    with pytest.raises(ValueError, match="more than 0"):
+        FrameFolder(folder, 0)
+
+
+# --- several processes ------------------------------------------------------------
+
+PROCESS = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+import numpy as np
+from lib.frame_store import FrameFolder
+from test_frame_store import SMALL, held, pixels_of
+store = FrameFolder({folder!r}, {bound})
+print("ready", flush=True)
+sys.stdin.readline()
+paths = sorted(Path({media!r}).iterdir())
+for turn in range({turns}):
+    for path in np.random.default_rng([{seed}, turn]).permutation(paths):
+        frames = store.read(pixels_of, path, SMALL)
+        assert np.array_equal(frames, pixels_of(path, SMALL)), path
+        assert held(Path({folder!r})) <= {bound}
+"""
+
+
+def start(folder, media, bound, seed, turns):
+    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder)}
+    code = PROCESS.format(
+        **places, media=str(media), bound=bound, seed=seed, turns=turns
+    )
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT
+    )
+
+
+def let_go(processes):
+    for process in processes:
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+def test_several_processes_fill_one_folder(folder, tmp_path, caplog):
+    paths = numbered(tmp_path / "media", 12)
+    started = [start(folder, tmp_path / "media", PLENTY, i, turns=3) for i in range(3)]
+    let_go(started)
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert errors == ""  # no warning: nobody saw half an entry
+    assert len(entries(folder)) == len(paths)
+    reader = counted(pixels_of)
+    for path in paths:
+        FrameFolder(folder, PLENTY).read(reader, path, SMALL)
+    assert reader.calls == []
+
+
+def test_several_processes_stay_below_one_bound(folder, tmp_path):
+    numbered(tmp_path / "media", 12)
+    bound = 5 * bytes_of_one(tmp_path)
+    started = [start(folder, tmp_path / "media", bound, i, turns=4) for i in range(3)]
+    let_go(started)
+    for process in started:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+        assert "damaged" not in errors
+    assert 0 < held(folder) <= bound
+
+
+def test_killed_processes_leave_a_sound_folder(folder, tmp_path, caplog):
+    paths = numbered(tmp_path / "media", 12)
+    bound = 5 * bytes_of_one(tmp_path)  # small, so that they write all the time
+    for moment in (0.05, 0.13, 0.21):
+        media = tmp_path / "media"
+        started = [start(folder, media, bound, i, turns=1000) for i in range(2)]
+        let_go(started)
+        time.sleep(moment)
+        for process in started:
+            assert process.poll() is None, process.stderr.read()
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    store = FrameFolder(folder, bound)
+    for path in paths:
+        frames = store.read(pixels_of, path, SMALL)
+        assert np.array_equal(frames, pixels_of(path, SMALL))
+        assert held(folder) <= bound
+    assert "damaged" not in caplog.text
+
+
+def test_what_a_killed_writer_left_is_overwritten(folder, tmp_path):
+    (path,) = numbered(tmp_path / "media", 1)
+    store = FrameFolder(folder, PLENTY)
+    (folder / ".unfinished").write_bytes(b"half an entry")
+    store.read(pixels_of, path, SMALL)
+    assert not (folder / ".unfinished").exists()
+    assert len(entries(folder)) == 1
+
+
+def test_a_disk_without_space_is_a_clear_error(folder, tmp_path):
+    """A limit on file sizes stands for the full disk: both fail in the write."""
+    numbered(tmp_path / "media", 1)
+    process = start(folder, tmp_path / "media", PLENTY, 0, turns=1)
+    limit = [str(process.pid), "--fsize=100"]
+    try:
+        subprocess.run(["prlimit", "--pid", *limit], check=True)
+    except FileNotFoundError:
+        process.kill()
+        pytest.skip("prlimit, of util-linux, is not there")
+    let_go([process])
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = errors.strip().splitlines()[-1]
+    assert "the frame store cannot be written" in last and str(folder) in last
+
+
+# --- the way in -------------------------------------------------------------------
+
+
+def test_question_media_goes_through_the_folder(noisy, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(video, "_STORE", video.FrameStore(max_bytes=0))
+    still = tmp_path / "still.png"
+    Image.new("RGB", (84, 56), (1, 2, 3)).save(still)
+    item = SimpleNamespace(video=noisy, image=still)
+    video.keep_frames(folder, max_gib=1)
+    for _ in range(2):
+        frames, picture = video.question_media(item, SMALL)
+        assert np.array_equal(frames, read_clip(noisy, SMALL))
+        assert picture[0, 0].tolist() == [1, 2, 3]
+    assert len(entries(folder)) == 2
+    video.keep_frames("", max_gib=1)
+    video.question_media(item, replace(SMALL, max_frames=4))
+    assert len(entries(folder)) == 2
+
+
+def test_the_bench_runs_and_writes_its_numbers(tmp_path):
+    out = tmp_path / "bench.json"
+    script = ROOT / "tests" / "bench" / "frame_store.py"
+    command = [sys.executable, str(script), "--small", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["rounds"] == len(found["ratios"]) >= 3
+    low, middle, high = (found["ratio"][name] for name in ("min", "median", "max"))
+    assert 0 < low <= middle <= high
+    assert found["bytes_per_1000_clips"] > 0
+    assert f"{middle:.0f}" in done.stdout

@@ -386,16 +386,7 @@ def check(path: str | Path) -> dict:
     The kind is recognised by the fields. `media` counts the different videos and stills
     the usable records need, and the records without video.
     """
-    records = _load(paths.require(path, "nothing to check"))
-    kind = _recognise(records.rows)
-    sound, faults = [], records.faults
-    if kind is not None:
-        sound, faults = _survey(records, KINDS[kind])
-    elif records.rows:
-        known = "; or ".join(", ".join(kind.marks) for kind in KINDS.values())
-        line = records.rows[0][0]
-        unknown = ("no field of a known kind of file", known, UNUSABLE)
-        faults = [*faults, Fault(records.file, line, "record", *unknown)]
+    records, kind, sound, faults = _judged(path)
     unparsed = sum(fault.field == "record" for fault in records.faults)
     return {
         "file": records.file,
@@ -405,6 +396,36 @@ def check(path: str | Path) -> dict:
         "media": _media(sound, kind),
         "faults": faults,
     }
+
+
+def usable(
+    path: str | Path, media_root: str | Path
+) -> list[tuple[dict, Question | Demonstration]]:
+    """(record, what is read from it) for all that can be used in a file of any kind.
+
+    For looking at a file whatever its faults; what trains or evaluates uses the readers
+    above, which refuse a file with records that cannot be used.
+    """
+    _, kind, sound, _ = _judged(path)
+    root = paths.resolve(media_root)
+    return [(record, _item(record, line, root, kind)) for line, record in sound]
+
+
+def _judged(
+    path: str | Path,
+) -> tuple[Records, str | None, list[tuple[int, dict]], list[Fault]]:
+    """(records, kind, usable ones with their lines, faults); the kind by the fields."""
+    records = _load(paths.require(path, "nothing to check"))
+    kind = _recognise(records.rows)
+    if kind is not None:
+        return records, kind, *_survey(records, KINDS[kind])
+    faults = records.faults
+    if records.rows:
+        known = "; or ".join(", ".join(kind.marks) for kind in KINDS.values())
+        line = records.rows[0][0]
+        unknown = ("no field of a known kind of file", known, UNUSABLE)
+        faults = [*faults, Fault(records.file, line, "record", *unknown)]
+    return records, None, [], faults
 
 
 def _media(rows: list[tuple[int, dict]], kind: str | None) -> dict[str, int]:

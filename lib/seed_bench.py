@@ -1,0 +1,510 @@
+"""Get SEED-Bench-R1 and LongVideoBench, laid out as `lib/questions.py` reads them.
+
+https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and, as the general set,
+https://huggingface.co/datasets/longvideobench/LongVideoBench. FOLDER is a notebook's
+`data_dir`, FOLDER/general its `general_dir`; a relative one is below the checkout:
+
+    $ python -m lib.seed_bench get data/seed_bench_r1 --what L2 L3 --dry-run
+    $ python -m lib.seed_bench get data/seed_bench_r1 --what L2 L3 --accept-licences
+    $ python -m lib.seed_bench check data/seed_bench_r1 --decode
+
+    annotations/*.jsonl    the official bytes; training_6k.jsonl is named training.jsonl
+                           and training_with_cot_6k.jsonl training_with_cot.jsonl
+    videos/<source>/*.mp4  the clips that the chosen questions need, no others
+    images/<source>/*.png  their stills
+    general/lvb_val.json   and general/videos/*.mp4
+    downloads.json         commits, hashes, what each archive held, licences accepted
+
+Which archive holds which clip is not documented. So archives come one after the other:
+downloaded, verified, the wanted files taken out, the archive deleted; none comes once
+nothing is missing. What an archive held is remembered, so that other questions asked
+for later cost only the archives they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from tqdm.auto import tqdm
+
+from lib import download, inventory, paths, questions, records
+from lib.download import Archive, ArchiveError, DownloadError, HubFile
+
+SEED_BENCH = "TencentARC/SEED-Bench-R1"
+LONG_VIDEO_BENCH = "longvideobench/LongVideoBench"
+ANNOTATIONS_COMMIT = "13f15b4"  # the hashes in seed_bench.json were read there
+SOURCES = ("EpicKitchens", "Ego4D")
+READ_BY_NOTEBOOKS = ("L1", "L2", "L3", "training", "demonstrations")
+CHOICES = {
+    "L1": ("L1",),
+    "L2": ("L2",),
+    "L3": ("L3",),
+    "evaluation": ("L1", "L2", "L3"),
+    "training_6k": ("training", "demonstrations"),
+    "all": (*READ_BY_NOTEBOOKS, "training_50k"),
+    "longvideobench": ("general",),
+}
+COSTS = """\
+what to get, and the traffic it costs at most (the wanted clips alone stay on disk):
+  L2, L3          about 18 GB, Ego4D (estimate)
+  L1              530 +- 110 GB, EPIC-KITCHENS (estimate)
+  evaluation      L1, L2 and L3
+  training_6k     the archives of L1; asked for together they are downloaded once
+  all             everything of SEED-Bench-R1, the 50k training questions too
+  longvideobench  161.5 GB; 117 MB more with --subtitles, which the paper does not use
+--dry-run shows the sizes that the hub itself lists."""
+LICENCES = {
+    SEED_BENCH: (
+        "EPIC-KITCHENS-100, CC BY-NC 4.0: name the source, no commercial use"
+        " (https://epic-kitchens.github.io)",
+        "Ego4D: needs a licence signed by you (https://ego4ddataset.com/ego4d-license)",
+    ),
+    LONG_VIDEO_BENCH: (
+        "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
+        " under the same licence; accept it with your account, too, on"
+        f" https://huggingface.co/datasets/{LONG_VIDEO_BENCH}, and set HF_TOKEN",
+    ),
+}
+ARCHIVE = re.compile(r"(?P<name>.+\.(?:tar|tar\.gz|tgz|zip))(?:\.part[._]?\w+)?")
+
+
+class Official(NamedTuple):
+    """An annotation file: its name here and on the hub, the size and SHA-256 its page
+    shows (None: not documented), the source of its questions' clips."""
+
+    name: str
+    repo: str
+    path: str
+    size: str
+    sha256: str | None
+    clips: str | None
+
+
+def read_official(path: Path) -> dict[str, Official]:
+    """{split: Official} of a file such as lib/seed_bench.json."""
+    facts = records.read_json(path)
+    return {split: Official(**f) for split, f in facts.items() if split != "source"}
+
+
+OFFICIAL = read_official(Path(__file__).with_suffix(".json"))
+
+
+# --- getting --------------------------------------------------------------------------
+
+
+def get(
+    folder: Path,
+    what: Iterable[str],
+    subtitles: bool = False,
+    accept_licences: bool = False,
+    dry_run: bool = False,
+    official: dict[str, Official] = OFFICIAL,
+) -> None:
+    """Say what is missing for the choices of `what`, then download it into `folder`.
+
+    Nothing is asked of the hub if nothing is missing. Raises DownloadError; the same
+    call goes on where it stopped.
+    """
+    target = Target(folder, what, subtitles, official)
+    wanted = target.wanted()
+    if wanted is not None and not missing(wanted):
+        print(f"{folder}: {_count(wanted)}")
+        return
+    repos = dict.fromkeys(file.repo for file in target.files.values())
+    listings = {repo: target.listings(repo) for repo in repos}
+    archives = _archives([media for _, media in listings.values()], subtitles)
+    licences = {text for repo in repos for text in LICENCES[repo]}
+    print(_plan(target, wanted, archives, sorted(licences)))
+    if dry_run:
+        return
+    if not accept_licences and not licences <= set(target.known["licences"]):
+        raise DownloadError(
+            "nothing was downloaded: read the licences above and add --accept-licences"
+            " if you accept them"
+        )
+    with _alone(folder):
+        target.known["licences"] = sorted({*target.known["licences"], *licences})
+        target.remember()
+        target.get_annotations(listings)
+        unusable = target.get_media(archives)
+    print(_outcome(folder, target.wanted()))
+    if unusable:
+        raise DownloadError("\n".join(map(str, unusable)))
+
+
+class Target:
+    """A data folder, what is wanted of it, and what its downloads.json knows."""
+
+    def __init__(
+        self,
+        folder: Path,
+        what: Iterable[str],
+        subtitles: bool,
+        official: dict[str, Official],
+    ):
+        self.folder, self.subtitles = folder, subtitles
+        self.chosen = dict.fromkeys(split for name in what for split in CHOICES[name])
+        self.files = {split: official[split] for split in self.chosen}
+        if any(file.repo == SEED_BENCH for file in self.files.values()):
+            self.files |= {split: official[split] for split in READ_BY_NOTEBOOKS}
+        book = folder / "downloads.json"
+        self.known = {"licences": [], "commits": {}, "annotations": {}}
+        self.known |= {"archives": {}, "read_to": {}}
+        self.known |= records.read_json(book) if book.exists() else {}
+
+    def remember(self) -> None:
+        records.write_json(self.folder / "downloads.json", self.known)
+
+    def wanted(self) -> set[Path] | None:
+        """The media the chosen splits need; None if an annotation file is not there.
+
+        DownloadError if one is there with other bytes than the official ones.
+        """
+        for file in self.files.values():
+            path, fetched = self.folder / file.name, self.known["annotations"]
+            if not path.is_file():
+                return None
+            expected = file.sha256 or fetched.get(file.name, {}).get("sha256")
+            if expected is None:
+                return None  # what it should be is to be asked
+            if records.sha256(path) != expected:
+                raise DownloadError(
+                    f"{path} is not the official file ({file.size}, SHA-256"
+                    f" {expected}): move it away, then run this again"
+                )
+        found = set()
+        for split in self.chosen:
+            path = self.folder / self.files[split].name
+            root = self.folder / "general" if split == "general" else self.folder
+            for record, item in questions.usable(path, root):
+                found |= {item.video, item.image} - {None}
+                if self.subtitles and "subtitle_path" in record:
+                    name = PurePosixPath(record["subtitle_path"]).name
+                    found.add(root / "subtitles" / name)
+        return found
+
+    def listings(self, repo: str) -> tuple[dict[str, HubFile], dict[str, HubFile]]:
+        """(annotations, media) as the hub lists them at the commits used here.
+
+        Annotations come from the commit their hashes were read at. Whether that one
+        has all archives is not documented, so media come from the newest commit of the
+        first call, which is remembered.
+        """
+        if repo not in self.known["commits"]:
+            found = download.commits(repo)
+            pinned = ANNOTATIONS_COMMIT if repo == SEED_BENCH else ""
+            pinned = next((c for c in found if c.startswith(pinned)), None)
+            if pinned is None:
+                raise DownloadError(f"{repo} lists no commit {ANNOTATIONS_COMMIT}")
+            commits = {"annotations": pinned, "media": found[0]}
+            self.known["commits"][repo] = commits
+        used = self.known["commits"][repo]
+        read = {c: download.listing(repo, c) for c in set(used.values())}
+        return read[used["annotations"]], read[used["media"]]
+
+    def get_annotations(self, listings: dict) -> None:
+        """Fetch every annotation file and note its hash."""
+        for file in self.files.values():
+            listed = listings[file.repo][0].get(file.path)
+            if listed is None:
+                raise DownloadError(f"{file.repo} lists no {file.path}")
+            if listed.digest != (file.sha256 or listed.digest):
+                raise DownloadError(
+                    f"{file.repo} lists {file.path} with the hash {listed.digest}; the"
+                    f" official file has {file.sha256} ({file.size})"
+                )
+            path = download.fetch(listed, self.folder / file.name)
+            facts = {"repo": file.repo, "path": file.path, "size": listed.size}
+            facts["sha256"] = records.sha256(path)
+            self.known["annotations"][file.name] = facts
+            self.remember()
+
+    def get_media(self, archives: list[Archive]) -> list[ArchiveError]:
+        """Archive after archive until nothing is missing, those known to help first.
+
+        Returns what is wrong with archives that cannot be used; they stay where they
+        were downloaded, so that another call does not download them again.
+        """
+        wanted, unusable = self.wanted(), []
+        order = sorted(archives, key=lambda a: a.name not in self.known["archives"])
+        bar = tqdm(order, desc="archives", unit="archive")
+        for archive in bar:
+            lacking = missing(wanted)
+            bar.set_postfix_str(f"{len(lacking)} files missing")
+            if self.may_hold(archive, lacking):
+                try:
+                    self.take_out(archive, wanted)
+                except ArchiveError as error:
+                    unusable.append(error)
+        return unusable
+
+    def may_hold(self, archive: Archive, lacking: list[Path]) -> bool:
+        """Whether an archive can hold a missing file, by its place and what it held."""
+        here = self.folder / archive.prefix
+        names = {path.name for path in lacking if path.is_relative_to(here)}
+        held = self.known["archives"].get(archive.name)
+        if held is None or held["digests"] != archive.digests:
+            return bool(names)
+        return bool(names.intersection(held["files"]))
+
+    def take_out(self, archive: Archive, wanted: set[Path]) -> None:
+        """Put the wanted files of an archive in their places and delete the archive.
+
+        One in parts is a plain tar (LongVideoBench): each part is deleted when it has
+        been read, a later call reads on from there, and reading ends as soon as nothing
+        that the archive may hold is missing.
+        """
+        store, known, names = self.folder / ".downloads", self.known, []
+        place = _Places(archive, self.folder / archive.prefix, wanted)
+        start = read = known["read_to"].get(archive.name, 0)
+        for member, end in download.unpack(archive, store, place, start):
+            name = PurePosixPath(member).name
+            names.append(name.encode(errors="replace").decode())  # may not be UTF-8
+            if len(archive.parts) == 1:
+                continue
+            if archive.whole_parts(end) > archive.whole_parts(read):
+                read = known["read_to"][archive.name] = end
+                self.remember()
+                archive.drop_parts(store, end)
+            if not place.lacking():
+                break
+        else:
+            if not start:  # from end to end, so `names` are all
+                held = {"digests": archive.digests, "files": names}
+                known["archives"][archive.name] = held
+        known["read_to"].pop(archive.name, None)
+        self.remember()
+        archive.drop_parts(store, archive.size)
+
+
+class _Places:
+    """Where a member of an archive belongs: called with its name, None if nobody wants
+    it.
+
+    It is found by its file name; the folders within an archive only tell the source, if
+    one is named: whether upstream's clips are flattened is not documented. Two members
+    for one place are an error and leave the place empty, because nothing tells which of
+    them a question means.
+    """
+
+    def __init__(self, archive: Archive, here: Path, wanted: Iterable[Path]):
+        self.archive, self.taken, self.named = archive, {}, defaultdict(list)
+        for path in wanted:
+            if path.is_relative_to(here):
+                self.named[path.name].append(path)
+
+    def __call__(self, member: str) -> Path | None:
+        source = _source(f"{self.archive.name}/{member}")
+        named = self.named.get(PurePosixPath(member).name, [])
+        found = [path for path in named if source in ("", path.parent.name)]
+        if not found:
+            return None
+        if len(found) > 1:
+            both = " and ".join(map(str, sorted(found)))
+            raise ArchiveError(f"{self.archive.name}: {member!r} could be {both}")
+        first = self.taken.setdefault(found[0], member)
+        if first is not member:
+            found[0].unlink()
+            both = f"{first!r} and {member!r}"
+            raise ArchiveError(
+                f"{self.archive.name}: {both} would both be {found[0]}; nothing tells"
+                " which is meant, so that place stays empty"
+            )
+        return found[0]
+
+    def lacking(self) -> bool:
+        return any(missing(path for paths in self.named.values() for path in paths))
+
+
+def missing(wanted: Iterable[Path]) -> list[Path]:
+    """Those of some files that are not there, sorted."""
+    return sorted(path for path in wanted if not path.is_file())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".downloads.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DownloadError(f"another process downloads into {folder}") from error
+        yield
+
+
+def _archives(listings: list[dict[str, HubFile]], subtitles: bool) -> list[Archive]:
+    """The archives with media, in the order of their numbers, parts put together."""
+    parts = defaultdict(list)
+    for media in listings:
+        for path in sorted(media, key=_by_number):
+            if found := ARCHIVE.fullmatch(path):
+                parts[media[path].repo, found["name"]].append(media[path])
+    found = [
+        Archive(f"{repo}: {name}", tuple(files), _prefix(repo, name))
+        for (repo, name), files in parts.items()
+    ]
+    return [a for a in found if subtitles or a.prefix != "general/subtitles"]
+
+
+def _by_number(path: str) -> list:
+    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
+
+
+def _prefix(repo: str, name: str) -> str:
+    """The folder whose files an archive may hold.
+
+    The name of the archive with the stills is not documented: any archive of
+    SEED-Bench-R1 that does not lie below videos/ may be it.
+    """
+    path = PurePosixPath(name)
+    if repo == LONG_VIDEO_BENCH:
+        return f"general/{path.name.partition('.')[0]}"
+    kind = "videos" if path.parts[0] == "videos" else "images"
+    return f"{kind}/{_source(name)}".rstrip("/")
+
+
+def _source(path: str) -> str:
+    """The video source that a folder or file of a path names, "" if none does."""
+    names = re.split(r"[/.]|_flatten", path)
+    return next((source for source in SOURCES if source in names), "")
+
+
+# --- what is said before and after ----------------------------------------------------
+
+
+def _plan(
+    target: Target,
+    wanted: set[Path] | None,
+    archives: list[Archive],
+    licences: list[str],
+) -> str:
+    """What a call will do, line by line."""
+    files = target.files
+    free = download.gigabytes(download.free_space(target.folder))
+    lines = [f"folder    {target.folder} ({free} free)"]
+    lines += [f"for       {', '.join(target.chosen)}"]
+    for repo, used in target.known["commits"].items():
+        lines.append(f"from      {repo}, annotations at {used['annotations']},")
+        lines.append(f"          media at {used['media']}")
+    lines += [f"text      {file.name} ({file.size})" for file in files.values()]
+    if wanted is None:
+        lines.append("media     to be counted when the annotations are there")
+        sources = {"", *(files[split].clips for split in target.chosen)}
+        needed = [a for a in archives if _source(a.prefix) in sources]
+    else:
+        lines.append(f"media     {_count(wanted)}")
+        needed = [a for a in archives if target.may_hold(a, missing(wanted))]
+    for prefix in dict.fromkeys(archive.prefix for archive in needed):
+        sizes = [archive.size for archive in needed if archive.prefix == prefix]
+        most = f"at most {download.gigabytes(sum(sizes))} in {len(sizes)} archive(s)"
+        lines.append(f"download  {prefix}: {most}")
+    if not any(a.prefix.startswith(("images", "general")) for a in archives):
+        lines.append("download  images: the hub lists NO archive that may hold stills")
+    if not needed:
+        lines.append("download  no archive: none can hold what is missing")
+    lines += [
+        "          Which archive holds which file is not documented: they come one by",
+        "          one, each is deleted when the wanted files are taken out, and none",
+        "          comes once nothing is missing. Less than the above stays on disk.",
+        *(f"licence   {text}" for text in licences),
+    ]
+    return "\n".join(lines)
+
+
+def _count(wanted: set[Path]) -> str:
+    there = len(wanted) - len(missing(wanted))
+    return f"{there:,} of {len(wanted):,} files there"
+
+
+def _outcome(folder: Path, wanted: set[Path]) -> str:
+    lacking, lines = missing(wanted), [f"{folder}: {_count(wanted)}"]
+    if lacking:
+        lines += [
+            f"{len(lacking):,} are in no archive that the hub lists and that is sound:",
+            *(f"  {path.relative_to(folder)}" for path in lacking[:5]),
+            *(["  ..."] if len(lacking) > 5 else []),
+            "Their questions stay in the denominator and count as wrong.",
+        ]
+    return "\n".join([*lines, f"Next: python -m lib.seed_bench check {folder}"])
+
+
+# --- the command line -----------------------------------------------------------------
+
+
+def main(
+    arguments: list[str] | None = None, official: dict[str, Official] = OFFICIAL
+) -> int:
+    """0 if all went well, 1 if not, 2 on wrong usage, 130 if interrupted."""
+    given = _parser().parse_args(arguments)
+    folder = paths.resolve(given.folder)
+    try:
+        if given.command == "check":
+            return _print_check(folder, given.decode, given.json)
+        switches = (given.subtitles, given.accept_licences, given.dry_run)
+        get(folder, given.what, *switches, official=official)
+    except (DownloadError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        again = "begins anew" if given.command == "check" else "goes on from here"
+        print(f"interrupted; the same command {again}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.seed_bench")
+    commands = parser.add_subparsers(dest="command", required=True)
+    getter = commands.add_parser(
+        "get",
+        help="download what is missing",
+        epilog=COSTS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    getter.add_argument("folder", help="relative: below the repository")
+    names = "{" + ",".join(CHOICES) + "}"
+    getter.add_argument(
+        "--what", nargs="+", choices=CHOICES, required=True, metavar=names, help="below"
+    )
+    getter.add_argument("--subtitles", action="store_true", help="of LongVideoBench")
+    getter.add_argument("--accept-licences", action="store_true")
+    getter.add_argument("--dry-run", action="store_true", help="show the plan only")
+    checker = commands.add_parser("check", help="count faults and missing media")
+    checker.add_argument("folder", help="relative: below the repository")
+    checker.add_argument("--json", action="store_true", help="print one JSON object")
+    checker.add_argument("--decode", action="store_true", help="read every file")
+    return parser
+
+
+def _print_check(folder: Path, decode: bool, as_json: bool) -> int:
+    """Print what a folder holds; 1 if a record or a file in it cannot be used."""
+    found = inventory.check(folder, decode=decode)
+    unreadable = {path: why for r in found for path, why in r["unreadable"].items()}
+    if as_json:
+        whole = {"folder": str(folder), "decoded": decode, "splits": found}
+        print(json.dumps(whole, indent=1))
+    else:
+        print(inventory.media_table(found))
+        print(inventory.fault_table(found))
+        for path, why in list(unreadable.items())[:10]:
+            print(f"{path} {why}")
+        if len(unreadable) > 10:
+            print(f"... and {len(unreadable) - 10} more; --json lists them all")
+        if not decode:
+            print("Files were counted, not opened: --decode reads every one.")
+    sound = all(split["usable"] == split["records"] for split in found)
+    return int(bool(unreadable) or not sound)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

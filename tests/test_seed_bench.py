@@ -1,0 +1,757 @@
+"""Getting the benchmark from a miniature hub, whole or broken; and what check says."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_hub import NEWEST, PINNED, Hub
+
+from lib import inventory, paths, questions, seed_bench
+
+SEED, LONG = seed_bench.SEED_BENCH, seed_bench.LONG_VIDEO_BENCH
+EPIC, EGO = "EpicKitchens", "Ego4D"
+MIB = 2**20
+# What a clip is called in the fourth record is not ASCII and has blanks.
+NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
+START = (
+    "import json, sys; from lib import seed_bench as s;"
+    "facts = json.loads(sys.argv[1]);"
+    "official = {k: s.Official(**v) for k, v in facts.items()};"
+    "sys.exit(s.main(sys.argv[2:], official))"
+)
+
+
+@pytest.fixture(scope="module")
+def media(tiny_questions):
+    """{name: bytes} of four real clips and their stills."""
+    asked = [question for question in tiny_questions if question.video]
+    found = {}
+    for name, question in zip(NAMES, asked, strict=True):
+        found[name] = question.video.read_bytes()
+        found[name.replace("mp4", "png")] = question.image.read_bytes()
+    return found
+
+
+def record(number, source):
+    actions = ["open jar", "pour milk", "stir pot", "wash pan"]
+    return {
+        "sample_id": f"u_{number}" if source == "L3" else number,
+        "video_source": EPIC if source == EPIC else EGO,
+        "video_id": f"v{number}",
+        "task_goal": "make soup",
+        "question": "what action should I take next in order to make soup?",
+        "answer": actions[number],
+        "current_observation_frame": 300,
+        "task_progress_metadata": [
+            {"narration_text": "fill pan", "start_frame": 10, "stop_frame": 90}
+        ],
+        "video_basename": NAMES[number],
+        "current_observation_basename": NAMES[number].replace("mp4", "png"),
+        **dict(
+            zip(("choice_a", "choice_b", "choice_c", "choice_d"), actions, strict=1)
+        ),
+        "golden_choice_idx": "ABCD"[number],
+    }
+
+
+def annotations():
+    """{split: records}: L1 and training need clips of EPIC, L2 and L3 of Ego4D."""
+    l3 = record(1, "L3") | {"domain": "Work", "scenario": "Farm"}
+    keys = ("choice_a", "choice_b", "choice_c", "choice_d", "golden_choice_idx")
+    training = {k: v for k, v in record(2, EPIC).items() if k not in keys}
+    content = [
+        {"type": "video", "video": f"videos/{EPIC}/2.mp4"},
+        {"type": "image", "image": f"images/{EPIC}/2.png"},
+        {"type": "text", "text": "What next?"},
+    ]
+    response = "<think>So far so good.</think><answer>C</answer>"
+    return {
+        "L1": [record(0, EPIC), record(1, EPIC)],
+        "L2": [record(0, EGO), record(3, EGO)],
+        "L3": [l3],
+        "training": [training | {"negative_answers": ["a cup", "a pot", "a jar"]}],
+        "demonstrations": [
+            {"prompt": [{"role": "user", "content": content}], "response": response}
+        ],
+    }
+
+
+def lvb(number):
+    return {
+        "video_id": f"g{number}",
+        "id": f"g{number}_0",
+        "question": "What colour is the coat?",
+        "candidates": ["red", "green", "blue", "white"],
+        "correct_choice": 1,
+        "video_path": f"g{number}.mp4",
+        "subtitle_path": f"g{number}_en.json",
+        "duration_group": 15,
+    }
+
+
+def tar(members, mode="w:gz"):
+    """Bytes of a tar file of (name or TarInfo, bytes)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as file:
+        for name, data in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def special(kind, name, to=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, to
+    return info
+
+
+def zipped(members):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, data in members:
+            file.writestr(name, data)
+    return out.getvalue()
+
+
+@dataclass
+class World:
+    """A hub, a folder to download into, and the official figures of what it serves."""
+
+    hub: Hub
+    folder: Path
+    home: Path
+    facts: dict = field(default_factory=dict)
+
+    def publish(self, split, rows):
+        file = seed_bench.OFFICIAL[split]
+        text = "\n".join(json.dumps(row) for row in rows).encode()
+        data = json.dumps(rows).encode() if split == "general" else text
+        self.hub.files[file.repo][file.path] = data
+        sha256 = hashlib.sha256(data).hexdigest() if file.sha256 else None
+        self.facts[split] = file._replace(sha256=sha256)._asdict()
+
+    def batch(self, source, number, members, **how):
+        path = f"videos/{source}/batch_{number}.tar.gz"
+        self.hub.files[SEED][path] = tar(members, **how)
+
+    def command(self, *arguments, code=START):
+        given = ["get", str(self.folder), *arguments]
+        return [sys.executable, "-c", code, json.dumps(self.facts), *given]
+
+    def environment(self, **extra):
+        kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+        ours = {"HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        return kept | ours | {"HF_HOME": str(self.home)} | extra
+
+    def get(self, *arguments, code=START, **extra):
+        """What `python -m lib.seed_bench get` does: returncode, stdout, stderr."""
+        return subprocess.run(
+            self.command(*(arguments or ("--what", "evaluation")), code=code),
+            cwd=paths.ROOT,
+            env=self.environment(**extra),
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    def accept(self, *what, **extra):
+        return self.get(
+            "--what", *(what or ["evaluation"]), "--accept-licences", **extra
+        )
+
+    def present(self):
+        """The media of the folder, relative, with nothing left over beside them."""
+        tops = ("videos", "images", "general")
+        found = [p for top in tops for p in (self.folder / top).rglob("*")]
+        return {str(p.relative_to(self.folder)) for p in found if p.is_file()}
+
+
+@pytest.fixture
+def world(tmp_path, media):
+    """All as it should be; clips lie in folders of their own, stills in a zip file."""
+    hub = Hub()
+    made = World(hub, tmp_path / "data", tmp_path / "home")
+    for split, rows in annotations().items():
+        made.publish(split, rows)
+    hub.files[SEED]["README.md"] = b"a card"
+    folder = (special(tarfile.DIRTYPE, "./"), b"")
+    made.batch(EPIC, 1, [folder, ("out/a/0.mp4", media["0.mp4"])])
+    others = [("2.mp4", media["2.mp4"]), ("not UTF-8 \udcff.mp4", b"x" * 300)]
+    made.batch(EPIC, 2, others)
+    made.batch(EPIC, 10, [("1.mp4", media["1.mp4"])])
+    made.batch(EPIC, 11, [("7.mp4", b"x" * 300)])
+    ego = [(f"{EGO}_flatten/{name}", media[name]) for name in NAMES]
+    made.batch(EGO, 1, ego)
+    stills = [n.replace("mp4", "png") for n in NAMES]
+    all_stills = [(f"images/{s}/{n}", media[n]) for s in (EPIC, EGO) for n in stills]
+    hub.files[SEED]["images.zip"] = zipped(all_stills)
+    yield made
+    hub.close()
+
+
+EVALUATION = {
+    *(f"videos/{EPIC}/{n}.mp4" for n in (0, 1)),
+    *(f"images/{EPIC}/{n}.png" for n in (0, 1)),
+    *(f"videos/{EGO}/{n}" for n in ("0.mp4", "1.mp4", "clip é 3.mp4")),
+    *(f"images/{EGO}/{n}" for n in ("0.png", "1.png", "clip é 3.png")),
+}
+TRAINING = {f"videos/{EPIC}/2.mp4", f"images/{EPIC}/2.png"}
+
+
+def large_batch(world):
+    """An archive of 24 MB: huggingface_hub writes what arrives in blocks of 10 MiB."""
+    path = f"videos/{EGO}/batch_1.tar.gz"
+    members = [("0.mp4", os.urandom(12 * MIB)), (NAMES[3], os.urandom(12 * MIB))]
+    world.batch(EGO, 1, members, mode="w")
+    return path
+
+
+def ok(ran):
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def error(ran):
+    """The last line of a call that must fail, without a traceback."""
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+    return ran.stderr.splitlines()[-1]
+
+
+# --- as it should be ------------------------------------------------------------------
+
+
+def test_it_says_what_it_will_do_and_waits_for_the_licences(world):
+    said = ok(world.get("--what", "L2", "L3", "--dry-run"))
+    assert f"{world.folder} (" in said and " free)" in said
+    assert f"annotations at {PINNED}" in said and f"media at {NEWEST}" in said
+    assert "validation_L2.jsonl (920 kB)" in said
+    assert f"videos/{EGO}: at most" in said and EPIC not in said.split("licence")[0]
+    assert "CC BY-NC 4.0" in said and "ego4d-license" in said
+    refused = world.get("--what", "L2")
+    assert "--accept-licences" in error(refused)
+    assert not world.folder.exists()
+    assert world.hub.requests == []
+
+
+def test_it_lays_files_out_as_the_readers_expect(world, media):
+    said = ok(world.accept())
+    assert "10 of 10 files there" in said
+    assert world.present() == EVALUATION
+    assert not list(world.folder.rglob("*.part"))
+    assert not [p for p in (world.folder / ".downloads").rglob("*") if p.is_file()]
+    for level in ("L1", "L2", "L3"):
+        path = world.folder / f"annotations/validation_{level}.jsonl"
+        for item in questions.read_validation(path, world.folder, level):
+            assert item.video.read_bytes() == media[item.video.name]
+            assert item.image.read_bytes() == media[item.image.name]
+    questions.read_training(world.folder / "annotations/training.jsonl", world.folder)
+    demonstrations = world.folder / "annotations/training_with_cot.jsonl"
+    questions.read_demonstrations(demonstrations, world.folder)
+    book = json.loads((world.folder / "downloads.json").read_text())
+    facts = book["annotations"]["annotations/training.jsonl"]
+    assert facts["path"] == "annotations/training_6k.jsonl"
+    assert facts["sha256"] == world.facts["training"]["sha256"]
+    assert book["commits"][SEED] == {"annotations": PINNED, "media": NEWEST}
+
+
+def test_it_stops_once_nothing_is_missing(world):
+    ok(world.accept())
+    batches = [p for p in dict.fromkeys(world.hub.fetched(".gz")) if EPIC in p]
+    assert [p.split("_")[1] for p in batches] == ["1.tar.gz", "2.tar.gz", "10.tar.gz"]
+
+
+def test_a_second_call_asks_the_hub_nothing(world):
+    ok(world.accept())
+    world.hub.close()
+    assert "10 of 10 files there" in ok(world.get())
+
+
+def test_later_questions_cost_only_the_archives_that_hold_them(world):
+    ok(world.accept())
+    world.hub.requests.clear()
+    ok(world.get("--what", "evaluation", "training_6k"))  # licences are remembered
+    assert world.present() == EVALUATION | TRAINING
+    media = [p for p in dict.fromkeys(world.hub.fetched()) if "annotations" not in p]
+    assert media == ["images.zip", f"videos/{EPIC}/batch_2.tar.gz"]
+
+
+def test_what_no_archive_holds_is_said_once_all_were_read(world):
+    world.batch(EPIC, 10, [("8.mp4", b"x" * 300)])
+    said = ok(world.accept("L1"))
+    assert "1 are in no archive" in said
+    assert f"videos/{EPIC}/1.mp4" in said
+    world.hub.requests.clear()
+    assert "1 are in no archive" in ok(world.get("--what", "L1"))
+    assert world.hub.requests == []
+
+
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(world):
+    ok(world.accept("L2", HF_TOKEN="hf_secret"))
+    assert world.hub.tokens == {("api", True), ("datasets", True), ("cdn", False)}
+
+
+def test_after_a_kill_the_next_call_goes_on(world):
+    path = large_batch(world)
+    world.hub.cuts[path] = [-15 * MIB]
+    arguments = world.command("--what", "L2", "--accept-licences")
+    running = subprocess.Popen(
+        arguments,
+        cwd=paths.ROOT,
+        env=world.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert world.hub.reached[path].wait(60)
+    running.kill()
+    running.wait()
+    (part,) = (world.folder / ".downloads").glob("*.part")
+    assert part.stat().st_size == 10 * MIB
+    ok(world.get("--what", "L2"))
+    asked = [span for name, span in world.hub.requests if name == path]
+    assert asked == [None, f"bytes={10 * MIB}-"]
+    assert {f"videos/{EGO}/0.mp4", f"videos/{EGO}/clip é 3.mp4"} <= world.present()
+
+
+def test_an_interrupt_is_no_traceback(world):
+    path = f"videos/{EGO}/batch_1.tar.gz"
+    world.hub.cuts[path] = [-700]
+    running = subprocess.Popen(
+        world.command("--what", "L2", "--accept-licences"),
+        cwd=paths.ROOT,
+        env=world.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert world.hub.reached[path].wait(60)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "goes on from here" in said and "Traceback" not in said
+
+
+def test_two_processes_do_not_share_a_folder(world):
+    path = f"videos/{EGO}/batch_1.tar.gz"
+    world.hub.cuts[path] = [-700]
+    first = subprocess.Popen(
+        world.command("--what", "L2", "--accept-licences"),
+        cwd=paths.ROOT,
+        env=world.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert world.hub.reached[path].wait(60)
+    assert "another process" in error(world.get("--what", "L2"))
+    first.kill()
+    first.wait()
+
+
+# --- broken connections and contents --------------------------------------------------
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_broke(world):
+    path = large_batch(world)
+    world.hub.cuts[path] = [11 * MIB, 11 * MIB]
+    ok(world.accept("L2"))
+    asked = [span for name, span in world.hub.requests if name == path]
+    assert asked == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
+
+
+CONTENTS = {
+    "a git-LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+    "a web page": b"<!DOCTYPE html><html>Sign in</html>",
+    "3 bytes": b"abc",
+}
+
+
+@pytest.mark.parametrize("what", CONTENTS)
+def test_another_content_is_named_and_deleted(world, what):
+    path = "annotations/validation_L1.jsonl"
+    world.hub.served[path] = CONTENTS[what]
+    said = error(world.accept())
+    assert f"{SEED}: {path}: received {what}; expected" in said
+    assert list((world.folder / "annotations").iterdir()) == []
+    del world.hub.served[path]
+    ok(world.get())
+
+
+@pytest.mark.parametrize(
+    "path", ["annotations/validation_L2.jsonl", f"videos/{EGO}/batch_1.tar.gz"]
+)
+def test_a_flipped_byte_is_found(world, path):
+    data = bytearray(world.hub.files[SEED][path])
+    data[50] ^= 1
+    world.hub.served[path] = bytes(data)
+    said = error(world.accept("L2"))
+    assert f"{path}: received {len(data):,} bytes with another hash" in said
+    assert not list(world.folder.rglob("*.part"))
+    assert not (world.folder / "videos").exists()
+    del world.hub.served[path]
+    ok(world.get("--what", "L2"))
+
+
+def test_a_hub_that_lists_another_file_than_the_official_one(world):
+    world.facts["L2"]["sha256"] = "0" * 64
+    said = error(world.accept())
+    assert "validation_L2.jsonl" in said and "the official file has 000" in said
+
+
+def test_the_official_figures_are_asked_for_unless_others_are_given(world):
+    given = ["get", str(world.folder), "--what", "L2", "--accept-licences"]
+    code = "import sys; from lib.seed_bench import main; sys.exit(main(sys.argv[1:]))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *given],
+        cwd=paths.ROOT,
+        env=world.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert seed_bench.OFFICIAL["L2"].sha256 in error(ran)
+
+
+def test_an_annotation_file_that_was_changed_is_not_overwritten(world):
+    ok(world.accept("L2"))
+    path = world.folder / "annotations/validation_L2.jsonl"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert f"{path} is not the official file (920 kB" in error(
+        world.get("--what", "L2")
+    )
+    path.unlink()
+    ok(world.get("--what", "L2"))
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ((401, "GatedRepo"), "accept it at https://huggingface.co/datasets/Tencent"),
+        ((404, "EntryNotFound"), "answered 404"),
+        ((500, ""), "answered 500"),
+    ],
+)
+def test_a_refusal_names_the_file_and_what_to_do(world, status, words):
+    path = "annotations/validation_L1.jsonl"
+    world.hub.status[path] = status
+    said = error(world.accept())
+    assert f"{SEED}: {path}: " in said and words in said
+    del world.hub.status[path]
+    ok(world.get())
+
+
+def test_offline_is_said(world):
+    assert "HF_HUB_OFFLINE is set" in error(world.accept(HF_HUB_OFFLINE="1"))
+
+
+def test_a_portal_in_place_of_the_hub_is_said(world):
+    world.hub.portal = True
+    assert f"{world.hub.endpoint} did not answer as a hub" in error(world.accept())
+
+
+def test_a_folder_that_cannot_be_made_is_said(world):
+    world.folder.write_text("a file")
+    assert str(world.folder) in error(world.accept())
+
+
+# --- archives -------------------------------------------------------------------------
+
+
+BAD_MEMBERS = {
+    "parent": ("../0.mp4", "leads out"),
+    "deep parent": ("a/../../0.mp4", "leads out"),
+    "absolute": ("/tmp/0.mp4", "leads out"),
+    "backslash": ("..\\0.mp4", "leads out"),
+    "symlink": (special(tarfile.SYMTYPE, "0.mp4", "/etc/passwd"), "is a link"),
+    "hard link": (special(tarfile.LNKTYPE, "0.mp4", "x.mp4"), "is a link"),
+    "device": (special(tarfile.CHRTYPE, "0.mp4"), "is a link, a device"),
+    "pipe": (special(tarfile.FIFOTYPE, "0.mp4"), "is a link, a device"),
+    "long name": ("a" * 300 + ".mp4", "too long"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_MEMBERS)
+def test_a_member_that_is_no_plain_file_within_stops_it(world, media, kind):
+    member, words = BAD_MEMBERS[kind]
+    data = media["0.mp4"] if isinstance(member, str) else b""
+    world.batch(EGO, 1, [("3.mp4", media["1.mp4"]), (member, data)])
+    said = error(world.accept("L2"))
+    name = member if isinstance(member, str) else member.name
+    assert f"videos/{EGO}/batch_1.tar.gz: the member {questions.shown(name)}" in said
+    assert words in said
+    assert not list(world.folder.parent.rglob("0.mp4"))
+
+
+def test_a_zip_member_that_is_a_link_or_leads_out(world, media):
+    for name, mode in (("images/0.png", stat.S_IFLNK), ("../0.png", stat.S_IFREG)):
+        info = zipfile.ZipInfo(name)
+        info.external_attr = (mode | 0o644) << 16
+        world.hub.files[SEED]["images.zip"] = zipped([(info, media["0.png"])])
+        said = error(world.accept("L2"))
+        assert f"images.zip: the member '{name}'" in said
+        assert not (world.folder / "images").exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "share"), [("w:gz", 0.3), ("w:gz", 0.99), ("w", 0.3), ("w", 0.8)]
+)
+def test_an_archive_that_ends_too_early(world, media, share, mode):
+    path = f"videos/{EGO}/batch_1.tar.gz"
+    world.batch(EGO, 1, [("9.mp4", b"x"), ("0.mp4", os.urandom(50_000))], mode=mode)
+    whole = world.hub.files[SEED][path]
+    world.hub.files[SEED][path] = whole[: int(len(whole) * share)]
+    assert f"{path}: cannot be read to its end" in error(world.accept("L2"))
+    assert not [name for name in world.present() if name.startswith("videos")]
+
+
+def test_an_archive_that_is_none(world):
+    path = f"videos/{EGO}/batch_1.tar.gz"
+    world.hub.files[SEED][path] = b"no archive at all " * 100
+    assert f"{path}: cannot be read to its end" in error(world.accept("L2"))
+
+
+def test_two_members_for_one_place_leave_it_empty(world, media):
+    twice = [("a/0.mp4", media["0.mp4"]), ("b/0.mp4", media["1.mp4"])]
+    world.batch(EGO, 1, twice)
+    said = error(world.accept("L2"))
+    assert "'a/0.mp4' and 'b/0.mp4' would both be" in said
+    assert not [name for name in world.present() if name.startswith("videos")]
+    assert "'a/0.mp4' and 'b/0.mp4' would both be" in error(world.get("--what", "L2"))
+
+
+def test_a_place_taken_by_another_size_is_not_overwritten(world, media):
+    world.batch(EGO, 1, [("0.mp4", media["0.mp4"])])
+    world.batch(EGO, 2, [("0.mp4", b"x" * 300)])
+    said = error(world.accept("L2"))
+    assert f"videos/{EGO}/batch_2.tar.gz: the member '0.mp4' has 300 bytes" in said
+    assert (world.folder / f"videos/{EGO}/0.mp4").read_bytes() == media["0.mp4"]
+
+
+def test_a_still_that_could_be_of_either_source(world, media):
+    world.hub.files[SEED]["images.zip"] = zipped([("0.png", media["0.png"])])
+    said = error(world.accept("L1", "L2"))
+    assert "images.zip: '0.png' could be" in said and EPIC in said and EGO in said
+
+
+# --- the disk -------------------------------------------------------------------------
+
+
+def test_a_disk_without_room_is_said_before_anything_is_written(world):
+    small = (
+        "import shutil, collections as c; U = c.namedtuple('U', 'total used free');"
+        "shutil.disk_usage = lambda path: U(10**9, 10**9, 200);"
+    )
+    said = error(world.accept("L2", code=small + START))
+    assert "not enough disk space" in said and "0.2 kB are free" in said
+    assert not list(world.folder.rglob("*.part"))
+
+
+def test_a_disk_that_fills_while_writing(world):
+    world.batch(EGO, 1, [("0.mp4", os.urandom(400_000))])
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000));"
+    said = error(world.accept("L2", code=limit + START))
+    assert f"{SEED}: videos/{EGO}/batch_1.tar.gz: File too large" in said
+    (part,) = (world.folder / ".downloads").glob("*.part")
+    assert 0 < part.stat().st_size <= 100_000
+    ok(world.get("--what", "L2"))
+    assert (world.folder / f"videos/{EGO}/0.mp4").stat().st_size == 400_000
+
+
+# --- LongVideoBench -------------------------------------------------------------------
+
+
+def publish_general(world, count=6, part=40_000):
+    world.publish("general", [lvb(number) for number in range(count)])
+    clips = {f"g{n}.mp4": os.urandom(30_000 + n) for n in range(count)}
+    members = [(f"videos/{name}", data) for name, data in clips.items()]
+    members.append(("videos/of_the_test_set.mp4", os.urandom(90_000)))
+    whole = tar(members, mode="w")
+    for i, start in enumerate(range(0, len(whole), part)):
+        name = f"videos.tar.part.a{'abcdefghij'[i]}"
+        world.hub.files[LONG][name] = whole[start : start + part]
+    texts = [(f"subtitles/g{n}_en.json", b"[]" * 99) for n in range(count)]
+    world.hub.files[LONG]["subtitles.tar"] = tar(texts, mode="w")
+    return clips
+
+
+def test_the_general_set_comes_in_parts_and_without_subtitles(world):
+    clips = publish_general(world)
+    said = ok(world.accept("longvideobench"))
+    assert "CC BY-NC-SA 4.0" in said and "Ego4D" not in said
+    expected = {f"general/videos/{name}" for name in clips} | {"general/lvb_val.json"}
+    assert world.present() == expected
+    for item in questions.read_general(
+        world.folder / "general/lvb_val.json", world.folder / "general"
+    ):
+        assert item.video.read_bytes() == clips[item.video.name]
+    parts = world.hub.fetched("h") + world.hub.fetched("subtitles.tar")
+    assert parts == []  # those after the last wanted clip
+    ok(world.get("--what", "longvideobench", "--subtitles"))
+    assert len(list((world.folder / "general/subtitles").iterdir())) == len(clips)
+
+
+def test_the_general_set_goes_on_in_the_part_where_it_stopped(world):
+    clips = publish_general(world)
+    world.hub.status["videos.tar.part.ad"] = (404, "EntryNotFound")
+    assert "videos.tar.part.ad: " in error(world.accept("longvideobench"))
+    stored = {p.name[13:] for p in (world.folder / ".downloads").iterdir()}
+    assert stored == {"videos.tar.part.ac", "videos.tar.part.ad.part"}
+    del world.hub.status["videos.tar.part.ad"]
+    world.hub.requests.clear()
+    ok(world.get("--what", "longvideobench"))
+    assert {p.name for p in (world.folder / "general/videos").iterdir()} == set(clips)
+    assert not set(world.hub.fetched()) & {f"videos.tar.part.a{x}" for x in "abc"}
+
+
+def test_a_gated_set_says_where_to_accept(world):
+    publish_general(world)
+    world.hub.status["lvb_val.json"] = (401, "GatedRepo")
+    said = error(world.accept("longvideobench"))
+    assert f"{LONG}: lvb_val.json: " in said
+    assert f"https://huggingface.co/datasets/{LONG}" in said and "HF_TOKEN" in said
+
+
+# --- checking -------------------------------------------------------------------------
+
+
+def by_split(found):
+    return {report["split"]: report for report in found}
+
+
+def test_check_counts_what_is_missing_damaged_and_too_short(world, media, tmp_path):
+    ok(world.accept("evaluation", "training_6k"))
+    videos = world.folder / "videos"
+    (videos / EPIC / "0.mp4").unlink()
+    (videos / EPIC / "1.mp4").write_bytes(b"")
+    (videos / EGO / "0.mp4").write_bytes(CONTENTS["a web page"])
+    whole = media["1.mp4"]
+    (videos / EGO / "1.mp4").write_bytes(whole[: len(whole) // 2])
+    (world.folder / "images" / EGO / "1.png").write_bytes(b"no picture")
+    write_one_frame(videos / EGO / NAMES[3])
+
+    quick = by_split(inventory.check(world.folder))
+    none = {"missing": 0, "damaged": 0, "too short": 0}
+    assert quick["validation_L1"]["videos"] == {"needed": 2, **none} | {
+        "missing": 1,
+        "damaged": 1,
+    }
+    assert quick["validation_L2"]["videos"] == {"needed": 2, **none}
+    assert quick["training"]["videos"] == {"needed": 1, **none}
+
+    deep = by_split(inventory.check(world.folder, decode=True))
+    assert deep["validation_L2"]["videos"] == {"needed": 2, **none} | {
+        "damaged": 1,
+        "too short": 1,
+    }
+    assert deep["validation_L3"]["videos"]["damaged"] == 1
+    assert deep["validation_L3"]["stills"] == {"needed": 1, **none, "damaged": 1}
+    why = deep["validation_L2"]["unreadable"][str(videos / EGO / "0.mp4")]
+    assert "web page" in why
+    assert deep["training"]["unreadable"] == {}
+    table = inventory.media_table(list(deep.values()))
+    (line,) = [x for x in table.splitlines() if "validation_L2" in x]
+    counts = [cell.strip() for cell in line.strip("|").split("|")]
+    assert list(map(int, counts[1:])) == [2, 2, 0, 0, 2, 0, 1, 1, 2, 0, 0]
+
+
+def write_one_frame(path):
+    import av
+
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width = stream.height = 56
+        stream.pix_fmt = "yuv420p"
+        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
+        container.mux(stream.encode(black))
+        container.mux(stream.encode())
+
+
+def run_check(folder, *arguments):
+    command = [sys.executable, "-m", "lib.seed_bench", "check", str(folder), *arguments]
+    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+
+
+def test_the_check_command_prints_tables_or_json(world):
+    ok(world.accept())
+    ran = run_check(world.folder, "--json")
+    assert ran.returncode == 1  # the training clip was not asked for
+    report = json.loads(ran.stdout)
+    assert report["folder"] == str(world.folder) and report["decoded"] is False
+    assert by_split(report["splits"])["training"]["videos"]["missing"] == 1
+    ok(world.get("--what", "training_6k"))
+    said = ok(run_check(world.folder, "--decode"))
+    assert "| validation_L3 " in said and "--decode" not in said
+
+
+def test_check_of_a_folder_that_is_none(tmp_path):
+    ran = run_check(tmp_path / "nowhere")
+    assert ran.returncode == 1
+    assert f"error: {tmp_path}/nowhere/annotations is missing" in ran.stderr
+
+
+def test_check_counts_faults_repeats_and_unusable_records(tmp_path):
+    rows = [record(0, EPIC), record(0, EPIC) | {"sample_id": 5}, record(1, EPIC)]
+    rows[2]["choice_a"] = rows[2]["choice_c"]
+    rows.append(record(2, EPIC) | {"golden_choice_idx": "E"})
+    (tmp_path / "annotations").mkdir()
+    path = tmp_path / "annotations/validation_L1.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    (report,) = inventory.check(tmp_path)
+    assert (report["records"], report["usable"]) == (4, 3)
+    assert report["duplicates"] == 1
+    counted = {(f["field"], f["usable"]): f["count"] for f in report["faults"]}
+    assert counted == {
+        ("video_id", True): 1,
+        ("choice_c", True): 1,
+        ("golden_choice_idx", False): 1,
+    }
+    assert "UNUSABLE" in inventory.fault_table([report])
+
+
+def test_the_known_faults_of_real_records(tmp_path):
+    sample = paths.ROOT.parent / "shared/data/validation_L1.sample.jsonl"
+    if not sample.exists():
+        pytest.skip(f"{sample} is not here: its licence keeps it out of the repository")
+    (tmp_path / "annotations").mkdir()
+    copy = tmp_path / "annotations/validation_L1.jsonl"
+    copy.write_bytes(sample.read_bytes())
+    rows = [json.loads(line) for line in copy.read_text().splitlines()]
+    line = {row["sample_id"]: number for number, row in enumerate(rows, 1)}
+    (report,) = inventory.check(tmp_path)
+    assert (report["records"], report["usable"]) == (200, 200)
+
+    counted = {f["expected"]: f for f in report["faults"]}
+    narrations = counted["the key narration_text"]
+    assert (narrations["count"], narrations["records"]) == (5, 1)
+    assert narrations["first_line"] == line[60]
+    equal = counted["different options"]
+    assert (equal["count"], equal["first_line"]) == (1, line[1597])
+    negative = counted["an observation after the clip's start"]
+    assert (negative["count"], negative["first_line"]) == (1, line[2390])
+
+    # independent counts of the notes
+    steps = [(row, row["task_progress_metadata"]) for row in rows]
+    steps = [(row, found) for row, found in steps if found]
+    lengths = [r["current_observation_frame"] - s[0]["start_frame"] for r, s in steps]
+    stops = [r["current_observation_frame"] != s[-1]["stop_frame"] for r, s in steps]
+    overlaps = [
+        any(s[i]["start_frame"] < s[i - 1]["stop_frame"] for i in range(1, len(s)))
+        for _, s in steps
+    ]
+    notes = report["notes"]
+    for limit in (15, 30, 60):
+        short = sum(length <= limit for length in lengths)
+        assert notes[f"clip of at most {limit} frames by its labels"] == short > 0
+    assert notes["steps overlap"] == sum(overlaps) > 0
+    assert notes["the last step stops before or after the observation"] == sum(stops)
+    assert report["without_video"] == 200 - len(steps)

@@ -11,9 +11,11 @@ study that trains it: SEED-Bench-R1, arXiv 2503.24376.
 """
 
 import hashlib
+import importlib
 import logging
 import os
 import random
+import sys
 import warnings
 from pathlib import Path
 
@@ -125,10 +127,30 @@ def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfi
     )
 
 
-def load_adapter(model, folder: str | Path) -> peft.PeftModel:
-    """`model` with the LoRA adapter of `folder` on top, in eval mode."""
+def load_adapter(model, folder: str | Path):
+    """`model` with what training left in `folder`, in eval mode.
+
+    A LoRA adapter is put on top of it. Training with lora_rank = 0 leaves a whole
+    checkpoint instead: all weights of `model` are replaced by it, in the model's type.
+    Raises FileNotFoundError for a missing folder, ValueError for one that is neither,
+    and for a whole checkpoint that a quantized model cannot take.
+    """
     folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
-    return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    if (folder / "adapter_config.json").exists():
+        return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    if not (folder / "config.json").exists():
+        raise ValueError(
+            f"{folder} holds neither adapter_config.json nor config.json: it is no "
+            "adapter and no checkpoint"
+        )
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{folder} is a whole checkpoint, but the model is quantized: load it with "
+            "quantize = False"
+        )
+    trained = type(model).from_pretrained(folder, dtype=model.dtype)
+    model.load_state_dict(trained.state_dict(), strict=True)
+    return model.eval()
 
 
 def fingerprint(model) -> str:
@@ -273,3 +295,17 @@ def seed_everything(seed: int) -> None:
     # Would write NaN into every fresh buffer first, to show up reads of memory that was
     # never written: a debugging aid, and a third of an SFT step on CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def main(arguments: list[str]) -> int:
+    """`plan PARAMS` (lib/memory.py) or `export ADAPTER FOLDER` (lib/export.py)."""
+    commands = {"plan": "lib.memory", "export": "lib.export"}
+    if not arguments or arguments[0] not in commands:
+        print("usage: python -m lib.models {plan,export} ...; --help says more")
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    # Imported here because both import this module.
+    return importlib.import_module(commands[arguments[0]]).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

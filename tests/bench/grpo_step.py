@@ -1,6 +1,6 @@
 """One GRPO step of this kit against the same step of stock TRL 1.16, side by side.
 
-    python -m tests.bench.grpo_step            # sizes that fit the machine, 10 minutes
+    python -m tests.bench.grpo_step            # on two CPU cores, 10 minutes
     python -m tests.bench.grpo_step --size 7b --cases lora nf4     # on a GPU
 
 Both programs train copies of one random Qwen2-VL checkpoint on one prompt of the shape
@@ -61,8 +61,8 @@ SIZES = {
         {"depth": 1, "embed_dim": 32, "num_heads": 2},
     ),
     "cpu": (
-        {"hidden_size": 320, "intermediate_size": 1280, "num_hidden_layers": 8},
-        {"depth": 4, "embed_dim": 160, "num_heads": 4},
+        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6},
+        {"depth": 3, "embed_dim": 128, "num_heads": 4},
     ),
     "2b": (
         {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}

@@ -1,0 +1,120 @@
+"""Qwen2-VL checkpoints of any size with random weights, and questions for them.
+
+For benchmarks, where the values of the weights do not matter and their sizes do. A
+checkpoint is written tensor by tensor, so that not even a 7B model is ever held whole;
+the real loading code then reads it. Tokenizer and processor are those of lib/mini/base:
+every id of theirs is below the vocabulary of a larger model.
+
+    config = memory.known_config("Qwen/Qwen2-VL-7B-Instruct")
+    write_checkpoint(folder, config)                   # 16.6 GB on disk
+    questions = write_questions(folder / "media", 8, frames=16, side=252)
+"""
+
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lib import memory, models, records
+from lib.questions import Question
+
+BASE = models.paths.ROOT / "lib" / "mini" / "base"
+SHARD_BYTES = 2**30
+TOKENS = ("image_token_id", "video_token_id")
+MARKS = ("vision_start_token_id", "vision_end_token_id")
+
+
+def write_checkpoint(folder: Path, config, dtype: str = "bfloat16") -> Path:
+    """A folder that `models.load_model` and `models.load_processor` read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in BASE.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "manifest.json"):
+            shutil.copy(file, folder)
+    mini = records.read_json(BASE / "config.json")
+    for name in (*TOKENS, *MARKS):
+        setattr(config, name, mini[name])
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config.text_config, name, mini["text_config"][name])
+    config.architectures = ["Qwen2VLForConditionalGeneration"]
+    config.save_pretrained(folder)
+    write_weights(folder, config, getattr(torch, dtype))
+    return folder
+
+
+def write_weights(folder: Path, config, dtype: torch.dtype) -> None:
+    """Normal values of the usual size in matrices, ones in norms, zeros in biases."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: tensor.shape for name, tensor in memory.parameters(config).items()}
+    shard, held, where = {}, 0, {}
+
+    def flush() -> None:
+        file = f"model-{len(set(where.values())):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(shard, file))
+        shard.clear()
+
+    for name, shape in shapes.items():
+        tensor = torch.full(shape, float("norm" in name or "ln_q" in name), dtype=dtype)
+        if len(shape) > 1:
+            tensor.normal_(0, 0.02, generator=generator)
+        elif name.endswith("bias"):
+            tensor.zero_()
+        shard[name], held = tensor, held + tensor.nbytes
+        if held > SHARD_BYTES:
+            flush()
+            held = 0
+    flush()
+    index = {"metadata": {"total_size": 0}, "weight_map": where}
+    records.write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_questions(
+    folder: Path, count: int, frames: int, side: int, words: int
+) -> list[Question]:
+    """Questions with a clip of `frames` frames and a still of side x side pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    questions = []
+    for number in range(count):
+        video, image = folder / f"{number}.mp4", folder / f"{number}.png"
+        write_clip(video, rng, frames, side)
+        Image.fromarray(blocks(rng, side)).save(image)
+        questions.append(
+            Question(
+                id=f"training/{number}",
+                level="training",
+                text="what next? " + "wash " * words,
+                options=("open", "cut", "wash", "stir"),
+                gold="ABCD"[number % 4],
+                answer="open",
+                goal="make tea",
+                domain="Daily life",
+                scenario="kitchen",
+                progress=(),
+                video=video,
+                image=image,
+            )
+        )
+    return questions
+
+
+def write_clip(path: Path, rng, frames: int, side: int) -> None:
+    """An h264 clip with two frames a second, as many as the sampling takes."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        for _ in range(frames):
+            frame = av.VideoFrame.from_ndarray(blocks(rng, side), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def blocks(rng, side: int) -> np.ndarray:
+    """[side, side, 3] in squares of 28 pixels of one colour."""
+    colours = rng.integers(0, 256, (side // 28, side // 28, 3), dtype=np.uint8)
+    return colours.repeat(28, axis=0).repeat(28, axis=1)

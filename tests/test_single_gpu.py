@@ -1,0 +1,197 @@
+"""The single-GPU track on a CPU: 4-bit training, plain loading, export, model card."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import export, grpo, models, params, paths, records, sft
+from lib.prompts import messages
+from lib.questions import Demonstration
+from lib.rewards import format_reward
+from lib.video import Sampling, question_media
+
+# isort: split
+import peft
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+BASE = paths.ROOT / "lib" / "mini" / "base"
+SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+REWARDS = {"format": lambda text, question: format_reward(text) + len(text) / 100}
+COMMON = {
+    **{"steps": 2, "lora_rank": 4, "lora_alpha": 8, "seed": 0, "save_every": 2},
+    **{"quantize": True, "gradient_checkpointing": True},
+}
+SFT = sft.SFTSettings(
+    batch_size=2, gradient_accumulation=1, lr=5e-3, max_tokens=400, **COMMON
+)
+GRPO = grpo.GRPOSettings(
+    **{"prompts_per_step": 2, "group_size": 4, "lr": 1e-2, "kl_beta": 0.1},
+    **{"temperature": 1.0, "top_k": 50, "top_p": 1.0, "max_completion_tokens": 8},
+    **COMMON,
+)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_questions, tmp_path_factory):
+    """A finished run of both methods on lib/mini/base with its records."""
+    run = tmp_path_factory.mktemp("outputs") / "single"
+    items = [
+        Demonstration(q.id, q.text, q.video, q.image, "<answer>B</answer>")
+        for q in tiny_questions
+    ]
+    sft.train_sft(BASE, items, SFT, SAMPLING, run)
+    grpo.train_grpo(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run)
+    command = "lib.seed_bench get outputs/data/seed_bench_r1 --what L1 longvideobench"
+    records.record_stage(run, "01_data", data_command=command)
+    for stage in ("02_sft", "03_grpo"):
+        records.record_stage(run, stage, model="lib/mini/base", questions=6)
+    half = {"L1": {"n": 200, "accuracy": 0.5}}
+    base = {"L1": {"n": 200, "accuracy": 0.25}}
+    records.write_json(run / "metrics.json", {"base": base, "grpo": half})
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export.export(
+        run / "adapters" / "grpo", tmp_path_factory.mktemp("export") / "merged"
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_questions):
+    clip, still = question_media(tiny_questions[0], SAMPLING)
+    processor = models.load_processor(BASE)
+    return models.encode(processor, [messages("what next?", clip, still)])
+
+
+@torch.no_grad()
+def logits(model, batch):
+    return model(**batch).logits.float()
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_four_bit_training_moves_an_adapter_of_the_language_model(run, method):
+    log = records.read_jsonl(run / f"train_log_{method}.jsonl")
+    assert [row["step"] for row in log] == [1, 2]
+    assert all(row["grad_norm"] > 0 for row in log)
+    config = peft.PeftConfig.from_pretrained(run / "adapters" / method)
+    assert config.r == 4 and config.target_modules == models.LORA_TARGETS
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(
+    run, method, batch
+):
+    folder = run / "adapters" / method
+    plain = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32)
+    before = logits(plain.eval(), batch)
+    plain = peft.PeftModel.from_pretrained(plain, str(folder)).eval()
+    ours = models.load_adapter(models.load_model(BASE), folder)
+    assert torch.equal(logits(plain, batch), logits(ours, batch))
+    assert not torch.allclose(logits(plain, batch), before, atol=1e-3)
+
+
+def test_the_export_is_a_checkpoint_with_the_adapters_logits(run, exported, batch):
+    model = AutoModelForImageTextToText.from_pretrained(exported, dtype="auto").eval()
+    assert model.dtype == torch.bfloat16
+    assert not any("lora" in name for name in model.state_dict())
+    base = models.load_model(BASE)
+    untrained = logits(base, batch)
+    wanted = logits(models.load_adapter(base, run / "adapters" / "grpo"), batch)
+    found = logits(model.float(), batch)
+    moved = (wanted - untrained).abs().max()
+    assert (found - wanted).abs().max() < min(0.25 * moved, 0.1 * wanted.std())
+
+
+def test_the_export_brings_its_processor(exported, batch):
+    processor = AutoProcessor.from_pretrained(exported)
+    ids = batch["input_ids"][0]
+    plain = models.load_processor(BASE).tokenizer
+    assert processor.tokenizer.decode(ids) == plain.decode(ids)
+
+
+def test_the_card_says_what_the_records_say_in_both_places(run, exported):
+    card = (exported / "README.md").read_text()
+    assert card == (run / "adapters" / "grpo" / "README.md").read_text()
+    assert records.environment()["git_commit"] in card
+    assert "| L1 | 200 | 50.0 [43.1, 56.9] | 25.0 [19.5, 31.4] |" in card
+    assert "CC BY-NC 4.0" in card and "CC BY-NC-SA 4.0" in card
+    assert "| kl_beta | 0.1 |" in card and "rank 4" in card and "NF4" in card
+    assert "`lib/mini/base`" in card and "base_model" not in card
+
+
+def test_a_card_without_evaluation_says_so(run):
+    assert "Not evaluated yet" in export.model_card(run / "adapters" / "sft")
+
+
+def test_an_export_never_writes_over_anything(run, exported, capsys):
+    before = records.sha256(exported)
+    arguments = [str(run / "adapters" / "grpo"), str(exported)]
+    assert export.main(arguments) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert records.sha256(exported) == before
+
+
+@pytest.mark.parametrize("name", ["adapters/dpo", "adapters/grpo"])
+def test_an_export_of_nothing_names_what_is_missing(name, tmp_path, capsys):
+    assert export.main([str(tmp_path / name), str(tmp_path / "out")]) == 2
+    assert str(tmp_path / name) in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_without_a_manifest_is_refused(run, tmp_path):
+    adapter = shutil.copytree(run / "adapters", tmp_path / "adapters") / "grpo"
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json .*run 03_grpo"):
+        export.export(adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_onto_another_base_is_refused(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+    base = shutil.copytree(BASE, tmp_path / "base")
+    (base / "generation_config.json").write_text("{}")
+    records.record_stage(other, "03_grpo", model=str(base))
+    with pytest.raises(ValueError, match=r"base has changed since .*adapters/grpo"):
+        export.export(other / "adapters" / "grpo", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_all_weights_loads_as_a_whole_checkpoint(
+    tiny_checkpoint, tiny_questions, tmp_path
+):
+    settings = replace(
+        GRPO, lora_rank=0, quantize=False, gradient_checkpointing=False, steps=1
+    )
+    folder = grpo.train_grpo(
+        tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING, tmp_path
+    )
+    base = models.load_model(tiny_checkpoint)
+    before = models.fingerprint(base)
+    loaded = models.load_adapter(base, folder)
+    trained = models.load_model(folder)
+    assert models.fingerprint(loaded) == models.fingerprint(trained) != before
+    assert not loaded.training
+    with pytest.raises(ValueError, match="whole checkpoint, but the model is quant"):
+        quantized = models.load_model(tiny_checkpoint, quantize=True)
+        models.load_adapter(quantized, folder)
+
+
+def test_a_folder_that_is_neither_is_refused(tiny_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no adapter and no checkpoint"):
+        models.load_adapter(models.load_model(tiny_checkpoint), tmp_path)
+
+
+@pytest.mark.parametrize("size", ["2b", "7b"])
+def test_the_params_files_follow_the_paper_where_they_say_so(size):
+    (run,) = params.load_params(paths.ROOT / "params" / f"single_gpu_{size}.yaml")
+    values = run.values
+    assert values["model"] == f"Qwen/Qwen2-VL-{size.upper()}-Instruct"
+    assert values["quantize"] and values["gradient_checkpointing"]
+    frames = (values["max_frames"], values["frame_height"], values["frame_width"])
+    assert frames == (16, 252, 252)
+    assert values["prompts_per_step"] * values["group_size"] == 64
+    assert values["sft_batch_size"] * values["sft_gradient_accumulation"] == 128
+    assert (values["kl_beta"], values["top_k"]) == (0.1, 50)

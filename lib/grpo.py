@@ -447,12 +447,17 @@ def trainer_arguments(settings: GRPOSettings, run: Path) -> GRPOConfig:
         dataloader_pin_memory=has_gpu,
         # An adapter on the language model alone leaves no weight without gradient.
         ddp_find_unused_parameters=settings.lora_rank == 0,
+        # A broadcast at every forward pass hangs where devices need unlike numbers of
+        # them (pack_tokens); no buffer of the model ever changes.
+        ddp_broadcast_buffers=False,
     )
 
 
 def batch_sizes(settings: GRPOSettings) -> dict[str, int]:
     """TRL counts rollouts on a device; a step is one generation, split by backwards."""
-    devices = checkpoints.PartialState().num_processes
+    # Without a GPU, accelerate sees other processes only if told that it is on CPU.
+    on_cpu = not torch.cuda.is_available()
+    devices = checkpoints.PartialState(cpu=on_cpu).num_processes
     own, rest = divmod(settings.prompts_per_step, devices)
     once = settings.prompts_per_backward or own
     if rest or once == 0 or own % once:

@@ -47,7 +47,9 @@ LOGGED = {
 class SFTSettings:
     """What decides the adapter; in brackets the paper's values for all weights of 7B.
 
-    One step sees batch_size x gradient_accumulation demonstrations on each device.
+    One step sees batch_size x gradient_accumulation demonstrations on each device,
+    except at the end of an epoch, which ends with what is left; several devices then
+    fill up their last batches with the first demonstrations of that epoch.
     """
 
     steps: int  # optimizer steps (about 47: one epoch of 6k)

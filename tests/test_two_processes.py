@@ -1,0 +1,188 @@
+"""Data parallelism: two CPU processes train what one does with the same global batch.
+
+All runs of two_processes.py are made by one pair of child processes.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib import grpo, models, paths, records, sft
+from lib.questions import Demonstration
+from tests import two_processes
+
+SECONDS = 600  # of a hang; an idle machine needs 15
+
+
+def torchrun(arguments):
+    """Run two_processes.py in two processes; fails with their output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "-m", "tests.two_processes", str(arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    log = arguments.with_name("output.txt")
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            code = process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            code = f"none after {SECONDS} s"
+        finally:
+            process.terminate()  # torchrun ends the two processes on its way
+            process.wait()
+    if code != 0:
+        pytest.fail(f"exit code {code}:\n{log.read_text(errors='replace')}")
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tiny_questions):
+    """Eight, with responses of different lengths."""
+    return [
+        Demonstration(
+            id=f"{number}",
+            text=f"{question.text} A. fill B. pour",
+            video=question.video,
+            image=question.image,
+            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
+        )
+        for number, question in enumerate([*tiny_questions, *tiny_questions[:2]])
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
+    """The folder of the runs that two processes made."""
+    folder = tmp_path_factory.mktemp("two")
+    arguments = folder / "arguments.pickle"
+    content = (tiny_checkpoint, tiny_questions, demonstrations, folder)
+    arguments.write_bytes(pickle.dumps(content))
+    torchrun(arguments)
+    return folder
+
+
+def log_of(run, name):
+    return records.read_jsonl(run / f"train_log_{name}.jsonl")
+
+
+def weights_of(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def assert_same_training(two, one, name, untrained):
+    """Logs to 1e-4, and the change of the weights to 1e-4 of its length."""
+    rows, expected = log_of(two, name), log_of(one, name)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        # Adam forgets the scale of a gradient, so the weights alone would not show it.
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+    trained = weights_of(one / "adapters" / name)
+    change = trained - untrained
+    assert change.norm() > 0
+    difference = weights_of(two / "adapters" / name) - trained
+    assert difference.norm() <= 1e-4 * change.norm()
+
+
+def untrained_weights(trainer, folder):
+    trainer.model.save_pretrained(folder)
+    return weights_of(folder)
+
+
+@pytest.mark.parametrize("run", ["drawn", *two_processes.FIXED, "sft", "uneven"])
+def test_both_processes_end_with_the_same_weights(two, run):
+    told = [records.read_json(two / run / f"weights_{rank}.json") for rank in (0, 1)]
+    assert told[0] == told[1]
+
+
+def test_every_rollout_of_every_process_is_recorded_once(two, tiny_questions):
+    settings = two_processes.DRAWN
+    rows = records.read_jsonl(two / "drawn" / "rollouts.jsonl")
+    order = grpo.question_order(tiny_questions[:3], 6, settings.seed)
+    expected = [
+        (1 + number // 2, question, rollout)
+        for number, question in enumerate(order)
+        for rollout in range(settings.group_size)
+    ]
+    assert [(row["step"], row["question"], row["rollout"]) for row in rows] == expected
+    assert len({row["text"] for row in rows}) == len(rows)
+    for row in log_of(two / "drawn", "grpo"):
+        own = [sum(r["rewards"].values()) for r in rows if r["step"] == row["step"]]
+        assert row["reward"] == pytest.approx(sum(own) / len(own), abs=1e-6)
+
+
+def test_the_steps_are_the_hard_ones(two, tiny_questions):
+    """A video beside an image only, unlike forward passes, one question twice."""
+    settings = two_processes.DRAWN
+    rows = records.read_jsonl(two / "drawn" / "rollouts.jsonl")
+    steps = [[row for row in rows if row["step"] == step] for step in (1, 2, 3)]
+    without_video = tiny_questions[2].id
+    assert tiny_questions[2].video is None
+    for step in (steps[0], steps[2]):
+        assert len({row["question"] for row in step}) == 2
+        assert without_video in {row["question"] for row in step}
+    first, second = steps[1][:4], steps[1][4:]
+    assert first[0]["question"] == second[0]["question"]
+    drawn = [{row["text"] for row in half} for half in (first, second)]
+    assert len(drawn[0] | drawn[1]) == 2 * settings.group_size
+
+
+def test_the_adapter_of_two_processes_loads_in_one(two, tiny_checkpoint):
+    model = models.load_model(tiny_checkpoint)
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        after = models.load_adapter(model, two / "drawn/adapters/grpo")(ids).logits
+    assert (before - after).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", two_processes.FIXED)
+def test_the_same_rollouts_give_the_update_of_one_process(
+    two, tiny_checkpoint, tiny_questions, tmp_path, name
+):
+    settings = two_processes.FIXED[name]
+    arguments = (tiny_checkpoint, tiny_questions)
+    two_processes.train_fixed(*arguments, settings, tmp_path)
+    ours, theirs = (
+        records.read_jsonl(run / "rollouts.jsonl") for run in (two / name, tmp_path)
+    )
+    assert ours == theirs
+    common = (two_processes.REWARDS, settings, two_processes.SAMPLING)
+    fresh = grpo.grpo_trainer(*arguments, *common, tmp_path)
+    untrained = untrained_weights(fresh, tmp_path / "untrained")
+    assert_same_training(two / name, tmp_path, "grpo", untrained)
+
+
+def test_sft_is_that_of_one_process(two, tiny_checkpoint, demonstrations, tmp_path):
+    settings = replace(two_processes.SFT, batch_size=2 * two_processes.SFT.batch_size)
+    arguments = (tiny_checkpoint, demonstrations, settings, two_processes.SAMPLING)
+    sft.train_sft(*arguments, tmp_path)
+    fresh = sft.sft_trainer(*arguments, tmp_path)
+    untrained = untrained_weights(fresh, tmp_path / "untrained")
+    assert_same_training(two / "sft", tmp_path, "sft", untrained)
+
+
+def test_an_uneven_epoch_of_sft_drops_nothing_and_repeats_its_first(two):
+    """Six, four a step: the first two fill up the second step."""
+    given = [
+        records.read_json(two / "uneven" / f"given_{rank}.json") for rank in (0, 1)
+    ]
+    first, second = ([*given[0][step], *given[1][step]] for step in (0, 1))
+    counts = Counter([*first, *second])
+    assert set(counts) == {"0", "1", "2", "3", "4", "5"}
+    assert [number for number, count in counts.items() if count > 1] == first[:2]
+    assert second[2:] == first[:2]
+
+
+def test_prompts_that_do_not_divide_are_refused_with_the_numbers(two):
+    for rank in (0, 1):
+        message = records.read_json(two / f"odd_{rank}.json")
+        assert "prompts_per_step = 3 cannot be split over 2 devices" in message

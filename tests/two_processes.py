@@ -1,0 +1,143 @@
+"""What test_two_processes.py trains, once in one process and once in two.
+
+    python -m torch.distributed.run --nproc_per_node 2 --standalone \
+        -m tests.two_processes ARGUMENTS
+
+ARGUMENTS is a pickle of (checkpoint, questions, demonstrations, folder). Every run lies
+in a folder of its own below `folder`; there process N leaves in weights_N.json the
+fingerprint of the weights that it ends with.
+"""
+
+import pickle
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lib import checkpoints, grpo, models, records, sft
+from lib.video import Sampling
+
+SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+# With this seed steps 1 and 3 hold the question without a video and one with a video,
+# step 2 the same question twice. Only groups with a video exceed pack_tokens, so that
+# the processes of a step need unlike numbers of forward passes.
+DRAWN = grpo.GRPOSettings(
+    steps=3,
+    prompts_per_step=2,
+    group_size=4,
+    lr=1e-2,
+    kl_beta=0.1,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    max_completion_tokens=8,
+    lora_rank=4,
+    lora_alpha=8,
+    seed=5,
+    save_every=2,
+    pack_tokens=136,
+)
+FIXED = {
+    "whole": replace(DRAWN, prompts_per_step=4),
+    "split": replace(
+        DRAWN, prompts_per_step=4, prompts_per_backward=1, loss_type="dapo"
+    ),
+}
+SFT = sft.SFTSettings(
+    steps=4,
+    batch_size=1,
+    gradient_accumulation=2,
+    lr=5e-3,
+    lora_rank=4,
+    lora_alpha=8,
+    seed=1,
+    save_every=2,
+    max_tokens=200,
+)
+UNEVEN = replace(SFT, steps=2, batch_size=2, gradient_accumulation=1)
+
+
+def vowels(text, question):
+    """A reward any policy can move: the share of vowels."""
+    return sum(letter in "aeiou" for letter in text) / (len(text) + 1)
+
+
+REWARDS = {"vowels": vowels}
+
+
+class FixedRollouts(grpo.VideoGRPOTrainer):
+    """Completions that depend on the prompt and their number in the group alone."""
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        return [
+            self.completion(f"{ids}/{i % self.num_generations}")
+            for i, ids in enumerate(prompt_ids)
+        ], None
+
+    def completion(self, seed: str) -> list[int]:
+        draw = random.Random(seed)
+        words = draw.choices(range(20, 300), k=draw.randint(1, 7))
+        return [*words, self.eos_token_ids[0]]
+
+
+def train_fixed(checkpoint, questions, settings, run: Path) -> None:
+    """What train_grpo does, but with FixedRollouts."""
+    drawing = grpo.VideoGRPOTrainer
+    grpo.VideoGRPOTrainer = FixedRollouts
+    try:
+        grpo.train_grpo(checkpoint, questions, REWARDS, settings, SAMPLING, run)
+    finally:
+        grpo.VideoGRPOTrainer = drawing
+
+
+def train_uneven(checkpoint, demonstrations: Sequence, run: Path) -> None:
+    """SFT that also tells which demonstrations this process was given."""
+    given, collate = [], sft.ResponseCollator.__call__
+
+    def tell(collator, rows):
+        given.append([row.id for row in rows])
+        return collate(collator, rows)
+
+    sft.ResponseCollator.__call__ = tell
+    sft.train_sft(checkpoint, demonstrations, UNEVEN, SAMPLING, run)
+    sft.ResponseCollator.__call__ = collate
+    records.write_json(run / f"given_{rank()}.json", given)
+
+
+def rank() -> int:
+    return checkpoints.PartialState().process_index
+
+
+def tell_weights(publish):
+    """`publish`, but every process first writes down which weights it has."""
+
+    def wrapped(model, folder, *record):
+        told = folder.parent.parent / f"weights_{rank()}.json"
+        records.write_json(told, models.fingerprint(model))
+        return publish(model, folder, *record)
+
+    return wrapped
+
+
+def main(arguments: Path) -> None:
+    torch.set_num_threads(1)
+    checkpoint, questions, demonstrations, folder = pickle.loads(arguments.read_bytes())
+    checkpoints.publish = tell_weights(checkpoints.publish)
+    three = questions[:3]
+    grpo.train_grpo(checkpoint, three, REWARDS, DRAWN, SAMPLING, folder / "drawn")
+    for name, settings in FIXED.items():
+        train_fixed(checkpoint, questions, settings, folder / name)
+    sft.train_sft(checkpoint, demonstrations, SFT, SAMPLING, folder / "sft")
+    train_uneven(checkpoint, demonstrations[:6], folder / "uneven")
+    try:
+        odd = replace(DRAWN, prompts_per_step=3)
+        grpo.train_grpo(checkpoint, three, REWARDS, odd, SAMPLING, folder / "odd")
+    except ValueError as error:
+        records.write_json(folder / f"odd_{rank()}.json", str(error))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

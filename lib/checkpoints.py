@@ -46,7 +46,10 @@ class MarkComplete(TrainerCallback):
 
 def step_of(checkpoint: Path) -> int:
     """20 for .../checkpoint-20."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    number = checkpoint.name.removeprefix("checkpoint-")
+    if not number.isdecimal():
+        raise ValueError(f"{checkpoint} is not the checkpoint of a step: move it away")
+    return int(number)
 
 
 def last_complete(folder: str | Path) -> Path | None:
@@ -203,7 +206,8 @@ def publish(model, folder: str | Path, record: str, settings: Mapping) -> Path:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished)
+        with records.written(folder):
+            model.save_pretrained(unfinished)
         (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         write_settings(unfinished / record, settings)
         os.replace(unfinished, folder)

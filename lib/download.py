@@ -46,6 +46,7 @@ from lib.schemas import is_relative, shown
 
 WAITS = (1, 4)  # seconds before the second and the third attempt; http_get has its own
 BLOCK = 2**20
+STOPPED = "nothing more is unpacked: report it to who made the archive"
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
@@ -260,7 +261,10 @@ def _explained(what: str) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         status, url = error.response.status_code, error.response.url
-        why = f"{constants.ENDPOINT} answered {status} for {url}"
+        todo = "run it again later, or look whether the hub still lists that file"
+        if status in (401, 403):
+            todo = "log in with `hf auth login` or set HF_TOKEN, then run it again"
+        why = f"{constants.ENDPOINT} answered {status} for {url}; {todo}"
         raise DownloadError(f"{what}: {why}") from error
     except httpx2.TransportError as error:
         raise DownloadError(
@@ -316,7 +320,9 @@ def _unzip(
     archive: Archive, store: Path, place: Callable[[str], Path | None]
 ) -> Iterator[tuple[str, int]]:
     if len(archive.parts) > 1:
-        raise ArchiveError(f"{archive.name}: a zip file in parts cannot be read here")
+        raise ArchiveError(
+            f"{archive.name}: a zip file in parts cannot be read here; {STOPPED}"
+        )
     with zipfile.ZipFile(archive.fetch_part(0, store)) as file:
         for member in file.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where not made on Unix
@@ -337,14 +343,13 @@ def _is_folder(archive: Archive, name: str, folder: bool, plain: bool) -> bool:
         return True  # "./", with which many archives begin
     where = f"{archive.name}: the member {shown(name)}"
     if not is_relative(name):
-        raise ArchiveError(f"{where} leads out of the folder; nothing more is unpacked")
+        raise ArchiveError(f"{where} leads out of the folder; {STOPPED}")
     if not (folder or plain):
         raise ArchiveError(
-            f"{where} is a link, a device or encrypted, not a plain file; nothing more"
-            " is unpacked"
+            f"{where} is a link, a device or encrypted, not a plain file; {STOPPED}"
         )
     if len(os.fsencode(name)) > 4096 or len(os.fsencode(Path(name).name)) > 255:
-        raise ArchiveError(f"{where} has a name too long for a file")
+        raise ArchiveError(f"{where} has a name too long for a file; {STOPPED}")
     return folder
 
 

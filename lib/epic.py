@@ -55,6 +55,7 @@ from lib.schemas import FRAME, PROGRESS, STILL
 GAP, LONGEST, WRONG = 10.0, 20, 3  # seconds, actions, different wrong answers
 LEAD = 0.5  # seconds from the observation to the answer's start
 SOURCE = "EpicKitchens"
+LABELS = "https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 L1_RECORDS, L1_VIDEOS = 2432, 436  # of the official validation_L1.jsonl
 RERELEASED = ("P01_109", "P27_103")
 VIDEO_ID = re.compile(r"P\d\d_\d{2,3}")
@@ -150,7 +151,7 @@ class LabelFaults(ValueError):
     """Every fault of the label files, each with file, line and column."""
 
     def __init__(self, faults: list[str]):
-        super().__init__("\n".join(faults))
+        super().__init__("\n".join([*faults, f"mend these, or get {LABELS} again"]))
         self.faults = faults
 
 

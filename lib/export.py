@@ -59,8 +59,10 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    merged(model).save_pretrained(unfinished)
-    models.load_processor(base).save_pretrained(unfinished)
+    processor = models.load_processor(base)
+    with records.written(folder):
+        merged(model).save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     records.write_text(unfinished / "README.md", card)
     records.write_text(adapter / "README.md", card)
     os.replace(unfinished, folder)
@@ -75,7 +77,10 @@ def check_base(base: str, adapter: Path) -> None:
         source.is_dir()
         and records.sha256(source)[:12] != trained_on["settings"]["model"]
     ):
-        raise ValueError(f"{source} has changed since {adapter} was trained on it")
+        raise ValueError(
+            f"{source} has changed since {adapter} was trained on it: bring back the"
+            " files it had then, or train again"
+        )
 
 
 @torch.no_grad()

@@ -68,9 +68,10 @@ class FrameFolder:
         self.folder = Path(folder)
         self.max_bytes = max_bytes
         self._told_full = False
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked() as lock:
-            self._write_used(lock, self._shrink(max_bytes))
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked() as lock:
+                self._write_used(lock, self._shrink(max_bytes))
 
     def read(
         self, reader: Callable, path: str | Path, sampling: Sampling
@@ -122,13 +123,18 @@ class FrameFolder:
         unfinished = self.folder / ".unfinished"
         if len(data) > (1 - FREED) * self.max_bytes:
             return
+        with self._writing(), self._locked() as lock:
+            # Counted before it is there: a kill in between makes the count too high,
+            # which the next count of the folder mends.
+            self._make_room(lock, len(data))
+            unfinished.write_bytes(data)
+            os.replace(unfinished, self.folder / name)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What the disk refuses as an OSError that says what to do."""
         try:
-            with self._locked() as lock:
-                # Counted before it is there: a kill in between makes the count too
-                # high, which the next count of the folder mends.
-                self._make_room(lock, len(data))
-                unfinished.write_bytes(data)
-                os.replace(unfinished, self.folder / name)
+            yield
         except OSError as error:
             why = (
                 f"the frame store cannot be written ({error.strerror}); free some space"

@@ -17,12 +17,14 @@ import os
 import random
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lib import paths, torchvision_cpu  # noqa: F401  before transformers is imported
+from lib import paths, records, torchvision_cpu  # noqa: F401  before transformers
 
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -32,10 +34,18 @@ warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
 
 # isort: split
 import peft  # noqa: E402
+from safetensors import SafetensorError, safe_open  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+)
+from transformers.models.auto.modeling_auto import (  # noqa: E402
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.utils import (  # noqa: E402
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
 )
 
 # The projections of the language model. "all-linear" would adapt the vision tower too,
@@ -46,6 +56,21 @@ LORA_TARGETS = (
 # bitsandbytes in transformers 5 matches names from their start, so "visual" alone would
 # skip nothing, and a list of one's own drops the default that keeps lm_head.
 NOT_QUANTIZED = ["model.visual", "lm_head"]
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_FILES = (("config.json",), (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+PROCESSOR_FILES = (
+    ("config.json",),
+    ("tokenizer.json", "vocab.json"),
+    ("processor_config.json", "preprocessor_config.json"),
+)
+COPY = "copy or download that folder again, whole"
+FITTING = "load the base it was trained on, or train it again"
+
+
+# Processors that write seconds into a prompt or its positions. Without them they assume
+# 24 frames a second, which would be wrong in silence.
+TIMED = {"Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
 
 
 def checkpoint_source(path: str | Path) -> str:
@@ -76,9 +101,12 @@ def checkpoint_source(path: str | Path) -> str:
 def load_processor(path: str | Path):
     """The checkpoint's processor; resizing and frame sampling stay with lib/video.py.
 
-    Raises FileNotFoundError for a local folder that is not there.
+    Raises FileNotFoundError for a local folder that is not there or lacks a file, and
+    ValueError for a damaged one.
     """
-    processor = AutoProcessor.from_pretrained(checkpoint_source(path))
+    source = checkpoint_source(path)
+    check_files(source, PROCESSOR_FILES)
+    processor = AutoProcessor.from_pretrained(source)
     processor.video_processor.do_sample_frames = False
     # Acts on resizing only, which is off; unset it warns on every first call.
     processor.video_processor.cap_pixels_per_frame = False
@@ -90,12 +118,14 @@ def load_model(path: str | Path, dtype: str = "float32", quantize: bool = False)
 
     `dtype` is float32 or bfloat16. `quantize` stores the language model's matrices as
     NF4 with double quantisation (QLoRA, arXiv 2305.14314); the vision tower and lm_head
-    keep `dtype`. Raises FileNotFoundError for a local folder that is not there.
+    keep `dtype`. Raises FileNotFoundError for a local folder that is not there or lacks
+    a file, and ValueError for a damaged one and for weights that are not the model's.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    model = AutoModelForImageTextToText.from_pretrained(
+    model = _whole_model(
+        AutoModelForImageTextToText,
         checkpoint_source(path),
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
@@ -103,6 +133,68 @@ def load_model(path: str | Path, dtype: str = "float32", quantize: bool = False)
         device_map={"": device},
     )
     return model.eval()
+
+
+def check_files(source: str | Path, needed: tuple[tuple[str, ...], ...]) -> None:
+    """FileNotFoundError unless the folder `source` has one file of each of `needed`,
+    ValueError if one is damaged. A hub id passes: its files were checked on arrival."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    for names in needed:
+        file = next((folder / n for n in names if (folder / n).is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{folder} has no {' or '.join(names)}: {COPY}")
+        if file.name == SAFE_WEIGHTS_INDEX_NAME:
+            parts = sorted(set(records.read_json(file)["weight_map"].values()))
+            check_files(folder, tuple((part,) for part in parts))
+        elif file.suffix == ".safetensors":
+            _tensor_names(file)
+        else:
+            records.read_json(file)
+
+
+def _tensor_names(file: Path) -> set[str]:
+    """The names in a safetensors file; ValueError if its head or its length is off."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return set(tensors.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): {COPY}") from error
+
+
+def _whole_model(kind, source: str | Path, **options):
+    """`kind.from_pretrained`, with a ValueError where the library would go on with
+    random numbers: for tensors that the checkpoint lacks or has in another shape."""
+    check_files(source, MODEL_FILES)
+    _check_type(source)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = kind.from_pretrained(source, **options)
+    other = [name for name, *_ in info["mismatched_keys"]]
+    for names, what in (
+        (info["missing_keys"], "lacks"),
+        (other, "has other shapes of"),
+    ):
+        if names:
+            first = min(names)
+            raise ValueError(
+                f"{source} {what} {len(names)} of the model's tensors, such as {first}:"
+                f" its weights and config.json do not belong together; {COPY}"
+            )
+    return model
+
+
+def _check_type(source: str | Path) -> None:
+    """ValueError if the folder `source` holds a model that cannot see."""
+    if not Path(source).is_dir():
+        return
+    file = Path(source) / "config.json"
+    found = records.read_json(file).get("model_type")
+    if found not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"{file}, model_type: found {found!r}: give a checkpoint of a model for"
+            " pictures and text, such as qwen2_vl"
+        )
 
 
 def nf4(dtype: str) -> BitsAndBytesConfig:
@@ -132,25 +224,59 @@ def load_adapter(model, folder: str | Path):
 
     A LoRA adapter is put on top of it. Training with lora_rank = 0 leaves a whole
     checkpoint instead: all weights of `model` are replaced by it, in the model's type.
-    Raises FileNotFoundError for a missing folder, ValueError for one that is neither,
-    and for a whole checkpoint that a quantized model cannot take.
+    Raises FileNotFoundError for a missing folder or file, ValueError for a folder that
+    is neither or damaged, for one that belongs to another base, and for a whole
+    checkpoint that a quantized model cannot take.
     """
     folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
-    if (folder / "adapter_config.json").exists():
-        return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+    if (folder / ADAPTER).exists():
+        return _with_adapter(model, folder).eval()
     if not (folder / "config.json").exists():
         raise ValueError(
-            f"{folder} holds neither adapter_config.json nor config.json: it is no "
-            "adapter and no checkpoint"
+            f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
+            " checkpoint; give the folder that 02_sft or 03_grpo wrote"
         )
     if getattr(model, "is_quantized", False):
         raise ValueError(
             f"{folder} is a whole checkpoint, but the model is quantized: load it with "
             "quantize = False"
         )
-    trained = type(model).from_pretrained(folder, dtype=model.dtype)
-    model.load_state_dict(trained.state_dict(), strict=True)
+    trained = _whole_model(type(model), folder, dtype=model.dtype)
+    with _fitting(folder):
+        model.load_state_dict(trained.state_dict(), strict=True)
     return model.eval()
+
+
+def _with_adapter(model, folder: Path) -> peft.PeftModel:
+    """PEFT itself only warns of tensors that are missing, and drops those it has no
+    place for."""
+    check_files(folder, ((ADAPTER,), (ADAPTER_WEIGHTS,)))
+    if "peft_type" not in records.read_json(folder / ADAPTER):
+        raise ValueError(f"{folder / ADAPTER} has no field peft_type: {COPY}")
+    with _fitting(folder):
+        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    wanted = set(peft.get_peft_model_state_dict(adapted))
+    if odd := wanted ^ _tensor_names(folder / ADAPTER_WEIGHTS):
+        raise ValueError(
+            f"{folder / ADAPTER_WEIGHTS} does not fit the model: {len(odd)} tensors,"
+            f" such as {min(odd)}, are only in one of them; {FITTING}"
+        )
+    return adapted
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """torch's list of tensors that do not fit as a ValueError that names the folder."""
+    try:
+        yield
+    except RuntimeError as error:
+        head, _, rest = str(error).partition("\n")
+        if "loading state_dict" not in head:
+            raise
+        first = rest.strip().partition("\n")[0]
+        raise ValueError(
+            f"{folder} does not fit the model ({first:.200}); {FITTING}"
+        ) from error
 
 
 def fingerprint(model) -> str:
@@ -200,12 +326,18 @@ def encode(
     order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
     pixel_values and image_grid_thw. Types are int64, pixels float32.
 
-    Raises ValueError for a picture whose size the model cannot take, and for a
-    conversation that is longer than the tokenizer's model_max_length.
+    Raises ValueError for a picture whose size the model cannot take, for a clip before
+    a processor that needs frame times, and for a conversation that is longer than the
+    tokenizer's model_max_length.
     """
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
     check_sizes(processor, clips, stills)
+    if clips and TIMED & {type(processor).__name__}:
+        raise ValueError(
+            f"{type(processor).__name__} needs the times of a clip's frames, which "
+            "lib/video.py does not hand over: use a Qwen2-VL checkpoint"
+        )
     texts = [
         processor.apply_chat_template(
             conversation,

@@ -38,6 +38,7 @@ from lib.paths import ROOT, check_run_name
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+LINES = "expected lines of `key: value`"
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -227,14 +228,18 @@ def _read(path: Path, faults: list[str]) -> dict[str, _Given] | None:
     try:
         tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError:
-        faults.append(f"{path} is missing")
+        faults.append(f"{path} is missing: give a file such as params/mini.yaml")
+        return None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes().count(b"\n", 0, error.start) + 1
+        faults.append(f"{path}, line {line}: not UTF-8; save it as UTF-8 text")
         return None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        faults.append(f"{path}, line {line}: not YAML ({error.problem})")
+        faults.append(f"{path}, line {line}: not YAML ({error.problem}); {LINES}")
         return None
     if not isinstance(tree, yaml.MappingNode):
-        faults.append(f"{path}, line 1: expected lines of `key: value`")
+        faults.append(f"{path}, line 1: {LINES}")
         return None
     return _keys(tree, path, faults)
 

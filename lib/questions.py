@@ -111,7 +111,10 @@ class DataFaults(ValueError):
         self.faults = faults
 
     def __str__(self) -> str:
-        head = f"{len(self.faults)} fault(s) make records unusable; nothing was read"
+        head = (
+            f"{len(self.faults)} fault(s) make records unusable; nothing was read: mend"
+            " these lines, or get the file again"
+        )
         return "\n".join([head, *map(str, self.faults)])
 
 
@@ -289,6 +292,9 @@ def _load(path: Path) -> Records:
     if data.startswith(b"version https://git-lfs"):
         pointer = ("a git-LFS pointer", "the file itself: run `git lfs pull`")
         records.faults.append(Fault(records.file, 1, "file", *pointer, UNUSABLE))
+    elif data.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        page = ("a web page, no JSON", "the file itself: download it again")
+        records.faults.append(Fault(records.file, 1, "file", *page, UNUSABLE))
     elif is_list:
         _parse(records, 1, data, "one JSON list", _list_rows)
     else:

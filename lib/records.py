@@ -16,7 +16,8 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,23 @@ PACKAGES = (
     *("accelerate", "datasets", "tokenizers", "safetensors", "decord", "av"),
     *("numpy", "matplotlib", "papermill"),
 )
+AGAIN = "mend it, or delete it and make or download it again"
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step; its folder is made if missing."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, obj: Any) -> None:
@@ -53,10 +56,14 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; ValueError names the file and the line."""
+    data = Path(path).read_bytes()
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line, why = data.count(b"\n", 0, error.start) + 1, "not UTF-8"
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+        line, why = error.lineno, f"not JSON ({error.msg})"
+    raise ValueError(f"{path}, line {line}: {why}; {AGAIN}")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
@@ -72,11 +79,12 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
     """Add rows to a file (made if missing) in one write, and wait for the disk."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab") as file:
-        file.write("".join(_line(row) for row in rows).encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with written(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            file.write("".join(_line(row) for row in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def repair_jsonl(path: str | Path) -> list[dict]:
@@ -161,6 +169,19 @@ def peak_memory_gib() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+@contextmanager
+def written(path: str | Path) -> Iterator[None]:
+    """Name the file that the disk refuses: a full one does not say which it was."""
+    try:
+        yield
+    except OSError as error:
+        why = (
+            f"cannot be written ({error.strerror}); make room on its disk, or see that"
+            " you may write there, then run it again"
+        )
+        raise OSError(error.errno, why, str(path)) from error
+
+
 def _line(row: Mapping) -> str:
     return json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
 
@@ -178,9 +199,13 @@ def _row(path: str | Path, number: int, line: bytes) -> dict:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        raise ValueError(
+            f"{path}, line {number}: not JSON ({error}); {AGAIN}"
+        ) from error
     if not isinstance(row, dict):
-        raise ValueError(f"{path}, line {number}: expected an object, found {row!r}")
+        raise ValueError(
+            f"{path}, line {number}: expected an object, found {row!r}; {AGAIN}"
+        )
     return row
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from lib import plots, stats, tables
 from lib.paths import ROOT, require, resolve
+from lib.performance import performance_block
 from lib.records import read_json, settings_hash, write_json, write_text
 from lib.tables import COMPARISONS, METHODS, percent, span
 
@@ -108,7 +109,8 @@ def reference_record(run: Path) -> dict:
     Per model and set: n, accuracy under both rules, parse failures, truncation, and
     `correct`, a text of 0 and 1 in the order of the sorted question ids. `questions`
     holds a hash of ids, options and right letters, so that runs can be paired or
-    refused. Seed, settings and seconds come from the pipeline's record of the run.
+    refused. Seed, settings and seconds come from the pipeline's record of the run,
+    the peak of memory of each notebook that trains or evaluates from its manifest.
     """
     run, predictions = resolve(run), tables.read_predictions(resolve(run))
     state = read_json(
@@ -125,6 +127,11 @@ def reference_record(run: Path) -> dict:
         "settings": settings_hash(settings),
         "data": settings.get("data_dir"),
         "seconds": {k: v["seconds"] for k, v in state["notebooks"].items()},
+        "peak_memory_gib": {
+            stage: facts["peak_memory_gib"]
+            for stage, facts in manifest.items()
+            if "peak_memory_gib" in facts
+        },
         "environment": list(manifest.values())[-1]["environment"],
         "questions": {
             name: tables.questions_hash(predictions["base", name])
@@ -206,15 +213,15 @@ def readme_block(source: str | Path) -> str:
     return "\n".join(lines)
 
 
-def write_readme_block(readme: str | Path, source: str | Path) -> str:
-    """Replace what stands between README's two markers by the block from `source`."""
-    path = require(readme, "the README with the two result markers")
+def write_block(readme: str | Path, block: str) -> str:
+    """Replace README's block by `block`, which begins and ends with its markers."""
+    path = require(readme, "the README with the markers of its blocks")
     text = path.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"{path} must hold {BEGIN} and {END} once each")
-    before, rest = text.split(BEGIN)
-    block = readme_block(source)
-    write_text(path, before + block + rest.split(END)[1])
+    begin, end = block.splitlines()[0], block.splitlines()[-1]
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{path} must hold {begin} and {end} once each")
+    before, rest = text.split(begin)
+    write_text(path, before + block + rest.split(end)[1])
     return block
 
 
@@ -226,11 +233,16 @@ def main(arguments: list[str] | None = None) -> None:
     reference = commands.add_parser("reference", help="one small record a finished run")
     reference.add_argument("runs", nargs="+", type=Path)
     reference.add_argument("--out", required=True, type=Path)
-    readme = commands.add_parser("readme", help="write README's block from records")
+    readme = commands.add_parser("readme", help="write README's results from records")
     readme.add_argument("records", help="a folder of records, or run names with commas")
+    cost = commands.add_parser("performance", help="README's times from bench records")
+    cost.add_argument("records", help="the folder of the bench records")
     options = parser.parse_args(arguments)
     if options.command == "readme":
-        print(write_readme_block("README.md", options.records))
+        print(write_block("README.md", readme_block(options.records)))
+        return
+    if options.command == "performance":
+        print(write_block("README.md", performance_block(options.records)))
         return
     for run in options.runs:
         path = resolve(options.out) / f"{resolve(run).name}.json"

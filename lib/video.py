@@ -45,7 +45,10 @@ class BadVideo(Exception):
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.why}"
+        return (
+            f"{self.path}: {self.why}; put a sound file there or, to evaluate without"
+            " it, set on_bad_video: keep_as_wrong"
+        )
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_the_plan_is_within_15_percent_of_measured_peaks(case):
 
 def test_every_knob_that_the_advice_names_lowers_its_stage():
     config = memory.config_of("Qwen/Qwen2-VL-7B-Instruct")
-    before = memory.plan(config, work())
+    before = memory.plan(config, work(prompts_per_backward=2))
     knobs = {
         "update": [{"prompts_per_backward": 1}, {"pack_tokens": 4096}],
         "rollout": [{"prompts_per_step": 4}],

@@ -241,3 +241,19 @@ def test_seeding_repeats_every_generator():
 
     assert draw() == draw()
     assert torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(tiny_checkpoint):
+    from transformers import Qwen2_5_VLProcessor
+
+    processor = models.load_processor(tiny_checkpoint)
+    timed = Qwen2_5_VLProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        video_processor=processor.video_processor,
+        chat_template=processor.chat_template,
+    )
+    clip = np.zeros((4, 56, 56, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"Qwen2_5_VLProcessor.*Qwen2-VL checkpoint"):
+        models.encode(timed, [messages("stir", clip, None)])
+    assert len(models.encode(timed, [messages("stir", None, None)])["input_ids"]) == 1

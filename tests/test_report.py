@@ -5,7 +5,7 @@ import json
 import pytest
 from made_run import edit_row, write_run
 
-from lib import report, stats, tables
+from lib import performance, report, stats, tables
 from lib.paths import ROOT
 from lib.records import read_json, write_json
 
@@ -114,9 +114,9 @@ def test_the_block_answers_on_every_level(records):
 def test_write_readme_block_changes_nothing_else(records, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
-    block = report.write_readme_block(readme, records)
+    block = report.write_block(readme, report.readme_block(records))
     assert readme.read_text() == f"# Title\n{block}\nrest\n"
-    report.write_readme_block(readme, records)
+    report.write_block(readme, report.readme_block(records))
     assert readme.read_text() == f"# Title\n{block}\nrest\n"
 
 
@@ -124,7 +124,7 @@ def test_a_readme_without_markers_is_left_alone(records, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.END}\n")
     with pytest.raises(ValueError, match="once each"):
-        report.write_readme_block(readme, records)
+        report.write_block(readme, report.readme_block(records))
     assert readme.read_text() == f"# Title\n{report.END}\n"
 
 
@@ -201,3 +201,10 @@ def test_readme_says_what_the_committed_records_say():
     source = block.rsplit("python -m lib.report readme ", 1)[1].split("`")[0]
     assert ROOT.joinpath(source).is_relative_to(REFERENCE)
     assert block + report.END == report.readme_block(source)
+
+
+def test_readme_says_what_the_bench_records_say():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index(performance.BEGIN) : readme.index(performance.END)]
+    folder = ROOT / "outputs/reference"
+    assert block + performance.END == performance.performance_block(folder)

@@ -5,7 +5,8 @@
 
 Both programs train copies of one random Qwen2-VL checkpoint on one prompt of the shape
 in SEED-Bench-R1 (arXiv 2503.24376): 16 frames and a still of 252 x 252, 883 tokens of
-which 729 are visual, and G = 8 completions, all of the same length. Stock TRL gets the
+which 729 are visual, and G = 8 completions, all of the same length; `--size mini` takes
+the mini base and MiniPlan's shape of 170 tokens, 40 of them visual. Stock TRL gets the
 smallest patch that lets video reach its update (`StockTrainer`). Both draw their own
 rollouts, which are timed and thrown away; reference and update then score the same
 sampled completions, and loss and gradients must agree. Runs alternate in one process;
@@ -44,25 +45,27 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from trl import GRPOTrainer
 
 RECORD = paths.ROOT / "outputs/reference/bench_grpo_step.json"
-PROCESSOR = paths.ROOT / "lib/mini/base"
+MINI_BASE = paths.ROOT / "lib/mini/base"
 STAGES = ("rollout", "reference", "update")
-SAMPLING = Sampling()  # the paper's
-PROMPT_TOKENS = 883
 GROUP = 8
+# What a prompt looks like, and how many tokens it has with its text.
+PAPER = (Sampling(), 883)
+MINI = (Sampling(8, fps=2.0, height=56, width=112), 170)
 PICTURES = tuple(name for pair in shared_prefix.KINDS.values() for name in pair)
-# Text and vision of a Qwen2-VL; 2b and 7b are the published configurations. "cpu" keeps
-# the 7B model's share of vision in the work of a prompt (about a third) and has a small
-# vocabulary, because TRL 1.16 sends prompt positions through the output layer as well:
-# with a large one our ratio would be far better than it is at 7B, where that layer is a
-# smaller part.
+# Text and vision of a Qwen2-VL; 2b and 7b are the published configurations. "cpu" is
+# to weigh the parts of the work as 7B does: wide and shallow, because attention weighs
+# less the wider a layer is; vision about a third of a prompt; a small vocabulary,
+# because TRL 1.16 sends prompt positions through the output layer too, which would
+# weigh more here than there.
 SIZES = {
     "tiny": (
         {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
         {"depth": 1, "embed_dim": 32, "num_heads": 2},
     ),
     "cpu": (
-        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6},
-        {"depth": 3, "embed_dim": 128, "num_heads": 4},
+        {"hidden_size": 512, "intermediate_size": 2688, "num_hidden_layers": 3}
+        | {"num_attention_heads": 8},
+        {"depth": 4, "embed_dim": 160, "num_heads": 4},
     ),
     "2b": (
         {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
@@ -84,7 +87,7 @@ CASES = {  # what is trained, over what
 
 def make_checkpoint(folder: Path, size: str, dtype: str) -> Path:
     """A Qwen2-VL of this size with random weights and the mini base's processor."""
-    base = AutoConfig.from_pretrained(PROCESSOR)
+    base = AutoConfig.from_pretrained(MINI_BASE)
     text, vision = SIZES[size]
     heads = text.get("num_attention_heads", text["hidden_size"] // 32)
     eighth = text["hidden_size"] // heads // 16
@@ -114,19 +117,21 @@ def make_checkpoint(folder: Path, size: str, dtype: str) -> Path:
             config, dtype=getattr(torch, dtype)
         )
     made.save_pretrained(folder)
-    models.load_processor(PROCESSOR).save_pretrained(folder)
+    models.load_processor(MINI_BASE).save_pretrained(folder)
     return folder
 
 
-def make_question(folder: Path, processor) -> Question:
-    """A question whose prompt has exactly PROMPT_TOKENS tokens, with real media."""
+def make_question(folder: Path, processor, shape: tuple[Sampling, int]) -> Question:
+    """A question whose prompt has exactly the shape's tokens, with real media."""
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (32, 9, 9, 3), dtype=np.uint8)
+    sampling, wanted = shape
+    blocks = (32, sampling.height // 28, sampling.width // 28, 3)
+    frames = rng.integers(0, 256, blocks, dtype=np.uint8)
     frames = frames.repeat(28, axis=1).repeat(28, axis=2)
     video, image = folder / "clip.mp4", folder / "still.png"
     with av.open(str(video), "w") as container:
         stream = container.add_stream("libx264", rate=4)
-        stream.width = stream.height = 252
+        stream.width, stream.height = sampling.width, sampling.height
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame))
@@ -147,19 +152,18 @@ def make_question(folder: Path, processor) -> Question:
         image=image,
     )
     for _ in range(2):  # a word is a token, but the first one may join another
-        tokens = models.encode(processor, [conversation(question)])["input_ids"]
-        missing = PROMPT_TOKENS - tokens.shape[1]
+        missing = wanted - len(encoded(processor, question, sampling)["input_ids"][0])
         question = replace(question, text=question.text + " tomato" * missing)
-    assert models.encode(processor, [conversation(question)])["input_ids"].shape == (
-        1,
-        PROMPT_TOKENS,
-    )
+    assert len(encoded(processor, question, sampling)["input_ids"][0]) == wanted
     return question
 
 
-def conversation(question: Question) -> list[dict]:
-    clip, still = question_media(question, SAMPLING)
-    return messages(prompt_text(question, grpo.STYLE), clip, still)
+def encoded(processor, question: Question, sampling: Sampling) -> dict:
+    """The tensors of a question's prompt."""
+    turn = messages(
+        prompt_text(question, grpo.STYLE), *question_media(question, sampling)
+    )
+    return models.encode(processor, [turn])
 
 
 class StockVideo(GRPOTrainer):
@@ -170,12 +174,12 @@ class StockVideo(GRPOTrainer):
     """
 
     def _tokenize_prompts(self, prompts):
-        encoded = models.encode(self.processing_class, [conversation(self.question)])
-        self.pixels = {name: encoded[name].to(self.model.device) for name in PICTURES}
+        found = encoded(self.processing_class, self.question, self.sampling)
+        self.pixels = {name: found[name].to(self.model.device) for name in PICTURES}
         count = len(prompts)
-        kinds = {"mm_token_type_ids": encoded["mm_token_type_ids"].tolist() * count}
+        kinds = {"mm_token_type_ids": found["mm_token_type_ids"].tolist() * count}
         fields = self.repeated_pixels(count) | kinds
-        return encoded["input_ids"].tolist() * count, None, fields
+        return found["input_ids"].tolist() * count, None, fields
 
     def repeated_pixels(self, count):
         return {name: value.repeat(count, 1) for name, value in self.pixels.items()}
@@ -231,7 +235,13 @@ class Stock(Timed, StockVideo):
 
 
 def make_trainers(
-    checkpoint: Path, question: Question, case: str, length: int, dtype: str, run: Path
+    checkpoint: Path,
+    question: Question,
+    sampling: Sampling,
+    case: str,
+    length: int,
+    dtype: str,
+    run: Path,
 ) -> dict[str, GRPOTrainer]:
     """Both trainers on their own copies of the same weights."""
     settings = grpo.GRPOSettings(
@@ -259,7 +269,7 @@ def make_trainers(
     }
     own = {
         "questions": {question.id: question},
-        "sampling": SAMPLING,
+        "sampling": sampling,
         "rollout_path": run / "rollouts.jsonl",
         "pack_tokens": settings.pack_tokens,
     }
@@ -278,7 +288,7 @@ def make_trainers(
         )
         if settings.gradient_checkpointing:
             trainers[name].model.activation_checkpointing_enable()
-    trainers["stock"].question = question
+    trainers["stock"].question, trainers["stock"].sampling = question, sampling
     for trainer in trainers.values():
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()
@@ -376,12 +386,12 @@ def compare(trainers: dict, question: Question) -> dict:
     }
 
 
-def token_limits(length: int) -> dict[str, float]:
+def token_limits(prompt: int, length: int) -> dict[str, float]:
     """Ratio of the tokens that the language model encodes: stock over ours."""
-    stock = GROUP * (PROMPT_TOKENS + length)
+    stock = GROUP * (prompt + length)
     return {
-        "rollout": stock / (PROMPT_TOKENS + GROUP * length),
-        "scores": stock / (PROMPT_TOKENS - 1 + GROUP * length),
+        "rollout": stock / (prompt + GROUP * length),
+        "scores": stock / (prompt - 1 + GROUP * length),
     }
 
 
@@ -396,6 +406,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def bench(
     checkpoint: Path,
     question: Question,
+    shape: tuple[Sampling, int],
     case: str,
     length: int,
     dtype: str,
@@ -403,7 +414,8 @@ def bench(
     run: Path,
 ) -> dict:
     """One row of the record: a case at one completion length."""
-    trainers = make_trainers(checkpoint, question, case, length, dtype, run)
+    sampling, prompt = shape
+    trainers = make_trainers(checkpoint, question, sampling, case, length, dtype, run)
     torch.manual_seed(2)
     drawn = trainers["ours"]
     generate(drawn, question)  # also warms up
@@ -436,7 +448,7 @@ def bench(
             for name, own in seconds.items()
         },
         "ratio": {stage: spread(values) for stage, values in pairs.items()},
-        "token_limit": token_limits(length),
+        "token_limit": token_limits(prompt, length),
         **agreement,
     }
 
@@ -444,7 +456,8 @@ def bench(
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     has_gpu = torch.cuda.is_available()
-    parser.add_argument("--size", choices=SIZES, default="2b" if has_gpu else "cpu")
+    sizes = ["mini", *SIZES]
+    parser.add_argument("--size", choices=sizes, default="2b" if has_gpu else "cpu")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["full", "lora"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 200, 256])
     parser.add_argument("--repeats", type=int, default=5)
@@ -453,10 +466,14 @@ def main(arguments: list[str]) -> None:
     dtype = "bfloat16" if has_gpu else "float32"
     folder = Path(tempfile.mkdtemp())
     try:
-        checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
-        question = make_question(folder, models.load_processor(checkpoint))
+        checkpoint, shape = MINI_BASE, MINI
+        if asked.size != "mini":
+            checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
+            shape = PAPER
+        question = make_question(folder, models.load_processor(checkpoint), shape)
+        ours = (checkpoint, question, shape)
         found = [
-            bench(checkpoint, question, case, length, dtype, asked.repeats, folder)
+            bench(*ours, case, length, dtype, asked.repeats, folder)
             for case in asked.cases
             for length in asked.lengths
         ]
@@ -468,7 +485,7 @@ def main(arguments: list[str]) -> None:
             "size": asked.size,
             "dtype": dtype,
             "group": GROUP,
-            "prompt_tokens": PROMPT_TOKENS,
+            "prompt_tokens": shape[1],
             "repeats": asked.repeats,
             "threads": torch.get_num_threads(),
             "environment": records.environment(),

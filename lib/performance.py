@@ -1,0 +1,159 @@
+"""README's block on time and memory, written from the committed bench records.
+
+    python -m tests.bench.grpo_step            # and the other benches
+    python -m lib.report performance outputs/reference
+
+A ratio is the other program's seconds over the kit's, the median over pairs of runs in
+one process. "limit" is what the count of tokens alone would give: the tokens that a
+stock trainer sends through the language model over those of the packed row.
+
+Example: 8 completions of 64 tokens behind a prompt of 883 are 8 x 947 = 7,576 tokens
+repeated and 882 + 512 = 1,394 packed, a limit of 5.4.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lib.records import read_json
+from lib.tables import grid
+
+BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+CASES = {"full": "all weights", "lora": "LoRA", "nf4": "LoRA on NF4"}
+SHARED = (
+    "The rollout stays behind its limit because tokens are drawn one after another: "
+    "that takes the same number of passes in both programs. An update gets ahead of "
+    "its limit where the vision tower, which runs once and not eight times, or the "
+    "output layer, which TRL 1.16 also applies to the prompt, weighs much, and falls "
+    "behind with long completions, because attention over the packed row computes, and "
+    "then hides, what one completion would see of another."
+)
+NO_GPU = (
+    "No GPU was at hand: seconds and peaks of the single-GPU track were not measured. "
+    "Its GiB are the plan of `python -m lib.models plan`, tensors alone, which agrees "
+    "with measured CPU peaks; `python -m tests.bench.cost` measures on a GPU."
+)
+
+
+def performance_block(folder: str | Path) -> str:
+    """README's performance block, markers included, from the records in `folder`."""
+    folder = Path(folder)
+    steps = {
+        name: read_json(folder / f"bench_grpo_step{name}.json")
+        for name in ("", "_mini")
+    }
+    lines = [
+        BEGIN,
+        "One GRPO step of 8 completions: how many times faster than stock TRL 1.16 "
+        "with video, and the share of its memory that the update takes:",
+        "",
+        grid([STEP_HEAD, *(row for own in steps.values() for row in step_rows(own))]),
+        step_caption(steps[""]),
+        "",
+        evaluation_sentence(read_json(folder / "bench_evaluation.json")),
+        frames_sentence(read_json(folder / "bench_frame_store.json")),
+        "",
+        cost_table(folder),
+        END,
+    ]
+    return "\n".join(lines)
+
+
+STEP_HEAD = [
+    *("prompt + completion", "trained", "rollout", "reference", "update", "limit"),
+    *("whole step", "memory"),
+]
+
+
+def step_rows(record: Mapping) -> list[list[str]]:
+    """A table row for each case and completion length."""
+    return [
+        [
+            f"{record['prompt_tokens']} + {row['completion_tokens']}",
+            CASES[row["case"]],
+            *(
+                f"{row['ratio'][stage]['median']:.1f}"
+                for stage in ("rollout", "reference", "update")
+            ),
+            f"{row['token_limit']['scores']:.1f}",
+            _spread(row["ratio"]["step"]),
+            f"{row['peak_share']:.2f}",
+        ]
+        for row in record["rows"]
+    ]
+
+
+def step_caption(record: Mapping) -> str:
+    """How the table was measured, and where the rest goes."""
+    apart = max(row["gradient_difference"] for row in record["rows"])
+    return (
+        f"Medians over {record['repeats']} pairs of runs (whole step: least to most), "
+        f"{record['threads']} threads of a CPU, {record['dtype']}; gradients of both "
+        f"differ by at most {apart:.0e} relative. 883 prompt tokens are the paper's "
+        "shape, on a small model with random weights; 170 are MiniPlan's, on the mini "
+        f"base (`tests/bench/grpo_step.py`). {SHARED}"
+    )
+
+
+def evaluation_sentence(record: Mapping) -> str:
+    """The kit's evaluation against a loop over single questions."""
+    kit, loop = (record["questions_a_second"][name] for name in ("kit", "loop"))
+    return (
+        f"Three models on the mini base's size answer {kit['median']:.0f} questions a "
+        f"second, {_spread(record['ratio'])} times as many as a loop over single "
+        f"questions as in the paper's released code ({loop['median']:.0f}), with equal "
+        "completions (`tests/bench/evaluation.py`)."
+    )
+
+
+def frames_sentence(record: Mapping) -> str:
+    """Reading decoded frames against decoding."""
+    ratio, kept = record["ratio"], record["bytes_per_1000_clips"] / 1e9
+    return (
+        f"With `frames_dir`, the frames of a 720p clip are read {ratio['median']:.0f} "
+        f"times ({ratio['min']:.0f} to {ratio['max']:.0f}) faster than decoded; "
+        f"1,000 clips of {record['frames_of_a_clip']} frames take {kept:.1f} GB "
+        "(`tests/bench/frame_store.py`)."
+    )
+
+
+def cost_table(folder: Path) -> str:
+    """A row a track: what a run takes, measured or planned."""
+    runs = [read_json(path) for path in sorted((folder / "mini_seeds").glob("*.json"))]
+    minutes = [sum(run["seconds"].values()) / 60 for run in runs]
+    costs = read_json(folder / "bench_cost.json")["costs"]
+    held = max(max(run["peak_memory_gib"].values()) for run in runs)
+    mini = f"{min(minutes):.0f} to {max(minutes):.0f} minutes a run, two at a time"
+    rows = [
+        ["track", "machine", "time", "memory"],
+        ["mini", "2 CPU cores", mini, f"{held:.1f} GiB a notebook at most"],
+    ]
+    for size, found in costs.items():
+        stages = found["rows"]
+        measured = found["measured"]
+        key = "peak_gib" if measured else "planned_gib"
+        peak = max(stages, key=lambda stage, key=key: stage[key])
+        took = (
+            ", ".join(
+                f"{row['stage']} {row['seconds']} s a {row['of']}" for row in stages
+            )
+            if measured
+            else "not measured"
+        )
+        memory = f"{peak[key]:.1f} GiB {'measured' if measured else 'planned'}"
+        machine = found["device"] or "no GPU was at hand"
+        rows.append(
+            [
+                f"single GPU, {size.upper()}",
+                machine,
+                took,
+                f"{memory} ({peak['stage']})",
+            ]
+        )
+    text = grid(rows)
+    if not all(found["measured"] for found in costs.values()):
+        text += f"\n{NO_GPU}"
+    return text
+
+
+def _spread(ratio: Mapping) -> str:
+    return f"{ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f})"

@@ -98,7 +98,7 @@ def evaluation_sentence(record: Mapping) -> str:
     """The kit's evaluation against a loop over single questions."""
     kit, loop = (record["questions_a_second"][name] for name in ("kit", "loop"))
     return (
-        f"Three models on the mini base's size answer {kit['median']:.0f} questions a "
+        f"Three models of the mini base's size answer {kit['median']:.0f} questions a "
         f"second, {_spread(record['ratio'])} times as many as a loop over single "
         f"questions as in the paper's released code ({loop['median']:.0f}), with equal "
         "completions (`tests/bench/evaluation.py`)."
@@ -122,7 +122,7 @@ def cost_table(folder: Path) -> str:
     minutes = [sum(run["seconds"].values()) / 60 for run in runs]
     costs = read_json(folder / "bench_cost.json")["costs"]
     held = max(max(run["peak_memory_gib"].values()) for run in runs)
-    mini = f"{min(minutes):.0f} to {max(minutes):.0f} minutes a run, two at a time"
+    mini = f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run, two at a time"
     rows = [
         ["track", "machine", "time", "memory"],
         ["mini", "2 CPU cores", mini, f"{held:.1f} GiB a notebook at most"],

@@ -119,6 +119,25 @@ def test_scores_divide_logits_by_the_temperature(model, processor):
     assert worst(entropies, [entropy]) <= 1e-5
 
 
+def test_bfloat16_rows_are_as_close_to_float32_as_a_plain_forward(
+    tiny_checkpoint, model, processor
+):
+    inputs = encoded(processor)
+    prompts = [make_prompt(model, one) for one in inputs]
+    completions = completions_of(prompts, group=6)
+    rounded = models.load_model(tiny_checkpoint, dtype="bfloat16")
+    with torch.no_grad():
+        exact = plain_group_scores(model, inputs, completions)
+        plain = plain_group_scores(rounded, inputs, completions)
+        add_scoring(rounded)
+        packed, _ = completion_scores(rounded, prompts, completions)
+    assert all(own.dtype == torch.float32 for own in packed)
+    truth = torch.cat([pair[0] for pair in exact])
+    errors = [torch.cat(own) - truth for own in (packed, [pair[0] for pair in plain])]
+    ours, theirs = (error.square().mean().sqrt() for error in errors)
+    assert 0 < ours <= 1.5 * theirs
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_scores_change_with_the_pictures(model, processor, which):
     add_scoring(model)

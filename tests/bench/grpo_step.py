@@ -1,13 +1,15 @@
 """One GRPO step of this kit against the same step of stock TRL 1.16, side by side.
 
     python -m tests.bench.grpo_step            # on two CPU cores, 10 minutes
+    python -m tests.bench.grpo_step --size mini --cases lora --lengths 15 \\
+        --repeats 7 --out outputs/reference/bench_grpo_step_mini.json
     python -m tests.bench.grpo_step --size 7b --cases lora nf4     # on a GPU
 
 Both programs train copies of one random Qwen2-VL checkpoint on one prompt of the shape
 in SEED-Bench-R1 (arXiv 2503.24376): 16 frames and a still of 252 x 252, 883 tokens of
 which 729 are visual, and G = 8 completions, all of the same length; `--size mini` takes
 the mini base and MiniPlan's shape of 170 tokens, 40 of them visual. Stock TRL gets the
-smallest patch that lets video reach its update (`StockTrainer`). Both draw their own
+smallest patch that lets video reach its update (`StockVideo`). Both draw their own
 rollouts, which are timed and thrown away; reference and update then score the same
 sampled completions, and loss and gradients must agree. Runs alternate in one process;
 a ratio is the median over pairs, with the smallest and the largest.

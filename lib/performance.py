@@ -89,8 +89,8 @@ def step_caption(record: Mapping) -> str:
         f"Medians over {record['repeats']} pairs of runs (whole step: least to most), "
         f"{record['threads']} threads of a CPU, {record['dtype']}; gradients of both "
         f"differ by at most {apart:.0e} relative. 883 prompt tokens are the paper's "
-        "shape, on a small model with random weights; 170 are MiniPlan's, on the mini "
-        f"base (`tests/bench/grpo_step.py`). {SHARED}"
+        "shape, on a small model with random weights; 170 are the mini run's, on the "
+        f"mini base and with 8 prompts a step (`tests/bench/grpo_step.py`). {SHARED}"
     )
 
 

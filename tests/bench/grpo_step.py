@@ -8,11 +8,11 @@
 Both programs train copies of one random Qwen2-VL checkpoint on one prompt of the shape
 in SEED-Bench-R1 (arXiv 2503.24376): 16 frames and a still of 252 x 252, 883 tokens of
 which 729 are visual, and G = 8 completions, all of the same length; `--size mini` takes
-the mini base and MiniPlan's shape of 170 tokens, 40 of them visual. Stock TRL gets the
-smallest patch that lets video reach its update (`StockVideo`). Both draw their own
-rollouts, which are timed and thrown away; reference and update then score the same
-sampled completions, and loss and gradients must agree. Runs alternate in one process;
-a ratio is the median over pairs, with the smallest and the largest.
+the mini base and a step of the mini run: 8 prompts of 170 tokens, 40 of them visual.
+Stock TRL gets the smallest patch that lets video reach its update (`StockVideo`). Both
+draw their own rollouts, which are timed and thrown away; reference and update then
+score the same sampled completions, and loss and gradients must agree. Runs alternate
+in one process; a ratio is the median over pairs, with the smallest and the largest.
 
 rollout: reading the prompt, vision tower, sampling. reference: log-probabilities for
 the KL term. update: forward, loss and backward (the optimizer's step is the same for
@@ -26,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -50,9 +50,19 @@ RECORD = paths.ROOT / "outputs/reference/bench_grpo_step.json"
 MINI_BASE = paths.ROOT / "lib/mini/base"
 STAGES = ("rollout", "reference", "update")
 GROUP = 8
-# What a prompt looks like, and how many tokens it has with its text.
-PAPER = (Sampling(), 883)
-MINI = (Sampling(8, fps=2.0, height=56, width=112), 170)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Pictures of a prompt, its tokens with its text, and the prompts of a step."""
+
+    sampling: Sampling
+    tokens: int
+    prompts: int
+
+
+PAPER = Shape(Sampling(), tokens=883, prompts=1)
+MINI = Shape(Sampling(8, fps=2.0, height=56, width=112), tokens=170, prompts=8)
 PICTURES = tuple(name for pair in shared_prefix.KINDS.values() for name in pair)
 # Text and vision of a Qwen2-VL; 2b and 7b are the published configurations. "cpu" is
 # to weigh the parts of the work as 7B does: wide and shallow, because attention weighs
@@ -123,24 +133,29 @@ def make_checkpoint(folder: Path, size: str, dtype: str) -> Path:
     return folder
 
 
-def make_question(folder: Path, processor, shape: tuple[Sampling, int]) -> Question:
-    """A question whose prompt has exactly the shape's tokens, with real media."""
-    rng = np.random.default_rng(0)
-    sampling, wanted = shape
-    blocks = (32, sampling.height // 28, sampling.width // 28, 3)
+def make_questions(folder: Path, processor, shape: Shape) -> list[Question]:
+    """Questions whose prompts have exactly the shape's tokens, with real media."""
+    return [make_question(folder, processor, shape, i) for i in range(shape.prompts)]
+
+
+def make_question(folder: Path, processor, shape: Shape, number: int) -> Question:
+    rng = np.random.default_rng(number)
+    height, width = shape.sampling.height, shape.sampling.width
+    blocks = (32, height // 28, width // 28, 3)
     frames = rng.integers(0, 256, blocks, dtype=np.uint8)
     frames = frames.repeat(28, axis=1).repeat(28, axis=2)
-    video, image = folder / "clip.mp4", folder / "still.png"
+    video, image = folder / f"{number}.mp4", folder / f"{number}.png"
     with av.open(str(video), "w") as container:
         stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height = sampling.width, sampling.height
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv420p"
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     Image.fromarray(frames[-1]).save(image)
     question = Question(
-        id="training/0",
+        id=f"training/{number}",
         level="training",
         text="",
         options=("cut tomato", "wash tomato", "cut potato", "wash potato"),
@@ -154,9 +169,11 @@ def make_question(folder: Path, processor, shape: tuple[Sampling, int]) -> Quest
         image=image,
     )
     for _ in range(2):  # a word is a token, but the first one may join another
-        missing = wanted - len(encoded(processor, question, sampling)["input_ids"][0])
-        question = replace(question, text=question.text + " tomato" * missing)
-    assert len(encoded(processor, question, sampling)["input_ids"][0]) == wanted
+        ids = encoded(processor, question, shape.sampling)["input_ids"][0]
+        words = " tomato" * (shape.tokens - len(ids))
+        question = replace(question, text=question.text + words)
+    ids = encoded(processor, question, shape.sampling)["input_ids"][0]
+    assert len(ids) == shape.tokens
     return question
 
 
@@ -172,19 +189,30 @@ class StockVideo(GRPOTrainer):
     """TRL's trainer, and what it takes at least to get video into its update.
 
     A prompt is processed once and its tensors repeated; the forward that scores gets
-    the pixels of its rows. Everything else is TRL's.
+    the pixels of its rows. Everything else is TRL's, except that a batch here is scored
+    in the order in which it was drawn: in training TRL shuffles it, and the pixels
+    would have to travel along.
     """
 
-    def _tokenize_prompts(self, prompts):
-        found = encoded(self.processing_class, self.question, self.sampling)
-        self.pixels = {name: found[name].to(self.model.device) for name in PICTURES}
-        count = len(prompts)
-        kinds = {"mm_token_type_ids": found["mm_token_type_ids"].tolist() * count}
-        fields = self.repeated_pixels(count) | kinds
-        return found["input_ids"].tolist() * count, None, fields
+    def _generate_and_score_completions(self, inputs):
+        self.names = [row["question_id"] for row in inputs]
+        return super()._generate_and_score_completions(inputs)
 
-    def repeated_pixels(self, count):
-        return {name: value.repeat(count, 1) for name, value in self.pixels.items()}
+    def _tokenize_prompts(self, prompts):
+        once = {
+            name: encoded(self.processing_class, self.questions[name], self.sampling)
+            for name in dict.fromkeys(self.names)
+        }
+        found = [once[name] for name in self.names]
+        self.pixels = {
+            key: torch.cat([own[key] for own in found]).to(self.model.device)
+            for key in PICTURES
+        }
+        ids, kinds = (
+            [own[key][0].tolist() for own in found]
+            for key in ("input_ids", "mm_token_type_ids")
+        )
+        return ids, None, {**self.pixels, "mm_token_type_ids": kinds}
 
     def _get_per_token_logps_and_entropies(
         self, model, ids, mask, kept, batch_size=None, compute_entropy=False, **kwargs
@@ -199,7 +227,7 @@ class StockVideo(GRPOTrainer):
                 mm_token_type_ids=models.mm_token_type_ids(ids, config),
                 labels=labels,
                 fused_lm_head=True,
-                **self.repeated_pixels(len(ids)),
+                **self.pixels,
             )
         entropies = output.entropy[:, -kept:] if compute_entropy else None
         return output.log_probs[:, -kept:], entropies, None
@@ -238,7 +266,7 @@ class Stock(Timed, StockVideo):
 
 def make_trainers(
     checkpoint: Path,
-    question: Question,
+    questions: list[Question],
     sampling: Sampling,
     case: str,
     length: int,
@@ -248,7 +276,7 @@ def make_trainers(
     """Both trainers on their own copies of the same weights."""
     settings = grpo.GRPOSettings(
         steps=1,
-        prompts_per_step=1,
+        prompts_per_step=len(questions),
         group_size=GROUP,
         lr=1e-6,
         kl_beta=0.1,
@@ -270,7 +298,7 @@ def make_trainers(
         "suppress_tokens": suppressed,
     }
     own = {
-        "questions": {question.id: question},
+        "questions": {question.id: question for question in questions},
         "sampling": sampling,
         "rollout_path": run / "rollouts.jsonl",
         "pack_tokens": settings.pack_tokens,
@@ -283,14 +311,14 @@ def make_trainers(
             model=grpo.trainable_model(checkpoint, settings),
             reward_funcs=[lengths_reward],
             args=args,
-            train_dataset=Dataset.from_list(rows(question)),
+            train_dataset=Dataset.from_list(rows(questions)),
             processing_class=models.load_processor(checkpoint),
             peft_config=lora if settings.lora_rank else None,
             **extra,
         )
         if settings.gradient_checkpointing:
             trainers[name].model.activation_checkpointing_enable()
-    trainers["stock"].question, trainers["stock"].sampling = question, sampling
+    trainers["stock"].questions, trainers["stock"].sampling = own["questions"], sampling
     for trainer in trainers.values():
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()
@@ -298,10 +326,13 @@ def make_trainers(
     return trainers
 
 
-def rows(question: Question) -> list[dict]:
-    """The group as TRL's sampler hands it to a trainer."""
-    prompt = prompt_text(question, grpo.STYLE)
-    return [{"prompt": prompt, "question_id": question.id}] * GROUP
+def rows(questions: list[Question]) -> list[dict]:
+    """The groups as TRL's sampler hands them to a trainer."""
+    return [
+        {"prompt": prompt_text(question, grpo.STYLE), "question_id": question.id}
+        for question in questions
+        for _ in range(GROUP)
+    ]
 
 
 def lengths_reward(completions, **kwargs) -> list[float]:
@@ -324,11 +355,11 @@ def now() -> float:
     return time.perf_counter()
 
 
-def generate(trainer, question: Question) -> tuple[dict, float, float]:
+def generate(trainer, questions: list[Question]) -> tuple[dict, float, float]:
     """The scored batch, seconds of the rollout, seconds of the reference."""
     trainer.reference_seconds = 0.0
     started = now()
-    batch = trainer._generate_and_score_completions(rows(question))
+    batch = trainer._generate_and_score_completions(rows(questions))
     reference = trainer.reference_seconds
     return batch, now() - started - reference, reference
 
@@ -341,9 +372,9 @@ def update(trainer, batch: dict) -> torch.Tensor:
     return loss.detach()
 
 
-def timed_step(trainer, question: Question) -> dict[str, float]:
+def timed_step(trainer, questions: list[Question]) -> dict[str, float]:
     """Seconds of each stage of one step."""
-    batch, rollout, reference = generate(trainer, question)
+    batch, rollout, reference = generate(trainer, questions)
     started = now()
     update(trainer, batch)
     return {"rollout": rollout, "reference": reference, "update": now() - started}
@@ -369,11 +400,11 @@ def gradients(model) -> torch.Tensor:
     return torch.cat(found).float()
 
 
-def compare(trainers: dict, question: Question) -> dict:
+def compare(trainers: dict, questions: list[Question]) -> dict:
     """Peaks of the updates, and how far loss and gradients lie apart."""
     peaks, losses, grads = {}, {}, {}
     for name, trainer in trainers.items():
-        batch, _, _ = generate(trainer, question)
+        batch, _, _ = generate(trainer, questions)
         trainer.model.zero_grad()
         peaks[name] = peak_gib(lambda t=trainer, b=batch: update(t, b))
         losses[name] = update(trainer, batch).item()
@@ -407,8 +438,8 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def bench(
     checkpoint: Path,
-    question: Question,
-    shape: tuple[Sampling, int],
+    questions: list[Question],
+    shape: Shape,
     case: str,
     length: int,
     dtype: str,
@@ -416,20 +447,20 @@ def bench(
     run: Path,
 ) -> dict:
     """One row of the record: a case at one completion length."""
-    sampling, prompt = shape
-    trainers = make_trainers(checkpoint, question, sampling, case, length, dtype, run)
+    what = (checkpoint, questions, shape.sampling, case, length, dtype, run)
+    trainers = make_trainers(*what)
     torch.manual_seed(2)
     drawn = trainers["ours"]
-    generate(drawn, question)  # also warms up
+    generate(drawn, questions)  # also warms up
     given = drawn._tokens
     for trainer in trainers.values():
         trainer.given = given
-    agreement = compare(trainers, question)
+    agreement = compare(trainers, questions)
     seconds = {name: {stage: [] for stage in STAGES} for name in trainers}
     for repeat in tqdm(range(repeats), desc=f"{case}, {length} tokens"):
         order = list(trainers) if repeat % 2 else list(trainers)[::-1]
         for name in order:
-            for stage, value in timed_step(trainers[name], question).items():
+            for stage, value in timed_step(trainers[name], questions).items():
                 seconds[name][stage].append(value)
     for own in seconds.values():
         own["step"] = [sum(parts) for parts in zip(*own.values(), strict=True)]
@@ -450,7 +481,7 @@ def bench(
             for name, own in seconds.items()
         },
         "ratio": {stage: spread(values) for stage, values in pairs.items()},
-        "token_limit": token_limits(prompt, length),
+        "token_limit": token_limits(shape.tokens, length),
         **agreement,
     }
 
@@ -472,10 +503,10 @@ def main(arguments: list[str]) -> None:
         if asked.size != "mini":
             checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
             shape = PAPER
-        question = make_question(folder, models.load_processor(checkpoint), shape)
-        ours = (checkpoint, question, shape)
+        questions = make_questions(folder, models.load_processor(checkpoint), shape)
+        asked_of_both = (checkpoint, questions, shape)
         found = [
-            bench(*ours, case, length, dtype, asked.repeats, folder)
+            bench(*asked_of_both, case, length, dtype, asked.repeats, folder)
             for case in asked.cases
             for length in asked.lengths
         ]
@@ -487,7 +518,8 @@ def main(arguments: list[str]) -> None:
             "size": asked.size,
             "dtype": dtype,
             "group": GROUP,
-            "prompt_tokens": shape[1],
+            "prompt_tokens": shape.tokens,
+            "prompts": shape.prompts,
             "repeats": asked.repeats,
             "threads": torch.get_num_threads(),
             "environment": records.environment(),

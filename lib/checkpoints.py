@@ -17,8 +17,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lib import models as models  # first: it prepares what transformers imports
 from lib import records
-from lib import torchvision_cpu as torchvision_cpu  # before transformers
 
 # isort: split
 from accelerate import PartialState

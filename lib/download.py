@@ -39,7 +39,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lib import records
 from lib.schemas import is_relative, shown

@@ -45,7 +45,7 @@ from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lib import clips, records
 from lib.clips import Cut

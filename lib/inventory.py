@@ -22,7 +22,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lib import paths, questions
 from lib.schemas import FRAME, PROGRESS, is_integer, narration

@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from lib import download, inventory, paths, questions, records
 from lib.download import Archive, ArchiveError, DownloadError, HubFile

@@ -328,3 +328,32 @@ def test_metrics_by_hand(tiny_questions):
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         replace(SETTINGS, **wrong)
+
+
+def test_batches_of_several_threads_give_the_rows_of_one(
+    model, processor, tiny_questions, tmp_path
+):
+    settings = EvalSettings("think", max_new_tokens=6, batch_size=1)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 3):
+        file = tmp_path / f"{threads}.jsonl"
+        torch.set_num_threads(threads)
+        try:
+            evaluate(model, processor, tiny_questions, settings, SAMPLING, file)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        found.append(file.read_bytes())
+    assert found[0] == found[1]
+
+
+def test_an_error_in_a_thread_ends_the_evaluation():
+    def work(item):
+        if item == 2:
+            raise BadVideo("clip.mp4", "is broken")
+        return item
+
+    results = evaluation.on_each_core(work, range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(BadVideo):
+        next(results)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))

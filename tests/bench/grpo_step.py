@@ -29,67 +29,51 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import grpo, models, paths, records, shared_prefix
+from lib import grpo, memory, models, paths, records, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import Sampling, question_media
+from tests.bench.memory import config_of
+from tests.bench.random_checkpoint import BASE, write_checkpoint, write_questions
 
 # isort: split
 from datasets import Dataset
-from PIL import Image
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 from trl import GRPOTrainer
 
 RECORD = paths.ROOT / "outputs/reference/bench_grpo_step.json"
-MINI_BASE = paths.ROOT / "lib/mini/base"
 STAGES = ("rollout", "reference", "update")
 GROUP = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Pictures of a prompt, its tokens with its text, and the prompts of a step."""
+    """Pictures and words of a question, its tokens in all, questions of a step."""
 
     sampling: Sampling
+    words: int
     tokens: int
     prompts: int
 
 
-PAPER = Shape(Sampling(), tokens=883, prompts=1)
-MINI = Shape(Sampling(8, fps=2.0, height=56, width=112), tokens=170, prompts=8)
+PAPER = Shape(Sampling(), words=62, tokens=883, prompts=1)
+MINI = Shape(Sampling(8, fps=2.0, height=56, width=112), 38, tokens=170, prompts=8)
 PICTURES = tuple(name for pair in shared_prefix.KINDS.values() for name in pair)
-# Text and vision of a Qwen2-VL; 2b and 7b are the published configurations. "cpu" is
-# to weigh the parts of the work as 7B does: wide and shallow, because attention weighs
-# less the wider a layer is; vision about a third of a prompt; a small vocabulary,
-# because TRL 1.16 sends prompt positions through the output layer too, which would
-# weigh more here than there.
-SIZES = {
-    "tiny": (
-        {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
-        {"depth": 1, "embed_dim": 32, "num_heads": 2},
-    ),
-    "cpu": (
-        {"hidden_size": 512, "intermediate_size": 2688, "num_hidden_layers": 3}
-        | {"num_attention_heads": 8},
-        {"depth": 4, "embed_dim": 160, "num_heads": 4},
-    ),
-    "2b": (
-        {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28}
-        | {"num_attention_heads": 12, "vocab_size": 151936},
-        {"depth": 32, "embed_dim": 1280, "num_heads": 16},
-    ),
-    "7b": (
-        {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28}
-        | {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064},
-        {"depth": 32, "embed_dim": 1280, "num_heads": 16},
-    ),
+# "cpu" is to weigh the parts of the work as 7B does: wide and shallow, because
+# attention weighs less the wider a layer is; vision about a third of a prompt; a small
+# vocabulary, because TRL 1.16 sends prompt positions through the output layer too,
+# which would weigh more here than there.
+SMALL = {
+    "tiny": {"hidden": 64, "inner": 128, "layers": 2, "heads": 2},
+    "cpu": {"hidden": 512, "inner": 2688, "layers": 3, "heads": 8},
 }
+TOWER = {"depth": 4, "embed_dim": 160}
+PUBLISHED = {"2b": "Qwen/Qwen2-VL-2B-Instruct", "7b": "Qwen/Qwen2-VL-7B-Instruct"}
 CASES = {  # what is trained, over what
     "full": {"lora_rank": 0},
     "lora": {"lora_rank": 16},
@@ -98,83 +82,25 @@ CASES = {  # what is trained, over what
 
 
 def make_checkpoint(folder: Path, size: str, dtype: str) -> Path:
-    """A Qwen2-VL of this size with random weights and the mini base's processor."""
-    base = AutoConfig.from_pretrained(MINI_BASE)
-    text, vision = SIZES[size]
-    heads = text.get("num_attention_heads", text["hidden_size"] // 32)
-    eighth = text["hidden_size"] // heads // 16
-    made_of = {
-        "num_attention_heads": heads,
-        "num_key_value_heads": 2,
-        "vocab_size": 1024,
-        "pad_token_id": base.text_config.pad_token_id,
-        "eos_token_id": base.text_config.eos_token_id,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [2 * eighth, 3 * eighth, 3 * eighth],
-        },
-    }
-    tokens = ("image", "video", "vision_start", "vision_end")
-    config = AutoConfig.for_model(
-        "qwen2_vl",
-        text_config=made_of | text,
-        vision_config={**vision, "hidden_size": text["hidden_size"]},
-        tie_word_embeddings=size == "2b",
-        **{f"{name}_token_id": getattr(base, f"{name}_token_id") for name in tokens},
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        made = AutoModelForImageTextToText.from_config(
-            config, dtype=getattr(torch, dtype)
-        )
-    made.save_pretrained(folder)
-    models.load_processor(MINI_BASE).save_pretrained(folder)
-    return folder
+    """A Qwen2-VL of this size with random weights; "mini" is the mini base itself."""
+    if size == "mini":
+        return BASE
+    if size in PUBLISHED:
+        config = memory.config_of(PUBLISHED[size])
+    else:
+        config = config_of(**SMALL[size], kv=2, vocab=1024)
+        config.vision_config.update(TOWER)
+        config.tie_word_embeddings = False  # as 7B
+    return write_checkpoint(folder, config, dtype)
 
 
 def make_questions(folder: Path, processor, shape: Shape) -> list[Question]:
     """Questions whose prompts have exactly the shape's tokens, with real media."""
-    return [make_question(folder, processor, shape, i) for i in range(shape.prompts)]
-
-
-def make_question(folder: Path, processor, shape: Shape, number: int) -> Question:
-    rng = np.random.default_rng(number)
-    height, width = shape.sampling.height, shape.sampling.width
-    blocks = (32, height // 28, width // 28, 3)
-    frames = rng.integers(0, 256, blocks, dtype=np.uint8)
-    frames = frames.repeat(28, axis=1).repeat(28, axis=2)
-    video, image = folder / f"{number}.mp4", folder / f"{number}.png"
-    with av.open(str(video), "w") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = "yuv420p"
-        for pixels in frames:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    Image.fromarray(frames[-1]).save(image)
-    question = Question(
-        id=f"training/{number}",
-        level="training",
-        text="",
-        options=("cut tomato", "wash tomato", "cut potato", "wash potato"),
-        gold="A",
-        answer="cut tomato",
-        goal="",
-        domain="",
-        scenario="",
-        progress=("wash tomato",),
-        video=video,
-        image=image,
-    )
-    for _ in range(2):  # a word is a token, but the first one may join another
+    questions = write_questions(folder, shape.prompts, shape.sampling, shape.words)
+    for question in questions:
         ids = encoded(processor, question, shape.sampling)["input_ids"][0]
-        words = " tomato" * (shape.tokens - len(ids))
-        question = replace(question, text=question.text + words)
-    ids = encoded(processor, question, shape.sampling)["input_ids"][0]
-    assert len(ids) == shape.tokens
-    return question
+        assert len(ids) == shape.tokens, len(ids)
+    return questions
 
 
 def encoded(processor, question: Question, sampling: Sampling) -> dict:
@@ -489,7 +415,7 @@ def bench(
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     has_gpu = torch.cuda.is_available()
-    sizes = ["mini", *SIZES]
+    sizes = ["mini", *SMALL, *PUBLISHED]
     parser.add_argument("--size", choices=sizes, default="2b" if has_gpu else "cpu")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=["full", "lora"])
     parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 200, 256])
@@ -499,11 +425,11 @@ def main(arguments: list[str]) -> None:
     dtype = "bfloat16" if has_gpu else "float32"
     folder = Path(tempfile.mkdtemp())
     try:
-        checkpoint, shape = MINI_BASE, MINI
-        if asked.size != "mini":
-            checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
-            shape = PAPER
-        questions = make_questions(folder, models.load_processor(checkpoint), shape)
+        checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
+        shape = MINI if asked.size == "mini" else PAPER
+        questions = make_questions(
+            folder / "media", models.load_processor(checkpoint), shape
+        )
         asked_of_both = (checkpoint, questions, shape)
         found = [
             bench(*asked_of_both, case, length, dtype, asked.repeats, folder)

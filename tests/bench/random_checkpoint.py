@@ -5,9 +5,9 @@ checkpoint is written tensor by tensor, so that not even a 7B model is ever held
 the real loading code then reads it. Tokenizer and processor are those of lib/mini/base:
 every id of theirs is below the vocabulary of a larger model.
 
-    config = memory.known_config("Qwen/Qwen2-VL-7B-Instruct")
+    config = memory.config_of("Qwen/Qwen2-VL-7B-Instruct")
     write_checkpoint(folder, config)                   # 16.6 GB on disk
-    questions = write_questions(folder / "media", 8, frames=16, side=252)
+    questions = write_questions(folder / "media", 8, Sampling(), words=62)
 """
 
 import shutil
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from lib import memory, models, records
 from lib.questions import Question
+from lib.video import PATCH, Sampling
 
 BASE = models.paths.ROOT / "lib" / "mini" / "base"
 SHARD_BYTES = 2**30
@@ -73,16 +74,16 @@ def write_weights(folder: Path, config, dtype: torch.dtype) -> None:
 
 
 def write_questions(
-    folder: Path, count: int, frames: int, side: int, words: int
+    folder: Path, count: int, sampling: Sampling, words: int
 ) -> list[Question]:
-    """Questions with a clip of `frames` frames and a still of side x side pixels."""
+    """Questions with a clip and a still, of which the sampling takes every pixel."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     questions = []
     for number in range(count):
         video, image = folder / f"{number}.mp4", folder / f"{number}.png"
-        write_clip(video, rng, frames, side)
-        Image.fromarray(blocks(rng, side)).save(image)
+        write_clip(video, rng, sampling)
+        Image.fromarray(blocks(rng, sampling)).save(image)
         questions.append(
             Question(
                 id=f"training/{number}",
@@ -102,19 +103,20 @@ def write_questions(
     return questions
 
 
-def write_clip(path: Path, rng, frames: int, side: int) -> None:
+def write_clip(path: Path, rng, sampling: Sampling) -> None:
     """An h264 clip with two frames a second, as many as the sampling takes."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=2)
-        stream.width = stream.height = side
+        stream.width, stream.height = sampling.width, sampling.height
         stream.pix_fmt = "yuv420p"
-        for _ in range(frames):
-            frame = av.VideoFrame.from_ndarray(blocks(rng, side), format="rgb24")
+        for _ in range(sampling.max_frames):
+            frame = av.VideoFrame.from_ndarray(blocks(rng, sampling), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def blocks(rng, side: int) -> np.ndarray:
-    """[side, side, 3] in squares of 28 pixels of one colour."""
-    colours = rng.integers(0, 256, (side // 28, side // 28, 3), dtype=np.uint8)
-    return colours.repeat(28, axis=0).repeat(28, axis=1)
+def blocks(rng, sampling: Sampling) -> np.ndarray:
+    """[height, width, 3] in squares of 28 pixels of one colour."""
+    size = (sampling.height // PATCH, sampling.width // PATCH, 3)
+    colours = rng.integers(0, 256, size, dtype=np.uint8)
+    return colours.repeat(PATCH, axis=0).repeat(PATCH, axis=1)

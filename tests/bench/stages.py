@@ -57,7 +57,7 @@ def run(config, shape: Shape, folder: Path) -> tuple[Work, dict[str, dict]]:
     checkpoint = random_checkpoint.write_checkpoint(folder / "checkpoint", config)
     count = max(shape.prompts, shape.sft_batch, shape.eval_batch)
     questions = random_checkpoint.write_questions(
-        folder / "media", count, shape.frames, shape.side, shape.words
+        folder / "media", count, shape.sampling, shape.words
     )
     meters = [run_grpo(checkpoint, questions, shape, folder / "grpo")]
     if shape.rank:

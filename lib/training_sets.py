@@ -1,0 +1,118 @@
+"""What a method is given to learn from: less of it, some of it wrong, or no reasoning.
+
+The experiments behind three claims of SEED-Bench-R1 (arXiv 2503.24376): that RL needs
+little data and no reasoning to imitate (abstract), and that noisy labels, which its
+automatic training questions have, hold outcome rewards back (its limitations). The
+paper varies none of the three; the sizes and shares here are this kit's.
+
+    few = share_of(training, 1 / 12, seed=0)
+    noisy = with_label_noise(training, 0.2, seed=0)
+    answers_alone(noisy)[0].response  # "<answer>B</answer>"
+
+All draws depend on the seed and the ids alone, not on the order of the file.
+"""
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from lib.prompts import prompt_text
+from lib.questions import Demonstration, Question
+from lib.rewards import parse_answer
+
+Item = TypeVar("Item", Question, Demonstration)
+
+
+def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
+    """The `share` of the items whose ids come first in a shuffled order; at least one.
+
+    Shares of one seed are nested: a sixth holds the twelfth. A training question and
+    its demonstration share an id, so both methods are cut at the same place of the same
+    order as far as every question has a demonstration.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share} must lie above 0 and be 1 at most")
+    if not items:
+        raise ValueError("there is nothing to take a share of")
+    first = sorted(items, key=lambda item: _drawn("share", seed, item.id))
+    kept = {item.id for item in first[: max(1, round(share * len(items)))]}
+    return [item for item in items if item.id in kept]
+
+
+def with_label_noise(
+    questions: Sequence[Question], share: float, seed: int
+) -> list[Question]:
+    """The same questions; for `share` of them a wrong option, drawn evenly, is gold.
+
+    The wrong labels of a larger share include those of a smaller one.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share} must lie between 0 and 1")
+    first = sorted(questions, key=lambda item: _drawn("noise", seed, item.id))
+    chosen = {item.id for item in first[: round(share * len(questions))]}
+    return [
+        _mislabelled(item, seed) if item.id in chosen else item for item in questions
+    ]
+
+
+def _mislabelled(question: Question, seed: int) -> Question:
+    wrong = [
+        i for i, option in enumerate(question.options) if option != question.answer
+    ]
+    place = random.Random(f"{seed}/wrong label/{question.id}").choice(wrong)
+    return replace(question, gold="ABCDE"[place], answer=question.options[place])
+
+
+def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
+    """Demonstrations without reasoning: the paper's prompt, answered by the label.
+
+    The control that the paper lacks. Its arms differ in two things at once, the loss
+    and the teacher's reasoning; this one learns by imitation from what RL is given.
+    """
+    return [
+        Demonstration(
+            id=question.id,
+            text=prompt_text(question, "think"),
+            video=question.video,
+            image=question.image,
+            response=f"<answer>{question.gold}</answer>",
+        )
+        for question in questions
+    ]
+
+
+def kept_by_rejection(
+    demonstrations: Iterable[Demonstration], questions: Iterable[Question]
+) -> list[Demonstration]:
+    """Those whose answer is the label: what rejection sampling leaves of a teacher.
+
+    A wrong label takes right reasoning away; it lets none through that a teacher did
+    not write. The two files may show the options in different orders, so the text of
+    the chosen option is compared, as it stands in the demonstration's own prompt. A
+    demonstration of no training question is a ValueError.
+    """
+    labels = {question.id: question.answer for question in questions}
+    kept = []
+    for item in demonstrations:
+        if item.id not in labels:
+            raise ValueError(
+                f"demonstration {item.id} belongs to no training question, so its "
+                "answer cannot be compared with a label: leave label_noise at 0"
+            )
+        if answer_text(item) == labels[item.id]:
+            kept.append(item)
+    return kept
+
+
+def answer_text(item: Demonstration) -> str | None:
+    """The text of the option that a demonstration chooses, None if it chooses none."""
+    letter = parse_answer(item.response, "first_letter")
+    found = letter and re.search(rf"^{letter}\. (.*)$", item.text, re.MULTILINE)
+    return found[1] if found else None
+
+
+def _drawn(salt: str, seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{salt}/{seed}/{name}".encode()).digest()

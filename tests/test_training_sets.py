@@ -1,0 +1,163 @@
+"""Shares, wrong labels and answers alone: what the sweeps over training data vary."""
+
+import itertools
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from lib import questions, training_sets
+from lib.mini import benchmark
+from lib.prompts import prompt_text
+from lib.questions import Demonstration, Question
+
+
+def made(number: int, count: int = 4) -> Question:
+    options = tuple(f"take cup {number}-{place}" for place in range(count))
+    place = number % count
+    return Question(
+        id=f"training/{number}",
+        level="training",
+        text="What next?",
+        options=options,
+        gold="ABCDE"[place],
+        answer=options[place],
+        goal="a goal",
+        domain="",
+        scenario="",
+        progress=(),
+        video=None,
+        image=None,
+    )
+
+
+ITEMS = [made(number) for number in range(600)]
+
+
+def ids(items):
+    return {item.id for item in items}
+
+
+def test_shares_have_their_size_and_are_nested():
+    shares = [1 / 12, 1 / 6, 1 / 3, 2 / 3, 1]
+    sets = [training_sets.share_of(ITEMS, share, seed=3) for share in shares]
+    assert [len(items) for items in sets] == [50, 100, 200, 400, 600]
+    for smaller, larger in itertools.pairwise(sets):
+        assert ids(smaller) < ids(larger)
+
+
+def test_a_share_does_not_depend_on_the_order_of_the_file_and_keeps_it():
+    mixed = random.Random(0).sample(ITEMS, len(ITEMS))
+    taken = training_sets.share_of(mixed, 0.3, seed=1)
+    assert ids(taken) == ids(training_sets.share_of(ITEMS, 0.3, seed=1))
+    assert taken == [item for item in mixed if item.id in ids(taken)]
+    assert ids(taken) != ids(training_sets.share_of(ITEMS, 0.3, seed=2))
+
+
+def test_questions_and_demonstrations_are_cut_at_the_same_place():
+    answers = training_sets.answers_alone(ITEMS)
+    taken = training_sets.share_of(answers, 0.25, seed=5)
+    assert ids(taken) == ids(training_sets.share_of(ITEMS, 0.25, seed=5))
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.01])
+def test_a_share_outside_its_bounds_is_refused(share):
+    with pytest.raises(ValueError, match=f"share = {share} must lie above 0"):
+        training_sets.share_of(ITEMS, share, seed=0)
+
+
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="nothing to take a share of"):
+        training_sets.share_of([], 0.5, seed=0)
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.2, 0.4, 1])
+def test_noise_changes_gold_and_answer_of_exactly_that_share(share):
+    noisy = training_sets.with_label_noise(ITEMS, share, seed=0)
+    changed = [(old, new) for old, new in zip(ITEMS, noisy, strict=True) if old != new]
+    assert len(changed) == share * len(ITEMS)
+    for old, new in changed:
+        assert new.gold != old.gold
+        assert new.answer == new.options["ABCDE".index(new.gold)] != old.answer
+        assert replace(new, gold=old.gold, answer=old.answer) == old
+
+
+def test_wrong_labels_are_nested_seeded_and_spread_over_the_wrong_options():
+    few, many, other = (
+        training_sets.with_label_noise(ITEMS, share, seed)
+        for share, seed in ((0.2, 0), (0.4, 0), (0.4, 1))
+    )
+    wrong = {new.id: new for old, new in zip(ITEMS, few, strict=True) if old != new}
+    assert wrong.items() <= {item.id: item for item in many}.items()
+    assert many != other
+    moved = Counter(
+        ("ABCD".index(new.gold) - "ABCD".index(old.gold)) % 4
+        for old, new in zip(ITEMS, many, strict=True)
+        if old != new
+    )
+    assert set(moved) == {1, 2, 3} and min(moved.values()) > 50
+
+
+def test_options_that_repeat_the_answer_are_no_wrong_label():
+    twin = made(0)
+    twin = replace(twin, options=(twin.answer, twin.answer, twin.answer, "else"))
+    (noisy,) = training_sets.with_label_noise([twin], 1, seed=0)
+    assert (noisy.gold, noisy.answer) == ("D", "else")
+
+
+def test_answers_alone_are_the_label_behind_the_prompt_of_the_evaluation():
+    (item,) = training_sets.answers_alone([ITEMS[6]])
+    assert item.response == "<answer>C</answer>"
+    assert item.text == prompt_text(ITEMS[6], "think")
+
+
+def reasoned(question: Question, options: tuple[str, ...], chosen: str):
+    """A demonstration with the options in another order than the question's."""
+    shown = replace(question, options=options)
+    letter = "ABCD"[options.index(chosen)]
+    text = prompt_text(shown, "think")
+    response = f"<think>Next.</think><answer>{letter}</answer>"
+    return Demonstration(question.id, text, None, None, response)
+
+
+def test_rejection_compares_the_options_text_and_not_its_letter():
+    question = ITEMS[1]
+    turned = question.options[::-1]
+    right = reasoned(question, turned, question.answer)
+    wrong = reasoned(question, turned, turned["ABCD".index(question.gold)])
+    assert training_sets.kept_by_rejection([right, wrong], [question]) == [right]
+
+
+def test_a_wrong_label_takes_its_demonstration_away():
+    demonstrations = [reasoned(item, item.options, item.answer) for item in ITEMS]
+    noisy = training_sets.with_label_noise(ITEMS, 0.4, seed=0)
+    kept = training_sets.kept_by_rejection(demonstrations, noisy)
+    right = {old.id for old, new in zip(ITEMS, noisy, strict=True) if old == new}
+    assert ids(kept) == right
+
+
+def test_an_unreadable_answer_is_not_kept():
+    unread = replace(
+        reasoned(ITEMS[0], ITEMS[0].options, ITEMS[0].answer), response="The first."
+    )
+    assert training_sets.kept_by_rejection([unread], ITEMS) == []
+
+
+def test_a_demonstration_of_no_question_is_refused():
+    stray = replace(reasoned(ITEMS[0], ITEMS[0].options, ITEMS[0].answer), id="x")
+    with pytest.raises(ValueError, match="demonstration x belongs to no training"):
+        training_sets.kept_by_rejection([stray], ITEMS)
+
+
+def test_miniplans_teacher_is_kept_where_labels_are_right(tmp_path):
+    """The generator keeps reasoning only where its answer is right: nothing is lost."""
+    sizes = benchmark.Sizes(training=24, level=12, general=16)
+    data = benchmark.write(tmp_path / "data", sizes)
+    annotations = data / "annotations"
+    path = annotations / "training_with_cot.jsonl"
+    demonstrations = questions.read_demonstrations(path, data)
+    training = questions.read_training(annotations / "training.jsonl", data)
+    assert demonstrations
+    kept = training_sets.kept_by_rejection(demonstrations, training)
+    assert kept == demonstrations

@@ -6,8 +6,9 @@ literal with a sentence:
     lr: float = 1.0e-3  # AdamW learning rate
 
 A params file is flat YAML and gives values to some of them. `base: mini.yaml` starts
-from another file, whose path is relative to this one; `sweep:` holds lists and makes
-one run of every combination. So params/sweeps/mini_seeds.yaml with
+from another file, whose path is relative to this one; `notebooks: [02_sft, 04_eval]`
+runs these alone; `sweep:` holds lists and makes one run of every combination. So
+params/sweeps/mini_seeds.yaml with
 
     base: ../mini.yaml
     sweep:
@@ -55,11 +56,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Run:
-    """The values of one run, with its name; `varied` are the keys a sweep varies."""
+    """The values of one run, with its name and the notebooks that it consists of.
+
+    `varied` are the keys a sweep varies.
+    """
 
     name: str
     values: dict[str, bool | int | float | str]
     varied: tuple[str, ...] = ()
+    notebooks: tuple[Path, ...] = ()
 
 
 class ParamsFaults(ValueError):
@@ -127,10 +132,12 @@ def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
     Raises ParamsFaults with all faults: unknown and repeated keys, values of a type
     other than the notebook's, a missing run_name, names that cannot be folders.
     """
-    parameters = declarations(notebook_paths(notebooks))
+    available = notebook_paths(notebooks)
+    parameters = declarations(available)
     known = {name: parameter.type for name, parameter in parameters.items()}
     faults: list[str] = []
     given, axes = _collect(Path(path), faults)
+    chosen = _chosen(given.pop("notebooks", None), available, faults)
     values = {
         key: _checked(item, item.node, known, faults) for key, item in given.items()
     }
@@ -138,7 +145,7 @@ def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
         [(item.key, _checked(item, node, known, faults)) for node in item.node.value]
         for item in axes
     ]
-    runs = [] if faults else _expand(Path(path), values, varied, faults)
+    runs = [] if faults else _expand(Path(path), values, chosen, varied, faults)
     if faults:
         raise ParamsFaults(faults)
     return runs
@@ -281,6 +288,24 @@ def _check_named(
         faults.append(f"{path}, run_name: missing; it names the folder of the records")
 
 
+def _chosen(
+    item: _Given | None, available: list[Path], faults: list[str]
+) -> tuple[Path, ...]:
+    """The notebooks that a file names, all where it names none."""
+    if item is None:
+        return tuple(available)
+    if not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
+        faults.append(item.fault("expected a list of names, such as [02_sft, 04_eval]"))
+        return ()
+    named = {str(node.value): node for node in item.node.value}
+    stems = [notebook.stem for notebook in available]
+    for name, node in named.items():
+        if name not in stems:
+            there = f"there is no notebook {name}; there are {', '.join(stems)}"
+            faults.append(item.fault(there, node))
+    return tuple(notebook for notebook in available if notebook.stem in named)
+
+
 def _checked(
     item: _Given, node: yaml.Node, known: dict[str, type], faults: list[str]
 ) -> Any:
@@ -306,6 +331,7 @@ def _checked(
 def _expand(
     path: Path,
     values: dict[str, Any],
+    notebooks: tuple[Path, ...],
     varied: list[list[tuple[str, Any]]],
     faults: list[str],
 ) -> list[Run]:
@@ -315,7 +341,8 @@ def _expand(
         parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
         name = "-".join([path.stem, *parts]) if varied else values["run_name"]
         keys = tuple(key for key, _ in combination)
-        runs.append(Run(name, {**values, **dict(combination), "run_name": name}, keys))
+        own = {**values, **dict(combination), "run_name": name}
+        runs.append(Run(name, own, keys, notebooks))
     names = [run.name for run in runs]
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"{path}, sweep: two runs would both be called {name}")

@@ -11,7 +11,8 @@ repository, such as videos, are not watched; after changing them use --fresh.
 A sweep (lib/params.py) runs each combination as a process of its own, and gathers
 outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of
 the runs instead, for a scheduler; calling the sweep once more afterwards finds all of
-them finished and writes the table.
+them finished and writes the table. `--dry-run` says beforehand what a run or a sweep
+will do, take and need, and starts nothing (lib/budget.py).
 """
 
 import argparse
@@ -40,7 +41,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets import default
 
-from lib.params import Run, declared, load_params, notebook_paths
+from lib.params import Run, declared, load_params
 from lib.paths import ROOT, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 
@@ -79,6 +80,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
+    if options.dry_run:
+        from lib import budget  # here, because it brings torch and transformers
+
+        return budget.dry_run(runs, options.params)
     if options.print:
         print("\n".join(_shell_command(options, run) for run in runs))
         return 0
@@ -104,7 +109,7 @@ def execute_run(run: Run, fresh: bool = False) -> int:
 
 def unfinished(run: Run) -> list[Path]:
     """The notebooks still to run: from the first one that is missing or changed."""
-    notebooks = notebook_paths()
+    notebooks = list(run.notebooks)
     recorded = _state(run.name)["notebooks"]
     for index, (notebook, key) in enumerate(notebook_keys(run).items()):
         done = recorded.get(notebook.stem, {}).get("key") == key
@@ -122,7 +127,7 @@ def notebook_keys(run: Run) -> dict[Path, str]:
     }
     keys: dict[Path, str] = {}
     previous = settings_hash(library)
-    for notebook in notebook_paths():
+    for notebook in run.notebooks:
         inputs = [_code(notebook), _values(notebook, run), previous]
         keys[notebook] = previous = settings_hash({"inputs": inputs})
     return keys
@@ -177,6 +182,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--print", action="store_true", help="show one command a run, run nothing"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what will happen, start nothing"
     )
     options = parser.parse_args(arguments)
     if options.jobs < 1:
@@ -247,7 +255,7 @@ def _locked(run_name: str) -> Iterator[None]:
 def _execute_notebooks(run: Run) -> None:
     folder = run_dir(run.name)
     todo = unfinished(run)
-    finished = [n for n in notebook_paths() if n not in todo]
+    finished = [n for n in run.notebooks if n not in todo]
     for notebook in finished:
         print(f"{notebook.stem}: unchanged, not run again")
     recorded = _state(run.name)["notebooks"]

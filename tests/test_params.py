@@ -54,6 +54,35 @@ def faults(path: Path, notebooks: Path) -> list[str]:
     return caught.value.faults
 
 
+def test_a_file_can_name_the_notebooks_of_its_runs(tmp_path, notebooks):
+    write(tmp_path, "all.yaml", "run_name: a\nnotebooks: [02_eval, 01_train]\n")
+    path = write(tmp_path, "one.yaml", "base: all.yaml\nrun_name: b\n")
+    two = [notebooks / "01_train.ipynb", notebooks / "02_eval.ipynb"]
+    assert load_params(path, notebooks)[0].notebooks == tuple(two)
+    path = write(
+        tmp_path,
+        "s.yaml",
+        "base: all.yaml\nnotebooks: [02_eval]\nsweep: {seed: [1, 2]}",
+    )
+    assert [run.notebooks for run in load_params(path, notebooks)] == [(two[1],)] * 2
+    path = write(tmp_path, "none.yaml", "run_name: c\n")
+    assert load_params(path, notebooks)[0].notebooks == tuple(two)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("[01_train, 3]", "line 2, notebooks: there is no notebook 3; there are 01_tr"),
+        ("01_train", "line 2, notebooks: expected a list of names"),
+        ("[]", "line 2, notebooks: expected a list of names"),
+    ],
+)
+def test_notebooks_that_are_not_there_are_faults(tmp_path, notebooks, given, told):
+    path = write(tmp_path, "a.yaml", f"run_name: a\nnotebooks: {given}\n")
+    (fault,) = faults(path, notebooks)
+    assert told in fault
+
+
 def test_the_default_params_are_there():
     assert "mini.yaml" in FILES
 

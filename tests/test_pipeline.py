@@ -160,6 +160,18 @@ def test_a_dead_kernel_is_a_failure(kit):
     assert "    os.kill(os.getpid(), 9)\n" in err and "out of memory" in err
 
 
+def test_only_the_notebooks_that_are_named_run(kit):
+    for name in ("01_one", "02_two", "03_three"):
+        kit.notebook(name, noting(name))
+    kit.params("run_name: a\nnotebooks: [03_three, 01_one]\n")
+    code, _, err = kit.run("a.yaml")
+    assert code == 0, err
+    assert kit.ledger() == ["01_one", "03_three"]
+    kit.forget()
+    code, _, err = kit.run("a.yaml")
+    assert (code, kit.ledger()) == (0, []), err
+
+
 def test_a_killed_run_goes_on_with_the_notebook_it_was_in(kit):
     kit.notebook("01_one", noting("one"))
     wait = "import os, pathlib, time\nwhile not pathlib.Path('../go').exists():\n"

@@ -9,6 +9,7 @@ Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
 """
 
 import os
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from lib.questions import Question
 from lib.stats import wilson_interval
@@ -27,6 +30,9 @@ COLORS = {
     "base-direct": "#CC79A7",
     "sft": "#E69F00",
     "grpo": "#0072B2",
+    "sft-answers": "#D55E00",
+    "ppo": "#56B4E9",
+    "care": "#009E73",
     "paper": "#000000",
 }
 LABELS = {
@@ -34,6 +40,9 @@ LABELS = {
     "base-direct": "base, direct answer",
     "sft": "SFT",
     "grpo": "GRPO",
+    "sft-answers": "SFT, answers alone",
+    "ppo": "PPO",
+    "care": "GRPO-CARE",
     "paper": "paper (Qwen2-VL-7B)",
 }
 GROUP_LABELS = {
@@ -50,6 +59,17 @@ PARTS = {  # of what a language model reads in one update
     "video and image": "#009E73",
     "text of the prompt": "#999999",
     "completions": "#56B4E9",
+}
+SOURCES = {  # of a number beside a claim
+    "here": "#0072B2",
+    "sbr": "#000000",
+    "care": "#D55E00",
+    "care_general": "#D55E00",
+}
+SOURCE_LABELS = {
+    "here": "here",
+    "sbr": "SEED-Bench-R1, unpaired",
+    "care": "GRPO-CARE, unpaired",
 }
 WIDTH = 6  # inches
 DASHES = (0, (3, 2))
@@ -191,6 +211,57 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     return ax
 
 
+def sweep(rows: Sequence[Mapping], key: str) -> Figure:
+    """Accuracy against what a sweep varies: a panel a set, mean and band over seeds.
+
+    Rows of lib/sweeps.py, `table`. Values are drawn at equal distances, in the order of
+    the numbers, or of the file where they are words.
+    """
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    values = list(dict.fromkeys(row[key] for row in rows))
+    if all(isinstance(value, int | float) for value in values):
+        values.sort()
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(sets), figsize=(WIDTH + 2, 3.2), sharey=True, squeeze=False
+    )
+    for ax, name in zip(axes[0], sets, strict=True):
+        for model in models:
+            own = {r[key]: r for r in rows if (r["model"], r["set"]) == (model, name)}
+            at = [i for i, value in enumerate(values) if value in own]
+            drawn = [own[values[i]] for i in at]
+            low, high, mean = (
+                [100 * row[end] for row in drawn] for end in ("low", "high", "mean")
+            )
+            ax.fill_between(at, low, high, color=COLORS[model], alpha=0.2, lw=0)
+            ax.plot(at, mean, "o-", color=COLORS[model], ms=4, lw=1.5)
+        labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+        words = any(len(label) > 6 for label in labels)
+        labels = [textwrap.fill(label, 16) for label in labels]
+        turn = {"rotation": 45, "ha": "right"} if words else {}
+        ax.set_xticks(range(len(values)), labels, fontsize=7 if words else 8, **turn)
+        ax.set_title(name, fontsize=9)
+        ax.set_xlabel(key.replace("_", " "))
+        ax.grid(axis="y", alpha=0.3)
+    axes[0][0].set_ylabel("accuracy, %")
+    handles = [
+        Line2D([], [], color=COLORS[m], marker="o", label=LABELS[m]) for m in models
+    ]
+    seeds = max(row["seeds"] for row in rows)
+    figure.legend(
+        handles=handles,
+        loc="upper center",
+        ncols=len(models),
+        frameon=False,
+        fontsize=8,
+    )
+    figure.suptitle(
+        f"mean over up to {seeds} seeds, band: 95 % interval", y=0.03, fontsize=8
+    )
+    figure.tight_layout(rect=(0, 0.04, 1, 0.92))
+    return figure
+
+
 def encoded_tokens(
     visual: int, text: int, completions: Sequence[int], ax: Axes | None = None
 ) -> Axes:
@@ -230,6 +301,44 @@ def encoded_tokens(
     where = {"loc": "center right", "bbox_to_anchor": (1, 0.55)}
     ax.legend(handles=handles, fontsize=8, frameon=False, **where)
     _tidy(ax, "x")
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def claims(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
+    """What each claim says and what was measured: a line a part, published and here.
+
+    `rows` are those of `lib.claims.table`. The axis is linear between -10 and 10 points
+    and logarithmic beyond; a ring is an interval that decides nothing.
+    """
+    lines = [(row, part) for row in rows for part in row["parts"]]
+    ax = ax or plt.subplots(figsize=(WIDTH, 1 + 0.21 * (len(lines) + len(rows) / 3)))[1]
+    y, ticks = 0.0, []
+    for row, part in lines:
+        first = part is row["parts"][0]
+        y += 1.33 if first else 1
+        ticks.append((y, f"{part['name']}   {row['number'] if first else '    '}"))
+        _claim(ax, y, row, part)
+        if first:
+            place = ax.get_yaxis_transform()
+            ax.axhline(y - 0.67, color="0.9", lw=0.7)
+            ax.text(1.01, y, row["verdict"], transform=place, va="center", fontsize=7)
+    ax.axvline(0, color="0.4", lw=0.8)
+    ax.set_xscale("symlog", linthresh=10, linscale=1.5)
+    marks = [-50, -20, -10, -5, 0, 5, 10, 20, 50]
+    names = [f"{mark:+d}".replace("-", "−") if mark else "0" for mark in marks]
+    ax.set_xticks(marks, names, fontsize=8)
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(-70, 70)
+    ax.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=7)
+    ax.set_ylim(y + 0.7, 0.6)
+    ax.set_xlabel(
+        "effect in percentage points, 95 % interval (linear up to 10, then logarithmic)"
+        "\nright of zero: as claimed",
+        fontsize=8,
+    )
+    _claims_legend(ax, rows)
+    ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
     return ax
 
@@ -320,6 +429,41 @@ def _difference(ax: Axes, y: float, row: Mapping, paper: Mapping | None) -> None
         text += "   p < 0.001" if row["p"] < 0.001 else f"   p = {row['p']:.3f}"
     place = ax.get_yaxis_transform()
     ax.text(1.01, y, text, transform=place, va="center", fontsize=8)
+
+
+def _claim(ax: Axes, y: float, row: Mapping, part: Mapping) -> None:
+    """One part of a claim: published above, measured below, each with its interval."""
+    for number, offset, source in (
+        (part["paper"], -0.18, row["table"]),
+        (part, 0.18, "here"),
+    ):
+        if not source or number is None or number.get("effect") is None:
+            continue  # a claim without a published table, or nothing measured
+        value, color = 100 * number["effect"], SOURCES[source]
+        open_ended = number.get("low") is None
+        low, high = (
+            (value, value) if open_ended else (100 * number[k] for k in ("low", "high"))
+        )
+        decided = open_ended or low > 100 * part["above"] or high < 100 * part["above"]
+        style = {"marker": "o" if source == "here" else "D", "ms": 3.5, "lw": 1}
+        style |= {"color": color, "mfc": color if decided else "white"}
+        ax.errorbar(value, y + offset, xerr=[[value - low], [high - value]], **style)
+    if part.get("effect") is None and not (row["table"] and part["paper"]):
+        ax.text(0.5, y, "no number", fontsize=6, color="0.5", va="center")
+
+
+def _claims_legend(ax: Axes, rows: Sequence[Mapping]) -> None:
+    used = {"here", *(row["table"] for row in rows)}
+    handles = []
+    for source, label in SOURCE_LABELS.items():
+        if source in used:
+            marker = "o" if source == "here" else "D"
+            style = {"marker": marker, "ls": "", "ms": 4, "color": SOURCES[source]}
+            handles.append(Line2D([], [], label=label, **style))
+    ring = {"marker": "o", "ls": "", "ms": 4, "color": "0.3", "mfc": "white"}
+    handles.append(Line2D([], [], label="decides nothing", **ring))
+    style = {"loc": "lower center", "bbox_to_anchor": (0.3, 1), "frameon": False}
+    ax.legend(handles=handles, ncols=4, fontsize=8, handletextpad=0.1, **style)
 
 
 def _curve(ax: Axes, log: Sequence[Mapping], key: str, color: str) -> None:
@@ -435,3 +579,331 @@ def _picture(ax: Axes, title: str, picture: np.ndarray | None) -> None:
     else:
         ax.imshow(picture, interpolation="nearest")
         ax.set_anchor("NW")
+
+
+CONDITIONS = {
+    "seen": "all as\nit is",
+    "shuffled": "frames\nshuffled",
+    "one_frame": "last\nframe",
+    "other_video": "another\nvideo",
+    "no_video": "no\nvideo",
+    "no_pictures": "no\npictures",
+}
+GROUPS = {
+    "all": "all questions",
+    "needed": "the still leaves several answers open: the video is needed",
+    "not needed": "the still alone would do",
+}
+TAG = re.compile(r"</?(?:think|answer)>")
+
+
+def perception(found: Mapping, name: str) -> Figure:
+    """Accuracy of each method with something taken away, a panel a group of questions.
+
+    `found` is what `lib.perception.compare` returns, `name` one of its sets. A dotted
+    line marks, where it is known, what an ideal reader gets right without the video.
+    """
+    rows = [row for row in found["accuracy"] if row["set"] == name]
+    groups = [g for g in GROUPS if any(row["group"] == g for row in rows)]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
+    size, options = (WIDTH, 0.7 + 1.75 * len(groups)), {"sharex": True}
+    figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, **options)
+    for ax, group in zip(axes.flat, groups, strict=True):
+        own = [row for row in rows if row["group"] == group]
+        for row in own:
+            at = conditions.index(row["condition"])
+            _bar(ax, at + 0.27 * (models.index(row["model"]) - 1), 0.27, row)
+        for entry in found["ceilings"]:
+            if (entry["set"], entry["group"]) == (name, group) and len(groups) > 1:
+                ax.axhline(100 * entry["ceiling"], color="0.1", ls=":", lw=1.2)
+        ax.set_title(f"{GROUPS[group]} (n = {own[0]['n']:,})", fontsize=9, loc="left")
+        ax.axhline(100 * own[0]["chance"], color="0.1", ls=DASHES, lw=1)
+        ax.set_ylim(0, 104)
+        ax.set_ylabel("accuracy (%)", fontsize=8)
+        _tidy(ax)
+    labels = [CONDITIONS.get(c, c.replace("_", "\n")) for c in conditions]
+    ax.set_xticks(range(len(conditions)), labels, fontsize=8)
+    lines = {"chance": DASHES}
+    if len(groups) > 1:
+        lines["ideal reader without the video"] = ":"
+    _above(figure, models, lines)
+    return figure
+
+
+def attention_layers(found: Mapping, text: str) -> Figure:
+    """Mass on the video and on the still by layer, means over questions with intervals.
+
+    `found` is what `lib.attention.summarise` returns, `text` one of its texts. The
+    dotted line is what equal attention to everything would give.
+    """
+    rows = [
+        row
+        for row in found["masses"]
+        if row["text"] == text and row["where"].startswith("layer ")
+    ]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
+    for ax, kind in zip(axes, ("video", "still"), strict=True):
+        for model in models:
+            own = [r for r in rows if (r["model"], r["kind"]) == (model, kind)]
+            layers = [int(row["where"].split()[1]) for row in own]
+            mean, low, high, equal = (
+                [100 * row[key] for row in own]
+                for key in ("mean", "low", "high", "equal")
+            )
+            ax.plot(layers, mean, color=COLORS[model], marker="o", ms=3, lw=1.5)
+            ax.fill_between(layers, low, high, color=COLORS[model], alpha=0.2, lw=0)
+            ax.plot(layers, equal, color=COLORS[model], ls=":", lw=1)
+        _share_axis(ax, kind)
+        ax.set_xlabel("layer, from the input", fontsize=9)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    _name_text(figure, text, rows[0]["n"])
+    _above(figure, models, {"if all that is visible got the same": ":"})
+    return figure
+
+
+def attention_tokens(found: Mapping, text: str) -> Figure:
+    """Mass on the video and on the still while the completion grows, mean over layers.
+
+    A line ends where fewer than half of the questions have so many tokens.
+    """
+    rows = [row for row in found["by_token"] if row["text"] == text]
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
+    for ax, kind in zip(axes, ("video", "still"), strict=True):
+        for model in models:
+            own = [row for row in rows if row["model"] == model]
+            own = [row for row in own if row["n"] >= own[0]["n"] / 2]
+            at, mean = zip(*((r["token"], 100 * r[kind]) for r in own), strict=True)
+            ax.plot(at, mean, color=COLORS[model], lw=1.5)
+        _share_axis(ax, kind)
+        ax.set_xlabel("generated token", fontsize=9)
+    _name_text(figure, text, rows[0]["n"])
+    _above(figure, models, {})
+    return figure
+
+
+def attention_frames(
+    item: Question,
+    clip: np.ndarray,
+    still: np.ndarray | None,
+    rows: Mapping[str, Mapping],
+    answers: Mapping[str, Mapping],
+) -> Figure:
+    """One question's frames and still, the brighter the more each method attends.
+
+    `rows` {model: its row of `lib.attention.attend`}, `answers` {model: its prediction
+    row}. A column is a pair of frames, which the model reads as one (the second is
+    drawn); brightness has one scale for all rows, the numbers are shares of attention.
+    """
+    maps = {
+        model: [*row["video_map"], *(row["still_map"] or [])]
+        for model, row in rows.items()
+    }
+    brightest = max(np.max(values) for values in maps.values())
+    pictures = list(clip[1::2]) + ([still] if still is not None else [])
+    names = [f"frames {2 * i + 1}–{2 * i + 2}" for i in range(len(clip) // 2)]
+    names += ["still"] * (still is not None)
+    kind = "The brighter, the more attention while answering; %: share of all attention"
+    asked = _asked(item, kind)
+    head, line = 0.12 + 0.13 * (1 + asked.count("\n")), 0.42
+    picture = WIDTH / len(pictures) * clip.shape[1] / clip.shape[2]
+    height = head + (len(maps) + 1) * (picture + line)
+    figure = plt.figure(figsize=(WIDTH, height))
+    figure.text(0, 1, asked, fontsize=8, va="top", parse_math=False)
+    for row, model in enumerate([None, *maps]):
+        bottom = height - head - (row + 1) * (picture + line) + 0.16
+        for column, (name, pixels) in enumerate(zip(names, pictures, strict=True)):
+            left, width = column / len(pictures), 0.98 / len(pictures)
+            ax = figure.add_axes((left, bottom / height, width, picture / height))
+            ax.axis("off")
+            if model is None:
+                ax.imshow(pixels, interpolation="nearest")
+                label = name
+            else:
+                share = np.array(maps[model][column])
+                ax.imshow(_lit(pixels, share / brightest), interpolation="nearest")
+                label = f"{100 * share.sum():.1f} %"
+            style = {"ha": "center", "va": "top", "transform": ax.transAxes}
+            ax.text(0.5, -0.03, label, fontsize=7, **style)
+        title = "what is shown"
+        if model is not None:
+            answer = answers[model]
+            words = " ".join(TAG.sub(" ", answer["completion"]).split())
+            title = f"{LABELS[model]}: {answer['first_letter'] or 'no answer'} "
+            title += f"({'right' if answer['correct'] else 'wrong'})   "
+            title += textwrap.shorten(words, 90, placeholder=" [...]")
+        style = {"color": COLORS.get(model, "0"), "weight": "bold", "va": "bottom"}
+        top = (bottom + picture + 0.04) / height
+        figure.text(0, top, title, fontsize=7.5, parse_math=False, **style)
+    return figure
+
+
+def _lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Pixels [h, w, 3] on a dark ground, as bright as `light` [rows, columns], 0 to 1,
+    says of each patch."""
+    rows, columns = (pixels.shape[i] // light.shape[i] for i in (0, 1))
+    light = light.repeat(rows, 0).repeat(columns, 1)[..., None]
+    return (pixels * (0.12 + 0.88 * light)).astype(np.uint8)
+
+
+def _share_axis(ax: Axes, kind: str) -> None:
+    ax.set_title(f"attention on the {kind}", fontsize=9)
+    ax.set_ylabel("% of all attention", fontsize=8)
+    ax.set_ylim(bottom=0)
+    _tidy(ax)
+
+
+def _name_text(figure: Figure, text: str, n: int) -> None:
+    said = "writes its own answers"
+    if text != "own":
+        said = f"is given the same answers ({LABELS[text]}'s)"
+    figure.suptitle(f"while each method {said} ({n:,} questions)", fontsize=9)
+
+
+def _above(figure: Figure, models: Sequence[str], lines: Mapping) -> None:
+    """A legend over all panels: the methods, and what {label: line style} mean."""
+    square = {"marker": "s", "ls": "", "ms": 7}
+    handles = [
+        Line2D([], [], color=COLORS[m], label=LABELS[m], **square) for m in models
+    ]
+    for label, style in lines.items():
+        handles.append(Line2D([], [], color="0.1", ls=style, lw=1.2, label=label))
+    figure.tight_layout()
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
+    figure.legend(handles=handles, ncols=5, fontsize=8, columnspacing=1.2, **place)
+
+
+COHERENCE = {  # what lib.coherence measures, as a title
+    "consistent": "answer is the step that\nthe reasoning names (exact)",
+    "follows": "that step follows from the\nstated progress (exact)",
+    "progress": "stated progress is\nwhat happened (exact)",
+    "false_step": "states a step that\ndid not happen (exact)",
+    "base_reader": "the base draws the same\nanswer from the reasoning",
+    "own_reader": "the model itself, without\npictures, draws the same",
+    "judge": "a language model judges:\nreasoning supports answer",
+    "verbatim": "word for word in the\ntraining reasoning",
+    "overlap": "4-grams that stand in the\ntraining reasoning",
+    "false_object": "names an object that\nis not in the scene (exact)",
+}
+NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lead to it
+
+
+def coherence(
+    rows: Sequence[Mapping],
+    floors: Sequence[Mapping] = (),
+    flawless: Sequence[Mapping] = (),
+) -> Figure:
+    """A panel a measure: share of the questions by method and set, with intervals.
+
+    `rows` and `floors` are shares and controls of lib.coherence.summary: {model, set,
+    measure, share, low, high}; the floor of a reader, with another question's
+    reasoning, is dotted. `flawless` marks what a flawless reasoner would repeat of
+    the training reasoning.
+    """
+    measures = [m for m in COHERENCE if any(row["measure"] == m for row in rows)]
+    lines = -(-len(measures) // 3)
+    size = (1.3 * WIDTH, 0.3 + 1.9 * lines)
+    figure, axes = plt.subplots(lines, 3, figsize=size, squeeze=False)
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    for ax, measure in zip(np.ravel(axes), measures, strict=False):
+        for row in (row for row in rows if row["measure"] == measure):
+            offset = 0.24 * (models.index(row["model"]) - (len(models) - 1) / 2)
+            at, color = sets.index(row["set"]) + offset, COLORS[row["model"]]
+            numbers = row["share"], row["low"], row["high"]
+            _interval(ax, at, *numbers, color, "o", size=3.5)
+            other = measure.replace("reader", "other")
+            for floor in floors:
+                same = all(floor[k] == row[k] for k in ("model", "set"))
+                if same and floor["measure"] == other != measure:
+                    height = 100 * floor["share"]
+                    ax.hlines(height, at - 0.12, at + 0.12, color="0.1", ls=":")
+        for row in (row for row in flawless if measure in row):
+            at = sets.index(row["set"])
+            ax.hlines(100 * row[measure], at - 0.4, at + 0.4, color="0.1", ls=DASHES)
+        ax.set_title(COHERENCE[measure], fontsize=8)
+        ax.set_xticks(range(len(sets)), sets, fontsize=8)
+        ax.set_xlim(-0.6, len(sets) - 0.4)
+        ax.set_ylim(-4, 104)
+        _tidy(ax)
+    for ax in np.ravel(axes)[len(measures) :]:
+        ax.axis("off")
+    for line in axes:
+        line[0].set_ylabel("% of questions", fontsize=8)
+    styles = {"reader with another question's reasoning": ":"} if floors else {}
+    if flawless:
+        styles["what a flawless reasoner would say"] = DASHES
+    _above(figure, models, styles)
+    return figure
+
+
+def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figure:
+    """Right or wrong answer by reasoning that supports it or not: a square a method.
+
+    `rows` are the answers of lib.coherence.summary, counts {model, measure,
+    right_supported, right_unsupported, wrong_supported, wrong_unsupported}, added up
+    over the sets given. A row of squares a measure; the orange cell holds right letters
+    below reasoning that does not lead to them.
+    """
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    shape = len(measures), len(models)
+    size = (0.9 + 1.9 * shape[1], 0.5 + 1.6 * shape[0])
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False)
+    for line, measure in zip(axes, measures, strict=True):
+        for ax, model in zip(line, models, strict=True):
+            own = [r for r in rows if (r["model"], r["measure"]) == (model, measure)]
+            _cells(ax, own, COLORS[model])
+            ax.set_title(LABELS[model], fontsize=8, color=COLORS[model], weight="bold")
+        line[0].set_ylabel(COHERENCE[measure], fontsize=7)
+        line[0].set_yticks([0, 1], ["yes", "no, or\nnot said"], fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
+def _cells(ax: Axes, rows: Sequence[Mapping], color: str) -> None:
+    """Four cells with their share and count, the darker the more there are."""
+    ax.set_xticks([0, 1], ["right answer", "wrong"], fontsize=8)
+    ax.set_yticks([0, 1], ["", ""])
+    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5))
+    ax.tick_params(length=0)
+    kinds = ("supported", "unsupported")
+    names = [[f"{a}_{kind}" for a in ("right", "wrong")] for kind in kinds]
+    total = sum(row[name] for row in rows for line in names for name in line)
+    for y, line in enumerate(names):
+        for x, name in enumerate(line):
+            count = sum(row[name] for row in rows)
+            share = count / total if total else 0.0
+            face = np.array(to_rgb(NO_SUPPORT if (x, y) == (0, 1) else color))
+            face = 1 - (0.12 + 0.88 * share) * (1 - face)
+            ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, ec="0.8", fc=face))
+            ink = "white" if face.mean() < 0.45 else "black"
+            words = f"{100 * share:.1f} %\n{count:,}"
+            ax.text(x, y, words, ha="center", va="center", fontsize=8, color=ink)
+
+
+def reward_components(log: Sequence[Mapping], ax: Axes | None = None) -> Axes:
+    """The mean of each reward of a rollout by step, and where a stage began.
+
+    Rows are those of a training log: step, reward_<name> and, where rewards come in
+    stages (lib/reward_stages.py), reward_stage, numbered from 1.
+    """
+    ax = ax or plt.subplots(figsize=(WIDTH, 2.8))[1]
+    rows = [row for row in log if row.get("reward") is not None]
+    begun = "reward_stage"
+    keys = {key for row in rows for key in row if key.startswith("reward_")}
+    names = sorted(keys - {begun, "reward_std"})
+    for i, name in enumerate(names):
+        _curve(ax, rows, name, f"C{i}")
+        ax.plot([], [], color=f"C{i}", lw=1.8, label=name.removeprefix("reward_"))
+    for before, row in zip([{}, *rows], rows, strict=False):
+        if row.get(begun) != before.get(begun):
+            ax.axvline(row["step"], color="0.4", lw=0.8, ls=DASHES)
+            label = f" stage {row[begun]:.0f}"
+            place = ax.get_xaxis_transform()
+            ax.text(row["step"], 1.01, label, fontsize=8, transform=place)
+    ax.set_xlabel("optimizer step")
+    ax.set_ylabel("mean reward of a rollout")
+    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax

@@ -22,7 +22,8 @@ from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl
 
 METHODS = ("base", "sft", "grpo")
-MODELS = (*METHODS, "base-direct")
+# Those of a run that need not be there.
+MODELS = (*METHODS, "base-direct", "sft-answers", "ppo", "care")
 SETS = ("L1", "L2", "L3", "general")
 COMPARISONS = (("grpo", "sft"), ("sft", "base"), ("grpo", "base"))
 FIELDS = ("id", "gold", "options", "correct", "correct_lenient", "parsed", "truncated")
@@ -219,6 +220,16 @@ def answers(predictions: Predictions, pick: Mapping) -> dict[str, dict]:
         model: next(row for row in predictions[model, pick["set"]] if row["id"] == key)
         for model in METHODS
         for key in [pick["id"]]
+    }
+
+
+def by_id(predictions: Predictions, model: str) -> dict[str, dict]:
+    """{question id: row} of everything that a model was asked as it is."""
+    return {
+        row["id"]: row
+        for (own, _), rows in predictions.items()
+        if own == model
+        for row in rows
     }
 
 

@@ -146,7 +146,7 @@ def test_other_questions_or_settings_are_refused(records, key):
 def test_changed_options_change_the_questions_of_a_record(tmp_path):
     run = write_run(tmp_path / "run", n=12, sets=("L1",))
     before = report.reference_record(run)["questions"]
-    for model in tables.MODELS:
+    for model in (*tables.METHODS, "base-direct"):
         path = run / f"predictions_{model}_L1.jsonl"
         edit_row(path, 3, options=["a", "b", "c", "d"])
     assert report.reference_record(run)["questions"] != before

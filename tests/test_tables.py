@@ -34,7 +34,10 @@ def test_no_torch():
 
 def test_rows_of_all_models_line_up(predictions):
     for name in tables.SETS:
-        ids = [[r["id"] for r in predictions[m, name]] for m in tables.MODELS]
+        ids = [
+            [r["id"] for r in predictions[m, name]]
+            for m in (*tables.METHODS, "base-direct")
+        ]
         assert ids[0] == sorted(ids[0]) and all(other == ids[0] for other in ids)
 
 
@@ -98,6 +101,13 @@ def test_groups_add_up(predictions):
         assert sum(row["n"] for row in own) == 400
         right = sum(round(row["accuracy"] * row["n"]) for row in own)
         assert right == sum(r["correct"] for r in predictions[model, "L3"])
+
+
+def test_rows_by_id_are_those_of_one_model_in_all_sets(predictions):
+    rows = tables.by_id(predictions, "sft")
+    everything = [row for name in tables.SETS for row in predictions["sft", name]]
+    assert list(rows.values()) == everything
+    assert all(rows[row["id"]] is row for row in everything)
 
 
 def test_gallery_shows_what_it_says(predictions):

@@ -1,0 +1,688 @@
+"""Claims on made records: verdicts on both sides of each boundary, words, missing."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from made_run import ABILITY, DOMAINS, edit_row, predictions, write_run
+
+from lib import claims, plots, tables
+from lib.claim_records import Missing, Records, Term, source_videos
+from lib.claims import MISSING, OPEN, REFUTED, SUPPORTED
+from lib.paths import ROOT
+from lib.records import read_json, read_jsonl, write_json, write_jsonl
+
+SAMPLES = 400
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run, its rows without clusters, and a folder without sweeps."""
+    folder = tmp_path_factory.mktemp("claims")
+    run = write_run(folder / "run", n=400)
+    records = Records(run, sweeps=folder / "none")
+    return run, records, claims.table(records, SAMPLES)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", n=40, sets=("L1",))
+
+
+def part_of(rows, number, name=""):
+    row = next(row for row in rows if row["number"] == number)
+    parts = [*row["parts"], *row["beside"]]
+    return next(part for part in parts if name in ("", part["name"]))
+
+
+def claim_of(number):
+    return next(claim for claim in claims.claims() if claim["number"] == number)
+
+
+def row_of(effect, low, high, size=None, above=0.0, seeds=3):
+    paper = None if size is None else {"effect": size}
+    row = {"effect": effect, "low": low, "high": high, "seeds": seeds}
+    return row | {"above": above, "paper": paper}
+
+
+def write_sweep(folder, name, values, labels=("grpo", "sft"), single=True, n=200):
+    """runs.json of a sweep of 3 seeds: `values` {(value): accuracy}; returns folder."""
+    rows = []
+    for value, ability in values.items():
+        for seed in range(3):
+            rng = np.random.default_rng([seed, round(1000 * ability)])
+            metrics = {}
+            for label in labels:
+                for level in ("L1", "L2", "L3"):
+                    right = rng.random(n) < ability
+                    entry = {"n": n, "accuracy": float(right.mean())}
+                    if single:
+                        entry["correct"] = "".join("01"[int(r)] for r in right)
+                    metrics.setdefault(label, {})[level] = entry
+            row = {"run": f"{name}-{value}-{seed}", "seed": seed, "status": "finished"}
+            rows.append(row | {name: value, "seconds": 1.0, "metrics": metrics})
+    write_json(folder / f"{name}.json", rows)
+    return folder
+
+
+def write_coherence(run, label, share, **fields):
+    """Rows as lib.coherence writes them, with `share` of the answers supported."""
+    for level in ("L1", "L2", "L3"):
+        path = run / f"predictions_{label}_{level}.jsonl"
+        rows = [
+            {
+                "id": row["id"],
+                "consistent": "yes" if i < share * len(ids) else "absent",
+                "false_step": "no",
+                "overlap": 0.25,
+                "judged": False,
+                "judge": None,
+            }
+            | fields
+            for ids in [read_jsonl(path)]
+            for i, row in enumerate(ids)
+        ]
+        write_jsonl(run / f"coherence_{label}_{level}.jsonl", rows)
+
+
+# --- what was published ---------------------------------------------------------------
+
+
+def test_every_claim_has_a_row(made):
+    _, _, rows = made
+    assert [row["number"] for row in rows] == list(range(1, 22))
+    for row in rows:
+        assert row["claim"] and row["source"] and row["confirms"] and row["refutes"]
+        assert row["url"].startswith("https://")
+        assert row["needs"]["command"].startswith("python -m lib.")
+        assert row["verdict"] in (SUPPORTED, REFUTED, OPEN, MISSING)
+        for part in [*row["parts"], *row["beside"]]:
+            assert part["sentence"]
+
+
+def test_every_claim_can_be_read():
+    for claim in claims.claims():
+        for part in [*claim["parts"], *claim.get("beside", [])]:
+            terms = [Term.read(text) for text in part["effect"]]
+            assert sum(term.weight for term in terms) == 0, part["name"]
+            assert part["more"] != part["less"]
+
+
+def test_published_counts_give_the_printed_percentages():
+    """All cells but the two that no count can give; see `reachable`."""
+    wrong = {cell["cell"]: cell["nearest"] for cell in claims.unreachable_cells()}
+    assert wrong == {
+        "base L3 domain=Hobbies": pytest.approx(32.20, abs=0.005),
+        "sft general duration_group=3600": pytest.approx(36.35, abs=0.005),
+    }
+    shares = claims.published_shares("sbr")
+    for where, entry in tables.published()["sets"].items():
+        for label, printed in entry["printed"].items():
+            share, n = shares[f"{label} {where}"]
+            assert n == entry["n"]
+            assert 100 * share == pytest.approx(printed, abs=0.06)
+
+
+def test_reachable_by_brute_force():
+    for n in (7, 295):
+        for printed in np.round(np.linspace(0, 100, 57), 1):
+            counts = [k for k in range(n + 1) if abs(100 * k / n - printed) <= 0.05]
+            assert claims.reachable(printed, n, 1) == counts
+
+
+@pytest.mark.parametrize(
+    "number, name, effect, z, own",
+    [
+        (1, "", 2.22, 1.56, OPEN),
+        (2, "", 6.07, 2.62, SUPPORTED),
+        (3, "", 6.74, 3.52, SUPPORTED),
+        (4, "GRPO − SFT, Daily life", 10.25, 3.08, SUPPORTED),
+        (4, "GRPO − SFT, Hobbies", 4.07, 1.00, OPEN),
+        (4, "GRPO − SFT, Recreation", 11.48, 2.28, SUPPORTED),
+        (4, "GRPO − SFT, Work", 2.72, 0.79, OPEN),
+        (4, "base − SFT, Recreation", 1.09, 0.22, OPEN),
+        (5, "GRPO − SFT, L2 less L1", 3.85, 1.41, OPEN),
+        (5, "GRPO − SFT, L3 less L1", 4.52, 1.89, OPEN),
+        (13, "GRPO, L1 − L2", -4.15, -2.15, REFUTED),
+    ],
+)
+def test_published_effects(number, name, effect, z, own):
+    claim = claim_of(number)
+    part = next(p for p in claim["parts"] if name in ("", p["name"]))
+    row = claims.published(claim, part)
+    assert 100 * row["effect"] == pytest.approx(effect, abs=0.01)
+    assert row["z"] == pytest.approx(z, abs=0.01)
+    assert row["verdict"] == own
+
+
+def test_the_papers_own_verdicts(made):
+    """Its counts support L2 and L3, and refute its order of the levels."""
+    _, _, rows = made
+    own = {row["number"]: row["published_verdict"] for row in rows}
+    assert [own[k] for k in (1, 2, 3)] == [OPEN, SUPPORTED, SUPPORTED]
+    assert (own[4], own[5], own[6], own[13]) == (OPEN, OPEN, OPEN, REFUTED)
+    assert own[16] is None  # no n behind the consistency
+    assert own[7] is None  # no numbers at all
+
+
+def test_published_means_over_levels_and_without_n():
+    care = claims.published(claim_of(17), claim_of(17)["parts"][0])
+    assert 100 * care["effect"] == pytest.approx((3.1 + 1.2 + 4.6) / 3)
+    judged = claims.published(claim_of(16), claim_of(16)["parts"][0])
+    assert 100 * judged["effect"] == pytest.approx(24.5) and judged["low"] is None
+
+
+def test_a_third_party_is_marked(made):
+    _, _, rows = made
+    assert "2506.07464" in rows[5]["third_party"]
+    assert [row["number"] for row in rows if row["third_party"]] == [6]
+
+
+# --- verdicts and words ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "low, high, above, size, expected",
+    [
+        (0.001, 0.05, 0.0, 0.02, SUPPORTED),
+        (0.001, 0.01, 0.0, 0.02, SUPPORTED),  # smaller than the paper's, still above
+        (0.0, 0.05, 0.0, 0.02, OPEN),
+        (-0.01, 0.02, 0.0, 0.02, OPEN),  # reaches the paper's
+        (-0.01, 0.0199, 0.0, 0.02, REFUTED),  # excludes it
+        (-0.01, 0.0199, 0.0, None, OPEN),  # nothing published to exclude
+        (-0.03, 0.0, 0.0, None, OPEN),
+        (-0.03, -0.001, 0.0, None, REFUTED),
+        (-0.02, 0.01, -0.0222, 0.0, SUPPORTED),  # no worse than the bound
+        (-0.03, 0.001, -0.0222, 0.0, OPEN),
+        (-0.03, -0.001, -0.0222, 0.0, REFUTED),
+        (-0.06, -0.03, 0.0, -0.04, REFUTED),  # the paper itself has the opposite
+        (-0.06, 0.01, 0.0, -0.04, OPEN),
+    ],
+)
+def test_verdict_on_either_side_of_each_boundary(low, high, above, size, expected):
+    assert claims.verdict(low, high, above, size) == expected
+
+
+@pytest.mark.parametrize(
+    "verdicts, every, any_of",
+    [
+        ([SUPPORTED, SUPPORTED], SUPPORTED, SUPPORTED),
+        ([SUPPORTED, OPEN], OPEN, SUPPORTED),
+        ([OPEN, REFUTED], REFUTED, OPEN),
+        ([REFUTED, MISSING], MISSING, REFUTED),
+        ([SUPPORTED, MISSING], MISSING, SUPPORTED),
+        ([MISSING, MISSING], MISSING, MISSING),
+    ],
+)
+def test_a_claim_of_several_parts(verdicts, every, any_of):
+    assert claims.combined(verdicts) == every
+    assert claims.combined(verdicts, needs_any=True) == any_of
+
+
+def test_words_are_no_stronger_than_the_interval():
+    """Over random effects, sizes and bounds each word has its condition, both ways."""
+    rng = np.random.default_rng(0)
+    part = {"more": "A ahead of B", "less": "B ahead of A"}
+    seen = set()
+    for _ in range(3000):
+        low, high = np.sort(rng.normal(0, 0.03, 2))
+        above = rng.choice([0.0, 0.0, -0.0222])
+        size = None if rng.random() < 0.3 else rng.normal(0.01, 0.03)
+        row = row_of((low + high) / 2, low, high, size, above, rng.choice([1, 5]))
+        text = claims.sentence(part, row)
+        assert text.startswith("A ahead of B") == (low > above)
+        assert text.startswith("B ahead of A") == (high < above)
+        excluded = size is not None and low <= above <= high < size
+        assert text.startswith("not seen at the paper's size") == excluded
+        assert text.startswith("undecided") == (low <= above <= high and not excluded)
+        assert ("less than the paper's" in text) == (
+            low > above and size is not None and high < size
+        )
+        assert ("one training seed" in text) == (row["seeds"] == 1)
+        said = claims.verdict(low, high, above, size)
+        assert (said == SUPPORTED) == text.startswith("A ahead of B")
+        assert (said == OPEN) == text.startswith("undecided")
+        seen.add(text.split(":")[0].split(",")[0])
+    assert len(seen) == 4
+
+
+def test_the_sentence_in_full():
+    part = {"more": "GRPO ahead of SFT", "less": "SFT ahead of GRPO"}
+    assert claims.sentence(part, row_of(0.03, 0.004, 0.056, 0.061)) == (
+        "GRPO ahead of SFT: +3.0 points (95 % interval +0.4 to +5.6), less than the "
+        "paper's +6.1"
+    )
+    assert claims.sentence(part, row_of(-0.004, -0.04, 0.032, 0.0222, seeds=1)) == (
+        "undecided: −0.4 points (95 % interval −4.0 to +3.2, one training seed); the "
+        "interval holds 0.0 and the paper's +2.2"
+    )
+    assert claims.sentence(part, row_of(0.0, -0.01, 0.01)) == (
+        "undecided: 0.0 points (95 % interval −1.0 to +1.0); the interval holds 0.0, "
+        "and no size was published"
+    )
+
+
+# --- one run --------------------------------------------------------------------------
+
+
+def test_a_paired_part_is_the_comparison_of_the_analysis(made):
+    """The same bootstrap as tables.comparisons: same seed, same interval."""
+    run, _, rows = made
+    compared = {
+        (r["a"], r["b"], r["set"]): r
+        for r in tables.comparisons(tables.read_predictions(run), SAMPLES, 0)
+    }
+    for number, level in ((1, "L1"), (2, "L2"), (3, "L3"), (6, "general")):
+        part, row = part_of(rows, number), compared["grpo", "sft", level]
+        assert part["effect"] == pytest.approx(row["difference"])
+        assert (part["low"], part["high"]) == pytest.approx((row["low"], row["high"]))
+        assert (part["n"], part["seeds"]) == (400, 1)
+        assert part["discordant"] == (row["wins"] + row["losses"]) / 400
+
+
+def test_domains_are_compared_within_themselves(made):
+    run, _, rows = made
+    part = part_of(rows, 4, "GRPO − SFT, Daily life")
+    right = {
+        model: [
+            row["correct"]
+            for row in read_jsonl(run / f"predictions_{model}_L3.jsonl")
+            if row["domain"] == DOMAINS[0]
+        ]
+        for model in ("grpo", "sft")
+    }
+    gap = np.mean(right["grpo"]) - np.mean(right["sft"])
+    assert part["n"] == 100 and part["effect"] == pytest.approx(gap)
+
+
+def test_a_difference_of_differences(made):
+    _, _, rows = made
+    apart = part_of(rows, 5, "GRPO − SFT, L3 less L1")
+    gaps = {number: part_of(rows, number)["effect"] for number in (1, 3)}
+    assert apart["effect"] == pytest.approx(gaps[3] - gaps[1])
+    assert apart["n"] == 800 and apart["low"] < apart["effect"] < apart["high"]
+
+
+def test_verdicts_follow_what_was_simulated(tmp_path):
+    """GRPO 90 %, SFT 40 %: supported; the other way round: not supported."""
+    for grpo, sft, expected in ((0.9, 0.4, SUPPORTED), (0.4, 0.9, REFUTED)):
+        run = write_run(tmp_path / expected.replace(" ", "_"), n=200, sets=("L1",))
+        for model, ability in (("grpo", grpo), ("sft", sft)):
+            path = run / f"predictions_{model}_L1.jsonl"
+            rows = read_jsonl(path)
+            for i, row in enumerate(rows):
+                row["correct"] = i < ability * 200
+            write_jsonl(path, rows)
+        part = part_of(claims.table(Records(run, sweeps=tmp_path), SAMPLES), 1)
+        assert part["verdict"] == expected
+        assert abs(part["effect"]) == pytest.approx(0.5)
+
+
+def test_a_few_equal_answers_decide_nothing(tmp_path):
+    """16 questions that all methods answer alike do not refute the paper."""
+    run = write_run(tmp_path / "run", n=16)
+    for level in tables.SETS:
+        rows = read_jsonl(run / f"predictions_base_{level}.jsonl")
+        for model in ("sft", "grpo"):
+            write_jsonl(run / f"predictions_{model}_{level}.jsonl", rows)
+    table = claims.table(Records(run, sweeps=tmp_path), SAMPLES)
+    verdicts = {row["verdict"] for row in table if row["number"] in (1, 2, 3, 4, 5, 6)}
+    assert verdicts == {OPEN}
+
+
+def test_power_grows_with_the_size_and_is_reported(made):
+    _, _, rows = made
+    powers = [part_of(rows, number)["power"] for number in (1, 2, 3)]
+    assert 0.05 < powers[0] < powers[1] < powers[2] < 1
+    beside = part_of(rows, 6, "GRPO − direct answers of the base, general")
+    assert beside["power"] is None and beside["detectable"] > 0
+    assert 0 < part_of(rows, 1)["paper_paired_power"] < 1
+
+
+def test_questions_on_one_recording_are_one_cluster(run, tmp_path):
+    """Four questions a recording, all alike: the interval is twice as wide."""
+    rng = np.random.default_rng(3)
+    for model in ("grpo", "sft"):
+        path = run / f"predictions_{model}_L1.jsonl"
+        rows = sorted(read_jsonl(path), key=lambda row: int(row["id"][3:]))
+        for i, right in enumerate(np.repeat(rng.random(10) < 0.5, 4)):
+            rows[i]["correct"] = bool(right)
+        write_jsonl(path, rows)
+    annotations = tmp_path / "data/annotations/validation_L1.jsonl"
+    asked = [{"sample_id": i, "video_id": f"P{i // 4}"} for i in range(40)]
+    write_jsonl(annotations, asked)
+    pair = [Term.read("grpo L1"), Term.read("-sft L1")]
+    alone = Records(run).contrast(pair, 4000, 0)
+    whole = Records(run, tmp_path / "data").contrast(pair, 4000, 0)
+    assert (alone["clusters"], whole["clusters"]) == (40, 10)
+    width = [row["high"] - row["low"] for row in (alone, whole)]
+    assert width[1] / width[0] == pytest.approx(2, rel=0.15)
+
+
+def test_the_recording_of_a_text_id(tmp_path):
+    write_jsonl(
+        tmp_path / "annotations/validation_L3.jsonl",
+        [{"sample_id": "a_b_0"}, {"sample_id": "a_b_1"}, {"sample_id": "c_0"}],
+    )
+    assert source_videos(tmp_path, "L3") == {
+        "L3/a_b_0": "a_b",
+        "L3/a_b_1": "a_b",
+        "L3/c_0": "c",
+    }
+
+
+def test_behind_names_the_discordant_questions(made):
+    run, records, _ = made
+    right = {
+        model: {
+            row["id"]: row["correct"]
+            for row in read_jsonl(run / f"predictions_{model}_L1.jsonl")
+        }
+        for model in ("grpo", "sft")
+    }
+    found = claims.behind(records, 1)
+    only = {key for key in right["grpo"] if right["grpo"][key] > right["sft"][key]}
+    lost = {key for key in right["grpo"] if right["grpo"][key] < right["sft"][key]}
+    assert set(found["for"]) == only and set(found["against"]) == lost and only
+    domain = claims.behind(records, 4, "GRPO − SFT, Work")
+    assert domain["for"] and all(key.startswith("L3/") for key in domain["for"])
+
+
+# --- other records --------------------------------------------------------------------
+
+
+def test_missing_records_are_named_with_the_command(made):
+    _, _, rows = made
+    for number, file, command in (
+        (7, "data_efficiency.json", "params/sweeps/data_efficiency.yaml"),
+        (8, "predictions_grpo_L1.no_video.jsonl", "params/mini.yaml"),
+        (10, "coherence_sft_L1.jsonl", "params/mini.yaml"),
+        (12, "reward.json", "params/sweeps/reward.yaml"),
+        (14, "label_noise.json", "params/sweeps/label_noise.yaml"),
+        (15, "predictions_care_L1.jsonl", "params/sweeps/mini_seeds.yaml"),
+        (17, "kl.json", "params/sweeps/kl.yaml"),
+        (18, "care.json", "params/sweeps/care.yaml"),
+    ):
+        row = rows[number - 1]
+        assert row["verdict"] == MISSING
+        assert file in row["sentence"] and command in row["sentence"]
+
+
+def test_a_missing_method_is_missing_and_not_zero(run):
+    (run / "predictions_sft_L1.jsonl").unlink()
+    row = claims.table(Records(run, sweeps=run), SAMPLES)[0]
+    assert row["verdict"] == MISSING
+    assert "predictions_sft_L1.jsonl" in row["sentence"]
+
+
+def test_without_video_the_same_questions_count(made, tmp_path):
+    """A condition that was asked of a part: with the video, only that part counts."""
+    run = write_run(tmp_path / "run", n=100, sets=("L1", "L3"))
+    for model in ("grpo", "base"):
+        rows = read_jsonl(run / f"predictions_{model}_L1.jsonl")[:60]
+        blind = [row | {"correct": False} for row in rows]
+        write_jsonl(run / f"predictions_{model}_L1.no_video.jsonl", blind)
+    records = Records(run, sweeps=tmp_path)
+    part = part_of(claims.table(records, SAMPLES), 8)
+    right = {
+        model: [
+            row["correct"]
+            for row in read_jsonl(run / f"predictions_{model}_L1.jsonl")[:60]
+        ]
+        for model in ("grpo", "base")
+    }
+    assert part["n"] == 60 and part["sets"] == ["L1"]
+    gain = np.mean(right["grpo"]) - np.mean(right["base"])
+    assert part["effect"] == pytest.approx(gain)
+
+
+def test_more_frames_means_more_than_the_models_see(run):
+    for frames in (4, 16):
+        rows = read_jsonl(run / "predictions_grpo_L1.jsonl")
+        better = [row | {"correct": frames == 16} for row in rows]
+        write_jsonl(run / f"predictions_grpo_L1.frames_{frames}.jsonl", better)
+    settings = run / "predictions_grpo_L1.settings.json"
+    seen = {"max_frames": 8, "height": 56, "width": 112}
+    write_json(settings, {"sampling": seen})
+    row = claims.table(Records(run, sweeps=run), SAMPLES)[10]
+    assert row["verdict"] == SUPPORTED
+    assert row["parts"][1]["verdict"] == MISSING  # no larger pictures; one is enough
+    assert row["parts"][0]["records"][1].endswith("predictions_grpo_L1.jsonl")
+    write_json(settings, {"sampling": seen | {"max_frames": 16}})
+    assert claims.table(Records(run, sweeps=run), SAMPLES)[10]["verdict"] == MISSING
+
+
+def test_coherence_counts_what_says_nothing_as_unsupported(tmp_path):
+    run = write_run(tmp_path / "run", n=100, sets=("L1", "L2", "L3"))
+    for label, share in (("sft", 0.9), ("grpo", 0.6)):
+        write_coherence(run, label, share)
+    rows = claims.table(Records(run, sweeps=tmp_path), SAMPLES)
+    part = part_of(rows, 10)
+    assert part["measure"] == "consistent" and part["sets"] == ["L1", "L2", "L3"]
+    assert part["effect"] == pytest.approx(0.3) and part["verdict"] == SUPPORTED
+    assert part_of(rows, 9)["effect"] == 0  # the same overlap
+
+
+def test_a_judge_counts_where_the_truth_is_not_known(tmp_path):
+    run = write_run(tmp_path / "run", n=50, sets=("L1", "L2", "L3"))
+    write_coherence(run, "sft", 0, consistent=None, judged=True, judge=True)
+    write_coherence(run, "grpo", 0, consistent=None, judged=True, judge=False)
+    part = part_of(claims.table(Records(run, sweeps=tmp_path), SAMPLES), 10)
+    assert (part["measure"], part["effect"]) == ("judge", pytest.approx(1))
+    write_coherence(run, "grpo", 1)
+    with pytest.raises(ValueError, match="consistent and judge"):
+        claims.table(Records(run, sweeps=tmp_path), SAMPLES)
+
+
+def test_attention_is_read_by_question(run):
+    for label, visual in (("grpo", 0.3), ("sft", 0.2)):
+        layers = [[visual - 0.05, 0.05, 1 - visual]] * 2
+        rows = [{"id": f"L1/{i}", "by_layer": layers} for i in range(9)]
+        rows.append({"id": "L1/9", "left_out": "the completion is empty"})
+        write_jsonl(run / f"attention_{label}.jsonl", rows)
+    rows = claims.table(Records(run, sweeps=run), SAMPLES)
+    part = part_of(rows, 8, "attention to pictures, GRPO − SFT")
+    assert part["effect"] == pytest.approx(0.1) and part["n"] == 9
+
+
+def test_care_is_compared_with_grpo(tmp_path):
+    run = write_run(tmp_path / "run", n=60)
+    for level in tables.SETS:
+        rows = read_jsonl(run / f"predictions_grpo_{level}.jsonl")
+        better = [row | {"correct": True} for row in rows]
+        write_jsonl(run / f"predictions_care_{level}.jsonl", better)
+    for label, share in (("care", 0.9), ("grpo", 0.5)):
+        write_coherence(run, label, share)
+    rows = claims.table(Records(run, sweeps=tmp_path), SAMPLES)
+    for number in (15, 16, 20):
+        assert rows[number - 1]["verdict"] == SUPPORTED
+        assert rows[number - 1]["other_base"] == "Qwen2.5-VL-7B"
+    assert "published for Qwen2.5-VL-7B" in claims.markdown(rows)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_sweeps_with_and_without_single_answers(run, tmp_path, single):
+    """Without them the questions count as unpaired: the same effect, wider."""
+    write_sweep(tmp_path, "label_noise", {0.0: 0.8, 0.2: 0.7, 0.4: 0.5}, single=single)
+    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.599}, single=single)
+    records = Records(run, sweeps=tmp_path)
+    rows = claims.table(records, SAMPLES)
+    noise, kl = part_of(rows, 14), part_of(rows, 17)
+    assert noise["effect"] == pytest.approx(0.3, abs=0.05)
+    assert (noise["verdict"], noise["seeds"], noise["n"]) == (SUPPORTED, 3, 600)
+    assert kl["low"] < 0 < kl["high"]
+    assert noise["records"] == [str(tmp_path / "label_noise.json")]
+    if single:
+        assert claims.behind(records, 14)["for"]
+    else:
+        with pytest.raises(Missing, match="single answers"):
+            claims.behind(records, 14)
+
+
+def test_means_alone_are_wider_than_single_answers(run, tmp_path):
+    widths = []
+    for single in (True, False):
+        folder = tmp_path / str(single)
+        write_sweep(folder, "kl", {0.0: 0.6, 0.1: 0.55}, single=single)
+        part = part_of(claims.table(Records(run, sweeps=folder), SAMPLES), 17)
+        widths.append((part["effect"], part["error"]))
+    assert widths[0][0] == pytest.approx(widths[1][0])
+    assert widths[0][1] < widths[1][1]
+
+
+def test_variants_of_a_sweep_are_found_by_name(run, tmp_path):
+    write_sweep(tmp_path, "care", {"sparse": 0.8, "dense": 0.5}, labels=("care",))
+    rows = read_json(tmp_path / "care.json")
+    for row in rows:
+        row["rl"] = f"care bonus={row.pop('care')} reference=ema margin=0.01"
+    write_json(tmp_path / "care.json", rows)
+    table = claims.table(Records(run, sweeps=tmp_path), SAMPLES)
+    assert table[17]["verdict"] == SUPPORTED
+    assert table[18]["verdict"] == MISSING
+    assert "care.json with bonus=sparse reference=frozen" in table[18]["sentence"]
+
+
+def test_unfinished_runs_of_a_sweep_are_not_zero(run, tmp_path):
+    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.55})
+    rows = read_json(tmp_path / "kl.json")
+    for row in rows[3:]:
+        del row["metrics"]
+    write_json(tmp_path / "kl.json", rows)
+    row = claims.table(Records(run, sweeps=tmp_path), SAMPLES)[16]
+    assert row["verdict"] == MISSING
+
+
+# --- several runs ---------------------------------------------------------------------
+
+
+def test_several_seeds_carry_seeds_and_questions(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=200) for seed in range(5)]
+    records = Records(runs, sweeps=tmp_path)
+    part = part_of(claims.table(records, SAMPLES), 3)
+    assert (part["seeds"], part["n"]) == (5, 200)
+    gaps = [
+        np.mean([row["correct"] for row in predictions("grpo", "L3", 200, seed)])
+        - np.mean([row["correct"] for row in predictions("sft", "L3", 200, seed)])
+        for seed in range(5)
+    ]
+    assert part["effect"] == pytest.approx(np.mean(gaps))
+    assert part["sd"] == pytest.approx(np.std(gaps, ddof=1))
+    assert part["varies"] == "seeds and questions"
+    assert "one training seed" not in part["sentence"]
+    assert len(part["records"]) == 10
+
+
+def test_runs_of_other_settings_are_not_pooled(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
+    state = read_json(runs[1] / "pipeline.json")
+    state["parameters"]["data_dir"] = "outputs/data/y"
+    write_json(runs[1] / "pipeline.json", state)
+    with pytest.raises(ValueError, match="more than their seed"):
+        Records(runs)
+    with pytest.raises(ValueError, match="both of seed 0"):
+        Records([runs[0], runs[0]])
+
+
+def test_runs_of_other_questions_are_not_pooled(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
+    for model in ABILITY:
+        edit_row(runs[1] / f"predictions_{model}_L1.jsonl", 0, gold="D")
+    with pytest.raises(ValueError, match="other questions"):
+        claims.table(Records(runs, sweeps=tmp_path), SAMPLES)
+
+
+def test_a_lost_row_is_not_compared(run):
+    path = run / "predictions_grpo_L1.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="other questions"):
+        claims.table(Records(run, sweeps=run), SAMPLES)
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="python -m lib"):
+        Records(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["grpo", "grpo L1 no_video", "", "grpo L1 value="])
+def test_what_is_no_term(text):
+    with pytest.raises(ValueError, match="no term"):
+        Term.read(text)
+
+
+def test_terms_with_spaces_in_a_value():
+    term = Term.read("-sft L3 domain=Daily life condition=no_video")
+    assert (term.weight, term.label, term.set) == (-1, "sft", "L3")
+    assert term.picks == (("domain", "Daily life"), ("condition", "no_video"))
+
+
+# --- how it is shown ------------------------------------------------------------------
+
+
+def test_markdown_has_a_line_a_claim(made):
+    _, _, rows = made
+    lines = claims.markdown(rows).splitlines()
+    assert len(lines) == 2 + 21
+    assert len({line.count("|") for line in lines}) == 1
+    said = claims.sentences(rows).splitlines()
+    assert sum(line.startswith("- **") for line in said) == 21
+    assert sum(line.startswith("  - beside it") for line in said) == 3  # of claim 6
+
+
+def test_the_decisive_part_has_the_verdict(made):
+    _, _, rows = made
+    for row in rows:
+        assert claims.decisive(row)["verdict"] == row["verdict"]
+        assert claims.decisive(row)["sentence"] in row["sentence"]
+
+
+def test_written_records_come_back(made, tmp_path):
+    _, _, rows = made
+    path = claims.write(tmp_path, rows)
+    again = read_json(path)
+    assert [row["verdict"] for row in again] == [row["verdict"] for row in rows]
+    assert again[0]["parts"][0]["records"] == rows[0]["parts"][0]["records"]
+
+
+def test_the_figure_holds_every_number(made):
+    _, _, rows = made
+    ax = plots.claims(rows)
+    parts = [part for row in rows for part in row["parts"] if row["table"]]
+    drawn = [
+        round(line.get_xdata()[0], 6) for line in ax.lines if len(line.get_xdata()) == 1
+    ]
+    for part in parts:
+        for number in (part, part["paper"] or {}):
+            if number.get("effect") is not None:
+                assert round(100 * number["effect"], 6) in drawn
+    names = " ".join(label.get_text() for label in ax.get_yticklabels())
+    assert all(part["name"] in names for part in parts)
+    assert all(re.search(rf"\b{row['number']}\b", names) for row in rows)
+    plt.close("all")
+
+
+def test_the_command_writes_table_and_figure(tmp_path, capsys):
+    run = write_run(tmp_path / "run", n=20)
+    state = read_json(run / "pipeline.json")
+    del state["parameters"]["data_dir"]  # the made run has no annotations
+    write_json(run / "pipeline.json", state)
+    claims.main([str(run), "--out", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "claims.json",
+        "claims.md",
+        "claims.png",
+    }
+    assert "| 21 |" in capsys.readouterr().out
+    plt.close("all")
+
+
+def test_no_torch():
+    """Verdicts are read on machines without torch."""
+    code = "import sys; from lib import claims; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

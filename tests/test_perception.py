@@ -1,0 +1,300 @@
+"""What is shown changes as its name says, nothing else does, and costs are counted."""
+
+from dataclasses import replace
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from lib import evaluate, models, perception, plots, records
+from lib.evaluate import EvalSettings
+from lib.perception import Shown, ask, chosen, compare, resampled, with_other_videos
+from lib.video import BadVideo, Sampling, question_media
+
+SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+SETTINGS = EvalSettings("think", max_new_tokens=5, batch_size=4)
+SIX = ["no_video", "no_pictures", "shuffled", "one_frame", "other_video", "frames_2"]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_checkpoint):
+    return models.load_processor(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return models.load_model(tiny_checkpoint)
+
+
+def shown(condition, question, seed=0):
+    return Shown(condition, seed).media(question, SAMPLING)
+
+
+# What is shown
+
+
+def test_what_is_left_out_is_left_out(tiny_questions):
+    _, still = question_media(tiny_questions[0], SAMPLING)
+    without, kept = shown("no_video", tiny_questions[0])
+    assert without is None and (kept == still).all()
+    assert shown("no_pictures", tiny_questions[0]) == (None, None)
+
+
+def test_a_clip_that_is_left_out_is_not_even_read(tiny_questions, tmp_path):
+    gone = replace(tiny_questions[0], video=tmp_path / "gone.mp4")
+    assert shown("no_video", gone)[0] is None
+    with pytest.raises(BadVideo):
+        shown("shuffled", gone)
+
+
+def test_shuffled_frames_are_the_same_frames_in_a_drawn_order(tiny_questions):
+    long, fewer = replace(SAMPLING, max_frames=8, fps=4.0), {}
+    for question in tiny_questions[:2]:
+        clip, still = question_media(question, long)
+        for seed in (0, 1, 0):
+            mixed, kept = Shown("shuffled", seed).media(question, long)
+            assert (kept == still).all()
+            places = [int((clip == f).all((1, 2, 3)).argmax()) for f in mixed]
+            assert sorted(places) == list(range(8))
+            assert fewer.setdefault((question.id, seed), places) == places
+    assert len({tuple(places) for places in fewer.values()}) == 4
+
+
+def test_one_frame_is_the_last_twice(tiny_questions):
+    clip, _ = question_media(tiny_questions[0], SAMPLING)
+    frames, _ = shown("one_frame", tiny_questions[0])
+    assert frames.shape[0] == 2 and (frames == clip[-1]).all()
+
+
+def test_a_question_without_a_video_stays_as_it_is(tiny_questions):
+    for condition in ("no_video", "shuffled", "one_frame", "other_video"):
+        clip, still = shown(condition, tiny_questions[2])
+        assert clip is None
+        assert (still == question_media(tiny_questions[2], SAMPLING)[1]).all()
+
+
+def test_another_video_is_never_the_own_one(tiny_questions):
+    """Also where two questions share a video, as in the real benchmark."""
+    shared = [replace(tiny_questions[1], video=tiny_questions[0].video)]
+    questions = [tiny_questions[0], *shared, *tiny_questions[2:]]
+    for seed in range(20):
+        other = with_other_videos(questions, seed)
+        assert other == with_other_videos(questions, seed)
+        for own, new in zip(questions, other, strict=True):
+            assert (new.video is None) == (own.video is None)
+            assert new.video is None or new.video != own.video
+            assert replace(new, video=own.video) == own
+    with pytest.raises(ValueError, match="only video"):
+        with_other_videos(questions[:3], 0)
+
+
+def test_other_frames_and_sizes_are_another_sampling():
+    assert resampled(SAMPLING, "frames_2") == replace(
+        SAMPLING, max_frames=2, min_frames=2
+    )
+    assert resampled(SAMPLING, "frames_16") == replace(SAMPLING, max_frames=16)
+    assert resampled(SAMPLING, "size_84x112") == replace(SAMPLING, height=84, width=112)
+    assert resampled(SAMPLING, "shuffled") == SAMPLING
+    with pytest.raises(ValueError, match="max_frames = 5"):
+        resampled(SAMPLING, "frames_5")
+
+
+def test_chosen_questions_keep_their_order_and_do_not_depend_on_the_call():
+    some = chosen(range(50), 10, 3)
+    assert some == sorted(some) == chosen(range(50), 10, 3) != chosen(range(50), 10, 4)
+    assert chosen(range(5), 10, 0) == [0, 1, 2, 3, 4]
+
+
+# Asking
+
+
+def test_only_what_is_shown_differs(model, processor, tiny_questions, tmp_path):
+    """The rows are those of the same questions with that media, asked plainly."""
+    sets = {"L1": tiny_questions}
+    arguments = (model, processor, sets, SIX, SETTINGS, SAMPLING, tmp_path, "grpo")
+    assert ask(*arguments, count=6, seed=0) == {}
+
+    def plainly(name, questions, sampling=SAMPLING):
+        path = tmp_path / "plain" / f"{name}.jsonl"
+        rows = evaluate.evaluate(model, processor, questions, SETTINGS, sampling, path)
+        return [{**row, "id": ""} for row in rows]
+
+    blind = [replace(question, video=None) for question in tiny_questions]
+    empty = [replace(question, image=None) for question in blind]
+    expected = {
+        "no_video": plainly("no_video", blind),
+        "no_pictures": plainly("no_pictures", empty),
+        "other_video": plainly("other", with_other_videos(tiny_questions, 0)),
+        "frames_2": plainly("frames", tiny_questions, resampled(SAMPLING, "frames_2")),
+    }
+    found = {
+        name: records.read_jsonl(tmp_path / f"predictions_grpo_L1.{name}.jsonl")
+        for name in SIX
+    }
+    for condition, rows in expected.items():
+        assert [{**row, "id": ""} for row in found[condition]] == rows
+    seen = plainly("seen", tiny_questions)
+    for condition in ("shuffled", "one_frame", "no_video"):
+        said = [row["completion"] for row in found[condition]]
+        assert said != [row["completion"] for row in seen]
+
+
+def test_what_was_shown_is_recorded_and_never_mixed(
+    model, processor, tiny_questions, tmp_path
+):
+    first = (model, processor, {"L1": tiny_questions[:2]}, ["shuffled"], SETTINGS)
+    ask(*first, SAMPLING, tmp_path, "base", 2, seed=0)
+    file = tmp_path / "predictions_base_L1.shuffled.settings.json"
+    assert records.read_json(file)["shown"] == {"condition": "shuffled", "seed": 0}
+    with pytest.raises(ValueError, match="shown was"):
+        ask(*first, SAMPLING, tmp_path, "base", 2, seed=1)
+
+
+def test_what_no_model_of_the_kind_can_be_asked_is_left_out_with_its_reason(
+    model, processor, tiny_questions, tmp_path
+):
+    conditions = ["frames_16", "frames_4", "no_video"]
+    left_out = ask(
+        *(model, processor, {"L1": tiny_questions}, conditions, SETTINGS, SAMPLING),
+        *(tmp_path, "base", 2, 0),
+    )
+    assert set(left_out) == {"frames_16", "frames_4"}
+    assert "8 temporal patches but only 2x2" in left_out["frames_16"]
+    assert "sees anyway" in left_out["frames_4"]
+    recorded = records.read_json(tmp_path / perception.ASKED)
+    assert recorded["left_out"] == left_out
+    assert recorded["conditions"] == ["no_video"]
+    assert not list(tmp_path.glob("*frames*"))
+    with pytest.raises(ValueError, match="'blind' is unknown"):
+        ask(model, processor, {}, ["blind"], SETTINGS, SAMPLING, tmp_path, "base", 2, 0)
+
+
+# Comparing
+
+
+def answered(question, right):
+    letter = question.gold if right else "ABCD"["ABCD".index(question.gold) - 1]
+    return evaluate.row(question, SETTINGS, f"<answer>{letter}</answer>", 4)
+
+
+RIGHT = {  # by question 0 to 5
+    ("base", "seen"): (1, 0, 0, 0, 0, 1),
+    ("sft", "seen"): (1, 1, 0, 0, 1, 1),
+    ("grpo", "seen"): (1, 1, 1, 1, 1, 1),
+    ("base", "no_video"): (1, 0, 0, 0, 0, 1),
+    ("sft", "no_video"): (1, 0, 0, 0, 1, 1),
+    ("grpo", "no_video"): (0, 0, 1, 1, 0, 1),
+}
+GROUPS = {
+    "training/0": {"group": "needed", "ceiling": 0.5},
+    "training/1": {"group": "needed", "ceiling": 0.7},
+    "training/3": {"group": "hand", "ceiling": 1.0},
+    "training/4": {"group": "open", "ceiling": 1.0},
+}
+
+
+@pytest.fixture
+def run(tiny_questions, tmp_path):
+    for (model, condition), right in RIGHT.items():
+        pairs = zip(tiny_questions, right, strict=True)
+        file = perception.predictions_file(tmp_path, model, "L1", condition)
+        records.write_jsonl(file, [answered(*pair) for pair in pairs])
+        facts = {"model": model, "decoding": "greedy", "questions": condition}
+        records.write_json(file.with_suffix(".settings.json"), facts)
+    asked = {"conditions": ["no_video"], "left_out": {}, "sets": ["L1"], "count": 6}
+    records.write_json(tmp_path / perception.ASKED, asked | {"seed": 0})
+    return tmp_path
+
+
+@pytest.fixture
+def found(run, tiny_questions):
+    asked = {question.id: question for question in tiny_questions}
+    return compare(run, asked, GROUPS, samples=500, seed=0)
+
+
+def one(rows, **wanted):
+    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
+    return row
+
+
+def test_costs_by_hand(found, run):
+    assert records.read_json(run / "perception.json") == found
+    row = one(found["accuracy"], model="grpo", condition="no_video", group="all")
+    assert (row["n"], row["accuracy"]) == (6, 0.5)
+    assert row["difference"] == pytest.approx(-0.5)
+    assert row["difference_low"] <= -0.5 <= row["difference_high"] <= 0
+    assert row["p"] == pytest.approx(0.25)  # three lost, none won: 2 / 2 ** 3
+    row = one(found["accuracy"], model="grpo", condition="no_video", group="with video")
+    assert (row["n"], row["accuracy"]) == (4, 0.25)
+    row = one(found["accuracy"], model="sft", condition="seen", group="needed")
+    assert (row["n"], row["accuracy"]) == (2, 1.0)
+    assert one(found["ceilings"], group="needed")["ceiling"] == pytest.approx(0.6)
+
+
+def test_a_gain_that_is_perception_shrinks_without_the_video(found):
+    row = one(found["gains"], a="grpo", b="base", condition="no_video", group="all")
+    assert row["gain"] == pytest.approx(4 / 6)
+    assert row["gain_then"] == pytest.approx(1 / 6)
+    assert row["difference"] == pytest.approx(3 / 6)
+    assert row["low"] < row["difference"] < row["high"]
+    needed = one(found["needs"], model="grpo")
+    assert needed["cost_needed"] == 1.0 and needed["cost_not_needed"] == 0.5
+    assert needed["difference"] == 0.5
+
+
+def test_the_fast_bootstrap_is_that_of_stats():
+    values = np.random.default_rng(0).integers(-2, 3, 300).astype(float)
+    low, high = perception._ends(
+        perception._means(values, 20_000, np.random.default_rng(1))
+    )
+    plain = perception.stats.bootstrap_interval(values, None, 20_000, 2)
+    assert (low, high) == pytest.approx(plain, abs=0.006)
+
+
+def test_several_sets_are_also_put_together(run, tiny_questions):
+    for file in list(run.glob("predictions_*_L1*")):
+        text = file.read_text().replace("training/", "more/")
+        file.with_name(file.name.replace("_L1", "_L3")).write_text(text)
+    asked = records.read_json(run / perception.ASKED)
+    records.write_json(run / perception.ASKED, {**asked, "sets": ["L1", "L3"]})
+    both = {q.id: q for q in tiny_questions}
+    both |= {key.replace("training", "more"): item for key, item in both.items()}
+    rows = compare(run, both, samples=50)["accuracy"]
+    sizes = {row["set"]: row["n"] for row in rows if row["group"] == "all"}
+    assert sizes == {"L1": 6, "L3": 6, "L1+L3": 12}
+
+
+def test_rows_that_differ_in_more_than_what_is_shown_are_refused(run, tiny_questions):
+    asked = {question.id: question for question in tiny_questions}
+    file = run / "predictions_sft_L1.no_video.settings.json"
+    facts = records.read_json(file)
+    records.write_json(file, {**facts, "model": "another"})
+    with pytest.raises(ValueError, match=r"predictions_sft_L1\.no_video.*model is"):
+        compare(run, asked)
+    records.write_json(file, facts)
+    seen = run / "predictions_sft_L1.jsonl"
+    rows = records.read_jsonl(seen)
+    records.write_jsonl(seen, rows[:-1])
+    with pytest.raises(ValueError, match=r"lacks training/5"):
+        compare(run, asked)
+    records.write_jsonl(seen, rows)
+    (run / "predictions_grpo_L1.no_video.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="04_eval"):
+        compare(run, asked)
+
+
+def test_tables_and_figure_say_the_same(found):
+    table = perception.accuracy_markdown(found, "L1")
+    assert "| no video | 33.3 (+0.0 [+0.0, +0.0]) |" in table
+    assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
+    assert "66.7 → 16.7, shrinks by +50.0" in perception.gains_markdown(found, "L1")
+    figure = plots.perception(found, "L1")
+    heights = [round(bar.get_height(), 1) for bar in figure.axes[0].patches]
+    assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
+    text = " ".join(t.get_text() for t in figure.findobj(plt.Text))
+    assert "all questions (n = 6)" in text and "video is needed (n = 2)" in text
+    plt.close("all")

@@ -1,0 +1,109 @@
+"""The ideal reader knows what the generator draws, and sees what the still shows."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lib.mini import benchmark, still_reader, world
+from lib.mini.world import Step
+
+WET, SPLIT, DARK, DOTS, STRAP, TRAY = range(6)
+
+
+def episode(combination, done, hand_covers):
+    """One tomato on which the first `done` steps of the plan were done."""
+    made = world.sample_episode(random.Random(3), "Daily life", 0)
+    plan = tuple(Step(effect, 0) for effect in combination)
+    return replace(
+        made,
+        objects=(0, 1),
+        family="single",
+        plan=plan,
+        options=plan,
+        actions=plan[:done],
+        answer=plan[done],
+        hand_covers=hand_covers,
+    )
+
+
+def test_an_open_still_leaves_one_answer():
+    for done in range(1, 4):
+        made = episode((WET, DARK, DOTS, TRAY), done, hand_covers=False)
+        assert still_reader.still_ceiling(made) == 1
+
+
+def test_a_hand_over_the_mark_that_decides_leaves_several_answers():
+    """Wet sticks out under the hand; dark and dots do not. One, two or three of the
+    four steps may be done: the likeliest is right in well under all cases."""
+    made = [episode((WET, DARK, DOTS, TRAY), done, True) for done in (1, 2, 3)]
+    stills = [
+        world.still(replace(m, hold=5, tail=20 - 5 * len(m.actions))) for m in made
+    ]
+    assert (stills[0] == stills[1]).all() and (stills[0] == stills[2]).all()
+    for one in made:
+        assert 1 / 3 <= still_reader.still_ceiling(one) < 0.4
+
+
+def test_a_hand_cannot_hide_that_the_object_was_moved():
+    """Wash, then plate: where the hand is says whether it was plated."""
+    made = episode((WET, TRAY, DARK, DOTS), 2, hand_covers=True)
+    ceiling = still_reader.still_ceiling(made)
+    before = still_reader.still_ceiling(episode((WET, TRAY, DARK, DOTS), 1, True))
+    assert before == 1 and ceiling < 1
+
+
+def test_histories_are_those_the_generator_draws():
+    """Over 4,000 drawn episodes: plan steps done, all steps, is the last planned?"""
+    rng = random.Random(0)
+    drawn, expected = Counter(), Counter()
+    for _ in range(4000):
+        e = world.sample_episode(rng, "Work", 5)
+        done = sum(step in e.plan for step in e.actions)
+        drawn[done, len(e.actions), e.actions[-1] in e.plan] += 1 / 4000
+    histories = list(still_reader.histories(e))
+    assert sum(p for p, _ in histories) == pytest.approx(1)
+    for probability, actions in histories:
+        done = sum(step in e.plan for step in actions)
+        expected[done, len(actions), actions[-1] in e.plan] += probability
+    assert set(drawn) == set(expected)
+    assert max(abs(drawn[key] - expected[key]) for key in expected) < 0.025
+
+
+def test_the_reader_is_right_as_often_as_it_says():
+    """Its guess from pixels alone, over drawn questions, against its own ceilings."""
+    rng, right, ceilings = random.Random(1), [], []
+    for _ in range(300):
+        e = world.sample_episode(rng, "Daily life", 3)
+        if e.hand_covers:
+            seen, weight = world.still(e), Counter()
+            for probability, actions in still_reader.histories(e):
+                if (still_reader._still(e, actions) == seen).all():
+                    step = next(s for s in e.plan if s not in actions)
+                    weight[step] += probability
+            assert weight[e.answer] > 0  # what happened is among what may have
+            right.append(weight.most_common(1)[0][0] == e.answer)
+            ceilings.append(still_reader.still_ceiling(e))
+    assert 0.05 < np.mean(np.array(ceilings) < 1) < 0.6
+    assert np.mean(right) == pytest.approx(np.mean(ceilings), abs=0.08)
+
+
+def test_every_question_with_a_video_is_in_one_group(tmp_path):
+    sizes = benchmark.Sizes(training=8, level=24, general=8)
+    folder = benchmark.write(tmp_path / "data", sizes)
+    found = still_reader.without_video(folder)
+    made = benchmark.make_items(sizes)
+    with_video = {
+        f"{level}/{benchmark.record(item)['sample_id']}": item.episode
+        for level in ("L1", "L2", "L3")
+        for item in made[level]
+        if not item.image_only
+    }
+    assert set(found) == set(with_video)
+    for key, entry in found.items():
+        covered = with_video[key].hand_covers
+        assert (entry["group"] == "open") == (not covered)
+        assert (entry["group"] == "needed") == (entry["ceiling"] < 1)
+    assert still_reader.without_video(tmp_path) == {}  # nobody knows

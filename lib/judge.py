@@ -1,0 +1,430 @@
+"""A language model as judge: does the reasoning support the answer that was given?
+
+GRPO-CARE (arXiv 2506.16141, table 3) reports the share of "yes" of GPT-4.1 to "whether
+the reasoning sufficiently supports the answer", 57.9 % after GRPO. Its prompt is not
+released: `PROMPT` is this kit's own, and its numbers stand beside that one, not in its
+place. The judge sees question, options, reasoning and the letter given; it sees no
+video, no gold letter, and not which method answered.
+
+Any server that speaks POST /v1/chat/completions will do (vLLM, llama.cpp, a paid one):
+
+    $ python -m lib.judge outputs/mini --url http://127.0.0.1:8000/v1 \\
+          --model Qwen2.5-72B-Instruct --max-calls 600
+    asks      Qwen2.5-72B-Instruct at http://127.0.0.1:8000/v1
+    about     50 questions each of base, sft, grpo on L1, L2, L3, general
+    calls     600, each tried up to 3 times; 0 are answered already
+    ...
+
+Nothing is asked before `--accept-cost`. A server that wants a key gets the one in the
+environment variable JUDGE_API_KEY; it is written nowhere. Answers are kept one by one
+in judgements_<method>_<set>.jsonl; the same command goes on where it stopped, and asks
+those again that failed. A call that fails keeps its question in the denominator.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+from tqdm import tqdm
+
+from lib import evaluate, paths, records, tables
+from lib.coherence import LETTERS, reasoning_of
+from lib.prompts import option_lines
+from lib.questions import Question
+
+KEY = "JUDGE_API_KEY"
+PROMPT = """\
+A model watched a video and answered a multiple-choice question about it. You see the \
+question, its reasoning and its answer, but not the video. Whether the answer is right \
+is not your concern. Judge one thing: does the reasoning sufficiently support the \
+answer?
+
+Say yes if a reader who believes every statement of the reasoning would choose this \
+answer because of it. Say no if the reasoning leads to another option, leads to none, \
+or contradicts itself.
+
+Question: {question}
+{options}
+
+Reasoning: {reasoning}
+
+Answer given: {answer}
+
+Does the reasoning sufficiently support the answer? Say only yes or no."""
+MAX_TOKENS = 16  # of a reply
+CHARACTERS = 4  # in a token of English, roughly
+GIVE_UP = 10  # calls without an answer, one behind the other
+BUSY = (408, 409, 425, 429)  # worth another attempt, as are 500 and above
+REFUSED = (401, 403, 404, 405)  # no other call would do better
+LONGEST_WAIT = 60  # seconds, whatever a server asks for
+
+_THOUGHT = re.compile(r".*</think>", re.DOTALL)  # a judge that reasons before it says
+_REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
+
+
+class JudgeError(Exception):
+    """Why a judge cannot be asked, and what to do about it."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A server and the model it is asked for.
+
+    `url` is what goes before /chat/completions. `timeout` counts seconds of silence;
+    `waits` are the seconds before each further attempt, `at_once` the calls under way.
+    """
+
+    url: str
+    model: str
+    timeout: float = 60.0
+    waits: tuple[float, ...] = (1.0, 4.0)
+    at_once: int = 4
+
+    def __post_init__(self):
+        try:
+            url = httpx2.URL(self.url)
+        except httpx2.InvalidURL as error:
+            raise JudgeError(f"the judge's url {self.url!r}: {error}") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise JudgeError(
+                f"the judge's url {self.url!r} must start with http:// or https://, "
+                "such as http://127.0.0.1:8000/v1"
+            )
+        if url.userinfo or url.query:
+            raise JudgeError(
+                "the judge's url holds a user or a query, and it is recorded: give a "
+                f"key in the environment variable {KEY}"
+            )
+        if not self.model:
+            raise JudgeError("the judge's model is not named: servers want its name")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One completion to judge; `text` is None where there is nothing to judge."""
+
+    path: Path
+    id: str
+    text: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be asked; str() is what its cost is accepted on."""
+
+    judge: Judge
+    settings: dict[Path, dict]
+    jobs: tuple[Job, ...]
+    questions: int  # of each method on each set
+    methods: tuple[str, ...]
+    sets: tuple[str, ...]
+    answered: int
+    prices: tuple[float, float] | None
+
+    @property
+    def calls(self) -> list[Job]:
+        return [job for job in self.jobs if job.text is not None]
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Estimated tokens sent, and at most received, without further attempts."""
+        calls = self.calls
+        sent = sum(len(job.text) for job in calls) // CHARACTERS
+        return sent, MAX_TOKENS * len(calls)
+
+    def __str__(self) -> str:
+        judge, (sent, received) = self.judge, self.tokens
+        price = "not estimated: give prices per million tokens"
+        if self.prices is not None:
+            cost = (sent * self.prices[0] + received * self.prices[1]) / 1e6
+            price = f"about {cost:,.2f}, in the currency of the prices"
+        nothing, attempts = len(self.jobs) - len(self.calls), len(judge.waits) + 1
+        return "\n".join(
+            [
+                f"asks      {judge.model} at {judge.url}",
+                f"about     up to {self.questions} questions each of"
+                f" {', '.join(self.methods)} on {', '.join(self.sets)}",
+                f"calls     {len(self.calls):,}, each tried up to {attempts} times;"
+                f" {self.answered:,} are answered already",
+                f"no call   {nothing:,} without reasoning or letter: they count as no",
+                f"tokens    about {sent:,} sent (at {CHARACTERS} characters a token),"
+                f" {received:,} received at most",
+                f"price     {price}",
+            ]
+        )
+
+
+def plan(
+    run: str | Path,
+    asked: Mapping[str, Question],
+    judge: Judge,
+    max_calls: int | None = None,
+    prices: tuple[float, float] | None = None,
+) -> Plan:
+    """What is to be asked about a run's predictions; nothing is asked or written.
+
+    `asked` are the questions by id. With `max_calls` every method is judged on the same
+    sample of each set, the questions whose hash comes first, so that a larger sample
+    holds a smaller one. `prices` are those of a million tokens sent and received.
+
+    Raises ValueError where judgements by another judge or of other predictions lie in
+    the run, and where `max_calls` is too few for one question of each.
+    """
+    run, jobs, settings, answered = Path(run), [], {}, 0
+    predictions = tables.read_predictions(run)
+    parts = {key: rows for key, rows in predictions.items() if key[0] in tables.METHODS}
+    most = max(map(len, parts.values()))
+    size = most if max_calls is None else min(most, max_calls // len(parts))
+    if size < 1:
+        raise ValueError(
+            f"max_calls is {max_calls}, but {len(parts)} calls are needed for one "
+            "question of each method on each set: raise it"
+        )
+    for (label, name), rows in parts.items():
+        path = run / f"judgements_{label}_{name}.jsonl"
+        settings[path] = _settings(judge, run / f"predictions_{label}_{name}.jsonl")
+        evaluate.refuse_other_settings(path, path, settings[path])
+        known = records.repair_jsonl(path) if path.exists() else []
+        done = {row["id"] for row in known if row["error"] is None}
+        sample = sorted(rows, key=lambda row: _place(row["id"]))[:size]
+        answered += sum(row["id"] in done for row in sample)
+        todo = [row for row in sample if row["id"] not in done]
+        jobs += [Job(path, row["id"], text(asked[row["id"]], row)) for row in todo]
+    jobs.sort(key=lambda job: _place(job.id))  # a part of it is a sample of all, too
+    methods, sets = (tuple(dict.fromkeys(key[i] for key in parts)) for i in (0, 1))
+    return Plan(judge, settings, tuple(jobs), size, methods, sets, answered, prices)
+
+
+def text(question: Question, row: Mapping) -> str | None:
+    """What the judge reads of a prediction; None without reasoning or letter."""
+    reasoning, letter = reasoning_of(row["completion"]), row["first_letter"]
+    if reasoning is None or letter is None:
+        return None
+    return PROMPT.format(
+        question=question.text,
+        options=option_lines(question.options),
+        reasoning=reasoning,
+        answer=f"{letter}. {question.options[LETTERS.index(letter)]}",
+    )
+
+
+def carry_out(todo: Plan) -> dict[str, int]:
+    """Ask, and keep each answer as it comes.
+
+    A row is {id, supports: True, False or None, error, tokens_in, tokens_out}; tokens
+    as the server counts them, None where it does not. A failed call has supports None
+    and an error. Returns {calls, yes, no, failed, tokens_in, tokens_out}.
+
+    Raises JudgeError where the server refuses all calls (key, address, model) and after
+    `GIVE_UP` calls in a row without an answer; what was answered is kept.
+    """
+    for path, settings in todo.settings.items():
+        records.write_json(evaluate.settings_file(path), settings)
+    for job in todo.jobs:
+        if job.text is None:
+            records.append_jsonl(job.path, [_row(job.id, False)])
+    counts = dict.fromkeys(("yes", "no", "failed", "tokens_in", "tokens_out"), 0)
+    failed = 0
+    for job, row in _answers(todo):
+        records.append_jsonl(job.path, [row])
+        word = {True: "yes", False: "no", None: "failed"}[row["supports"]]
+        counts[word] += 1
+        for key in ("tokens_in", "tokens_out"):
+            counts[key] += row[key] or 0
+        failed = failed + 1 if row["supports"] is None else 0
+        if failed >= GIVE_UP:
+            raise JudgeError(
+                f"{failed} calls in a row brought no answer, the last one because: "
+                f"{row['error']}. See that {todo.judge.url} serves {todo.judge.model},"
+                " then run it again: what was answered is kept"
+            )
+    return {"calls": len(todo.calls), **counts}
+
+
+def _settings(judge: Judge, predictions: Path) -> dict:
+    """What decides the judgements, as plain JSON values; a server may have moved."""
+    return {
+        "judge": judge.model,
+        "prompt": hashlib.sha256(PROMPT.encode()).hexdigest()[:12],
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0,
+        "predictions": records.sha256(predictions)[:12],
+    }
+
+
+def _place(key: str) -> str:
+    return hashlib.sha256(f"judge/{key}".encode()).hexdigest()
+
+
+def _answers(todo: Plan) -> Iterator[tuple[Job, dict]]:
+    """(job, row) of every call, as they end."""
+    judge, stop = todo.judge, threading.Event()
+    key = os.environ.get(KEY, "")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    pool = ThreadPoolExecutor(judge.at_once)
+    with (
+        httpx2.Client(timeout=judge.timeout, headers=headers) as client,
+        tqdm(total=len(todo.calls), desc="judge") as bar,
+    ):
+        try:
+            asked = {
+                pool.submit(_ask, client, judge, job, key, stop): job
+                for job in todo.calls
+            }
+            for future in as_completed(asked):
+                bar.update()
+                yield asked[future], future.result()
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _ask(
+    client: httpx2.Client, judge: Judge, job: Job, key: str, stop: threading.Event
+) -> dict:
+    """The row of one call, after as many attempts as it takes and `waits` allows."""
+    body = {
+        "model": judge.model,
+        "messages": [{"role": "user", "content": job.text}],
+        "temperature": 0,
+        "max_tokens": MAX_TOKENS,
+    }
+    address = f"{judge.url.rstrip('/')}/chat/completions"
+    for wait in (*judge.waits, None):
+        asked_for = 0.0
+        try:
+            reply = client.post(address, json=body)
+        except httpx2.TransportError as broken:
+            error = f"no reply: {type(broken).__name__} {broken}"
+        else:
+            if reply.status_code == 200:
+                return _judgement(job.id, reply, key)
+            error = f"answered {reply.status_code}: {_shown(reply.text, key)}"
+            if reply.status_code in REFUSED:
+                raise JudgeError(
+                    f"{address} {error}. Mend the address, the model's name, or the "
+                    f"key in the environment variable {KEY}; what was answered is kept"
+                )
+            if reply.status_code < 500 and reply.status_code not in BUSY:
+                break
+            asked_for = _seconds(reply.headers.get("Retry-After"))
+        if wait is None or stop.wait(min(max(wait, asked_for), LONGEST_WAIT)):
+            break
+    return _row(job.id, None, error)
+
+
+def _judgement(key_id: str, reply: httpx2.Response, key: str) -> dict:
+    """The row of a reply; one that is not a plain yes or no is a failed call."""
+    try:
+        found = reply.json()
+        said = found["choices"][0]["message"]["content"]
+        usage = found.get("usage") or {}
+        used = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return _row(key_id, None, f"no chat completion: {_shown(reply.text, key)}")
+    used = [count if isinstance(count, int) else None for count in used]
+    word = _REPLY.fullmatch(_THOUGHT.sub("", said)) if isinstance(said, str) else None
+    if word is None:
+        error = f"neither yes nor no: {_shown(str(said), key)}"
+        return _row(key_id, None, error, *used)
+    return _row(key_id, word[1].lower() == "yes", None, *used)
+
+
+def _row(
+    key_id: str,
+    supports: bool | None,
+    error: str | None = None,
+    tokens_in: int | None = 0,
+    tokens_out: int | None = 0,
+) -> dict:
+    return {
+        "id": key_id,
+        "supports": supports,
+        "error": error,
+        "tokens_in": tokens_in,
+        "tokens_out": tokens_out,
+    }
+
+
+def _shown(body: str, key: str) -> str:
+    """The beginning of what a server said, on one line, without the key."""
+    body = body.replace(key, "[key]") if key else body
+    return " ".join(body.split())[:200]
+
+
+def _seconds(header: str | None) -> float:
+    """What Retry-After asks for; 0 where it is absent or a date."""
+    return float(header) if header and re.fullmatch(r"\d{1,6}", header) else 0.0
+
+
+# --- the command line -----------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 if all was asked, 1 if not, 2 on wrong usage, 130 if interrupted."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    prices = (given.price_in, given.price_out)
+    if (None in prices) and prices != (None, None):
+        parser.error("give both --price-in and --price-out, or neither")
+    try:
+        run = paths.require(given.run, "give the folder of a run, below outputs/")
+        names = tables.sets_of(tables.read_predictions(run))
+        asked = tables.asked(*_data(run, given), names)
+        judge = Judge(given.url, given.model)
+        priced = None if None in prices else prices
+        todo = plan(run, asked, judge, given.max_calls, priced)
+        print(todo)
+        if not given.accept_cost:
+            raise JudgeError("nothing was asked: add --accept-cost if you accept that")
+        counts = carry_out(todo)
+    except (JudgeError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(", ".join(f"{key} {count:,}" for key, count in counts.items()))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.judge",
+        description="Ask a language model whether reasoning supports its answer.",
+    )
+    parser.add_argument("run", help="relative: below the repository")
+    parser.add_argument("--url", required=True, help="such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", required=True, help="the name the server knows")
+    parser.add_argument(
+        "--max-calls", type=int, help="judge a sample, the same for all"
+    )
+    parser.add_argument("--price-in", type=float, help="of a million tokens sent")
+    parser.add_argument("--price-out", type=float, help="of a million tokens received")
+    parser.add_argument("--accept-cost", action="store_true")
+    parser.add_argument("--data-dir", help="if the run's own records do not name it")
+    parser.add_argument("--general-dir")
+    return parser
+
+
+def _data(run: Path, given: argparse.Namespace) -> tuple[str, str]:
+    """data_dir and general_dir: as given, or as the run's parameters name them."""
+    state = run / "pipeline.json"
+    known = records.read_json(state)["parameters"] if state.exists() else {}
+    data = given.data_dir or known.get("data_dir")
+    general = given.general_dir or known.get("general_dir") or data
+    if not data:
+        raise JudgeError(f"{state} names no data_dir: give --data-dir (--general-dir)")
+    return data, general
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The judge: asked once a question, believed in plain words, paid for knowingly."""
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from made_run import predictions, write_run
+
+from lib import judge, records, tables
+from lib.coherence import reasoning_of
+from lib.judge import Judge, JudgeError, carry_out, plan
+from lib.questions import Question
+
+SECRET = "sk-very-secret-1234"
+
+
+class Server:
+    """A chat server on loopback: a rule for a judge, and what goes wrong on the way.
+
+    `faults` come before the next answers, one a request: a status, "stall", "garbage"
+    (no JSON) or a text to say; `asked` are the prompts, `keys` the Authorization.
+    """
+
+    def __init__(self):
+        self.faults, self.asked, self.keys, self.bodies = [], [], set(), []
+        self.lock, self.released = threading.Lock(), threading.Event()
+        handler = type("Handler", (_Handler,), {"server_of": self})
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        serve = self.http.serve_forever
+        threading.Thread(target=serve, args=(0.05,), daemon=True).start()
+
+    def close(self):
+        self.released.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_of: Server
+
+    def log_message(self, *_):
+        pass
+
+    def do_POST(self):
+        server = self.server_of
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/chat/completions"
+        prompt = body["messages"][0]["content"]
+        with server.lock:
+            fault = server.faults.pop(0) if server.faults else None
+            server.asked.append(prompt)
+            server.bodies.append(body)
+            server.keys.add(self.headers.get("Authorization"))
+        if fault == "stall":
+            server.released.wait(20)
+        elif fault == "garbage":
+            self._send(200, b"<html>busy</html>")
+        elif isinstance(fault, int):
+            key = self.headers.get("Authorization", "")
+            text = json.dumps({"error": {"message": f"no, says {key}"}})
+            self._send(fault, text.encode())
+        else:
+            self._say(fault or verdict(prompt))
+
+    def _say(self, text):
+        usage = {"prompt_tokens": 100, "completion_tokens": 2}
+        choice = {"message": {"role": "assistant", "content": text}}
+        self._send(200, json.dumps({"choices": [choice], "usage": usage}).encode())
+
+    def _send(self, status, data):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def verdict(prompt):
+    """Yes where the reasoning names the option that was answered."""
+    reasoning = re.search("Reasoning: (.*)", prompt)[1]
+    answer = re.search(r"Answer given: [A-E]\. (.*)", prompt)[1]
+    return "Yes." if answer in reasoning else "no"
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", n=20, sets=("L1", "L3"))
+
+
+@pytest.fixture
+def asked(run):
+    return {
+        row["id"]: Question(
+            id=row["id"],
+            level=name,
+            text="What comes next?",
+            options=tuple(row["options"]),
+            gold=row["gold"],
+            answer="",
+            goal="",
+            domain="",
+            scenario="",
+            progress=(),
+            video=None,
+            image=None,
+        )
+        for name in ("L1", "L3")
+        for row in predictions("base", name, 20, 0)
+    }
+
+
+def quick(server, **changed):
+    fields = {"timeout": 5.0, "waits": (0.01, 0.01), "at_once": 1} | changed
+    return Judge(server.url, "rule", **fields)
+
+
+def judged(run, label="grpo", name="L1"):
+    return records.read_jsonl(run / f"judgements_{label}_{name}.jsonl")
+
+
+def test_every_completion_is_judged_once_by_what_it_says(server, run, asked):
+    counts = carry_out(plan(run, asked, quick(server, at_once=4)))
+    rows = records.read_jsonl(run / "predictions_grpo_L1.jsonl")
+    said = {row["id"]: row for row in judged(run)}
+    assert len(said) == len(judged(run)) == 20
+    for row in rows:
+        text = judge.text(asked[row["id"]], row)
+        expected = text is not None and verdict(text) == "Yes."
+        assert said[row["id"]]["supports"] is expected
+    without = sum(row["first_letter"] is None for row in rows)
+    assert without and sum(row["tokens_in"] == 0 for row in judged(run)) == without
+    assert counts["yes"] + counts["no"] == counts["calls"] == len(server.asked)
+    assert counts["failed"] == 0 and counts["tokens_in"] == 100 * counts["calls"]
+    assert all(body["temperature"] == 0 for body in server.bodies)
+
+
+def test_the_judge_sees_neither_gold_nor_method(server, run, asked):
+    rows = records.read_jsonl(run / "predictions_grpo_L1.jsonl")
+    for row in rows[:8]:
+        text = judge.text(asked[row["id"]], row)
+        assert reasoning_of(row["completion"]) in text
+        assert "grpo" not in text.lower()
+        other = {**row, "gold": "D", "correct": not row["correct"]}
+        assert judge.text(asked[row["id"]], other) == text
+
+
+def test_nothing_is_asked_before_the_cost_is_accepted(server, run, asked, capsys):
+    (run / "pipeline.json").write_text(json.dumps({"parameters": {}}))
+    arguments = [str(run), "--url", server.url, "--model", "rule"]
+    assert judge.main(arguments) == 1
+    assert "names no data_dir: give --data-dir" in capsys.readouterr().err
+    todo = plan(run, asked, quick(server), max_calls=24, prices=(2.0, 8.0))
+    lines = str(todo)
+    assert not server.asked and not list(run.glob("judgements_*"))
+    assert "up to 4 questions each of base, sft, grpo on L1, L3" in lines
+    assert f"{len(todo.calls)}, each tried up to 3 times; 0 are answered" in lines
+    sent, received = todo.tokens
+    assert f"about {(2 * sent + 8 * received) / 1e6:,.2f}" in lines
+
+
+def test_the_command_line(server, tmp_path, monkeypatch, capsys):
+    from lib.mini import benchmark
+
+    sizes = benchmark.Sizes(training=1, level=3, general=1)
+    data = benchmark.write(tmp_path / "data", sizes)
+    run, items = tmp_path / "run", tables.asked(data, data / "general", ["L1"])
+    for label in tables.METHODS:
+        rows = [
+            {"id": item.id, "gold": item.gold, "options": list(item.options)}
+            | dict.fromkeys(("correct", "correct_lenient", "parsed"), True)
+            | {"truncated": False, "first_letter": item.gold}
+            | {"completion": f"<think>Next is {item.answer}.</think>"}
+            for item in items.values()
+        ]
+        records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
+    arguments = [str(run), "--url", server.url, "--model", "rule"]
+    arguments += ["--data-dir", str(data)]
+    monkeypatch.setenv(judge.KEY, SECRET)
+    assert judge.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert "calls     9" in shown.out and "--accept-cost" in shown.err
+    assert not server.asked
+    assert judge.main([*arguments, "--accept-cost"]) == 0
+    assert "calls 9, yes 9" in capsys.readouterr().out
+    assert server.keys == {f"Bearer {SECRET}"}
+    assert judge.main([*arguments, "--accept-cost"]) == 0
+    assert len(server.asked) == 9
+    kept = "".join(path.read_text() for path in run.iterdir())
+    assert SECRET not in kept
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "stall"])
+def test_a_passing_fault_is_tried_again(server, run, asked, fault):
+    server.faults = [fault, fault]
+    todo = plan(run, asked, quick(server, timeout=0.3), max_calls=6)
+    counts = carry_out(todo)
+    assert counts["failed"] == 0
+    assert len(server.asked) == len(todo.calls) + 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (500, "answered 500"),
+        ("stall", "no reply: ReadTimeout"),
+        ("garbage", "no chat completion: <html>"),
+        ("Yes and no", "neither yes nor no: Yes and no"),
+        (400, "answered 400"),
+    ],
+)
+def test_a_failed_call_keeps_its_question(server, run, asked, fault, why, monkeypatch):
+    monkeypatch.setenv(judge.KEY, SECRET)
+    server.faults = [fault] * (3 if fault in (500, "stall") else 1)
+    todo = plan(run, asked, quick(server, timeout=0.3), max_calls=6)
+    assert carry_out(todo)["failed"] == 1
+    rows = [row for path in todo.settings for row in records.read_jsonl(path)]
+    failed = [row for row in rows if row["error"] is not None]
+    assert len(rows) == len(todo.jobs) and len(failed) == 1
+    assert failed[0]["supports"] is None and why in failed[0]["error"]
+    assert SECRET not in json.dumps(rows)
+    again = plan(run, asked, quick(server), max_calls=6)
+    assert [job.id for job in again.jobs] == [failed[0]["id"]]
+    assert carry_out(again)["failed"] == 0
+
+
+def test_a_judge_may_think_before_it_says(server, run, asked):
+    server.faults = ["<think>Yes or no? It is not.</think>\n\nNo."]
+    todo = plan(run, asked, quick(server), max_calls=6)
+    carry_out(todo)
+    first = records.read_jsonl(todo.calls[0].path)[0]
+    assert first["supports"] is False and first["error"] is None
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refusal_ends_it_at_once(server, run, asked, status, monkeypatch):
+    monkeypatch.setenv(judge.KEY, SECRET)
+    server.faults = [status] * 50
+    with pytest.raises(JudgeError, match=judge.KEY) as error:
+        carry_out(plan(run, asked, quick(server)))
+    assert SECRET not in str(error.value)
+    assert len(server.asked) < 5
+
+
+def test_a_judge_that_only_fails_is_given_up_and_goes_on_later(server, run, asked):
+    server.faults = ["maybe"] * 1000
+    todo = plan(run, asked, quick(server))
+    with pytest.raises(JudgeError, match="10 calls in a row"):
+        carry_out(todo)
+    assert len(server.asked) < len(todo.calls) / 2
+    server.faults = []
+    assert carry_out(plan(run, asked, quick(server)))["failed"] == 0
+    assert not plan(run, asked, quick(server)).jobs
+
+
+def test_a_killed_judge_goes_on_where_it_stopped(server, run, asked):
+    carry_out(plan(run, asked, quick(server)))
+    path, before = run / "judgements_sft_L3.jsonl", len(server.asked)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:7]) + lines[7][:9])
+    todo = plan(run, asked, quick(server))
+    assert len(todo.jobs) == len(lines) - 7
+    carry_out(todo)
+    assert len(server.asked) == before + len(todo.calls)
+    rows = judged(run, "sft", "L3")
+    assert sorted(row["id"] for row in rows) == sorted(f"L3/{i}" for i in range(20))
+
+
+def test_a_sample_is_the_same_for_all_and_within_a_larger_one(server, run, asked):
+    small, large = (plan(run, asked, quick(server), calls) for calls in (12, 60))
+    by_method = [
+        {job.id for job in small.jobs if f"_{label}_" in job.path.name}
+        for label in tables.METHODS
+    ]
+    assert by_method[0] == by_method[1] == by_method[2] and len(by_method[0]) == 4
+    assert len(small.jobs) == 12 and len(large.jobs) == 60
+    assert set(small.jobs) < set(large.jobs)
+    with pytest.raises(ValueError, match="6 calls are needed"):
+        plan(run, asked, quick(server), 5)
+
+
+def test_judgements_of_another_judge_or_run_are_refused(server, run, asked):
+    carry_out(plan(run, asked, quick(server)))
+    with pytest.raises(ValueError, match="judge was 'rule', is 'other'"):
+        plan(run, asked, Judge(server.url, "other"))
+    rows = records.read_jsonl(run / "predictions_sft_L1.jsonl")
+    rows[0]["completion"] = "<think>Other.</think><answer>A</answer>"
+    records.write_jsonl(run / "predictions_sft_L1.jsonl", rows)
+    with pytest.raises(ValueError, match="predictions was"):
+        plan(run, asked, quick(server))
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "why"),
+    [
+        ("localhost:8000/v1", "m", "must start with http"),
+        ("http://user:word@host/v1", "m", "is recorded"),
+        ("https://host/v1?key=1", "m", "is recorded"),
+        ("http://host/v1", "", "not named"),
+    ],
+)
+def test_a_judge_that_cannot_be_is_refused(url, model, why):
+    with pytest.raises(JudgeError, match=why) as error:
+        Judge(url, model)
+    assert "word" not in str(error.value)

@@ -11,17 +11,20 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
                     run / "predictions_base_L1.jsonl")
     metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
 
-The batches are a fixed partition of the questions. Rows of a finished batch go to
-predictions_base_L1.partial.jsonl at once, so a killed run goes on behind its last
-whole batch and ends with the same bytes as an undisturbed one;
-predictions_base_L1.settings.json says what made them, and rows of other settings are
-refused.
+The batches are a fixed partition of the questions, and several processes (started by
+torchrun or lib/launch.py) share them out. Rows of a finished batch go to
+predictions_base_L1.partial.jsonl at once, those of process N > 0 to .partial-N.jsonl.
+So a killed run goes on with the batches that are missing, with any number of processes,
+and ends with the same bytes as an undisturbed one; predictions_base_L1.settings.json
+says what made them, and rows of other settings are refused.
 """
 
+import glob
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,6 +35,10 @@ from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.rewards import parse_answer
 from lib.video import BadVideo, Sampling, question_media
+
+# isort: split
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 POLICIES = ("raise", "keep_as_wrong")
@@ -81,42 +88,112 @@ def evaluate(
     settings: EvalSettings,
     sampling: Sampling,
     path: str | Path,
+    shown=None,
 ) -> list[dict]:
     """Rows of all questions in their order, also written to `path`.
 
     Goes on where a killed call stopped and returns a finished file at once. A row is
-    made by `row`.
+    made by `row`. `shown` (lib/perception.py) shows a model something else in place of
+    a question's own clip and still, and is recorded with the settings. All processes
+    that call this together answer a share each and return all rows.
 
     Raises ValueError when rows of other settings lie at `path`, BadVideo (naming the
     question and the file) under on_bad_video = "raise".
     """
-    path = Path(path)
-    recorded = all_settings(model, questions, settings, sampling)
-    partial = path.with_suffix(".partial.jsonl")
-    refuse_other_settings(path, partial, recorded)
-    if path.exists():
-        partial.unlink(missing_ok=True)  # left by a kill right behind the last write
-        return records.read_jsonl(path)
-
-    records.write_json(settings_file(path), recorded)
+    path, state = Path(path), processes()
     batches = partition(questions, settings)
-    rows = whole_batches(partial, batches)
-    todo = batches[batches_in(rows, batches) :]
-    with tqdm(total=len(questions), initial=len(rows), desc=path.stem) as bar:
-        for answered in answers(model, processor, todo, settings, sampling):
+    missing = []
+    if state.is_main_process:
+        recorded = all_settings(model, questions, settings, sampling, shown)
+        missing = missing_batches(path, batches, recorded)
+    (missing,) = broadcast_object_list([missing])
+    own = [batches[n] for n in missing[state.process_index :: state.num_processes]]
+    partial = partial_file(path, state.process_index)
+    with progress(path.stem, batches, missing, own) as bar:
+        for answered in answers(model, processor, own, settings, sampling, shown):
             records.append_jsonl(partial, answered)
-            rows += answered
             bar.update(len(answered))
 
-    by_id = {row["id"]: row for row in rows}
-    in_order = [by_id[question.id] for question in questions]
-    records.write_jsonl(path, in_order)
-    partial.unlink(missing_ok=True)
-    return in_order
+    state.wait_for_everyone()
+    if state.is_main_process:
+        merge(path, questions)
+    state.wait_for_everyone()
+    return records.read_jsonl(path)
+
+
+def evaluate_sets(
+    model_path: str | Path,
+    trained: Path | None,
+    dtype: str,
+    quantize: bool,
+    asked: Mapping[str, EvalSettings],
+    sets: Mapping[str, Sequence[Question]],
+    sampling: Sampling,
+    run: Path,
+) -> dict[tuple[str, str], list[dict]]:
+    """Load one model and ask it all sets under all settings: rows by (label, set).
+
+    The model is that of `model_path`, with what training left in the folder `trained`.
+    Rows also go to run/predictions_<label>_<set>.jsonl, `label` being a key of `asked`.
+    Each process loads the whole model, on its own GPU where there are some.
+    """
+    processes()  # gives this one its GPU, which load_model takes
+    processor = models.load_processor(model_path)
+    model = models.load_model(model_path, dtype, quantize)
+    if trained is not None:
+        model = models.load_adapter(model, trained)
+    return {
+        (label, name): evaluate(
+            model,
+            processor,
+            questions,
+            settings,
+            sampling,
+            Path(run) / f"predictions_{label}_{name}.jsonl",
+        )
+        for label, settings in asked.items()
+        for name, questions in sets.items()
+    }
+
+
+def processes() -> PartialState:
+    """This process among those that evaluate together; each has a device of its own.
+
+    Without a GPU, accelerate sees other processes only if told that it is on CPU. Who
+    is done first waits for long: a process that fails is ended by its launcher.
+    """
+    on_cpu = not torch.cuda.is_available()
+    return PartialState(cpu=on_cpu, timeout=timedelta(hours=2))
+
+
+def progress(
+    name: str,
+    batches: list[list[Question]],
+    missing: list[int],
+    own: list[list[Question]],
+) -> tqdm:
+    """A bar over the questions that this process answers and those answered before.
+
+    Only the first process shows one: the others have as much to do.
+    """
+    state, todo = processes(), sum(map(len, own))
+    before = sum(map(len, batches)) - sum(len(batches[n]) for n in missing)
+    if state.num_processes > 1:
+        name = f"{name}, 1 of {state.num_processes} shares"
+    return tqdm(
+        total=before + todo,
+        initial=before,
+        desc=name,
+        disable=not state.is_main_process,
+    )
 
 
 def all_settings(
-    model, questions: Sequence[Question], settings: EvalSettings, sampling: Sampling
+    model,
+    questions: Sequence[Question],
+    settings: EvalSettings,
+    sampling: Sampling,
+    shown=None,
 ) -> dict:
     """Everything that decides the rows, as plain JSON values."""
     digest = hashlib.sha256()
@@ -131,12 +208,24 @@ def all_settings(
         "sampling": asdict(sampling),
         "model": models.fingerprint(model),
         "questions": f"{len(questions)} with sha256 {digest.hexdigest()[:12]}",
+        **({} if shown is None else {"shown": asdict(shown)}),
     }
 
 
 def settings_file(path: Path) -> Path:
     """predictions_x.settings.json beside predictions_x.jsonl."""
     return path.with_suffix(".settings.json")
+
+
+def partial_file(path: Path, process: int) -> Path:
+    """predictions_x.partial.jsonl; predictions_x.partial-N.jsonl of process N > 0."""
+    return path.with_suffix(f".partial{f'-{process}' if process else ''}.jsonl")
+
+
+def partial_files(path: Path) -> list[Path]:
+    """Those that exist, of any number of processes."""
+    pattern = f"{glob.escape(path.stem)}.partial*.jsonl"
+    return sorted(path.parent.glob(pattern))
 
 
 def refuse_other_settings(path: Path, partial: Path, wanted: dict) -> None:
@@ -176,17 +265,39 @@ def partition(
     return [alike[start : start + size] for start in range(0, len(alike), size)]
 
 
+def missing_batches(
+    path: Path, batches: list[list[Question]], recorded: dict
+) -> list[int]:
+    """Numbers of the batches still to answer for `path`, which is made ready for them.
+
+    Raises ValueError when rows of other settings, or other rows, lie there.
+    """
+    any_partial = next(iter(partial_files(path)), partial_file(path, 0))
+    refuse_other_settings(path, any_partial, recorded)
+    if path.exists():
+        remove_partial_files(path)  # left by a kill right behind the last write
+        return []
+    records.write_json(settings_file(path), recorded)
+    rows = [row for file in partial_files(path) for row in whole_batches(file, batches)]
+    found = {row["id"] for row in rows}
+    return [n for n, batch in enumerate(batches) if batch[0].id not in found]
+
+
 def whole_batches(partial: Path, batches: list[list[Question]]) -> list[dict]:
     """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
-    rows = records.repair_jsonl(partial)
-    expected = [question.id for batch in batches for question in batch]
-    if [row["id"] for row in rows] != expected[: len(rows)]:
-        raise ValueError(
-            f"{partial} holds other rows than its first batches have: delete it"
-        )
-    kept = sum(len(batch) for batch in batches[: batches_in(rows, batches)])
-    if kept < len(rows):
-        records.write_jsonl(partial, rows[:kept])
+    rows, kept = records.repair_jsonl(partial), 0
+    by_first = {batch[0].id: [question.id for question in batch] for batch in batches}
+    while kept < len(rows):
+        wanted = by_first.get(rows[kept]["id"], [])
+        found = [row["id"] for row in rows[kept : kept + len(wanted)]]
+        if not found or found != wanted[: len(found)]:
+            raise ValueError(
+                f"{partial} holds other rows than the batches have: delete it"
+            )
+        if len(found) < len(wanted):
+            records.write_jsonl(partial, rows[:kept])
+            break
+        kept += len(found)
     return rows[:kept]
 
 
@@ -201,12 +312,28 @@ def batches_in(rows: list[dict], batches: list[list[Question]]) -> int:
     return covered
 
 
+def merge(path: Path, questions: Sequence[Question]) -> None:
+    """Write `path`, in the order of the questions, from the partial files."""
+    if path.exists():
+        return
+    files = partial_files(path)
+    by_id = {row["id"]: row for file in files for row in records.read_jsonl(file)}
+    records.write_jsonl(path, [by_id[question.id] for question in questions])
+    remove_partial_files(path)
+
+
+def remove_partial_files(path: Path) -> None:
+    for file in partial_files(path):
+        file.unlink()
+
+
 def answers(
     model,
     processor,
     batches: list[list[Question]],
     settings: EvalSettings,
     sampling: Sampling,
+    shown=None,
 ) -> Iterator[list[dict]]:
     """The rows of each batch, in order.
 
@@ -216,7 +343,7 @@ def answers(
     """
 
     def prepare(questions: list[Question]) -> Batch:
-        return prepare_batch(processor, questions, settings, sampling)
+        return prepare_batch(processor, questions, settings, sampling, shown)
 
     def ask(questions: list[Question]) -> list[dict]:
         return answer(model, processor, prepare(questions), settings)
@@ -257,12 +384,14 @@ def prepare_batch(
     questions: list[Question],
     settings: EvalSettings,
     sampling: Sampling,
+    shown=None,
 ) -> Batch:
     """Read the media and encode the prompts, left padded."""
+    media = question_media if shown is None else shown.media
     conversations, errors = [], {}
     for question in questions:
         try:
-            clip, still = question_media(question, sampling)
+            clip, still = media(question, sampling)
         except BadVideo as bad:
             if settings.on_bad_video == "raise":
                 raise BadVideo(bad.path, f"{bad.why} (question {question.id})") from bad

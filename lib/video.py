@@ -156,7 +156,12 @@ def keep_frames(folder: str | Path, max_gib: float) -> None:
     store = None
     if folder:
         store = FrameFolder(paths.resolve(folder), int(max_gib * 2**30))
-    _STORE.behind = store
+    _STORE.behind, _STORE.kept = store, (folder, max_gib)
+
+
+def kept_frames() -> tuple[str | Path, float]:
+    """The arguments of the last `keep_frames`, for other processes to do the same."""
+    return _STORE.kept
 
 
 class FrameStore:
@@ -170,6 +175,7 @@ class FrameStore:
     def __init__(self, max_bytes: int):
         self.max_bytes = max_bytes
         self.behind: FrameFolder | None = None
+        self.kept: tuple[str | Path, float] = ("", 0.0)
         self.used_bytes = 0
         self._frames: OrderedDict[tuple, np.ndarray] = OrderedDict()
 

@@ -1,0 +1,68 @@
+"""What test_launch.py calls in other processes; light, so that they start quickly."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lib import video
+
+LONG = 600  # seconds; nothing that works waits for so long
+
+
+def process() -> int:
+    return int(os.environ["RANK"])
+
+
+def facts(folder: Path) -> dict:
+    """What a process is told; each leaves its own in a file, the first returns it."""
+    told = {
+        "world": os.environ["WORLD_SIZE"],
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "cwd": os.getcwd(),
+        "python": sys.executable,
+        "frames": (str(video.kept_frames()[0]), video.kept_frames()[1]),
+    }
+    where = f"node {os.environ['SLURM_NODEID']}, local rank {os.environ['LOCAL_RANK']}"
+    (folder / f"facts_{process()}").write_text(where)
+    return told
+
+
+def talk(folder: Path) -> str:
+    """Lines, a bar that is drawn hundreds of times, and words of the others."""
+    print(f"process {process()} talks")
+    for step in range(401):
+        print(f"\rtrained {step}/400 [now]", end="", file=sys.stderr)
+        time.sleep(0.005)
+        if step == 300:
+            print("a warning")
+    print("\nlast words, ä and ✓")
+    return "result"
+
+
+def fail(folder: Path) -> None:
+    """Process 1 fails, the other waits for it."""
+    if process() == 1:
+        raise ValueError("clip 7 is broken")
+    time.sleep(LONG)
+
+
+def vanish(folder: Path) -> None:
+    """Process 1 is killed, as by a system without memory."""
+    if process() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(LONG)
+
+
+def wait(folder: Path) -> None:
+    """Never end; process 1 does not even listen, and both have a child."""
+    if process() == 1:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"])
+    unfinished = folder / f"unfinished_{process()}"
+    unfinished.write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
+    unfinished.rename(folder / f"pids_{process()}")
+    time.sleep(LONG)

@@ -1,0 +1,300 @@
+"""Calls in several processes, as a notebook makes them: results, words and endings."""
+
+import ast
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import DeadKernelError
+from safetensors.torch import load_file
+
+from lib import launch, paths, rewards, sft, video
+from lib.pipeline import OwnKernel
+from lib.questions import Demonstration
+
+SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+HANG = 120  # seconds; an idle machine needs 5
+IMPORTS = "import sys, pathlib; sys.path.append({root!r})\n"
+CELL = "from lib import launch; from tests import launched\n"
+CELL += "folder = pathlib.Path({folder!r})\n"
+CELL += "launch.call(folder, 2, '', launched.{name}, folder)"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("launched")
+
+
+class Kernel:
+    """A fresh kernel that runs the cells of an unwritten notebook."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.client = NotebookClient(
+            nbformat.v4.new_notebook(), kernel_manager_class=OwnKernel, timeout=HANG
+        )
+
+    def run(self, source):
+        cell = nbformat.v4.new_code_cell(
+            source, metadata={"tags": ["raises-exception"]}
+        )
+        self.client.nb.cells.append(cell)
+        return self.client.execute_cell(cell, len(self.client.nb.cells) - 1)
+
+    def call(self, name):
+        """The outputs of a cell that calls a function of launched.py."""
+        return self.run(CELL.format(folder=str(self.folder), name=name)).outputs
+
+
+@pytest.fixture(scope="module")
+def kernel(folder):
+    made = Kernel(folder)
+    with made.client.setup_kernel():
+        made.run(IMPORTS.format(root=str(paths.ROOT)))
+        yield made
+
+
+def waiting_processes(folder):
+    """The pids of a call of `launched.wait` once all of them are there."""
+    files = [folder / "pids_0", folder / "pids_1"]
+    until = time.monotonic() + HANG
+    while not all(file.exists() for file in files):
+        assert time.monotonic() < until, "the processes never started"
+        time.sleep(0.02)
+    pids = {int(pid) for file in files for pid in file.read_text().split()}
+    for file in files:
+        file.unlink()
+    return pids
+
+
+def alive(pid):
+    with suppress(FileNotFoundError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    return False
+
+
+def assert_gone(pids):
+    """Within some seconds; what is left is ended, so that no test leaves anything."""
+    until = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < until:
+        time.sleep(0.02)
+    left = [pid for pid in pids if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+def once_waiting(folder, act):
+    """Start a thread that calls `act` when the processes wait; returns their pids."""
+    pids = []
+
+    def watch():
+        pids.extend(waiting_processes(folder))
+        act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread, pids
+
+
+def test_one_process_is_this_one(tmp_path):
+    assert launch.call(tmp_path, 1, "", os.getpid) == os.getpid()
+
+
+def test_a_bar_moves_in_one_place_and_the_first_process_talks(kernel):
+    first, bar, *words, result = kernel.call("talk")
+    assert first["text"] == "process 0 talks\n"
+    assert bar["data"] == {"text/plain": "trained 400/400 [now]"}
+    said = "".join(output["text"] for output in words)
+    assert said == "a warning\nlast words, ä and ✓\n"
+    assert result["data"]["text/plain"] == "'result'"
+
+
+def test_the_failing_process_tells_why(kernel):
+    *_, error = kernel.call("fail")
+    assert error["ename"] == "ChildFailed"
+    wanted = r"fail failed: in process 1:\nTraceback .*\n"
+    wanted += r"  File .*launched\.py\", line \d+, in fail\n.*\n"
+    assert re.fullmatch(wanted + "ValueError: clip 7 is broken", error["evalue"])
+
+
+def test_a_killed_process_is_named(kernel):
+    *_, error = kernel.call("vanish")
+    assert error["ename"] == "ChildFailed"
+    assert "process 1 was ended by SIGKILL" in error["evalue"]
+
+
+def test_interrupting_the_cell_leaves_no_process(kernel, folder):
+    group = kernel.client.km.provisioner.pgid
+    thread, pids = once_waiting(folder, lambda: os.killpg(group, signal.SIGINT))
+    *_, error = kernel.call("wait")
+    thread.join()
+    assert error["ename"] == "KeyboardInterrupt"
+    assert_gone(pids)
+    assert kernel.run("6 * 7").outputs[0]["data"]["text/plain"] == "42"
+    assert not list(folder.glob("launch_*"))
+
+
+def test_killing_the_kernel_leaves_no_process(folder):
+    made = Kernel(folder)
+    with made.client.setup_kernel():
+        made.run(IMPORTS.format(root=str(paths.ROOT)))
+        pid = made.client.km.provisioner.pid
+        thread, pids = once_waiting(folder, lambda: os.kill(pid, signal.SIGKILL))
+        with pytest.raises(DeadKernelError):
+            made.call("wait")
+        thread.join()
+        assert_gone(pids)
+
+
+FAKE_SRUN = """#!{python}
+# `srun --options command`: the command on two nodes, which are both this machine.
+import os, subprocess, sys
+command = sys.argv[1:]
+while command[0].startswith("-"):
+    command.pop(0)
+nodes = [
+    subprocess.Popen(command, env={{**os.environ, "SLURM_NODEID": str(node)}})
+    for node in range(2)
+]
+sys.exit(max(node.wait() for node in nodes))
+"""
+FAKE_SCONTROL = """#!/bin/sh
+test "$*" = "show hostnames node[1-2]" && printf '127.0.0.1\\nelsewhere\\n'
+"""
+ON_TWO_NODES = """
+import pathlib, sys
+from lib import launch, video
+from tests import launched
+folder = pathlib.Path(sys.argv[1])
+video.keep_frames(folder / "frames", 1.5)
+print(launch.call(folder, 2, "", launched.facts, folder))
+"""
+
+
+def free_job():
+    """The number of a job whose port (see slurm.sh) is free."""
+    while True:
+        with socket.socket() as listening:
+            listening.bind(("127.0.0.1", 0))
+            port = listening.getsockname()[1]
+        if port < 60000:
+            return port - 10000
+
+
+def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):
+    for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
+        program = tmp_path / name
+        program.write_text(text.format(python=sys.executable))
+        program.chmod(0o755)
+    search = [tmp_path, Path(sys.executable).parent, os.environ["PATH"]]
+    job = {
+        "PATH": os.pathsep.join(map(str, search)),
+        "PYTHONPATH": str(paths.ROOT),
+        "SLURM_SUBMIT_DIR": str(paths.ROOT),
+        "SLURM_JOB_ID": str(free_job()),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "6",
+        "SLURM_GPUS_ON_NODE": "2",
+        # What a kernel may have around itself, and its processes must not take over.
+        **{"RANK": "5", "LOCAL_RANK": "5", "WORLD_SIZE": "7", "MASTER_PORT": "1"},
+    }
+    script = paths.ROOT / "params/accelerate/slurm.sh"
+    done = subprocess.run(
+        ["bash", script, "python", "-c", ON_TWO_NODES, tmp_path],
+        cwd=tmp_path,
+        env={**os.environ, **job},
+        capture_output=True,
+        text=True,
+        timeout=HANG,
+    )
+    assert done.returncode == 0, done.stderr
+    told = ast.literal_eval(done.stdout)
+    assert told["world"] == "2" and told["threads"] == "3"
+    assert told["cwd"] == str(paths.ROOT)
+    assert told["frames"] == (str(tmp_path / "frames"), 1.5)
+    assert Path(told["python"]) == Path(sys.executable)
+    nodes = [(tmp_path / f"facts_{process}").read_text() for process in (0, 1)]
+    assert nodes == ["node 0, local rank 0", "node 1, local rank 0"]
+
+
+# What the kit calls
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tiny_questions):
+    return [
+        Demonstration(
+            id=f"{number}",
+            text=f"{question.text} A. fill B. pour",
+            video=question.video,
+            image=question.image,
+            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
+        )
+        for number, question in enumerate(tiny_questions)
+    ]
+
+
+def adapter_weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_two_processes_train_the_adapter_of_one(
+    tiny_checkpoint, demonstrations, tmp_path
+):
+    """Which is that of two under torchrun, as test_two_processes.py shows."""
+    settings = sft.SFTSettings(
+        steps=2,
+        batch_size=1,
+        gradient_accumulation=1,
+        lr=5e-3,
+        lora_rank=4,
+        lora_alpha=8,
+        seed=1,
+        save_every=2,
+        max_tokens=200,
+    )
+    trained = {}
+    for processes in (2, 1):
+        run = tmp_path / str(processes)
+        both = replace(settings, batch_size=2 // processes)
+        arguments = (tiny_checkpoint, demonstrations, both, SAMPLING, run)
+        adapter = launch.call(run, processes, "", sft.train_sft, *arguments)
+        assert adapter == run / "adapters" / "sft"
+        trained[processes] = adapter_weights(adapter)
+    assert trained[1].keys() == trained[2].keys()
+    for name, one in trained[1].items():
+        assert (trained[2][name] - one).norm() <= 1e-4 * one.norm()
+        assert one.norm() > 0  # lora_B begins at 0: these are changes
+
+
+# What it refuses
+
+
+def test_rewards_can_be_sent():
+    functions = rewards.reward_functions(with_format=True)
+    assert pickle.loads(pickle.dumps(functions)) == functions
+
+
+def test_it_refuses_what_others_could_not_find(tmp_path):
+    with pytest.raises(ValueError, match="at the top level of a module of lib/"):
+        launch.call(tmp_path, 2, "", print, lambda text, question: 1.0)
+    with pytest.raises(ValueError, match="num_processes = 0"):
+        launch.call(tmp_path, 0, "", print)
+    with pytest.raises(FileNotFoundError, match=r"gone\.yaml is missing"):
+        launch.call(tmp_path, 2, "params/accelerate/gone.yaml", print)
+    assert list(tmp_path.iterdir()) == []

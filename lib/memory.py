@@ -17,13 +17,14 @@ in the backward pass.
 import argparse
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from lib import models, params, shared_prefix
+from lib import model_states, models, params, shared_prefix
 from lib.grpo import GRPOSettings
+from lib.model_states import Sharding
 
 # isort: split
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLConfig
@@ -69,12 +70,13 @@ HEAD_WIDTH = 32768  # columns of logits that TRL 1.16 computes at a time in SFT
 HEAD_ROWS = 4096  # and its rows
 LOADED_ADAPTER = 4  # bytes of a number: PEFT loads adapters in float32
 AGAIN = "one layer, computed again"
+BLOCKS = r"\.(layers|blocks)\.\d+\."  # of language model and vision tower
 NF4_BLOCK, ABSMAX_BLOCK = 64, 256  # weights with one scale, scales with one scale
 
 
 @dataclass(frozen=True)
 class Work:
-    """What decides the memory of a run; lengths are in tokens."""
+    """What decides the memory of a run, on one of its devices; lengths in tokens."""
 
     dtype: str
     quantize: bool
@@ -95,6 +97,8 @@ class Work:
     eval_batch: int
     eval_tokens: int
     device: str = "cuda"  # or "cpu": their kernels keep different buffers
+    # Of all weights; adapters, and what they sit on, are held by everyone.
+    sharding: Sharding = field(default_factory=Sharding)
 
     @property
     def wide(self) -> int:
@@ -220,18 +224,40 @@ def trained_numbers(named: dict, work: Work) -> int:
     return work.lora_rank * sum(sum(shape) for shape in shapes)
 
 
-def trained_bytes(named: dict, work: Work) -> dict[str, int]:
-    """Adapters, and AdamW's two moments, in the type of what they belong to."""
+def held_bytes(named: dict, work: Work) -> tuple[dict[str, int], dict[str, int]]:
+    """(what training holds throughout, gradients): AdamW has two moments a number."""
     numbers = trained_numbers(named, work)
-    if not work.lora_rank:
-        return {"optimizer (AdamW)": 2 * numbers * work.wide}
-    once = numbers * work.adapter_wide
-    return {"adapters": once, "optimizer (AdamW)": 2 * once}
+    if work.lora_rank:
+        once = numbers * work.adapter_wide
+        own = {"adapters": once, "optimizer (AdamW)": 2 * once}
+        return {**weight_bytes(named, work), **own}, {"gradients": once}
+    held, _ = work.sharding.states(numbers, gathered_numbers(named, work), work.wide)
+    return held, {"gradients": held.pop("gradients", 0)}
 
 
-def gradient_bytes(named: dict, work: Work) -> int:
-    wide = work.adapter_wide if work.lora_rank else work.wide
-    return trained_numbers(named, work) * wide
+def gathered_numbers(named: dict, work: Work) -> int:
+    """Weights that a device has whole at once: see lib/model_states.py."""
+    sizes = {name: tensor.numel() for name, tensor in named.items()}
+    if work.sharding.kind == "zero3":
+        return max(sizes.values())
+    outside = sum(n for name, n in sizes.items() if not re.search(BLOCKS, name))
+    layer = sum(n for name, n in sizes.items() if ".layers.0." in name)
+    return outside + 2 * layer
+
+
+def gathered_bytes(named: dict, work: Work) -> dict[str, int]:
+    """Rollouts run on whole weights, gathered before (lib/shards.py)."""
+    if work.lora_rank or not work.sharding.kind:
+        return {}
+    return {"gathered weights": trained_numbers(named, work) * work.wide}
+
+
+def host_bytes(named: dict, work: Work) -> int:
+    """What offloading keeps in the host's memory, for all its processes together."""
+    if work.lora_rank:
+        return 0
+    numbers, gathered = trained_numbers(named, work), gathered_numbers(named, work)
+    return work.sharding.states(numbers, gathered, work.wide)[1]
 
 
 # What a layer keeps and needs
@@ -351,15 +377,11 @@ def activations(
 def plan(config, work: Work) -> list[Stage]:
     """The stages of a run in their order, each at its largest moment."""
     named, sizes = parameters(config), Sizes.of(config)
-    frozen = weight_bytes(named, work)
-    trained = trained_bytes(named, work)
-    gradients = {"gradients": gradient_bytes(named, work)}
-    training = {**frozen, **trained}
-    stages = []
-    if work.lora_rank:
-        stages.append(Stage("SFT", {**training, **gradients, **sft_items(sizes, work)}))
+    training, gradients = held_bytes(named, work)
+    items = sft_items(sizes, work)
+    stages = [Stage("SFT", {**training, **gradients, **items})]
     other = reference_bytes(named, work)
-    items = rollout_items(sizes, work)
+    items = {**rollout_items(sizes, work), **gathered_bytes(named, work)}
     stages.append(Stage("rollout", {**training, **other, **items}))
     if work.kl:
         items = reference_items(sizes, work)
@@ -369,7 +391,7 @@ def plan(config, work: Work) -> list[Stage]:
     items = evaluation_items(sizes, work)
     if work.lora_rank:
         items["adapter"] = trained_numbers(named, work) * LOADED_ADAPTER
-    stages.append(Stage("evaluation", {**frozen, **items}))
+    stages.append(Stage("evaluation", {**weight_bytes(named, work), **items}))
     return stages
 
 
@@ -377,7 +399,8 @@ def reference_bytes(named: dict, work: Work) -> dict[str, int]:
     """An adapter is switched off for the reference; all weights need a second model."""
     if work.lora_rank or not work.kl:
         return {}
-    return {"reference model": 4 * sum(tensor.numel() for tensor in named.values())}
+    numbers = trained_numbers(named, work)
+    return {"reference model": work.sharding.frozen(numbers)}
 
 
 def largest(*moments: dict[str, int]) -> dict[str, int]:
@@ -393,9 +416,10 @@ def sft_items(sizes: Sizes, work: Work) -> dict[str, int]:
     # The Trainer fetches all batches of a step, on a CPU one of the next step as well.
     batches = work.sft_accumulation + (work.device == "cpu")
     pixels = {"pixels of the step": batches * pixel_bytes(sizes, rows, work)}
-    tower = {}
-    if work.checkpointing:  # its hook for inputs gives the frozen tower a graph as well
-        size = kept_by_vision(sizes, work, rows * work.patches, trained=False)
+    tower, trained = {}, not work.lora_rank
+    # Checkpointing's hook for inputs gives a frozen tower a graph as well.
+    if work.checkpointing or trained:
+        size = kept_by_vision(sizes, work, rows * work.patches, trained)
         tower = {"vision tower's activations": size}
     head = {"head and loss": sft_head(sizes, work)}
     flying = {"gradients in flight": layer_backward(sizes, work, tokens)}
@@ -566,6 +590,14 @@ def work_of(values: dict, device: str) -> Work:
             f"max_tokens is {values['max_tokens']}, but a prompt alone takes about "
             f"{prompt} tokens: raise max_tokens"
         )
+    processes = values["num_processes"]
+    own, rest = divmod(values["prompts_per_step"], processes)
+    if rest or own % (values["prompts_per_backward"] or own):
+        raise ValueError(
+            f"prompts_per_step is {values['prompts_per_step']}: it cannot be split "
+            f"over {processes} processes and backward passes of "
+            f"{values['prompts_per_backward'] or own} prompts each"
+        )
     return Work(
         dtype=values["dtype"],
         quantize=values["quantize"],
@@ -577,7 +609,7 @@ def work_of(values: dict, device: str) -> Work:
         sft_accumulation=values["sft_gradient_accumulation"],
         sft_tokens=values["max_tokens"],
         sft_response=values["max_tokens"] - prompt,
-        prompts=values["prompts_per_step"],
+        prompts=own,
         prompts_per_backward=values["prompts_per_backward"],
         group=values["group_size"],
         completion=values["max_completion_tokens"],
@@ -586,6 +618,7 @@ def work_of(values: dict, device: str) -> Work:
         eval_batch=values["eval_batch_size"],
         eval_tokens=values["max_new_tokens"],
         device=device,
+        sharding=model_states.of_config(values["accelerate_config"], processes),
     )
 
 

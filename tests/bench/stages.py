@@ -50,19 +50,17 @@ class Shape:
 
 
 def run(config, shape: Shape, folder: Path) -> tuple[Work, dict[str, dict]]:
-    """Write a checkpoint and clips, run every stage: the work, and bytes and seconds.
-
-    SFT trains adapters only, so a shape with rank 0 has no SFT.
-    """
+    """Write a checkpoint and clips, run every stage: work, and bytes and seconds."""
     checkpoint = random_checkpoint.write_checkpoint(folder / "checkpoint", config)
     count = max(shape.prompts, shape.sft_batch, shape.eval_batch)
     questions = random_checkpoint.write_questions(
         folder / "media", count, shape.sampling, shape.words
     )
-    meters = [run_grpo(checkpoint, questions, shape, folder / "grpo")]
-    if shape.rank:
-        meters.append(run_sft(checkpoint, questions, shape, folder / "sft"))
-    meters.append(run_evaluation(checkpoint, questions, shape))
+    meters = [
+        run_grpo(checkpoint, questions, shape, folder / "grpo"),
+        run_sft(checkpoint, questions, shape, folder / "sft"),
+        run_evaluation(checkpoint, questions, shape),
+    ]
     found = {
         name: {"bytes": meter.peaks[name], "seconds": round(meter.seconds[name], 2)}
         for meter in meters

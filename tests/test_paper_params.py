@@ -1,0 +1,119 @@
+"""params/paper.yaml against the released recipe, key by key, and what is mended."""
+
+import re
+
+import pytest
+
+from lib import params, paths, workload
+
+FOLDER = paths.ROOT / "params"
+# grpo.sh, qwen2vl_sft_config.yaml, infer.py and vision_process_egoplan.py as released.
+RELEASED = {
+    "model": "Qwen/Qwen2-VL-7B-Instruct",
+    "seed": 42,
+    "max_frames": 16,
+    "video_fps": 2.0,
+    "frame_height": 252,
+    "frame_width": 252,
+    "lora_rank": 0,
+    "quantize": False,
+    "dtype": "bfloat16",
+    "gradient_checkpointing": True,
+    "num_processes": 8,
+    "holdout_share": 0.0,
+    "sft_steps": 47,
+    "sft_epochs": 1.0,
+    "sft_batch_size": 1,
+    "sft_gradient_accumulation": 16,
+    "sft_lr": 2.0e-5,
+    "sft_warmup_share": 0.1,
+    "max_tokens": 8192,
+    "grpo_steps": 750,
+    "grpo_epochs": 1.0,
+    "prompts_per_step": 8,
+    "prompts_per_backward": 1,
+    "group_size": 8,
+    "grpo_lr": 1.0e-6,
+    "grpo_warmup_share": 0.0,
+    "kl_beta": 0.1,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "max_completion_tokens": 256,
+    "rl": "grpo kl_clamp=11",
+    "reward": "accuracy",
+    "grpo_save_every": 10,
+    "eval_batch_size": 1,
+    "max_new_tokens": 256,
+}
+SOURCE = re.compile(r"\.(py|sh|yaml)\b|\bdefault\b|^not stated: ")
+FAULT = re.compile(r"\w+\.(py|sh|yaml)(:\d+)?|^are nearly 16:9")
+KEY = re.compile(r"^(\w+):.*?(?:\s+#\s(.*))?$")
+
+
+def load(name: str) -> dict:
+    (run,) = params.load_params(FOLDER / f"{name}.yaml")
+    return run.values
+
+
+def comments(name: str) -> dict[str, str | None]:
+    """{key: the comment on its line} of a params file."""
+    lines = (FOLDER / f"{name}.yaml").read_text().splitlines()
+    found = [KEY.match(line) for line in lines if not line.startswith((" ", "#"))]
+    return {match[1]: match[2] for match in found if match}
+
+
+def test_every_key_of_the_recipe_has_its_source():
+    said = comments("paper")
+    assert set(said) == set(load("paper"))
+    for key, comment in said.items():
+        assert comment and SOURCE.search(comment), key
+
+
+@pytest.mark.parametrize("key", RELEASED)
+def test_the_recipe_is_the_released_one(key):
+    assert load("paper")[key] == RELEASED[key]
+
+
+def test_only_the_documented_fault_changes_how_often_is_saved():
+    values = load("paper")
+    assert values["sft_save_every"] > 1  # there 1: a whole checkpoint after every step
+
+
+def test_both_methods_see_their_6000_items_once():
+    values = load("paper")
+    for method, each in workload.items_per_step(values).items():
+        name = f"{method}_steps"
+        workload.check_epochs(name, values[name], each, 6000, 1.0)
+
+
+def test_nothing_of_training_is_left_to_a_default_of_the_smoke_run():
+    """Defaults that are the paper's own need not be repeated; those of seconds do."""
+    given = load("paper")
+    for notebook in params.notebook_paths():
+        if notebook.stem in ("02_sft", "03_grpo", "04_eval"):
+            for name, parameter in params.declared(notebook).items():
+                assert name in given or "(paper:" not in parameter.sentence, name
+
+
+def test_the_corrected_run_differs_in_the_listed_faults_alone():
+    paper, corrected = load("paper"), load("paper_corrected")
+    assert set(corrected) == set(paper)
+    differing = {key for key in paper if paper[key] != corrected[key]}
+    said = comments("paper_corrected")
+    assert differing == set(said) - {"base"}
+    for key in differing - {"run_name"}:
+        assert FAULT.search(said[key]), key
+
+
+def test_corrected_pictures_keep_their_shape_for_as_many_tokens():
+    corrected = load("paper_corrected")
+    height, width = corrected["frame_height"], corrected["frame_width"]
+    assert width / height == pytest.approx(16 / 9, rel=0.04)
+    assert height * width == pytest.approx(252 * 252, rel=0.04)
+
+
+def test_both_files_name_their_cards():
+    for name in ("paper", "paper_corrected"):
+        text = (FOLDER / f"{name}.yaml").read_text()
+        assert re.search(r"^#.*40 GB card", text, re.MULTILINE)

@@ -2,6 +2,7 @@
 
 Used by SFT and GRPO alike, on the Trainer of transformers 5.23. A run that is killed at
 any moment and started again ends with the files of an undisturbed run, because
+* the order of its data is made before it starts, for any number of processes;
 * a checkpoint counts only once `complete.json` lies in it, and that is written last;
 * the logs are cut back to the step of the checkpoint that training goes on from;
 * the finished adapter appears by one rename, with the settings that made it inside.
@@ -12,36 +13,119 @@ before step 21 is computed again.
 """
 
 import os
+import random
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TypeVar
+
+import torch
 
 from lib import models as models  # first: it prepares what transformers imports
-from lib import records
+from lib import records, shards
 
 # isort: split
 from accelerate import PartialState
-from accelerate.utils import is_peft_model
+from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 # TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated.
 warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+# Its successor would still send the buffers once; see ddp_broadcast_buffers in grpo.py.
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 MARKER = "complete.json"
 WALL_CLOCK = {"step_time": "seconds_step"}
 
+Item = TypeVar("Item")
+
+
+def processes() -> int:
+    """How many processes train together, each with a device of its own."""
+    # Without a GPU, accelerate sees other processes only if told that it is on CPU.
+    return PartialState(cpu=not torch.cuda.is_available()).num_processes
+
+
+def training_order(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """`count` items: shuffled epochs, as many as it takes, one after the other.
+
+    Within an epoch every item comes once. Trainers run through the order as it stands,
+    so that every step is full and any number of processes shares the same steps.
+    """
+    if not items:
+        raise ValueError("there is nothing to train on")
+    order: list[Item] = []
+    while len(order) < count:
+        epoch = random.Random(f"{seed}/epoch/{len(order) // len(items)}")
+        order += epoch.sample(items, len(items))
+    return order[:count]
+
 
 class MarkComplete(TrainerCallback):
-    """Writes complete.json into a checkpoint when everything else is in it."""
+    """Writes complete.json into a checkpoint when everything else is in it.
+
+    It says how many processes wrote the checkpoint, how their weights were split, and
+    which files belong to it, each with its SHA-256.
+    """
 
     def on_save(self, args, state, control, **kwargs):
-        PartialState().wait_for_everyone()  # each rank saves its own random state
+        PartialState().wait_for_everyone()  # each process saves files of its own
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = hashes(folder, sorted(f for f in folder.rglob("*") if f.is_file()))
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            records.write_json(folder / MARKER, {"step": state.global_step})
+            marker = {"step": state.global_step, **written_by(args), "files": files}
+            records.write_json(folder / MARKER, marker)
+
+
+def hashes(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """SHA-256 by path below `folder`, "missing" for a file that is not there.
+
+    The processes share the work on the files that the first one knows of.
+    """
+    state = PartialState()
+    (files,) = broadcast_object_list([list(files)])
+    own = [
+        (str(file.relative_to(folder)), records.sha256(file) if file.exists() else None)
+        for file in files[state.process_index :: state.num_processes]
+    ]
+    return {name: found or "missing" for name, found in sorted(gather_object(own))}
+
+
+def written_by(arguments: TrainingArguments) -> dict:
+    """What a checkpoint can only be read with: its optimizer lies in as many parts."""
+    split = shards.asked_for(arguments)
+    return {"processes": arguments.world_size, "split": split or "not at all"}
+
+
+def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
+    """Raise ValueError unless this launch can go on from a checkpoint.
+
+    Every file must be as it was written. The Trainer would go on with a fresh optimizer
+    where that file is missing, and torch loads a file with wrong bytes as it is.
+    """
+    marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
+    then = {name: marker.get(name, "unknown") for name in now}
+    if then != now:
+        raise ValueError(
+            f"{checkpoint} was written with {then}, this launch has {now}: start it as "
+            f"before, or delete {checkpoint.parent} to train from the start"
+        )
+    found = hashes(checkpoint, [checkpoint / name for name in marker["files"]])
+    for name, wanted in marker["files"].items():
+        if found[name] != wanted:
+            what = "missing" if found[name] == "missing" else "not what was written"
+            raise ValueError(
+                f"{checkpoint} is damaged: {name} is {what}. Delete that folder; "
+                "training then goes on from the checkpoint before it"
+            )
 
 
 def step_of(checkpoint: Path) -> int:
@@ -68,16 +152,11 @@ def last_complete(folder: str | Path) -> Path | None:
 
 
 def train(trainer: Trainer) -> None:
-    """Train to the last step, from the last complete checkpoint where there is one.
-
-    A run killed behind its last step only loads that checkpoint: the Trainer itself
-    would do one step too many where the steps do not fill an epoch.
-    """
+    """Train to the last step, from the last complete checkpoint where there is one."""
     last = last_complete(trainer.args.output_dir)
-    if last is not None and step_of(last) == trainer.args.max_steps:
-        trainer._load_from_checkpoint(str(last))
-    else:
-        trainer.train(resume_from_checkpoint=last and str(last))
+    if last is not None:
+        check_complete(last, trainer.args)
+    trainer.train(resume_from_checkpoint=last and str(last))
 
 
 def cut_back(path: str | Path, step: int) -> None:
@@ -149,20 +228,24 @@ class ExactResume:
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
     (`visual.*`), and the resume of its Trainer loads them into a model with the names
     of version 5 (`model.visual.*`) with strict=False: all but lm_head stays as it was.
-    `from_pretrained` converts the names. Adapters need no conversion.
+    `from_pretrained` converts the names, and a tensor that is missing is an error here.
+    Adapters need no conversion; split weights are in checkpoints of their own form.
     """
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
-        weights = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
-        folder = Path(resume_from_checkpoint)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        whole = any((folder / name).is_file() for name in weights)
-        if is_peft_model(model) or sharded or not whole:
+        split = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_peft_model(model) or split:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        dtype = next(model.parameters()).dtype
-        saved = type(model).from_pretrained(folder, dtype=dtype)
+        saved = models.load_whole(
+            type(model), resume_from_checkpoint, dtype=model.dtype
+        )
         model.load_state_dict(saved.state_dict(), strict=True)
+
+    def _prepare_for_training(self, *args):
+        at_root = shards.output_layer_at_root(self.model)
+        with at_root if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args)
 
 
 def same_settings(path: str | Path, settings: Mapping) -> bool:
@@ -195,11 +278,46 @@ def write_settings(path: str | Path, settings: Mapping) -> None:
     records.write_json(path, content)
 
 
-def publish(model, folder: str | Path, record: str, settings: Mapping) -> Path:
+def publish_trained(
+    trainer: Trainer, folder: str | Path, record: str, settings: Mapping
+) -> Path:
+    """`publish` what a trainer has trained; every process must call it.
+
+    All weights are published in the type of settings["dtype"], whatever type they were
+    trained in, with the processor's files: an ordinary checkpoint.
+    """
+    whole = shards.whole_weights(trainer)
+    if is_peft_model(trainer.model):
+        return publish(trainer.model, folder, record, settings, whole)
+    if PartialState().is_main_process:
+        whole = trainer.model.state_dict() if whole is None else whole
+        whole = as_published(whole, getattr(torch, settings["dtype"]))
+    processor = trainer.processing_class
+    return publish(trainer.model, folder, record, settings, whole, processor)
+
+
+def as_published(weights: Mapping, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights in `dtype` on the CPU; tied ones, which share memory, stay one tensor."""
+    made: dict[int, torch.Tensor] = {}
+    for value in weights.values():
+        if value.data_ptr() not in made:
+            made[value.data_ptr()] = value.to("cpu", dtype)
+    return {name: made[value.data_ptr()] for name, value in weights.items()}
+
+
+def publish(
+    model,
+    folder: str | Path,
+    record: str,
+    settings: Mapping,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    processor=None,
+) -> Path:
     """Save the trained weights and `record` (a file name) to `folder`, whole or not.
 
     The folder appears by one rename; a PEFT model leaves its adapter, any other model
-    all its weights.
+    all its weights. `weights` are saved in place of the model's own; `processor` beside
+    whole weights, which are then said to be of settings["dtype"].
     """
     folder = Path(folder)
     if PartialState().is_main_process:
@@ -207,7 +325,11 @@ def publish(model, folder: str | Path, record: str, settings: Mapping) -> Path:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with records.written(folder):
-            model.save_pretrained(unfinished)
+            own = {} if weights is None else {"state_dict": weights}
+            model.save_pretrained(unfinished, **own)
+            if processor is not None:
+                processor.save_pretrained(unfinished)
+                models.say_dtype(unfinished, settings["dtype"])
         (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         write_settings(unfinished / record, settings)
         os.replace(unfinished, folder)

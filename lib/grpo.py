@@ -23,31 +23,37 @@ import hashlib
 import math
 import random
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from lib import checkpoints, models, records, shared_prefix
+from lib import checkpoints, models, records, shards, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
+from lib.reward_stages import RewardStages
 from lib.rewards import parse_answer
 from lib.video import Sampling, question_media
 
 # isort: split
 from accelerate.utils import gather_object
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOConfig, GRPOTrainer
 
 Reward = Callable[[str, Question], float]
 
 RECORD = "grpo_settings.json"
+EXTRA = "extra_state.safetensors"  # in a checkpoint: what only this trainer knows
 STYLE = "think"  # the paper trains with the prompt it evaluates with
 LOGGED = {
     "reward": "reward",
     "reward_std": "reward_std",
+    "reward_stage": "reward_stage",
+    "replaced_groups": "replaced_groups",
     "frac_reward_zero_std": "dead_groups",
     "parse_failure": "parse_failure",
     "completions/mean_length": "completion_length",
@@ -63,7 +69,12 @@ LOGGED = {
 
 @dataclass(frozen=True)
 class GRPOSettings:
-    """What decides the adapter; in brackets the paper's values."""
+    """What decides the adapter; in brackets the paper's values.
+
+    With one update a batch (updates_per_batch = 1, the paper's way) the policy that is
+    trained is the one that drew the rollouts: every ratio is 1, nothing is clipped, and
+    epsilon, epsilon_high and importance_sampling have no influence whatever.
+    """
 
     steps: int  # optimizer steps (about 750)
     prompts_per_step: int  # questions of one step, over all devices (8)
@@ -82,13 +93,23 @@ class GRPOSettings:
     scale_rewards: str = (
         "group"  # advantages over the std of group, batch, none (group)
     )
+    updates_per_batch: int = 1  # optimizer steps on the same rollouts (1)
+    epsilon: float = 0.2  # ratios below 1 - epsilon are clipped (no clip)
+    epsilon_high: float = 0.0  # ... above 1 + this; 0: epsilon (DAPO: 0.28)
+    importance_sampling: str = "token"  # a ratio for each token, or sequence (GSPO)
+    mask_truncated: bool = False  # rollouts that were cut off leave the loss (False)
+    extra_draws: int = 0  # times a dead group is drawn anew, by another question (0)
+    kl_clamp: float = 0.0  # bound on the log-ratio in the KL; 0: none (11)
+    fp32_logits: bool = False  # output layer in float32; softmax always is (bfloat16)
     schedule: str = "linear"  # how lr falls (linear)
     warmup_share: float = 0.0  # share of the steps in which lr rises linearly (0)
-    dtype: str = "float32"  # of the loaded weights (bfloat16)
+    dtype: str = "float32"  # of frozen weights, and to compute in (bfloat16)
     quantize: bool = False  # frozen weights as NF4 (False)
     gradient_checkpointing: bool = False  # less memory, more time (True)
     prompts_per_backward: int = 0  # groups of one backward pass on a device; 0: all (1)
     pack_tokens: int = 16384  # tokens of one forward pass; a larger group is split
+
+    smallest_group = 2  # of the class; no setting
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -96,10 +117,21 @@ class GRPOSettings:
                 f"temperature = {self.temperature}: it must be above 0, or all "
                 "rollouts of a group are the same"
             )
-        if self.group_size < 2:
+        if self.group_size < self.smallest_group:
             raise ValueError(
                 f"group_size = {self.group_size}: an advantage compares at least 2"
             )
+        least = {"updates_per_batch": 1, "extra_draws": 0, "kl_clamp": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} = {getattr(self, name)}: at least {value}")
+        for name in ("steps", "save_every"):
+            if getattr(self, name) % self.updates_per_batch:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} is no multiple of "
+                    f"updates_per_batch = {self.updates_per_batch}: a checkpoint holds "
+                    "no rollouts, so it can only lie between two batches of them"
+                )
 
 
 class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
@@ -108,18 +140,33 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     A dataset row is {"prompt", "question_id"}; media are read from `questions` when a
     step needs them. A group stays together: it is one row of the batch that TRL
     shuffles and splits, with tensors [groups, G, ...], until the loss unfolds it.
+
+    Other methods on the same rollouts are subclasses: `label` names their adapter, logs
+    and checkpoints, `logged` maps TRL's numbers to the keys of their log.
     """
 
-    def __init__(self, *args, questions, sampling, rollout_path, pack_tokens, **kwargs):
+    label = "grpo"
+    logged = LOGGED
+
+    def __init__(
+        self, *args, questions, rewards, sampling, settings, rollout_path, **kwargs
+    ):
         self.questions: Mapping[str, Question] = questions
+        self.rewards: Mapping[str, Reward] = rewards
         self.sampling: Sampling = sampling
+        self.settings: GRPOSettings = settings
         self.rollout_path = Path(rollout_path)
-        self.pack_tokens: int = pack_tokens
-        self.groups_were_compared = False
+        self.pack_tokens: int = settings.pack_tokens
+        self.groups_were_compared = settings.group_size == 1
+        self._drawn: list = []  # the completions of this batch
+        self._columns: dict[str, Sequence] = {}  # more to record of each rollout
+        self._in_loss: dict | None = None  # what the loss is being computed from
         super().__init__(*args, **kwargs)
         shared_prefix.check_model(self.model)
         for model in filter(None, (self.model, self.ref_model)):
             shared_prefix.add_scoring(model, self.temperature)
+            if self.args.world_size > 1:
+                shared_prefix.see_once(model)
 
     def decoding(self) -> shared_prefix.Decoding:
         """Every sampling field, from the settings and never from the checkpoint."""
@@ -148,13 +195,20 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         names = [row["question_id"] for row in inputs]
         if any(name != names[i - i % size] for i, name in enumerate(names)):
             raise ValueError(f"a batch must hold whole groups of {size}: {names}")
+        self._weigh_rewards()
         prompts = [self.read_prompt(self.questions[name]) for name in names[::size]]
-        self._seen = shared_prefix.with_features(self.model, prompts)
+        with self._gathered():
+            self._seen = shared_prefix.with_features(self.model, prompts)
+            self._drawn = self._draw(self._seen)
+            if self.settings.extra_draws:
+                names, prompts = self._replace_dead_groups(names[::size], prompts)
+                inputs = [dataset_row(self.questions[name]) for name in names]
         frozen = shared_prefix.vision_is_frozen(self.model)
         # Features of a trained tower have no gradient and are not the reference's.
         self._prompts = self._seen if frozen else prompts
         output = super()._generate_and_score_completions(inputs)
-        self._record(names, output["advantages"].tolist())
+        output = self._with_advantages(output)
+        self._record(names, output)
         return {**fold(output, size), "prompts": self._prompts}
 
     def _tokenize_prompts(self, prompts):
@@ -165,13 +219,106 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids, images, multimodal_fields, num_generations, **kwargs
     ):
+        return [tokens for group in self._drawn for tokens in group], None
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """For rollouts: all weights on every process, in the type to compute in."""
+        whole = shards.gathered(self.model_wrapped, self.accelerator)
+        with whole, self.accelerator.autocast():
+            yield
+
+    def _draw(self, seen) -> list[list[list[int]]]:
         groups = shared_prefix.rollouts(
-            self.model, self._seen, num_generations, self.decoding()
+            self.model, seen, self.num_generations, self.decoding()
         )
         if not self.groups_were_compared:
             check_groups_differ(groups)
             self.groups_were_compared = True
-        return [tokens for group in groups for tokens in group], None
+        return groups
+
+    def _replace_dead_groups(self, names: list[str], prompts: list):
+        """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound.
+
+        For each drawn group whose rewards are all equal a group of another question is
+        drawn in its place, up to `extra_draws` times. A group that is still dead then
+        stays. Returns the question of each rollout and the prompts. TRL 1.16 has no
+        such setting.
+        """
+        groups, replaced = self._drawn, []
+        for draw in range(self.settings.extra_draws):
+            scored = [self._score(*pair) for pair in zip(names, groups, strict=True)]
+            dead = [i for i, scores in enumerate(scored) if is_dead(scores["total"])]
+            further = self._further_questions(names, draw)[: len(dead)]
+            if not further:
+                break
+            dead = dead[: len(further)]
+            for i in dead:
+                replaced += self._replaced_rows(names[i], groups[i], scored[i], draw)
+            own = [self.read_prompt(self.questions[name]) for name in further]
+            seen = shared_prefix.with_features(self.model, own)
+            for i, *new in zip(dead, further, own, seen, self._draw(seen), strict=True):
+                names[i], prompts[i], self._seen[i], groups[i] = new
+        replaced = gather_object(replaced)
+        count = len(replaced) / self.num_generations
+        self._metrics["train"]["replaced_groups"].append(count)
+        if self.accelerator.is_main_process and replaced:
+            records.append_jsonl(replaced_path(self.rollout_path), replaced)
+        return [name for name in names for _ in range(self.num_generations)], prompts
+
+    def _further_questions(self, names: Sequence[str], draw: int) -> list[str]:
+        """Questions for a draw: the step decides them, so that a resumed run agrees."""
+        told = f"{self.settings.seed}/draw/{self.state.global_step}/{draw}"
+        order = random.Random(told).sample(list(self.questions), len(self.questions))
+        # Each process has its own share, so that no two draw the same question.
+        process = self.accelerator
+        own = order[process.process_index :: process.num_processes]
+        return [name for name in own if name not in names]
+
+    def _score(self, name: str, group: Sequence[Sequence[int]]) -> dict:
+        """Texts, {reward name: value} and weighted sums of a question's rollouts."""
+        texts = self.processing_class.batch_decode(group, skip_special_tokens=True)
+        question, weights = self.questions[name], self.reward_weights.tolist()
+        each = [
+            {key: float(own(text, question)) for key, own in self.rewards.items()}
+            for text in texts
+        ]
+        sums = [
+            math.fsum(w * v for w, v in zip(weights, own.values(), strict=True))
+            for own in each
+        ]
+        return {"texts": texts, "rewards": each, "total": sums}
+
+    def _replaced_rows(self, name, group, scored, draw) -> list[dict]:
+        rows = self._rows([name] * len(group), scored["texts"], group)
+        return [
+            {**row, "rewards": own, "draw": draw}
+            for row, own in zip(rows, scored["rewards"], strict=True)
+        ]
+
+    # Rewards
+
+    def _weigh_rewards(self) -> None:
+        """Give TRL the weights of the stage that this batch is in.
+
+        The stage follows from the logged means of all steps before, which checkpoints
+        hold in trainer_state.json.
+        """
+        if not isinstance(self.rewards, RewardStages):
+            return
+        keys = {name: f"rewards/{name}/mean" for name in self.rewards}
+        means = [
+            {name: row[key] for name, key in keys.items()}
+            for row in self.state.log_history
+            if set(keys.values()) <= set(row)
+        ]
+        stage = self.rewards.stage_after(means)
+        weights = dict.fromkeys(self.rewards, 0.0) | self.rewards.stages[stage].weights
+        # Rewards that a subclass adds are not the schedule's.
+        self.reward_weights = torch.tensor(
+            [weights.get(name, 1.0) for name in self.reward_func_names]
+        )
+        self._metrics["train"]["reward_stage"].append(stage + 1.0)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._texts, self._tokens = completions, completion_ids_list
@@ -180,28 +327,37 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         )
         return self._rewards
 
-    def _record(self, names: list[str], advantages: list[float]) -> None:
-        """Append this step's rollouts to rollouts.jsonl and log the parse failures."""
-        start = self.accelerator.process_index * len(names)
+    def _with_advantages(self, output: dict) -> dict:
+        """TRL's output of a batch; a subclass may put its own advantages in."""
+        return output
+
+    def _rows(self, names, texts, tokens) -> list[dict]:
+        """What rollouts.jsonl says of every rollout but its rewards."""
         ends = set(self.eos_token_ids)
-        rows = [
+        return [
             {
                 "step": self.state.global_step + 1,
                 "question": name,
                 "rollout": i % self.num_generations,
-                "text": self._texts[i],
-                "tokens": len(self._tokens[i]),
-                "truncated": self._tokens[i][-1] not in ends,
-                "rewards": dict(
-                    zip(
-                        self.reward_func_names,
-                        self._rewards[start + i].tolist(),
-                        strict=True,
-                    )
-                ),
-                "advantage": advantages[i],
+                "text": texts[i],
+                "tokens": len(tokens[i]),
+                "truncated": tokens[i][-1] not in ends,
             }
             for i, name in enumerate(names)
+        ]
+
+    def _record(self, names: list[str], output: dict) -> None:
+        """Append this step's rollouts to rollouts.jsonl and log the parse failures."""
+        start = self.accelerator.process_index * len(names)
+        rewards = self._rewards[start : start + len(names)].tolist()
+        columns = {"advantage": output["advantages"].tolist(), **self._columns}
+        rows = [
+            {
+                **row,
+                "rewards": dict(zip(self.reward_func_names, rewards[i], strict=True)),
+                **{name: values[i] for name, values in columns.items()},
+            }
+            for i, row in enumerate(self._rows(names, self._texts, self._tokens))
         ]
         rows = gather_object(rows)
         failed = [parse_answer(row["text"], "first_letter") is None for row in rows]
@@ -213,7 +369,10 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         self._prompts = inputs["prompts"]
-        return super()._compute_loss(model, unfold(inputs))
+        self._in_loss = unfold(inputs)
+        loss = super()._compute_loss(model, self._in_loss)
+        self._in_loss = None
+        return loss
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -226,19 +385,62 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         **kwargs,
     ):
         kept = attention_mask[:, -logits_to_keep:].bool()
+        # mask_truncated hides all of a rollout that was cut off, which fills its row.
+        kept |= ~kept.any(1, keepdim=True)
         tokens = input_ids[:, -logits_to_keep:]
         completions = [own[mask] for own, mask in zip(tokens, kept, strict=True)]
         size = len(completions) // len(self._prompts)
         groups = [completions[i : i + size] for i in range(0, len(completions), size)]
         with self.accelerator.autocast():
-            found = shared_prefix.completion_scores(
-                model, self._prompts, groups, self.pack_tokens
-            )
-        logps, entropies = (pad_sequence(values, True, 0.0) for values in found)
-        missing = logits_to_keep - logps.shape[1]  # the longest may be in another batch
-        logps = torch.nn.functional.pad(logps, (0, missing))
-        entropies = torch.nn.functional.pad(entropies, (0, missing))
+            found = self._completion_scores(model, groups)
+        logps, entropies = (padded(values, logits_to_keep) for values in found)
+        if self._in_loss is not None and self.settings.kl_clamp and self.beta:
+            self._clamp_reference(logps)
         return logps, entropies if compute_entropy else None, None
+
+    def _completion_scores(self, model, groups):
+        return shared_prefix.completion_scores(
+            model, self._prompts, groups, self.pack_tokens
+        )
+
+    def _clamp_reference(self, logps: torch.Tensor) -> None:
+        """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy.
+
+        As the released code does (grpo_trainer.py:476-479): beyond the bound the KL has
+        no gradient. TRL 1.16 has no such setting and subtracts `logps` again, so the
+        reference is moved to where the bounded difference puts it.
+        """
+        bound, inputs = self.settings.kl_clamp, self._in_loss
+        ratio = (inputs["ref_per_token_logps"] - logps).clamp(-bound, bound)
+        inputs["ref_per_token_logps"] = logps + ratio
+
+    # Checkpoints
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What a subclass must find again beside weights, optimizer and randomness."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        state = self.extra_state()
+        if state and self.args.should_save:
+            name = f"checkpoint-{self.state.global_step}"
+            save_file(state, Path(self.args.output_dir) / name / EXTRA)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.extra_state():
+            self.load_extra_state(load_file(Path(checkpoint) / EXTRA))
+
+
+def padded(values: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """One [width] row of each; zeros behind its end."""
+    rows = pad_sequence(values, True, 0.0)
+    missing = width - rows.shape[1]  # the longest may be in another batch
+    return torch.nn.functional.pad(rows, (0, missing))
 
 
 def fold(batch: Mapping, size: int) -> dict:
@@ -258,6 +460,16 @@ def unfold(batch: Mapping) -> dict:
     }
 
 
+def is_dead(rewards: Sequence[float]) -> bool:
+    """Whether a group's rewards are all equal, so that nothing is learned from it."""
+    return min(rewards) == max(rewards)
+
+
+def replaced_path(rollout_path: Path) -> Path:
+    """Where the rollouts of groups that dynamic sampling replaced are recorded."""
+    return rollout_path.with_name(f"replaced_{rollout_path.name}")
+
+
 def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:
     """Raise RuntimeError if in no group any two rollouts differ.
 
@@ -274,12 +486,13 @@ def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:
 class CutRollouts(checkpoints.TrainerCallback):
     """Drops rollouts of steps after the checkpoint that training goes on from."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, *paths: Path):
+        self.paths = paths
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            checkpoints.cut_back(self.path, state.global_step)
+            for path in self.paths:
+                checkpoints.cut_back(path, state.global_step)
 
 
 def train_grpo(
@@ -293,23 +506,46 @@ def train_grpo(
     """Train an adapter; returns its folder run/adapters/grpo.
 
     `reward_functions` maps a name to a function of completion text and question; their
-    sum is the reward. Writes run/train_log_grpo.jsonl (a row a step) and
-    run/rollouts.jsonl (a row a rollout), and goes on from run/checkpoints/grpo where a
-    killed call stopped. A finished adapter of the same settings is returned at once.
-    Raises ValueError, naming the difference, when what lies there was made with other
+    sum is the reward, or what RewardStages (lib/reward_stages.py) make of them. Writes
+    run/train_log_grpo.jsonl (a row a step) and run/rollouts.jsonl (a row a rollout of
+    the update; those of groups that were drawn and replaced are in
+    run/replaced_rollouts.jsonl), and goes on from run/checkpoints/grpo where a killed
+    call stopped. A finished adapter of the same settings is returned at once. Raises
+    ValueError, naming the difference, when what lies there was made with other
     settings, and BadVideo for unusable media.
     """
+    return train_policy(
+        VideoGRPOTrainer,
+        model_path,
+        questions,
+        reward_functions,
+        settings,
+        sampling,
+        run,
+    )
+
+
+def train_policy(
+    method: type[VideoGRPOTrainer],
+    model_path: str | Path,
+    questions: Sequence[Question],
+    reward_functions: Mapping[str, Reward],
+    settings: GRPOSettings,
+    sampling: Sampling,
+    run: Path,
+) -> Path:
+    """`train_grpo` by any method: a trainer class, whose label names what it writes."""
     run = Path(run)
-    folder, work = run / "adapters" / "grpo", run / "checkpoints" / "grpo"
-    wanted = all_settings(model_path, questions, reward_functions, settings, sampling)
-    if not checkpoints.same_settings(folder / RECORD, wanted):
-        if not checkpoints.same_settings(work / RECORD, wanted):
-            checkpoints.write_settings(work / RECORD, wanted)
-        trainer = grpo_trainer(
-            model_path, questions, reward_functions, settings, sampling, run
-        )
+    folder, work = run / "adapters" / method.label, run / "checkpoints" / method.label
+    record = f"{method.label}_settings.json"
+    given = (model_path, questions, reward_functions, settings, sampling)
+    wanted = all_settings(*given)
+    if not checkpoints.same_settings(folder / record, wanted):
+        if not checkpoints.same_settings(work / record, wanted):
+            checkpoints.write_settings(work / record, wanted)
+        trainer = policy_trainer(method, *given, run)
         checkpoints.train(trainer)
-        checkpoints.publish(trainer.model, folder, RECORD, wanted)
+        checkpoints.publish_trained(trainer, folder, record, wanted)
     if checkpoints.PartialState().is_main_process:
         shutil.rmtree(work, ignore_errors=True)
     return folder
@@ -335,8 +571,20 @@ def all_settings(
         "sampling": asdict(sampling),
         "model": records.sha256(source)[:12] if local else source,
         "questions": f"{len(questions)} with sha256 {digest.hexdigest()[:12]}",
-        "rewards": list(reward_functions),
+        "rewards": reward_names(reward_functions),
     }
+
+
+def reward_names(reward_functions: Mapping[str, Reward]) -> list[str]:
+    """The rewards as a record tells them: names, or stages with their weights."""
+    if isinstance(reward_functions, RewardStages):
+        return [str(stage) for stage in reward_functions.stages]
+    return list(reward_functions)
+
+
+def dataset_row(question: Question) -> dict[str, str]:
+    """What the trainer's dataset holds of a question."""
+    return {"prompt": prompt_text(question, STYLE), "question_id": question.id}
 
 
 def question_order(questions: Sequence[Question], count: int, seed: int) -> list[str]:
@@ -346,13 +594,7 @@ def question_order(questions: Sequence[Question], count: int, seed: int) -> list
         raise ValueError(
             f"{len(ids)} questions have only {len(set(ids))} different ids"
         )
-    if not ids:
-        raise ValueError("there are no questions to train on")
-    order: list[str] = []
-    while len(order) < count:
-        epoch = random.Random(f"{seed}/epoch/{len(order) // len(ids)}")
-        order += epoch.sample(ids, len(ids))
-    return order[:count]
+    return checkpoints.training_order(ids, count, seed)
 
 
 def grpo_trainer(
@@ -364,41 +606,66 @@ def grpo_trainer(
     run: Path,
 ) -> VideoGRPOTrainer:
     """The trainer, ready to start: model, data, rewards, logs and progress bar."""
+    given = (model_path, questions, reward_functions, settings, sampling, run)
+    return policy_trainer(VideoGRPOTrainer, *given)
+
+
+def policy_trainer(
+    method: type[VideoGRPOTrainer],
+    model_path: str | Path,
+    questions: Sequence[Question],
+    reward_functions: Mapping[str, Reward],
+    settings: GRPOSettings,
+    sampling: Sampling,
+    run: Path,
+) -> VideoGRPOTrainer:
+    """`grpo_trainer` of any method: a trainer class."""
     models.seed_everything(settings.seed)
     known = {question.id: question for question in questions}
+    batches = settings.steps // settings.updates_per_batch
     order = question_order(
-        questions, settings.steps * settings.prompts_per_step, settings.seed
+        questions, batches * settings.prompts_per_step, settings.seed
     )
     lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
     names = {f"rewards/{name}/mean": f"reward_{name}" for name in reward_functions}
-    trainer = VideoGRPOTrainer(
-        model=trainable_model(model_path, settings),
+    if settings.updates_per_batch > 1:
+        names["clip_ratio/region_mean"] = "clipped_ratios"
+    rollout_path = run / rollout_file(method.label)
+    # Known before the model is loaded: ZeRO-3 splits it on the way.
+    arguments = trainer_arguments(settings, run / "checkpoints" / method.label)
+    trainer = method(
+        model=shards.load_trainable(model_path, settings, arguments),
         reward_funcs=[
             trl_reward(name, function, known)
             for name, function in reward_functions.items()
         ],
-        args=trainer_arguments(settings, run),
+        args=arguments,
         # Only text passes through Arrow, which would fill absent media with None.
-        train_dataset=Dataset.from_dict(
-            {
-                "prompt": [prompt_text(known[name], STYLE) for name in order],
-                "question_id": order,
-            }
-        ),
+        train_dataset=Dataset.from_list([dataset_row(known[name]) for name in order]),
         processing_class=models.load_processor(model_path),
         peft_config=lora if settings.lora_rank else None,
         callbacks=[
-            checkpoints.LogRecord(run / "train_log_grpo.jsonl", {**LOGGED, **names}),
-            CutRollouts(run / "rollouts.jsonl"),
+            checkpoints.LogRecord(
+                run / f"train_log_{method.label}.jsonl", {**method.logged, **names}
+            ),
+            CutRollouts(rollout_path, replaced_path(rollout_path)),
             checkpoints.MarkComplete(),
+            shards.CheckShards(),
         ],
         questions=known,
+        rewards=reward_functions,
         sampling=sampling,
-        rollout_path=run / "rollouts.jsonl",
-        pack_tokens=settings.pack_tokens,
+        settings=settings,
+        rollout_path=rollout_path,
     )
-    checkpoints.show_steps(trainer, "GRPO", ["reward", "completions/mean_length"])
+    shown = ["reward", "completions/mean_length"]
+    checkpoints.show_steps(trainer, method.label.upper(), shown)
     return trainer
+
+
+def rollout_file(label: str) -> str:
+    """rollouts.jsonl for GRPO, rollouts_<label>.jsonl for another method."""
+    return "rollouts.jsonl" if label == "grpo" else f"rollouts_{label}.jsonl"
 
 
 def trl_reward(name: str, function: Reward, questions: Mapping[str, Question]):
@@ -412,15 +679,16 @@ def trl_reward(name: str, function: Reward, questions: Mapping[str, Question]):
     return rewards
 
 
-def trainer_arguments(settings: GRPOSettings, run: Path) -> GRPOConfig:
+def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
     """The settings under TRL's names, and what the kit never varies."""
     has_gpu = torch.cuda.is_available()
-    return GRPOConfig(
-        output_dir=str(run / "checkpoints" / "grpo"),
+    arguments = GRPOConfig(
+        output_dir=str(folder),
         max_steps=settings.steps,
         **batch_sizes(settings),
-        num_generations=settings.group_size,
-        num_iterations=1,
+        # One group at first: TRL refuses groups of one rollout, which PPO may have.
+        num_generations=settings.prompts_per_step * settings.group_size,
+        num_iterations=settings.updates_per_batch,
         max_completion_length=settings.max_completion_tokens,
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -428,6 +696,11 @@ def trainer_arguments(settings: GRPOSettings, run: Path) -> GRPOConfig:
         beta=settings.kl_beta,
         # TRL's default weighs the KL by the ratio, which changes its gradient.
         use_bias_correction_kl=False,
+        epsilon=settings.epsilon,
+        epsilon_high=settings.epsilon_high or None,
+        importance_sampling_level=settings.importance_sampling,
+        mask_truncated_completions=settings.mask_truncated,
+        cast_lm_head_to_fp32=settings.fp32_logits,
         loss_type=settings.loss_type,
         scale_rewards=settings.scale_rewards,
         learning_rate=settings.lr,
@@ -442,22 +715,21 @@ def trainer_arguments(settings: GRPOSettings, run: Path) -> GRPOConfig:
         report_to="none",
         disable_tqdm=True,
         use_cpu=not has_gpu,
-        bf16=has_gpu and settings.dtype == "bfloat16",
+        bf16=settings.dtype == "bfloat16",
         activation_checkpointing=settings.gradient_checkpointing,
         dataloader_pin_memory=has_gpu,
-        # An adapter on the language model alone leaves no weight without gradient.
-        ddp_find_unused_parameters=settings.lora_rank == 0,
+        ddp_find_unused_parameters=False,  # see_once: every pass uses every weight
         # A broadcast at every forward pass hangs where devices need unlike numbers of
         # them (pack_tokens); no buffer of the model ever changes.
         ddp_broadcast_buffers=False,
     )
+    arguments.num_generations = settings.group_size
+    return arguments
 
 
 def batch_sizes(settings: GRPOSettings) -> dict[str, int]:
     """TRL counts rollouts on a device; a step is one generation, split by backwards."""
-    # Without a GPU, accelerate sees other processes only if told that it is on CPU.
-    on_cpu = not torch.cuda.is_available()
-    devices = checkpoints.PartialState(cpu=on_cpu).num_processes
+    devices = checkpoints.processes()
     own, rest = divmod(settings.prompts_per_step, devices)
     once = settings.prompts_per_backward or own
     if rest or once == 0 or own % once:
@@ -470,10 +742,3 @@ def batch_sizes(settings: GRPOSettings) -> dict[str, int]:
         "per_device_train_batch_size": once * settings.group_size,
         "gradient_accumulation_steps": own // once,
     }
-
-
-def trainable_model(model_path: str | Path, settings: GRPOSettings):
-    """The checkpoint's model; NF4 weights can only be trained through an adapter."""
-    if settings.quantize and not settings.lora_rank:
-        raise ValueError("quantize needs an adapter: give a lora_rank above 0")
-    return models.load_model(model_path, settings.dtype, settings.quantize)

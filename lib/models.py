@@ -28,6 +28,9 @@ from lib import paths, records, torchvision_cpu  # noqa: F401  before transforme
 
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# DeepSpeed, which TRL imports wherever it is installed, warns on stdout of what it
+# detects and at every change of the order of layers; only its errors concern us.
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 # TRL 1.16 and peft 0.21 still use this name of transformers, whatever we write.
 OLD_NAME = "`(is_)?gradient_checkpointing` is deprecated"
 warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
@@ -113,24 +116,31 @@ def load_processor(path: str | Path):
     return processor
 
 
-def load_model(path: str | Path, dtype: str = "float32", quantize: bool = False):
+def load_model(
+    path: str | Path,
+    dtype: str = "float32",
+    quantize: bool = False,
+    placed: bool = True,
+):
     """The checkpoint's model in eval mode, on the GPU where there is one.
 
     `dtype` is float32 or bfloat16. `quantize` stores the language model's matrices as
     NF4 with double quantisation (QLoRA, arXiv 2305.14314); the vision tower and lm_head
-    keep `dtype`. Raises FileNotFoundError for a local folder that is not there or lacks
-    a file, and ValueError for a damaged one and for weights that are not the model's.
+    keep `dtype`. `placed` is False where a trainer will split the weights over
+    processes and move them itself. Raises FileNotFoundError for a local folder that is
+    not there or lacks a file, and ValueError for a damaged one and for weights that are
+    not the model's.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-    model = _whole_model(
+    model = load_whole(
         AutoModelForImageTextToText,
         checkpoint_source(path),
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
         quantization_config=nf4(dtype) if quantize else None,
-        device_map={"": device},
+        device_map={"": device} if placed else None,
     )
     return model.eval()
 
@@ -163,7 +173,7 @@ def _tensor_names(file: Path) -> set[str]:
         raise ValueError(f"{file} is damaged ({error}): {COPY}") from error
 
 
-def _whole_model(kind, source: str | Path, **options):
+def load_whole(kind, source: str | Path, **options):
     """`kind.from_pretrained`, with a ValueError where the library would go on with
     random numbers: for tensors that the checkpoint lacks or has in another shape."""
     check_files(source, MODEL_FILES)
@@ -182,6 +192,15 @@ def _whole_model(kind, source: str | Path, **options):
                 f" its weights and config.json do not belong together; {COPY}"
             )
     return model
+
+
+def say_dtype(folder: Path, dtype: str) -> None:
+    """Let the config of a checkpoint name the type that its weights are stored in."""
+    config = records.read_json(folder / "config.json")
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        if "dtype" in part:
+            part["dtype"] = dtype
+    records.write_json(folder / "config.json", config)
 
 
 def _check_type(source: str | Path) -> None:
@@ -219,6 +238,35 @@ def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfi
     )
 
 
+def load_trained(
+    model_path: str | Path,
+    folder: str | Path,
+    dtype: str = "float32",
+    quantize: bool = False,
+):
+    """The model that training left in `folder`, in eval mode.
+
+    `model_path` is the base: a LoRA adapter is put on top of it, and a folder with
+    whole weights stands for itself. Raises as `load_model` and `load_adapter` do.
+    """
+    folder = trained_folder(folder)
+    if (folder / ADAPTER).exists():
+        return load_adapter(load_model(model_path, dtype, quantize), folder)
+    return load_model(folder, dtype, quantize)
+
+
+def trained_folder(folder: str | Path) -> Path:
+    """The absolute folder; FileNotFoundError if it is missing, ValueError if it holds
+    neither an adapter nor a checkpoint."""
+    folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
+    if not any((folder / name).exists() for name in (ADAPTER, "config.json")):
+        raise ValueError(
+            f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
+            " checkpoint; give the folder that 02_sft or 03_grpo wrote"
+        )
+    return folder
+
+
 def load_adapter(model, folder: str | Path):
     """`model` with what training left in `folder`, in eval mode.
 
@@ -228,20 +276,15 @@ def load_adapter(model, folder: str | Path):
     is neither or damaged, for one that belongs to another base, and for a whole
     checkpoint that a quantized model cannot take.
     """
-    folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
+    folder = trained_folder(folder)
     if (folder / ADAPTER).exists():
         return _with_adapter(model, folder).eval()
-    if not (folder / "config.json").exists():
-        raise ValueError(
-            f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
-            " checkpoint; give the folder that 02_sft or 03_grpo wrote"
-        )
     if getattr(model, "is_quantized", False):
         raise ValueError(
             f"{folder} is a whole checkpoint, but the model is quantized: load it with "
             "quantize = False"
         )
-    trained = _whole_model(type(model), folder, dtype=model.dtype)
+    trained = load_whole(type(model), folder, dtype=model.dtype)
     with _fitting(folder):
         model.load_state_dict(trained.state_dict(), strict=True)
     return model.eval()

@@ -13,15 +13,24 @@ Two parsing rules, always reported side by side:
     ('B', 1.0)
     >>> format_reward(completion), format_reward("B.")
     (1.0, 0.0)
+
+`accuracy`, `well_formed` and `consistent` are rewards as a trainer calls them, with a
+completion and its question; lib/reward_stages.py weighs them and puts them in order.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lib.questions import Question
 
 RULES = ("first_letter", "lenient")
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 # Either text between the tags may be anything but another tag of the four.
 _NO_TAG = r"(?:(?!</?(?:think|answer)>).)*"
@@ -75,16 +84,83 @@ def format_reward(completion: str) -> float:
     return float(FORMAT.fullmatch(completion) is not None)
 
 
+def consistency_reward(completion: str, options: Sequence[str]) -> float:
+    """1.0 if the answer's letter is the option that the reasoning named last, else 0.0.
+
+    The reasoning is the text of the first `<think>...</think>`; without one, what
+    stands before the first `<answer>`. An option is named where its whole text stands
+    as words of its own, with any case and white space; inside a longer option's text it
+    is not. The answer's letter is that of `parse_answer(completion, "first_letter")`.
+
+        >>> options = ("wash cup", "dry cup")
+        >>> consistency_reward("<think>Wash cup is done, so dry cup.</think>"
+        ...                    "<answer>B</answer>", options)
+        1.0
+        >>> consistency_reward("<think>Next is wash cup.</think>"
+        ...                    "<answer>B</answer>", options)
+        0.0
+
+    It says nothing about being right: a wrong answer can follow from its reasoning. And
+    it only reads: a paraphrase ("dry the cup"), a letter ("so B") and an option that is
+    named to be ruled out at the end ("..., not wash cup") are not understood, so 0.0
+    may also mean that no option was named in its own words.
+    """
+    letter = _first_letter(completion, "ABCDE"[: len(options)])
+    named = _last_named(_reasoning(completion), options)
+    return float(letter is not None and "ABCDE".index(letter) in named)
+
+
+def accuracy(completion: str, question: Question) -> float:
+    """`accuracy_reward` under the paper's rule."""
+    return accuracy_reward(completion, question.gold)
+
+
+def well_formed(completion: str, question: Question) -> float:
+    """`format_reward`."""
+    return format_reward(completion)
+
+
+def consistent(completion: str, question: Question) -> float:
+    """`consistency_reward` for the question's options."""
+    return consistency_reward(completion, question.options)
+
+
+# Functions of the module, so that they can be sent to other processes.
+REWARDS: dict[str, Callable[[str, Question], float]] = {
+    "accuracy": accuracy,
+    "format": well_formed,
+    "consistency": consistent,
+}
+
+
 def reward_functions(with_format: bool = False) -> dict:
     """Rewards of a completion and its question, by name; GRPO adds them up.
 
     Accuracy alone is the paper's setting: the released grpo.py holds a format reward
     and grpo.sh does not use it.
     """
-    functions = {"accuracy": lambda text, asked: accuracy_reward(text, asked.gold)}
-    if with_format:
-        functions["format"] = lambda text, asked: format_reward(text)
-    return functions
+    names = ("accuracy", "format") if with_format else ("accuracy",)
+    return {name: REWARDS[name] for name in names}
+
+
+def _reasoning(completion: str) -> str:
+    match = THINK.search(completion)
+    return match.group(1) if match else completion.partition("<answer>")[0]
+
+
+def _last_named(reasoning: str, options: Sequence[str]) -> set[int]:
+    """Indices of the options whose text is the last option text in `reasoning`."""
+    text = _plain(reasoning)
+    plain = [_plain(option) for option in options]
+    # The longest first, so that an option within a longer one is not found there.
+    longest = sorted(filter(None, set(plain)), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest))
+    found = re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", text) if pattern else []
+    return {i for i, option in enumerate(plain) if found and option == found[-1]}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _first_letter(completion: str, letters: str) -> str | None:

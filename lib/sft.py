@@ -3,7 +3,8 @@
 The SFT arm of SEED-Bench-R1 (arXiv 2503.24376; released sft.py and
 qwen2vl_sft_config.yaml): the loss is the mean negative log-likelihood of the response
 tokens and their <|im_end|>; prompt, pictures and padding have no part in it. The paper
-trains all weights; here LoRA adapters on the language model are trained.
+trains all weights; here it is those (lora_rank = 0) or LoRA adapters on the language
+model.
 
     settings = SFTSettings(steps=47, batch_size=1, gradient_accumulation=128, lr=2e-5,
                            lora_rank=16, lora_alpha=32, seed=42, save_every=10,
@@ -12,7 +13,7 @@ trains all weights; here LoRA adapters on the language model are trained.
                                          data)
     folder = train_sft("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
                        Sampling(), run)
-    model = load_adapter(load_model("Qwen/Qwen2-VL-7B-Instruct"), folder)
+    model = load_trained("Qwen/Qwen2-VL-7B-Instruct", folder)
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, models, records
+from lib import checkpoints, models, records, shards, shared_prefix
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.video import BadVideo, Sampling, question_media
@@ -33,6 +34,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 RECORD = "sft_settings.json"
+LABEL = "sft"
 IGNORED = -100  # label of a token that is not in the loss
 END_OF_RESPONSE = "<|im_end|>"
 LOGGED = {
@@ -45,25 +47,25 @@ LOGGED = {
 
 @dataclass(frozen=True)
 class SFTSettings:
-    """What decides the adapter; in brackets the paper's values for all weights of 7B.
+    """What decides the weights; in brackets the paper's values for all weights of 7B.
 
-    One step sees batch_size x gradient_accumulation demonstrations on each device,
-    except at the end of an epoch, which ends with what is left; several devices then
-    fill up their last batches with the first demonstrations of that epoch.
+    Every step sees batch_size x gradient_accumulation demonstrations on each device.
+    Their order is that of `checkpoints.training_order`: a step that reaches the end of
+    an epoch goes on with the next one.
     """
 
     steps: int  # optimizer steps (about 47: one epoch of 6k)
     batch_size: int  # demonstrations of one forward pass (1)
     gradient_accumulation: int  # forward passes of one step (16 on each of 8 GPUs)
     lr: float  # peak of AdamW's learning rate (2e-5; LoRA wants 10 to 100 times more)
-    lora_rank: int
+    lora_rank: int  # 0 trains all weights, the vision tower included (0)
     lora_alpha: float
     seed: int  # adapter initialisation and order of the demonstrations (42)
     save_every: int  # steps between checkpoints
     max_tokens: int  # a longer demonstration is an error, nothing is cut off (8192)
     warmup_share: float = 0.1  # share of the steps in which lr rises linearly (0.1)
     schedule: str = "cosine"  # how lr falls to 0 afterwards (cosine)
-    dtype: str = "float32"  # of the frozen weights (bfloat16)
+    dtype: str = "float32"  # of frozen weights, and to compute in (bfloat16)
     quantize: bool = False  # frozen weights as NF4 (False)
     gradient_checkpointing: bool = False  # less memory, more time (True)
 
@@ -145,24 +147,25 @@ def train_sft(
     settings: SFTSettings,
     sampling: Sampling,
     run: Path,
+    label: str = LABEL,
 ) -> Path:
-    """Train a LoRA adapter; returns its folder run/adapters/sft.
+    """Train an adapter, or all weights; returns their folder run/adapters/<label>.
 
-    Logs one row a step to run/train_log_sft.jsonl (step, loss, lr, grad_norm,
-    token_accuracy) and goes on from run/checkpoints/sft where a killed call stopped. A
+    Logs one row a step to run/train_log_<label>.jsonl (step, loss, lr, grad_norm,
+    token_accuracy) and goes on from run/checkpoints/<label> after a kill. A
     finished adapter of the same settings is returned at once. Raises ValueError, naming
     the difference, when what lies there was made with other settings.
     """
     run = Path(run)
-    folder, work = run / "adapters" / "sft", run / "checkpoints" / "sft"
+    folder, work = run / "adapters" / label, run / "checkpoints" / label
     wanted = all_settings(model_path, demonstrations, settings, sampling)
     if checkpoints.same_settings(folder / RECORD, wanted):
         return folder
     if not checkpoints.same_settings(work / RECORD, wanted):
         checkpoints.write_settings(work / RECORD, wanted)
-    trainer = sft_trainer(model_path, demonstrations, settings, sampling, run)
+    trainer = sft_trainer(model_path, demonstrations, settings, sampling, run, label)
     checkpoints.train(trainer)
-    return checkpoints.publish(trainer.model, folder, RECORD, wanted)
+    return checkpoints.publish_trained(trainer, folder, RECORD, wanted)
 
 
 def all_settings(
@@ -193,32 +196,46 @@ def sft_trainer(
     settings: SFTSettings,
     sampling: Sampling,
     run: Path,
+    label: str = LABEL,
 ) -> ResponseTrainer:
     """The trainer, ready to start: model, data, schedule, log and progress bar."""
     models.seed_everything(settings.seed)
     processor = models.load_processor(model_path)
     collator = ResponseCollator(processor, sampling, settings.max_tokens)
+    # Before the model is loaded: ZeRO-3 splits it on the way.
+    arguments = trainer_arguments(settings, run / "checkpoints" / label)
+    lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
     trainer = ResponseTrainer(
-        model=models.load_model(model_path, settings.dtype, settings.quantize),
-        args=trainer_arguments(settings, run),
+        model=shards.load_trainable(model_path, settings, arguments),
+        args=arguments,
         # Only row numbers pass through Arrow, which would fill absent media with None.
-        train_dataset=Dataset.from_dict({"row": list(range(len(demonstrations)))}),
+        train_dataset=Dataset.from_dict({"row": row_order(demonstrations, settings)}),
         data_collator=lambda rows: collator([demonstrations[i["row"]] for i in rows]),
         processing_class=processor,
-        peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
+        peft_config=lora if settings.lora_rank else None,
         callbacks=[
-            checkpoints.LogRecord(run / "train_log_sft.jsonl", LOGGED),
+            checkpoints.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
             checkpoints.MarkComplete(),
+            shards.CheckShards(),
         ],
     )
+    if arguments.world_size > 1:
+        shared_prefix.see_once(trainer.model)
     checkpoints.show_steps(trainer, "SFT", ["loss", "mean_token_accuracy"])
     return trainer
 
 
-def trainer_arguments(settings: SFTSettings, run: Path) -> SFTConfig:
+def row_order(demonstrations: Sequence[Demonstration], settings: SFTSettings) -> list:
+    """Numbers of the demonstrations that all steps see, over all devices, in order."""
+    once = settings.batch_size * settings.gradient_accumulation
+    count = settings.steps * once * checkpoints.processes()
+    return checkpoints.training_order(range(len(demonstrations)), count, settings.seed)
+
+
+def trainer_arguments(settings: SFTSettings, folder: Path) -> SFTConfig:
     """The settings under TRL's names, and what the kit never varies."""
     return SFTConfig(
-        output_dir=str(run / "checkpoints" / "sft"),
+        output_dir=str(folder),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
@@ -226,6 +243,7 @@ def trainer_arguments(settings: SFTSettings, run: Path) -> SFTConfig:
         lr_scheduler_type=settings.schedule,
         warmup_steps=math.ceil(settings.warmup_share * settings.steps),
         seed=settings.seed,
+        train_sampling_strategy="sequential",  # row_order has shuffled
         save_strategy="steps",
         save_steps=settings.save_every,
         save_total_limit=2,  # the newest may be half written when the run is killed
@@ -236,6 +254,7 @@ def trainer_arguments(settings: SFTSettings, run: Path) -> SFTConfig:
         bf16=settings.dtype == "bfloat16",
         gradient_checkpointing=settings.gradient_checkpointing,
         dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # see_once: every pass uses every weight
         # The collator prepares, and nothing is truncated (TRL's default: 1024 tokens).
         max_length=None,
         remove_unused_columns=False,

@@ -29,7 +29,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from lib import models
+from lib import models, shards
 
 # isort: split
 from transformers import LogitsProcessorList
@@ -212,6 +212,72 @@ def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
     ]
 
 
+def see_once(model) -> None:
+    """Let every forward pass of a network run its vision tower exactly once.
+
+    Stills and clips go through it together, and a pass without pictures shows it a grey
+    one that counts 0: the processes of lib/shards.py must call the same layers, though
+    one may have a clip and another a still or neither. Passes that are given features,
+    or go on behind a cache, leave the tower out.
+    """
+    inner = base_of(model).model
+    plain = inner.forward
+
+    @functools.wraps(type(inner).forward)
+    def forward(self, *args, mm_encoder_outputs=None, past_key_values=None, **kwargs):
+        pixels = {key: kwargs.pop(key, None) for key, _ in KINDS.values()}
+        own = {"past_key_values": past_key_values, **kwargs}
+        if mm_encoder_outputs is not None or past_key_values is not None:
+            return plain(*args, mm_encoder_outputs=mm_encoder_outputs, **own)
+        seen = [kind for kind, (key, _) in KINDS.items() if pixels[key] is not None]
+        if seen:
+            outputs = _seen_together(self, seen, pixels, kwargs)
+            return plain(*args, mm_encoder_outputs=outputs, **own)
+        grey = grey_picture(self.config, kwargs["input_ids"].device)
+        idle = self.get_image_features(*grey, return_dict=True)
+        output = plain(*args, **own)
+        hidden = output.last_hidden_state
+        nothing = 0 * sum(part.sum() for part in _tower_outputs(idle))
+        output.last_hidden_state = hidden + nothing.to(hidden.dtype)
+        return output
+
+    inner.forward = types.MethodType(forward, inner)
+
+
+def _seen_together(inner, kinds: list[str], pixels: Mapping, grids: Mapping) -> dict:
+    """The vision tower's outputs of each kind, from one pass over all of them."""
+    found = inner.get_image_features(
+        torch.cat([pixels[KINDS[kind][0]] for kind in kinds]),
+        torch.cat([grids[KINDS[kind][1]] for kind in kinds]),
+        return_dict=True,
+    )
+    deep = getattr(found, "deepstack_features", None) or ()
+    outputs, start = {}, 0
+    for kind in kinds:
+        own = slice(start, start + len(grids[KINDS[kind][1]]))
+        outputs[kind] = types.SimpleNamespace(
+            pooler_output=found.pooler_output[own],
+            deepstack_features=[layer[own] for layer in deep],
+        )
+        start = own.stop
+    return outputs
+
+
+def _tower_outputs(found) -> Iterator[torch.Tensor]:
+    yield from found.pooler_output
+    for layer in getattr(found, "deepstack_features", None) or ():
+        yield from layer
+
+
+def grey_picture(config, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and grid of the smallest picture: one merged patch, at the mean."""
+    vision = config.vision_config
+    side = vision.spatial_merge_size
+    values = 3 * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.zeros(side * side, values, device=device)
+    return pixels, torch.tensor([[1, side, side]], device=device)
+
+
 def picture_inputs(prompts: Sequence[Prompt]) -> dict:
     """Arguments of the model's forward for the pictures of a batch of prompts.
 
@@ -219,11 +285,12 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
     """
     inputs: dict = {}
     outputs: dict = {}
+    seen = all(prompt.features is not None for prompt in prompts)
     for kind, keys in KINDS.items():
         owners = [prompt for prompt in prompts if keys[0] in prompt.pixels]
         if not owners:
             continue
-        if all(prompt.features is not None for prompt in prompts):
+        if seen:
             parts = [part for prompt in owners for part in prompt.features[kind]]
             pooled, *deep = map(list, zip(*parts, strict=True))
             outputs[kind] = types.SimpleNamespace(
@@ -232,7 +299,7 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
         else:
             for key in keys:
                 inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])
-    return {**inputs, "mm_encoder_outputs": outputs} if outputs else inputs
+    return {"mm_encoder_outputs": outputs} if seen else inputs
 
 
 def as_mask(visible: torch.Tensor, model) -> torch.Tensor:
@@ -404,33 +471,46 @@ def add_scoring(model, temperature: float = 1.0) -> None:
     plain = base.forward
 
     @functools.wraps(type(base).forward)
-    def forward(self, *args, completion_labels=None, **kwargs):
+    def forward(self, *args, completion_labels=None, pieces=0, **kwargs):
         if completion_labels is None:
             return plain(*args, **kwargs)
         hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state
         kept = completion_labels != -100
         head = self.get_output_embeddings()
-        return score(hidden[kept], head, completion_labels[kept], temperature)
+        return score(hidden[kept], head, completion_labels[kept], temperature, pieces)
 
     base.forward = types.MethodType(forward, base)
 
 
-def score(hidden: torch.Tensor, head, labels: torch.Tensor, temperature: float = 1.0):
+def score(
+    hidden: torch.Tensor,
+    head,
+    labels: torch.Tensor,
+    temperature: float = 1.0,
+    pieces: int = 0,
+):
     """Log-probability of each label and entropy at its position, both [N].
 
-    `hidden` [N, hidden size], `head` the output layer. Logits exist for one chunk at a
-    time, in the forward and, computed again, in the backward pass. Entropies carry no
-    gradient.
+    `hidden` [N, hidden size], `head` the output layer. Logits exist for one piece of
+    the N at a time, in the forward and, computed again, in the backward pass; `pieces`
+    is their number, 0 for as few as LOGITS_AT_ONCE allows. Entropies carry no gradient.
     """
-    chunk = max(1, LOGITS_AT_ONCE // head.out_features)
-    if len(labels) <= chunk:
+    pieces = pieces or logits_pieces(len(labels), head)
+    if pieces == 1:
         return _score_chunk(hidden, head, labels, temperature)
     parts = [
         checkpoint(_score_chunk, part, head, own, temperature, use_reentrant=False)
-        for part, own in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+        for part, own in zip(
+            hidden.tensor_split(pieces), labels.tensor_split(pieces), strict=True
+        )
     ]
     logps, entropies = zip(*parts, strict=True)
     return torch.cat(logps), torch.cat(entropies)
+
+
+def logits_pieces(labels: int, head) -> int:
+    """In how many pieces the output layer takes so many labels."""
+    return max(1, -(-labels // max(1, LOGITS_AT_ONCE // head.out_features)))
 
 
 def _score_chunk(hidden, head, labels, temperature):
@@ -452,7 +532,12 @@ class Row:
     @property
     def length(self) -> int:
         """Tokens of the row: P - 1 and the completions."""
-        return len(self.prompt.ids) - 1 + sum(len(c) for c in self.completions)
+        return len(self.prompt.ids) - 1 + self.scored
+
+    @property
+    def scored(self) -> int:
+        """Tokens of the completions."""
+        return sum(len(completion) for completion in self.completions)
 
     def ids(self) -> torch.Tensor:
         last = self.prompt.ids[-1:]
@@ -531,13 +616,40 @@ def completion_scores(
     check_model(model)
     groups = zip(prompts, completions, strict=True)
     rows = [row for own in groups for row in make_rows(*own, pack_tokens)]
+    packs = make_packs(rows, pack_tokens)
+    pieces = [0] * len(packs)
+    if shards.is_split(model):
+        pieces = agreed_pieces(model, packs)
     logps, entropies = [], []
-    for pack in make_packs(rows, pack_tokens):
+    for pack, count in zip(packs, pieces, strict=False):
         lengths = [len(completion) for row in pack for completion in row.completions]
-        found = model(**pack_inputs(model, pack))
+        found = model(**pack_inputs(model, pack), pieces=count)
         for kept, values in zip((logps, entropies), found, strict=True):
             kept.extend(values.split(lengths))
+    for count in pieces[len(packs) :]:  # other processes have more packs
+        idle, _ = model(**pack_inputs(model, [idle_row(prompts[0])]), pieces=count)
+        logps[0] = logps[0] + 0 * idle.sum()
     return logps, entropies
+
+
+def agreed_pieces(model, packs: Sequence[Sequence[Row]]) -> list[int]:
+    """For every pack of the process with most of them, the most pieces of any."""
+    base = base_of(model)
+    head = base.get_output_embeddings()
+    scored = [sum(row.scored for row in pack) for pack in packs]
+    return shards.agreed([logits_pieces(n, head) for n in scored], base.device)
+
+
+def idle_row(prompt: Prompt) -> Row:
+    """The prompt's last token, twice: for a forward pass whose result counts 0."""
+    last = replace(
+        prompt,
+        ids=prompt.ids[-1:],
+        positions=prompt.positions[:, -1:],
+        pixels={},
+        features=prompt.features and {},
+    )
+    return Row(last, (last.ids,))
 
 
 def pack_inputs(model, rows: Sequence[Row]) -> dict:

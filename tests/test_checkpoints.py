@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import checkpoints, grpo, records
+from lib import checkpoints, grpo, models, records
 from tests.test_grpo import REWARDS, SAMPLING, SETTINGS
 
 # isort: split
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 
@@ -103,6 +104,17 @@ def test_a_resumed_log_equals_an_undisturbed_one(tmp_path):
     assert path.read_bytes() == whole
 
 
+def test_training_order_is_whole_epochs_behind_each_other():
+    order = checkpoints.training_order("abcdef", 15, seed=3)
+    assert len(order) == 15
+    assert set(order[:6]) == set(order[6:12]) == set("abcdef")
+    assert order[:6] != order[6:12] and len(set(order[12:])) == 3
+    assert order[:4] == checkpoints.training_order("abcdef", 4, seed=3)
+    assert order != checkpoints.training_order("abcdef", 15, seed=4)
+    with pytest.raises(ValueError, match="nothing to train on"):
+        checkpoints.training_order([], 1, seed=3)
+
+
 def test_cut_back_keeps_steps_up_to_the_checkpoint(tmp_path):
     path = tmp_path / "rows.jsonl"
     records.write_jsonl(
@@ -174,3 +186,79 @@ def test_a_full_fine_tune_resumes_exactly(tiny_checkpoint, tiny_questions, tmp_p
     assert any("visual" in key for key in moved)
     for key, value in resumed.model.state_dict().items():
         assert torch.equal(value, expected[key]), key
+
+
+def finished(tiny_checkpoint, tiny_questions, run, **changes):
+    """The arguments of a run of all weights that has ended, its checkpoints kept."""
+    settings = replace(SETTINGS, lora_rank=0, lr=1e-3, pack_tokens=4096, **changes)
+    arguments = (tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING)
+    trainer = grpo.grpo_trainer(*arguments, run)
+    checkpoints.train(trainer)
+    return arguments, trainer
+
+
+def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
+    tiny_checkpoint, tiny_questions, tmp_path
+):
+    arguments, _ = finished(tiny_checkpoint, tiny_questions, tmp_path, steps=2)
+    checkpoint = tmp_path / "checkpoints" / "grpo" / "checkpoint-2"
+    whole = {path: path.read_bytes() for path in checkpoint.iterdir()}
+
+    def check(message):
+        trainer = grpo.grpo_trainer(*arguments, tmp_path)
+        with pytest.raises(ValueError, match=message):
+            checkpoints.train(trainer)
+        for path, content in whole.items():
+            path.write_bytes(content)
+
+    file = checkpoint / "optimizer.pt"
+    file.unlink()
+    check("checkpoint-2 is damaged: optimizer.pt is missing. Delete that folder")
+    content = whole[file]
+    file.write_bytes(content[:5000] + b"x" * 100 + content[5100:])
+    check("checkpoint-2 is damaged: optimizer.pt is not what was written")
+    marker = records.read_json(checkpoint / checkpoints.MARKER)
+    records.write_json(checkpoint / checkpoints.MARKER, {**marker, "processes": 3})
+    check("was written with {'processes': 3, 'split': 'not at all'}, this launch has")
+
+
+def test_a_tensor_that_a_checkpoint_lacks_is_an_error(
+    tiny_checkpoint, tiny_questions, tmp_path
+):
+    """transformers alone would go on with what the model happens to hold."""
+    _, trainer = finished(tiny_checkpoint, tiny_questions, tmp_path, steps=2)
+    checkpoint = tmp_path / "checkpoints" / "grpo" / "checkpoint-2"
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors.pop("model.norm.weight")
+    save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of the model's tensors.*norm"):
+        trainer._load_from_checkpoint(str(checkpoint))
+
+
+def test_a_tiny_learning_rate_moves_bfloat16_weights(
+    tiny_checkpoint, tiny_questions, tmp_path
+):
+    """They are float32 in training; the published ones are bfloat16, as the base."""
+    trained = {"lr": 1e-6, "schedule": "constant", "dtype": "bfloat16", "steps": 2}
+    settings = replace(SETTINGS, lora_rank=0, **trained)
+    arguments = (tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING)
+    trainer = grpo.grpo_trainer(*arguments, tmp_path)
+    start = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
+    checkpoints.train(trainer)
+    counts = torch.zeros(3)
+    for name, weight in trainer.model.named_parameters():
+        assert weight.dtype == torch.float32
+        moved = weight.detach() != start[name]
+        rounded = weight.detach().bfloat16() != start[name].bfloat16()
+        counts += torch.tensor([moved.sum(), rounded.sum(), weight.numel()])
+    moved, rounded, size = (counts / counts[2]).tolist()
+    assert moved > 0.8 and rounded < 0.1 and size == 1
+    folder = checkpoints.publish_trained(
+        trainer, tmp_path / "adapter", grpo.RECORD, grpo.all_settings(*arguments)
+    )
+    tensors = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    assert records.read_json(folder / "config.json")["dtype"] == "bfloat16"
+    model = models.load_trained(tiny_checkpoint, folder, "bfloat16")
+    assert model.dtype == torch.bfloat16
+    models.load_processor(folder)

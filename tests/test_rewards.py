@@ -1,10 +1,17 @@
 """A completion, and what each rule makes of it."""
 
+import pickle
 import re
 
 import pytest
 
-from lib.rewards import accuracy_reward, format_reward, parse_answer
+from lib.rewards import (
+    accuracy_reward,
+    consistency_reward,
+    format_reward,
+    parse_answer,
+    reward_functions,
+)
 
 # completion, first_letter, lenient
 ANSWERS = [
@@ -204,3 +211,60 @@ def test_parsing_a_long_completion_is_no_burden():
     for mark in "(*).\n ":
         assert parse_answer("B" + mark * 20000 + "x", "lenient") in (None, "B")
         assert parse_answer(mark * 20000 + "Bx", "lenient") is None
+
+
+OPTIONS = ("wash cup", "dry cup", "Open  fridge", "open fridge door")
+
+
+@pytest.mark.parametrize(
+    ("completion", "reward"),
+    [
+        ("<think>Next is dry cup.</think><answer>B</answer>", 1.0),
+        ("<think>Next is dry cup.</think><answer>A</answer>", 0.0),
+        # the last one named counts, whatever was named before
+        ("<think>wash cup is done, so dry cup</think><answer>B</answer>", 1.0),
+        ("<think>dry cup comes after wash cup</think><answer>B</answer>", 0.0),
+        # case and white space do not matter, words do
+        ("<think>WASH\n cup!</think><answer> A. </answer>", 1.0),
+        ("<think>wash cups</think><answer>A</answer>", 0.0),
+        ("<think>rewash cup</think><answer>A</answer>", 0.0),
+        ("<think>wash the cup</think><answer>A</answer>", 0.0),
+        # an option inside a longer one is not named
+        ("<think>open fridge door</think><answer>D</answer>", 1.0),
+        ("<think>open fridge door</think><answer>C</answer>", 0.0),
+        ("<think>open fridge</think><answer>C</answer>", 1.0),
+        # only the reasoning is read, and only the first
+        ("<think>Hm.</think><answer>A. wash cup</answer>", 0.0),
+        ("<think>dry cup</think><think>wash cup</think><answer>B</answer>", 1.0),
+        ("So dry cup. <answer>B</answer>", 1.0),
+        ("So wash cup. <answer>B</answer> dry cup", 0.0),
+        # nothing to compare
+        ("<think>dry cup</think>B", 0.0),
+        ("<think>dry cup</think><answer>E</answer>", 0.0),
+        ("<think>so B</think><answer>B</answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_consistency_reward(completion, reward):
+    assert consistency_reward(completion, OPTIONS) == reward
+
+
+def test_consistency_with_options_that_read_the_same():
+    twice = ("take bag", "open bag", "Take bag")
+    text = "<think>take bag</think><answer>{}</answer>"
+    found = [consistency_reward(text.format(letter), twice) for letter in "ABC"]
+    assert found == [1.0, 0.0, 1.0]
+    assert consistency_reward(text.format("A"), ("", "")) == 0.0
+
+
+def test_consistency_reads_options_as_text_and_not_as_a_pattern():
+    options = ("put (a)", "put .*")
+    assert consistency_reward("<think>put (a)</think><answer>A</answer>", options) == 1
+    assert consistency_reward("<think>put (a)</think><answer>B</answer>", options) == 0
+
+
+@pytest.mark.parametrize("with_format", [True, False])
+def test_reward_functions_can_be_sent_to_another_process(with_format):
+    functions = reward_functions(with_format)
+    assert list(functions) == ["accuracy", "format"][: 1 + with_format]
+    assert pickle.loads(pickle.dumps(functions)) == functions

@@ -182,11 +182,50 @@ def test_a_response_that_melts_into_the_prompt_is_an_error(collator, demonstrati
         collator.response_span(joined, ids)
 
 
+def test_all_weights_are_trained_and_load_like_an_adapter(
+    tiny_checkpoint, demonstrations, undisturbed, tmp_path
+):
+    settings = replace(SETTINGS, lora_rank=0, lr=1e-3)
+    folder = sft.train_sft(
+        tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path
+    )
+    log = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
+    assert log[-1]["loss"] < log[0]["loss"] - 0.3
+    base = dict(models.load_model(tiny_checkpoint).named_parameters())
+    whole = models.load_trained(tiny_checkpoint, folder)
+    for name, weight in whole.named_parameters():
+        assert not torch.equal(weight, base[name]), name
+    adapted = models.load_trained(tiny_checkpoint, undisturbed / "adapters" / "sft")
+    assert any("lora" in name for name, _ in adapted.named_parameters())
+    assert not whole.training and not adapted.training
+    with pytest.raises(ValueError, match="no adapter and no checkpoint"):
+        models.load_trained(tiny_checkpoint, tmp_path)
+
+
 def test_an_unusable_video_names_the_demonstration(collator, demonstrations, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"")
     with pytest.raises(BadVideo, match=r"broken\.mp4.*demonstration training/0"):
         collator([replace(demonstrations[0], video=broken)])
+
+
+def test_every_step_is_full_and_an_epoch_has_every_demonstration_once(
+    tiny_checkpoint, demonstrations, tmp_path
+):
+    """Five, four a step in two passes: 16 are three epochs and one of a fourth."""
+    settings = replace(SETTINGS, gradient_accumulation=2)
+    trainer = sft.sft_trainer(
+        tiny_checkpoint, demonstrations[:5], settings, SAMPLING, tmp_path
+    )
+    collate, given = trainer.data_collator, []
+    trainer.data_collator = lambda rows: given.append(rows) or collate(rows)
+    trainer.train()
+    assert [len(rows) for rows in given] == [2] * 8
+    seen = [row["row"] for rows in given for row in rows]
+    for start in (0, 5, 10):
+        assert sorted(seen[start : start + 5]) == [0, 1, 2, 3, 4]
+    assert seen[:5] != seen[5:10]
+    assert trainer.state.global_step == 4
 
 
 def test_it_learns_and_the_log_follows_the_schedule(undisturbed):

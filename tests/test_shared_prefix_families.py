@@ -241,3 +241,35 @@ def test_greedy_rollouts_equal_generate(model, family, seed):
     for own in (prompts, shared_prefix.with_features(model, prompts)):
         groups = shared_prefix.rollouts(model, own, 3, drawn)
         assert groups == [[row] * 3 for row in expected]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seeing_once_changes_no_score_and_no_gradient(model, family, seed):
+    """Stills and clips together; and one pass of the tower even without pictures."""
+    inputs, groups = random_batch(family, seed)
+    prompts = [make_prompt(model, one) for one in inputs]
+    assert any(prompt.pixels for prompt in prompts)
+    words = torch.tensor([[5, 6, 7]])
+    bare = make_prompt(model, {"input_ids": words})
+    cases = [(prompts, groups), ([bare], [[torch.tensor([8, 9])]])]
+    add_scoring(model)
+
+    def found(prompts, groups):
+        logps, _ = completion_scores(model, prompts, groups)
+        loss = grpo_like_loss(logps, groups, seed)
+        return torch.cat([own.detach() for own in logps]), gradients(model, loss)
+
+    expected = [found(*case) for case in cases]
+    shared_prefix.see_once(model)
+    runs = []
+    hook = model.model.visual.register_forward_hook(lambda *args: runs.append(1))
+    for case, (logps, grads) in zip(cases, expected, strict=True):
+        runs.clear()
+        own, own_grads = found(*case)
+        assert len(runs) == 1
+        assert (own - logps).abs().max() < 1e-6
+        # Without pictures a tower that never ran has no gradient; now it has zeros.
+        assert own_grads.norm().item() == pytest.approx(grads.norm().item(), rel=1e-6)
+        if len(own_grads) == len(grads):
+            assert ((own_grads - grads).norm() / grads.norm()).item() < 1e-6
+    hook.remove()

@@ -7,14 +7,13 @@ import os
 import pickle
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib import grpo, models, paths, records, sft
+from lib import checkpoints, grpo, models, paths, records, sft
 from lib.questions import Demonstration
 from tests import two_processes
 
@@ -170,16 +169,17 @@ def test_sft_is_that_of_one_process(two, tiny_checkpoint, demonstrations, tmp_pa
     assert_same_training(two / "sft", tmp_path, "sft", untrained)
 
 
-def test_an_uneven_epoch_of_sft_drops_nothing_and_repeats_its_first(two):
-    """Six, four a step: the first two fill up the second step."""
+def test_each_step_of_sft_has_the_demonstrations_of_one_process(two):
+    """Six, four a step: two epochs in three steps, none repeated and none left out."""
     given = [
         records.read_json(two / "uneven" / f"given_{rank}.json") for rank in (0, 1)
     ]
-    first, second = ([*given[0][step], *given[1][step]] for step in (0, 1))
-    counts = Counter([*first, *second])
-    assert set(counts) == {"0", "1", "2", "3", "4", "5"}
-    assert [number for number, count in counts.items() if count > 1] == first[:2]
-    assert second[2:] == first[:2]
+    order = checkpoints.training_order(range(6), 12, two_processes.UNEVEN.seed)
+    assert sorted(order[:6]) == sorted(order[6:]) == list(range(6))
+    for step in range(3):
+        seen = [*given[0][step], *given[1][step]]
+        assert seen == [str(number) for number in order[4 * step : 4 * step + 4]]
+    assert [len(own) for own in given] == [3, 3]
 
 
 def test_prompts_that_do_not_divide_are_refused_with_the_numbers(two):

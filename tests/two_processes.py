@@ -57,7 +57,8 @@ SFT = sft.SFTSettings(
     save_every=2,
     max_tokens=200,
 )
-UNEVEN = replace(SFT, steps=2, batch_size=2, gradient_accumulation=1)
+# Four of six a step: the second one ends an epoch and begins the next.
+UNEVEN = replace(SFT, steps=3, batch_size=2, gradient_accumulation=1)
 
 
 def vowels(text, question):
@@ -71,11 +72,14 @@ REWARDS = {"vowels": vowels}
 class FixedRollouts(grpo.VideoGRPOTrainer):
     """Completions that depend on the prompt and their number in the group alone."""
 
-    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+    def _draw(self, seen):
         return [
-            self.completion(f"{ids}/{i % self.num_generations}")
-            for i, ids in enumerate(prompt_ids)
-        ], None
+            [
+                self.completion(f"{prompt.ids.tolist()}/{number}")
+                for number in range(self.num_generations)
+            ]
+            for prompt in seen
+        ]
 
     def completion(self, seed: str) -> list[int]:
         draw = random.Random(seed)
@@ -114,10 +118,10 @@ def rank() -> int:
 def tell_weights(publish):
     """`publish`, but every process first writes down which weights it has."""
 
-    def wrapped(model, folder, *record):
+    def wrapped(model, folder, *rest):
         told = folder.parent.parent / f"weights_{rank()}.json"
         records.write_json(told, models.fingerprint(model))
-        return publish(model, folder, *record)
+        return publish(model, folder, *rest)
 
     return wrapped
 

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import grpo, memory, models, paths, records, shared_prefix
+from lib import grpo, memory, models, paths, records, shards, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import Sampling, question_media
@@ -227,14 +227,15 @@ def make_trainers(
         "questions": {question.id: question for question in questions},
         "sampling": sampling,
         "rollout_path": run / "rollouts.jsonl",
-        "pack_tokens": settings.pack_tokens,
+        "rewards": {"lengths": lengths_reward},
+        "settings": settings,
     }
     trainers = {}
     for name, kind, extra in (("ours", Ours, own), ("stock", Stock, {})):
         models.seed_everything(0)
         lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
         trainers[name] = kind(
-            model=grpo.trainable_model(checkpoint, settings),
+            model=shards.load_trainable(checkpoint, settings, args),
             reward_funcs=[lengths_reward],
             args=args,
             train_dataset=Dataset.from_list(rows(questions)),

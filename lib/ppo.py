@@ -1,0 +1,344 @@
+"""PPO with a learned critic on the rollouts of lib/grpo.py.
+
+Proximal policy optimization (arXiv 1707.06347) as it is used on language models: the
+state is the prompt with its video and the tokens so far, an action is the next token,
+and the reward comes with the last one. In place of GRPO's group a critic says what to
+expect: a linear head on the policy's own last hidden state, trained together with the
+policy, reads V at every position of the packed row of lib/shared_prefix.py. With T
+tokens, reward r at the last one and V = 0 behind it (cut off or not),
+
+    delta_t = r_t + discount * V_(t+1) - V_t
+    A_t     = delta_t + discount * gae_lambda * A_(t+1)      generalized advantage
+    R_t     = A_t + V_t                                      (GAE, arXiv 1506.02438)
+
+A batch of rollouts is used for several optimizer steps. With ratio = policy / policy
+that drew the rollouts, and means over all tokens of the batch,
+
+    L = - mean min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A)
+        + value_weight * mean 0.5 * max((V - R)^2, (clip(V, V_old -+ value_clip) - R)^2)
+        + kl_beta * KL to the base.
+
+The first line is the loss of TRL 1.16's GRPOTrainer, given advantages of each token;
+TRL removed its own PPOTrainer. The clipped value loss is that of OpenAI's baselines
+(ppo2), not of the paper (arXiv 2005.12729, section 3). Advantages are whitened.
+
+Example: T = 2, r = 1, V = 0.5, 0.5, discount 1, lambda 0.5. delta = 0, 0.5, so
+A = 0.25, 0.5 and R = 0.75, 1.
+
+    settings = PPOSettings(steps=400, prompts_per_step=8, group_size=8, lr=1e-3,
+                           kl_beta=0.0, ...)   # 100 batches of rollouts, 4 steps each
+    folder = train_ppo(model, questions, reward_functions(), settings, Sampling(), run)
+"""
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lib import grpo, shared_prefix
+from lib.grpo import GRPOSettings, Reward
+from lib.questions import Question
+from lib.video import Sampling
+
+RECORD = "ppo_settings.json"
+HEAD = "value_head"  # name of the critic's layer in the model
+
+
+@dataclass(frozen=True)
+class PPOSettings(GRPOSettings):
+    """What decides the adapter: the fields of GRPO, and the critic's.
+
+    In brackets the defaults that TRL's PPOTrainer had for language models.
+    `updates_per_batch` are PPO's epochs, `group_size` may be 1. There are no groups to
+    compare, so scale_rewards has no influence.
+    """
+
+    loss_type: str = "dapo"  # mean over all tokens of the batch
+    updates_per_batch: int = 4  # optimizer steps on the same rollouts (4)
+    discount: float = 1.0  # of the reward, for each token before the last (1)
+    gae_lambda: float = 0.95  # 0: one step ahead; 1: the whole return (0.95)
+    value_weight: float = 0.1  # of the value loss (0.1)
+    value_clip: float = 0.2  # how far V may move from V_old; 0: anywhere (0.2)
+
+    smallest_group = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts_per_step * self.group_size < 2:
+            raise ValueError(
+                "prompts_per_step x group_size is 1: advantages of at least 2 rollouts "
+                "are whitened together"
+            )
+        if not self.lora_rank:
+            raise ValueError(
+                "lora_rank = 0: PPO's critic stands beside an adapter; give a rank "
+                "above 0"
+            )
+        if self.loss_type != "dapo":
+            raise ValueError(
+                f"loss_type = {self.loss_type!r}: PPO's loss is a mean over tokens, "
+                "'dapo'"
+            )
+        if self.extra_draws:
+            raise ValueError("extra_draws replaces dead groups; PPO compares no groups")
+
+
+# Advantages and losses
+
+
+def generalized_advantages(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    discount: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns [B, T] of `rewards` and `values` [B, T].
+
+    `mask` [B, T] is 1 on the tokens of a row, which start at its left; elsewhere both
+    results are 0.
+    """
+    following = torch.nn.functional.pad(values * mask, (0, 1))[:, 1:]
+    delta = (rewards + discount * following - values) * mask
+    advantages = torch.zeros_like(delta)
+    later = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        later = delta[:, t] + discount * gae_lambda * later * mask[:, t]
+        advantages[:, t] = later
+    return advantages, (advantages + values) * mask
+
+
+def value_losses(
+    values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """Half the squared error of each value, or of the clipped one if that is larger."""
+    errors = (values - returns) ** 2
+    if clip:
+        clipped = old + (values - old).clamp(-clip, clip)
+        errors = torch.maximum(errors, (clipped - returns) ** 2)
+    return 0.5 * errors
+
+
+def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, T]: the reward [B] of each row at its last token, 0 elsewhere."""
+    last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    return rewards[:, None] * last
+
+
+# The critic
+
+
+def add_critic(model) -> None:
+    """Give the model a value head, and its scoring forward a third result: V, [N].
+
+    `model(..., completion_labels=...)` of shared_prefix.add_scoring then returns
+    (logps, entropies, values). V at a position is what is expected before its label is
+    drawn. The head starts at 0 and computes in float32, also under autocast.
+    """
+    base = shared_prefix.base_of(model)
+    size = base.config.get_text_config().hidden_size
+    head = torch.nn.Linear(size, 1, device=base.device, dtype=torch.float32)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    setattr(base, HEAD, head)
+    scoring = base.forward
+
+    def forward(self, *args, completion_labels=None, **kwargs):
+        if completion_labels is None:
+            return scoring(*args, **kwargs)
+        seen = []
+        hook = self.model.register_forward_hook(
+            lambda module, given, output: seen.append(output.last_hidden_state)
+        )
+        try:
+            scores = scoring(*args, completion_labels=completion_labels, **kwargs)
+        finally:
+            hook.remove()
+        hidden = seen[0][completion_labels != -100]
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = getattr(self, HEAD)(hidden.float())[:, 0]
+        return *scores, values
+
+    base.forward = types.MethodType(forward, base)
+
+
+def completion_values(
+    model,
+    prompts: Sequence[shared_prefix.Prompt],
+    completions: Sequence[Sequence[torch.Tensor]],
+    pack_tokens: int,
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """shared_prefix.completion_scores with a third list: V before every token."""
+    shared_prefix.check_model(model)
+    rows = [
+        row
+        for own in zip(prompts, completions, strict=True)
+        for row in shared_prefix.make_rows(*own, pack_tokens)
+    ]
+    found: tuple[list, list, list] = ([], [], [])
+    for pack in shared_prefix.make_packs(rows, pack_tokens):
+        lengths = [len(completion) for row in pack for completion in row.completions]
+        scores = model(**shared_prefix.pack_inputs(model, pack))
+        for kept, values in zip(found, scores, strict=True):
+            kept.extend(values.split(lengths))
+    return found
+
+
+# Training
+
+
+class VideoPPOTrainer(grpo.VideoGRPOTrainer):
+    """Rollouts, policy loss and records of GRPO, with the advantages of a critic."""
+
+    label = "ppo"
+    logged: Mapping[str, str] = {
+        **grpo.LOGGED,
+        "value": "value",
+        "value_loss": "value_loss",
+        "explained_variance": "explained_variance",
+    }
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "PPO's critic is not sharded: train on one device, or on several under "
+                "torchrun without FSDP and DeepSpeed"
+            )
+        add_critic(self.model)
+        self._values = self._old_values = None
+
+    def _generate_and_score_completions(self, inputs):
+        self._old_values = None
+        return super()._generate_and_score_completions(inputs)
+
+    def _completion_scores(self, model, groups):
+        given = (model, self._prompts, groups, self.pack_tokens)
+        *scores, self._value_rows = completion_values(*given)
+        return scores
+
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+    ):
+        given = (model, input_ids, attention_mask, logits_to_keep)
+        found = super()._get_per_token_logps_and_entropies(*given, *args, **kwargs)
+        self._values = grpo.padded(self._value_rows, logits_to_keep)
+        if self._old_values is None:
+            self._old_values = self._values.detach()
+        return found
+
+    def _with_advantages(self, output: dict) -> dict:
+        """TRL's output with advantages of each token, returns and values [B, T]."""
+        mask = output["completion_mask"]
+        values = self._values_when_drawn(output) * mask
+        rewards = last_token_rewards(self._own_rewards(len(mask)), mask)
+        how = (self.settings.discount, self.settings.gae_lambda)
+        advantages, returns = generalized_advantages(rewards, values, mask, *how)
+        advantages = self._whitened(advantages, mask)
+        means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        self._columns = {"advantage": means.tolist(), "value": values[:, 0].tolist()}
+        self._log_critic(values, returns, mask)
+        own = {"advantages": advantages, "returns": returns, "old_values": values}
+        return {**output, **own}
+
+    def _values_when_drawn(self, output: dict) -> torch.Tensor:
+        """V of the policy that drew the rollouts.
+
+        With several updates a batch TRL has just scored the rollouts by it, before it
+        did so by the base. With one update it had no reason to.
+        """
+        if "old_per_token_logps" not in output:
+            ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+            mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+            width = output["completion_ids"].shape[1]
+            self._old_values = None
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(self.model, ids, mask, width)
+        return self._old_values
+
+    def _own_rewards(self, count: int) -> torch.Tensor:
+        """The weighted sums of this process's rollouts, [count]."""
+        start = self.accelerator.process_index * count
+        weights = self.reward_weights.to(self._rewards.device)
+        return (self._rewards * weights).sum(1)[start : start + count]
+
+    def _whitened(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean 0 and variance 1 over the tokens of all devices."""
+        total, count = self._summed((values * mask).sum(), mask.sum())
+        centred = (values - total / count) * mask
+        squares, _ = self._summed((centred**2).sum(), mask.sum())
+        return centred * torch.rsqrt(squares / count + 1e-8)
+
+    def _summed(self, *numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        stacked = torch.stack([number.float() for number in numbers])
+        total, count = self.accelerator.reduce(stacked, reduction="sum")
+        return total, count.clamp(min=1.0)
+
+    def _log_critic(self, values, returns, mask) -> None:
+        """Mean V, and the share of the returns' variance that V explains."""
+        errors = returns - values
+        parts = (values, returns, returns**2, errors, errors**2)
+        sums = [mask.sum(), *((part * mask).sum() for part in parts)]
+        sums = self.accelerator.reduce(torch.stack(sums).double(), reduction="sum")
+        sums = (sums[1:] / sums[0].clamp(min=1)).tolist()
+        mean, of_return, squared, of_error, squared_error = sums
+        variance = squared - of_return**2
+        unexplained = squared_error - of_error**2
+        self._metrics["train"]["value"].append(mean)
+        if variance > 0:
+            share = 1 - unexplained / variance
+            self._metrics["train"]["explained_variance"].append(share)
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        own = grpo.unfold(inputs)
+        old, returns = own["old_values"], own["returns"]
+        losses = value_losses(self._values, old, returns, self.settings.value_clip)
+        # As TRL's mean over tokens: all tokens of the batch, over the devices' mean.
+        tokens = own["num_items_in_batch"].clamp(min=1.0)
+        tokens = tokens / self.accelerator.num_processes
+        value_loss = (losses * own["completion_mask"]).sum() / tokens
+        logged = value_loss.detach() * self.current_gradient_accumulation_steps
+        logged = self.accelerator.gather(logged).mean().item()
+        self._metrics["train"]["value_loss"].append(logged)
+        return loss + self.settings.value_weight * value_loss
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        return getattr(shared_prefix.base_of(self.model), HEAD).state_dict()
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        getattr(shared_prefix.base_of(self.model), HEAD).load_state_dict(state)
+
+
+def ppo_trainer(
+    model_path: str | Path,
+    questions: Sequence[Question],
+    reward_functions: Mapping[str, Reward],
+    settings: PPOSettings,
+    sampling: Sampling,
+    run: Path,
+) -> VideoPPOTrainer:
+    """The trainer, ready to start, as grpo.grpo_trainer."""
+    given = (model_path, questions, reward_functions, settings, sampling, run)
+    return grpo.policy_trainer(VideoPPOTrainer, *given)
+
+
+def train_ppo(
+    model_path: str | Path,
+    questions: Sequence[Question],
+    reward_functions: Mapping[str, Reward],
+    settings: PPOSettings,
+    sampling: Sampling,
+    run: Path,
+) -> Path:
+    """Train an adapter; returns its folder run/adapters/ppo.
+
+    As grpo.train_grpo, with train_log_ppo.jsonl and rollouts_ppo.jsonl, whose rows hold
+    the mean advantage of a rollout's tokens and `value`, V before the first of them.
+    Steps that use the rollouts of the step before have no rewards in the log. The
+    critic is used up in training: the adapter is the policy alone.
+    """
+    given = (model_path, questions, reward_functions, settings, sampling, run)
+    return grpo.train_policy(VideoPPOTrainer, *given)

@@ -1,0 +1,210 @@
+"""What test_sharded.py trains: all weights, on two processes, split in several ways.
+
+    python -m tests.sharded first ARGUMENTS      every run, and runs that stop at step 2
+    python -m tests.sharded second ARGUMENTS     those that stopped go on to their end
+
+ARGUMENTS is a pickle of (checkpoint, questions, demonstrations, folder). The processes
+of a pair are forked here, because an interpreter with torch and TRL takes seconds to
+start; their environment is that which `accelerate launch` makes of the config file.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lib import checkpoints, grpo, paths, records, sft, shards, shared_prefix
+from tests import two_processes
+from tests.two_processes import REWARDS, SAMPLING
+
+# isort: split
+import deepspeed  # noqa: F401  once, before the processes are forked
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+WORLD = 2
+SECONDS = 240  # of a pair that hangs; an idle machine needs 15
+KINDS = ("ddp", "zero3", "fsdp2")
+SFT = replace(two_processes.SFT, lora_rank=0, lr=1e-3)
+# pack_tokens is the least that the longest prompt leaves, so that groups with a video
+# take more forward passes than those without.
+DRAWN = replace(two_processes.DRAWN, lora_rank=0, lr=1e-3, steps=4)
+FIXED = replace(DRAWN, steps=3, prompts_per_step=4, loss_type="dapo")
+ADAPTER = replace(FIXED, lora_rank=4, lr=1e-2, steps=2)
+POSITIONS = 5  # that meet the output layer at once; completions are longer
+
+
+class StopAtStep2(checkpoints.TrainerCallback):
+    """Ends the process behind its first checkpoint, as a kill would."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            raise KeyboardInterrupt
+
+
+def stopped(make, *arguments) -> None:
+    """Train to step 2 with the trainer that `make` returns, and no further."""
+    trainer = make(*arguments)
+    trainer.add_callback(StopAtStep2())
+    try:
+        checkpoints.train(trainer)
+    except KeyboardInterrupt:
+        return
+    raise AssertionError("it did not stop")
+
+
+def held(weight) -> int:
+    """Numbers of a weight that this process keeps."""
+    if isinstance(weight, shards.DTensor):
+        return weight.to_local().numel()
+    return getattr(weight, "ds_tensor", weight).numel()
+
+
+def telling(train, folder: Path):
+    """`checkpoints.train`, which also writes down what this process then holds."""
+
+    def wrapped(trainer):
+        train(trainer)
+        weights = list(trainer.model.parameters())
+        own = sum(map(held, weights))
+        whole = sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights)
+        records.write_json(folder / f"held_{rank()}.json", [own, whole])
+
+    return wrapped
+
+
+def rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
+    for name, settings in (("fixed", FIXED), ("adapter", ADAPTER)):
+        two_processes.train_fixed(checkpoint, questions, settings, folder / name)
+    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING)
+    drawn, train = folder / "drawn", checkpoints.train
+    checkpoints.train = telling(train, folder)
+    grpo.train_grpo(*told, drawn)
+    checkpoints.train = train
+    shown = (checkpoint, demonstrations, SFT, SAMPLING)
+    sft.train_sft(*shown, folder / "sft")
+    if kind == "zero3_offload":
+        return
+    again = folder / "drawn_again", folder / "sft_again"
+    start(again[0] / "checkpoints/grpo" / grpo.RECORD, grpo.all_settings(*told))
+    stopped(grpo.grpo_trainer, *told, again[0])
+    start(again[1] / "checkpoints/sft" / sft.RECORD, sft.all_settings(*shown))
+    stopped(sft.sft_trainer, *shown, again[1])
+
+
+def start(record: Path, settings: dict) -> None:
+    if rank() == 0:
+        checkpoints.write_settings(record, settings)
+
+
+def second(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
+    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING)
+    grpo.train_grpo(*told, folder / "drawn_again")
+    shown = (checkpoint, demonstrations, SFT, SAMPLING)
+    sft.train_sft(*shown, folder / "sft_again")
+    arguments = sft.trainer_arguments(SFT, folder / "plain")
+    try:
+        whole = torch.nn.Linear(4, 4)
+        shards.CheckShards().on_train_begin(arguments, None, None, model=whole)
+    except RuntimeError as error:
+        records.write_json(folder / f"refused_{rank()}.json", str(error))
+    try:
+        sft.train_sft(*shown, folder / "damaged")
+    except ValueError as error:
+        records.write_json(folder / f"damaged_{rank()}.json", str(error))
+
+
+def environment(kind: str) -> dict[str, str]:
+    """What `accelerate launch --config_file params/accelerate/<kind>.yaml` sets."""
+    if kind == "ddp":
+        return {}
+    config = paths.ROOT / "params" / "accelerate" / f"{kind}.yaml"
+    given = ["--config_file", str(config), "--num_processes", str(WORLD), "-m", "x"]
+    options, *_ = _validate_launch_command(launch_command_parser().parse_args(given))
+    if options.use_deepspeed:
+        options.deepspeed_fields_from_accelerate_config = ""
+        return prepare_deepspeed_cmd_env(options)[1]
+    return prepare_multi_gpu_env(options)
+
+
+def pair(phase, kind: str, arguments, folder: Path) -> str:
+    """Run a phase on two processes; "" or what became of them."""
+    folder.mkdir(exist_ok=True)
+    told = {**environment(kind), "WORLD_SIZE": str(WORLD), "MASTER_PORT": free_port()}
+    told |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(WORLD)}
+    running = {}
+    for own in range(WORLD):
+        pid = os.fork()
+        if pid == 0:
+            os.environ.update(told, RANK=str(own), LOCAL_RANK=str(own))
+            run_child(phase, kind, arguments, folder)
+        running[pid] = own
+    return watch(running)
+
+
+def run_child(phase, kind, arguments, folder) -> None:
+    code = 1
+    try:
+        output = os.open(folder / f"output_{rank()}.txt", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        shared_prefix.LOGITS_AT_ONCE = POSITIONS * 466
+        phase(kind, *arguments, folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def watch(running: dict[int, int]) -> str:
+    """Wait for all; the first failure, or the end of the time, ends the others."""
+    deadline, said = time.monotonic() + SECONDS, []
+    while running:
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                own, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+                said += [f"process {own} ended with {code}"] if code else []
+        late = time.monotonic() > deadline
+        if running and (said or late):
+            time.sleep(1)  # the others may have something to say as well
+            said += ["time is up"] if late else []
+            for pid in list(running):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                running.pop(pid)
+        time.sleep(0.05)
+    return "; ".join(said)
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def main(name: str, file: Path) -> None:
+    torch.set_num_threads(1)
+    *arguments, folder = pickle.loads(file.read_bytes())
+    phase = {"first": first, "second": second}[name]
+    kinds = (*KINDS, "zero3_offload") if name == "first" else KINDS
+    said = {kind: pair(phase, kind, arguments, folder / kind) for kind in kinds}
+    records.write_json(folder / f"{name}.json", said)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

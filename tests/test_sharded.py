@@ -1,0 +1,315 @@
+"""All weights on two processes: plainly parallel, under ZeRO-3 and under FSDP2.
+
+All runs of sharded.py are made by two child processes, which fork a pair of processes
+for each kind. One process with the same global batch is what they are compared with.
+"""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib import checkpoints, grpo, models, paths, records, sft, shards, shared_prefix
+from lib.questions import Demonstration
+from tests import sharded, two_processes
+from tests.sharded import KINDS
+
+# isort: split
+from transformers import TrainingArguments
+
+SECONDS = 1200  # of a hang; an idle machine needs 40
+ALL = (*KINDS, "zero3_offload")
+
+
+def run(phase, folder):
+    """Run a phase of sharded.py; fails with the output of the pairs that failed."""
+    arguments = str(folder / "arguments.pickle")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.sharded", phase, arguments],
+        env=environment,
+        timeout=SECONDS,
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode != 0:
+        pytest.fail(f"{child.stdout}\n{child.stderr}")
+    return records.read_json(folder / f"{phase}.json")
+
+
+def fail_with_output(said, folder):
+    failed = [kind for kind, what in said.items() if what]
+    for kind in failed:
+        for file in sorted((folder / kind).glob("output_*.txt")):
+            print(
+                f"--- {kind}, {file.name}\n{file.read_text(errors='replace')[-6000:]}"
+            )
+    assert not failed, said
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tiny_questions):
+    """Eight: with a clip and a still, with a still alone, with neither."""
+    items = [
+        Demonstration(
+            id=f"{number}",
+            text=f"{question.text} A. fill B. pour",
+            video=question.video,
+            image=question.image,
+            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
+        )
+        for number, question in enumerate([*tiny_questions, *tiny_questions[:2]])
+    ]
+    return [*items[:7], replace(items[7], video=None, image=None)]
+
+
+@pytest.fixture(scope="module")
+def first(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
+    """The folder of all kinds, after the first phase."""
+    folder = tmp_path_factory.mktemp("sharded")
+    content = (tiny_checkpoint, tiny_questions, demonstrations, folder)
+    (folder / "arguments.pickle").write_bytes(pickle.dumps(content))
+    fail_with_output(run("first", folder), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def second(first):
+    """The same folder after the second phase, before which damage was done."""
+    for kind in KINDS:
+        work = first / kind / "sft_again" / "checkpoints" / "sft"
+        shutil.copytree(first / kind / "sft_again", first / kind / "sft_kept")
+        half = shutil.copytree(work / "checkpoint-2", work / "checkpoint-3")
+        (half / checkpoints.MARKER).unlink()
+        damaged = shutil.copytree(first / kind / "sft_kept", first / kind / "damaged")
+        damage(kind, damaged / "checkpoints" / "sft" / "checkpoint-2")
+    fail_with_output(run("second", first), first)
+    return first
+
+
+OPTIMIZERS = {
+    "ddp": "optimizer.pt",
+    "zero3": "global_step2/*_optim_states.pt",
+    "fsdp2": "optimizer_0/*.distcp",
+}
+
+
+def damage(kind, checkpoint):
+    """Overwrite the middle of the optimizer's files; their sizes stay."""
+    files = sorted(checkpoint.glob(OPTIMIZERS[kind]))
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        middle = len(content) // 2
+        content[middle : middle + 4096] = b"x" * len(content[middle : middle + 4096])
+        file.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
+    """One process: the folder with the runs that all kinds must agree with."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, own in (("fixed", sharded.FIXED), ("adapter", sharded.ADAPTER)):
+        given = (tiny_checkpoint, tiny_questions, own)
+        two_processes.train_fixed(*given, folder / name)
+    settings = replace(sharded.SFT, batch_size=2 * sharded.SFT.batch_size)
+    given = (tiny_checkpoint, demonstrations, settings, two_processes.SAMPLING)
+    sft.train_sft(*given, folder / "sft")
+    return folder
+
+
+def log_of(folder, name):
+    return records.read_jsonl(folder / f"train_log_{name}.jsonl")
+
+
+def weights_of(folder):
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("fixed", "grpo"), ("adapter", "grpo"), ("sft", "sft")]
+)
+@pytest.mark.parametrize("kind", ALL)
+def test_two_processes_train_what_one_does(
+    first, alone, tiny_checkpoint, kind, name, label
+):
+    two, one = first / kind / name, alone / name
+    rows, expected = log_of(two, label), log_of(one, label)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        for key in {"kl", "entropy", "token_accuracy"} & set(other):
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+    trained = weights_of(one / "adapters" / label)
+    # An adapter begins at random numbers, so its change is smaller than itself.
+    start = 0 if name == "adapter" else weights_of(tiny_checkpoint)
+    change = trained - start
+    difference = weights_of(two / "adapters" / label) - trained
+    assert difference.norm() <= 1e-3 * change.norm()
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_weights_lie_as_asked_for(first, kind):
+    """A weight whose size two do not divide is padded, or lies with one of them."""
+    told = [records.read_json(first / kind / f"held_{rank}.json") for rank in (0, 1)]
+    whole = told[0][1]
+    for own, all_of_them in told:
+        assert all_of_them == whole
+        expected = whole if kind == "ddp" else whole / 2
+        assert own == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_process_draws_rollouts_of_its_own(first, kind):
+    rows = records.read_jsonl(first / kind / "drawn" / "rollouts.jsonl")
+    size = sharded.DRAWN.group_size
+    assert len(rows) == 4 * 2 * size
+    for step in (1, 2, 3, 4):
+        texts = [row["text"] for row in rows if row["step"] == step]
+        assert len(set(texts[:size]) | set(texts[size:])) == 2 * size
+
+
+def test_ranks_need_unlike_numbers_of_passes_and_pieces(
+    first, tiny_checkpoint, tiny_questions
+):
+    """So the runs above have shown what they are here to show."""
+    model = models.load_model(tiny_checkpoint)
+    trainer_like = {question.id: question for question in tiny_questions}
+    processor = models.load_processor(tiny_checkpoint)
+    rows = records.read_jsonl(first / "zero3" / "fixed" / "rollouts.jsonl")
+    seen = set()
+    for step in (1, 2, 3):
+        ours = [row for row in rows if row["step"] == step]
+        half = len(ours) // 2
+        counts = []
+        for own in (ours[:half], ours[half:]):
+            packs = packs_of(own, trainer_like, processor, model)
+            counts.append([sum(row.scored for row in pack) for pack in packs])
+        seen.add((len(counts[0]) != len(counts[1]), counts[0] != counts[1]))
+    assert (True, True) in seen
+
+
+def packs_of(rows, questions, processor, model):
+    size = sharded.FIXED.group_size
+    found = []
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
+        question = questions[group[0]["question"]]
+        turn = grpo.messages(
+            grpo.prompt_text(question, grpo.STYLE),
+            *grpo.question_media(question, two_processes.SAMPLING),
+        )
+        encoded = models.encode(processor, [turn])
+        prompt = shared_prefix.make_prompt(model, encoded)
+        completions = [torch.zeros(row["tokens"], dtype=torch.long) for row in group]
+        found += shared_prefix.make_rows(prompt, completions, sharded.FIXED.pack_tokens)
+    return shared_prefix.make_packs(found, sharded.FIXED.pack_tokens)
+
+
+def test_one_process_has_a_clip_where_the_other_has_none(demonstrations):
+    order = checkpoints.training_order(range(8), 16, sharded.SFT.seed)
+    kinds = [(d.video is not None, d.image is not None) for d in demonstrations]
+    pairs = {(kinds[a], kinds[b]) for a, b in zip(order[::2], order[1::2], strict=True)}
+    assert any(own != other for own, other in pairs)
+    assert {(False, False)} < {kind for pair in pairs for kind in pair}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_ends_as_an_undisturbed_one(second, kind):
+    """Weights, optimizer, schedule, order, randomness and rollouts; and the checkpoint
+    without its marker was not loaded."""
+    for name, label in (("drawn", "grpo"), ("sft", "sft")):
+        whole, again = second / kind / name, second / kind / f"{name}_again"
+        assert without_seconds(log_of(again, label)) == without_seconds(
+            log_of(whole, label)
+        )
+        for file in ("adapters", "rollouts.jsonl"):
+            if (whole / file).exists():
+                assert records.sha256(again / file) == records.sha256(whole / file)
+    output = (second / kind / "output_0.txt").read_text(errors="replace")
+    assert "removing checkpoint-3: a kill left it half written" in output
+    assert "Traceback" not in output.split("removing")[0]
+
+
+def without_seconds(rows):
+    return [
+        {key: value for key, value in row.items() if not key.startswith("seconds")}
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_optimizer_file_names_the_checkpoint(second, kind):
+    """torch itself would load it as it is."""
+    for rank in (0, 1):
+        message = records.read_json(second / kind / f"damaged_{rank}.json")
+        assert f"{kind}/damaged/checkpoints/sft/checkpoint-2 is damaged: " in message
+        assert "optim" in message and "is not what was written. Delete that" in message
+
+
+@pytest.mark.parametrize("kind", ["zero3", "fsdp2"])
+def test_weights_that_are_not_split_are_refused(second, kind):
+    for rank in (0, 1):
+        message = records.read_json(second / kind / f"refused_{rank}.json")
+        asked = {"zero3": shards.ZERO3, "fsdp2": shards.FSDP2}[kind]
+        assert f"{asked} was asked for with 2 processes, but each" in message
+        assert "all of weight (a Parameter of (4, 4))" in message
+
+
+def test_another_number_of_processes_cannot_go_on(
+    second, tiny_checkpoint, demonstrations
+):
+    given = (tiny_checkpoint, demonstrations, sharded.SFT, two_processes.SAMPLING)
+    with pytest.raises(ValueError, match="'processes': 2, 'split': 'not at all'"):
+        sft.train_sft(*given, second / "ddp" / "sft_kept")
+    with pytest.raises(ValueError, match="'processes': 2, 'split': 'DeepSpeed ZeRO-3'"):
+        sft.train_sft(*given, second / "zero3" / "sft_kept")
+
+
+def test_what_is_published_is_an_ordinary_checkpoint(first, tiny_checkpoint):
+    for kind in KINDS:
+        folder = first / kind / "sft" / "adapters" / "sft"
+        model = models.load_trained(tiny_checkpoint, folder)
+        assert models.fingerprint(model) == models.fingerprint(
+            models.load_model(folder)
+        )
+        assert models.load_processor(folder).tokenizer.eos_token == "<|im_end|>"
+        names = {path.name for path in folder.iterdir()}
+        assert sft.RECORD in names and not any("optim" in name for name in names)
+
+
+def test_sharding_that_was_asked_for_in_arguments_is_checked_too(tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, fsdp=True, fsdp_config={"version": 2}
+    )
+    with pytest.raises(RuntimeError, match="FSDP2 was asked for with 1 processes"):
+        model = torch.nn.Linear(2, 2)
+        shards.CheckShards().on_train_begin(arguments, None, None, model=model)
+
+
+def test_nf4_weights_are_not_split(tiny_checkpoint, tmp_path):
+    settings = replace(sharded.SFT, quantize=True, lora_rank=4)
+    arguments = sft.trainer_arguments(settings, tmp_path)
+    arguments.fsdp = True
+    with pytest.raises(ValueError, match="NF4 weights are not split"):
+        shards.load_trainable(tiny_checkpoint, settings, arguments)
+    with pytest.raises(ValueError, match="give a lora_rank above 0"):
+        shards.load_trainable(
+            tiny_checkpoint, replace(settings, lora_rank=0), arguments
+        )
+
+
+def test_the_launch_cannot_want_another_type(tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    arguments = sft.trainer_arguments(sharded.SFT, tmp_path)
+    with pytest.raises(ValueError, match="mixed_precision = bf16, but dtype is float3"):
+        shards.load_trainable(tiny_checkpoint, sharded.SFT, arguments)

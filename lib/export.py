@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lib import grpo, models, paths, records, sft, stats
+from lib import care, grpo, models, paths, ppo, records, sft, stats
 
 # isort: split
 import peft
@@ -28,7 +28,10 @@ from peft.tuners.lora import LoraLayer
 
 METHODS = {
     "sft": ("supervised fine-tuning on demonstrations", "02_sft", sft.RECORD),
+    "sft-answers": ("supervised fine-tuning on answers alone", "02_sft", sft.RECORD),
     "grpo": ("GRPO with a reward for the right answer", "03_grpo", grpo.RECORD),
+    "ppo": ("PPO with a learned critic", "03_grpo", ppo.RECORD),
+    "care": ("GRPO-CARE with its consistency bonus", "03_grpo", care.RECORD),
 }
 LICENCES = {  # part of the command that made the data: what its licence asks for
     "lib.seed_bench": (

@@ -84,6 +84,26 @@ def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
     ]
 
 
+def lessons(
+    targets: str, demonstrations: Sequence[Demonstration], labelled: Sequence[Question]
+) -> dict[str, list[Demonstration]]:
+    """What SFT learns, by the name of the adapter that comes of it.
+
+    `targets` is "reasoning" (adapter sft), "answers" (sft-answers) or both.
+    """
+    made: dict[str, list[Demonstration]] = {}
+    for target in targets.split():
+        if target == "reasoning":
+            made["sft"] = list(demonstrations)
+        elif target == "answers":
+            made["sft-answers"] = answers_alone(labelled)
+        else:
+            raise ValueError(
+                f"SFT on {target!r} is unknown: name reasoning, answers or both"
+            )
+    return made
+
+
 def kept_by_rejection(
     demonstrations: Iterable[Demonstration], questions: Iterable[Question]
 ) -> list[Demonstration]:

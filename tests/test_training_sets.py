@@ -137,6 +137,16 @@ def test_a_wrong_label_takes_its_demonstration_away():
     assert ids(kept) == right
 
 
+def test_lessons_are_named_after_their_adapters():
+    demonstrations = [reasoned(ITEMS[0], ITEMS[0].options, ITEMS[0].answer)]
+    both = training_sets.lessons("reasoning answers", demonstrations, ITEMS[:3])
+    assert both["sft"] == demonstrations
+    assert both["sft-answers"] == training_sets.answers_alone(ITEMS[:3])
+    assert list(training_sets.lessons("answers", [], ITEMS)) == ["sft-answers"]
+    with pytest.raises(ValueError, match="SFT on 'labels' is unknown: name reasoning"):
+        training_sets.lessons("labels", demonstrations, ITEMS)
+
+
 def test_an_unreadable_answer_is_not_kept():
     unread = replace(
         reasoned(ITEMS[0], ITEMS[0].options, ITEMS[0].answer), response="The first."

@@ -1,0 +1,82 @@
+"""The line that says which RL is trained."""
+
+import pytest
+
+from lib import care, grpo, ppo, rl
+
+SHARED = {
+    "prompts_per_step": 2,
+    "group_size": 4,
+    "lr": 1e-3,
+    "kl_beta": 0.0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "max_completion_tokens": 8,
+    "lora_rank": 4,
+    "lora_alpha": 8.0,
+    "seed": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "expected"),
+    [
+        ("grpo", grpo.GRPOSettings, {"steps": 10, "save_every": 5}),
+        ("ppo", ppo.PPOSettings, {"steps": 40, "save_every": 20, "loss_type": "dapo"}),
+        ("care", care.CARESettings, {"steps": 10, "bonus": "sparse"}),
+        ("grpo kl_clamp=11", grpo.GRPOSettings, {"kl_clamp": 11.0}),
+        ("grpo mask_truncated=true", grpo.GRPOSettings, {"mask_truncated": True}),
+        ("grpo updates_per_batch=2", grpo.GRPOSettings, {"steps": 20}),
+        ("ppo updates_per_batch=1 gae_lambda=1", ppo.PPOSettings, {"gae_lambda": 1.0}),
+        ("care bonus=dense margin=0", care.CARESettings, {"margin": 0.0}),
+    ],
+)
+def test_a_line_makes_the_settings_of_its_method(line, kind, expected):
+    (method,) = rl.read(line)
+    settings = method.settings(batches=10, save_every=5, **SHARED)
+    assert type(settings) is kind and method.name == line.split()[0]
+    for name, value in expected.items():
+        found = getattr(settings, name)
+        assert found == value and type(found) is type(value)
+    assert settings.lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", "'' is no method; begin with grpo, ppo or care"),
+        ("dpo", "'dpo' is no method"),
+        ("grpo bonus=dense", "'bonus=dense' is no option of grpo"),
+        ("care bonnus=dense", "did you mean bonus=?"),
+        ("grpo epsilon", "'epsilon' is no option of grpo; did you mean epsilon=?"),
+        ("grpo epsilon=0.1 epsilon=0.2", "epsilon is given twice"),
+        ("grpo epsilon=low", "epsilon must be of type float, found 'low'"),
+        ("grpo fp32_logits=yes", "fp32_logits must be true or false, found 'yes'"),
+        ("grpo steps=3", "'steps=3' is no option of grpo"),
+        ("grpo |", "'' is no method"),
+        ("grpo | grpo epsilon=0.1", "two adapters would both be called grpo"),
+    ],
+)
+def test_a_wrong_word_is_named(line, told):
+    with pytest.raises(ValueError) as caught:
+        rl.read(line)
+    assert told in str(caught.value)
+
+
+def test_what_has_a_parameter_of_its_own_is_not_given_twice():
+    (method,) = rl.read("grpo kl_beta=0.1")
+    with pytest.raises(ValueError, match="kl_beta has a parameter of its own"):
+        method.settings(batches=1, save_every=1, **SHARED)
+
+
+def test_several_methods_stand_between_bars():
+    first, second = rl.read("grpo kl_clamp=11 | care bonus=dense")
+    assert (first.name, first.options) == ("grpo", {"kl_clamp": 11.0})
+    assert (second.name, second.options) == ("care", {"bonus": "dense"})
+
+
+def test_every_method_trains_under_its_name():
+    for name, (_, trainer, train) in rl.TRAINERS.items():
+        assert trainer.__name__ == f"{name}_trainer"
+        assert train.__name__ == f"train_{name}"

@@ -1,0 +1,70 @@
+"""A sweep's runs as a record, a table and a figure, against counts made by hand."""
+
+import numpy as np
+import pytest
+from made_run import write_run
+
+from lib import stats, sweeps
+from lib.records import read_json, read_jsonl, write_json
+
+SHARES = (0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two shares x three seeds, and a run that failed."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    rows = []
+    for share in SHARES:
+        for seed in range(3):
+            name = f"size-training_share={share}-seed={seed}"
+            run = write_run(outputs / name, seed=seed + int(10 * share), n=40)
+            row = {"run": name, "training_share": share, "seed": seed}
+            row |= {"status": "finished", "seconds": 60.0}
+            rows.append(row | {"metrics": read_json(run / "metrics.json")})
+    failed = {"run": "size-x", "training_share": 0.1, "seed": 0, "status": "failed"}
+    write_json(outputs / "size" / "runs.json", [*rows, failed])
+    return outputs / "size"
+
+
+def test_the_record_holds_every_answer_and_the_failed_run(folder):
+    rows = sweeps.record(folder)
+    assert len(rows) == 7 and rows[-1]["status"] == "failed"
+    assert "metrics" not in rows[-1]
+    entry = rows[4]["metrics"]["grpo"]["L2"]
+    file = folder.parent / rows[4]["run"] / "predictions_grpo_L2.jsonl"
+    answers = sorted(read_jsonl(file), key=lambda row: row["id"])
+    assert entry["correct"] == "".join(str(int(row["correct"])) for row in answers)
+    assert entry["accuracy"] == entry["correct"].count("1") / 40
+
+
+def test_the_table_is_the_mean_over_seeds_of_each_value(folder):
+    rows = sweeps.record(folder)
+    assert sweeps.varied(rows) == ["training_share"]
+    made = sweeps.table(rows)
+    assert {row["training_share"] for row in made} == set(SHARES)
+    (row,) = (
+        row
+        for row in made
+        if (row["training_share"], row["model"], row["set"]) == (0.5, "sft", "L3")
+    )
+    texts = [r["metrics"]["sft"]["L3"]["correct"] for r in rows[:3]]
+    correct = np.array([[int(c) for c in text] for text in texts], float)
+    expected = stats.mean_over_seeds(correct)
+    for key in ("mean", "low", "high", "seeds"):
+        assert row[key] == expected[key]
+    assert row["low"] < row["mean"] < row["high"]
+
+
+def test_the_command_writes_record_table_and_figure(folder, tmp_path, capsys):
+    sweeps.main([str(folder), "--out", str(tmp_path)])
+    assert read_json(tmp_path / "size.json") == sweeps.record(folder)
+    text = (tmp_path / "size.md").read_text()
+    assert text in capsys.readouterr().out
+    assert text.count("\n| 0.5 |") == 4 and "GRPO" in text
+    assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_that_never_ran_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.pipeline"):
+        sweeps.record(tmp_path)

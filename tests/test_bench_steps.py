@@ -1,8 +1,11 @@
 """The side-by-side measurements run, and compare two programs that compute the same."""
 
+import subprocess
+import sys
+
 import pytest
 
-from lib import records
+from lib import paths, records
 from tests.bench import evaluation, grpo_step
 
 
@@ -41,3 +44,17 @@ def test_the_evaluation_bench_refuses_unequal_completions(tmp_path, monkeypatch)
         evaluation.main(
             ["--questions", "6", "--repeats", "1", "--out", str(tmp_path / "r.json")]
         )
+
+
+def test_killed_runs_end_as_undisturbed_ones(tmp_path):
+    """At a random moment and inside a checkpoint, in one process and in two."""
+    out = tmp_path / "record.json"
+    command = [sys.executable, "-m", "tests.bench.kills", "--stage", "GRPO"]
+    command += ["--kills", "1", "--aimed", "1", "--out", str(out)]
+    subprocess.run(command, cwd=paths.ROOT, check=True)
+    found = records.read_json(out)
+    assert [row["processes"] for row in found["stages"]] == [1, 2]
+    for row in found["stages"]:
+        assert (row["kills"], row["equal"]) == (2, 2)
+        aimed = row["moments"][-1]
+        assert aimed["was_running"] and aimed["half_written"]

@@ -1,0 +1,328 @@
+"""Kill runs at random moments, start them again, and compare what they leave behind.
+
+    python -m tests.bench.kills --kills 20 --out outputs/reference/bench_kills.json
+
+SFT, GRPO and the evaluation of the mini base, each in one process and in two (gloo on a
+CPU). An undisturbed run is made twice, to see that its records are the same. Then, as
+often as asked, a fresh run is killed with SIGKILL at a moment drawn evenly from the
+seconds that the undisturbed one took, all its processes at once, and started again. It
+is "equal" if adapters, logs, rollouts and predictions end byte for byte as those of the
+undisturbed run, wall-clock seconds aside. Training is also killed, some times more, as
+soon as an unfinished checkpoint is seen. The record keeps every kill, where the run
+stood, and what was half written then.
+
+Every run is a fork of this process, which has imported what a run needs and computed
+nothing; so most kills hit the work and not the start of Python.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib import checkpoints, evaluate, grpo, models, paths, questions, records, sft
+from lib.mini import benchmark
+from lib.rewards import reward_functions
+from lib.video import Sampling
+
+BASE = paths.ROOT / "lib" / "mini" / "base"
+SAMPLING = Sampling(max_frames=4, fps=2.0, height=56, width=112)
+SECONDS = 300  # of a run that hangs
+ADAPTER = {"lora_rank": 4, "lora_alpha": 8, "seed": 0}
+SFT = sft.SFTSettings(
+    steps=10,
+    batch_size=2,
+    gradient_accumulation=1,
+    lr=2e-3,
+    save_every=2,
+    max_tokens=1024,
+    **ADAPTER,
+)
+GRPO = grpo.GRPOSettings(
+    steps=6,
+    prompts_per_step=2,
+    group_size=4,
+    lr=1e-3,
+    kl_beta=0.1,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    max_completion_tokens=24,
+    save_every=2,
+    **ADAPTER,
+)
+EVALUATION = evaluate.EvalSettings("think", max_new_tokens=24, batch_size=6)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`work(data, run)` does the whole stage, or what is left of it."""
+
+    name: str
+    processes: int
+    work: Callable[[Path, Path], None]
+
+
+def train_sft(data: Path, run: Path) -> None:
+    file = data / "annotations" / "training_with_cot.jsonl"
+    items = questions.read_demonstrations(file, data)
+    sft.train_sft(BASE, items, SFT, SAMPLING, run)
+
+
+def train_grpo(data: Path, run: Path) -> None:
+    items = questions.read_training(data / "annotations" / "training.jsonl", data)
+    grpo.train_grpo(BASE, items, reward_functions(True), GRPO, SAMPLING, run)
+
+
+def answer(data: Path, run: Path) -> None:
+    file = data / "annotations" / "validation_L1.jsonl"
+    items = questions.read_validation(file, data, "L1")
+    model, processor = models.load_model(BASE), models.load_processor(BASE)
+    path = run / "predictions_base_L1.jsonl"
+    evaluate.evaluate(model, processor, items, EVALUATION, SAMPLING, path)
+
+
+STAGES = [
+    Stage(name, processes, work)
+    for name, work in (("SFT", train_sft), ("GRPO", train_grpo), ("evaluation", answer))
+    for processes in (1, 2)
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the tally; 1 if a run that was killed ended otherwise."""
+    options = parse(arguments)
+    if torch.cuda.is_available():
+        sys.exit("forks cannot share a GPU: set CUDA_VISIBLE_DEVICES to nothing")
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as scratch:
+        sizes = benchmark.Sizes(training=24, level=36, general=4)
+        data = benchmark.write(Path(scratch) / "data", sizes)
+        stages = [stage for stage in STAGES if options.stage in ("", stage.name)]
+        total = sum(options.kills + aimed(stage, options) for stage in stages)
+        bar = tqdm(total=total, unit="kill")
+        rows = [tally(stage, data, Path(scratch), options, bar) for stage in stages]
+        bar.close()
+    total = {key: sum(row[key] for row in rows) for key in ("kills", "equal")}
+    found = {"seed": options.seed, **total, "stages": rows}
+    records.write_json(options.out, found | {"environment": records.environment()})
+    for row in rows:
+        print(
+            f"{row['stage']}, {row['processes']} process(es): {row['equal']} of "
+            f"{row['kills']} runs ended as the undisturbed one; something was half "
+            f"written in {row['half_written']}"
+        )
+    return 0 if total["equal"] == total["kills"] else 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.kills")
+    parser.add_argument("--kills", type=int, default=20, help="of each stage")
+    parser.add_argument("--aimed", type=int, default=5, help="more, in a checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    names = sorted({stage.name for stage in STAGES})
+    parser.add_argument("--stage", default="", choices=names, help="that one alone")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args(arguments)
+
+
+def tally(stage: Stage, data: Path, scratch: Path, options, bar: tqdm) -> dict:
+    """One row: the undisturbed run's seconds, and every kill."""
+    undisturbed, again = scratch / "undisturbed", scratch / "again"
+    seconds = finish(stage, data, undisturbed)
+    finish(stage, data, again)
+    expected = left_behind(undisturbed)
+    if left_behind(again) != expected:
+        sys.exit(f"{stage.name}: two undisturbed runs differ, nothing can be compared")
+    draw = random.Random(f"{options.seed}/{stage.name}/{stage.processes}")
+    moments = [round(draw.uniform(0, seconds), 2) for _ in range(options.kills)]
+    moments += [None] * aimed(stage, options)
+    kills = []
+    for moment in moments:
+        run = scratch / "killed"
+        kills.append(kill(stage, data, run, moment, draw))
+        kills[-1]["equal"] = left_behind(run) == expected
+        shutil.rmtree(run)
+        bar.update()
+    for folder in (undisturbed, again):
+        shutil.rmtree(folder)
+    return {
+        "stage": stage.name,
+        "processes": stage.processes,
+        "seconds_undisturbed": round(seconds, 2),
+        "kills": len(kills),
+        "equal": sum(kill["equal"] for kill in kills),
+        "half_written": sum(bool(kill["half_written"]) for kill in kills),
+        "moments": kills,
+    }
+
+
+def aimed(stage: Stage, options) -> int:
+    """How many kills wait for an unfinished checkpoint; the evaluation writes none."""
+    return 0 if stage.work is answer else options.aimed
+
+
+def kill(stage: Stage, data: Path, run: Path, moment: float | None, draw) -> dict:
+    """Kill a fresh run after so many seconds, or in a checkpoint, and let it finish."""
+    children = start(stage, data, run)
+    if moment is None:
+        wanted = draw.randint(1, 3)  # which checkpoint, so that older ones lie there
+        wait_for(lambda: len(checkpoints_of(run)) >= wanted and unfinished(run))
+    else:
+        time.sleep(moment)
+    was_running = end(children)
+    found = {"after": moment, "was_running": was_running, **state(run)}
+    finish(stage, data, run)
+    return found
+
+
+def wait_for(happened: Callable[[], object]) -> None:
+    """Return as soon as it has happened; give up after SECONDS."""
+    limit = time.monotonic() + SECONDS
+    while not happened() and time.monotonic() < limit:
+        time.sleep(0.0005)
+
+
+# Processes
+
+
+def start(stage: Stage, data: Path, run: Path) -> list[int]:
+    """Fork the processes of a run; their ids."""
+    run.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    port = free_port()
+    children = []
+    for rank in range(stage.processes):
+        child = os.fork()
+        if child == 0:
+            be_rank(stage, data, run, rank, port)
+        children.append(child)
+    return children
+
+
+def be_rank(stage: Stage, data: Path, run: Path, rank: int, port: int) -> None:
+    """Do the work as one of the run's processes, and never return."""
+    code = 1
+    try:
+        log = os.open(run.with_suffix(f".{rank}.log"), os.O_CREAT | os.O_WRONLY)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if stage.processes > 1:
+            os.environ |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(stage.processes),
+                "LOCAL_WORLD_SIZE": str(stage.processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+        checkpoints.PartialState(cpu=True)
+        stage.work(data, run)
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def end(children: list[int]) -> bool:
+    """SIGKILL all of them; whether any was still running."""
+    running = [os.waitpid(child, os.WNOHANG)[0] == 0 for child in children]
+    for child, alive in zip(children, running, strict=True):
+        if alive:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return any(running)
+
+
+def finish(stage: Stage, data: Path, run: Path) -> float:
+    """Run to the end; the seconds it took. Exits with the log of a run that failed."""
+    started = time.monotonic()
+    children = start(stage, data, run)
+    waiting = set(children)
+    while waiting:
+        for child in list(waiting):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid and status:
+                end([other for other in waiting if other != child])
+                fail(stage, run, children.index(child))
+            waiting -= {pid}
+        if time.monotonic() - started > SECONDS:
+            end(list(waiting))
+            sys.exit(f"{stage.name}: no end after {SECONDS} s")
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+def fail(stage: Stage, run: Path, rank: int) -> None:
+    log = run.with_suffix(f".{rank}.log").read_text(errors="replace")
+    sys.exit(f"{stage.name}: process {rank} failed:\n{log[-3000:]}")
+
+
+# What a run leaves
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, complete or not, in the order of steps."""
+    found = run.glob("checkpoints/*/checkpoint-*")
+    return sorted(found, key=checkpoints.step_of)
+
+
+def unfinished(run: Path) -> list[Path]:
+    """Those that were not marked as complete."""
+    found = checkpoints_of(run)
+    return [path for path in found if not (path / checkpoints.MARKER).exists()]
+
+
+def state(run: Path) -> dict:
+    """Where a run stood when it was killed."""
+    half = unfinished(run)
+    hidden = [path for path in run.rglob(".*") if path.is_dir() or path.is_file()]
+    logs = [*run.glob("train_log_*.jsonl"), *run.glob("predictions_*.partial*.jsonl")]
+    return {
+        "rows": sum(log.read_bytes().count(b"\n") for log in logs),
+        "checkpoints": len(checkpoints_of(run)) - len(half),
+        "half_written": [path.name for path in [*half, *hidden]],
+    }
+
+
+def left_behind(run: Path) -> dict[str, str]:
+    """A hash of every adapter file, log, rollout and prediction, seconds left out."""
+    files = [*run.glob("*.jsonl"), *run.glob("adapters/*/*")]
+    return {
+        file.relative_to(run).as_posix(): (
+            records.settings_hash({"rows": without_seconds(file)})
+            if file.suffix == ".jsonl"
+            else records.sha256(file)
+        )
+        for file in sorted(files)
+    }
+
+
+def without_seconds(file: Path) -> list[dict]:
+    return [
+        {key: value for key, value in row.items() if not key.startswith("seconds")}
+        for row in records.read_jsonl(file)
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

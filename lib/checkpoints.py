@@ -29,6 +29,7 @@ from lib import records, shards
 # isort: split
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import (
     PrinterCallback,
@@ -241,6 +242,19 @@ class ExactResume:
             type(model), resume_from_checkpoint, dtype=model.dtype
         )
         model.load_state_dict(saved.state_dict(), strict=True)
+
+    def _save_checkpoint(self, model, trial):
+        # A full disk shows as one error here and as another in each library below.
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(self.args.output_dir).free / 2**30
+            raise OSError(
+                f"{folder} could not be written: {error}. {free:.1f} GiB are free on "
+                "its disk; make room there and start again: training goes on from "
+                "the last complete checkpoint"
+            ) from error
 
     def _prepare_for_training(self, *args):
         at_root = shards.output_layer_at_root(self.model)

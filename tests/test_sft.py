@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import shutil
 import signal
 import subprocess
@@ -302,3 +303,30 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(
     sft.train_sft(*content, whole)
     assert weights(killed) == weights(whole)
     assert log.read_bytes() == (whole / log.name).read_bytes()
+
+
+def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
+    tiny_checkpoint, demonstrations, undisturbed, tmp_path, monkeypatch
+):
+    """The disk refuses files above 8 KiB, as a full one does, after the first save."""
+    arguments = (tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, tmp_path)
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    on_save = checkpoints.MarkComplete.on_save
+
+    def then_full(*given, **more):
+        on_save(*given, **more)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+
+    monkeypatch.setattr(checkpoints.MarkComplete, "on_save", then_full)
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*make "):
+            sft.train_sft(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    monkeypatch.undo()
+    work = tmp_path / "checkpoints" / "sft"
+    assert (work / "checkpoint-2" / checkpoints.MARKER).exists()
+    assert not (work / "checkpoint-4" / checkpoints.MARKER).exists()
+    assert not (tmp_path / "adapters").exists()
+    sft.train_sft(*arguments)
+    assert weights(tmp_path) == weights(undisturbed)

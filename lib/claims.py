@@ -58,9 +58,10 @@ from pathlib import Path
 
 from lib import plots, stats, tables
 from lib.claim_records import LEVELS, Missing, Records, Term
-from lib.paths import require, resolve
+from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_json, write_text
 
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 SUPPORTED, REFUTED = "supported", "not supported"
 OPEN, MISSING = "undecidable", "not measured"
 FACTS = (
@@ -319,6 +320,23 @@ def sentences(rows: Sequence[Mapping]) -> str:
         measured = [part for part in row["beside"] if part["verdict"] != MISSING]
         lines += [f"  - beside it, {p['name']}: {p['sentence']}" for p in measured]
     return "\n".join(lines) + "\n"
+
+
+def readme_block(folder: str | Path) -> str:
+    """README's table of claims, markers included, from the claims.json of a folder."""
+    folder = resolve(folder)
+    rows = read_json(require(folder / "claims.json", "make it: python -m lib.claims"))
+    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
+    caption = (
+        "Effects in points with 95 % intervals. *paper* and *its own counts say*: the "
+        "published numbers, unpaired, one run each. *here*: MiniPlan, paired by "
+        "question, for other questions and training seeds. *power*: the chance to see "
+        "an effect of the paper's size here. *Undecidable*: the interval holds nothing "
+        f"and the paper's effect alike. `{shown}/claims.md` has a sentence on each, "
+        "with the command for what was not measured. Written by "
+        f"`python -m lib.report claims {shown}`."
+    )
+    return "\n".join([BEGIN, markdown(rows), caption, END])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import plots, stats, tables
+from lib import claims, plots, stats, tables
 from lib.paths import ROOT, require, resolve
 from lib.performance import performance_block
 from lib.records import read_json, settings_hash, write_json, write_text
@@ -237,7 +237,12 @@ def main(arguments: list[str] | None = None) -> None:
     readme.add_argument("records", help="a folder of records, or run names with commas")
     cost = commands.add_parser("performance", help="README's times from bench records")
     cost.add_argument("records", help="the folder of the bench records")
+    claimed = commands.add_parser("claims", help="README's table of the paper's claims")
+    claimed.add_argument("records", help="the folder of a claims.json")
     options = parser.parse_args(arguments)
+    if options.command == "claims":
+        print(write_block("README.md", claims.readme_block(options.records)))
+        return
     if options.command == "readme":
         print(write_block("README.md", readme_block(options.records)))
         return

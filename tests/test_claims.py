@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_run import ABILITY, DOMAINS, edit_row, predictions, write_run
 
-from lib import claims, plots, tables
+from lib import claims, plots, report, tables
 from lib.claim_records import Missing, Records, Term, source_videos
 from lib.claims import MISSING, OPEN, REFUTED, SUPPORTED
 from lib.paths import ROOT
@@ -686,3 +686,16 @@ def test_no_torch():
     """Verdicts are read on machines without torch."""
     code = "import sys; from lib import claims; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_table_of_the_readme_is_written_from_the_record(run, tmp_path):
+    rows = claims.table(Records(run), SAMPLES)
+    claims.write(tmp_path, rows)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{claims.BEGIN}\nOUTDATED\n{claims.END}\nafter\n")
+    report.write_block(readme, claims.readme_block(tmp_path))
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "OUTDATED" not in text and claims.markdown(rows) in text
+    with pytest.raises(FileNotFoundError, match=r"claims.json.*lib.claims"):
+        claims.readme_block(tmp_path / "nowhere")

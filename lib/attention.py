@@ -209,9 +209,7 @@ def attend_checkpoint(
     from lib import models  # here: see `completion_attention`
 
     processor = models.load_processor(model_path)
-    model = models.load_model(model_path, dtype, quantize)
-    if trained is not None:
-        model = models.load_adapter(model, trained)
+    model = models.load_trained(model_path, trained, dtype, quantize)
     for text, answered in said.items():
         found = attend(model, processor, questions, answered, sampling)
         write_rows(run, label, text, found)

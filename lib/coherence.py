@@ -183,9 +183,8 @@ def read_run(
     """
     processor, run = models.load_processor(model_path), Path(run)
     for reader in labels:
-        model = models.load_model(model_path, dtype, quantize)
-        if reader != "base":
-            model = models.load_adapter(model, run / "adapters" / reader)
+        trained = None if reader == "base" else run / "adapters" / reader
+        model = models.load_trained(model_path, trained, dtype, quantize)
         for label in labels if reader == "base" else [reader]:
             for name, questions in sets.items():
                 file = run / f"predictions_{label}_{name}.jsonl"

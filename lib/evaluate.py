@@ -139,9 +139,7 @@ def evaluate_sets(
     """
     processes()  # gives this one its GPU, which load_model takes
     processor = models.load_processor(model_path)
-    model = models.load_model(model_path, dtype, quantize)
-    if trained is not None:
-        model = models.load_adapter(model, trained)
+    model = models.load_trained(model_path, trained, dtype, quantize)
     return {
         (label, name): evaluate(
             model,

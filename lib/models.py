@@ -240,15 +240,17 @@ def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfi
 
 def load_trained(
     model_path: str | Path,
-    folder: str | Path,
+    folder: str | Path | None,
     dtype: str = "float32",
     quantize: bool = False,
 ):
-    """The model that training left in `folder`, in eval mode.
+    """The model that training left in `folder`, in eval mode; without one, the base.
 
     `model_path` is the base: a LoRA adapter is put on top of it, and a folder with
     whole weights stands for itself. Raises as `load_model` and `load_adapter` do.
     """
+    if folder is None:
+        return load_model(model_path, dtype, quantize)
     folder = trained_folder(folder)
     if (folder / ADAPTER).exists():
         return load_adapter(load_model(model_path, dtype, quantize), folder)

@@ -189,9 +189,7 @@ def ask_checkpoint(
 
     evaluate.processes()
     processor = models.load_processor(model_path)
-    model = models.load_model(model_path, dtype, quantize)
-    if trained is not None:
-        model = models.load_adapter(model, trained)
+    model = models.load_trained(model_path, trained, dtype, quantize)
     return ask(model, processor, *arguments)
 
 

@@ -51,6 +51,7 @@ def performance_block(folder: str | Path) -> str:
         "",
         evaluation_sentence(read_json(folder / "bench_evaluation.json")),
         frames_sentence(read_json(folder / "bench_frame_store.json")),
+        kills_sentence(read_json(folder / "bench_kills.json")),
         "",
         cost_table(folder),
         END,
@@ -115,6 +116,19 @@ def frames_sentence(record: Mapping) -> str:
         f"times ({ratio['min']:.0f} to {ratio['max']:.0f}) faster than decoded; "
         f"1,000 clips of {record['frames_of_a_clip']} frames take {kept:.1f} GB "
         "(`tests/bench/frame_store.py`)."
+    )
+
+
+def kills_sentence(record: Mapping) -> str:
+    """How many killed runs ended as an undisturbed one."""
+    names = dict.fromkeys(row["stage"] for row in record["stages"])
+    moments = [kill["after"] for row in record["stages"] for kill in row["moments"]]
+    aimed = moments.count(None)
+    return (
+        f"{record['equal']} of {record['kills']} runs ({', '.join(names)}; one process "
+        f"and two) that were killed, {len(moments) - aimed} at a random moment and "
+        f"{aimed} inside a checkpoint, and started again ended with the very records "
+        "of an undisturbed one (`tests/bench/kills.py`)."
     )
 
 

@@ -335,6 +335,8 @@ def test_an_interrupt_is_no_traceback(world):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore interrupts, and so would this one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert world.hub.reached[path].wait(60)
     running.send_signal(signal.SIGINT)

@@ -27,7 +27,8 @@ A = 0.25, 0.5 and R = 0.75, 1.
 
     settings = PPOSettings(steps=400, prompts_per_step=8, group_size=8, lr=1e-3,
                            kl_beta=0.0, ...)   # 100 batches of rollouts, 4 steps each
-    folder = train_ppo(model, questions, reward_functions(), settings, Sampling(), run)
+    rewards = read_rewards("accuracy")
+    folder = train_ppo(model, questions, rewards, settings, Sampling(), run)
 """
 
 import types

@@ -133,16 +133,6 @@ REWARDS: dict[str, Callable[[str, Question], float]] = {
 }
 
 
-def reward_functions(with_format: bool = False) -> dict:
-    """Rewards of a completion and its question, by name; GRPO adds them up.
-
-    Accuracy alone is the paper's setting: the released grpo.py holds a format reward
-    and grpo.sh does not use it.
-    """
-    names = ("accuracy", "format") if with_format else ("accuracy",)
-    return {name: REWARDS[name] for name in names}
-
-
 def _reasoning(completion: str) -> str:
     match = THINK.search(completion)
     return match.group(1) if match else completion.partition("<answer>")[0]

@@ -20,7 +20,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from safetensors.torch import load_file
 
-from lib import launch, paths, rewards, sft, video
+from lib import launch, paths, reward_stages, rewards, sft, video
 from lib.pipeline import OwnKernel
 from lib.questions import Demonstration
 
@@ -286,8 +286,10 @@ def test_two_processes_train_the_adapter_of_one(
 
 
 def test_rewards_can_be_sent():
-    functions = rewards.reward_functions(with_format=True)
-    assert pickle.loads(pickle.dumps(functions)) == functions
+    line = "format until 0.9 over 10 | accuracy + 0.5 consistency"
+    sent = pickle.loads(pickle.dumps(reward_stages.read_rewards(line)))
+    assert sent == reward_stages.read_rewards(line)
+    assert sent["accuracy"] is rewards.REWARDS["accuracy"]
 
 
 def test_it_refuses_what_others_could_not_find(tmp_path):

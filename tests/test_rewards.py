@@ -6,11 +6,11 @@ import re
 import pytest
 
 from lib.rewards import (
+    REWARDS,
     accuracy_reward,
     consistency_reward,
     format_reward,
     parse_answer,
-    reward_functions,
 )
 
 # completion, first_letter, lenient
@@ -263,8 +263,5 @@ def test_consistency_reads_options_as_text_and_not_as_a_pattern():
     assert consistency_reward("<think>put (a)</think><answer>B</answer>", options) == 0
 
 
-@pytest.mark.parametrize("with_format", [True, False])
-def test_reward_functions_can_be_sent_to_another_process(with_format):
-    functions = reward_functions(with_format)
-    assert list(functions) == ["accuracy", "format"][: 1 + with_format]
-    assert pickle.loads(pickle.dumps(functions)) == functions
+def test_rewards_can_be_sent_to_another_process():
+    assert pickle.loads(pickle.dumps(REWARDS)) == REWARDS

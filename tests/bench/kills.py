@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from lib import checkpoints, evaluate, grpo, models, paths, questions, records, sft
 from lib.mini import benchmark
-from lib.rewards import reward_functions
+from lib.reward_stages import read_rewards
 from lib.video import Sampling
 
 BASE = paths.ROOT / "lib" / "mini" / "base"
@@ -82,7 +82,7 @@ def train_sft(data: Path, run: Path) -> None:
 
 def train_grpo(data: Path, run: Path) -> None:
     items = questions.read_training(data / "annotations" / "training.jsonl", data)
-    grpo.train_grpo(BASE, items, reward_functions(True), GRPO, SAMPLING, run)
+    grpo.train_grpo(BASE, items, read_rewards("accuracy + format"), GRPO, SAMPLING, run)
 
 
 def answer(data: Path, run: Path) -> None:

@@ -28,6 +28,8 @@ from lib import paths, records, torchvision_cpu  # noqa: F401  before transforme
 
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# transformers loads tqdm's widgets, which a notebook without ipywidgets warns of.
+warnings.filterwarnings("ignore", "IProgress not found")
 # DeepSpeed, which TRL imports wherever it is installed, warns on stdout of what it
 # detects and at every change of the order of layers; only its errors concern us.
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -163,8 +163,8 @@ def sft_curve(log: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def grpo_curves(log: Sequence[Mapping]) -> Figure:
-    """The six curves that show whether GRPO learned, and what it paid for it."""
+def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
+    """The six curves that show whether RL learned, and what it paid for it."""
     panels = (
         ("reward", "mean reward of a rollout"),
         ("dead_groups", "share of groups without\nany reward difference"),
@@ -175,13 +175,14 @@ def grpo_curves(log: Sequence[Mapping]) -> Figure:
     )
     figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 5.6), sharex=True)
     for ax, (key, label) in zip(axes.flat, panels, strict=True):
-        _curve(ax, log, key, COLORS["grpo"])
+        _curve(ax, log, key, COLORS[method])
         ax.set_ylabel(label, fontsize=8)
         if key in ("dead_groups", "truncated"):
             ax.set_ylim(-0.03, 1.03)
     for ax in axes[-1]:
         ax.set_xlabel("optimizer step")
-    figure.suptitle("GRPO: every step (thin) and running mean (thick)", fontsize=10)
+    title = f"{LABELS[method]}: every step (thin) and running mean (thick)"
+    figure.suptitle(title, fontsize=10)
     figure.tight_layout()
     return figure
 

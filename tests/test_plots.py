@@ -107,6 +107,13 @@ def test_a_key_that_was_not_logged_is_named():
     assert "“kl” is not in the log" not in words(figure)
 
 
+def test_curves_of_another_method_have_its_name_and_colour():
+    figure = plots.grpo_curves(grpo_log(), "ppo")
+    assert "PPO: every step (thin) and running mean (thick)" in words(figure)
+    thick = figure.axes[0].get_lines()[1]
+    assert thick.get_color() == plots.COLORS["ppo"]
+
+
 def test_an_empty_log_is_named():
     ax = plots.sft_curve([])
     assert "“loss” is not in the log" in words(ax.figure)

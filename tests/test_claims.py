@@ -80,6 +80,8 @@ def write_coherence(run, label, share, **fields):
             {
                 "id": row["id"],
                 "consistent": "yes" if i < share * len(ids) else "absent",
+                "follows": "yes",
+                "progress": "right",
                 "false_step": "no",
                 "overlap": 0.25,
                 "judged": False,

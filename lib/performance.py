@@ -120,15 +120,20 @@ def frames_sentence(record: Mapping) -> str:
 
 
 def kills_sentence(record: Mapping) -> str:
-    """How many killed runs ended as an undisturbed one."""
+    """How many killed runs ended as an undisturbed one.
+
+    A run that had ended when its moment came was not killed, and does not count.
+    """
     names = dict.fromkeys(row["stage"] for row in record["stages"])
-    moments = [kill["after"] for row in record["stages"] for kill in row["moments"]]
-    aimed = moments.count(None)
+    every = [kill for row in record["stages"] for kill in row["moments"]]
+    kills = [kill for kill in every if kill["was_running"]]
+    aimed = sum(kill["after"] is None for kill in kills)
     return (
-        f"{record['equal']} of {record['kills']} runs ({', '.join(names)}; one process "
-        f"and two) that were killed, {len(moments) - aimed} at a random moment and "
-        f"{aimed} inside a checkpoint, and started again ended with the very records "
-        "of an undisturbed one (`tests/bench/kills.py`)."
+        f"{sum(kill['equal'] for kill in kills)} of {len(kills)} runs "
+        f"({', '.join(names)}; one process and two) that were killed, "
+        f"{len(kills) - aimed} at a random moment and {aimed} inside a checkpoint, and "
+        "started again ended with the very records of an undisturbed one "
+        "(`tests/bench/kills.py`)."
     )
 
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from lib import launch, paths, reward_stages, rewards, sft, video
 from lib.pipeline import OwnKernel
 from lib.questions import Demonstration
+from tests import two_processes
 
 SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 HANG = 120  # seconds; an idle machine needs 5
@@ -257,17 +258,7 @@ def test_two_processes_train_the_adapter_of_one(
     tiny_checkpoint, demonstrations, tmp_path
 ):
     """Which is that of two under torchrun, as test_two_processes.py shows."""
-    settings = sft.SFTSettings(
-        steps=2,
-        batch_size=1,
-        gradient_accumulation=1,
-        lr=5e-3,
-        lora_rank=4,
-        lora_alpha=8,
-        seed=1,
-        save_every=2,
-        max_tokens=200,
-    )
+    settings = replace(two_processes.SFT, steps=2, gradient_accumulation=1)
     trained = {}
     for processes in (2, 1):
         run = tmp_path / str(processes)

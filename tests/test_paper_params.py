@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from lib import params, paths, workload
+from lib import memory, params, paths, workload
 
 FOLDER = paths.ROOT / "params"
+README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 # grpo.sh, qwen2vl_sft_config.yaml, infer.py and vision_process_egoplan.py as released.
 RELEASED = {
     "model": "Qwen/Qwen2-VL-7B-Instruct",
@@ -117,3 +118,18 @@ def test_both_files_name_their_cards():
     for name in ("paper", "paper_corrected"):
         text = (FOLDER / f"{name}.yaml").read_text()
         assert re.search(r"^#.*40 GB card", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", ["zero3", "zero3_offload", "fsdp2"])
+def test_the_readme_says_what_is_planned_for_each_way_to_split(kind):
+    (run,) = params.load_params(FOLDER / "paper.yaml")
+    config = f"params/accelerate/{kind}.yaml"
+    values = memory.all_values(run) | {"accelerate_config": config}
+    work = memory.work_of(values, "cuda")
+    network = memory.config_of(values["model"])
+    totals = [stage.total for stage in memory.plan(network, work)]
+    card = max(total + memory.allowance(total) for total in totals) / memory.GIB
+    host = memory.host_bytes(memory.parameters(network), work) / memory.GIB
+    (line,) = re.findall(rf"^\| `{kind}\.yaml` .*$", README, re.MULTILINE)
+    assert f"| {card:.1f} GiB" in line
+    assert (f"{host:.0f} GiB of the host" in line) == (host > 0)

@@ -5,8 +5,9 @@
 SFT, GRPO and the evaluation of the mini base, each in one process and in two (gloo on a
 CPU). An undisturbed run is made twice, to see that its records are the same. Then, as
 often as asked, a fresh run is killed with SIGKILL at a moment drawn evenly from the
-seconds that the undisturbed one took, all its processes at once, and started again. It
-is "equal" if adapters, logs, rollouts and predictions end byte for byte as those of the
+seconds that the undisturbed one took, all its processes at once, and started again; a
+moment that comes after the run's end is no kill, and another one is drawn. A run is
+"equal" if adapters, logs, rollouts and predictions end byte for byte as those of the
 undisturbed run, wall-clock seconds aside. Training is also killed, some times more, as
 soon as an unfinished checkpoint is seen. The record keeps every kill, where the run
 stood, and what was half written then.
@@ -147,14 +148,19 @@ def tally(stage: Stage, data: Path, scratch: Path, options, bar: tqdm) -> dict:
     if left_behind(again) != expected:
         sys.exit(f"{stage.name}: two undisturbed runs differ, nothing can be compared")
     draw = random.Random(f"{options.seed}/{stage.name}/{stage.processes}")
-    moments = [round(draw.uniform(0, seconds), 2) for _ in range(options.kills)]
-    moments += [None] * aimed(stage, options)
-    kills = []
-    for moment in moments:
+    wanted = options.kills + aimed(stage, options)
+    kills, late = [], 0
+    while len(kills) < wanted:
+        random_one = len(kills) < options.kills
+        moment = round(draw.uniform(0, seconds), 2) if random_one else None
         run = scratch / "killed"
-        kills.append(kill(stage, data, run, moment, draw))
-        kills[-1]["equal"] = left_behind(run) == expected
+        found = kill(stage, data, run, moment, draw)
+        found["equal"] = left_behind(run) == expected
         shutil.rmtree(run)
+        if not found["was_running"]:  # it had ended before: no kill, draw again
+            late += 1
+            continue
+        kills.append(found)
         bar.update()
     for folder in (undisturbed, again):
         shutil.rmtree(folder)
@@ -163,6 +169,7 @@ def tally(stage: Stage, data: Path, scratch: Path, options, bar: tqdm) -> dict:
         "processes": stage.processes,
         "seconds_undisturbed": round(seconds, 2),
         "kills": len(kills),
+        "too_late": late,
         "equal": sum(kill["equal"] for kill in kills),
         "half_written": sum(bool(kill["half_written"]) for kill in kills),
         "moments": kills,

@@ -351,6 +351,7 @@ def lines(budget: Budget) -> list[str]:
 
 
 def part_line(part: workload.Part) -> str:
+    """A stage's line: steps, samples, tokens of one and of all, operations."""
     visual = part.item.patches / workload.MERGED
     drawn = part.item.completion
     group = int(part.unit.partition(" x ")[2] or 1)
@@ -387,6 +388,7 @@ def count_notes(budget: Budget) -> list[str]:
 
 
 def hour_lines(hours: Mapping[str, Hours]) -> list[str]:
+    """How long each stage takes, and what that is known from."""
     if not hours:
         return [f"{'time':<16}unknown: no run of this model on this machine yet"]
     each = [f"{stage} {span(h.least, h.most)}" for stage, h in hours.items()]

@@ -142,6 +142,7 @@ class Sizes:
 
     @classmethod
     def of(cls, config) -> "Sizes":
+        """The sizes of a Qwen2-VL configuration."""
         text, vision = config.text_config, config.vision_config
         head = text.hidden_size // text.num_attention_heads
         side = vision.patch_size**2 * vision.temporal_patch_size

@@ -173,6 +173,8 @@ class _Reader:
         return name
 
     def rewards(self) -> RewardStages:
+        """The whole line: stages with a bar between them, an `until` for each but the
+        last."""
         stages = [self._stage()]
         while self._take("|"):
             if stages[-1].until is None:

@@ -18,32 +18,45 @@ stands in the notebook's own parameters and cannot be given here.
     method.train(model, questions, rewards, settings, sampling, run)  # adapters/care
 
 Several methods, each from the base, are divided by a bar: "grpo | ppo | care".
+
+A further method is an entry of METHODS: its settings and its trainer, a subclass of
+grpo.VideoGRPOTrainer whose label is its name. README, "Extend it", has one.
 """
 
 import difflib
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from lib import care, grpo, ppo
 
-TRAINERS = {
-    "grpo": (grpo.GRPOSettings, grpo.grpo_trainer, grpo.train_grpo),
-    "ppo": (ppo.PPOSettings, ppo.ppo_trainer, ppo.train_ppo),
-    "care": (care.CARESettings, care.care_trainer, care.train_care),
+METHODS: dict[str, tuple[type[grpo.GRPOSettings], type[grpo.VideoGRPOTrainer]]] = {
+    "grpo": (grpo.GRPOSettings, grpo.VideoGRPOTrainer),
+    "ppo": (ppo.PPOSettings, ppo.VideoPPOTrainer),
+    "care": (care.CARESettings, care.VideoCARETrainer),
 }
 WORDS = {"true": True, "false": False}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method's name, what makes its settings, its trainer and trains, its options."""
+    """A method's name, the options of its line, its settings and its trainer."""
 
     name: str
-    kind: type
-    trainer: Callable
-    train: Callable
     options: dict[str, bool | int | float | str]
+
+    @property
+    def kind(self) -> type[grpo.GRPOSettings]:
+        """The class of its settings."""
+        return METHODS[self.name][0]
+
+    def trainer(self, *given, **more) -> grpo.VideoGRPOTrainer:
+        """Its trainer, ready to start; arguments as of `grpo.grpo_trainer`."""
+        return grpo.policy_trainer(METHODS[self.name][1], *given, **more)
+
+    def train(self, *given, **more) -> Path:
+        """Train run/adapters/<name>; arguments and errors as of `grpo.train_grpo`."""
+        return grpo.train_policy(METHODS[self.name][1], *given, **more)
 
     def settings(self, batches: int, save_every: int, **shared) -> grpo.GRPOSettings:
         """Settings for so many batches of rollouts, saved every so many of them.
@@ -73,9 +86,9 @@ def read(line: str) -> list[Method]:
 
 def _method(part: str) -> Method:
     name, *words = part.split() or [""]
-    if name not in TRAINERS:
-        raise ValueError(f"rl: {name!r} is no method; begin with {_named(TRAINERS)}")
-    kind, trainer, train = TRAINERS[name]
+    if name not in METHODS:
+        raise ValueError(f"rl: {name!r} is no method; begin with {_named(METHODS)}")
+    kind, _ = METHODS[name]
     types = typing.get_type_hints(kind)
     offered = [
         field.name
@@ -92,7 +105,7 @@ def _method(part: str) -> Method:
         if option in options:
             raise ValueError(f"rl: {option} is given twice")
         options[option] = _value(option, text, types[option])
-    return Method(name, kind, trainer, train, options)
+    return Method(name, options)
 
 
 def _value(option: str, text: str, kind: type) -> bool | int | float | str:

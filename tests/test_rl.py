@@ -1,5 +1,7 @@
 """The line that says which RL is trained."""
 
+import pickle
+
 import pytest
 
 from lib import care, grpo, ppo, rl
@@ -77,6 +79,22 @@ def test_several_methods_stand_between_bars():
 
 
 def test_every_method_trains_under_its_name():
-    for name, (_, trainer, train) in rl.TRAINERS.items():
-        assert trainer.__name__ == f"{name}_trainer"
-        assert train.__name__ == f"train_{name}"
+    for name, (_, trainer) in rl.METHODS.items():
+        assert trainer.label == name
+
+
+def test_training_can_be_sent_to_other_processes():
+    (method,) = rl.read("ppo gae_lambda=1")
+    train = pickle.loads(pickle.dumps(method.train))
+    assert (train.__name__, train.__self__) == ("train", method)
+
+
+def test_a_method_trains_by_its_own_trainer(monkeypatch):
+    asked = []
+    monkeypatch.setattr(rl.grpo, "train_policy", lambda *given, **more: (given, more))
+    monkeypatch.setattr(rl.grpo, "policy_trainer", lambda *given: asked.append(given))
+    (method,) = rl.read("care")
+    told = method.train("model", "questions", watched=())
+    assert told == ((care.VideoCARETrainer, "model", "questions"), {"watched": ()})
+    method.trainer("model")
+    assert asked == [(care.VideoCARETrainer, "model")]

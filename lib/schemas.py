@@ -25,7 +25,6 @@ from typing import NamedTuple
 from lib.rewards import format_reward
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
-SOURCES = ("EpicKitchens", "Ego4D", "MiniPlan")
 PROGRESS = "task_progress_metadata"
 FRAME = "current_observation_frame"
 STILL = "current_observation_basename"
@@ -71,7 +70,7 @@ TEXT = Field(is_text, "a text that is not empty")
 INTEGER = Field(is_integer, "a whole number")
 FILE_NAME = Field(is_file_name, "a file name, without any folder")
 LETTER = Field(lambda value: value in list("ABCD"), "one of the letters A, B, C, D")
-SOURCE = Field(lambda value: value in list(SOURCES), f"one of {', '.join(SOURCES)}")
+SOURCE = Field(is_file_name, "the name of a folder below videos/ and images/")
 LIST = Field(lambda value: isinstance(value, list), "a list")
 CANDIDATES = Field(
     lambda value: isinstance(value, list) and 4 <= len(value) <= 5,

@@ -335,8 +335,7 @@ UNUSABLE = [
     ("L1", put("answer", "fly away"), "answer", "gold option"),
     ("L1", put("golden_choice_idx", "A"), "answer", "gold option"),
     ("L1", put("choice_a", "Wash pan "), "choice_a", "one option only"),
-    ("L1", put("video_source", "YouTube"), "video_source", "EpicKitchens"),
-    ("L1", put("video_source", "../x"), "video_source", "EpicKitchens"),
+    *[("L1", put("video_source", v), "video_source", "folder") for v in BAD_NAMES],
     *[("L1", put("video_basename", v), "video_basename", "name") for v in BAD_NAMES],
     ("L1", drop("video_basename"), "video_basename", "progress"),
     *[

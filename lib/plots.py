@@ -11,7 +11,7 @@ Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
 import os
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,26 +25,46 @@ from matplotlib.patches import Rectangle
 from lib.questions import Question
 from lib.stats import wilson_interval
 
-COLORS = {
-    "base": "#7f7f7f",
-    "base-direct": "#CC79A7",
-    "sft": "#E69F00",
-    "grpo": "#0072B2",
-    "sft-answers": "#D55E00",
-    "ppo": "#56B4E9",
-    "care": "#009E73",
-    "paper": "#000000",
-}
-LABELS = {
-    "base": "base",
-    "base-direct": "base, direct answer",
-    "sft": "SFT",
-    "grpo": "GRPO",
-    "sft-answers": "SFT, answers alone",
-    "ppo": "PPO",
-    "care": "GRPO-CARE",
-    "paper": "paper (Qwen2-VL-7B)",
-}
+OWN = "#882255"  # of every method without a colour here, such as a reader's RL variant
+
+
+class ByMethod(dict):
+    """{method: its look}; `other` makes that of a method without an entry."""
+
+    def __init__(self, known: Mapping[str, str], other: Callable[[str], str]):
+        super().__init__(known)
+        self.other = other
+
+    def __missing__(self, method: str) -> str:
+        return self.other(method)
+
+
+COLORS = ByMethod(
+    {
+        "base": "#7f7f7f",
+        "base-direct": "#CC79A7",
+        "sft": "#E69F00",
+        "grpo": "#0072B2",
+        "sft-answers": "#D55E00",
+        "ppo": "#56B4E9",
+        "care": "#009E73",
+        "paper": "#000000",
+    },
+    other=lambda method: OWN,
+)
+LABELS = ByMethod(
+    {
+        "base": "base",
+        "base-direct": "base, direct answer",
+        "sft": "SFT",
+        "grpo": "GRPO",
+        "sft-answers": "SFT, answers alone",
+        "ppo": "PPO",
+        "care": "GRPO-CARE",
+        "paper": "paper (Qwen2-VL-7B)",
+    },
+    other=str.upper,
+)
 GROUP_LABELS = {
     "L1": "L1: same\nenvironments",
     "L2": "L2: new\nenvironments",

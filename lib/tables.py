@@ -22,7 +22,7 @@ from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl
 
 METHODS = ("base", "sft", "grpo")
-# Those of a run that need not be there.
+# The order of those that need not be there; others follow by name.
 MODELS = (*METHODS, "base-direct", "sft-answers", "ppo", "care")
 SETS = ("L1", "L2", "L3", "general")
 COMPARISONS = (("grpo", "sft"), ("sft", "base"), ("grpo", "base"))
@@ -45,17 +45,27 @@ def read_predictions(run: Path) -> Predictions:
     """
     found: Predictions = {}
     for name in SETS:
-        paths = {model: run / f"predictions_{model}_{name}.jsonl" for model in MODELS}
-        present = [model for model in MODELS if paths[model].exists()]
+        present = predicted(run, name)
         if not present:
             continue
         for model in dict.fromkeys((*METHODS, *present)):
-            path = require(paths[model], "run 04_eval first")
+            path = run / f"predictions_{model}_{name}.jsonl"
+            require(path, "run 04_eval first")
             found[model, name] = sorted(_checked(path), key=lambda row: row["id"])
             _same_questions(found["base", name], found[model, name], path)
     if not found:
         raise FileNotFoundError(f"{run} holds no predictions: run 04_eval first")
     return found
+
+
+def predicted(run: Path, name: str) -> list[str]:
+    """The models that have predictions on a set, in the order of every table."""
+    ends = ("predictions_", f"_{name}.jsonl")
+    found = {
+        path.name.removeprefix(ends[0]).removesuffix(ends[1])
+        for path in run.glob("*".join(ends))
+    }
+    return [*(model for model in MODELS if model in found), *sorted(found - {*MODELS})]
 
 
 def asked(

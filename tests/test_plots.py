@@ -114,6 +114,12 @@ def test_curves_of_another_method_have_its_name_and_colour():
     assert thick.get_color() == plots.COLORS["ppo"]
 
 
+def test_a_method_without_an_entry_has_a_look_of_its_own():
+    figure = plots.grpo_curves(grpo_log(), "psr")
+    assert "PSR: every step (thin) and running mean (thick)" in words(figure)
+    assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
+
+
 def test_an_empty_log_is_named():
     ax = plots.sft_curve([])
     assert "“loss” is not in the log" in words(ax.figure)

@@ -41,6 +41,16 @@ def test_rows_of_all_models_line_up(predictions):
         assert ids[0] == sorted(ids[0]) and all(other == ids[0] for other in ids)
 
 
+def test_methods_of_ones_own_come_last(small):
+    rows = (small / "predictions_grpo_L1.jsonl").read_text()
+    for name in ("zeta_L1", "psr_L1", "ppo_L1", "grpo_L1.no_video", "grpo_L1.partial"):
+        (small / f"predictions_{name}.jsonl").write_text(rows)
+    models = [model for model, _ in tables.read_predictions(small)]
+    assert models == ["base", "sft", "grpo", "base-direct", "ppo", "psr", "zeta"]
+    shown = tables.accuracy_table(tables.read_predictions(small))
+    assert "PSR" in tables.accuracy_markdown(shown)
+
+
 def test_accuracy_counts_every_question(made, predictions):
     metrics = read_json(made / "metrics.json")
     for row in tables.accuracy_table(predictions):

@@ -8,6 +8,7 @@ diamonds are the paper's numbers (SEED-Bench-R1, arXiv 2503.24376).
 Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
 """
 
+import io
 import os
 import re
 import textwrap
@@ -107,6 +108,13 @@ def save(drawn: Axes | Figure, path: str | Path) -> Path:
     return path
 
 
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG, for what shows it without a file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    return buffer.getvalue()
+
+
 def accuracy(
     rows: Sequence[Mapping],
     group: str,
@@ -204,6 +212,27 @@ def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
     title = f"{LABELS[method]}: every step (thin) and running mean (thick)"
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
+    return figure
+
+
+def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
+    """The two curves to watch while a method trains, on an axis of all its steps.
+
+    Reward and length for RL, loss and token accuracy for SFT. Made without pyplot,
+    whose state belongs to one thread: lib/live.py draws this in another.
+    """
+    panels = {"loss": "cross-entropy\n(nats a token)"}
+    panels["token_accuracy"] = "share of the response\ntokens guessed right"
+    if "reward" in log[-1]:
+        panels = {"reward": "mean reward\nof a rollout"}
+        panels["completion_length"] = "completion length\n(tokens)"
+    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+    for ax, (key, name) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        _curve(ax, log, key, COLORS[label])
+        ax.set_xlim(0, total)
+        ax.set_xlabel("optimizer step", fontsize=8)
+        ax.set_ylabel(name, fontsize=8)
+        ax.tick_params(labelsize=8)
     return figure
 
 

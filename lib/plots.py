@@ -181,11 +181,51 @@ def differences(
     return ax
 
 
-def sft_curve(log: Sequence[Mapping], ax: Axes | None = None) -> Axes:
-    """SFT loss on the response tokens, by optimizer step."""
+def power(
+    rows: Sequence[Mapping],
+    gap: float,
+    discordant: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """Chance to see a true difference of two methods, a line a number of questions.
+
+    Each row has n, difference and power (`lib.stats.paired_power`); `discordant` is the
+    share of questions that tell the two methods apart, `gap` the difference to mark:
+    what the paper published for GRPO - SFT on L1. All are shares.
+    """
+    ax = ax or plt.subplots(figsize=(WIDTH, 3.4))[1]
+    sizes = sorted({row["n"] for row in rows})
+    for i, n in enumerate(sizes):
+        own = [row for row in rows if row["n"] == n]
+        at, chance = (
+            [100 * row[key] for row in own] for key in ("difference", "power")
+        )
+        color = plt.cm.viridis(0.85 * i / max(1, len(sizes) - 1))
+        marker, style = "osD^vP*X"[i % 8], {"ms": 4, "lw": 1.5}
+        ax.plot(at, chance, color=color, marker=marker, label=f"{n:,}", **style)
+    ax.axvline(100 * gap, color=COLORS["paper"], lw=1)
+    ax.text(100 * gap + 0.12, 3, "the paper's\ngap on L1", fontsize=8, va="bottom")
+    ax.axhline(80, color="0.4", ls=DASHES, lw=1)
+    ax.set(ylim=(0, 104), xlabel="true difference in accuracy (percentage points)")
+    ax.set_ylabel("chance to see it (%)")
+    ax.set_title(
+        "Chance that McNemar's test finds a true difference\n"
+        f"where {100 * discordant:.0f} % of the questions tell two methods apart",
+        fontsize=10,
+    )
+    title = {"title": "questions", "title_fontsize": 8, "fontsize": 8}
+    ax.legend(loc="lower right", frameon=False, **title)
+    _tidy(ax)
+    return ax
+
+
+def sft_curve(
+    log: Sequence[Mapping], method: str = "sft", ax: Axes | None = None
+) -> Axes:
+    """Loss on the response tokens by optimizer step, of SFT or SFT on answers alone."""
     ax = ax or plt.subplots(figsize=(4.5, 2.8))[1]
-    _curve(ax, log, "loss", COLORS["sft"])
-    ax.set_title("SFT: loss on the response tokens")
+    _curve(ax, log, "loss", COLORS[method])
+    ax.set_title(f"{LABELS[method]}: loss on the response tokens", fontsize=10)
     ax.set_ylabel("cross-entropy (nats a token)")
     ax.set_xlabel("optimizer step")
     return ax
@@ -244,8 +284,9 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     ax = ax or plt.subplots(figsize=(WIDTH, 3.4))[1]
     groups = list(dict.fromkeys(row["set"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
+    width = min(0.26, 0.8 / len(models))
     for row in rows:
-        offset = 0.26 * (models.index(row["model"]) - (len(models) - 1) / 2)
+        offset = width * (models.index(row["model"]) - (len(models) - 1) / 2)
         at, color = groups.index(row["set"]) + offset, COLORS[row["model"]]
         by_seed = 100 * np.asarray(row["by_seed"])
         spread = np.linspace(-0.04, 0.04, len(by_seed)) + at - 0.05
@@ -602,10 +643,11 @@ def _answer(row: Mapping) -> str:
     return "\n".join(lines) or "(empty)"
 
 
-def _strip(clip: np.ndarray) -> np.ndarray:
-    """Frames [T, H, W, 3] in reading order on white: 8 a row, wide ones down to 4."""
+def _strip(clip: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """Frames [T, H, W, 3] in reading order on white: 8 a row, wide ones down to 4, or
+    so many `columns` a row."""
     count, height, width, _ = clip.shape
-    columns = min(count, 8, max(4, round(8 * height / width)))
+    columns = columns or min(count, 8, max(4, round(8 * height / width)))
     gap, rows = max(1, width // 40), -(-count // columns)
     size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
     sheet = np.full(size, 255, np.uint8)
@@ -620,12 +662,17 @@ def _inches(picture: np.ndarray | None, width: float) -> float:
     return 0.3 if picture is None else width * picture.shape[0] / picture.shape[1]
 
 
-def _picture(ax: Axes, title: str, picture: np.ndarray | None) -> None:
+def _picture(
+    ax: Axes,
+    title: str,
+    picture: np.ndarray | None,
+    missing: str = "none in this question",
+) -> None:
     ax.axis("off")
     ax.set_title(title, fontsize=8, loc="left")
     if picture is None:
         style = {"va": "top", "transform": ax.transAxes}
-        ax.text(0, 0.97, "none in this question", fontsize=8, color="0.4", **style)
+        ax.text(0, 0.97, missing, fontsize=8, color="0.4", **style)
     else:
         ax.imshow(picture, interpolation="nearest")
         ax.set_anchor("NW")
@@ -645,6 +692,44 @@ GROUPS = {
     "not needed": "the still alone would do",
 }
 TAG = re.compile(r"</?(?:think|answer)>")
+
+
+def as_shown(
+    pictures: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]],
+) -> Figure:
+    """One question under each condition of lib/perception.py, before it is asked.
+
+    `pictures` {condition: (clip [T, H, W, 3] or None, still [H, W, 3] or None)}, in the
+    order drawn; frames run from left to right, eight a row.
+    """
+    sheets = [
+        None if clip is None else _strip(clip, 8) for clip, _ in pictures.values()
+    ]
+    label, frames, still_width = 0.24 * WIDTH, 0.59 * WIDTH, 0.14 * WIDTH
+    heights = [
+        max(0.42, _inches(sheet, frames), _inches(still, still_width)) + 0.08
+        for sheet, (_, still) in zip(sheets, pictures.values(), strict=True)
+    ]
+    height = 0.25 + sum(heights)
+    figure, top = plt.figure(figsize=(WIDTH, height)), height - 0.25
+    places = {"the clip's frames, in the order shown": (label, frames)}
+    places["still"] = (label + frames + 0.03 * WIDTH, still_width)
+    header = {"frames × height × width": (0, label), **places}
+    for title, (left, _) in header.items():
+        figure.text(left / WIDTH, 1 - 0.05 / height, title, fontsize=8, va="top")
+    for (name, (clip, still)), sheet, tall in zip(
+        pictures.items(), sheets, heights, strict=True
+    ):
+        words = CONDITIONS.get(name, name.replace("_", " ")).replace("\n", " ")
+        if clip is not None:
+            words += f"\n{len(clip)} × {clip.shape[1]} × {clip.shape[2]}"
+        figure.text(0, (top - 0.02) / height, words, fontsize=8, va="top")
+        for (left, width), picture in zip(places.values(), (sheet, still), strict=True):
+            box = (left / WIDTH, (top - tall + 0.08) / height, width / WIDTH)
+            ax = figure.add_axes((*box, (tall - 0.08) / height))
+            _picture(ax, "", picture, "(nothing)")
+        top -= tall
+    return figure
 
 
 def perception(found: Mapping, name: str) -> Figure:

@@ -28,6 +28,7 @@ MEANING = {
     "L3": "new environments and new tasks",
     "general": "general video questions",
 }
+OTHER_RL = (("ppo", "grpo"), ("care", "grpo"))  # compared where the records have them
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -185,9 +186,10 @@ def seeds_table(records: Sequence[Mapping]) -> list[dict]:
 
 def seeds_comparisons(records: Sequence[Mapping]) -> list[dict]:
     """Paired differences of each pair of methods and set, over seeds and questions."""
+    have = {entry["model"] for entry in records[0]["results"]}
     return [
         {"a": a, "b": b, "set": name, "difference": row["mean"], **row}
-        for a, b in COMPARISONS
+        for a, b in (*COMPARISONS, *(pair for pair in OTHER_RL if {*pair} <= have))
         for name in records[0]["questions"]
         for row in [
             stats.mean_over_seeds(
@@ -256,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [
         row
         for row in seeds_table(read_reference(options.out))
-        if row["model"] in METHODS
+        if row["model"] != "base-direct"
     ]
     print(plots.save(plots.seeds(rows), resolve(options.out) / "seeds.png"))
 
@@ -302,7 +304,7 @@ def _seeds_markdown(table: Sequence[Mapping], compared: Sequence[Mapping]) -> st
     for model in dict.fromkeys(row["model"] for row in table):
         cells = {r["set"]: _mean(r) for r in table if r["model"] == model}
         lines.append([plots.LABELS[model], *(cells.get(name, "") for name in sets)])
-    for a, b in COMPARISONS:
+    for a, b in dict.fromkeys((row["a"], row["b"]) for row in compared):
         rows = [row for row in compared if (row["a"], row["b"]) == (a, b)]
         label = f"{plots.LABELS[a]} − {plots.LABELS[b]}, points"
         lines.append([label, *(_mean(row, signed=True) for row in rows)])

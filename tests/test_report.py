@@ -93,6 +93,26 @@ def test_means_and_differences_are_those_of_the_rows(runs, records):
     )
 
 
+def test_other_rl_is_compared_with_grpo_where_there_is_any(records):
+    for path in records.glob("*.json"):
+        record = read_json(path)
+        grpo = [row for row in record["results"] if row["model"] == "grpo"]
+        inverted = str.maketrans("01", "10")
+        record["results"] += [
+            {**row, "model": "ppo", "correct": row["correct"].translate(inverted)}
+            for row in grpo
+        ]
+        write_json(path, record)
+    read = report.read_reference(records)
+    found = [r for r in report.seeds_comparisons(read) if r["a"] == "ppo"]
+    means = {(r["model"], r["set"]): r["mean"] for r in report.seeds_table(read)}
+    assert [(r["b"], r["set"]) for r in found] == [("grpo", s) for s in tables.SETS]
+    for row in found:
+        gap = 1 - 2 * means["grpo", row["set"]]
+        assert row["difference"] == pytest.approx(gap)
+    assert "| PPO − GRPO, points |" in report.readme_block(records)
+
+
 def test_the_base_model_is_the_same_in_every_seed(records):
     rows = report.seeds_table(report.read_reference(records))
     base = next(r for r in rows if (r["model"], r["set"]) == ("base", "L1"))

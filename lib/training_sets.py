@@ -17,8 +17,10 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
+from lib import paths, questions, records
 from lib.prompts import prompt_text
 from lib.questions import Demonstration, Question
 from lib.rewards import parse_answer
@@ -82,6 +84,42 @@ def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
         )
         for question in questions
     ]
+
+
+def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
+    """Write annotations/training_with_cot.jsonl of a data folder; returns its path.
+
+    `reasoning` is what a teacher, or a person, thinks before the answer: one text for
+    each record of annotations/training.jsonl, in its order. ValueError where one lacks.
+    """
+    root = paths.resolve(folder)
+    path = root / "annotations" / "training.jsonl"
+    asked = questions.read_training(path, root)
+    if len(asked) != len(reasoning):
+        raise ValueError(
+            f"{path} has {len(asked)} questions, but there are {len(reasoning)} texts "
+            "of reasoning: give one for each"
+        )
+    made = [_taught(*pair, root) for pair in zip(asked, reasoning, strict=True)]
+    path = path.with_name("training_with_cot.jsonl")
+    records.write_jsonl(path, made)
+    return path
+
+
+def _taught(question: Question, thought: str, root: Path) -> dict:
+    """A record as `questions.read_demonstrations` reads it."""
+    seen = {"video": question.video, "image": question.image}
+    content = [
+        {"type": kind, kind: path.relative_to(root).as_posix()}
+        for kind, path in seen.items()
+        if path is not None
+    ]
+    content.append({"type": "text", "text": prompt_text(question, "think")})
+    return {
+        "sample_id": question.id.removeprefix("training/"),
+        "prompt": [{"role": "user", "content": content}],
+        "response": f"<think>{thought}</think><answer>{question.gold}</answer>",
+    }
 
 
 def lessons(

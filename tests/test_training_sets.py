@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from lib import questions, training_sets
+from lib import questions, records, training_sets
 from lib.mini import benchmark
 from lib.prompts import prompt_text
 from lib.questions import Demonstration, Question
@@ -37,6 +37,40 @@ ITEMS = [made(number) for number in range(600)]
 
 def ids(items):
     return {item.id for item in items}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data folder with five training questions; the first has no video."""
+    items = benchmark.make_items(benchmark.Sizes(training=5, level=1))["training"]
+    items = [replace(items[0], image_only=True), *items[1:]]
+    path = tmp_path / "annotations" / "training.jsonl"
+    records.write_jsonl(path, [benchmark.record(item) for item in items])
+    return tmp_path
+
+
+def test_written_demonstrations_answer_the_training_questions(folder):
+    thoughts = [f"thought {number}" for number in range(5)]
+    path = training_sets.write_demonstrations(folder, thoughts)
+    assert questions.check(path)["faults"] == []
+    read = questions.read_demonstrations(path, folder)
+    asked = questions.read_training(path.with_name("training.jsonl"), folder)
+    for question, thought, item in zip(asked, thoughts, read, strict=True):
+        assert (item.id, item.video, item.image, item.text) == (
+            question.id,
+            question.video,
+            question.image,
+            prompt_text(question, "think"),
+        )
+        wanted = f"<think>{thought}</think><answer>{question.gold}</answer>"
+        assert item.response == wanted
+    assert read[0].video is None
+
+
+def test_every_training_question_needs_its_reasoning(folder):
+    with pytest.raises(ValueError, match="5 questions, but there are 2 texts"):
+        training_sets.write_demonstrations(folder, ["one", "two"])
+    assert not (folder / "annotations" / "training_with_cot.jsonl").exists()
 
 
 def test_shares_have_their_size_and_are_nested():

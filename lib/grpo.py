@@ -328,8 +328,12 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return self._rewards
 
     def _with_advantages(self, output: dict) -> dict:
-        """TRL's output of a batch; a subclass may put its own advantages in."""
-        return output
+        """TRL's output of a batch, with the advantages that the loss shall see."""
+        return {**output, "advantages": self.shaped(output["advantages"])}
+
+    def shaped(self, advantages: torch.Tensor) -> torch.Tensor:
+        """What is learned of advantages of any shape: all; a subclass may differ."""
+        return advantages
 
     def _rows(self, names, texts, tokens) -> list[dict]:
         """What rollouts.jsonl says of every rollout but its rewards."""

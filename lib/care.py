@@ -242,7 +242,7 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
 
     def consistency_bonus(self, completions, completion_ids, question_id, **kwargs):
         """A reward in TRL's form."""
-        likelihoods = self.reference_likelihoods(completion_ids)
+        likelihoods = self.reference_likelihoods(self._prompts, completion_ids)
         self._columns = {"reference_likelihood": likelihoods}
         self._log_metric("reference_likelihood", sum(likelihoods) / len(likelihoods))
         accuracy = self.rewards["accuracy"]
@@ -260,14 +260,24 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
             )
         ]
 
+    def _measure(self, question, prompt, group, texts) -> list[dict[str, float]]:
+        each = super()._measure(question, prompt, group, texts)
+        accuracies = [own["accuracy"] for own in each]
+        likelihoods = self.reference_likelihoods([prompt], group)
+        bonus = consistency_bonus(accuracies, likelihoods, self.settings)
+        return [
+            {**own, "consistency_bonus": extra}
+            for own, extra in zip(each, bonus, strict=True)
+        ]
+
     @torch.no_grad()
-    def reference_likelihoods(self, completion_ids: Sequence) -> list[float]:
+    def reference_likelihoods(self, prompts, completion_ids: Sequence) -> list[float]:
         """p of every completion under the reference; 0 where there is no answer."""
         device, size = self.model.device, self.num_generations
         answers = [torch.tensor(tokens, device=device) for tokens in completion_ids]
         groups = [answers[i : i + size] for i in range(0, len(answers), size)]
         with self._asking_reference(), self.accelerator.autocast():
-            logps, _ = self._completion_scores(self.model, groups)
+            logps, _ = self._completion_scores(self.model, prompts, groups)
         return [
             answer_likelihood(own, answer_span(tokens, self._text_of), self.settings)
             for tokens, own in zip(completion_ids, logps, strict=True)
@@ -298,10 +308,11 @@ def care_trainer(
     settings: CARESettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> VideoCARETrainer:
     """The trainer, ready to start, as grpo.grpo_trainer."""
     given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.policy_trainer(VideoCARETrainer, *given)
+    return grpo.policy_trainer(VideoCARETrainer, *given, watched)
 
 
 def train_care(
@@ -311,6 +322,7 @@ def train_care(
     settings: CARESettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> Path:
     """Train an adapter; returns its folder run/adapters/care.
 
@@ -319,4 +331,4 @@ def train_care(
     among the rewards. Raises ValueError if accuracy is not among `reward_functions`.
     """
     given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.train_policy(VideoCARETrainer, *given)
+    return grpo.train_policy(VideoCARETrainer, *given, watched)

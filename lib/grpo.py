@@ -36,6 +36,7 @@ from lib.questions import Question
 from lib.reward_stages import RewardStages
 from lib.rewards import parse_answer
 from lib.video import Sampling, question_media
+from lib.watched import WatchGroups, watched_path
 
 # isort: split
 from accelerate.utils import gather_object
@@ -197,7 +198,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             raise ValueError(f"a batch must hold whole groups of {size}: {names}")
         self._weigh_rewards()
         prompts = [self.read_prompt(self.questions[name]) for name in names[::size]]
-        with self._gathered():
+        with self.gathered():
             self._seen = shared_prefix.with_features(self.model, prompts)
             self._drawn = self._draw(self._seen)
             if self.settings.extra_draws:
@@ -222,7 +223,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return [tokens for group in self._drawn for tokens in group], None
 
     @contextmanager
-    def _gathered(self) -> Iterator[None]:
+    def gathered(self) -> Iterator[None]:
         """For rollouts: all weights on every process, in the type to compute in."""
         whole = shards.gathered(self.model_wrapped, self.accelerator)
         with whole, self.accelerator.autocast():
@@ -247,7 +248,9 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         """
         groups, replaced = self._drawn, []
         for draw in range(self.settings.extra_draws):
-            scored = [self._score(*pair) for pair in zip(names, groups, strict=True)]
+            asked = [self.questions[name] for name in names]
+            drawn = zip(asked, prompts, groups, strict=True)
+            scored = [self.score(*group) for group in drawn]
             dead = [i for i, scores in enumerate(scored) if is_dead(scores["total"])]
             further = self._further_questions(names, draw)[: len(dead)]
             if not further:
@@ -275,19 +278,30 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         own = order[process.process_index :: process.num_processes]
         return [name for name in own if name not in names]
 
-    def _score(self, name: str, group: Sequence[Sequence[int]]) -> dict:
-        """Texts, {reward name: value} and weighted sums of a question's rollouts."""
+    def score(
+        self,
+        question: Question,
+        prompt: shared_prefix.Prompt,
+        group: Sequence[Sequence[int]],
+    ) -> dict[str, list]:
+        """Texts, {reward name: value} and weighted sums of a question's rollouts.
+
+        The weights are those of the next batch; nothing in the trainer changes.
+        """
         texts = self.processing_class.batch_decode(group, skip_special_tokens=True)
-        question, weights = self.questions[name], self.reward_weights.tolist()
-        each = [
-            {key: float(own(text, question)) for key, own in self.rewards.items()}
-            for text in texts
-        ]
+        each, weights = self._measure(question, prompt, group, texts), self.weights()
         sums = [
-            math.fsum(w * v for w, v in zip(weights, own.values(), strict=True))
+            math.fsum(weights[name] * value for name, value in own.items())
             for own in each
         ]
         return {"texts": texts, "rewards": each, "total": sums}
+
+    def _measure(self, question, prompt, group, texts) -> list[dict[str, float]]:
+        """Every reward of every rollout; a subclass may add its own."""
+        return [
+            {name: float(own(text, question)) for name, own in self.rewards.items()}
+            for text in texts
+        ]
 
     def _replaced_rows(self, name, group, scored, draw) -> list[dict]:
         rows = self._rows([name] * len(group), scored["texts"], group)
@@ -298,27 +312,42 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
 
     # Rewards
 
-    def _weigh_rewards(self) -> None:
-        """Give TRL the weights of the stage that this batch is in.
+    def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
+        """The advantage of each rollout, from the rewards of whole groups.
 
-        The stage follows from the logged means of all steps before, which checkpoints
-        hold in trainer_state.json.
+        None where a subclass does not compare the rollouts of a group.
         """
-        if not isinstance(self.rewards, RewardStages):
-            return
+        found = advantages(groups, self.settings.scale_rewards)
+        return self.shaped(torch.tensor(found)).tolist()
+
+    def _stage(self) -> int:
+        """Index of the stage that the next batch is in.
+
+        It follows from the logged means of all steps before, which checkpoints hold in
+        trainer_state.json.
+        """
         keys = {name: f"rewards/{name}/mean" for name in self.rewards}
         means = [
             {name: row[key] for name, key in keys.items()}
             for row in self.state.log_history
             if set(keys.values()) <= set(row)
         ]
-        stage = self.rewards.stage_after(means)
-        weights = dict.fromkeys(self.rewards, 0.0) | self.rewards.stages[stage].weights
+        return self.rewards.stage_after(means)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward, by name, in the next batch."""
+        weights = dict.fromkeys(self.reward_func_names, 1.0)
+        if not isinstance(self.rewards, RewardStages):
+            return weights
         # Rewards that a subclass adds are not the schedule's.
-        self.reward_weights = torch.tensor(
-            [weights.get(name, 1.0) for name in self.reward_func_names]
-        )
-        self._metrics["train"]["reward_stage"].append(stage + 1.0)
+        weights |= dict.fromkeys(self.rewards, 0.0)
+        return weights | self.rewards.stages[self._stage()].weights
+
+    def _weigh_rewards(self) -> None:
+        """Give TRL the weights of the stage that this batch is in."""
+        if isinstance(self.rewards, RewardStages):
+            self.reward_weights = torch.tensor(list(self.weights().values()))
+            self._metrics["train"]["reward_stage"].append(self._stage() + 1.0)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._texts, self._tokens = completions, completion_ids_list
@@ -396,16 +425,14 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         size = len(completions) // len(self._prompts)
         groups = [completions[i : i + size] for i in range(0, len(completions), size)]
         with self.accelerator.autocast():
-            found = self._completion_scores(model, groups)
+            found = self._completion_scores(model, self._prompts, groups)
         logps, entropies = (padded(values, logits_to_keep) for values in found)
         if self._in_loss is not None and self.settings.kl_clamp and self.beta:
             self._clamp_reference(logps)
         return logps, entropies if compute_entropy else None, None
 
-    def _completion_scores(self, model, groups):
-        return shared_prefix.completion_scores(
-            model, self._prompts, groups, self.pack_tokens
-        )
+    def _completion_scores(self, model, prompts, groups):
+        return shared_prefix.completion_scores(model, prompts, groups, self.pack_tokens)
 
     def _clamp_reference(self, logps: torch.Tensor) -> None:
         """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy.
@@ -464,6 +491,21 @@ def unfold(batch: Mapping) -> dict:
     }
 
 
+def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float]]:
+    """How much better than its group each rollout did, from rewards [groups][G].
+
+    (r - mean of the group) / (std + 1e-4) as TRL 1.16 computes it, the std with one
+    degree of freedom less; `scale` says whose std: "group", "batch" (all groups), or
+    "none" to leave the difference as it is.
+    """
+    rewards = torch.tensor(groups, dtype=torch.float32)
+    found = rewards - rewards.mean(1, keepdim=True)
+    if scale != "none":
+        std = rewards.std(1, keepdim=True) if scale == "group" else rewards.std()
+        found = found / (std + 1e-4)
+    return found.tolist()
+
+
 def is_dead(rewards: Sequence[float]) -> bool:
     """Whether a group's rewards are all equal, so that nothing is learned from it."""
     return min(rewards) == max(rewards)
@@ -506,6 +548,7 @@ def train_grpo(
     settings: GRPOSettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> Path:
     """Train an adapter; returns its folder run/adapters/grpo.
 
@@ -514,19 +557,13 @@ def train_grpo(
     run/train_log_grpo.jsonl (a row a step) and run/rollouts.jsonl (a row a rollout of
     the update; those of groups that were drawn and replaced are in
     run/replaced_rollouts.jsonl), and goes on from run/checkpoints/grpo where a killed
-    call stopped. A finished adapter of the same settings is returned at once. Raises
-    ValueError, naming the difference, when what lies there was made with other
-    settings, and BadVideo for unusable media.
+    call stopped. The groups of the `watched` questions are in run/watched_grpo.jsonl;
+    they have no influence on the adapter (lib/watched.py). A finished adapter of the
+    same settings is returned at once. Raises ValueError, naming the difference, when
+    what lies there was made with other settings, and BadVideo for unusable media.
     """
-    return train_policy(
-        VideoGRPOTrainer,
-        model_path,
-        questions,
-        reward_functions,
-        settings,
-        sampling,
-        run,
-    )
+    given = (model_path, questions, reward_functions, settings, sampling, run)
+    return train_policy(VideoGRPOTrainer, *given, watched)
 
 
 def train_policy(
@@ -537,6 +574,7 @@ def train_policy(
     settings: GRPOSettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> Path:
     """`train_grpo` by any method: a trainer class, whose label names what it writes."""
     run = Path(run)
@@ -547,7 +585,7 @@ def train_policy(
     if not checkpoints.same_settings(folder / record, wanted):
         if not checkpoints.same_settings(work / record, wanted):
             checkpoints.write_settings(work / record, wanted)
-        trainer = policy_trainer(method, *given, run)
+        trainer = policy_trainer(method, *given, run, watched)
         checkpoints.train(trainer)
         checkpoints.publish_trained(trainer, folder, record, wanted)
     if checkpoints.PartialState().is_main_process:
@@ -608,10 +646,11 @@ def grpo_trainer(
     settings: GRPOSettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> VideoGRPOTrainer:
     """The trainer, ready to start: model, data, rewards, logs and progress bar."""
     given = (model_path, questions, reward_functions, settings, sampling, run)
-    return policy_trainer(VideoGRPOTrainer, *given)
+    return policy_trainer(VideoGRPOTrainer, *given, watched)
 
 
 def policy_trainer(
@@ -622,6 +661,7 @@ def policy_trainer(
     settings: GRPOSettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> VideoGRPOTrainer:
     """`grpo_trainer` of any method: a trainer class."""
     models.seed_everything(settings.seed)
@@ -661,6 +701,9 @@ def policy_trainer(
         sampling=sampling,
         settings=settings,
         rollout_path=rollout_path,
+    )
+    trainer.add_callback(
+        WatchGroups(trainer, watched, watched_path(run, method.label), STYLE)
     )
     shown = ["reward", "completions/mean_length"]
     checkpoints.show_steps(trainer, method.label.upper(), shown)

@@ -215,8 +215,8 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         self._old_values = None
         return super()._generate_and_score_completions(inputs)
 
-    def _completion_scores(self, model, groups):
-        given = (model, self._prompts, groups, self.pack_tokens)
+    def _completion_scores(self, model, prompts, groups):
+        given = (model, prompts, groups, self.pack_tokens)
         *scores, self._value_rows = completion_values(*given)
         return scores
 
@@ -229,6 +229,10 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         if self._old_values is None:
             self._old_values = self._values.detach()
         return found
+
+    def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
+        """A critic judges each token: a group decides nothing."""
+        return [[None] * len(own) for own in groups]
 
     def _with_advantages(self, output: dict) -> dict:
         """TRL's output with advantages of each token, returns and values [B, T]."""
@@ -320,10 +324,11 @@ def ppo_trainer(
     settings: PPOSettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> VideoPPOTrainer:
     """The trainer, ready to start, as grpo.grpo_trainer."""
     given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.policy_trainer(VideoPPOTrainer, *given)
+    return grpo.policy_trainer(VideoPPOTrainer, *given, watched)
 
 
 def train_ppo(
@@ -333,6 +338,7 @@ def train_ppo(
     settings: PPOSettings,
     sampling: Sampling,
     run: Path,
+    watched: Sequence[Question] = (),
 ) -> Path:
     """Train an adapter; returns its folder run/adapters/ppo.
 
@@ -342,4 +348,4 @@ def train_ppo(
     critic is used up in training: the adapter is the policy alone.
     """
     given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.train_policy(VideoPPOTrainer, *given)
+    return grpo.train_policy(VideoPPOTrainer, *given, watched)

@@ -177,11 +177,10 @@ def completions_of(trainer):
     return [tokenizer(text)["input_ids"] for text in ANSWERS]
 
 
-def put_prompt(trainer):
-    """The state in which the trainer scores the rollouts of one question."""
-    question = next(iter(trainer.questions.values()))
-    trainer._prompts = [trainer.read_prompt(question)]
-    return question
+def likelihoods_of(trainer, tokens):
+    """What the reference says of the rollouts of the first question."""
+    prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
+    return trainer.reference_likelihoods(prompts, tokens)
 
 
 def spread(weights, seed):
@@ -192,13 +191,13 @@ def spread(weights, seed):
 
 def test_likelihoods_are_those_of_the_reference_and_leave_the_policy_alone(build):
     trainer = build()
-    question = put_prompt(trainer)
+    question = next(iter(trainer.questions.values()))
     tokens = completions_of(trainer)
     weights = list(care.trained_weights(trainer.model).values())
     spread(weights, 1)
     spread(trainer.reference.average.values(), 2)
     before = [weight.detach().clone() for weight in weights]
-    found = trainer.reference_likelihoods(tokens)
+    found = likelihoods_of(trainer, tokens)
     assert all(map(torch.equal, before, weights))
 
     def expected():
@@ -222,11 +221,10 @@ def test_a_frozen_reference_is_the_start_and_policy_is_no_reference(build):
     found = {}
     for reference in care.REFERENCES:
         trainer = build(reference=reference)
-        put_prompt(trainer)
         tokens = completions_of(trainer)
-        start = trainer.reference_likelihoods(tokens)
+        start = likelihoods_of(trainer, tokens)
         spread(care.trained_weights(trainer.model).values(), 1)
-        found[reference] = (start, trainer.reference_likelihoods(tokens))
+        found[reference] = (start, likelihoods_of(trainer, tokens))
         movers = [
             own
             for own in trainer.callback_handler.callbacks
@@ -317,9 +315,8 @@ def test_without_an_adapter_the_reference_averages_all_weights(build):
         assert own
         moved = [not torch.equal(start[name], reference.average[name]) for name in own]
         assert any(moved), part
-    put_prompt(trainer)
     before = [weight.detach().clone() for weight in trainer.model.parameters()]
-    found = trainer.reference_likelihoods(completions_of(trainer))
+    found = likelihoods_of(trainer, completions_of(trainer))
     assert [p > 0 for p in found] == [True, False, True, False]
     assert all(map(torch.equal, before, trainer.model.parameters()))
 
@@ -345,12 +342,11 @@ def test_rewards_without_accuracy_are_refused(build):
 
 def test_scoring_by_the_reference_is_one_row_a_group(build):
     trainer = build()
-    put_prompt(trainer)
     rows = []
     visual = shared_prefix.base_of(trainer.model).model.language_model
     visual.register_forward_hook(
         lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
         with_kwargs=True,
     )
-    trainer.reference_likelihoods(completions_of(trainer))
+    likelihoods_of(trainer, completions_of(trainer))
     assert rows == [1]

@@ -1,0 +1,294 @@
+"""Watching groups over training: a look that changes nothing, the same at any time."""
+
+import random
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from lib import care, checkpoints, grpo, ppo, records, reward_stages, rewards, watched
+from lib.video import BadVideo
+from tests.test_grpo import REWARDS, SAMPLING, SETTINGS, vowels
+from tests.test_grpo_variants import Killed, assert_same_run
+
+METHODS = {
+    "grpo": (grpo.train_grpo, SETTINGS),
+    "ppo": (ppo.train_ppo, ppo.PPOSettings(**asdict(SETTINGS) | {"loss_type": "dapo"})),
+    "care": (care.train_care, care.CARESettings(**asdict(SETTINGS))),
+}
+
+
+def letters(text, question):
+    """Stands for accuracy, which a random policy never has: an e in the text."""
+    return float("e" in text)
+
+
+MEASURED = {**REWARDS, "accuracy": letters}
+
+
+@pytest.fixture
+def train(tiny_checkpoint, tiny_questions):
+    """Train on the first four questions, watch the last two."""
+
+    def make(run, name="grpo", watching=True, measured=MEASURED, **changes):
+        start, settings = METHODS[name]
+        settings = replace(settings, **changes)
+        given = (tiny_checkpoint, tiny_questions[:4], measured, settings, SAMPLING, run)
+        start(*given, watched=tiny_questions[4:] if watching else ())
+        return run
+
+    return make
+
+
+def rows_of(run, name="grpo"):
+    return records.read_jsonl(watched.watched_path(run, name))
+
+
+def saved(run, name, step):
+    """The hashes of what a checkpoint holds: weights, optimizer, randomness.
+
+    Left out are the files that hold the folder's name and the seconds of steps.
+    """
+    folder = run / "checkpoints" / name / f"checkpoint-{step}"
+    files = records.read_json(folder / checkpoints.MARKER)["files"]
+    return {
+        file: own
+        for file, own in files.items()
+        if file not in ("training_args.bin", "trainer_state.json")
+    }
+
+
+# A look is no influence
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("grpo", {}),
+        ("grpo", {"lora_rank": 0, "lr": 1e-3, "kl_beta": 0.1}),
+        ("grpo", {"quantize": True, "gradient_checkpointing": True}),
+        ("grpo", {"extra_draws": 1, "prompts_per_backward": 1}),
+        ("ppo", {"updates_per_batch": 2}),
+        ("care", {"reference_every": 1}),
+    ],
+)
+def test_training_is_the_same_with_and_without(
+    train, tmp_path, monkeypatch, name, changes
+):
+    # The folder of checkpoints is looked into before it goes.
+    monkeypatch.setattr(grpo.shutil, "rmtree", lambda *a, **k: None)
+    seen, unseen = (
+        train(tmp_path / str(watching), name, watching, **changes)
+        for watching in (True, False)
+    )
+    assert_same_run(seen, unseen, name)
+    for step in (2, 4):
+        found, expected = (saved(run, name, step) for run in (seen, unseen))
+        assert {"optimizer.pt", "rng_state.pth"} <= set(expected)
+        assert found == expected
+    assert [row["step"] for row in rows_of(seen, name)] == [0, 0, 2, 2, 4, 4]
+    assert not watched.watched_path(unseen, name).exists()
+
+
+def test_a_finished_adapter_is_accepted_with_any_watching(train, tmp_path):
+    train(tmp_path, watching=False)
+    before = records.sha256(tmp_path)
+    train(tmp_path)
+    assert records.sha256(tmp_path) == before
+
+
+def test_randomness_outside_goes_on_as_if_never():
+    def drawn():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    expected = [drawn(), drawn()]
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    found = [drawn()]
+    with pytest.raises(Killed), watched.own_randomness(7):
+        inside = torch.rand(3)
+        drawn()
+        raise Killed
+    found.append(drawn())
+    assert found == expected
+    with watched.own_randomness(7):
+        assert torch.equal(torch.rand(3), inside)
+
+
+# What is recorded
+
+
+def test_rows_tell_the_group_of_every_question_and_step(
+    train, tmp_path, tiny_questions
+):
+    rows = rows_of(train(tmp_path, steps=3))
+    ids = [question.id for question in tiny_questions[4:]]
+    expected = [(step, name) for step in (0, 2, 3) for name in ids]
+    assert [(row["step"], row["question_id"]) for row in rows] == expected
+    for row, question in zip(rows, tiny_questions[4:] * 3, strict=True):
+        assert row["prompt"] == grpo.dataset_row(question)["prompt"]
+        assert (row["gold"], row["options"]) == (question.gold, [*question.options])
+        assert len(row["rollouts"]) == SETTINGS.group_size
+        for own in row["rollouts"]:
+            measured = {key: f(own["text"], question) for key, f in MEASURED.items()}
+            assert own["rewards"] == pytest.approx(measured)
+            assert own["reward"] == pytest.approx(sum(measured.values()))
+            assert 1 <= own["tokens"] <= SETTINGS.max_completion_tokens
+            assert own["tokens"] == SETTINGS.max_completion_tokens or (
+                own["truncated"] is False
+            )
+        totals = torch.tensor([own["reward"] for own in row["rollouts"]])
+        compared = (totals - totals.mean()) / (totals.std() + 1e-4)
+        found = [own["advantage"] for own in row["rollouts"]]
+        assert found == pytest.approx(compared.tolist(), abs=1e-4)
+    texts = [[own["text"] for own in row["rollouts"]] for row in rows]
+    assert len({text for group in texts for text in group}) > len(rows)
+
+
+def test_the_groups_of_step_0_are_the_untrained_policys(train, tmp_path):
+    """Where nothing is learned every step draws from the same policy, by other seeds;
+    what is learned shows at once."""
+    still, moved = (rows_of(train(tmp_path / str(lr), lr=lr)) for lr in (1e-12, 1e-1))
+    assert still[:2] == moved[:2]
+    assert still[0]["rollouts"] != still[2]["rollouts"]
+    assert still[2:] != moved[2:]
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_advantages_are_those_of_a_real_step(tmp_path, tiny_checkpoint, scale, train):
+    run = train(tmp_path, watching=False, scale_rewards=scale)
+    rows = records.read_jsonl(run / "rollouts.jsonl")
+    for step in range(1, SETTINGS.steps + 1):
+        own = [row for row in rows if row["step"] == step]
+        groups = [own[:4], own[4:]]
+        totals = [[sum(row["rewards"].values()) for row in group] for group in groups]
+        expected = [[row["advantage"] for row in group] for group in groups]
+        for found, wanted in zip(grpo.advantages(totals, scale), expected, strict=True):
+            assert found == pytest.approx(wanted, abs=1e-4)
+        assert any(abs(value) > 1e-2 for group in expected for value in group)
+
+
+def test_advantages_of_the_example():
+    (found,) = grpo.advantages([[1, 0, 0, 1]], "group")
+    assert found == pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
+    assert grpo.advantages([[1, 1, 1, 1]], "group") == [[0, 0, 0, 0]]
+
+
+def test_a_critic_gives_no_advantage_to_a_group(train, tmp_path):
+    rows = rows_of(train(tmp_path, "ppo", group_size=1), "ppo")
+    assert [len(row["rollouts"]) for row in rows] == [1] * 6
+    assert {own["advantage"] for row in rows for own in row["rollouts"]} == {None}
+
+
+def test_the_bonus_of_care_is_measured_by_its_reference(
+    tiny_checkpoint, tiny_questions, tmp_path, monkeypatch
+):
+    """Answers are forced: a random policy gives none."""
+    settings = METHODS["care"][1]
+    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, settings, SAMPLING)
+    trainer = care.care_trainer(*given, tmp_path, watched=tiny_questions[4:])
+    answers = ["<think>stir</think><answer>B</answer>", "no", "e <answer>C</answer>"]
+    tokens = [trainer._tokenizer(text)["input_ids"] for text in [*answers, "e"]]
+    monkeypatch.setattr(watched, "draw", lambda trainer, prompt: tokens)
+    trainer.callback_handler.on_train_begin(
+        trainer.args, trainer.state, trainer.control
+    )
+    for row, question in zip(
+        rows_of(tmp_path, "care"), tiny_questions[4:], strict=True
+    ):
+        prompts = [trainer.read_prompt(question)]
+        likelihoods = trainer.reference_likelihoods(prompts, tokens)
+        accuracies = [own["rewards"]["accuracy"] for own in row["rollouts"]]
+        expected = care.consistency_bonus(accuracies, likelihoods, settings)
+        found = [own["rewards"]["consistency_bonus"] for own in row["rollouts"]]
+        assert found == pytest.approx(expected) and any(found)
+        for own in row["rollouts"]:
+            assert own["reward"] == pytest.approx(sum(own["rewards"].values()))
+
+
+def test_rewards_are_weighed_as_the_next_batch_weighs_them(
+    train, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(rewards.REWARDS, "accuracy", letters)
+    monkeypatch.setitem(rewards.REWARDS, "format", vowels)
+    line = "format until 2 steps | 0.25 accuracy + 2 format"
+    run = train(tmp_path, measured=reward_stages.read_rewards(line))
+    log = records.read_jsonl(run / "train_log_grpo.jsonl")
+    assert [row["reward_stage"] for row in log] == [1, 1, 2, 2]
+    shares = {0: (0, 1), 2: (0.25, 2), 4: (0.25, 2)}
+    for row in rows_of(run):
+        for own in row["rollouts"]:
+            assert set(own["rewards"]) == {"format", "accuracy"}
+            parts = own["rewards"]["accuracy"], own["rewards"]["format"]
+            total = np.dot(shares[row["step"]], parts)
+            assert own["reward"] == pytest.approx(total)
+
+
+def test_unusable_media_are_told_before_training(
+    tiny_checkpoint, tiny_questions, tmp_path
+):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    question = replace(tiny_questions[4], video=broken)
+    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, SETTINGS, SAMPLING)
+    with pytest.raises(BadVideo, match=r"broken\.mp4"):
+        grpo.train_grpo(*given, tmp_path / "run", watched=[question])
+    assert not (tmp_path / "run" / "rollouts.jsonl").exists()
+
+
+# Kills
+
+
+@pytest.fixture
+def killed_at(train, monkeypatch):
+    """Train until something happens for the n-th time, then again to the end."""
+
+    def make(run, place, attribute, number, before):
+        plain, left = getattr(place, attribute), [number]
+
+        def counted(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0 and before:
+                raise Killed
+            result = plain(*args, **kwargs)
+            if left[0] == 0:
+                raise Killed
+            return result
+
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(place, attribute, counted)
+            train(run, steps=6)
+        train(run, steps=6)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("place", "attribute", "number", "before"),
+    [
+        # of the looks at steps 0, 2, 4, 6: before and behind their rows are written
+        (watched.WatchGroups, "look", 1, True),
+        (watched.WatchGroups, "look", 1, False),
+        (watched.WatchGroups, "look", 2, True),
+        (watched.WatchGroups, "look", 2, False),
+        (watched.WatchGroups, "look", 4, True),
+        (watched.WatchGroups, "look", 4, False),
+        # while checkpoint 4 is not yet complete
+        (checkpoints.MarkComplete, "on_save", 2, True),
+        # in step 4, two steps behind the checkpoint
+        (grpo.VideoGRPOTrainer, "_record", 4, True),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_groups(
+    train, killed_at, tmp_path, place, attribute, number, before
+):
+    whole = train(tmp_path / "whole", steps=6)
+    killed_at(tmp_path / "killed", place, attribute, number, before)
+    assert_same_run(whole, tmp_path / "killed", "grpo")
+    found, expected = (
+        watched.watched_path(run, "grpo").read_bytes()
+        for run in (tmp_path / "killed", whole)
+    )
+    assert found == expected
+    assert [row["step"] for row in rows_of(whole)] == [0, 0, 2, 2, 4, 4, 6, 6]

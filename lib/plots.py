@@ -139,8 +139,8 @@ def accuracy(
             _published_marker(ax, at + width / 4, published[row[group]], row["model"])
     _name_groups(ax, rows, group)
     ax.set_ylim(bottom=0)
-    ax.set_title(TITLES[group], fontsize=10, pad=24)
-    _legend(ax, models, paper=published is not None)
+    lines = _legend(ax, models, paper=published is not None)
+    ax.set_title(TITLES[group], fontsize=10, pad=10 + 14 * lines)
     return ax
 
 
@@ -590,7 +590,8 @@ def _name_groups(ax: Axes, rows: Sequence[Mapping], group: str) -> None:
     _tidy(ax)
 
 
-def _legend(ax: Axes, models: Sequence[str], paper: bool = False) -> None:
+def _legend(ax: Axes, models: Sequence[str], paper: bool = False) -> int:
+    """Methods, paper and chance above the axes; returns how many lines they take."""
     square = {"marker": "s", "ls": "", "ms": 7}
     handles = [
         Line2D([], [], color=COLORS[m], label=LABELS[m], **square) for m in models
@@ -602,6 +603,7 @@ def _legend(ax: Axes, models: Sequence[str], paper: bool = False) -> None:
     style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
     spacing = {"columnspacing": 1.2, "handlelength": 1.4}
     ax.legend(handles=handles, ncols=5, fontsize=8, **spacing, **style)
+    return -(-len(handles) // 5)
 
 
 def _difference_legend(ax: Axes, paper: bool) -> None:
@@ -714,7 +716,7 @@ def as_shown(
     figure, top = plt.figure(figsize=(WIDTH, height)), height - 0.25
     places = {"the clip's frames, in the order shown": (label, frames)}
     places["still"] = (label + frames + 0.03 * WIDTH, still_width)
-    header = {"frames × height × width": (0, label), **places}
+    header = {"frames × pixels": (0, label), **places}
     for title, (left, _) in header.items():
         figure.text(left / WIDTH, 1 - 0.05 / height, title, fontsize=8, va="top")
     for (name, (clip, still)), sheet, tall in zip(

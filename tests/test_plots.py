@@ -120,6 +120,38 @@ def test_a_method_without_an_entry_has_a_look_of_its_own():
     assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
 
 
+def test_the_loss_of_another_kind_of_sft_has_its_name_and_colour():
+    ax = plots.sft_curve([{"step": 1, "loss": 2.0}], "sft-answers")
+    assert ax.get_title() == "SFT, answers alone: loss on the response tokens"
+    assert ax.get_lines()[1].get_color() == plots.COLORS["sft-answers"]
+
+
+def test_power_is_drawn_by_number_of_questions_with_the_published_gap():
+    rows = [
+        {"n": n, "difference": d, "power": d * n / 1000}
+        for n in (500, 100)
+        for d in (0.01, 0.02)
+    ]
+    ax = plots.power(rows, gap=0.022, discordant=0.15)
+    lines = {line.get_label(): line.get_xydata() for line in ax.get_lines()}
+    assert lines["100"] == pytest.approx(np.array([[1, 0.1], [2, 0.2]]))
+    assert lines["500"] == pytest.approx(np.array([[1, 0.5], [2, 1.0]]))
+    assert pytest.approx([2.2, 2.2]) in [line.get_xdata() for line in ax.get_lines()]
+    assert "15 % of the questions" in ax.get_title()
+
+
+def test_what_is_shown_stands_in_a_row_with_its_shape():
+    still = CLIP[0]
+    pictures = {"seen": (CLIP, still), "frames_2": (CLIP[:2], still)}
+    figure = plots.as_shown({**pictures, "no_pictures": (None, None)})
+    said = words(figure)
+    assert "all as it is\n10 × 8 × 16" in said and "frames 2\n2 × 8 × 16" in said
+    assert said.count("(nothing)") == 2
+    sheets = [ax.images[0].get_array().shape[:2] for ax in figure.axes if ax.images]
+    # rows of eight frames with gaps of a pixel: two for ten frames, one for two
+    assert sheets == [(17, 135), (8, 16), (8, 135), (8, 16)]
+
+
 def test_an_empty_log_is_named():
     ax = plots.sft_curve([])
     assert "“loss” is not in the log" in words(ax.figure)

@@ -23,13 +23,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tqdm.auto
 
 from lib import paths, records, torchvision_cpu  # noqa: F401  before transformers
 
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-# transformers loads tqdm's widgets, which a notebook without ipywidgets warns of.
-warnings.filterwarnings("ignore", "IProgress not found")
+# What is imported below takes its progress bars from here. In a kernel they would be
+# widgets, of which an executed notebook keeps a word that they cannot be displayed.
+tqdm.auto.tqdm = tqdm.tqdm
 # DeepSpeed, which TRL imports wherever it is installed, warns on stdout of what it
 # detects and at every change of the order of layers; only its errors concern us.
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -3,12 +3,15 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from lib import models
+from lib.paths import ROOT
 from lib.prompts import messages
 
 
@@ -257,3 +260,20 @@ def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(tiny_checkpoin
     with pytest.raises(ValueError, match=r"Qwen2_5_VLProcessor.*Qwen2-VL checkpoint"):
         models.encode(timed, [messages("stir", clip, None)])
     assert len(models.encode(timed, [messages("stir", None, None)])["input_ids"]) == 1
+
+
+BARS = """
+import ipykernel.zmqshell, tqdm.auto, tqdm.notebook
+assert tqdm.auto.tqdm is tqdm.notebook.tqdm, "a kernel has other bars by now"
+from lib import models
+import datasets, huggingface_hub
+from transformers.utils import logging
+assert type(logging.tqdm(range(2))) is tqdm.std.tqdm
+for library in (datasets, huggingface_hub):
+    assert tqdm.notebook.tqdm not in library.utils.tqdm.mro(), library
+"""
+
+
+def test_the_bars_of_libraries_are_no_widgets_in_a_kernel():
+    """They would stay in an executed notebook as a word that they cannot be shown."""
+    subprocess.run([sys.executable, "-c", BARS], cwd=ROOT, check=True)

@@ -244,14 +244,10 @@ def compare(
 
     FileNotFoundError names missing predictions, ValueError rows of other settings.
     """
-    asked = records.read_json(paths.require(run / ASKED, "run 04_eval first"))
-    members = _members(questions, groups or {})
+    asked = read_asked(run)
+    members = members_of(questions, groups or {})
     found = {**asked, "accuracy": [], "gains": [], "ceilings": [], "needs": []}
-    sets = asked["sets"] if asked["conditions"] else []
-    answers = {name: _read_set(run, name, asked) for name in sets}
-    if len(answers) > 1:
-        answers["+".join(answers)] = _pooled(list(answers.values()))
-    for name, rows in answers.items():
+    for name, rows in read_answers(run, asked).items():
         for group, ids in members.items():
             inside = _inside(rows, ids)
             if not inside[SEEN, "base"]:
@@ -271,6 +267,23 @@ def compare(
 
 
 Answers = dict[tuple[str, str], list[dict]]  # {(condition, model): rows by id}
+
+
+def read_asked(run: Path) -> dict:
+    """What `ask` asked: conditions, left_out, sets, count, seed."""
+    return records.read_json(paths.require(run / ASKED, "run 04_eval first"))
+
+
+def read_answers(run: Path, asked: Mapping) -> dict[str, Answers]:
+    """{set: rows under each condition and with all as it is, the same questions}.
+
+    With several sets there is one more that holds them all, "L1+L3".
+    """
+    sets = asked["sets"] if asked["conditions"] else []
+    answers = {name: _read_set(run, name, asked) for name in sets}
+    if len(answers) > 1:
+        answers["+".join(answers)] = _pooled(list(answers.values()))
+    return answers
 
 
 def _read_set(run: Path, name: str, asked: Mapping) -> Answers:
@@ -313,8 +326,10 @@ def _pooled(parts: Sequence[Answers]) -> Answers:
     return {key: [row for part in parts for row in part[key]] for key in parts[0]}
 
 
-def _members(questions: Mapping[str, Question], groups: Mapping[str, Mapping]) -> dict:
-    """{group: ids in it}; a question is in several."""
+def members_of(
+    questions: Mapping[str, Question], groups: Mapping[str, Mapping]
+) -> dict[str, set]:
+    """{group: ids in it}; a question is in several. `groups` as of `compare`."""
     members = {ALL: set(questions)}
     members[WITH_VIDEO] = {key for key, item in questions.items() if item.video}
     members[NEEDED] = {key for key, entry in groups.items() if entry["ceiling"] < 1}
@@ -453,7 +468,7 @@ def accuracy_markdown(found: Mapping, name: str, group: str = ALL) -> str:
         ends = (row["difference"], row["difference_low"], row["difference_high"])
         return f"{text} ({tables.span(*ends, signed=True)})"
 
-    columns = {f"shown, n = {rows[SEEN, 'base']['n']}": _label} | {
+    columns = {f"shown, n = {rows[SEEN, 'base']['n']}": label_of} | {
         f"{plots.LABELS[model]} %": lambda condition, m=model: cell(condition, m)
         for model in tables.METHODS
     }
@@ -475,7 +490,7 @@ def gains_markdown(found: Mapping, name: str, group: str = ALL) -> str:
         return f"{gains}, shrinks by {shrinks}"
 
     named = plots.LABELS
-    columns = {"shown": _label} | {
+    columns = {"shown": label_of} | {
         f"{named[a]} − {named[b]}, points": lambda condition, a=a, b=b: cell(
             condition, a, b
         )
@@ -484,5 +499,6 @@ def gains_markdown(found: Mapping, name: str, group: str = ALL) -> str:
     return tables.markdown(found["conditions"], columns)
 
 
-def _label(condition: str) -> str:
+def label_of(condition: str) -> str:
+    """A condition in words."""
     return LABELS.get(condition, condition.replace("_", " "))

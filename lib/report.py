@@ -241,7 +241,14 @@ def main(arguments: list[str] | None = None) -> None:
     cost.add_argument("records", help="the folder of the bench records")
     claimed = commands.add_parser("claims", help="README's table of the paper's claims")
     claimed.add_argument("records", help="the folder of a claims.json")
+    looked = commands.add_parser("evidence", help="README's tables of what was seen")
+    looked.add_argument("records", help="the folder of lib.evidence")
     options = parser.parse_args(arguments)
+    if options.command == "evidence":
+        from lib import evidence  # here, because it brings torch
+
+        print(write_block("README.md", evidence.readme_block(options.records)))
+        return
     if options.command == "claims":
         print(write_block("README.md", claims.readme_block(options.records)))
         return

@@ -1,0 +1,239 @@
+"""README's "Extend it": its examples are taken from the page and carried out.
+
+A copy of the kit is extended exactly as the page says, films are made that the data
+set tells of, and one process (extended.py) trains with what was added.
+"""
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from lib import questions
+from lib.mini import benchmark, world
+from lib.paths import ROOT
+from lib.records import read_json, read_jsonl, write_json
+
+BLOCK = re.compile(r"^```(?:python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILES = {  # file of films.json: clips in it
+    "training": 4,
+    "validation_L1": 2,
+    "validation_L2": 1,
+    "validation_L3": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def sections():
+    """{heading: text} of README's section."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    own = text.partition("\n## Extend it\n")[2].partition("\n## ")[0]
+    parts = own.split("\n### ")[1:]
+    return dict(part.split("\n", 1) for part in parts)
+
+
+@pytest.fixture(scope="module")
+def blocks(sections):
+    """{heading: its one block of code}."""
+    found = {heading: BLOCK.findall(text) for heading, text in sections.items()}
+    assert all(len(own) == 1 for own in found.values())
+    return {heading: own for heading, (own,) in found.items()}
+
+
+def film(file: str, number: int, folder: Path) -> dict:
+    """Render a clip and a still, and say what films.json would of them."""
+    rng, name = random.Random(f"{file}/{number}"), f"{file}_{number}"
+    episode = world.sample_episode(rng, "Daily life", number)
+    while not episode.actions:
+        episode = world.sample_episode(rng, "Daily life", number)
+    benchmark.write_clip(folder / "videos" / "films" / f"{name}.mp4", episode)
+    still = Image.fromarray(world.still(episode))
+    still.save(folder / "images" / "films" / f"{name}.png")
+    frames = ("start_frame", "stop_frame")
+    last = file == "validation_L3"
+    return {
+        "id": f"film {number}" if last else number,
+        "clip": f"{name}.mp4",
+        "still": f"{name}.png",
+        "goal": episode.goal,
+        "done": [
+            {"narration_text": episode.say(step)}
+            | dict(zip(frames, episode.span(i), strict=True))
+            for i, step in enumerate(episode.actions)
+        ],
+        "options": [episode.say(step) for step in episode.options],
+        "answer": episode.say(episode.answer),
+        "why": f"Next is {episode.say(episode.answer)}.",
+        **({"more": {"domain": "Work", "scenario": "Shop"}} if last else {}),
+    }
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """A data folder as a user has it: films.json, clips and stills."""
+    folder = tmp_path_factory.mktemp("kit") / "outputs" / "data" / "films"
+    for kind in ("videos", "images"):
+        (folder / kind / "films").mkdir(parents=True)
+    told = {
+        file: [film(file, number, folder) for number in range(count)]
+        for file, count in FILES.items()
+    }
+    write_json(folder / "films.json", told)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def kit(films, blocks, sections):
+    """The extended copy of the kit, after everything in it has run."""
+    kit = films.parents[2]
+    for name in ("lib", "params", "notebooks"):
+        shutil.copytree(
+            ROOT / name, kit / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for file, heading in (("rewards", "A reward"), ("rl", "An RL variant")):
+        assert f"`lib/{file}.py`" in sections[heading]
+        with (kit / "lib" / f"{file}.py").open("a") as module:
+            module.write(f"\n\n{blocks[heading]}")
+    (kit / "lib" / "films.py").write_text(blocks["A data set"])
+    (kit / "params" / "grpo_after_sft.yaml").write_text(blocks["A model"])
+    run(kit, "-m", *found(sections["A data set"], r"data_command: ([^`]+)`").split())
+    reward = found(sections["A reward"], r'-p reward "([^"]+)"')
+    export = found(sections["A model"], r"python -m lib.models export ([^`]+)`")
+    run(kit, str(ROOT / "tests" / "extended.py"), reward, *export.split())
+    return kit
+
+
+def found(text: str, pattern: str) -> str:
+    return re.search(pattern, text)[1]
+
+
+def run(kit: Path, *arguments: str) -> None:
+    """Python in the copy, whose lib is the one that is imported."""
+    environment = {**os.environ, "PYTHONPATH": str(kit), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=kit,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(one[name].equal(other[name]) for name in one | other)
+
+
+def test_every_example_is_short(blocks):
+    assert list(blocks) == ["A reward", "An RL variant", "A data set", "A model"]
+    assert all(len(block.splitlines()) < 30 for block in blocks.values())
+
+
+def test_the_reward_is_logged_and_moves_what_is_trained(kit, films):
+    rows = read_jsonl(kit / "outputs" / "both" / "rollouts.jsonl")
+    path = films / "annotations" / "training.jsonl"
+    asked = {q.id: q for q in questions.read_training(path, films)}
+    for row in rows:
+        steps = asked[row["question"]].progress
+        thought = row["text"].partition("</think>")[0].lower()
+        share = sum(step in thought for step in steps) / len(steps)
+        assert row["rewards"]["progress"] == pytest.approx(share)
+    named = [row["rewards"]["progress"] for row in rows]
+    assert 0 < sum(named) < len(named)
+    (log,) = read_jsonl(kit / "outputs" / "both" / "train_log_grpo.jsonl")
+    assert log["reward_progress"] == pytest.approx(sum(named) / len(named))
+    total = log["reward_accuracy"] + 0.2 * log["reward_progress"]
+    assert log["reward"] == pytest.approx(total, abs=1e-6)
+    alone = weights(kit / "outputs" / "accuracy" / "adapters" / "grpo")
+    assert not same(weights(kit / "outputs" / "both" / "adapters" / "grpo"), alone)
+
+
+def test_the_variant_trains_under_its_name_on_what_did_better(kit):
+    outputs = kit / "outputs"
+    grpo, psr = (
+        read_jsonl(outputs / "both" / name)
+        for name in ("rollouts.jsonl", "rollouts_psr.jsonl")
+    )
+    better = [max(0.0, row["advantage"]) for row in grpo]
+    assert [row["text"] for row in psr] == [row["text"] for row in grpo]
+    assert [row["advantage"] for row in psr] == pytest.approx(better)
+    assert sum(better) > 0
+    losses = {
+        label: read_jsonl(outputs / "both" / f"train_log_{label}.jsonl")[0]["loss"]
+        for label in ("grpo", "psr")
+    }
+    # Every ratio is 1, so the loss is minus the mean advantage: 0 within a group.
+    assert losses["grpo"] == pytest.approx(0, abs=1e-4)
+    assert losses["psr"] == pytest.approx(-sum(better) / len(better), abs=1e-4)
+
+
+def test_the_variants_option_leads_back_to_grpo(kit):
+    adapters = {
+        label: weights(kit / "outputs" / run / "adapters" / label)
+        for label, run in (("grpo", "both"), ("psr", "whole"))
+    }
+    assert same(adapters["grpo"], adapters["psr"])
+    assert not same(
+        adapters["psr"], weights(kit / "outputs" / "both" / "adapters" / "psr")
+    )
+    card = (kit / "outputs" / "psr" / "README.md").read_text()
+    assert "the method `psr` of `lib/rl.py`" in card
+
+
+def test_the_data_set_has_no_faults(kit, films):
+    kinds = {}
+    for path in (films / "annotations").glob("*.jsonl"):
+        told = questions.check(path)
+        assert told["faults"] == []
+        kinds[path.stem] = (told["records"], told["kind"].rpartition(" ")[2])
+    taught = (FILES["training"], "reasoning")
+    counted = {file: (count, kinds[file][1]) for file, count in FILES.items()}
+    assert kinds == {**counted, "training_with_cot": taught}
+    assert kinds["training"][1] == "training" and kinds["validation_L3"][1] == "L3"
+
+
+def test_the_data_set_is_read_as_the_films_tell_it(kit, films):
+    told, path = read_json(films / "films.json"), films / "annotations"
+    read = {
+        name: questions.read_validation(path / f"validation_{name}.jsonl", films, name)
+        for name in ("L1", "L2", "L3")
+    }
+    read["training"] = questions.read_training(path / "training.jsonl", films)
+    for name, asked in read.items():
+        file = name if name == "training" else f"validation_{name}"
+        for question, own in zip(asked, told[file], strict=True):
+            assert question.answer == own["answer"]
+            assert sorted(question.options) == sorted(own["options"])
+            assert len(question.progress) == len(own["done"])
+            assert question.video.is_file() and question.image.is_file()
+
+
+def test_the_model_is_trained_further_and_evaluated(kit):
+    told, run = read_json(kit / "told.json"), kit / "outputs" / "grpo_after_sft"
+    base = read_json(kit / "outputs" / "both" / "adapters/grpo/grpo_settings.json")
+    own = read_json(run / "adapters/grpo/grpo_settings.json")
+    assert (kit / told["model"] / "config.json").is_file()
+    assert own["settings"]["model"] != base["settings"]["model"]
+    for label in ("base", "grpo"):
+        rows = read_jsonl(run / f"predictions_{label}_L1.jsonl")
+        assert len(rows) == FILES["validation_L1"]
+        assert all(row["completion"] for row in rows)
+
+
+def test_what_is_said_of_other_models(kit, sections):
+    text, told = sections["A model"], read_json(kit / "told.json")
+    assert told["said"].startswith(found(text, r"`(model_type 'llava'[^`]+)`"))
+    assert [name for name in told["families"] if f"`{name}`" in text] == [
+        *told["families"]
+    ]

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tqdm.asyncio
 import tqdm.auto
 
 from lib import paths, records, torchvision_cpu  # noqa: F401  before transformers
@@ -30,8 +31,9 @@ from lib import paths, records, torchvision_cpu  # noqa: F401  before transforme
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # What is imported below takes its progress bars from here. In a kernel they would be
-# widgets, of which an executed notebook keeps a word that they cannot be displayed.
-tqdm.auto.tqdm = tqdm.tqdm
+# widgets, of which an executed notebook keeps a word that they cannot be displayed;
+# so let them be what they are in a terminal.
+tqdm.auto.tqdm = tqdm.asyncio.tqdm
 # DeepSpeed, which TRL imports wherever it is installed, warns on stdout of what it
 # detects and at every change of the order of layers; only its errors concern us.
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
@@ -363,7 +365,10 @@ def mm_token_type_ids(input_ids: torch.Tensor, config) -> torch.Tensor:
 
 
 def encode(
-    processor, conversations: list[list[dict]], padding_side: str = "left"
+    processor,
+    conversations: list[list[dict]],
+    padding_side: str = "left",
+    long_clips: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Input tensors of a batch of B conversations, padded to the longest of length L.
 
@@ -375,13 +380,13 @@ def encode(
     order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
     pixel_values and image_grid_thw. Types are int64, pixels float32.
 
-    Raises ValueError for a picture whose size the model cannot take, for a clip before
-    a processor that needs frame times, and for a conversation that is longer than the
+    Raises ValueError for a picture whose size the model cannot take (`check_sizes`, to
+    which `long_clips` belongs), for a clip before a processor that needs frame times, and for a conversation that is longer than the
     tokenizer's model_max_length.
     """
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
-    check_sizes(processor, clips, stills)
+    check_sizes(processor, clips, stills, long_clips)
     if clips and TIMED & {type(processor).__name__}:
         raise ValueError(
             f"{type(processor).__name__} needs the times of a clip's frames, which "
@@ -430,13 +435,20 @@ def _parts(conversations: list[list[dict]], kind: str) -> list[np.ndarray]:
     ]
 
 
-def check_sizes(processor, clips: list[np.ndarray], stills: list[np.ndarray]) -> None:
+def check_sizes(
+    processor,
+    clips: list[np.ndarray],
+    stills: list[np.ndarray],
+    long_clips: bool = False,
+) -> None:
     """Raise ValueError for pictures that the model would take wrongly or not at all.
 
     Height and width must be multiples of one merged patch (28 pixels). A clip's
     temporal grid must not be longer than the longer side of its merged spatial grid:
     transformers 5.23 continues the text right behind that side (get_rope_index of
-    Qwen2VLModel), so a longer clip would share its last positions with the text.
+    Qwen2VLModel), so a longer clip would share its last positions with the text. With
+    `long_clips` it may be: for callers whose positions come from
+    `lib.shared_prefix.make_prompts`, which puts the text behind the whole clip.
     """
     for still in stills:
         _check_sides(still.shape[-3:-1], processor.image_processor)
@@ -444,7 +456,7 @@ def check_sizes(processor, clips: list[np.ndarray], stills: list[np.ndarray]) ->
     for clip in clips:
         rows, columns = _check_sides(clip.shape[-3:-1], vision)
         temporal = -(-len(clip) // vision.temporal_patch_size)
-        if temporal > max(rows, columns):
+        if temporal > max(rows, columns) and not long_clips:
             side = vision.patch_size * vision.merge_size
             raise ValueError(
                 f"a clip of {len(clip)} frames of {clip.shape[1]}x{clip.shape[2]} "

@@ -110,6 +110,7 @@ def schedule(rates: Sequence[float], ax: Axes | None = None) -> Axes:
     ax.set_ylabel("learning rate", fontsize=8)
     ax.set_ylim(bottom=0)
     ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     _open(ax)
     return ax
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lib import care, grpo, models, paths, ppo, records, sft, stats
+from lib import care, grpo, models, paths, ppo, records, rl, sft, stats
 
 # isort: split
 import peft
@@ -74,7 +74,7 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
 
 def check_base(base: str, adapter: Path) -> None:
     """A local base must have the content that training recorded a hash of."""
-    trained_on = records.read_json(adapter / METHODS[adapter.name][2])
+    trained_on = records.read_json(adapter / method_of(adapter)[2])
     source = Path(models.checkpoint_source(base))
     if (
         source.is_dir()
@@ -99,12 +99,20 @@ def merged(model):
     return model.unload()
 
 
+def method_of(adapter: Path) -> tuple[str, str, str]:
+    """What trained an adapter, in which notebook, and the file of its settings."""
+    name = adapter.name
+    if name in METHODS:
+        return METHODS[name]
+    if name in rl.METHODS:
+        return f"the method `{name}` of `lib/rl.py`", "03_grpo", f"{name}_settings.json"
+    raise ValueError(f"{adapter}: expected .../adapters/sft or .../adapters/grpo")
+
+
 def manifest_of(adapter: Path) -> dict:
     """What the run recorded of the training that left this adapter."""
-    if adapter.name not in METHODS:
-        raise ValueError(f"{adapter}: expected .../adapters/sft or .../adapters/grpo")
+    stage = method_of(adapter)[1]
     paths.require(adapter, "train it first (02_sft or 03_grpo)")
-    stage = METHODS[adapter.name][1]
     file = adapter.parents[1] / "manifest.json"
     manifest = records.read_json(paths.require(file, f"run {stage} to its end"))
     if stage not in manifest:
@@ -115,7 +123,7 @@ def manifest_of(adapter: Path) -> dict:
 def model_card(adapter: Path) -> str:
     """Base, data, method, settings, results, origin, licences and limits."""
     facts = manifest_of(adapter)
-    method, _, record = METHODS[adapter.name]
+    method, _, record = method_of(adapter)
     run = adapter.parents[1]
     manifest = records.read_json(run / "manifest.json")
     settings = records.read_json(adapter / record)["settings"]

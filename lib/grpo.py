@@ -21,7 +21,6 @@ standard deviation 0.577 (one degree of freedom less), so the advantages are 0.8
 
 import hashlib
 import math
-import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from pathlib import Path
 import torch
 
 from lib import checkpoints, models, records, shards, shared_prefix
+from lib.dynamic_sampling import DynamicSampling, replaced_path
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.reward_stages import RewardStages
@@ -135,7 +135,7 @@ class GRPOSettings:
                 )
 
 
-class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
+class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
     """TRL's GRPOTrainer for questions with video, still or neither.
 
     A dataset row is {"prompt", "question_id"}; media are read from `questions` when a
@@ -202,7 +202,8 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             self._seen = shared_prefix.with_features(self.model, prompts)
             self._drawn = self._draw(self._seen)
             if self.settings.extra_draws:
-                names, prompts = self._replace_dead_groups(names[::size], prompts)
+                kept, prompts = self.replace_dead_groups(names[::size], prompts)
+                names = [name for name in kept for _ in range(size)]
                 inputs = [dataset_row(self.questions[name]) for name in names]
         frozen = shared_prefix.vision_is_frozen(self.model)
         # Features of a trained tower have no gradient and are not the reference's.
@@ -238,46 +239,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             self.groups_were_compared = True
         return groups
 
-    def _replace_dead_groups(self, names: list[str], prompts: list):
-        """DAPO's dynamic sampling (arXiv 2503.14476, section 3.2), with a bound.
-
-        For each drawn group whose rewards are all equal a group of another question is
-        drawn in its place, up to `extra_draws` times. A group that is still dead then
-        stays. Returns the question of each rollout and the prompts. TRL 1.16 has no
-        such setting.
-        """
-        groups, replaced = self._drawn, []
-        for draw in range(self.settings.extra_draws):
-            asked = [self.questions[name] for name in names]
-            drawn = zip(asked, prompts, groups, strict=True)
-            scored = [self.score(*group) for group in drawn]
-            dead = [i for i, scores in enumerate(scored) if is_dead(scores["total"])]
-            further = self._further_questions(names, draw)[: len(dead)]
-            if not further:
-                break
-            dead = dead[: len(further)]
-            for i in dead:
-                replaced += self._replaced_rows(names[i], groups[i], scored[i], draw)
-            own = [self.read_prompt(self.questions[name]) for name in further]
-            seen = shared_prefix.with_features(self.model, own)
-            for i, *new in zip(dead, further, own, seen, self._draw(seen), strict=True):
-                names[i], prompts[i], self._seen[i], groups[i] = new
-        replaced = gather_object(replaced)
-        count = len(replaced) / self.num_generations
-        self._metrics["train"]["replaced_groups"].append(count)
-        if self.accelerator.is_main_process and replaced:
-            records.append_jsonl(replaced_path(self.rollout_path), replaced)
-        return [name for name in names for _ in range(self.num_generations)], prompts
-
-    def _further_questions(self, names: Sequence[str], draw: int) -> list[str]:
-        """Questions for a draw: the step decides them, so that a resumed run agrees."""
-        told = f"{self.settings.seed}/draw/{self.state.global_step}/{draw}"
-        order = random.Random(told).sample(list(self.questions), len(self.questions))
-        # Each process has its own share, so that no two draw the same question.
-        process = self.accelerator
-        own = order[process.process_index :: process.num_processes]
-        return [name for name in own if name not in names]
-
     def score(
         self,
         question: Question,
@@ -301,13 +262,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return [
             {name: float(own(text, question)) for name, own in self.rewards.items()}
             for text in texts
-        ]
-
-    def _replaced_rows(self, name, group, scored, draw) -> list[dict]:
-        rows = self._rows([name] * len(group), scored["texts"], group)
-        return [
-            {**row, "rewards": own, "draw": draw}
-            for row, own in zip(rows, scored["rewards"], strict=True)
         ]
 
     # Rewards
@@ -504,16 +458,6 @@ def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float
         std = rewards.std(1, keepdim=True) if scale == "group" else rewards.std()
         found = found / (std + 1e-4)
     return found.tolist()
-
-
-def is_dead(rewards: Sequence[float]) -> bool:
-    """Whether a group's rewards are all equal, so that nothing is learned from it."""
-    return min(rewards) == max(rewards)
-
-
-def replaced_path(rollout_path: Path) -> Path:
-    """Where the rollouts of groups that dynamic sampling replaced are recorded."""
-    return rollout_path.with_name(f"replaced_{rollout_path.name}")
 
 
 def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:

@@ -860,7 +860,7 @@ def attention_frames(
                 label = name
             else:
                 share = np.array(maps[model][column])
-                ax.imshow(_lit(pixels, share / brightest), interpolation="nearest")
+                ax.imshow(lit(pixels, share / brightest), interpolation="nearest")
                 label = f"{100 * share.sum():.1f} %"
             style = {"ha": "center", "va": "top", "transform": ax.transAxes}
             ax.text(0.5, -0.03, label, fontsize=7, **style)
@@ -877,7 +877,7 @@ def attention_frames(
     return figure
 
 
-def _lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
+def lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
     """Pixels [h, w, 3] on a dark ground, as bright as `light` [rows, columns], 0 to 1,
     says of each patch."""
     rows, columns = (pixels.shape[i] // light.shape[i] for i in (0, 1))

@@ -156,6 +156,15 @@ def _rewards(read: Read, found: re.Match) -> str:
     return _training(*curves)(read, found)
 
 
+def _rollouts(read: Read, found: re.Match) -> str:
+    said = []
+    for label in ("grpo", "ppo", "care"):
+        log = read(f"train_log_{label}.jsonl") or []
+        said.append(_curve("reward_accuracy", plots.LABELS[label])(log))
+    said = [text for text in said if text]
+    return f"Mean of the first and of the last tenth: {_sentence(said)}" if said else ""
+
+
 def _perception(read: Read, found: re.Match) -> str:
     rows = (read("perception.json") or {}).get("accuracy", [])
     widest = rows[-1]["set"] if rows else ""
@@ -255,12 +264,12 @@ KINDS = (
         _direct,
     ),
     Kind(
-        r".*power.*",
+        "power",
         "figures",
-        "What a level of this size can show: the chance to find a difference, by its "
+        "What a level of this size can show: the chance to find a true gap, by its "
         "size.",
-        "Curves of the chance to find a difference against the size of the "
-        "difference, by the number of questions.",
+        "Curves of the chance to find a true gap against its size in points, a curve "
+        "a number of questions.",
     ),
     Kind(
         "seeds",
@@ -277,6 +286,13 @@ KINDS = (
         "A line for every part of a claim with the published effect and the one "
         "measured here, both with 95 % intervals around zero. Of the claims:",
         _claims,
+    ),
+    Kind(
+        "behind",
+        "claims",
+        "One of the questions behind a claim.",
+        "The frames, the still, the options and the answers of one question that "
+        "moves the effect of a claim.",
     ),
     Kind(
         "(?P<label>sft(-answers)?)",
@@ -311,8 +327,51 @@ KINDS = (
         _rewards,
     ),
     Kind(
-        "encoded_tokens",
+        "rollout_accuracy",
         "training",
+        "The share of right rollouts: what rewards of different methods cannot show. "
+        "Training questions, at temperature 1; it says nothing about new questions.",
+        "A curve of the share of right rollouts by optimizer step, a line a method.",
+        _rollouts,
+    ),
+    Kind(
+        "sft_schedule",
+        "lessons",
+        "The learning rate of SFT: it rises linearly, then falls along half a cosine.",
+        "A curve of the learning rate by optimizer step: a linear rise, then half a "
+        "cosine down to zero.",
+    ),
+    Kind(
+        "token_losses",
+        "lessons",
+        "One demonstration token by token: what the base would not have written.",
+        "A bar for each token of a demonstration, as high as the loss the untrained "
+        "base has on it.",
+    ),
+    Kind(
+        "reward_with_a_hole",
+        "lessons",
+        "A small policy trained on a rule with a hole, and on one without.",
+        "Two panels of curves, one a reward rule: the share of each way to answer by "
+        "step. Under the rule with the hole the listing of all letters takes over.",
+    ),
+    Kind(
+        "attention_mask",
+        "lessons",
+        "Who sees whom in a row that holds a prompt once and three answers.",
+        "A grid of tokens by tokens: every answer sees the prompt and its own earlier "
+        "tokens, and no other answer.",
+    ),
+    Kind(
+        "kl",
+        "lessons",
+        "Estimates of the distance between two toy policies as samples are added.",
+        "Curves of running means of several estimators of the KL divergence by number "
+        "of samples, with the exact value as a line.",
+    ),
+    Kind(
+        "encoded_tokens",
+        "lessons",
         "One group of rollouts as the update reads it: the prompt with each answer, "
         "or once before all of them.",
         "Bars to scale of what the language model encodes for one group: above, the "
@@ -326,6 +385,13 @@ KINDS = (
         "an ideal reader without the video.",
         "Bars of accuracy by what is shown and method, with 95 % intervals.",
         _perception,
+    ),
+    Kind(
+        "conditions",
+        "perception",
+        "One question as it is shown under each condition.",
+        "A row of frames and a still for each condition: what is left to see when "
+        "something is taken away.",
     ),
     Kind(
         "attention_layers_(?P<text>.+)",
@@ -378,9 +444,22 @@ KINDS = (
     ),
     Kind(
         "example_(?P<set>.+)",
-        "questions",
+        "examples",
         "A question of {set} as the models see it.",
         "The frames of a video in order, a still image, and a question of {set} with "
         "its options, the right one marked.",
+    ),
+    Kind(
+        "needs_video",
+        "examples",
+        "A question that its still leaves open: only the video tells.",
+        "The frames of a video in order, the still in which a hand covers what was "
+        "worked on, and the question with its options.",
+    ),
+    Kind(
+        "under_the_hand",
+        "examples",
+        "The still that the models get, and the same scene without the hand.",
+        "Two pictures of one scene, with a hand over the object worked on and without.",
     ),
 )

@@ -18,7 +18,7 @@ Section(anchor="cell-id=9e107d9d", title="1 The reward, by hand", level=2).
 import io
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -90,6 +90,13 @@ class Cell(NamedTuple):
     section: Section | None
 
 
+class Made(NamedTuple):
+    """Where a figure was made."""
+
+    notebook: Path
+    section: Section
+
+
 def convert(notebook: Path) -> Path:
     """Write an executed notebook as a page beside it; returns the page's path."""
     page = notebook.with_suffix(".html")
@@ -126,20 +133,32 @@ def sections(own: Sequence[Cell]) -> list[Section]:
     return list(dict.fromkeys(cell.section for cell in own if cell.section))
 
 
-def maker(own: Sequence[Cell], figure: str) -> Section | None:
-    """The section whose code names a file below figures/; None where none does.
+def maker(notebooks: Mapping[Path, Sequence[Cell]], figure: str) -> Made | None:
+    """The notebook and section whose code names a file below figures/, or None.
 
-    `figures / f"question_{number}.png"` names question_0.png too, but a section that
-    names a figure in full comes first.
+    A name in full counts more than `f"question_{number}.png"`, which names
+    question_0.png too, and that more than `f"{method}.png"`, which may name anything.
+    Of several notebooks the last one drew what is there now.
     """
-    code = [cell for cell in own if cell.kind == "code"]
-    for cell in code:
-        if f'"{figure}"' in cell.source:
-            return cell.section
-    for cell in code:
-        if any(re.fullmatch(name, figure) for name in _patterns(cell.source)):
-            return cell.section
+    for names in (_whole, _in_part, _any):
+        for path, own in reversed(notebooks.items()):
+            for cell in own:
+                if cell.kind == "code" and cell.section and names(cell.source, figure):
+                    return Made(path, cell.section)
     return None
+
+
+def _whole(source: str, figure: str) -> bool:
+    return f'"{figure}"' in source
+
+
+def _in_part(source: str, figure: str) -> bool:
+    patterns = [name for name in _patterns(source) if not name.startswith(".+")]
+    return any(re.fullmatch(name, figure) for name in patterns)
+
+
+def _any(source: str, figure: str) -> bool:
+    return any(re.fullmatch(name, figure) for name in _patterns(source))
 
 
 def inline_formula(latex: str) -> str:
@@ -192,11 +211,9 @@ def _style(exporter: HTMLExporter) -> str:
 
 
 def _patterns(source: str) -> Iterator[str]:
-    """Names of PNG files in f-strings, as patterns; bare `{name}.png` names nothing."""
+    """Names of PNG files in f-strings, as patterns."""
     for name in re.findall(r'f"([^"/]*\{[^"/]*\.png)"', source):
-        parts = re.split(r"\{[^}]*\}", name)
-        if parts[0]:
-            yield ".+".join(re.escape(part) for part in parts)
+        yield ".+".join(re.escape(part) for part in re.split(r"\{[^}]*\}", name))
 
 
 def _formula(latex: str, style: str) -> str:

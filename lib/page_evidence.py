@@ -33,6 +33,7 @@ def training(run: Run) -> Html:
             curves(run, "Reinforcement", ("grpo", "ppo", "care"), REINFORCEMENT),
             tag("p", note, class_="note"),
             figures(run, "training"),
+            _folded("Lessons on the way: drawn by hand", figures(run, "lessons")),
         ]
     )
 
@@ -260,7 +261,8 @@ def questions(run: Run) -> Html:
         "against the frames: a right letter can stand below reasoning that does not "
         "lead to it."
     )
-    return join([tag("p", rule), *shown, *examples(run)])
+    shown.append(_folded("What the questions look like", figures(run, "examples")))
+    return join([tag("p", rule), *shown])
 
 
 def question(run: Run, number: int, pick: Mapping, rows: Mapping) -> list[Html]:
@@ -302,12 +304,5 @@ def _mark(row: Mapping) -> str:
     return f"{row['first_letter'] or 'no answer'} ({outcome_})"
 
 
-def examples(run: Run) -> list[Html]:
-    """The questions that 01_data shows, folded."""
-    drawn = [
-        figure(run, path, figure_texts.describe(path.name, run))
-        for path in sorted((run.folder / "figures").glob("example_*.png"))
-    ]
-    return [folded("A question of each set, as the models see it", *drawn)] * bool(
-        drawn
-    )
+def _folded(title: str, drawn: Html) -> Html | None:
+    return folded(title, drawn) if drawn else None

@@ -29,26 +29,17 @@ def figure(run: Run, path: Path, said: figure_texts.Figure) -> Html:
 def undescribed(run: Run, path: Path) -> figure_texts.Figure:
     """Words for a figure that lib/figure_texts.py does not know: where it is from."""
     name = path.stem.replace("_", " ")
-    found = _maker(run, path.name)
-    where = f", from “{found[1].title}” in {found[0].stem}" if found else ""
+    found = notebook_pages.maker(run.notebooks, path.name)
+    where = f", from “{found.section.title}” in {found.notebook.stem}" if found else ""
     return figure_texts.Figure("figures", f"{name}{where}.", f"Figure “{name}”{where}.")
 
 
 def made_in(run: Run, name: str) -> Html:
     """A link into the notebook that drew a figure; empty where it is not known."""
-    found = _maker(run, name)
+    found = notebook_pages.maker(run.notebooks, name)
     if not found:
         return Html("")
     notebook, section = found
     words = f"{notebook.stem}, {section.title}"
     link = tag("a", words, href=f"{notebook.stem}.html#{section.anchor}")
     return tag("span", " Made in ", link, ".", class_="made")
-
-
-def _maker(run: Run, name: str) -> tuple[Path, notebook_pages.Section] | None:
-    # The last notebook that draws it wrote the file that is there now.
-    for notebook, cells in reversed(run.notebooks.items()):
-        section = notebook_pages.maker(cells, name)
-        if section:
-            return notebook, section
-    return None

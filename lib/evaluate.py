@@ -397,7 +397,9 @@ def prepare_batch(
             continue
         text = prompt_text(question, settings.style)
         conversations.append(messages(text, clip, still))
-    inputs = models.encode(processor, conversations) if conversations else None
+    inputs = None
+    if conversations:
+        inputs = models.encode(processor, conversations, long_clips=True)
     return Batch(questions, inputs, errors)
 
 

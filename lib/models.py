@@ -381,8 +381,8 @@ def encode(
     pixel_values and image_grid_thw. Types are int64, pixels float32.
 
     Raises ValueError for a picture whose size the model cannot take (`check_sizes`, to
-    which `long_clips` belongs), for a clip before a processor that needs frame times, and for a conversation that is longer than the
-    tokenizer's model_max_length.
+    which `long_clips` belongs), for a clip before a processor that needs frame times,
+    and for a conversation that is longer than the tokenizer's model_max_length.
     """
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")

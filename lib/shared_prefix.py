@@ -137,8 +137,26 @@ def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
         for code, kind in enumerate(KINDS, start=1):
             tokens = int((kinds[row] == code).sum())
             pixels |= _taken(pictures[kind], tokens)
-        prompts.append(Prompt(ids[row, kept], positions[:, row, kept], pixels))
+        placed = behind_pictures(positions[:, row, kept], kinds[row, kept])
+        prompts.append(Prompt(ids[row, kept], placed, pixels))
     return prompts
+
+
+def behind_pictures(positions: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """M-RoPE positions [3, L] with what follows a picture behind all of the picture.
+
+    Qwen2-VL (arXiv 2409.12191, section 2.1) goes on one behind the largest position so
+    far, and transformers did so up to 4.57. 5.23 goes on behind the longer side, which
+    is the same unless a clip has more temporal patches than that: 32 frames of 252 x
+    252 pixels are 16 x 9 x 9, and 7 positions would be the clip's and the text's.
+    `kinds` [L] is 0 for text.
+    """
+    placed = positions.clone()
+    ends = ((kinds[:-1] != kinds[1:]) & (kinds[:-1] != 0)).nonzero()[:, 0] + 1
+    for at in ends.tolist():
+        missing = placed[:, :at].max() + 1 - placed[:, at].min()
+        placed[:, at:] += missing.clamp(min=0)
+    return placed
 
 
 def make_prompt(model, encoded: Mapping[str, torch.Tensor]) -> Prompt:

@@ -1,5 +1,6 @@
 """What is shown changes as its name says, nothing else does, and costs are counted."""
 
+import copy
 from dataclasses import replace
 
 import matplotlib
@@ -157,18 +158,25 @@ def test_what_was_shown_is_recorded_and_never_mixed(
 def test_what_no_model_of_the_kind_can_be_asked_is_left_out_with_its_reason(
     model, processor, tiny_questions, tmp_path
 ):
-    conditions = ["frames_16", "frames_4", "no_video"]
+    conditions = ["frames_4", "frames_16", "no_video"]
     left_out = ask(
         *(model, processor, {"L1": tiny_questions}, conditions, SETTINGS, SAMPLING),
         *(tmp_path, "base", 2, 0),
     )
-    assert set(left_out) == {"frames_16", "frames_4"}
-    assert "8 temporal patches but only 2x2" in left_out["frames_16"]
+    assert set(left_out) == {"frames_4"}
     assert "sees anyway" in left_out["frames_4"]
     recorded = records.read_json(tmp_path / perception.ASKED)
     assert recorded["left_out"] == left_out
-    assert recorded["conditions"] == ["no_video"]
-    assert not list(tmp_path.glob("*frames*"))
+    assert recorded["conditions"] == ["frames_16", "no_video"]
+    assert not list(tmp_path.glob("*frames_4*"))
+    # 8 pairs of frames, more than either side of 56 x 56 has patches, are answered too.
+    rows = records.read_jsonl(tmp_path / "predictions_base_L1.frames_16.jsonl")
+    assert len(rows) == 2 and all(row["completion"] for row in rows)
+    other = copy.deepcopy(processor)
+    other.video_processor.patch_size = 16  # as Qwen3-VL has it
+    arguments = (SETTINGS, SAMPLING, tmp_path, "base", 2, 0)
+    (why,) = ask(model, other, {}, ["size_84x84"], *arguments).values()
+    assert "must be multiples of 32" in why
     with pytest.raises(ValueError, match="'blind' is unknown"):
         ask(model, processor, {}, ["blind"], SETTINGS, SAMPLING, tmp_path, "base", 2, 0)
 

@@ -44,6 +44,51 @@ def encoded(processor, seed=0):
     return [models.encode(processor, [one]) for one in conversations(seed)]
 
 
+@pytest.mark.parametrize(
+    "frames, still", [(2, True), (4, True), (8, True), (12, False)]
+)
+def test_text_stands_behind_the_whole_of_a_clip(model, processor, frames, still):
+    """A clip of 56 x 56 pixels has 2 x 2 patches: above 4 frames time is longest."""
+    talk = messages("go on", *pictures(np.random.default_rng(0), frames, still))
+    inputs = models.encode(processor, [talk], long_clips=True)
+    prompt = make_prompt(model, inputs)
+    kinds = inputs["mm_token_type_ids"]
+    library, _ = model.model.get_rope_index(
+        inputs["input_ids"],
+        kinds,
+        image_grid_thw=inputs.get("image_grid_thw"),
+        video_grid_thw=inputs["video_grid_thw"],
+    )
+    assert torch.equal(prompt.positions, library[:, 0]) == (frames <= 4)
+    clip = kinds[0] == 2
+    start, last = clip.nonzero()[0].item(), clip.nonzero()[-1].item()
+    before, behind = prompt.positions[0, start - 1], prompt.positions[:, last + 1 :]
+    assert behind.min() == before + 1 + max(frames // 2, 2)
+    text = prompt.positions[:, kinds[0] == 0]
+    assert (text[0] == text[1]).all() and (text.diff() >= 1).all()
+
+
+def test_a_long_clip_is_answered_as_the_plain_forward_at_its_positions_does(
+    model, processor
+):
+    talk = messages("go on", *pictures(np.random.default_rng(1), 12, True))
+    inputs = models.encode(processor, [talk], long_clips=True)
+    prompt = make_prompt(model, inputs)
+    completion = torch.tensor([30, 31, 32])
+    add_scoring(model)
+    with torch.no_grad():
+        scores, _ = completion_scores(model, [prompt], [[completion]])
+        row = shared_prefix.Row(prompt, (completion,))
+        logits = model(
+            input_ids=row.ids()[None],
+            position_ids=row.positions()[:, None],
+            mm_token_type_ids=models.mm_token_type_ids(row.ids()[None], model.config),
+            **prompt.pixels,
+        ).logits[0, -3:]
+    plain = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+    torch.testing.assert_close(scores[0], plain, atol=1e-5, rtol=0)
+
+
 def completions_of(prompts, seed=0, longest=9, group=3):
     """Random token ids 10 .. 199 (no special ones), lengths 1 .. longest."""
     rng = torch.Generator().manual_seed(seed)

@@ -276,6 +276,24 @@ def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
     return figure
 
 
+def rollout_accuracy(
+    logs: Mapping[str, Sequence[Mapping]], ax: Axes | None = None
+) -> Axes:
+    """Share of right rollouts by optimizer step, a line a method: {method: its log}.
+
+    Rewards differ between methods (GRPO-CARE's holds a bonus), this part does not.
+    """
+    ax = ax or plt.subplots(figsize=(4.5, 2.8))[1]
+    for method, log in logs.items():
+        _curve(ax, log, "reward_accuracy", COLORS[method])
+        ax.plot([], [], color=COLORS[method], lw=1.8, label=LABELS[method])
+    ax.set_title("Right rollouts while training: step (thin), running mean", fontsize=9)
+    ax.set_ylabel("share of right rollouts")
+    ax.set_xlabel("optimizer step")
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+
 def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     """Accuracy of every seed (dots) with mean and interval, by method and set.
 
@@ -480,9 +498,9 @@ def _bar(ax: Axes, at: float, width: float, row: Mapping) -> None:
     below, above = value - 100 * row["low"], 100 * row["high"] - value
     place = at - width / 6  # leaves room for the paper's marker
     ax.errorbar(place, value, [[below], [above]], color="0.25", capsize=2, lw=1)
-    ax.text(
-        at, 0.8, f"{value:.0f}", ha="center", va="bottom", fontsize=7, color="white"
-    )
+    ink = "white" if value > 6 else "0.25"  # a lower bar is no ground for white
+    style = {"ha": "center", "va": "bottom", "fontsize": 7, "color": ink}
+    ax.text(at, 0.8, f"{value:.0f}", **style)
 
 
 def _published_marker(ax: Axes, at: float, entry: Mapping, model: str) -> None:
@@ -571,6 +589,7 @@ def _curve(ax: Axes, log: Sequence[Mapping], key: str, color: str) -> None:
     few = len(value) < 20
     ax.plot(step, value, color=color, lw=0.7, alpha=0.5, marker="." if few else None)
     ax.plot(step[window - 1 :], mean, color=color, lw=1.8)
+    ax.xaxis.get_major_locator().set_params(integer=True)
     _tidy(ax)
 
 
@@ -602,8 +621,10 @@ def _legend(ax: Axes, models: Sequence[str], paper: bool = False) -> int:
     handles.append(Line2D([], [], color="0.1", ls=DASHES, lw=1, label="chance"))
     style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
     spacing = {"columnspacing": 1.2, "handlelength": 1.4}
-    ax.legend(handles=handles, ncols=5, fontsize=8, **spacing, **style)
-    return -(-len(handles) // 5)
+    lines = -(-len(handles) // 5)
+    columns = -(-len(handles) // lines)
+    ax.legend(handles=handles, ncols=columns, fontsize=8, **spacing, **style)
+    return lines
 
 
 def _difference_legend(ax: Axes, paper: bool) -> None:
@@ -744,7 +765,8 @@ def perception(found: Mapping, name: str) -> Figure:
     groups = [g for g in GROUPS if any(row["group"] == g for row in rows)]
     models = list(dict.fromkeys(row["model"] for row in rows))
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    size, options = (WIDTH, 0.7 + 1.75 * len(groups)), {"sharex": True}
+    width = WIDTH * max(1.0, len(conditions) / 7)
+    size, options = (width, 0.7 + 1.75 * len(groups)), {"sharex": True}
     figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, **options)
     for ax, group in zip(axes.flat, groups, strict=True):
         own = [row for row in rows if row["group"] == group]

@@ -152,6 +152,14 @@ def test_what_is_shown_stands_in_a_row_with_its_shape():
     assert sheets == [(17, 135), (8, 16), (8, 135), (8, 16)]
 
 
+def test_right_rollouts_of_several_methods_share_one_axis():
+    logs = {m: [{"step": 1, "reward": 9.0, "reward_accuracy": 0.4}] for m in ABILITY}
+    ax = plots.rollout_accuracy(logs)
+    drawn = {line.get_color() for line in ax.get_lines() if len(line.get_ydata())}
+    assert drawn == {plots.COLORS[m] for m in ABILITY}
+    assert max(y for line in ax.get_lines() for y in line.get_ydata()) == 0.4
+
+
 def test_an_empty_log_is_named():
     ax = plots.sft_curve([])
     assert "“loss” is not in the log" in words(ax.figure)

@@ -279,17 +279,22 @@ def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
 def rollout_accuracy(
     logs: Mapping[str, Sequence[Mapping]], ax: Axes | None = None
 ) -> Axes:
-    """Share of right rollouts by optimizer step, a line a method: {method: its log}.
+    """Share of right rollouts, running mean over batches: {method: its log}.
 
-    Rewards differ between methods (GRPO-CARE's holds a bonus), this part does not.
+    Rewards differ between methods (GRPO-CARE's holds a bonus), this part does not. Nor
+    do optimizer steps count alike: PPO makes several with one batch of rollouts, and
+    only the first of them has rewards in the log.
     """
     ax = ax or plt.subplots(figsize=(4.5, 2.8))[1]
+    key = "reward_accuracy"
     for method, log in logs.items():
-        _curve(ax, log, "reward_accuracy", COLORS[method])
+        right = [row[key] for row in log if row.get(key) is not None]
+        batches = [{"step": i, key: share} for i, share in enumerate(right, 1)]
+        _curve(ax, batches, key, COLORS[method], every=False)
         ax.plot([], [], color=COLORS[method], lw=1.8, label=LABELS[method])
-    ax.set_title("Right rollouts while training: step (thin), running mean", fontsize=9)
+    ax.set_title("Right rollouts while training, running mean", fontsize=10)
     ax.set_ylabel("share of right rollouts")
-    ax.set_xlabel("optimizer step")
+    ax.set_xlabel("batch of rollouts")
     ax.legend(fontsize=8, frameon=False)
     return ax
 
@@ -575,8 +580,11 @@ def _claims_legend(ax: Axes, rows: Sequence[Mapping]) -> None:
     ax.legend(handles=handles, ncols=4, fontsize=8, handletextpad=0.1, **style)
 
 
-def _curve(ax: Axes, log: Sequence[Mapping], key: str, color: str) -> None:
-    """A logged number by step with its running mean; says so where it is not logged."""
+def _curve(
+    ax: Axes, log: Sequence[Mapping], key: str, color: str, every: bool = True
+) -> None:
+    """A logged number by step, if `every` one is wanted, with its running mean; says so
+    where it is not logged."""
     points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
     if not points:
         style = {"ha": "center", "va": "center", "transform": ax.transAxes}
@@ -587,7 +595,9 @@ def _curve(ax: Axes, log: Sequence[Mapping], key: str, color: str) -> None:
     window = max(1, len(value) // 10)
     mean = np.convolve(value, np.ones(window) / window, "valid")
     few = len(value) < 20
-    ax.plot(step, value, color=color, lw=0.7, alpha=0.5, marker="." if few else None)
+    if every or few:
+        dots = "." if few else None
+        ax.plot(step, value, color=color, lw=0.7, alpha=0.5, marker=dots)
     ax.plot(step[window - 1 :], mean, color=color, lw=1.8)
     ax.xaxis.get_major_locator().set_params(integer=True)
     _tidy(ax)

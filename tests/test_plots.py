@@ -152,12 +152,16 @@ def test_what_is_shown_stands_in_a_row_with_its_shape():
     assert sheets == [(17, 135), (8, 16), (8, 135), (8, 16)]
 
 
-def test_right_rollouts_of_several_methods_share_one_axis():
+def test_right_rollouts_of_several_methods_are_counted_by_batch():
+    """PPO's second update with the same rollouts has no reward and is no batch."""
     logs = {m: [{"step": 1, "reward": 9.0, "reward_accuracy": 0.4}] for m in ABILITY}
+    rows = [{"step": 1, "reward_accuracy": 0.6}, {"step": 2}]
+    logs["ppo"] = [*rows, {"step": 3, "reward_accuracy": 0.7}]
     ax = plots.rollout_accuracy(logs)
+    ppo = [line for line in ax.get_lines() if line.get_color() == plots.COLORS["ppo"]]
+    assert [[1, 0.6], [2, 0.7]] in [line.get_xydata().tolist() for line in ppo]
     drawn = {line.get_color() for line in ax.get_lines() if len(line.get_ydata())}
-    assert drawn == {plots.COLORS[m] for m in ABILITY}
-    assert max(y for line in ax.get_lines() for y in line.get_ydata()) == 0.4
+    assert drawn == {plots.COLORS[m] for m in logs}
 
 
 def test_an_empty_log_is_named():

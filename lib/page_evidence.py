@@ -167,6 +167,7 @@ def attended(run: Run) -> Html:
     ]
     everything = [row for row in rows if row[1] == "everything"]
     caption = "Share of attention while each method writes its own words, all layers"
+    parts = "Share of attention by part of the completion"
     note = (
         "Attention says where a model looks, not what it makes of it. On its own words "
         "a method can differ because it says something else; the figures on the base's "
@@ -175,7 +176,7 @@ def attended(run: Run) -> Html:
     return join(
         [
             table(caption, columns, everything, "stack"),
-            folded("By part of the completion", table(caption, columns, rows, "stack")),
+            folded("By part of the completion", table(parts, columns, rows, "stack")),
             tag("p", note, class_="note"),
             figures(run, "attention"),
         ]

@@ -31,7 +31,8 @@ def undescribed(run: Run, path: Path) -> figure_texts.Figure:
     name = path.stem.replace("_", " ")
     found = notebook_pages.maker(run.notebooks, path.name)
     where = f", from “{found.section.title}” in {found.notebook.stem}" if found else ""
-    return figure_texts.Figure("figures", f"{name}{where}.", f"Figure “{name}”{where}.")
+    alt = f"A figure of this run, “{name}”{where}; it has no other description."
+    return figure_texts.Figure("figures", f"{name}{where}.", alt)
 
 
 def made_in(run: Run, name: str) -> Html:

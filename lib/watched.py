@@ -74,35 +74,33 @@ class WatchGroups(checkpoints.TrainerCallback):
             records.append_jsonl(self.path, rows)
 
     def _row(self, step: int, question: Question) -> dict:
-        prompt = self.trainer.read_prompt(question)
         with own_randomness(seed_of(self.trainer.settings.seed, step, question.id)):
+            prompt = self.trainer.read_prompt(question)
             group = draw(self.trainer, prompt)
             scored = self.trainer.score(question, prompt, group)
-        ends = set(self.trainer.eos_token_ids)
         return {
             "step": step,
             "question_id": question.id,
             "prompt": prompt_text(question, self.style),
             "gold": question.gold,
             "options": list(question.options),
-            "rollouts": [
-                {
-                    "text": text,
-                    "rewards": rewards,
-                    "reward": total,
-                    "advantage": None,  # `look` compares
-                    "tokens": len(tokens),
-                    "truncated": tokens[-1] not in ends,
-                }
-                for text, rewards, total, tokens in zip(
-                    scored["texts"],
-                    scored["rewards"],
-                    scored["total"],
-                    group,
-                    strict=True,
-                )
-            ],
+            "rollouts": self._rollouts(group, scored),
         }
+
+    def _rollouts(self, group: list[list[int]], scored: dict[str, list]) -> list[dict]:
+        ends = set(self.trainer.eos_token_ids)
+        columns = (scored["texts"], scored["rewards"], scored["total"], group)
+        return [
+            {
+                "text": text,
+                "rewards": rewards,
+                "reward": total,
+                "advantage": None,  # `look` compares whole groups
+                "tokens": len(tokens),
+                "truncated": tokens[-1] not in ends,
+            }
+            for text, rewards, total, tokens in zip(*columns, strict=True)
+        ]
 
 
 def draw(trainer, prompt: shared_prefix.Prompt) -> list[list[int]]:

@@ -9,7 +9,7 @@ import torch
 
 from lib import care, checkpoints, grpo, ppo, records, reward_stages, rewards, watched
 from lib.video import BadVideo
-from tests.test_grpo import REWARDS, SAMPLING, SETTINGS, vowels
+from tests.test_grpo import REWARDS, SAMPLING, SETTINGS, one_step_inputs, vowels
 from tests.test_grpo_variants import Killed, assert_same_run
 
 METHODS = {
@@ -27,7 +27,7 @@ def letters(text, question):
 MEASURED = {**REWARDS, "accuracy": letters}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def train(tiny_checkpoint, tiny_questions):
     """Train on the first four questions, watch the last two."""
 
@@ -39,6 +39,12 @@ def train(tiny_checkpoint, tiny_questions):
         return run
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """The folder of an undisturbed run, watched at the steps 0, 2 and 4."""
+    return train(tmp_path_factory.mktemp("whole"))
 
 
 def rows_of(run, name="grpo"):
@@ -65,10 +71,9 @@ def saved(run, name, step):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("grpo", {}),
+        ("grpo", {"extra_draws": 1, "prompts_per_backward": 1}),
         ("grpo", {"lora_rank": 0, "lr": 1e-3, "kl_beta": 0.1}),
         ("grpo", {"quantize": True, "gradient_checkpointing": True}),
-        ("grpo", {"extra_draws": 1, "prompts_per_backward": 1}),
         ("ppo", {"updates_per_batch": 2}),
         ("care", {"reference_every": 1}),
     ],
@@ -91,11 +96,10 @@ def test_training_is_the_same_with_and_without(
     assert not watched.watched_path(unseen, name).exists()
 
 
-def test_a_finished_adapter_is_accepted_with_any_watching(train, tmp_path):
-    train(tmp_path, watching=False)
-    before = records.sha256(tmp_path)
-    train(tmp_path)
-    assert records.sha256(tmp_path) == before
+def test_a_finished_adapter_is_accepted_with_any_watching(train, whole):
+    before = records.sha256(whole)
+    train(whole, watching=False)
+    assert records.sha256(whole) == before
 
 
 def test_randomness_outside_goes_on_as_if_never():
@@ -146,27 +150,29 @@ def test_rows_tell_the_group_of_every_question_and_step(
     assert len({text for group in texts for text in group}) > len(rows)
 
 
-def test_the_groups_of_step_0_are_the_untrained_policys(train, tmp_path):
-    """Where nothing is learned every step draws from the same policy, by other seeds;
-    what is learned shows at once."""
-    still, moved = (rows_of(train(tmp_path / str(lr), lr=lr)) for lr in (1e-12, 1e-1))
+def test_a_change_of_the_policy_shows(train, whole, tmp_path):
+    """Step 0 is the untrained policy, and every step draws by randomness of its own."""
+    moved, still = rows_of(whole)[:4], rows_of(train(tmp_path, lr=1e-12, steps=2))
     assert still[:2] == moved[:2]
-    assert still[0]["rollouts"] != still[2]["rollouts"]
     assert still[2:] != moved[2:]
+    assert still[0]["rollouts"] != still[2]["rollouts"]
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_advantages_are_those_of_a_real_step(tmp_path, tiny_checkpoint, scale, train):
-    run = train(tmp_path, watching=False, scale_rewards=scale)
-    rows = records.read_jsonl(run / "rollouts.jsonl")
-    for step in range(1, SETTINGS.steps + 1):
-        own = [row for row in rows if row["step"] == step]
-        groups = [own[:4], own[4:]]
-        totals = [[sum(row["rewards"].values()) for row in group] for group in groups]
-        expected = [[row["advantage"] for row in group] for group in groups]
-        for found, wanted in zip(grpo.advantages(totals, scale), expected, strict=True):
-            assert found == pytest.approx(wanted, abs=1e-4)
-        assert any(abs(value) > 1e-2 for group in expected for value in group)
+def test_advantages_are_those_of_a_real_step(
+    tiny_checkpoint, tiny_questions, tmp_path, scale
+):
+    settings = replace(SETTINGS, scale_rewards=scale)
+    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, settings, SAMPLING)
+    one_step_inputs(grpo.grpo_trainer(*given, tmp_path))
+    rows = records.read_jsonl(tmp_path / "rollouts.jsonl")
+    groups = [rows[:4], rows[4:]]
+    totals = [[sum(row["rewards"].values()) for row in group] for group in groups]
+    found = grpo.advantages(totals, scale)
+    for values, group in zip(found, groups, strict=True):
+        expected = [row["advantage"] for row in group]
+        assert values == pytest.approx(expected, abs=1e-4)
+    assert max(row["advantage"] for row in rows) > 1e-2
 
 
 def test_advantages_of_the_example():
@@ -175,9 +181,22 @@ def test_advantages_of_the_example():
     assert grpo.advantages([[1, 1, 1, 1]], "group") == [[0, 0, 0, 0]]
 
 
+def test_a_variant_that_learns_from_half_of_it_shows_half(
+    tiny_checkpoint, tiny_questions, tmp_path
+):
+    class Halving(grpo.VideoGRPOTrainer):
+        def shaped(self, advantages):
+            return advantages / 2
+
+    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, SETTINGS, SAMPLING)
+    trainer = grpo.policy_trainer(Halving, *given, tmp_path)
+    (found,) = trainer.compared([[1, 0, 0, 1]])
+    assert found == pytest.approx([0.433, -0.433, -0.433, 0.433], abs=1e-3)
+
+
 def test_a_critic_gives_no_advantage_to_a_group(train, tmp_path):
-    rows = rows_of(train(tmp_path, "ppo", group_size=1), "ppo")
-    assert [len(row["rollouts"]) for row in rows] == [1] * 6
+    rows = rows_of(train(tmp_path, "ppo", group_size=1, steps=2), "ppo")
+    assert [len(row["rollouts"]) for row in rows] == [1] * 4
     assert {own["advantage"] for row in rows for own in row["rollouts"]} == {None}
 
 
@@ -240,55 +259,55 @@ def test_unusable_media_are_told_before_training(
 # Kills
 
 
-@pytest.fixture
-def killed_at(train, monkeypatch):
-    """Train until something happens for the n-th time, then again to the end."""
+def killed(train, run, monkeypatch, number, before):
+    """A training that ends before or behind its n-th look: at step 0, 2 or 4."""
+    look, left = watched.WatchGroups.look, [number]
 
-    def make(run, place, attribute, number, before):
-        plain, left = getattr(place, attribute), [number]
+    def counted(self, step):
+        left[0] -= 1
+        if left[0] or not before:
+            look(self, step)
+        if not left[0]:
+            raise Killed
 
-        def counted(*args, **kwargs):
-            left[0] -= 1
-            if left[0] == 0 and before:
-                raise Killed
-            result = plain(*args, **kwargs)
-            if left[0] == 0:
-                raise Killed
-            return result
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(watched.WatchGroups, "look", counted)
+        train(run)
 
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(place, attribute, counted)
-            train(run, steps=6)
-        train(run, steps=6)
 
-    return make
+def tear(run):
+    """As a kill in the middle of writing: one row, and a half."""
+    path = watched.watched_path(run, "grpo")
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size - 100)
+    assert path.read_bytes().count(b"\n") == 1
+
+
+def lose_checkpoint_4(run):
+    (run / "checkpoints/grpo/checkpoint-4" / checkpoints.MARKER).unlink()
 
 
 @pytest.mark.parametrize(
-    ("place", "attribute", "number", "before"),
+    ("number", "before", "damage"),
     [
-        # of the looks at steps 0, 2, 4, 6: before and behind their rows are written
-        (watched.WatchGroups, "look", 1, True),
-        (watched.WatchGroups, "look", 1, False),
-        (watched.WatchGroups, "look", 2, True),
-        (watched.WatchGroups, "look", 2, False),
-        (watched.WatchGroups, "look", 4, True),
-        (watched.WatchGroups, "look", 4, False),
-        # while checkpoint 4 is not yet complete
-        (checkpoints.MarkComplete, "on_save", 2, True),
-        # in step 4, two steps behind the checkpoint
-        (grpo.VideoGRPOTrainer, "_record", 4, True),
+        (1, True, None),
+        (1, False, tear),
+        (2, True, None),
+        (2, False, None),
+        (3, False, None),
+        (3, False, lose_checkpoint_4),
     ],
 )
 def test_a_killed_run_ends_with_the_same_groups(
-    train, killed_at, tmp_path, place, attribute, number, before
+    train, whole, tmp_path, monkeypatch, number, before, damage
 ):
-    whole = train(tmp_path / "whole", steps=6)
-    killed_at(tmp_path / "killed", place, attribute, number, before)
-    assert_same_run(whole, tmp_path / "killed", "grpo")
+    killed(train, tmp_path, monkeypatch, number, before)
+    if damage:
+        damage(tmp_path)
+    train(tmp_path)
+    assert_same_run(whole, tmp_path, "grpo")
     found, expected = (
-        watched.watched_path(run, "grpo").read_bytes()
-        for run in (tmp_path / "killed", whole)
+        watched.watched_path(run, "grpo").read_bytes() for run in (tmp_path, whole)
     )
     assert found == expected
-    assert [row["step"] for row in rows_of(whole)] == [0, 0, 2, 2, 4, 4, 6, 6]
+    assert [row["step"] for row in rows_of(whole)] == [0, 0, 2, 2, 4, 4]

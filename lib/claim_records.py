@@ -42,6 +42,13 @@ LEVELS = ("L1", "L2", "L3")
 FIELDS = ("domain", "duration_group")  # of a prediction row
 # Of a row of a sweep.
 NOT_VARIED = ("run", "seed", "status", "seconds", "metrics", "git_commit")
+# Parameters that say what is asked beside the answers, of whom: runs that differ in
+# these alone are pooled, each contrast over the seeds that have its records.
+ASKED_BESIDE = (
+    *("asked_models", "coherence_sets", "attention_questions"),
+    *("perception_models", "perception_sets", "perception_conditions"),
+    *("perception_questions", "judge_url", "judge_model", "judge_max_calls"),
+)
 TRUE = (True, "yes", "right")
 VISUAL = (True, True, False)  # of the masses on video, still and text
 
@@ -347,7 +354,7 @@ class Records:
 
 
 def by_seed(runs: Sequence[Path]) -> dict[int, Path]:
-    """{seed: run} of run folders, which may differ in the seed alone.
+    """{seed: run} of run folders, which may differ in the seed and ASKED_BESIDE alone.
 
     Seeds and settings stand in pipeline.json; a single run needs none.
     """
@@ -361,7 +368,7 @@ def by_seed(runs: Sequence[Path]) -> dict[int, Path]:
         path = require(run / "pipeline.json", "run it with python -m lib.pipeline")
         given = dict(read_json(path)["parameters"])
         seed = given.pop("seed", 0)
-        given.pop("run_name", None)
+        given = {k: v for k, v in given.items() if k not in ("run_name", *ASKED_BESIDE)}
         if seed in found:
             raise ValueError(f"{run} and {found[seed]} are both of seed {seed}")
         found[seed], settings[settings_hash(given)] = run, run

@@ -309,7 +309,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = read_json(state)["parameters"]
     questions = tables.asked(given["data_dir"], given["general_dir"], tables.SETS)
     known = still_reader.without_video(given["data_dir"])
-    seen = seen_over_seeds(runs, questions, known)
+    looked = {s: run for s, run in runs.items() if (run / perception.ASKED).exists()}
+    if not looked:
+        raise FileNotFoundError(
+            f"none of the runs holds {perception.ASKED}: give one a parameter "
+            "perception_conditions and run 04_eval again"
+        )
+    seen = seen_over_seeds(looked, questions, known)
     labels = labels_of(runs.values())
     coherent = coherence_over_seeds(runs, labels, questions, 10_000, 0)
     write_json(out / "perception.json", seen)

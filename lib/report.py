@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import claims, plots, stats, tables
+from lib import claim_records, claims, plots, stats, tables
 from lib.paths import ROOT, require, resolve
 from lib.performance import performance_block
 from lib.records import read_json, settings_hash, write_json, write_text
@@ -121,7 +121,8 @@ def reference_record(run: Path) -> dict:
     if "seed" not in given:
         raise ValueError(f"{run / 'pipeline.json'}: its parameters hold no `seed`")
     manifest = read_json(require(run / "manifest.json", "run the notebooks first"))
-    settings = {k: v for k, v in given.items() if k not in ("seed", "run_name")}
+    apart = ("seed", "run_name", *claim_records.ASKED_BESIDE)
+    settings = {k: v for k, v in given.items() if k not in apart}
     return {
         "run_name": run.name,
         "seed": given["seed"],
@@ -326,9 +327,8 @@ def _seeds_markdown(table: Sequence[Mapping], compared: Sequence[Mapping]) -> st
 
 
 def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source: str) -> str:
-    """What varies in the intervals, how often an answer was missing, what it cost."""
+    """What varies in the intervals, how often an answer was missing, whose data."""
     seeds = ", ".join(str(record["seed"]) for record in records)
-    minutes = np.mean([sum(record["seconds"].values()) for record in records]) / 60
     sentences = [
         f"Accuracy in %, first-letter rule, mean over training seeds ({seeds}) with a "
         f"95 % interval in which {table[0]['varies']} vary; differences are paired by "
@@ -337,7 +337,6 @@ def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source: str) 
         f"Answers that could not be parsed, mean over sets: {_unparsed(records)}.",
         f"Data: `{records[0]['data']}`; the paper's row is another model on other "
         "questions, shown for the pattern.",
-        f"{minutes:.0f} minutes a run.",
         f"Written by `python -m lib.report readme {source}`.",
     ]
     return " ".join(sentences)

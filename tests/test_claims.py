@@ -592,6 +592,18 @@ def test_runs_of_other_settings_are_not_pooled(tmp_path):
         Records([runs[0], runs[0]])
 
 
+def test_seeds_that_were_asked_more_are_pooled_where_all_have_answers(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(3)]
+    state = read_json(runs[1] / "pipeline.json")
+    more = state["parameters"] | {"perception_conditions": "no_video"}
+    write_json(runs[1] / "pipeline.json", {**state, "parameters": more})
+    found = Records(runs, sweeps=tmp_path)
+    assert set(found.answers(Term.read("grpo L1"))) == {0, 1, 2}
+    seen = runs[1] / "predictions_grpo_L1.jsonl"
+    (runs[1] / "predictions_grpo_L1.no_video.jsonl").write_text(seen.read_text())
+    assert set(found.answers(Term.read("grpo L1 condition=no_video"))) == {1}
+
+
 def test_runs_of_other_questions_are_not_pooled(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
     for model in ABILITY:

@@ -307,6 +307,8 @@ class QuestionView:
 
     def _jump(self) -> None:
         wanted = self.jump.value.strip()
+        if not wanted:
+            return
         if wanted not in {entry.item.id for entry in self.answered}:
             known = self.answered[0].item.id
             self.message.value = f"no question {wanted}; ids look like {known}"
@@ -318,6 +320,7 @@ class QuestionView:
                 self.without_video.value = False
         self.shown = wanted
         self.filter()
+        self.jump.value = ""  # so that the same id can be asked for again
 
     def _show(self) -> None:
         """Draw the question at the slider's position."""

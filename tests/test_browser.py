@@ -230,6 +230,9 @@ def test_a_jump_to_what_is_filtered_out_opens_the_filters(view):
     assert view.shown == "L3/7" and len(view.found) == 48
     assert (view.level.value, view.who.value) == ("any", "any")
     assert "L3/7" in Page(view.page.value).text
+    view.steps.next.click()
+    view.jump.value = "L3/7"
+    assert view.shown == "L3/7", "the same id can be asked for again"
 
 
 def test_a_jump_to_nowhere_says_so_and_stays(view):

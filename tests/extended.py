@@ -34,12 +34,13 @@ DATA = paths.resolve("outputs/data/films")
 ANNOTATIONS = DATA / "annotations"
 
 
-def train(rl_line, reward, name, model="lib/mini/base"):
+def train(rl_line, reward, name, model="lib/mini/base", watch=0):
     """One step of a method; returns the folder of its run."""
     (method,) = rl.read(rl_line)
     asked = questions.read_training(ANNOTATIONS / "training.jsonl", DATA)
     run, settings = paths.run_dir(name), method.settings(**SHARED)
-    method.train(model, asked, read_rewards(reward), settings, SAMPLING, run)
+    given = (model, asked, read_rewards(reward), settings, SAMPLING, run)
+    method.train(*given, watched=asked[:watch])
     records.record_stage(run, "03_grpo", model=model, questions=len(asked))
     return run
 
@@ -80,7 +81,7 @@ def refusal():
 def main(reward, exported):
     train("grpo", "accuracy", "accuracy")
     train("grpo", reward, "both")
-    train("psr", reward, "both")
+    train("psr", reward, "both", watch=1)
     train("psr wrong=1", reward, "whole")
     train_sft("mini")
     assert models.main(["export", *exported]) == 0

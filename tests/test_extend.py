@@ -178,6 +178,17 @@ def test_the_variant_trains_under_its_name_on_what_did_better(kit):
     assert losses["psr"] == pytest.approx(-sum(better) / len(better), abs=1e-4)
 
 
+def test_a_watched_group_shows_the_variants_advantages(kit):
+    first, last = read_jsonl(kit / "outputs" / "both" / "watched_psr.jsonl")
+    assert (first["step"], last["step"]) == (0, 1)
+    for row in (first, last):
+        rewards = [own["reward"] for own in row["rollouts"]]
+        mean = sum(rewards) / len(rewards)
+        for own in row["rollouts"]:
+            assert (own["advantage"] > 0) == (own["reward"] > mean + 1e-6)
+            assert own["advantage"] >= 0
+
+
 def test_the_variants_option_leads_back_to_grpo(kit):
     adapters = {
         label: weights(kit / "outputs" / run / "adapters" / label)

@@ -6,7 +6,8 @@
 A run leaves its executed notebooks and records in outputs/<run_name>/. Calling it again
 goes on where it stopped: a notebook that has finished is not run again unless its code,
 its parameters, anything in lib/ or a notebook before it has changed. Files outside the
-repository, such as videos, are not watched; after changing them use --fresh.
+repository, such as videos, are not watched; after changing them use --fresh. A run with
+05_analysis ends with its report, outputs/<run_name>/report.html (lib/page.py).
 
 A sweep (lib/params.py) runs each combination as a process of its own, and gathers
 outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of
@@ -49,6 +50,7 @@ OUTPUTS = ROOT / "outputs"
 # Two runs of one seed must agree, and nobody's run should report to anyone.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
+ANALYSIS, REPORT = "05_analysis", "report.html"
 
 
 class NotebookFailed(Exception):
@@ -93,17 +95,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def execute_run(run: Run, fresh: bool = False) -> int:
-    """Run the notebooks that are not finished; 0, or 1 when one of them failed."""
+    """Run what is not finished, then write the report; 0, or 1 if a notebook failed."""
     os.environ.update(KERNEL_ENVIRONMENT)
     try:
         with _locked(run.name):
             if fresh:
                 shutil.rmtree(OUTPUTS / run.name, ignore_errors=True)
             _execute_notebooks(run)
+            if report_due(run):
+                _write_report(run)
     except NotebookFailed as failure:
         print(failure, file=sys.stderr)
         return 1
     print(f"finished: the results are in {OUTPUTS / run.name}")
+    if _has_analysis(run):
+        print(f"to read: {OUTPUTS / run.name / REPORT}")
     return 0
 
 
@@ -116,6 +122,19 @@ def unfinished(run: Run) -> list[Path]:
         if not (done and (OUTPUTS / run.name / notebook.name).exists()):
             return notebooks[index:]
     return []
+
+
+def report_due(run: Run) -> bool:
+    """Whether a finished run lacks a report as new as the newest of its notebooks.
+
+    05_analysis writes one too, before its own executed copy is there to be linked.
+    """
+    if not _has_analysis(run):
+        return False
+    report = OUTPUTS / run.name / REPORT
+    executed = [OUTPUTS / run.name / notebook.name for notebook in run.notebooks]
+    newest = max(path.stat().st_mtime_ns for path in executed)
+    return not report.exists() or report.stat().st_mtime_ns < newest
 
 
 def notebook_keys(run: Run) -> dict[Path, str]:
@@ -214,7 +233,7 @@ def _child(
     run: Run, options: argparse.Namespace, folder: Path, environment: dict[str, str]
 ) -> int:
     """The exit code of a run, executed as a process whose messages go to a log."""
-    if not options.fresh and not unfinished(run):
+    if not options.fresh and not unfinished(run) and not report_due(run):
         return 0
     with open(folder / f"{run.name}.log", "w", encoding="utf-8") as log:
         command = _command(options, run)
@@ -283,6 +302,16 @@ def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(OUTPUTS / run.name / "pipeline.json", state)
+
+
+def _has_analysis(run: Run) -> bool:
+    return any(notebook.stem == ANALYSIS for notebook in run.notebooks)
+
+
+def _write_report(run: Run) -> None:
+    from lib import page  # here, because it brings matplotlib and nbconvert
+
+    page.write(OUTPUTS / run.name)
 
 
 def _execute(notebook: Path, run: Run, bar: tqdm) -> None:

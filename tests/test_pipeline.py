@@ -220,6 +220,65 @@ def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
     assert not (kit.output("a") / "old.json").exists() and kit.ledger() == ["one"]
 
 
+PAGE = """
+def write(run):
+    with open("ledger.txt", "a") as file:
+        pages = ",".join(sorted(path.stem for path in run.glob("*.ipynb")))
+        file.write(f"report:{pages}\\n")
+    (run / "report.html").touch()
+"""
+
+
+def test_a_run_with_an_analysis_ends_with_its_report(kit):
+    (kit.root / "lib" / "page.py").write_text(PAGE)
+    early = "open(f'../outputs/{run_name}/report.html', 'w').close()"
+    kit.notebook("01_one", noting("one"))
+    kit.notebook("05_analysis", noting("five"), early)
+    kit.params("run_name: a\n")
+    written = "report:01_one,05_analysis"
+    code, out, err = kit.run("a.yaml")
+    assert (code, kit.ledger()) == (0, ["one", "five", written]), err
+    report = kit.output("a") / "report.html"
+    assert out.splitlines()[-1] == f"to read: {report}"
+
+    kit.forget()
+    assert kit.run("a.yaml")[0] == 0
+    assert kit.ledger() == []
+
+    report.unlink()
+    code, out, _ = kit.run("a.yaml")
+    assert (code, kit.ledger()) == (0, [written])
+    assert "05_analysis: unchanged, not run again" in out
+
+    # As when a run was killed between its last notebook and the report.
+    kit.forget()
+    os.utime(report, ns=(0, 0))
+    assert kit.run("a.yaml")[0] == 0
+    assert kit.ledger() == [written]
+
+
+def test_a_sweep_writes_the_report_that_a_finished_run_lacks(kit):
+    (kit.root / "lib" / "page.py").write_text(PAGE)
+    kit.notebook("05_analysis", noting("{seed}"), parameters="seed: int = 0  # any")
+    kit.params("sweep: {seed: [1]}\n", "seeds.yaml")
+    assert kit.run("seeds.yaml")[0] == 0
+    assert kit.ledger() == ["1", "report:05_analysis"]
+    (kit.output("seeds-seed=1") / "report.html").unlink()
+    kit.forget()
+    assert kit.run("seeds.yaml")[0] == 0
+    assert kit.ledger() == ["report:05_analysis"]
+
+
+def test_without_an_analysis_there_is_no_report(kit):
+    (kit.root / "lib" / "page.py").write_text(PAGE)
+    kit.notebook("01_one", noting("one"))
+    kit.notebook("05_analysis", noting("five"))
+    kit.params("run_name: a\nnotebooks: [01_one]\n")
+    code, out, err = kit.run("a.yaml")
+    assert (code, kit.ledger()) == (0, ["one"]), err
+    assert "to read" not in out
+
+
 METRICS = """
 import json
 assert seed != 1 or __import__("pathlib").Path("../go").exists()

@@ -1,0 +1,202 @@
+"""The kit as a new user meets it: JupyterLab in a real browser, clicked by hand.
+
+A copy of the kit makes the smoke run headless, with its report; then notebooks are
+opened, run, interrupted and gone on with. A screenshot of every step is kept in
+outputs/screens/, for a look at what failed or at what only a person would see.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.paths import ROOT
+from lib.records import read_jsonl
+from tests import jupyter
+from tests.jupyter import Notebook, wait_for
+
+pytestmark = pytest.mark.browser
+
+SCREENS = ROOT / "outputs" / "screens"
+RUN = "walked"  # name of the headless run
+DESKTOP = {"width": 1280, "height": 900}
+LOG = "train_log_grpo.jsonl"
+STEPS = 40  # of a training that is interrupted: enough to be in time
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not Path(jupyter.CHROMIUM).exists():
+        # Where everything is checked, what was not looked at must not pass.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(jupyter.MISSING)
+    with jupyter.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def kit(browser, tmp_path_factory):
+    """A copy of the kit with the smoke run in outputs/walked/; depends on a browser."""
+    folder = jupyter.copy_kit(tmp_path_factory.mktemp("user") / "kit")
+    params = folder / "params" / f"{RUN}.yaml"
+    params.write_text(f"run_name: {RUN}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "lib.pipeline", str(params)]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(kit, tmp_path_factory):
+    with jupyter.lab(kit, tmp_path_factory.mktemp("home")) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def keep():
+    """A function that keeps what a page shows as outputs/screens/<name>.png."""
+    shutil.rmtree(SCREENS, ignore_errors=True)
+    SCREENS.mkdir(parents=True)
+
+    def keep(page, name, **options):
+        page.screenshot(path=SCREENS / f"{name}.png", **options)
+
+    return keep
+
+
+@pytest.fixture
+def page(browser, request, keep):
+    """A new window; what it showed at the end of a test is kept, failed or not."""
+    page = browser.new_page(viewport=DESKTOP)
+    page.faults = []  # what a person finds in the console
+    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    page.on(
+        "console",
+        lambda said: page.faults.append(said.text) if said.type == "error" else None,
+    )
+    yield page
+    keep(page, f"end of {request.node.name}")
+    page.close()
+
+
+def copied(kit, name, copy, **parameters):
+    """A notebook of the kit under another name and with other parameters."""
+    path = kit / "notebooks" / f"{copy}.ipynb"
+    shutil.copy(kit / "notebooks" / f"{name}.ipynb", path)
+    jupyter.set_parameters(path, **parameters)
+    return path
+
+
+def click_through(keep, cell, name, first):
+    """Press `next` in the browser below a cell: its count and its text change."""
+    text = cell.locator(".widget-html")
+    text.wait_for(timeout=jupyter.LIMIT * 1000)
+    cell.scroll_into_view_if_needed()
+    labels = cell.locator(".widget-label")
+    assert first in labels.all_text_contents()
+    shown = text.inner_html()
+    keep(cell, f"{name}, first")
+    cell.locator("button[title=next]").click()
+    wait_for(lambda: text.inner_html() != shown, "nothing else after `next`")
+    assert first not in labels.all_text_contents()
+    keep(cell, f"{name}, next")
+
+
+def test_03_runs_and_its_rollouts_are_browsed(lab, page, kit, keep):
+    file = kit / "notebooks" / "03_grpo.ipynb"
+    notebook = Notebook(page, lab, file)
+    keep(page, "03 opened")
+    notebook.run("Run All Cells")
+    keep(page, "03 ran")
+    assert notebook.errors() == []
+    assert all(re.fullmatch(r"\[\d+\]:", text) for text in notebook.prompts())
+    assert (kit / "outputs/smoke/adapters/grpo").is_dir()
+
+    cell = notebook.cell(jupyter.cell_with(file, "browser.rollouts("))
+    click_through(keep, cell, "03 rollouts", "step 0 of 3")
+    assert page.faults == []
+
+
+def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, keep):
+    names = {"run_name": "interrupted", "grpo_steps": STEPS, "grpo_save_every": 2}
+    file = copied(kit, "03_grpo", "interrupted", **names)
+    training = jupyter.cell_with(file, "launch.call(")
+    run, log = kit / "outputs/interrupted", kit / "outputs/interrupted" / LOG
+    notebook = Notebook(page, lab, file)
+    notebook.menu("Run", "Run All Cells")
+    cell = notebook.cell(training)
+    curves = cell.locator(".jp-OutputArea-output img")
+    curves.wait_for(timeout=jupyter.LIMIT * 1000)
+    cell.scroll_into_view_if_needed()
+    before = curves.get_attribute("src")
+    wait_for(lambda: curves.get_attribute("src") != before, "the curves do not grow")
+    wait_for(lambda: list(run.glob("checkpoints/grpo/*/complete.json")), "checkpoint")
+    keep(page, "03 training")
+
+    notebook.tool("interrupt-kernel")
+    wait_for(notebook.idle, "the interrupt did not end the training")
+    cell.scroll_into_view_if_needed()
+    keep(page, "03 interrupted")
+    (error,) = notebook.errors()
+    assert "KeyboardInterrupt" in error
+    done = read_jsonl(log)
+    assert 2 <= len(done) < STEPS
+    kept = len(done) // 2 * 2  # steps up to the last checkpoint
+    assert f"from the last checkpoint, step {kept}." in notebook.saved_text(training)
+    assert "[ ]:" in notebook.prompts(), "a cell below the interrupted one ran"
+
+    notebook.select(training)
+    notebook.run("Run Selected Cell and All Below")
+    cell.scroll_into_view_if_needed()
+    keep(page, "03 gone on")
+    assert notebook.errors() == [] and "[ ]:" not in notebook.prompts()
+    rows = read_jsonl(log)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    # The seconds of a step stand in its row: computed again, it would differ.
+    assert rows[:kept] == done[:kept]
+    assert (run / "adapters/grpo").is_dir()
+
+
+def test_questions_are_browsed_in_05(lab, page, kit, keep):
+    file = copied(kit, "05_analysis", "browsed", run_name=RUN)
+    notebook = Notebook(page, lab, file)
+    number = jupyter.cell_with(file, "browser.questions(")
+    notebook.select(number)
+    notebook.run("Run All Above Selected Cell")
+    assert notebook.errors() == []
+    notebook.select(number)
+    notebook.run("Run Selected Cell and Do not Advance")
+    cell = notebook.cell(number)
+    cell.get_by_label("set", exact=True).select_option("L2")
+    wait_for(lambda: "1 of 16" in cell.inner_text(), "the filter by set did nothing")
+    click_through(keep, cell, "05 questions", "1 of 16")
+    assert page.faults == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_and_its_notebooks_fit_a_screen(kit, page, keep, width, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 900})
+    report = kit / "outputs" / RUN / "report.html"
+    pages = [report, *sorted(report.parent.glob("0*.html"))]
+    assert len(pages) == 6, "the report and five notebooks"
+    for file in pages:
+        page.goto(file.as_uri())
+        keep(page, f"{file.stem} {width} {scheme}")
+        wide = "document.documentElement.scrollWidth"
+        assert page.evaluate(wide) <= width, f"{file.name} scrolls sideways"
+        broken = "[...document.images].filter(one => !one.naturalWidth).length"
+        assert page.evaluate(broken) == 0, f"{file.name}: pictures that do not load"
+    assert page.faults == []
+
+
+def test_a_phone_gets_from_the_report_into_a_notebook(kit, page):
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto((kit / "outputs" / RUN / "report.html").as_uri())
+    page.locator('a[href^="03_grpo.html"]').first.click()
+    page.wait_for_url("**/03_grpo.html*")
+    assert page.locator("h1").first.inner_text().startswith("03")

@@ -238,17 +238,24 @@ def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
         ("dead_groups", "share of groups without\nany reward difference"),
         ("completion_length", "completion length (tokens)"),
         ("truncated", "share of rollouts cut\nat the token limit"),
-        ("kl", "KL to the reference\n(nats a token)"),
         ("entropy", "entropy (nats a token)"),
+        ("kl", "KL to the reference\n(nats a token)"),
     )
     figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 5.6), sharex=True)
+    for ax in axes[-1]:
+        ax.set_xlabel("optimizer step")
     for ax, (key, label) in zip(axes.flat, panels, strict=True):
+        if key == "kl" and all(row.get(key) is None for row in log):
+            place = {"ha": "center", "va": "center", "transform": ax.transAxes}
+            ax.text(0.5, 0.5, "no KL term in this run", fontsize=8, **place)
+            ax.axis("off")
+            axes[1, 1].tick_params(labelbottom=True)  # now the last of its column
+            axes[1, 1].set_xlabel("optimizer step")
+            continue
         _curve(ax, log, key, COLORS[method])
         ax.set_ylabel(label, fontsize=8)
         if key in ("dead_groups", "truncated"):
             ax.set_ylim(-0.03, 1.03)
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
     title = f"{LABELS[method]}: every step (thin) and running mean (thick)"
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
@@ -269,7 +276,7 @@ def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
     for ax, (key, name) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         _curve(ax, log, key, COLORS[label])
-        ax.set_xlim(0, total)
+        ax.set_xlim(0, 1.02 * total)  # the last marker whole
         ax.set_xlabel("optimizer step", fontsize=8)
         ax.set_ylabel(name, fontsize=8)
         ax.tick_params(labelsize=8)
@@ -412,7 +419,7 @@ def encoded_tokens(
     ax.invert_yaxis()
     square = {"marker": "s", "ls": "", "ms": 7}
     handles = [Line2D([], [], color=c, label=n, **square) for n, c in PARTS.items()]
-    where = {"loc": "center right", "bbox_to_anchor": (1, 0.55)}
+    where = {"loc": "lower right", "bbox_to_anchor": (1, 1.12), "ncols": len(PARTS)}
     ax.legend(handles=handles, fontsize=8, frameon=False, **where)
     _tidy(ax, "x")
     ax.tick_params(axis="y", length=0)
@@ -443,7 +450,7 @@ def claims(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     names = [f"{mark:+d}".replace("-", "−") if mark else "0" for mark in marks]
     ax.set_xticks(marks, names, fontsize=8)
     ax.set_xticks([], minor=True)
-    ax.set_xlim(-70, 70)
+    ax.set_xlim(-100, 100)
     ax.set_yticks([at for at, _ in ticks], [name for _, name in ticks], fontsize=7)
     ax.set_ylim(y + 0.7, 0.6)
     ax.set_xlabel(
@@ -1066,8 +1073,9 @@ def reward_components(log: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     for i, name in enumerate(names):
         _curve(ax, rows, name, f"C{i}")
         ax.plot([], [], color=f"C{i}", lw=1.8, label=name.removeprefix("reward_"))
+    stages = len({row.get(begun) for row in rows})
     for before, row in zip([{}, *rows], rows, strict=False):
-        if row.get(begun) != before.get(begun):
+        if stages > 1 and row.get(begun) != before.get(begun):
             ax.axvline(row["step"], color="0.4", lw=0.8, ls=DASHES)
             label = f" stage {row[begun]:.0f}"
             place = ax.get_xaxis_transform()

@@ -157,7 +157,12 @@ def train(trainer: Trainer) -> None:
     last = last_complete(trainer.args.output_dir)
     if last is not None:
         check_complete(last, trainer.args)
-    trainer.train(resume_from_checkpoint=last and str(last))
+    try:
+        trainer.train(resume_from_checkpoint=last and str(last))
+    finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, StepBar):
+                callback.close()
 
 
 def cut_back(path: str | Path, step: int) -> None:
@@ -193,10 +198,10 @@ class LogRecord(TrainerCallback):
 
 
 class StepBar(TrainerCallback):
-    """A progress bar over steps with the time left and the numbers named in `shown`."""
+    """A progress bar over steps with the time left; `shown` {key of a log: name}."""
 
-    def __init__(self, label: str, shown: Sequence[str] = ()):
-        self.label, self.shown, self.bar = label, tuple(shown), None
+    def __init__(self, label: str, shown: Mapping[str, str]):
+        self.label, self.shown, self.bar = label, shown, None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -208,16 +213,22 @@ class StepBar(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {key: f"{logs[key]:.3g}" for key in self.shown if key in logs}
+        shown = {
+            name: f"{logs[key]:.3g}" for key, name in self.shown.items() if key in logs
+        }
         if self.bar is not None and shown:
             self.bar.set_postfix(shown)
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands; the next one is drawn in its own place."""
         if self.bar is not None:
             self.bar.close()
 
 
-def show_steps(trainer: Trainer, label: str, shown: Sequence[str] = ()) -> None:
+def show_steps(trainer: Trainer, label: str, shown: Mapping[str, str]) -> None:
     """Replace the Trainer's printed logs (left on by disable_tqdm) by a StepBar."""
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepBar(label, shown))

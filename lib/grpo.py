@@ -649,7 +649,7 @@ def policy_trainer(
     trainer.add_callback(
         WatchGroups(trainer, watched, watched_path(run, method.label), STYLE)
     )
-    shown = ["reward", "completions/mean_length"]
+    shown = {"reward": "reward", "completions/mean_length": "length"}
     checkpoints.show_steps(trainer, method.label.upper(), shown)
     return trainer
 

@@ -221,7 +221,8 @@ def sft_trainer(
     )
     if arguments.world_size > 1:
         shared_prefix.see_once(trainer.model)
-    checkpoints.show_steps(trainer, "SFT", ["loss", "mean_token_accuracy"])
+    shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
+    checkpoints.show_steps(trainer, "SFT", shown)
     return trainer
 
 

@@ -88,7 +88,7 @@ def test_a_resumed_log_equals_an_undisturbed_one(tmp_path):
     def run(checkpoint=None):
         callbacks = [checkpoints.LogRecord(path, names), checkpoints.MarkComplete()]
         trainer = line_trainer(tmp_path, callbacks)
-        checkpoints.show_steps(trainer, "line", ["loss"])
+        checkpoints.show_steps(trainer, "line", {"loss": "loss"})
         trainer.train(resume_from_checkpoint=checkpoint)
 
     run()
@@ -102,6 +102,31 @@ def test_a_resumed_log_equals_an_undisturbed_one(tmp_path):
     assert path.read_bytes() == whole
     run()  # killed before its first checkpoint, it starts over
     assert path.read_bytes() == whole
+
+
+def test_an_interrupt_closes_the_bar_and_the_next_one_starts_in_its_place(
+    tmp_path, capsys
+):
+    class Interrupt(checkpoints.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    def trainer(*more):
+        callbacks = [checkpoints.MarkComplete(), *more]
+        made = line_trainer(tmp_path, callbacks)
+        checkpoints.show_steps(made, "line", {"loss": "how wrong"})
+        return made
+
+    with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps the bar
+        checkpoints.train(trainer(Interrupt()))
+    checkpoints.train(trainer())
+    told = capsys.readouterr().err
+    assert "5/6" in told or "4/6" in told
+    last = told.rsplit("\r", 1)[1]
+    assert last.startswith("line: 100%") and "how wrong=" in last
+    assert "\n\n" not in told and "\x1b[A" not in told  # no bar below another
+    assert kept.type is KeyboardInterrupt
 
 
 def test_training_order_is_whole_epochs_behind_each_other():

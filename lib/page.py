@@ -190,7 +190,11 @@ def what_was_run(run: Run) -> Html:
             table("The stages of this run", columns, rows, "stack"),
             tag("h3", "Code, packages, machine"),
             environment(manifest),
-            folded("The whole manifest", tag("pre", whole)),
+            tag(
+                "div",
+                folded("The whole manifest", tag("pre", whole)),
+                class_="manifest",
+            ),
         ]
     )
 

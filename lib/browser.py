@@ -17,7 +17,7 @@ browser stands at "1 of 41".
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -375,17 +375,21 @@ def rollouts(
 def _watched_items(
     data_dir: str | Path, groups: Mapping[str, Sequence[Mapping]], path: Path
 ) -> dict[str, Question]:
-    """The watched questions as the data folder has them, for their text and media."""
+    """The watched questions: text and media as the data folder has them, options as
+    the run drew them."""
     data = resolve(data_dir)
     file = require(data / "annotations" / "training.jsonl", "run 01_data first")
     known = {item.id: item for item in read_training(file, data)}
-    for key in groups:
+    found = {}
+    for key, rows in groups.items():
         if key not in known:
             raise ValueError(
                 f"{path} holds {key}, which {file} has not: give the data_dir that it "
                 "was trained on"
             )
-    return {key: known[key] for key in groups}
+        drawn = {"options": tuple(rows[0]["options"]), "gold": rows[0]["gold"]}
+        found[key] = replace(known[key], **drawn)  # of the run's own seed
+    return found
 
 
 def trained_with(run: Path, label: str) -> Sampling:

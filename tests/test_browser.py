@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 from lib import attention, browser, live, plots, rollout_figures, tables
 from lib.paths import ROOT
-from lib.records import write_json, write_jsonl
+from lib.records import read_jsonl, write_json, write_jsonl
 from lib.video import Sampling
 
 SAMPLING = Sampling(8, height=56, width=56)
@@ -360,6 +360,17 @@ def test_rollouts_are_one_picture_without_a_front_end(trained):
         "step 20: mean reward 1.00 of 2 rollouts; "
         "step 40: mean reward 1.00 of 2 rollouts."
     )
+
+
+def test_options_stand_as_the_seed_of_the_run_drew_them(trained, tiny_questions):
+    path = trained / "watched_grpo.jsonl"
+    rows = read_jsonl(path)
+    drawn = [{**r, "options": r["options"][::-1], "gold": "C"} for r in rows]
+    write_jsonl(path, drawn)
+    first = tiny_questions[0]
+    item = browser.rollouts(trained, trained, live=True).view.items[first.id]
+    assert (item.options, item.gold) == (first.options[::-1], "C")
+    assert (item.text, item.video) == (first.text, first.video)
 
 
 def test_the_slider_goes_over_the_steps_of_the_chosen_question(trained):

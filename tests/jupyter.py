@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -111,7 +111,7 @@ class Lab:
 
 
 @contextmanager
-def lab(root: Path, home: Path, dark: bool = False) -> Iterator[Lab]:
+def lab(root: Path, home: Path) -> Iterator[Lab]:
     """A JupyterLab that shows `root` until the block ends; its kernels end with it.
 
     Its settings, workspaces and runtime files lie below `home`, a new folder.
@@ -121,7 +121,7 @@ def lab(root: Path, home: Path, dark: bool = False) -> Iterator[Lab]:
     places["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
     places["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
     _write(home / "config/jupyter_lab_config.json", SERVER)
-    _write_settings(home / "settings", dark)
+    _write_settings(home / "settings")
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--allow-root", str(root)]
     environment = os.environ | places | {"HF_HUB_OFFLINE": "1", "JUPYTER_TOKEN": token}
@@ -133,10 +133,9 @@ def lab(root: Path, home: Path, dark: bool = False) -> Iterator[Lab]:
         yield Lab(_address(server, home), token, root)
     finally:
         server.send_signal(signal.SIGTERM)  # ends the kernels as well
-        try:
-            server.wait(30)
-        finally:
-            server.kill()
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(60)
+        server.kill()
 
 
 def _write(path: Path, content: object) -> None:
@@ -144,9 +143,8 @@ def _write(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def _write_settings(folder: Path, dark: bool) -> None:
+def _write_settings(folder: Path) -> None:
     """All cells in the page, which ends where they end, and no question about news."""
-    theme = "JupyterLab Dark" if dark else "JupyterLab Light"
     settings = {
         "notebook-extension/tracker": {
             "windowingMode": "none",
@@ -156,7 +154,6 @@ def _write_settings(folder: Path, dark: bool) -> None:
             "fetchNews": "false",
             "checkForUpdates": False,
         },
-        "apputils-extension/themes": {"theme": theme},
     }
     for name, values in settings.items():
         _write(folder / f"@jupyterlab/{name}.jupyterlab-settings", values)
@@ -170,7 +167,7 @@ def _address(server: subprocess.Popen, home: Path) -> str:
         assert server.poll() is None, f"JupyterLab ended: {log[-3000:]}"
         return re.search(r"(http://127\.0\.0\.1:\d+/)lab\?token=\.\.\.\n", log)
 
-    return wait_for(said, "JupyterLab has not started", 120)[1]
+    return wait_for(said, "JupyterLab has not started")[1]
 
 
 @contextmanager
@@ -189,13 +186,14 @@ class Notebook:
 
     def __init__(self, page: Page, lab: Lab, file: Path):
         self.page, self.file = page, file
+        page.set_default_timeout(LIMIT * 1000)
         page.goto(lab.url(file))
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         self.cells = self.panel.locator(".jp-Cell")
         count = len(json.loads(file.read_text(encoding="utf-8"))["cells"])
         wait_for(lambda: self.cells.count() == count, f"{file} does not open")
         ready = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
-        self.panel.locator(ready).wait_for(timeout=LIMIT * 1000)
+        self.panel.locator(ready).wait_for()
 
     def cell(self, number: int) -> Locator:
         return self.cells.nth(number)

@@ -93,7 +93,7 @@ def copied(kit, name, copy, **parameters):
 def click_through(keep, cell, name, first):
     """Press `next` in the browser below a cell: its count and its text change."""
     text = cell.locator(".widget-html")
-    text.wait_for(timeout=jupyter.LIMIT * 1000)
+    text.wait_for()
     cell.scroll_into_view_if_needed()
     labels = cell.locator(".widget-label")
     assert first in labels.all_text_contents()
@@ -129,7 +129,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, kee
     notebook.menu("Run", "Run All Cells")
     cell = notebook.cell(training)
     curves = cell.locator(".jp-OutputArea-output img")
-    curves.wait_for(timeout=jupyter.LIMIT * 1000)
+    curves.wait_for()
     cell.scroll_into_view_if_needed()
     before = curves.get_attribute("src")
     wait_for(lambda: curves.get_attribute("src") != before, "the curves do not grow")

@@ -21,7 +21,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from lib import paths, records
+from lib import live, paths, records
 from lib.params import declared
 from tests import jupyter
 
@@ -124,10 +124,9 @@ def with_its_parameters(kit: Path, name: str, run: Path, copy: str, **more) -> P
     metadata = records.read_json(run / f"{name}.ipynb")["metadata"]
     file = kit / "notebooks" / f"{copy}.ipynb"
     shutil.copy(kit / "notebooks" / f"{name}.ipynb", file)
-    given = metadata["papermill"]["parameters"] | more
-    jupyter.set_parameters(
-        file, **{key: given[key] for key in given if key in declared(file)}
-    )
+    given, known = metadata["papermill"]["parameters"] | more, declared(file)
+    values = {key: value for key, value in given.items() if key in known}
+    jupyter.set_parameters(file, **values)
     return file
 
 
@@ -153,7 +152,7 @@ def run_up_to(notebook: jupyter.Notebook, text: str) -> None:
 def step_to(notebook: jupyter.Notebook, text: str, times: int) -> None:
     """Press `next` of the browser below a cell that often."""
     cell = notebook.cell(jupyter.cell_with(notebook.file, text))
-    cell.locator(".widget-html").wait_for(timeout=jupyter.LIMIT * 1000)
+    cell.locator(".widget-html").wait_for()
     labels = cell.locator(".widget-label")
     for _ in range(times):
         before = labels.all_text_contents()
@@ -176,7 +175,7 @@ def training(lab: jupyter.Lab, page: Page, run: Path) -> Image.Image:
 
     def far_enough() -> bool:
         assert notebook.errors() == []
-        return log.exists() and len(records.read_jsonl(log)) >= SHOWN
+        return len(live.read_rows(log)) >= SHOWN
 
     jupyter.wait_for(far_enough, f"there are no {SHOWN} steps yet", 1800)
     picture = cell_picture(notebook, "launch.call(")
@@ -187,24 +186,17 @@ def training(lab: jupyter.Lab, page: Page, run: Path) -> Image.Image:
 
 def in_jupyter(browser: Browser, run: Path) -> Iterator[tuple[str, Image.Image]]:
     """Both browsers and a training, alive in JupyterLab."""
+    view = {"width": 1280, "height": 1000}
     with tempfile.TemporaryDirectory() as folder:
         kit = copied(run, Path(folder))
         with jupyter.lab(kit, Path(folder) / "home") as lab:
-            view = {"width": 1280, "height": 1000}
-            for notebook, text, times in WIDGETS:
+            for picture, name, text, times in WIDGETS:
                 page = browser.new_page(viewport=view)
-                file = with_its_parameters(kit, notebook, run, f"{notebook}_again")
-                shown = jupyter.Notebook(page, lab, file)
-                shown.select(jupyter.cell_with(file, text))
-                shown.run("Run All Above Selected Cell")
-                assert shown.errors() == [], shown.errors()
-                shown.select(jupyter.cell_with(file, text))
-                shown.run("Run Selected Cell and Do not Advance")
-                step_to(shown, text, times)
-                yield (
-                    text.strip("(").replace("browser.", "browser_"),
-                    cell_picture(shown, text),
-                )
+                file = with_its_parameters(kit, name, run, picture)
+                notebook = jupyter.Notebook(page, lab, file)
+                run_up_to(notebook, text)
+                step_to(notebook, text, times)
+                yield picture, cell_picture(notebook, text)
                 page.close()
             page = browser.new_page(viewport=view)
             yield "training_live", training(lab, page, run)

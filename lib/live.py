@@ -48,6 +48,8 @@ def curves(run: str | Path, label: str, total: int) -> Iterator[None]:
     every other error it is raised again. No thread outlives the block.
     """
     training = _Training(Path(run), label, total)
+    if front_end():
+        training.take_place()
     try:
         with _repeated(training.look):
             yield
@@ -90,6 +92,10 @@ class _Training:
         self.seen: list[tuple[float, int]] = []  # seconds, steps done
         self.handle = None
 
+    def take_place(self) -> None:
+        """Stand above the progress bars, which are printed from now on."""
+        self.show({"text/plain": f"{plots.LABELS[self.label]}: curves from step 1 on"})
+
     def look(self) -> None:
         """Draw the log with the time left, if it has changed."""
         version = _version(self.log)
@@ -105,11 +111,16 @@ class _Training:
         if _version(self.log) != self.before:
             took = clock(time.monotonic() - self.began)
             self.draw(read_rows(self.log), f"; this cell took {took}")
+        elif self.handle is not None:
+            words = f"{plots.LABELS[self.label]} had been trained before"
+            self.show({"text/plain": words})
 
     def stopped(self, error: BaseException) -> None:
         """Draw what there is; after an interrupt, also say what the cell would do."""
         if isinstance(error, KeyboardInterrupt):
-            self.draw(read_rows(self.log), f": interrupted.\n{self._again()}")
+            again = self._again()
+            self.draw(read_rows(self.log), f": interrupted.\n{again}")
+            print(again)  # for who cannot see the picture
         elif _version(self.log) != self.before:
             self.draw(read_rows(self.log), f": stopped by {type(error).__name__}")
 
@@ -125,8 +136,6 @@ class _Training:
 
     def draw(self, rows: Sequence[Mapping], state: str) -> None:
         """Show the curves under "GRPO, step 12 of 100" and `state`, in one display."""
-        if get_ipython() is None:  # a script: there is no cell to draw in
-            return
         name = plots.LABELS[self.label]
         words = f"{name}, step {_step(rows)} of {self.total}{state}"
         bundle: dict[str, str | bytes] = {"text/plain": words}
@@ -134,8 +143,14 @@ class _Training:
             figure = plots.training_so_far(rows, self.label, self.total)
             figure.suptitle(words, fontsize=9)
             bundle["image/png"] = plots.png(figure)
-        alt = {"image/png": {"alt": words.replace("\n", " ")}}
-        shown = {"raw": True, "metadata": alt}
+        self.show(bundle)
+
+    def show(self, bundle: dict[str, str | bytes]) -> None:
+        """Put the bundle into the one display; its words are the picture's alt text."""
+        if get_ipython() is None:  # a script: there is no cell to draw in
+            return
+        alt = {"image/png": {"alt": str(bundle["text/plain"]).replace("\n", " ")}}
+        shown = {"raw": True, "metadata": alt if "image/png" in bundle else {}}
         if self.handle is None:
             self.handle = display(bundle, display_id=True, **shown)
         else:

@@ -109,11 +109,13 @@ def test_one_display_follows_the_log(watched, tmp_path):
             append_jsonl(tmp_path / LOG, [row])
             sentence = f"GRPO, step {row['step']} of 4"
             until(lambda s=sentence: watched.displays and s in watched.words()[-1])
-        assert "left" in watched.words()[1]
+        assert "left" in watched.words()[2]
     assert len(watched.displays) == 1
-    assert watched.words()[0] == "GRPO, step 1 of 4", "one state says nothing of speed"
+    place, first = watched.words()[:2]
+    assert place == "GRPO: curves from step 1 on", "it stands above the bars"
+    assert first == "GRPO, step 1 of 4", "one state says nothing of speed"
     assert watched.words()[-1].startswith("GRPO, step 4 of 4; this cell took 0:")
-    for bundle, metadata in watched.displays[0]:
+    for bundle, metadata in watched.displays[0][1:]:
         assert bundle["image/png"].startswith(b"\x89PNG")
         assert metadata["image/png"]["alt"] == bundle["text/plain"]
 
@@ -154,7 +156,8 @@ def test_a_training_that_had_finished_draws_nothing(watched, tmp_path):
     write_jsonl(tmp_path / LOG, grpo_log(4))
     with live.curves(tmp_path, "grpo", total=4):
         pass
-    assert watched.displays == []
+    assert watched.words()[-1] == "GRPO had been trained before"
+    assert all(list(bundle) == ["text/plain"] for bundle, _ in watched.displays[0])
 
 
 def test_without_a_front_end_it_is_drawn_once_and_by_no_thread(screen, tmp_path):
@@ -179,7 +182,7 @@ def interrupted(run, rows=5):
         raise KeyboardInterrupt
 
 
-def test_an_interrupt_says_where_the_cell_goes_on(watched, tmp_path):
+def test_an_interrupt_says_where_the_cell_goes_on(watched, tmp_path, capsys):
     save_checkpoint(tmp_path, 2)
     save_checkpoint(tmp_path, 4)
     save_checkpoint(tmp_path, 6, complete=False)
@@ -191,6 +194,8 @@ def test_an_interrupt_says_where_the_cell_goes_on(watched, tmp_path):
         "Run this cell again to go on from the last checkpoint, step 4."
     )
     assert "image/png" in watched.displays[0][-1][0]
+    printed = "Run this cell again to go on from the last checkpoint, step 4.\n"
+    assert capsys.readouterr().out == printed, "also for who cannot see the picture"
     assert (tmp_path / "checkpoints/grpo/checkpoint-6").exists(), "it only looks"
 
 
@@ -220,7 +225,7 @@ def test_rl_shows_reward_and_length_and_sft_loss_and_accuracy():
     figure = plots.training_so_far(grpo_log(5), "care", 20)
     reward, length = figure.axes
     assert "reward" in reward.get_ylabel() and "length" in length.get_ylabel()
-    assert reward.get_xlim() == length.get_xlim() == (0, 20)
+    assert reward.get_xlim() == length.get_xlim() == (0, 20.4)
     assert to_hex(reward.lines[0].get_color()) == plots.COLORS["care"].lower()
     assert list(reward.lines[0].get_ydata()) == [row["reward"] for row in grpo_log(5)]
     rows = [{"step": 1, "loss": 2.0, "token_accuracy": 0.5}]
@@ -274,7 +279,7 @@ def test_the_figure_lands_in_the_cell_that_trains(tmp_path, monkeypatch, looked_
     kinds = [output.output_type for output in train]
     figures = [output for output in train if output.output_type == "display_data"]
     assert len(figures) == 1
-    assert kinds.index("display_data") == (1 if looked_at else len(kinds) - 1)
+    assert kinds.index("display_data") == (0 if looked_at else len(kinds) - 1)
     words = figures[0].data["text/plain"]
     assert words.startswith("GRPO, step 4 of 4; this cell took")
     assert figures[0].metadata["image/png"]["alt"] == words

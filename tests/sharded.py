@@ -98,7 +98,8 @@ def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
         return
     again = folder / "drawn_again", folder / "sft_again"
     start(again[0] / "checkpoints/grpo" / grpo.RECORD, grpo.all_settings(*told))
-    stopped(grpo.grpo_trainer, *told, again[0])
+    # A run that is watched must end as the one that is not.
+    stopped(grpo.grpo_trainer, *told, again[0], questions[4:])
     start(again[1] / "checkpoints/sft" / sft.RECORD, sft.all_settings(*shown))
     stopped(sft.sft_trainer, *shown, again[1])
 
@@ -110,7 +111,7 @@ def start(record: Path, settings: dict) -> None:
 
 def second(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING)
-    grpo.train_grpo(*told, folder / "drawn_again")
+    grpo.train_grpo(*told, folder / "drawn_again", questions[4:])
     shown = (checkpoint, demonstrations, SFT, SAMPLING)
     sft.train_sft(*shown, folder / "sft_again")
     arguments = sft.trainer_arguments(SFT, folder / "plain")

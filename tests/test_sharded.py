@@ -240,6 +240,17 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(second, kind):
     assert "Traceback" not in output.split("removing")[0]
 
 
+def test_watched_groups_are_whole_and_the_same_however_weights_are_split(second):
+    found = {}
+    for kind in KINDS:
+        rows = records.read_jsonl(second / kind / "drawn_again" / "watched_grpo.jsonl")
+        assert [row["step"] for row in rows] == [0, 0, 2, 2, 4, 4]
+        found[kind] = [
+            [own["text"] for own in row["rollouts"]] for row in rows if row["step"] == 0
+        ]
+    assert found["ddp"] == found["zero3"] == found["fsdp2"]
+
+
 def without_seconds(rows):
     return [
         {key: value for key, value in row.items() if not key.startswith("seconds")}

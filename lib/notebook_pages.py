@@ -4,7 +4,7 @@ them.
 nbconvert's "lab" page fetches require.js, MathJax and the widgets' code from other
 hosts. Here nothing is fetched and nothing runs: formulas are drawn beforehand as
 pictures whose alternative text is their LaTeX, widgets fall back to the picture or text
-beside them, and code that JupyterLab folds (`source_hidden`) stands in a <details>.
+beside them, and a cell that JupyterLab folds (`source_hidden`) stands in a <details>.
 
 Formulas are drawn by matplotlib's mathtext, a large part of LaTeX's mathematics
 (https://matplotlib.org/stable/users/explain/text/mathtext.html); one that it cannot
@@ -50,7 +50,7 @@ TEMPLATE = """
 <link rel="icon" href="data:,">
 <style>{{ resources.page_style }}</style>
 {% endblock %}
-{% block input_group %}
+{% block codecell %}
 {% if cell.metadata.get("jupyter", {}).get("source_hidden") %}
 <details class="folded"><summary>{{ "Solution" if "solution" in
   cell.metadata.get("tags", []) else "Code" }}</summary>{{ super() }}</details>
@@ -95,6 +95,12 @@ class Made(NamedTuple):
 
     notebook: Path
     section: Section
+
+
+def is_fresh(notebook: Path) -> bool:
+    """Whether the page of a notebook was made after it was executed."""
+    page = notebook.with_suffix(".html")
+    return page.exists() and page.stat().st_mtime >= notebook.stat().st_mtime
 
 
 def convert(notebook: Path) -> Path:

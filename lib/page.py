@@ -49,16 +49,19 @@ CALLED = {"general": "the general set"}
 STYLE = Path(__file__).with_name("page.css")
 
 
-def write(run: str | Path) -> Path:
+def write(run: str | Path, anew: bool = False) -> Path:
     """Write run/report.html, and a page beside every executed notebook; its path.
 
-    FileNotFoundError without results.json, ValueError where a record is damaged.
+    A page that is newer than its notebook stays, unless all are wanted `anew`: the last
+    cell of 05_analysis and the pipeline behind it both come here. FileNotFoundError
+    without results.json, ValueError where a record is damaged.
     """
     folder = require(run, "run the notebooks first: python -m lib.pipeline")
     require(folder / "results.json", "run 05_analysis first")
     records = Run(folder)
     for notebook in records.notebooks:
-        notebook_pages.convert(notebook)
+        if anew or not notebook_pages.is_fresh(notebook):
+            notebook_pages.convert(notebook)
     path = folder / "report.html"
     write_text(path, document(records))
     return path
@@ -377,7 +380,7 @@ def main(arguments: list[str] | None = None) -> None:
         prog="python -m lib.page", description=main.__doc__
     )
     parser.add_argument("run", type=Path, help="a run folder, such as outputs/mini")
-    print(write(resolve(parser.parse_args(arguments).run)))
+    print(write(resolve(parser.parse_args(arguments).run), anew=True))
 
 
 if __name__ == "__main__":

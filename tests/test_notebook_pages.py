@@ -78,10 +78,11 @@ def test_every_picture_has_a_text_in_its_place(page):
     assert r"\frac{1}{G}\sum_i A_i" in alts
 
 
-def test_folded_code_stays_folded_and_its_output_shows(page, html):
+def test_a_solution_stays_folded_and_so_does_what_it_gives(page, html):
     (folded,) = page.details
     assert folded.startswith("Solution") and "question_" in folded
-    assert html.index("</details>") < html.index('a "group" drawn')
+    assert html.index("<details") < html.index('a "group" drawn')
+    assert html.index('a "group" drawn') < html.index("</details>")
 
 
 def test_a_widget_falls_back_to_what_stands_beside_it(html):

@@ -5,6 +5,7 @@ one grey pixel.
 """
 
 import base64
+import os
 import re
 from itertools import pairwise
 
@@ -436,6 +437,22 @@ def test_the_same_records_give_the_same_bytes_and_leave_nothing_behind(run):
     first = page.write(run).read_bytes()
     assert page.write(run).read_bytes() == first
     assert not [path for path in run.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_page_is_made_again_only_when_its_notebook_is_newer(run):
+    page.write(run)
+    notebooks = sorted(run.glob("0*.ipynb"))
+    pages = [path.with_suffix(".html") for path in notebooks]
+    for path in pages:
+        path.write_text("as it was")
+    stamp = pages[0].stat().st_mtime + 5
+    os.utime(notebooks[0], (stamp, stamp))
+    page.write(run)
+    assert [path.read_text() == "as it was" for path in pages] == [
+        path != pages[0] for path in pages
+    ]
+    page.write(run, anew=True)
+    assert all(path.read_text() != "as it was" for path in pages)
 
 
 def test_a_picture_that_is_none_is_named(run):

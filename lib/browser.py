@@ -252,7 +252,11 @@ class QuestionView:
         self.jump = widgets.Text(
             placeholder=first, description="go to", continuous_update=False
         )
-        self.look = widgets.ToggleButton(description="where they look", icon="eye")
+        self.look = widgets.ToggleButton(
+            description="where they look",
+            icon="eye",
+            tooltip="attention over the frames, where it was written down",
+        )
         self.message = widgets.Label()
         self.page = widgets.HTML()
         self.steps = Stepper(self._show)

@@ -108,7 +108,8 @@ def document(run: Run) -> str:
     skip = tag("a", "Skip to the answer", href="#answer", class_="skip")
     top = tag("header", kicker(run), tag("h1", QUESTION), lead(run))
     main = tag("main", *sections)
-    whole = join([skip, top, menu, main])
+    # A number and its % stay on one line.
+    whole = Html(join([skip, top, menu, main]).replace(" %", "\u00a0%"))
     html = tag("html", tag("head", *head), tag("body", whole), lang="en")
     return f"<!DOCTYPE html>\n{html}\n"
 

@@ -11,7 +11,7 @@ from lib.page_parts import Run, absent, accuracy, capital, difference, method, p
 IMITATION = {"loss": "loss", "token_accuracy": "tokens right"}
 REINFORCEMENT = {
     "reward": "mean reward",
-    "dead_groups": "groups without any difference",
+    "dead_groups": "dead groups",
     "completion_length": "length, tokens",
     "truncated": "cut at the limit",
     "kl": "KL, nats a token",
@@ -23,7 +23,7 @@ def training(run: Run) -> Html:
     """First and last numbers of every training log, and its curves."""
     note = (
         "First → last: means of the first and of the last tenth of the steps. With "
-        "all groups without any difference nothing is left to learn from; a length "
+        "all groups dead (equal rewards) nothing is left to learn from; a length "
         "that runs to its limit means that the policy found something other than "
         "answers."
     )

@@ -91,3 +91,11 @@ def test_no_parameter_is_a_magic_word(path):
 
 def test_shared_parameters_agree():
     assert declarations(notebook_paths())
+
+
+def test_the_evaluation_shows_rows_of_a_model_that_was_asked():
+    """A sweep over one method asks no base: nothing may be read of it by name."""
+    notebook = nbformat.read(NOTEBOOKS / "04_eval.ipynb", as_version=4)
+    code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    assert "rows[told," in code
+    assert 'rows["base"' not in code and "predictions_base" not in code

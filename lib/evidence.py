@@ -89,12 +89,14 @@ def _accuracies(by_seed_and_key: Sequence[Mapping], place: Mapping) -> list[dict
         over = stats.mean_over_seeds(right[condition, model])
         options = [len(r["options"]) for r in by_seed_and_key[0][condition, model]]
         row = {**place, "model": model, "condition": condition}
-        row |= {"n": over["n"], "seeds": over["seeds"], "accuracy": over["mean"]}
-        row |= {"low": over["low"], "high": over["high"]}
+        row |= {"n": over["n"], "seeds": over["seeds"]}
+        row |= _share("accuracy", over)
         row["chance"] = float(np.mean([1 / count for count in options]))
         if condition != perception.SEEN:
             lost = right[perception.SEEN, model] - right[condition, model]
-            row |= _named("cost", stats.mean_over_seeds(lost))
+            cost = stats.mean_over_seeds(lost)
+            row |= {"cost": cost["mean"]}
+            row |= {f"cost_{end}": cost[end] for end in ("low", "high")}
         rows.append(row)
     return rows
 
@@ -181,7 +183,7 @@ def _shares(parts: Sequence[Sequence[Mapping]], place: Mapping) -> list[dict]:
         if len(ids) > 1:
             over = stats.mean_over_seeds([[own[key] for key in ids] for own in values])
             row = {**place, "measure": measure, "n": over["n"], "seeds": over["seeds"]}
-            rows.append(row | _named("share", over, ("low", "high")))
+            rows.append(row | _share("share", over))
     return rows
 
 
@@ -200,9 +202,10 @@ def _of_all_seeds(
     return pooled, clusters
 
 
-def _named(name: str, over: Mapping, ends: tuple[str, str] | None = None) -> dict:
-    low, high = ends or (f"{name}_low", f"{name}_high")
-    return {name: over["mean"], low: over["low"], high: over["high"]}
+def _share(name: str, over: Mapping) -> dict:
+    """A mean of shares; few seeds can carry its interval beyond what a share can be."""
+    ends = {"low": max(0.0, over["low"]), "high": min(1.0, over["high"])}
+    return {name: over["mean"]} | ends
 
 
 def coherence_markdown(found: Mapping, over: str = "levels") -> str:
@@ -256,7 +259,8 @@ def _same(row: Mapping) -> float:
 def _kappa(row: Mapping) -> str:
     if row["kappa"] is None:
         return "not defined"
-    return f"{row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    text = f"{row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return text.replace("-", "−")
 
 
 # README and the command line

@@ -327,7 +327,8 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     title = (
         f"Accuracy of {count} training seeds (dots), mean with 95 % interval (square)"
     )
-    ax.set_title(title, fontsize=10, pad=24)
+    lines = 1 + (len(models) > 4)  # of the legend, with chance beside the methods
+    ax.set_title(title, fontsize=10, pad=8 + 16 * lines)
     _legend(ax, models)
     return ax
 
@@ -986,7 +987,8 @@ def coherence(
     models = list(dict.fromkeys(row["model"] for row in rows))
     for ax, measure in zip(np.ravel(axes), measures, strict=False):
         for row in (row for row in rows if row["measure"] == measure):
-            offset = 0.24 * (models.index(row["model"]) - (len(models) - 1) / 2)
+            width = min(0.24, 0.8 / len(models))
+            offset = width * (models.index(row["model"]) - (len(models) - 1) / 2)
             at, color = sets.index(row["set"]) + offset, COLORS[row["model"]]
             numbers = row["share"], row["low"], row["high"]
             _interval(ax, at, *numbers, color, "o", size=3.5)

@@ -80,7 +80,8 @@ def test_accuracy_and_cost_are_those_of_all_seeds(runs):
     )
     row = one(found["accuracy"], model="grpo", condition="no_video", group="all")
     over = stats.mean_over_seeds(without)
-    assert (row["accuracy"], row["low"]) == (over["mean"], over["low"])
+    assert (row["accuracy"], row["low"]) == (over["mean"], max(0, over["low"]))
+    assert row["high"] == min(1, over["high"])
     lost = stats.mean_over_seeds(seen - without)
     assert (row["cost"], row["cost_low"]) == (lost["mean"], lost["low"])
     assert (row["n"], row["seeds"], row["chance"]) == (12, 3, 0.25)
@@ -111,7 +112,7 @@ def test_shares_and_agreement_are_those_of_the_rows(runs):
     right = np.array([drawn("grpo", "consistent", seed) for seed in runs], float)
     row = one(found["shares"], model="grpo", measure="consistent")
     assert row["set"] == "levels" and row["share"] == right.mean()
-    assert row["low"] == stats.mean_over_seeds(right)["low"]
+    assert row["low"] == max(0, stats.mean_over_seeds(right)["low"])
     agreed = one(
         found["agreement"],
         model="grpo",

@@ -143,7 +143,10 @@ def cost_table(folder: Path) -> str:
     minutes = [sum(run["seconds"].values()) / 60 for run in runs]
     costs = read_json(folder / "bench_cost.json")["costs"]
     held = max(max(run["peak_memory_gib"].values()) for run in runs)
-    mini = f"{min(minutes):.1f} to {max(minutes):.1f} minutes a run, two at a time"
+    mini = (
+        f"{min(minutes):.0f} to {max(minutes):.0f} minutes a run, with PPO and CARE "
+        "too, two at a time beside other work"
+    )
     rows = [
         ["track", "machine", "time", "memory"],
         ["mini", "2 CPU cores", mini, f"{held:.1f} GiB a notebook at most"],

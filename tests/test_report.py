@@ -5,7 +5,7 @@ import json
 import pytest
 from made_run import edit_row, write_run
 
-from lib import performance, report, stats, tables
+from lib import evidence, performance, report, stats, tables
 from lib.paths import ROOT
 from lib.records import read_json, write_json
 
@@ -70,6 +70,20 @@ def test_a_record_is_small_and_enough(runs):
 def test_settings_do_not_depend_on_the_seed(runs):
     hashes = {report.reference_record(run)["settings"] for run in runs}
     assert len(hashes) == 1
+
+
+def test_what_is_asked_beside_the_answers_is_no_setting_of_theirs(tmp_path):
+    run = write_run(tmp_path / "run", n=12)
+    before = report.reference_record(run)["settings"]
+    state = read_json(run / "pipeline.json")
+
+    def settings(**changed):
+        given = state["parameters"] | changed
+        write_json(run / "pipeline.json", {**state, "parameters": given})
+        return report.reference_record(run)["settings"]
+
+    assert settings(perception_conditions="no_video") == before
+    assert settings(grpo_steps=7) != before
 
 
 def test_means_and_differences_are_those_of_the_rows(runs, records):
@@ -228,3 +242,17 @@ def test_readme_says_what_the_bench_records_say():
     block = readme[readme.index(performance.BEGIN) : readme.index(performance.END)]
     folder = ROOT / "outputs/reference"
     assert block + performance.END == performance.performance_block(folder)
+
+
+def test_readme_says_what_the_evidence_over_seeds_says():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme[readme.index(evidence.BEGIN) : readme.index(evidence.END)]
+    assert block + evidence.END == evidence.readme_block(REFERENCE / "evidence")
+
+
+def test_readme_names_the_minutes_of_its_record():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    took = read_json(REFERENCE / "mini_seeds" / "mini_seeds-seed=0.json")["seconds"]
+    for notebook, seconds in took.items():
+        (line,) = [x for x in readme.splitlines() if x.startswith(f"| `{notebook}` |")]
+        assert line.endswith(f"| {seconds / 60:.1f} |")

@@ -333,9 +333,9 @@ def test_every_claim_has_its_verdict_in_words(read, run):
 
 
 def test_pictures_say_the_numbers_of_their_records(read, results):
-    alts = [given["alt"] for given in read.all("img")]
+    alts = [given["alt"].replace("\u00a0", " ") for given in read.all("img")]
     first = next(row for row in results["accuracy"] if row["model"] == "sft")
-    said = f"SFT {tables.percent(first['accuracy'])}\u00a0%"
+    said = f"SFT {tables.percent(first['accuracy'])} %"
     assert said in next(alt for alt in alts if alt.startswith("Bars of accuracy by"))
     assert any(
         alt.endswith("no video: base 25.0 %, SFT 50.0 %, GRPO 75.0 %.") for alt in alts

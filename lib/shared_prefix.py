@@ -137,7 +137,9 @@ def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
         for code, kind in enumerate(KINDS, start=1):
             tokens = int((kinds[row] == code).sum())
             pixels |= _taken(pictures[kind], tokens)
-        placed = behind_pictures(positions[:, row, kept], kinds[row, kept])
+        placed = positions[:, row, kept]
+        if base.config.model_type == "qwen2_vl":  # the others' clips `encode` refuses
+            placed = behind_pictures(placed, kinds[row, kept])
         prompts.append(Prompt(ids[row, kept], placed, pixels))
     return prompts
 

@@ -125,11 +125,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", nargs="+", choices=("tiny", "2b", "7b"))
     parser.add_argument("--out", type=Path, default=RECORD, help="a .json file")
     options = parser.parse_args(arguments)
-    costs = {size: cost(size) for size in options.size or ("2b", "7b")}
-    records.write_json(
-        options.out, {"costs": costs, "environment": records.environment()}
-    )
-    records.write_text(options.out.with_suffix(".md"), table(costs) + "\n")
+    costs = {}
+    for size in options.size or ("2b", "7b"):
+        costs[size] = cost(size)
+        # at once: what interrupts a larger size must not take a smaller one along
+        record = {"costs": costs, "environment": records.environment()}
+        records.write_json(options.out, record)
+        records.write_text(options.out.with_suffix(".md"), table(costs) + "\n")
     print(table(costs))
 
 

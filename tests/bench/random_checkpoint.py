@@ -48,7 +48,9 @@ def write_checkpoint(folder: Path, config, dtype: str = "bfloat16") -> Path:
 
 def write_weights(folder: Path, config, dtype: torch.dtype) -> None:
     """Normal values of the usual size in matrices, ones in norms, zeros in biases."""
-    generator = torch.Generator().manual_seed(0)
+    # a GPU draws 7B's values in seconds, a CPU in minutes
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
     shapes = {name: tensor.shape for name, tensor in memory.parameters(config).items()}
     shard, held, where = {}, 0, {}
 
@@ -59,7 +61,8 @@ def write_weights(folder: Path, config, dtype: torch.dtype) -> None:
         shard.clear()
 
     for name, shape in shapes.items():
-        tensor = torch.full(shape, float("norm" in name or "ln_q" in name), dtype=dtype)
+        value = float("norm" in name or "ln_q" in name)
+        tensor = torch.full(shape, value, dtype=dtype, device=device)
         if len(shape) > 1:
             tensor.normal_(0, 0.02, generator=generator)
         elif name.endswith("bias"):

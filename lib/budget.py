@@ -118,7 +118,7 @@ def budget_of(run: params.Run, values: dict, file: Path, settings: Check) -> Bud
         *preflight.disk(folders),
     ]
     saved = compute.saved(work, every[1].item)
-    hours = hours_of(values, work, parts, total)
+    hours = hours_of(values, work, sizes, parts, total)
     numbers = total, memory.trained_numbers(named, work)
     return Budget(
         *(run, values, sets, parts, saved, hours, disk, stages, numbers),
@@ -162,7 +162,7 @@ def flop_by_stage(parts: list[workload.Part]) -> dict[str, compute.Cost]:
     return costs
 
 
-def hours_of(values, work, parts, total) -> dict[str, Hours]:
+def hours_of(values, work, sizes, parts, total) -> dict[str, Hours]:
     """{stage: hours}; a stage that nothing is known about is left out."""
     costs = flop_by_stage(parts)
     measured = rates(values, paths.ROOT / "outputs") or reference_rates(values, work)
@@ -173,16 +173,17 @@ def hours_of(values, work, parts, total) -> dict[str, Hours]:
     if work.device == "cpu":
         return {}
     card, weights = card_here(), total * work.wide
-    devices = values["num_processes"]
+    devices, draw = values["num_processes"], compute.handed(sizes, work)
     origin = (
         f"estimated, not measured: {devices} x {card.name} at "
         f"{share(compute.ARITHMETIC)} of {card.flop / 1e12:.0f} TFLOP/s and "
-        f"{share(compute.READING)} of {card.read / 1e12:.1f} TB/s; sending, "
-        "offloading and clips come on top"
+        f"{share(compute.READING)} of {card.read / 1e12:.1f} TB/s"
+        + (f" and {draw:.2f} s a drawn token, measured on an H100" if draw else "")
+        + "; sending, offloading and clips come on top"
     )
     found = {}
     for stage, cost in costs.items():
-        spans = compute.seconds(cost, card, devices, weights)
+        spans = compute.seconds(cost, card, devices, weights, draw)
         found[stage] = Hours(*(span / 3600 for span in spans), origin)
     return found
 

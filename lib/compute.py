@@ -15,7 +15,9 @@ GRPO and evaluation of a mini run on two CPU cores did 51, 44 and 48 GFLOP a sec
 FLOP say what a stage takes to within 10 % there. Within a GRPO step they do not:
 rollouts did 28 and updates 98, because tokens are drawn one after another. On a GPU
 that is far more so; therefore a Cost also counts these draws, and `seconds` makes each
-wait until the weights were read.
+wait until the weights were read, or until the work of all layers was handed to the GPU
+if that takes longer. It does with NF4 and LoRA: on an H100, 2B took as long as 7B, and
+8 completions at a time as long as 64 (outputs/reference/bench_cost.json).
 """
 
 import math
@@ -65,6 +67,10 @@ CARDS = (
 )
 # Shares of these peaks that a range of hours is given for. Not measured: assumptions.
 ARITHMETIC, READING = (0.2, 0.4), (0.4, 0.8)
+# Seconds until a layer with NF4 weights and a LoRA adapter was handed to an H100, by a
+# host with 16 cores: of 7B and 2B, rollout and evaluation, bench_cost.json has 4.2 to
+# 4.5 ms. Other weights take fewer kernels; they were not measured.
+HANDED = 4.2e-3
 
 
 # FLOP of one pass
@@ -183,18 +189,24 @@ def saved(work: Work, item: Item) -> float:
 # Seconds
 
 
+def handed(sizes: Sizes, work: Work) -> float:
+    """Seconds a draw takes at least because of its kernels; 0 if not measured."""
+    return sizes.layers * HANDED if work.quantize and work.lora_rank else 0.0
+
+
 def seconds(
-    cost: Cost, card: Card, devices: int, weight_bytes: float
+    cost: Cost, card: Card, devices: int, weight_bytes: float, draw: float = 0.0
 ) -> tuple[float, float]:
     """(least, most) seconds on `devices` cards at the assumed shares of their peaks.
 
     `cost.flop` of all devices is shared among them; `cost.draws` are those of one
-    device, each of which waits until `weight_bytes` were read. What devices send to one
-    another, offloading and reading clips come on top and are not estimated.
+    device, each of which waits until `weight_bytes` were read, and for `draw` seconds
+    at least (`handed`). What devices send to one another, offloading and reading clips
+    come on top and are not estimated.
     """
     return tuple(
         cost.flop / (arithmetic * card.flop * devices)
-        + cost.draws * weight_bytes / (reading * card.read)
+        + cost.draws * max(draw, weight_bytes / (reading * card.read))
         for arithmetic, reading in zip(
             reversed(ARITHMETIC), reversed(READING), strict=True
         )

@@ -151,32 +151,51 @@ def cost_table(folder: Path) -> str:
         ["track", "machine", "time", "memory"],
         ["mini", "2 CPU cores", mini, f"{held:.1f} GiB a notebook at most"],
     ]
-    for size, found in costs.items():
-        stages = found["rows"]
-        measured = found["measured"]
-        key = "peak_gib" if measured else "planned_gib"
-        peak = max(stages, key=lambda stage, key=key: stage[key])
-        took = (
-            ", ".join(
-                f"{row['stage']} {row['seconds']} s a {row['of']}" for row in stages
-            )
-            if measured
-            else "not measured"
-        )
-        memory = f"{peak[key]:.1f} GiB {'measured' if measured else 'planned'}"
-        machine = found["device"] or "no GPU was at hand"
-        rows.append(
-            [
-                f"single GPU, {size.upper()}",
-                machine,
-                took,
-                f"{memory} ({peak['stage']})",
-            ]
-        )
-    text = grid(rows)
-    if not all(found["measured"] for found in costs.values()):
-        text += f"\n{NO_GPU}"
-    return text
+    rows += [cost_row(size, found) for size, found in costs.items()]
+    everywhere = all(found["measured"] for found in costs.values())
+    return f"{grid(rows)}\n{measured_note(costs) if everywhere else NO_GPU}"
+
+
+def cost_row(size: str, found: Mapping) -> list[str]:
+    """Track, machine, time and memory of a size of the single-GPU track."""
+    stages, measured = found["rows"], found["measured"]
+    kind = "measured" if measured else "planned"
+    key = "peak_gib" if measured else "planned_gib"
+    peak = max(stages, key=lambda stage: stage[key])
+    took = {row["stage"]: f"{row['seconds']:.1f} s" for row in stages if measured}
+    time = (
+        f"SFT {took['SFT']} a demonstration; GRPO step: rollout {took['rollout']}, "
+        f"reference {took['reference']}, update {took['update']}; evaluation "
+        f"{took['evaluation']} a question"
+        if measured
+        else "not measured"
+    )
+    return [
+        f"single GPU, {size.upper()}",
+        found["device"] or "no GPU was at hand",
+        time,
+        f"{peak[key]:.1f} GiB {kind} ({peak['stage']})",
+    ]
+
+
+def measured_note(costs: Mapping[str, Mapping]) -> str:
+    """How the single-GPU track was measured, and how near its plan came."""
+    rows = [row for found in costs.values() for row in found["rows"]]
+    apart = max(abs(row["peak_gib"] / row["planned_gib"] - 1) for row in rows)
+    shape = next(iter(costs.values()))["shape"]
+    return (
+        f"Single GPU: models of the true size with random weights, which write "
+        f"{shape['completion']} tokens in every completion, the dearest case; "
+        f"{shape['prompts']} x {shape['group']} rollouts a step, "
+        f"{shape['eval_batch']} questions at a time. `python -m lib.models plan` was "
+        f"within {100 * apart:.0f} % of every measured peak; it is of tensors alone, "
+        f"and plans more for SFT than was measured here, because a step of the params "
+        f"files holds the inputs of 128 demonstrations and not of "
+        f"{shape['sft_accumulation']}. Drawing waits for the host to hand over its "
+        "kernels and not for the card: 2B takes as long as 7B, and a token of "
+        f"{shape['eval_batch']} questions as long as one of "
+        f"{shape['prompts'] * shape['group']} rollouts (`tests/bench/cost.py`)."
+    )
 
 
 def _spread(ratio: Mapping) -> str:

@@ -149,6 +149,25 @@ def test_hours_on_a_card_are_arithmetic_and_reading():
     card = compute.Card("x", flop=1e12, read=1e9)
     least, most = compute.seconds(compute.Cost(8e12, 10), card, 4, 1e8)
     assert (least, most) == pytest.approx((5 + 1.25, 10 + 2.5))
+    least, most = compute.seconds(compute.Cost(8e12, 10), card, 4, 1e8, draw=0.2)
+    assert (least, most) == pytest.approx((5 + 2, 10 + 2.5))
+
+
+def test_a_draw_on_nf4_and_lora_takes_what_was_measured():
+    """Of rollouts and evaluations of both sizes; the rest of a stage is in it too."""
+    costs = records.read_json(paths.ROOT / "outputs/reference/bench_cost.json")["costs"]
+    for found in costs.values():
+        shape, work = found["shape"], memory.Work(**found["work"] | {"sharding": None})
+        (run,) = params.load_params(paths.ROOT / "params" / found["params"])
+        sizes = memory.Sizes.of(memory.config_of(run.values["model"]))
+        took = {row["stage"]: row["seconds"] for row in found["rows"]}
+        draws = {
+            took["rollout"] / shape["completion"],
+            took["evaluation"] * shape["eval_batch"] / shape["completion"],
+        }
+        draw = compute.handed(sizes, work)
+        assert all(draw < seconds < 1.1 * draw for seconds in draws)
+    assert compute.handed(sizes, replace(work, quantize=False)) == 0
 
 
 # Samples and tokens

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import claim_records, claims, plots, stats, tables
+from lib import claim_records, claims, plots, stats, sweeps, tables
 from lib.paths import ROOT, require, resolve
 from lib.performance import performance_block
 from lib.records import read_json, settings_hash, write_json, write_text
@@ -244,6 +244,8 @@ def main(arguments: list[str] | None = None) -> None:
     claimed.add_argument("records", help="the folder of a claims.json")
     looked = commands.add_parser("evidence", help="README's tables of what was seen")
     looked.add_argument("records", help="the folder of lib.evidence")
+    swept = commands.add_parser("sweeps", help="README's tables of all sweeps")
+    swept.add_argument("records", help="the folder of lib.sweeps")
     options = parser.parse_args(arguments)
     if options.command == "evidence":
         from lib import evidence  # here, because it brings torch
@@ -252,6 +254,9 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if options.command == "claims":
         print(write_block("README.md", claims.readme_block(options.records)))
+        return
+    if options.command == "sweeps":
+        print(write_block("README.md", sweeps.readme_block(options.records)))
         return
     if options.command == "readme":
         print(write_block("README.md", readme_block(options.records)))

@@ -11,6 +11,10 @@ failed, or waits, stays in it with its status and without numbers.
 
 An interval over seeds carries the choice of questions and the seed alike
 (stats.mean_over_seeds).
+
+    python -m lib.report sweeps outputs/reference/sweeps
+
+writes README's block of all sweeps whose records lie in a folder.
 """
 
 import argparse
@@ -20,10 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from lib import plots, stats, tables
-from lib.paths import require, resolve
+from lib.paths import ROOT, require, resolve
 from lib.records import read_json, read_jsonl, write_json, write_text
 
 FIXED = ("run", "seed", "status", "seconds", "metrics", "git_commit")
+BEGIN, END = "<!-- sweeps:begin -->", "<!-- sweeps:end -->"
 
 
 def record(folder: str | Path) -> list[dict]:
@@ -97,6 +102,43 @@ def markdown(rows: Sequence[Mapping]) -> str:
         lines.setdefault(place, []).append(span)
     head = [*keys, "model", "seeds", *sets]
     return tables.grid([head, *([*place, *cells] for place, cells in lines.items())])
+
+
+def readme_block(folder: str | Path) -> str:
+    """README's sweeps, markers included: a heading, a line and a table for each."""
+    folder = require(folder, "make its records: python -m lib.sweeps")
+    parts = [BEGIN]
+    for path in sorted(folder.glob("*.json")):
+        rows = read_json(path)
+        parts += [f"### `{path.stem}`", ""]
+        parts += [f"{question(path.stem)} {effort(rows)}", ""]
+        parts += [markdown(rows)]
+        if len({row[varied(rows)[0]] for row in rows}) > 2:
+            parts += [
+                f"![Accuracy on L1 to L3]({_shown(path.with_suffix('.png'))})",
+                "",
+            ]
+    return "\n".join([*parts, END])
+
+
+def question(name: str) -> str:
+    """What a sweep asks: the comment at the head of its params file."""
+    lines = (ROOT / "params" / "sweeps" / f"{name}.yaml").read_text().splitlines()
+    head = lines[: next(i for i, line in enumerate(lines) if line[:1] != "#")]
+    return " ".join(line.removeprefix("#").strip() for line in head)
+
+
+def effort(rows: Sequence[Mapping]) -> str:
+    """How many runs, how long they took two at a time, and how many have no answers."""
+    minutes = sum(row.get("seconds", 0.0) for row in rows) / 60 / 2
+    without = sum("metrics" not in row for row in rows)
+    text = f"{len(rows)} runs, {minutes:.0f} minutes two at a time"
+    return f"*{text}{f'; {without} without answers' if without else ''}.*"
+
+
+def _shown(path: Path) -> str:
+    """As README links it."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 from made_run import edit_row, write_run
 
-from lib import evidence, performance, report, stats, tables
+from lib import evidence, performance, report, stats, sweeps, tables
 from lib.paths import ROOT
 from lib.records import read_json, write_json
 
@@ -248,6 +248,11 @@ def test_readme_says_what_the_evidence_over_seeds_says():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index(evidence.BEGIN) : readme.index(evidence.END)]
     assert block + evidence.END == evidence.readme_block(REFERENCE / "evidence")
+
+
+def test_readme_says_what_the_sweeps_say():
+    block = sweeps.readme_block(REFERENCE / "sweeps")
+    assert block in (ROOT / "README.md").read_text()
 
 
 def test_readme_names_the_minutes_of_its_record():

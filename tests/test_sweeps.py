@@ -68,3 +68,17 @@ def test_the_command_writes_record_table_and_figure(folder, tmp_path, capsys):
 def test_a_sweep_that_never_ran_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.pipeline"):
         sweeps.record(tmp_path)
+
+
+def test_readme_s_block_says_what_was_asked_and_what_it_took(folder, tmp_path):
+    """Seven runs of which one failed; six took a minute each."""
+    sweeps.main([str(folder), "--out", str(tmp_path)])
+    (tmp_path / "size.json").rename(tmp_path / "kl.json")  # a sweep with a params file
+    block = sweeps.readme_block(tmp_path)
+    assert block.startswith(sweeps.BEGIN) and block.endswith(sweeps.END)
+    assert "### `kl`\n\nWhat does the KL to the base do?" in block
+    assert "*7 runs, 3 minutes two at a time; 1 without answers.*" in block
+    assert (tmp_path / "size.md").read_text().strip() in block
+    assert "kl.png" in block  # three values are worth a picture
+    with pytest.raises(FileNotFoundError, match=r"missing.*lib.sweeps"):
+        sweeps.readme_block(tmp_path / "missing")

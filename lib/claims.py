@@ -43,6 +43,10 @@ because its single answers are not public.
     behind(records, 1)["against"]  # ids of questions that only SFT got right
 
     python -m lib.claims outputs/mini_seeds-seed=* --out outputs/reference/claims
+    python -m lib.claims outputs/mini --only 7 14 --out outputs/reference/claims
+
+The second measures two claims and leaves the others as they were: those on sweeps rest
+on outputs/reference/sweeps alone, and any run will do, which says where the data lies.
 
 With fewer than five runs the interval carries a small-sample quantile (4.3 for three
 seeds): it is honest and wide, and most differences of a few points stay undecidable.
@@ -76,14 +80,18 @@ def claims() -> list[dict]:
     return _data()["claims"]
 
 
-def table(records: Records, samples: int = 10_000, seed: int = 0) -> list[dict]:
+def table(
+    records: Records, samples: int = 10_000, seed: int = 0, only: Sequence[int] = ()
+) -> list[dict]:
     """One row a claim: what is claimed, what was measured, verdict and sentence.
 
-    A row holds FACTS, verdict, sentence, published_verdict (None without counts), parts
-    (those that decide) and beside, measured by `measure`. `samples` and `seed` are of
-    the bootstrap.
+    `only`: the numbers of those to measure, all if none is given. A row holds FACTS,
+    verdict, sentence, published_verdict (None without counts), parts (those that
+    decide) and beside, measured by `measure`. `samples` and `seed` are of the
+    bootstrap.
     """
-    return [_row(claim, records, samples, seed) for claim in claims()]
+    asked = [claim for claim in claims() if not only or claim["number"] in only]
+    return [_row(claim, records, samples, seed) for claim in asked]
 
 
 def measure(
@@ -274,6 +282,25 @@ def behind(records: Records, number: int, name: str = "") -> dict:
     }
 
 
+def with_earlier(folder: str | Path, rows: Sequence[Mapping]) -> list[dict]:
+    """All claims: these rows, and the others as the claims.json of a folder has them.
+
+    FileNotFoundError without that file, ValueError where the text, the sources or the
+    rule of another claim has changed since.
+    """
+    path = require(resolve(folder) / "claims.json", "make it once without --only")
+    found = {row["number"]: row for row in (*read_json(path), *rows)}
+    for claim in claims():
+        row = found[claim["number"]]
+        stale = [key for key in FACTS if key in claim and row[key] != claim[key]]
+        if stale:
+            raise ValueError(
+                f"{path}: {', '.join(stale)} of claim {claim['number']} changed since, "
+                "measure it anew"
+            )
+    return [found[claim["number"]] for claim in claims()]
+
+
 def write(folder: str | Path, rows: Sequence[Mapping]) -> Path:
     """Write the rows as claims.json into a folder; returns its path."""
     path = resolve(folder) / "claims.json"
@@ -346,6 +373,16 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", required=True, type=Path, help="claims.json, md, png")
+    numbers = [claim["number"] for claim in claims()]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=int,
+        default=[],
+        choices=numbers,
+        metavar="NUMBER",
+        help="measure these claims, keep the others as OUT has them",
+    )
     options = parser.parse_args(arguments)
     state = require(
         resolve(options.runs[0]) / "pipeline.json",
@@ -354,7 +391,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = read_json(state)["parameters"]
     folders = (given.get(name, "") for name in ("data_dir", "general_dir"))
     records = Records(options.runs, *folders)
-    rows, out = table(records), resolve(options.out)
+    rows, out = table(records, only=options.only), resolve(options.out)
+    rows = with_earlier(out, rows) if options.only else rows
     text = f"{markdown(rows)}\n{sentences(rows)}"
     write_text(out / "claims.md", text)
     plots.save(plots.claims(rows), out / "claims.png")

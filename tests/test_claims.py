@@ -681,11 +681,17 @@ def test_the_figure_holds_every_number(made):
     plt.close("all")
 
 
-def test_the_command_writes_table_and_figure(tmp_path, capsys):
-    run = write_run(tmp_path / "run", n=20)
+def bare_run(path, seed=0):
+    """A made run, which has no annotations."""
+    run = write_run(path, n=20, seed=seed)
     state = read_json(run / "pipeline.json")
-    del state["parameters"]["data_dir"]  # the made run has no annotations
+    del state["parameters"]["data_dir"]
     write_json(run / "pipeline.json", state)
+    return run
+
+
+def test_the_command_writes_table_and_figure(tmp_path, capsys):
+    run = bare_run(tmp_path / "run")
     claims.main([str(run), "--out", str(tmp_path / "out")])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "claims.json",
@@ -693,6 +699,28 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
         "claims.png",
     }
     assert "| 21 |" in capsys.readouterr().out
+    plt.close("all")
+
+
+def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
+    """As after a sweep, whose claims need none of the runs behind the others."""
+    run, other = (bare_run(tmp_path / name, seed) for seed, name in enumerate("ab"))
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match=r"claims.json.*without --only"):
+        claims.main([str(run), "--only", "1", "--out", str(out)])
+    claims.main([str(run), "--out", str(out)])
+    before = read_json(out / "claims.json")
+    claims.main([str(other), "--only", "1", "--out", str(out)])
+    after = read_json(out / "claims.json")
+    assert after[1:] == before[1:] and after[0] != before[0]
+    assert after[0] == claims.table(Records(other), only=[1])[0]
+    before[4]["claim"] = "something else"
+    write_json(out / "claims.json", before)
+    with pytest.raises(ValueError, match=r"claims.json: claim of claim 5 changed"):
+        claims.main([str(other), "--only", "1", "--out", str(out)])
+    with pytest.raises(SystemExit):
+        claims.main([str(other), "--only", "22", "--out", str(out)])
+    assert "invalid choice: 22" in capsys.readouterr().err
     plt.close("all")
 
 

@@ -334,42 +334,54 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
 
 
 def sweep(rows: Sequence[Mapping], key: str) -> Figure:
-    """Accuracy against what a sweep varies: a panel a set, mean and band over seeds.
+    """Accuracy against what a sweep varies: a panel a set, mean and interval.
 
-    Rows of lib/sweeps.py, `table`. Values are drawn at equal distances, in the order of
-    the numbers, or of the file where they are words.
+    Rows of lib/sweeps.py, `table`. Numbers stand at equal distances below curves with
+    bands, words in the order of the file beside points with bars.
     """
-    sets = list(dict.fromkeys(row["set"] for row in rows))
     values = list(dict.fromkeys(row[key] for row in rows))
-    if all(isinstance(value, int | float) for value in values):
+    numbers = all(isinstance(value, int | float) for value in values)
+    if numbers:
         values.sort()
+    sets = list(dict.fromkeys(row["set"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
+    height = 3.2 if numbers else 1.4 + 0.45 * len(values) * len(models)
     figure, axes = plt.subplots(
-        1, len(sets), figsize=(WIDTH + 2, 3.2), sharey=True, squeeze=False
+        *(1, len(sets)),
+        figsize=(WIDTH + 2, height),
+        sharex=not numbers,
+        sharey=True,
+        squeeze=False,
     )
     for ax, name in zip(axes[0], sets, strict=True):
-        for model in models:
+        for number, model in enumerate(models):
             own = {r[key]: r for r in rows if (r["model"], r["set"]) == (model, name)}
             at = [i for i, value in enumerate(values) if value in own]
-            drawn = [own[values[i]] for i in at]
-            low, high, mean = (
-                [100 * row[end] for row in drawn] for end in ("low", "high", "mean")
-            )
-            ax.fill_between(at, low, high, color=COLORS[model], alpha=0.2, lw=0)
-            ax.plot(at, mean, "o-", color=COLORS[model], ms=4, lw=1.5)
-        labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
-        words = any(len(label) > 6 for label in labels)
-        labels = [textwrap.fill(label, 16) for label in labels]
-        turn = {"rotation": 45, "ha": "right"} if words else {}
-        ax.set_xticks(range(len(values)), labels, fontsize=7 if words else 8, **turn)
+            ends = [
+                [100 * own[values[i]][end] for i in at]
+                for end in ("mean", "low", "high")
+            ]
+            if numbers:
+                _curve_with_band(ax, at, *ends, COLORS[model])
+            else:
+                aside = 0.2 * (number - (len(models) - 1) / 2)
+                _bars_over_words(ax, [i + aside for i in at], *ends, COLORS[model])
         ax.set_title(name, fontsize=9)
-        ax.set_xlabel(key.replace("_", " "))
-        ax.grid(axis="y", alpha=0.3)
-    axes[0][0].set_ylabel("accuracy, %")
+        ax.grid(axis="y" if numbers else "x", alpha=0.3)
+    for ax in axes[0]:
+        if numbers:
+            labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
+            ax.set_xticks(range(len(values)), labels, fontsize=8)
+        ax.set_xlabel(key.replace("_", " ") if numbers else "accuracy, %", fontsize=9)
+    if numbers:
+        axes[0][0].set_ylabel("accuracy, %")
+    else:
+        labels = [textwrap.fill(value, 28) for value in values]
+        axes[0][0].set_yticks(range(len(values)), labels, fontsize=8)
+        axes[0][0].set_ylim(len(values) - 0.5, -0.5)
     handles = [
         Line2D([], [], color=COLORS[m], marker="o", label=LABELS[m]) for m in models
     ]
-    seeds = max(row["seeds"] for row in rows)
     figure.legend(
         handles=handles,
         loc="upper center",
@@ -377,11 +389,21 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
         frameon=False,
         fontsize=8,
     )
-    figure.suptitle(
-        f"mean over up to {seeds} seeds, band: 95 % interval", y=0.03, fontsize=8
-    )
-    figure.tight_layout(rect=(0, 0.04, 1, 0.92))
+    seeds, drawn = max(row["seeds"] for row in rows), "band" if numbers else "bar"
+    foot = f"mean over up to {seeds} seeds, {drawn}: 95 % interval"
+    figure.text(0.5, 0.06 / height, foot, ha="center", fontsize=8)
+    figure.tight_layout(rect=(0, 0.15 / height, 1, 1 - 0.25 / height))
     return figure
+
+
+def _curve_with_band(ax, at, mean, low, high, color) -> None:
+    ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
+    ax.plot(at, mean, "o-", color=color, ms=4, lw=1.5)
+
+
+def _bars_over_words(ax, at, mean, low, high, color) -> None:
+    ax.hlines(at, low, high, color=color, lw=1.5)
+    ax.plot(mean, at, "o", color=color, ms=5)
 
 
 def encoded_tokens(

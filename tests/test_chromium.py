@@ -39,10 +39,15 @@ def browser():
 
 @pytest.fixture(scope="module")
 def kit(browser, tmp_path_factory):
-    """A copy of the kit with the smoke run in outputs/walked/; depends on a browser."""
+    """A copy of the kit with a smoke run in outputs/walked/; depends on a browser.
+
+    The run has every RL method, as params/sweeps/mini_seeds.yaml has.
+    """
     folder = jupyter.copy_kit(tmp_path_factory.mktemp("user") / "kit")
     params = folder / "params" / f"{RUN}.yaml"
-    params.write_text(f"run_name: {RUN}\n", encoding="utf-8")
+    asked = "base base-direct sft grpo care ppo"
+    text = f"run_name: {RUN}\nrl: grpo | care | ppo\nasked_models: {asked}\n"
+    params.write_text(text, encoding="utf-8")
     command = [sys.executable, "-m", "lib.pipeline", str(params)]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -1,10 +1,11 @@
 """A sweep's runs as a record, a table and a figure, against counts made by hand."""
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from made_run import write_run
 
-from lib import stats, sweeps
+from lib import plots, stats, sweeps
 from lib.records import read_json, read_jsonl, write_json
 
 SHARES = (0.5, 1.0)
@@ -82,3 +83,23 @@ def test_readme_s_block_says_what_was_asked_and_what_it_took(folder, tmp_path):
     assert "kl.png" in block  # three values are worth a picture
     with pytest.raises(FileNotFoundError, match=r"missing.*lib.sweeps"):
         sweeps.readme_block(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.5), ("sparse", "dense")])
+def test_the_figure_holds_every_mean_at_its_value(values):
+    """Numbers in their order below curves, words in the order given beside points."""
+    made = [
+        {"kind": value, "model": model, "set": "L1", "seeds": 3}
+        | {"mean": mean + i / 10, "low": 0.1, "high": 0.9}
+        for i, value in enumerate(values)
+        for model, mean in (("grpo", 0.5), ("sft", 0.3))
+    ]
+    figure = plots.sweep(made, "kind")
+    (ax,), numbers = figure.axes, values[0] == 1.0
+    axis = ax.get_xticklabels() if numbers else ax.get_yticklabels()
+    labels = [label.get_text() for label in axis]
+    assert labels == (["0.5", "1"] if numbers else list(values))
+    lines = {tuple(np.round(line.get_xydata()[:, int(numbers)])) for line in ax.lines}
+    expected = {(60, 50), (40, 30)} if numbers else {(50, 60), (30, 40)}
+    assert lines == expected
+    plt.close("all")

@@ -149,3 +149,21 @@ def test_without_a_gpu_the_table_of_costs_says_so(tmp_path):
     cost.main(["--out", str(out)])
     text = out.with_suffix(".md").read_text()
     assert "No GPU was at hand" in text and text.count("no GPU was at hand") == 10
+
+
+def test_evaluation_is_planned_for_the_largest_pictures_it_is_asked_with():
+    """size_504x504 has 4 times the visual tokens of 252 x 252, frames_32 15 more."""
+    values = {"frame_height": 252, "frame_width": 252}
+    usual = work(**values, perception_conditions="")
+    both = work(**values, perception_conditions="no_video frames_32 size_504x504")
+    assert both.prompt == usual.prompt == usual.eval_prompt == 883
+    assert both.eval_prompt == 9 * 18 * 18 + memory.TEXT_TOKENS
+    assert both.eval_patches == 9 * 36 * 36
+    frames = work(**values, perception_conditions="frames_32")
+    assert frames.eval_prompt == 17 * 81 + memory.TEXT_TOKENS
+    sizes = memory.Sizes.of(memory.config_of("Qwen/Qwen2-VL-7B-Instruct"))
+    totals = [
+        sum(memory.evaluation_items(sizes, own).values())
+        for own in (usual, frames, both)
+    ]
+    assert totals == sorted(totals) and totals[2] > 2.5 * totals[0]

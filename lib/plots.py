@@ -337,7 +337,8 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     """Accuracy against what a sweep varies: a panel a set, mean and interval.
 
     Rows of lib/sweeps.py, `table`. Numbers stand at equal distances below curves with
-    bands, words in the order of the file beside points with bars.
+    bands, words in the order of the file beside points with bars. Chance is drawn where
+    a method comes down to it.
     """
     values = list(dict.fromkeys(row[key] for row in rows))
     numbers = all(isinstance(value, int | float) for value in values)
@@ -345,7 +346,11 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
         values.sort()
     sets = list(dict.fromkeys(row["set"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    height = 3.2 if numbers else 1.4 + 0.45 * len(values) * len(models)
+    labels = [_value_name(value) for value in values]
+    lines = max(label.count("\n") + 1 for label in labels)
+    row_height = max(0.45 * len(models), 0.1 + 0.16 * lines)
+    height = 3.2 if numbers else 1.4 + row_height * len(values)
+    with_chance = any(row["low"] <= row["chance"] for row in rows)
     figure, axes = plt.subplots(
         *(1, len(sets)),
         figsize=(WIDTH + 2, height),
@@ -366,26 +371,30 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
             else:
                 aside = 0.2 * (number - (len(models) - 1) / 2)
                 _bars_over_words(ax, [i + aside for i in at], *ends, COLORS[model])
+        if with_chance:
+            chance = 100 * next(r["chance"] for r in rows if r["set"] == name)
+            line = ax.axhline if numbers else ax.axvline
+            line(chance, color="0.1", ls=DASHES, lw=1)
         ax.set_title(name, fontsize=9)
         ax.grid(axis="y" if numbers else "x", alpha=0.3)
     for ax in axes[0]:
         if numbers:
-            labels = [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values]
             ax.set_xticks(range(len(values)), labels, fontsize=8)
         ax.set_xlabel(key.replace("_", " ") if numbers else "accuracy, %", fontsize=9)
     if numbers:
         axes[0][0].set_ylabel("accuracy, %")
     else:
-        labels = [textwrap.fill(value, 28) for value in values]
         axes[0][0].set_yticks(range(len(values)), labels, fontsize=8)
         axes[0][0].set_ylim(len(values) - 0.5, -0.5)
     handles = [
         Line2D([], [], color=COLORS[m], marker="o", label=LABELS[m]) for m in models
     ]
+    if with_chance:
+        handles.append(Line2D([], [], color="0.1", ls=DASHES, lw=1, label="chance"))
     figure.legend(
         handles=handles,
         loc="upper center",
-        ncols=len(models),
+        ncols=len(handles),
         frameon=False,
         fontsize=8,
     )
@@ -394,6 +403,13 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     figure.text(0.5, 0.06 / height, foot, ha="center", fontsize=8)
     figure.tight_layout(rect=(0, 0.15 / height, 1, 1 - 0.25 / height))
     return figure
+
+
+def _value_name(value: float | str) -> str:
+    """A swept value as an axis shows it: numbers short, words in lines."""
+    if isinstance(value, str):
+        return textwrap.fill(value, 28)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _curve_with_band(ax, at, mean, low, high, color) -> None:

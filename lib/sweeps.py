@@ -67,7 +67,7 @@ def varied(rows: Sequence[Mapping]) -> list[str]:
 def table(rows: Sequence[Mapping]) -> list[dict]:
     """One row a combination of values, model and set: mean and interval over seeds.
 
-    Keys: the varied ones, model, set, n, seeds, mean, low, high, by_seed.
+    Keys: the varied ones, model, set, n, chance, seeds, mean, low, high, by_seed.
     """
     keys = varied(rows)
     runs: dict[tuple, list[Mapping]] = {}
@@ -82,7 +82,8 @@ def table(rows: Sequence[Mapping]) -> list[dict]:
                 correct = np.array([[int(c) for c in text] for text in texts], float)
                 over = stats.mean_over_seeds(correct)
                 place = dict(zip(keys, values, strict=True))
-                place |= {"model": label, "set": name, "n": first["n"]}
+                place |= {"model": label, "set": name}
+                place |= {key: first[key] for key in ("n", "chance")}
                 place |= {key: over[key] for key in ("seeds", "mean", "low", "high")}
                 found.append(place | {"by_seed": correct.mean(1).tolist()})
     return found

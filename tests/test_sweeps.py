@@ -86,11 +86,15 @@ def test_readme_s_block_says_what_was_asked_and_what_it_took(folder, tmp_path):
 
 
 @pytest.mark.parametrize("values", [(1.0, 0.5), ("sparse", "dense")])
-def test_the_figure_holds_every_mean_at_its_value(values):
-    """Numbers in their order below curves, words in the order given beside points."""
+@pytest.mark.parametrize("low", [0.1, 0.3])
+def test_the_figure_holds_every_mean_at_its_value(values, low):
+    """Numbers in their order below curves, words in the order given beside points.
+
+    Chance, 0.25 here, has a line and its name only where a method comes down to it.
+    """
     made = [
         {"kind": value, "model": model, "set": "L1", "seeds": 3}
-        | {"mean": mean + i / 10, "low": 0.1, "high": 0.9}
+        | {"mean": mean + i / 10, "low": low, "high": 0.9, "chance": 0.25}
         for i, value in enumerate(values)
         for model, mean in (("grpo", 0.5), ("sft", 0.3))
     ]
@@ -101,5 +105,7 @@ def test_the_figure_holds_every_mean_at_its_value(values):
     assert labels == (["0.5", "1"] if numbers else list(values))
     lines = {tuple(np.round(line.get_xydata()[:, int(numbers)])) for line in ax.lines}
     expected = {(60, 50), (40, 30)} if numbers else {(50, 60), (30, 40)}
-    assert lines == expected
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("chance" in named) == (low == 0.1)
+    assert lines == (expected | {(25, 25)} if low == 0.1 else expected)
     plt.close("all")

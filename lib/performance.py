@@ -139,21 +139,34 @@ def kills_sentence(record: Mapping) -> str:
 
 def cost_table(folder: Path) -> str:
     """A row a track: what a run takes, measured or planned."""
-    runs = [read_json(path) for path in sorted((folder / "mini_seeds").glob("*.json"))]
-    minutes = [sum(run["seconds"].values()) / 60 for run in runs]
     costs = read_json(folder / "bench_cost.json")["costs"]
-    held = max(max(run["peak_memory_gib"].values()) for run in runs)
-    mini = (
-        f"{min(minutes):.0f} to {max(minutes):.0f} minutes a run, with PPO and CARE "
-        "too, two at a time beside other work"
-    )
     rows = [
         ["track", "machine", "time", "memory"],
-        ["mini", "2 CPU cores", mini, f"{held:.1f} GiB a notebook at most"],
+        mini_row("mini, `make reproduce`", folder / "mini", ""),
+        mini_row(
+            "mini, `params/sweeps/mini_seeds.yaml`",
+            folder / "mini_seeds",
+            " a run, with PPO and GRPO-CARE too, two runs at a time",
+        ),
     ]
     rows += [cost_row(size, found) for size, found in costs.items()]
     everywhere = all(found["measured"] for found in costs.values())
     return f"{grid(rows)}\n{measured_note(costs) if everywhere else NO_GPU}"
+
+
+def mini_row(track: str, folder: Path, said: str) -> list[str]:
+    """Track, machine, time and memory of the recorded runs in a folder."""
+    runs = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    minutes = [sum(run["seconds"].values()) / 60 for run in runs]
+    held = max(max(run["peak_memory_gib"].values()) for run in runs)
+    cores = {str(run["environment"]["cpu_count"]) for run in runs}
+    times = list(dict.fromkeys(f"{f(minutes):.0f}" for f in (min, max)))
+    return [
+        track,
+        f"{' or '.join(sorted(cores))} CPU cores",
+        f"{' to '.join(times)} minutes{said}",
+        f"{held:.1f} GiB a notebook at most",
+    ]
 
 
 def cost_row(size: str, found: Mapping) -> list[str]:

@@ -2,8 +2,8 @@
 
 README's block is written from small committed records, one a seed:
 
-    python -m lib.report reference outputs/mini_seeds-* --out outputs/reference/mini
-    python -m lib.report readme outputs/reference/mini
+    python -m lib.report reference outputs/mini_seeds-* --out FOLDER
+    python -m lib.report readme FOLDER
 
 Example: with GRPO right on 240 of 500 questions of L1 and SFT on 225, and an interval
 of the paired difference from +0.4 to +5.6 points, the block says "L1: GRPO ahead of
@@ -268,12 +268,11 @@ def main(arguments: list[str] | None = None) -> None:
         path = resolve(options.out) / f"{resolve(run).name}.json"
         write_json(path, reference_record(run))
         print(path)
-    rows = [
-        row
-        for row in seeds_table(read_reference(options.out))
-        if row["model"] != "base-direct"
-    ]
-    print(plots.save(plots.seeds(rows), resolve(options.out) / "seeds.png"))
+    records = read_reference(options.out)
+    if len(records) > 1:
+        table = seeds_table(records)
+        rows = [row for row in table if row["model"] != "base-direct"]
+        print(plots.save(plots.seeds(rows), resolve(options.out) / "seeds.png"))
 
 
 def _flat(facts: Mapping, prefix: str = "") -> list[tuple[str, object]]:

@@ -205,6 +205,8 @@ def test_command_line_writes_records_and_a_figure(runs, tmp_path, capsys):
     assert names == ["seeds.png", *(f"toy-seed={s}.json" for s in range(3))]
     assert "toy-seed=1.json" in capsys.readouterr().out
     assert len(report.read_reference(out)) == 3
+    report.main(["reference", str(runs[0]), "--out", str(tmp_path / "alone")])
+    assert [path.suffix for path in (tmp_path / "alone").iterdir()] == [".json"]
 
 
 def test_write_results_round_trip(runs):
@@ -257,7 +259,8 @@ def test_readme_says_what_the_sweeps_say():
 
 def test_readme_names_the_minutes_of_its_record():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    took = read_json(REFERENCE / "mini_seeds" / "mini_seeds-seed=0.json")["seconds"]
+    took = read_json(REFERENCE / "mini" / "mini.json")["seconds"]
     for notebook, seconds in took.items():
         (line,) = [x for x in readme.splitlines() if x.startswith(f"| `{notebook}` |")]
         assert line.endswith(f"| {seconds / 60:.1f} |")
+    assert f"on all levels: {sum(took.values()) / 60:.0f} minutes on two CPU" in readme

@@ -64,6 +64,7 @@ from lib import plots, stats, tables
 from lib.claim_records import LEVELS, Missing, Records, Term
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_json, write_text
+from lib.tables import points
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 SUPPORTED, REFUTED = "supported", "not supported"
@@ -157,20 +158,20 @@ def sentence(part: Mapping, row: Mapping) -> str:
     """
     size = row["paper"] and row["paper"]["effect"]
     numbers = (
-        f"{_points(row['effect'])} points (95 % interval {_points(row['low'])} to "
-        f"{_points(row['high'])}{_one_seed(row)})"
+        f"{points(row['effect'])} points (95 % interval {points(row['low'])} to "
+        f"{points(row['high'])}{_one_seed(row)})"
     )
     if row["low"] > row["above"]:
         return f"{part['more']}: {numbers}{_beside_size(row, size)}"
     if row["high"] < row["above"]:
         return f"{part['less']}: {numbers}"
     if size is not None and row["high"] < size:
-        return f"not seen at the paper's size, {_points(size)}: {numbers}"
-    holds = f"the interval holds {_points(row['above'])}"
+        return f"not seen at the paper's size, {points(size)}: {numbers}"
+    holds = f"the interval holds {points(row['above'])}"
     if size is None:
         return f"undecided: {numbers}; {holds}, and no size was published"
     paper = "and" if row["low"] <= size else "; above"
-    return f"undecided: {numbers}; {holds} {paper} the paper's {_points(size)}"
+    return f"undecided: {numbers}; {holds} {paper} the paper's {points(size)}"
 
 
 def published(claim: Mapping, part: Mapping) -> dict | None:
@@ -483,21 +484,16 @@ def _beside_size(row: Mapping, size: float | None) -> str:
     if size is None or row["low"] <= size <= row["high"]:
         return ""
     than = "less" if row["high"] < size else "more"
-    return f", {than} than the paper's {_points(size)}"
-
-
-def _points(share: float) -> str:
-    text = f"{100 * share:+.1f}".replace("-", "−")
-    return "0.0" if text[1:] == "0.0" else text
+    return f", {than} than the paper's {points(size)}"
 
 
 def _effect(row: Mapping | None) -> str:
     if not row or "effect" not in row:
         return "–"
-    text = _points(row["effect"])
+    text = points(row["effect"])
     if row["low"] is None:
         return text
-    return f"{text} [{_points(row['low'])}, {_points(row['high'])}]"
+    return f"{text} [{points(row['low'])}, {points(row['high'])}]"
 
 
 def _size(row: Mapping) -> str:
@@ -510,7 +506,7 @@ def _power(row: Mapping) -> str:
         return "–"
     if row["power"] is not None:
         return f"{100 * row['power']:.0f} %"
-    return f"80 % at {_points(row['detectable'])}"
+    return f"80 % at {points(row['detectable'])}"
 
 
 def _other_base(row: Mapping) -> str:

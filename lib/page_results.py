@@ -305,14 +305,13 @@ def claim_cells(row: Mapping) -> list[Html]:
     """Claim with what is behind it, effect here, effect in the paper, verdict."""
     part = claims.decisive(row)
     smaller = row["verdict"] == claims.REFUTED and part["high"] >= part["above"]
-    size = f"{part['n']:,} questions × {part['seeds']} seed" if "n" in part else None
     sign = tag("span", SIGNS[row["verdict"]], class_="sign", aria_hidden="true")
     words = join(
         [tag("b", sign, row["verdict"]), tag("small", AT_SIZE) if smaller else None]
     )
     return [
         join([row["claim"], folded("Why", *behind(row))]),
-        join([effect(part), size and tag("small", size)]),
+        join([effect(part), size(part)]),
         effect(part["paper"]),
         words,
     ]
@@ -332,10 +331,18 @@ def behind(row: Mapping) -> list[Html | None]:
     ]
 
 
+def size(part: Mapping) -> Html | None:
+    """Questions and seeds behind a part of a claim, if it was measured."""
+    if "n" not in part:
+        return None
+    seeds = "1 seed" if part["seeds"] == 1 else f"{part['seeds']} seeds"
+    return tag("small", f"{part['n']:,} questions × {seeds}")
+
+
 def effect(row: Mapping | None) -> Html:
     """An effect in points with its interval, as far as there is one."""
     if not row or row.get("effect") is None:
         return Html("–")
     if row.get("low") is None:
-        return tag("b", tables.span(row["effect"], 0, 0, signed=True).split(" ")[0])
+        return tag("b", tables.points(row["effect"]))
     return difference(row | {"difference": row["effect"]})

@@ -37,13 +37,13 @@ def verdict(name: str, row: Mapping) -> str:
 
     `row` has difference (GRPO - SFT), low, high. The words follow from the interval.
     """
-    value, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+    value, low, high = (row[key] for key in ("difference", "low", "high"))
     if low > 0:
-        text = f"GRPO ahead of SFT by {_points(value, low, high)}"
+        text = f"GRPO ahead of SFT by {_difference(value, low, high)}"
     elif high < 0:
-        text = f"SFT ahead of GRPO by {_points(-value, -high, -low)}"
+        text = f"SFT ahead of GRPO by {_difference(-value, -high, -low)}"
     else:
-        text = f"undecided: GRPO − SFT is {_points(value, low, high, signed=True)}"
+        text = f"undecided: GRPO − SFT is {_difference(value, low, high, signed=True)}"
     return f"**{name}** ({MEANING[name]}): {text}"
 
 
@@ -378,10 +378,9 @@ def _mean(row: Mapping, signed: bool = False) -> str:
     return span(row["mean"], row["low"], row["high"], signed)
 
 
-def _points(value: float, low: float, high: float, signed: bool = False) -> str:
-    form = "+.1f" if signed else ".1f"
-    numbers = [f"{number:{form}}".replace("-", "−") for number in (value, low, high)]
-    return f"{numbers[0]} points (95 % interval {numbers[1]} to {numbers[2]})"
+def _difference(value: float, low: float, high: float, signed: bool = False) -> str:
+    one = tables.points if signed else percent
+    return f"{one(value)} points (95 % interval {one(low)} to {one(high)})"
 
 
 if __name__ == "__main__":

@@ -328,13 +328,19 @@ def beside_paper_markdown(rows: Sequence[Mapping]) -> str:
 
 def span(value: float, low: float, high: float, signed: bool = False) -> str:
     """A share with its interval in per cent or points: 47.3 [44.9, 49.8]."""
-    one = _signed if signed else percent
+    one = points if signed else percent
     return f"{one(value)} [{one(low)}, {one(high)}]"
 
 
 def percent(share: float) -> str:
     """A share in per cent with one decimal."""
     return f"{100 * share:.1f}".replace("-", "−")
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, with its sign; what rounds to 0 has none."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text
 
 
 def sets_of(predictions: Predictions) -> list[str]:
@@ -380,7 +386,3 @@ def _by_question(predictions: Predictions) -> Iterable[tuple[str, str, tuple]]:
     for name in sets_of(predictions):
         for rows in zip(*(predictions[m, name] for m in METHODS), strict=True):
             yield rows[0]["id"], name, rows
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")

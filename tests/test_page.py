@@ -354,7 +354,7 @@ def test_training_perception_attention_and_reasoning_in_numbers(read):
     assert reinforcement[1][:2] == ["GRPO", "40"]
     assert reinforcement[1][4] == "12.2 → 15.8"  # of 12 + 0.1 step: steps 1-4, 37-40
     caption = "Accuracy in % on L1, 8 questions, and what each condition costs"
-    cost = "−12.5 [−25.0, +0.0]"
+    cost = "−12.5 [−25.0, 0.0]"
     assert read.tables[caption][2] == [
         *("no video", f"25.0 {cost}", f"50.0 {cost}", f"75.0 {cost}")
     ]

@@ -297,7 +297,7 @@ def test_rows_that_differ_in_more_than_what_is_shown_are_refused(run, tiny_quest
 
 def test_tables_and_figure_say_the_same(found):
     table = perception.accuracy_markdown(found, "L1")
-    assert "| no video | 33.3 (+0.0 [+0.0, +0.0]) |" in table
+    assert "| no video | 33.3 (0.0 [0.0, 0.0]) |" in table
     assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
     assert "66.7 → 16.7, shrinks by +50.0" in perception.gains_markdown(found, "L1")
     figure = plots.perception(found, "L1")

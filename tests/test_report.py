@@ -47,7 +47,7 @@ def row(low, value, high):
         ),
         (
             (0.0, 0.02, 0.05),
-            "undecided: GRPO − SFT is +2.0 points (95 % interval +0.0 to +5.0)",
+            "undecided: GRPO − SFT is +2.0 points (95 % interval 0.0 to +5.0)",
         ),
     ],
 )

@@ -211,6 +211,7 @@ def test_markdown_tables_are_whole(predictions):
 def test_numbers_as_text():
     assert tables.percent(0.4731) == "47.3"
     assert tables.span(-0.012, -0.05, 0.026, signed=True) == "−1.2 [−5.0, +2.6]"
+    assert tables.span(-4e-4, -0.001, 4e-4, signed=True) == "0.0 [−0.1, 0.0]"
 
 
 def test_published_counts_give_the_printed_percentages():

@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compare with plain computations on the CPU, on machines with a GPU too.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,13 @@ CORPUS = [
     "<answer> answer here </answer>.",
     "A. open the fridge\nB. cut the onion\nC. wash the pan\nD. turn on the stove",
 ] * 4
+
+
+@pytest.fixture(autouse=True)
+def _figures_are_closed():
+    """No test meets the figures of another."""
+    yield
+    plt.close("all")
 
 
 def _tokenizer():

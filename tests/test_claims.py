@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from made_run import ABILITY, DOMAINS, edit_row, predictions, write_run
@@ -678,7 +677,6 @@ def test_the_figure_holds_every_number(made):
     names = " ".join(label.get_text() for label in ax.get_yticklabels())
     assert all(part["name"] in names for part in parts)
     assert all(re.search(rf"\b{row['number']}\b", names) for row in rows)
-    plt.close("all")
 
 
 def bare_run(path, seed=0):
@@ -699,7 +697,6 @@ def test_the_command_writes_table_and_figure(tmp_path, capsys):
         "claims.png",
     }
     assert "| 21 |" in capsys.readouterr().out
-    plt.close("all")
 
 
 def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
@@ -721,7 +718,6 @@ def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
     with pytest.raises(SystemExit):
         claims.main([str(other), "--only", "22", "--out", str(out)])
     assert "invalid choice: 22" in capsys.readouterr().err
-    plt.close("all")
 
 
 def test_no_torch():

@@ -4,19 +4,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
-import pytest
 
 from lib import sketches
 
 SEGMENTS = [0, 0, 1, 1, 2, 2, 2]
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 def test_a_mask_is_white_exactly_where_nothing_is_seen():

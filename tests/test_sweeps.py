@@ -1,6 +1,5 @@
 """A sweep's runs as a record, a table and a figure, against counts made by hand."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from made_run import write_run
@@ -108,4 +107,3 @@ def test_the_figure_holds_every_mean_at_its_value(values, low):
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert ("chance" in named) == (low == 0.1)
     assert lines == (expected | {(25, 25)} if low == 0.1 else expected)
-    plt.close("all")

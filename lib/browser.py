@@ -24,7 +24,15 @@ import ipywidgets as widgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from lib import attention, plots, question_pages, records, rollout_figures, tables
+from lib import (
+    attention,
+    plots,
+    question_pages,
+    question_plots,
+    records,
+    rollout_figures,
+    tables,
+)
 from lib.live import front_end
 from lib.paths import require, resolve
 from lib.questions import Question, read_training
@@ -184,7 +192,7 @@ def _question_figure(entry: Answered, sampling: Sampling, kind: str) -> Figure:
     except BadVideo as bad:
         kind = f"{kind}   (its pictures cannot be shown: {bad.path.name} {bad.why})"
     answers = {model: entry.rows[model] for model in tables.METHODS}
-    return plots.question(entry.item, clip, still, answers, kind)
+    return question_plots.question(entry.item, clip, still, answers, kind)
 
 
 class Stepper:

@@ -35,7 +35,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import evaluate, models, plots, records, shared_prefix, stats, tables
+from lib import (
+    evaluate,
+    evidence_plots,
+    models,
+    plots,
+    records,
+    shared_prefix,
+    stats,
+    tables,
+)
 from lib.paths import require
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
@@ -784,7 +793,7 @@ def shares_markdown(found: Mapping) -> str:
         if (r["a"], r["b"]) == ("grpo", "sft")
     }
     columns: dict[str, Callable] = {
-        "measure": lambda key: plots.COHERENCE[key[0]].replace("\n", " "),
+        "measure": lambda key: evidence_plots.COHERENCE[key[0]].replace("\n", " "),
         "set": lambda key: key[1],
         "n": lambda key: gaps[key]["n"],
     }
@@ -801,8 +810,8 @@ def agreement_markdown(found: Mapping) -> str:
     columns = {
         "method": lambda r: plots.LABELS.get(r["model"], r["model"]),
         "sets": lambda r: r["sets"],
-        "first": lambda r: plots.COHERENCE[r["first"]].replace("\n", " "),
-        "second": lambda r: plots.COHERENCE[r["second"]].replace("\n", " "),
+        "first": lambda r: evidence_plots.COHERENCE[r["first"]].replace("\n", " "),
+        "second": lambda r: evidence_plots.COHERENCE[r["second"]].replace("\n", " "),
         "reasoning": lambda r: r["reasoning"],
         "both yes": lambda r: r["both"],
         "only first": lambda r: r["only_first"],

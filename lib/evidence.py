@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import coherence, perception, plots, stats, tables
+from lib import coherence, evidence_plots, perception, plots, stats, tables
 from lib.claim_records import by_seed
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
@@ -225,7 +225,7 @@ def coherence_markdown(found: Mapping, over: str = "levels") -> str:
     some = next(iter(rows.values()))
     head = f"% of answers, {over}: {some['n']:,} questions × {some['seeds']} seeds"
     columns: dict[str, Callable] = {
-        head: lambda measure: plots.COHERENCE[measure].replace("\n", " ")
+        head: lambda measure: evidence_plots.COHERENCE[measure].replace("\n", " ")
     }
     for model in models:
         columns[plots.LABELS[model]] = lambda m, model=model: cell(m, model)
@@ -324,9 +324,11 @@ def main(arguments: list[str] | None = None) -> None:
     coherent = coherence_over_seeds(runs, labels, questions, 10_000, 0)
     write_json(out / "perception.json", seen)
     write_json(out / "coherence.json", coherent)
-    plots.save(plots.perception(seen, seen["sets"][-1]), out / "perception.png")
+    plots.save(
+        evidence_plots.perception(seen, seen["sets"][-1]), out / "perception.png"
+    )
     drawn = [row for row in coherent["shares"] if row["measure"] in MEASURES]
-    plots.save(plots.coherence(drawn), out / "coherence.png")
+    plots.save(evidence_plots.coherence(drawn), out / "coherence.png")
     text = f"{seen_markdown(seen)}\n{coherence_markdown(coherent)}\n"
     text += f"{coherence_markdown(coherent, GENERAL)}\n{agreement_sentence(coherent)}"
     write_text(out / "evidence.md", text)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lib import plots, tables
+from lib import evidence_plots, plots, question_plots, tables
 
 Read = Callable[[str], Any]  # a record's content by its file name; None: missing
 
@@ -174,7 +174,8 @@ def _perception(read: Read, found: re.Match) -> str:
 
 
 def condition(name: str) -> str:
-    return plots.CONDITIONS.get(name, name.replace("_", " ")).replace("\n", " ")
+    label = question_plots.CONDITIONS.get(name, name.replace("_", " "))
+    return label.replace("\n", " ")
 
 
 def _attention(read: Read, found: re.Match) -> str:
@@ -190,15 +191,17 @@ def _attention(read: Read, found: re.Match) -> str:
 
 def _coherence(read: Read, found: re.Match) -> str:
     rows = (read("coherence.json") or {}).get("shares", [])
-    names = {
-        measure: text.replace("\n", " ") for measure, text in plots.COHERENCE.items()
-    }
     rows = [
-        dict(row, shown=f"{names[row['measure']]}, {row['set']}")
+        dict(row, shown=f"{_measured(row['measure'])}, {row['set']}")
         for row in rows
         if row["measure"] in ("consistent", "follows", "progress", "base_reader")
     ]
     return _by_set(rows, _percent("share"), "shown")
+
+
+def _measured(measure: str) -> str:
+    """What a measure of coherence is called above its panel, in one line."""
+    return evidence_plots.COHERENCE[measure].replace("\n", " ")
 
 
 def _supported(read: Read, found: re.Match) -> str:
@@ -209,8 +212,11 @@ def _supported(read: Read, found: re.Match) -> str:
         own = cells.setdefault((row["measure"], row["model"]), Counter())
         own.update(right=row["right_unsupported"], n=row["n"])
     said = [
-        {"model": model, "measure": plots.COHERENCE[measure].replace("\n", " ")}
-        | {"share": own["right"] / own["n"]}
+        {
+            "model": model,
+            "measure": _measured(measure),
+            "share": own["right"] / own["n"],
+        }
         for (measure, model), own in cells.items()
         if own["n"]
     ]

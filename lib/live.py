@@ -25,7 +25,7 @@ from pathlib import Path
 from IPython import get_ipython
 from IPython.display import display
 
-from lib import plots
+from lib import plots, training_plots
 
 FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID")
 INTERVAL = 3.0  # seconds between two looks at the log
@@ -140,7 +140,7 @@ class _Training:
         words = f"{name}, step {_step(rows)} of {self.total}{state}"
         bundle: dict[str, str | bytes] = {"text/plain": words}
         if rows:
-            figure = plots.training_so_far(rows, self.label, self.total)
+            figure = training_plots.training_so_far(rows, self.label, self.total)
             figure.suptitle(words, fontsize=9)
             bundle["image/png"] = plots.png(figure)
         self.show(bundle)

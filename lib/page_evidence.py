@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lib import figure_texts, perception, plots, tables
+from lib import evidence_plots, figure_texts, perception, plots, question_plots, tables
 from lib.attention import OWN, PARTS
 from lib.markup import Html, body, folded, framed, join, table, tag
 from lib.page_figures import figure, figures
@@ -213,7 +213,7 @@ def coherent(run: Run) -> Html:
             for (own, name), row in gaps.items()
             if own == measure
         ]
-        title = capital(plots.COHERENCE[measure].replace("\n", " "))
+        title = capital(evidence_plots.COHERENCE[measure].replace("\n", " "))
         bodies.append(body(columns, lines, title))
     note = (
         "Per cent of the answers, the difference in points, with 95 % intervals. A "
@@ -295,8 +295,8 @@ def _said(model: str, row: Mapping) -> list[Html]:
     """A method's letter, and its completion as it wrote it."""
     text = row["completion"] or "(empty)"
     words: Html = tag("span", text, class_="completion")
-    if len(text) > plots.LONGEST_ANSWER:
-        words = folded(f"{text[: plots.LONGEST_ANSWER]} […]", words)
+    if len(text) > question_plots.LONGEST_ANSWER:
+        words = folded(f"{text[: question_plots.LONGEST_ANSWER]} […]", words)
     return [tag("dt", method(model), f": {_mark(row)}"), tag("dd", words)]
 
 

@@ -1,4 +1,7 @@
-"""One function a figure: rows in, axes (or a figure of several axes) out.
+"""The look of every figure, and the figures of results: accuracy, sweeps, claims.
+
+One function a figure: rows in, axes (or a figure of several axes) out. So it is in
+lib/training_plots.py, lib/question_plots.py and lib/evidence_plots.py too.
 
 Rows are the dicts that `lib.report` makes from a run's records; accuracies come in as
 shares and are drawn in per cent. A method has the same colour in every figure, from the
@@ -10,7 +13,6 @@ Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
 
 import io
 import os
-import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +20,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 
-from lib.questions import Question
 from lib.stats import wilson_interval
 
 OWN = "#882255"  # of every method without a colour here, such as a reader's RL variant
@@ -76,11 +75,6 @@ TITLES = {
     "domain": "L3: accuracy by domain, with 95 % intervals",
     "duration_group": "general set: accuracy by video length, with 95 % intervals",
 }
-PARTS = {  # of what a language model reads in one update
-    "video and image": "#009E73",
-    "text of the prompt": "#999999",
-    "completions": "#56B4E9",
-}
 SOURCES = {  # of a number beside a claim
     "here": "#0072B2",
     "sbr": "#000000",
@@ -94,7 +88,6 @@ SOURCE_LABELS = {
 }
 WIDTH = 6  # inches
 DASHES = (0, (3, 2))
-LONGEST_ANSWER = 700  # characters of a completion that the gallery shows
 
 
 def save(drawn: Axes | Figure, path: str | Path) -> Path:
@@ -134,7 +127,7 @@ def accuracy(
         at = groups.index(row[group]) + width * (
             models.index(row["model"]) - (len(models) - 1) / 2
         )
-        _bar(ax, at, width, row)
+        bar(ax, at, width, row)
         if row["model"] in (published or {}).get(row[group], {}).get("correct", {}):
             _published_marker(ax, at + width / 4, published[row[group]], row["model"])
     _name_groups(ax, rows, group)
@@ -176,7 +169,7 @@ def differences(
         "right of zero: the first named method is better"
     )
     _difference_legend(ax, published is not None)
-    _tidy(ax, "x")
+    tidy(ax, "x")
     ax.tick_params(axis="y", length=0)
     return ax
 
@@ -215,94 +208,7 @@ def power(
     )
     title = {"title": "questions", "title_fontsize": 8, "fontsize": 8}
     ax.legend(loc="lower right", frameon=False, **title)
-    _tidy(ax)
-    return ax
-
-
-def sft_curve(
-    log: Sequence[Mapping], method: str = "sft", ax: Axes | None = None
-) -> Axes:
-    """Loss on the response tokens by optimizer step, of SFT or SFT on answers alone."""
-    ax = ax or plt.subplots(figsize=(4.5, 2.8))[1]
-    _curve(ax, log, "loss", COLORS[method])
-    ax.set_title(f"{LABELS[method]}: loss on the response tokens", fontsize=10)
-    ax.set_ylabel("cross-entropy (nats a token)")
-    ax.set_xlabel("optimizer step")
-    return ax
-
-
-def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
-    """The six curves that show whether RL learned, and what it paid for it."""
-    panels = (
-        ("reward", "mean reward of a rollout"),
-        ("dead_groups", "share of groups without\nany reward difference"),
-        ("completion_length", "completion length (tokens)"),
-        ("truncated", "share of rollouts cut\nat the token limit"),
-        ("entropy", "entropy (nats a token)"),
-        ("kl", "KL to the reference\n(nats a token)"),
-    )
-    figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 5.6), sharex=True)
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
-    for ax, (key, label) in zip(axes.flat, panels, strict=True):
-        if key == "kl" and all(row.get(key) is None for row in log):
-            place = {"ha": "center", "va": "center", "transform": ax.transAxes}
-            ax.text(0.5, 0.5, "no KL term in this run", fontsize=8, **place)
-            ax.axis("off")
-            axes[1, 1].tick_params(labelbottom=True)  # now the last of its column
-            axes[1, 1].set_xlabel("optimizer step")
-            continue
-        _curve(ax, log, key, COLORS[method])
-        ax.set_ylabel(label, fontsize=8)
-        if key in ("dead_groups", "truncated"):
-            ax.set_ylim(-0.03, 1.03)
-    title = f"{LABELS[method]}: every step (thin) and running mean (thick)"
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    return figure
-
-
-def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
-    """The two curves to watch while a method trains, on an axis of all its steps.
-
-    Reward and length for RL, loss and token accuracy for SFT. Made without pyplot,
-    whose state belongs to one thread: lib/live.py draws this in another.
-    """
-    panels = {"loss": "cross-entropy\n(nats a token)"}
-    panels["token_accuracy"] = "share of the response\ntokens guessed right"
-    if "reward" in log[-1]:
-        panels = {"reward": "mean reward\nof a rollout"}
-        panels["completion_length"] = "completion length\n(tokens)"
-    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
-    for ax, (key, name) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        _curve(ax, log, key, COLORS[label])
-        ax.set_xlim(0, 1.02 * total)  # the last marker whole
-        ax.set_xlabel("optimizer step", fontsize=8)
-        ax.set_ylabel(name, fontsize=8)
-        ax.tick_params(labelsize=8)
-    return figure
-
-
-def rollout_accuracy(
-    logs: Mapping[str, Sequence[Mapping]], ax: Axes | None = None
-) -> Axes:
-    """Share of right rollouts, running mean over batches: {method: its log}.
-
-    Rewards differ between methods (GRPO-CARE's holds a bonus), this part does not. Nor
-    do optimizer steps count alike: PPO makes several with one batch of rollouts, and
-    only the first of them has rewards in the log.
-    """
-    ax = ax or plt.subplots(figsize=(4.5, 2.8))[1]
-    key = "reward_accuracy"
-    for method, log in logs.items():
-        right = [row[key] for row in log if row.get(key) is not None]
-        batches = [{"step": i, key: share} for i, share in enumerate(right, 1)]
-        _curve(ax, batches, key, COLORS[method], every=False)
-        ax.plot([], [], color=COLORS[method], lw=1.8, label=LABELS[method])
-    ax.set_title("Right rollouts while training, running mean", fontsize=10)
-    ax.set_ylabel("share of right rollouts")
-    ax.set_xlabel("batch of rollouts")
-    ax.legend(fontsize=8, frameon=False)
+    tidy(ax)
     return ax
 
 
@@ -321,7 +227,7 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
         by_seed = 100 * np.asarray(row["by_seed"])
         spread = np.linspace(-0.04, 0.04, len(by_seed)) + at - 0.05
         ax.scatter(spread, by_seed, s=14, color=color, alpha=0.45, linewidths=0)
-        _interval(ax, at + 0.05, row["mean"], row["low"], row["high"], color, "s")
+        interval(ax, at + 0.05, row["mean"], row["low"], row["high"], color, "s")
     _name_groups(ax, rows, "set")
     count = len(rows[0]["by_seed"])
     title = (
@@ -405,66 +311,6 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     return figure
 
 
-def _value_name(value: float | str) -> str:
-    """A swept value as an axis shows it: numbers short, words in lines."""
-    if isinstance(value, str):
-        return textwrap.fill(value, 28)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _curve_with_band(ax, at, mean, low, high, color) -> None:
-    ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
-    ax.plot(at, mean, "o-", color=color, ms=4, lw=1.5)
-
-
-def _bars_over_words(ax, at, mean, low, high, color) -> None:
-    ax.hlines(at, low, high, color=color, lw=1.5)
-    ax.plot(mean, at, "o", color=color, ms=5)
-
-
-def encoded_tokens(
-    visual: int, text: int, completions: Sequence[int], ax: Axes | None = None
-) -> Axes:
-    """What the update encodes for one group: prompt repeated, or prompt once.
-
-    A prompt of `visual` and `text` tokens and the lengths of its completions, drawn to
-    scale; the totals are those of lib/shared_prefix.py, whose packed row starts each
-    completion from a copy of the prompt's last token.
-    """
-    ax = ax or plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * len(completions)))[1]
-    prompt = [(visual, PARTS["video and image"]), (text, PARTS["text of the prompt"])]
-    answers = [(length, PARTS["completions"]) for length in completions]
-    rows = [[*prompt, answer] for answer in answers]
-    packed = [prompt[0], (text - 1, prompt[1][1]), *answers]
-    for y, parts in enumerate([*rows, packed]):
-        y += 0.8 * (y == len(rows))
-        edges = np.cumsum([0, *(size for size, _ in parts)])
-        for start, (size, color) in zip(edges, parts, strict=False):
-            ax.barh(y, size, 0.8, start, color=color, ec="white", lw=0.8)
-    once = sum(size for size, _ in packed)
-    repeated = len(rows) * (visual + text) + sum(completions)
-    middle = (len(rows) - 1) / 2
-    ax.set_yticks(
-        [middle, len(rows) + 0.8],
-        [f"repeated:\n{repeated:,} tokens", f"once:\n{once:,} tokens"],
-        fontsize=9,
-    )
-    ax.set_title(
-        f"One group of {len(rows)}: {repeated / once:.1f} times fewer tokens "
-        "through the language model",
-        fontsize=10,
-    )
-    ax.set_xlabel("tokens, to scale", fontsize=9)
-    ax.invert_yaxis()
-    square = {"marker": "s", "ls": "", "ms": 7}
-    handles = [Line2D([], [], color=c, label=n, **square) for n, c in PARTS.items()]
-    where = {"loc": "lower right", "bbox_to_anchor": (1, 1.12), "ncols": len(PARTS)}
-    ax.legend(handles=handles, fontsize=8, frameon=False, **where)
-    _tidy(ax, "x")
-    ax.tick_params(axis="y", length=0)
-    return ax
-
-
 def claims(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     """What each claim says and what was measured: a line a part, published and here.
 
@@ -503,47 +349,8 @@ def claims(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
     return ax
 
 
-def question(
-    item: Question,
-    clip: np.ndarray | None,
-    still: np.ndarray | None,
-    answers: Mapping[str, Mapping],
-    kind: str = "",
-) -> Figure:
-    """One question as the methods saw it: frames, still, options, what each answered.
-
-    `clip` uint8 [T, H, W, 3] or None, `still` uint8 [H, W, 3] or
-    None, `answers` {model: its prediction row}; `kind` says why it is shown.
-    """
-    asked = _asked(item, kind)
-    texts = [_answer(row) for row in answers.values()]
-    strip = None if clip is None else _strip(clip)
-    shown = [_inches(strip, 0.73 * WIDTH), _inches(still, 0.25 * WIDTH)]
-    pictures = 0.3 + max(shown)
-    words = 0.2 + 0.15 * (1 + asked.count("\n"))
-    replies = 0.35 + 0.125 * max((1 + text.count("\n") for text in texts), default=0)
-    height = pictures + words + replies
-    figure = plt.figure(figsize=(WIDTH, height))
-    boxes = ((0.0, 0.73), (0.75, 0.25))
-    titles = ("progress so far: video frames in order", "now: still image")
-    for box, title, picture in zip(boxes, titles, (strip, still), strict=True):
-        bottom, top = 1 - pictures / height, 1 - 0.2 / height
-        ax = figure.add_axes((box[0], bottom, box[1], top - bottom))
-        _picture(ax, title, picture)
-    style = {"va": "top", "parse_math": False}
-    figure.text(0, (words + replies - 0.1) / height, asked, fontsize=8, **style)
-    for at, (row, text) in enumerate(zip(answers.values(), texts, strict=True)):
-        left, model = at / len(texts), list(answers)[at]
-        head = f"{LABELS[model]}: {row['first_letter'] or 'no answer'}"
-        head += " (right)" if row["correct"] else " (wrong)"
-        color = COLORS[model]
-        top = (replies - 0.05) / height
-        figure.text(left, top, head, color=color, weight="bold", fontsize=8, **style)
-        figure.text(left, top - 0.2 / height, text, fontsize=6.5, **style)
-    return figure
-
-
-def _bar(ax: Axes, at: float, width: float, row: Mapping) -> None:
+def bar(ax: Axes, at: float, width: float, row: Mapping) -> None:
+    """A method's accuracy as a bar with interval and number; `row` as in accuracy."""
     value = 100 * row["accuracy"]
     ax.bar(at, value, 0.92 * width, color=COLORS[row["model"]], alpha=0.85)
     below, above = value - 100 * row["low"], 100 * row["high"] - value
@@ -554,12 +361,7 @@ def _bar(ax: Axes, at: float, width: float, row: Mapping) -> None:
     ax.text(at, 0.8, f"{value:.0f}", **style)
 
 
-def _published_marker(ax: Axes, at: float, entry: Mapping, model: str) -> None:
-    k, n = entry["correct"][model], entry["n"]
-    _interval(ax, at, k / n, *wilson_interval(k, n), COLORS["paper"], "D", size=3)
-
-
-def _interval(
+def interval(
     ax: Axes,
     at: float,
     value: float,
@@ -569,9 +371,39 @@ def _interval(
     marker: str,
     size: float = 5,
 ) -> None:
+    """A marker with its interval, shares drawn in per cent."""
     error = [[100 * (value - low)], [100 * (high - value)]]
     style = {"color": color, "marker": marker, "ms": size, "capsize": 2, "lw": 1}
     ax.errorbar(at, 100 * value, error, **style)
+
+
+def tidy(ax: Axes, grid: str = "y") -> None:
+    """Two spines and a pale grid along one axis, below what is drawn."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis=grid, color="0.9", lw=0.7)
+    ax.set_axisbelow(True)
+
+
+def _value_name(value: float | str) -> str:
+    """A swept value as an axis shows it: numbers short, words in lines."""
+    if isinstance(value, str):
+        return textwrap.fill(value, 28)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _curve_with_band(ax, at, mean, low, high, color) -> None:
+    ax.fill_between(at, low, high, color=color, alpha=0.2, lw=0)
+    ax.plot(at, mean, "o-", color=color, ms=4, lw=1.5)
+
+
+def _bars_over_words(ax, at, mean, low, high, color) -> None:
+    ax.hlines(at, low, high, color=color, lw=1.5)
+    ax.plot(mean, at, "o", color=color, ms=5)
+
+
+def _published_marker(ax: Axes, at: float, entry: Mapping, model: str) -> None:
+    k, n = entry["correct"][model], entry["n"]
+    interval(ax, at, k / n, *wilson_interval(k, n), COLORS["paper"], "D", size=3)
 
 
 def _difference(ax: Axes, y: float, row: Mapping, paper: Mapping | None) -> None:
@@ -626,29 +458,6 @@ def _claims_legend(ax: Axes, rows: Sequence[Mapping]) -> None:
     ax.legend(handles=handles, ncols=4, fontsize=8, handletextpad=0.1, **style)
 
 
-def _curve(
-    ax: Axes, log: Sequence[Mapping], key: str, color: str, every: bool = True
-) -> None:
-    """A logged number by step, if `every` one is wanted, with its running mean; says so
-    where it is not logged."""
-    points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
-    if not points:
-        style = {"ha": "center", "va": "center", "transform": ax.transAxes}
-        ax.text(0.5, 0.5, f"“{key}” is not in the log", fontsize=8, **style)
-        ax.set_yticks([])
-        return
-    step, value = np.array(points, dtype=float).T
-    window = max(1, len(value) // 10)
-    mean = np.convolve(value, np.ones(window) / window, "valid")
-    few = len(value) < 20
-    if every or few:
-        dots = "." if few else None
-        ax.plot(step, value, color=color, lw=0.7, alpha=0.5, marker=dots)
-    ax.plot(step[window - 1 :], mean, color=color, lw=1.8)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    _tidy(ax)
-
-
 def _name_groups(ax: Axes, rows: Sequence[Mapping], group: str) -> None:
     """Name, size and chance level of each group along the x axis."""
     named = {row[group]: row for row in rows}
@@ -662,7 +471,7 @@ def _name_groups(ax: Axes, rows: Sequence[Mapping], group: str) -> None:
     for at, row in enumerate(named.values()):
         chance = 100 * row["chance"]
         ax.hlines(chance, at - 0.46, at + 0.46, color="0.1", ls=DASHES, lw=1)
-    _tidy(ax)
+    tidy(ax)
 
 
 def _legend(ax: Axes, models: Sequence[str], paper: bool = False) -> int:
@@ -694,433 +503,3 @@ def _difference_legend(ax: Axes, paper: bool) -> None:
         handles.append(Line2D([], [], label=LABELS["paper"] + ", unpaired", **style))
     style = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
     ax.legend(handles=handles, ncols=3, fontsize=8, handletextpad=0.1, **style)
-
-
-def _tidy(ax: Axes, grid: str = "y") -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis=grid, color="0.9", lw=0.7)
-    ax.set_axisbelow(True)
-
-
-def _asked(item: Question, kind: str) -> str:
-    """The question and its options, the right one marked."""
-    lines = [f"{item.id}   {kind}", *textwrap.wrap(item.text, 100)]
-    for letter, option in zip("ABCDE", item.options, strict=False):
-        mark = "   ← right answer" if letter == item.gold else ""
-        lines += textwrap.wrap(
-            f"{letter}. {option}{mark}", 100, subsequent_indent="   "
-        )
-    return "\n".join(lines)
-
-
-def _answer(row: Mapping) -> str:
-    """A completion wrapped for a third of the figure, cut where it is very long."""
-    text = row["completion"].replace("</think>", "</think>\n")
-    if len(text) > LONGEST_ANSWER:
-        text = text[:LONGEST_ANSWER] + " [...]"
-    lines = [textwrap.fill(line, 36) for line in text.split("\n") if line.strip()]
-    return "\n".join(lines) or "(empty)"
-
-
-def _strip(clip: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Frames [T, H, W, 3] in reading order on white: 8 a row, wide ones down to 4, or
-    so many `columns` a row."""
-    count, height, width, _ = clip.shape
-    columns = columns or min(count, 8, max(4, round(8 * height / width)))
-    gap, rows = max(1, width // 40), -(-count // columns)
-    size = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
-    sheet = np.full(size, 255, np.uint8)
-    for i, frame in enumerate(clip):
-        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[top : top + height, left : left + width] = frame
-    return sheet
-
-
-def _inches(picture: np.ndarray | None, width: float) -> float:
-    """Height of a picture that is `width` inches wide."""
-    return 0.3 if picture is None else width * picture.shape[0] / picture.shape[1]
-
-
-def _picture(
-    ax: Axes,
-    title: str,
-    picture: np.ndarray | None,
-    missing: str = "none in this question",
-) -> None:
-    ax.axis("off")
-    ax.set_title(title, fontsize=8, loc="left")
-    if picture is None:
-        style = {"va": "top", "transform": ax.transAxes}
-        ax.text(0, 0.97, missing, fontsize=8, color="0.4", **style)
-    else:
-        ax.imshow(picture, interpolation="nearest")
-        ax.set_anchor("NW")
-
-
-CONDITIONS = {
-    "seen": "all as\nit is",
-    "shuffled": "frames\nshuffled",
-    "one_frame": "last\nframe",
-    "other_video": "another\nvideo",
-    "no_video": "no\nvideo",
-    "no_pictures": "no\npictures",
-}
-GROUPS = {
-    "all": "all questions",
-    "needed": "the still leaves several answers open: the video is needed",
-    "not needed": "the still alone would do",
-}
-TAG = re.compile(r"</?(?:think|answer)>")
-
-
-def as_shown(
-    pictures: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]],
-) -> Figure:
-    """One question under each condition of lib/perception.py, before it is asked.
-
-    `pictures` {condition: (clip [T, H, W, 3] or None, still [H, W, 3] or None)}, in the
-    order drawn; frames run from left to right, eight a row.
-    """
-    sheets = [
-        None if clip is None else _strip(clip, 8) for clip, _ in pictures.values()
-    ]
-    label, frames, still_width = 0.24 * WIDTH, 0.59 * WIDTH, 0.14 * WIDTH
-    heights = [
-        max(0.42, _inches(sheet, frames), _inches(still, still_width)) + 0.08
-        for sheet, (_, still) in zip(sheets, pictures.values(), strict=True)
-    ]
-    height = 0.25 + sum(heights)
-    figure, top = plt.figure(figsize=(WIDTH, height)), height - 0.25
-    places = {"the clip's frames, in the order shown": (label, frames)}
-    places["still"] = (label + frames + 0.03 * WIDTH, still_width)
-    header = {"frames × pixels": (0, label), **places}
-    for title, (left, _) in header.items():
-        figure.text(left / WIDTH, 1 - 0.05 / height, title, fontsize=8, va="top")
-    for (name, (clip, still)), sheet, tall in zip(
-        pictures.items(), sheets, heights, strict=True
-    ):
-        words = CONDITIONS.get(name, name.replace("_", " ")).replace("\n", " ")
-        if clip is not None:
-            words += f"\n{len(clip)} × {clip.shape[1]} × {clip.shape[2]}"
-        figure.text(0, (top - 0.02) / height, words, fontsize=8, va="top")
-        for (left, width), picture in zip(places.values(), (sheet, still), strict=True):
-            box = (left / WIDTH, (top - tall + 0.08) / height, width / WIDTH)
-            ax = figure.add_axes((*box, (tall - 0.08) / height))
-            _picture(ax, "", picture, "(nothing)")
-        top -= tall
-    return figure
-
-
-def perception(found: Mapping, name: str) -> Figure:
-    """Accuracy of each method with something taken away, a panel a group of questions.
-
-    `found` is what `lib.perception.compare` returns, `name` one of its sets. A dotted
-    line marks, where it is known, what an ideal reader gets right without the video.
-    """
-    rows = [row for row in found["accuracy"] if row["set"] == name]
-    groups = [g for g in GROUPS if any(row["group"] == g for row in rows)]
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    width = WIDTH * max(1.0, len(conditions) / 7)
-    size, options = (width, 0.7 + 1.75 * len(groups)), {"sharex": True}
-    figure, axes = plt.subplots(len(groups), 1, figsize=size, squeeze=False, **options)
-    for ax, group in zip(axes.flat, groups, strict=True):
-        own = [row for row in rows if row["group"] == group]
-        for row in own:
-            at = conditions.index(row["condition"])
-            _bar(ax, at + 0.27 * (models.index(row["model"]) - 1), 0.27, row)
-        for entry in found["ceilings"]:
-            if (entry["set"], entry["group"]) == (name, group) and len(groups) > 1:
-                ax.axhline(100 * entry["ceiling"], color="0.1", ls=":", lw=1.2)
-        ax.set_title(f"{GROUPS[group]} (n = {own[0]['n']:,})", fontsize=9, loc="left")
-        ax.axhline(100 * own[0]["chance"], color="0.1", ls=DASHES, lw=1)
-        ax.set_ylim(0, 104)
-        ax.set_ylabel("accuracy (%)", fontsize=8)
-        _tidy(ax)
-    labels = [CONDITIONS.get(c, c.replace("_", "\n")) for c in conditions]
-    ax.set_xticks(range(len(conditions)), labels, fontsize=8)
-    lines = {"chance": DASHES}
-    if len(groups) > 1:
-        lines["ideal reader without the video"] = ":"
-    _above(figure, models, lines)
-    return figure
-
-
-def attention_layers(found: Mapping, text: str) -> Figure:
-    """Mass on the video and on the still by layer, means over questions with intervals.
-
-    `found` is what `lib.attention.summarise` returns, `text` one of its texts. The
-    dotted line is what equal attention to everything would give.
-    """
-    rows = [
-        row
-        for row in found["masses"]
-        if row["text"] == text and row["where"].startswith("layer ")
-    ]
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
-    for ax, kind in zip(axes, ("video", "still"), strict=True):
-        for model in models:
-            own = [r for r in rows if (r["model"], r["kind"]) == (model, kind)]
-            layers = [int(row["where"].split()[1]) for row in own]
-            mean, low, high, equal = (
-                [100 * row[key] for row in own]
-                for key in ("mean", "low", "high", "equal")
-            )
-            ax.plot(layers, mean, color=COLORS[model], marker="o", ms=3, lw=1.5)
-            ax.fill_between(layers, low, high, color=COLORS[model], alpha=0.2, lw=0)
-            ax.plot(layers, equal, color=COLORS[model], ls=":", lw=1)
-        _share_axis(ax, kind)
-        ax.set_xlabel("layer, from the input", fontsize=9)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    _name_text(figure, text, rows[0]["n"])
-    _above(figure, models, {"if all that is visible got the same": ":"})
-    return figure
-
-
-def attention_tokens(found: Mapping, text: str) -> Figure:
-    """Mass on the video and on the still while the completion grows, mean over layers.
-
-    A line ends where fewer than half of the questions have so many tokens.
-    """
-    rows = [row for row in found["by_token"] if row["text"] == text]
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
-    for ax, kind in zip(axes, ("video", "still"), strict=True):
-        for model in models:
-            own = [row for row in rows if row["model"] == model]
-            own = [row for row in own if row["n"] >= own[0]["n"] / 2]
-            at, mean = zip(*((r["token"], 100 * r[kind]) for r in own), strict=True)
-            ax.plot(at, mean, color=COLORS[model], lw=1.5)
-        _share_axis(ax, kind)
-        ax.set_xlabel("generated token", fontsize=9)
-    _name_text(figure, text, rows[0]["n"])
-    _above(figure, models, {})
-    return figure
-
-
-def attention_frames(
-    item: Question,
-    clip: np.ndarray,
-    still: np.ndarray | None,
-    rows: Mapping[str, Mapping],
-    answers: Mapping[str, Mapping],
-) -> Figure:
-    """One question's frames and still, the brighter the more each method attends.
-
-    `rows` {model: its row of `lib.attention.attend`}, `answers` {model: its prediction
-    row}. A column is a pair of frames, which the model reads as one (the second is
-    drawn); brightness has one scale for all rows, the numbers are shares of attention.
-    """
-    maps = {
-        model: [*row["video_map"], *(row["still_map"] or [])]
-        for model, row in rows.items()
-    }
-    brightest = max(np.max(values) for values in maps.values())
-    pictures = list(clip[1::2]) + ([still] if still is not None else [])
-    names = [f"frames {2 * i + 1}–{2 * i + 2}" for i in range(len(clip) // 2)]
-    names += ["still"] * (still is not None)
-    kind = "The brighter, the more attention while answering; %: share of all attention"
-    asked = _asked(item, kind)
-    head, line = 0.12 + 0.13 * (1 + asked.count("\n")), 0.42
-    picture = WIDTH / len(pictures) * clip.shape[1] / clip.shape[2]
-    height = head + (len(maps) + 1) * (picture + line)
-    figure = plt.figure(figsize=(WIDTH, height))
-    figure.text(0, 1, asked, fontsize=8, va="top", parse_math=False)
-    for row, model in enumerate([None, *maps]):
-        bottom = height - head - (row + 1) * (picture + line) + 0.16
-        for column, (name, pixels) in enumerate(zip(names, pictures, strict=True)):
-            left, width = column / len(pictures), 0.98 / len(pictures)
-            ax = figure.add_axes((left, bottom / height, width, picture / height))
-            ax.axis("off")
-            if model is None:
-                ax.imshow(pixels, interpolation="nearest")
-                label = name
-            else:
-                share = np.array(maps[model][column])
-                ax.imshow(lit(pixels, share / brightest), interpolation="nearest")
-                label = f"{100 * share.sum():.1f} %"
-            style = {"ha": "center", "va": "top", "transform": ax.transAxes}
-            ax.text(0.5, -0.03, label, fontsize=7, **style)
-        title = "what is shown"
-        if model is not None:
-            answer = answers[model]
-            words = " ".join(TAG.sub(" ", answer["completion"]).split())
-            title = f"{LABELS[model]}: {answer['first_letter'] or 'no answer'} "
-            title += f"({'right' if answer['correct'] else 'wrong'})   "
-            title += textwrap.shorten(words, 90, placeholder=" [...]")
-        style = {"color": COLORS.get(model, "0"), "weight": "bold", "va": "bottom"}
-        top = (bottom + picture + 0.04) / height
-        figure.text(0, top, title, fontsize=7.5, parse_math=False, **style)
-    return figure
-
-
-def lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Pixels [h, w, 3] on a dark ground, as bright as `light` [rows, columns], 0 to 1,
-    says of each patch."""
-    rows, columns = (pixels.shape[i] // light.shape[i] for i in (0, 1))
-    light = light.repeat(rows, 0).repeat(columns, 1)[..., None]
-    return (pixels * (0.12 + 0.88 * light)).astype(np.uint8)
-
-
-def _share_axis(ax: Axes, kind: str) -> None:
-    ax.set_title(f"attention on the {kind}", fontsize=9)
-    ax.set_ylabel("% of all attention", fontsize=8)
-    ax.set_ylim(bottom=0)
-    _tidy(ax)
-
-
-def _name_text(figure: Figure, text: str, n: int) -> None:
-    said = "writes its own answers"
-    if text != "own":
-        said = f"is given the same answers ({LABELS[text]}'s)"
-    figure.suptitle(f"while each method {said} ({n:,} questions)", fontsize=9)
-
-
-def _above(figure: Figure, models: Sequence[str], lines: Mapping) -> None:
-    """A legend over all panels: the methods, and what {label: line style} mean."""
-    square = {"marker": "s", "ls": "", "ms": 7}
-    handles = [
-        Line2D([], [], color=COLORS[m], label=LABELS[m], **square) for m in models
-    ]
-    for label, style in lines.items():
-        handles.append(Line2D([], [], color="0.1", ls=style, lw=1.2, label=label))
-    figure.tight_layout()
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "frameon": False}
-    figure.legend(handles=handles, ncols=5, fontsize=8, columnspacing=1.2, **place)
-
-
-COHERENCE = {  # what lib.coherence measures, as a title
-    "consistent": "answer is the step that\nthe reasoning names (exact)",
-    "follows": "that step follows from the\nstated progress (exact)",
-    "progress": "stated progress is\nwhat happened (exact)",
-    "false_step": "states a step that\ndid not happen (exact)",
-    "base_reader": "the base draws the same\nanswer from the reasoning",
-    "own_reader": "the model itself, without\npictures, draws the same",
-    "judge": "a language model judges:\nreasoning supports answer",
-    "verbatim": "word for word in the\ntraining reasoning",
-    "overlap": "4-grams that stand in the\ntraining reasoning",
-    "false_object": "names an object that\nis not in the scene (exact)",
-}
-NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lead to it
-
-
-def coherence(
-    rows: Sequence[Mapping],
-    floors: Sequence[Mapping] = (),
-    flawless: Sequence[Mapping] = (),
-) -> Figure:
-    """A panel a measure: share of the questions by method and set, with intervals.
-
-    `rows` and `floors` are shares and controls of lib.coherence.summary: {model, set,
-    measure, share, low, high}; the floor of a reader, with another question's
-    reasoning, is dotted. `flawless` marks what a flawless reasoner would repeat of
-    the training reasoning.
-    """
-    measures = [m for m in COHERENCE if any(row["measure"] == m for row in rows)]
-    lines = -(-len(measures) // 3)
-    size = (1.3 * WIDTH, 0.3 + 1.9 * lines)
-    figure, axes = plt.subplots(lines, 3, figsize=size, squeeze=False)
-    sets = list(dict.fromkeys(row["set"] for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    for ax, measure in zip(np.ravel(axes), measures, strict=False):
-        for row in (row for row in rows if row["measure"] == measure):
-            width = min(0.24, 0.8 / len(models))
-            offset = width * (models.index(row["model"]) - (len(models) - 1) / 2)
-            at, color = sets.index(row["set"]) + offset, COLORS[row["model"]]
-            numbers = row["share"], row["low"], row["high"]
-            _interval(ax, at, *numbers, color, "o", size=3.5)
-            other = measure.replace("reader", "other")
-            for floor in floors:
-                same = all(floor[k] == row[k] for k in ("model", "set"))
-                if same and floor["measure"] == other != measure:
-                    height = 100 * floor["share"]
-                    ax.hlines(height, at - 0.12, at + 0.12, color="0.1", ls=":")
-        for row in (row for row in flawless if measure in row):
-            at = sets.index(row["set"])
-            ax.hlines(100 * row[measure], at - 0.4, at + 0.4, color="0.1", ls=DASHES)
-        ax.set_title(COHERENCE[measure], fontsize=8)
-        ax.set_xticks(range(len(sets)), sets, fontsize=8)
-        ax.set_xlim(-0.6, len(sets) - 0.4)
-        ax.set_ylim(-4, 104)
-        _tidy(ax)
-    for ax in np.ravel(axes)[len(measures) :]:
-        ax.axis("off")
-    for line in axes:
-        line[0].set_ylabel("% of questions", fontsize=8)
-    styles = {"reader with another question's reasoning": ":"} if floors else {}
-    if flawless:
-        styles["what a flawless reasoner would say"] = DASHES
-    _above(figure, models, styles)
-    return figure
-
-
-def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figure:
-    """Right or wrong answer by reasoning that supports it or not: a square a method.
-
-    `rows` are the answers of lib.coherence.summary, counts {model, measure,
-    right_supported, right_unsupported, wrong_supported, wrong_unsupported}, added up
-    over the sets given. A row of squares a measure; the orange cell holds right letters
-    below reasoning that does not lead to them.
-    """
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    shape = len(measures), len(models)
-    size = (0.9 + 1.9 * shape[1], 0.5 + 1.6 * shape[0])
-    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False)
-    for line, measure in zip(axes, measures, strict=True):
-        for ax, model in zip(line, models, strict=True):
-            own = [r for r in rows if (r["model"], r["measure"]) == (model, measure)]
-            _cells(ax, own, COLORS[model])
-            ax.set_title(LABELS[model], fontsize=8, color=COLORS[model], weight="bold")
-        line[0].set_ylabel(COHERENCE[measure], fontsize=7)
-        line[0].set_yticks([0, 1], ["yes", "no, or\nnot said"], fontsize=8)
-    figure.tight_layout()
-    return figure
-
-
-def _cells(ax: Axes, rows: Sequence[Mapping], color: str) -> None:
-    """Four cells with their share and count, the darker the more there are."""
-    ax.set_xticks([0, 1], ["right answer", "wrong"], fontsize=8)
-    ax.set_yticks([0, 1], ["", ""])
-    ax.set(xlim=(-0.5, 1.5), ylim=(1.5, -0.5))
-    ax.tick_params(length=0)
-    kinds = ("supported", "unsupported")
-    names = [[f"{a}_{kind}" for a in ("right", "wrong")] for kind in kinds]
-    total = sum(row[name] for row in rows for line in names for name in line)
-    for y, line in enumerate(names):
-        for x, name in enumerate(line):
-            count = sum(row[name] for row in rows)
-            share = count / total if total else 0.0
-            face = np.array(to_rgb(NO_SUPPORT if (x, y) == (0, 1) else color))
-            face = 1 - (0.12 + 0.88 * share) * (1 - face)
-            ax.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, ec="0.8", fc=face))
-            ink = "white" if face.mean() < 0.45 else "black"
-            words = f"{100 * share:.1f} %\n{count:,}"
-            ax.text(x, y, words, ha="center", va="center", fontsize=8, color=ink)
-
-
-def reward_components(log: Sequence[Mapping], ax: Axes | None = None) -> Axes:
-    """The mean of each reward of a rollout by step, and where a stage began.
-
-    Rows are those of a training log: step, reward_<name> and, where rewards come in
-    stages (lib/reward_stages.py), reward_stage, numbered from 1.
-    """
-    ax = ax or plt.subplots(figsize=(WIDTH, 2.8))[1]
-    rows = [row for row in log if row.get("reward") is not None]
-    begun = "reward_stage"
-    keys = {key for row in rows for key in row if key.startswith("reward_")}
-    names = sorted(keys - {begun, "reward_std"})
-    for i, name in enumerate(names):
-        _curve(ax, rows, name, f"C{i}")
-        ax.plot([], [], color=f"C{i}", lw=1.8, label=name.removeprefix("reward_"))
-    stages = len({row.get(begun) for row in rows})
-    for before, row in zip([{}, *rows], rows, strict=False):
-        if stages > 1 and row.get(begun) != before.get(begun):
-            ax.axvline(row["step"], color="0.4", lw=0.8, ls=DASHES)
-            label = f" stage {row[begun]:.0f}"
-            place = ax.get_xaxis_transform()
-            ax.text(row["step"], 1.01, label, fontsize=8, transform=place)
-    ax.set_xlabel("optimizer step")
-    ax.set_ylabel("mean reward of a rollout")
-    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return ax

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from lib import plots
+from lib import evidence_plots, plots
 from lib.markup import Html, tag
 from lib.questions import Question
 from lib.rewards import parse_answer
@@ -166,7 +166,9 @@ def _lit(model: str, row: Mapping, clip, still, brightest: float) -> Html:
     ):
         words = f"{name}: {100 * light.sum():.1f} %"
         alt = f"{words} of the attention of {plots.LABELS[model]}"
-        pictures.append(_picture(plots.lit(picture, light / brightest), alt, words))
+        pictures.append(
+            _picture(evidence_plots.lit(picture, light / brightest), alt, words)
+        )
     said = "while answering: the brighter, the more attention; % of all attention"
     return tag(
         "div",

@@ -13,7 +13,7 @@ import torch
 from test_shared_prefix_families import encoded, family  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
-from lib import attention, evaluate, models, plots, records, shared_prefix
+from lib import attention, evaluate, evidence_plots, models, records, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.video import Sampling, question_media
 
@@ -284,20 +284,21 @@ def test_the_example_is_chosen_by_rule(run):
 
 def test_figures_hold_the_numbers(run, tiny_questions):
     found = attention.summarise(run, ["own"], 50, 0)
-    layers = plots.attention_layers(found, "own").axes[0].get_lines()
+    layers = evidence_plots.attention_layers(found, "own").axes[0].get_lines()
     drawn = [line.get_ydata().tolist() for line in layers if line.get_marker() == "o"]
     assert drawn[0] == pytest.approx([15, 35]) and drawn[2] == pytest.approx([45, 65])
-    tokens = plots.attention_tokens(found, "own").axes[0].get_lines()
+    tokens = evidence_plots.attention_tokens(found, "own").axes[0].get_lines()
     assert [len(line.get_xdata()) for line in tokens] == [3, 3, 3]
     rows = attention.read_rows(run, "own")
     shown = {name: own["L1/a"] for name, own in rows.items()}
     answer = {"completion": SAID, "first_letter": "B", "correct": True}
     clip = np.full((4, 28, 56, 3), 200, np.uint8)
     answers = dict.fromkeys(shown, answer)
-    figure = plots.attention_frames(tiny_questions[0], clip, clip[0], shown, answers)
+    figure = evidence_plots.attention_frames(
+        tiny_questions[0], clip, clip[0], shown, answers
+    )
     text = " ".join(t.get_text() for t in figure.findobj(plt.Text))
     assert "frames 3–4" in text and "7.0 %" in text and "10.0 %" in text
     assert "GRPO: B (right)   I open the fridge. B" in text
     lit = figure.axes[3].images[0].get_array()  # of the first method, first pair
     assert lit[0, 0, 0] < lit[0, -1, 0] < 200
-    plt.close("all")

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from lib import coherence, models, plots, questions, records, stats, tables
+from lib import coherence, evidence_plots, models, questions, records, stats, tables
 
 # isort: split
 import peft
@@ -472,18 +472,21 @@ def words(figure):
 
 def test_figures_hold_the_shares_and_the_cells(rows, asked):
     found = coherence.summary(rows, coherence.clusters_of(asked), 200, 0)
-    figure = plots.coherence(found["shares"], found["controls"], found["flawless"])
+    figure = evidence_plots.coherence(
+        found["shares"], found["controls"], found["flawless"]
+    )
     panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
     measures = {row["measure"] for row in found["shares"]}
     assert len(panels) == len(measures)
-    panel = panels[plots.COHERENCE["consistent"]]
+    panel = panels[evidence_plots.COHERENCE["consistent"]]
     drawn = [
         line.get_ydata()[0] for line in panel.get_lines() if line.get_marker() == "o"
     ]
     assert drawn == pytest.approx([0, 100, 100 * 8 / 12])
-    figure = plots.supported_answers(found["answers"], ["consistent", "follows"])
+    figure = evidence_plots.supported_answers(
+        found["answers"], ["consistent", "follows"]
+    )
     assert len(figure.axes) == 6
     grpo = " ".join(text.get_text() for text in figure.axes[2].texts)
     assert "66.7 %\n8" in grpo and "33.3 %\n4" in grpo
     assert "SFT" in words(figure)
-    plt.close("all")

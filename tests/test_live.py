@@ -10,7 +10,7 @@ from made_run import grpo_log
 from matplotlib.colors import to_hex
 from nbclient import NotebookClient
 
-from lib import checkpoints, live, plots
+from lib import checkpoints, live, plots, training_plots
 from lib.records import append_jsonl, write_json, write_jsonl
 
 LOG = "train_log_grpo.jsonl"
@@ -222,14 +222,14 @@ def test_an_error_shows_how_far_it_came_and_goes_on(screen, tmp_path):
 
 
 def test_rl_shows_reward_and_length_and_sft_loss_and_accuracy():
-    figure = plots.training_so_far(grpo_log(5), "care", 20)
+    figure = training_plots.training_so_far(grpo_log(5), "care", 20)
     reward, length = figure.axes
     assert "reward" in reward.get_ylabel() and "length" in length.get_ylabel()
     assert reward.get_xlim() == length.get_xlim() == (0, 20.4)
     assert to_hex(reward.lines[0].get_color()) == plots.COLORS["care"].lower()
     assert list(reward.lines[0].get_ydata()) == [row["reward"] for row in grpo_log(5)]
     rows = [{"step": 1, "loss": 2.0, "token_accuracy": 0.5}]
-    loss, accuracy = plots.training_so_far(rows, "sft", 20).axes
+    loss, accuracy = training_plots.training_so_far(rows, "sft", 20).axes
     assert list(loss.lines[0].get_ydata()) == [2.0]
     assert list(accuracy.lines[0].get_ydata()) == [0.5]
 

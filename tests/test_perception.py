@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from lib import evaluate, models, perception, plots, records
+from lib import evaluate, evidence_plots, models, perception, records
 from lib.evaluate import EvalSettings
 from lib.perception import Shown, ask, chosen, compare, resampled, with_other_videos
 from lib.video import BadVideo, Sampling, question_media
@@ -300,9 +300,8 @@ def test_tables_and_figure_say_the_same(found):
     assert "| no video | 33.3 (0.0 [0.0, 0.0]) |" in table
     assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
     assert "66.7 → 16.7, shrinks by +50.0" in perception.gains_markdown(found, "L1")
-    figure = plots.perception(found, "L1")
+    figure = evidence_plots.perception(found, "L1")
     heights = [round(bar.get_height(), 1) for bar in figure.axes[0].patches]
     assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
     text = " ".join(t.get_text() for t in figure.findobj(plt.Text))
     assert "all questions (n = 6)" in text and "video is needed (n = 2)" in text
-    plt.close("all")

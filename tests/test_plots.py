@@ -11,7 +11,7 @@ from made_run import ABILITY, grpo_log, predictions
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from lib import plots, tables
+from lib import plots, question_plots, tables, training_plots
 from lib.questions import Question
 
 CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
@@ -29,12 +29,6 @@ ITEM = Question(
     video=None,
     image=None,
 )
-
-
-@pytest.fixture(autouse=True)
-def _close_figures():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +96,26 @@ def test_an_undecided_difference_is_an_open_marker():
 
 
 def test_a_key_that_was_not_logged_is_named():
-    figure = plots.grpo_curves(grpo_log())
+    figure = training_plots.grpo_curves(grpo_log())
     assert "“entropy” is not in the log" in words(figure)
     assert "“kl” is not in the log" not in words(figure)
 
 
 def test_curves_of_another_method_have_its_name_and_colour():
-    figure = plots.grpo_curves(grpo_log(), "ppo")
+    figure = training_plots.grpo_curves(grpo_log(), "ppo")
     assert "PPO: every step (thin) and running mean (thick)" in words(figure)
     thick = figure.axes[0].get_lines()[1]
     assert thick.get_color() == plots.COLORS["ppo"]
 
 
 def test_a_method_without_an_entry_has_a_look_of_its_own():
-    figure = plots.grpo_curves(grpo_log(), "psr")
+    figure = training_plots.grpo_curves(grpo_log(), "psr")
     assert "PSR: every step (thin) and running mean (thick)" in words(figure)
     assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
 
 
 def test_the_loss_of_another_kind_of_sft_has_its_name_and_colour():
-    ax = plots.sft_curve([{"step": 1, "loss": 2.0}], "sft-answers")
+    ax = training_plots.sft_curve([{"step": 1, "loss": 2.0}], "sft-answers")
     assert ax.get_title() == "SFT, answers alone: loss on the response tokens"
     assert ax.get_lines()[1].get_color() == plots.COLORS["sft-answers"]
 
@@ -143,7 +137,7 @@ def test_power_is_drawn_by_number_of_questions_with_the_published_gap():
 def test_what_is_shown_stands_in_a_row_with_its_shape():
     still = CLIP[0]
     pictures = {"seen": (CLIP, still), "frames_2": (CLIP[:2], still)}
-    figure = plots.as_shown({**pictures, "no_pictures": (None, None)})
+    figure = question_plots.as_shown({**pictures, "no_pictures": (None, None)})
     said = words(figure)
     assert "all as it is\n10 × 8 × 16" in said and "frames 2\n2 × 8 × 16" in said
     assert said.count("(nothing)") == 2
@@ -157,7 +151,7 @@ def test_right_rollouts_of_several_methods_are_counted_by_batch():
     logs = {m: [{"step": 1, "reward": 9.0, "reward_accuracy": 0.4}] for m in ABILITY}
     rows = [{"step": 1, "reward_accuracy": 0.6}, {"step": 2}]
     logs["ppo"] = [*rows, {"step": 3, "reward_accuracy": 0.7}]
-    ax = plots.rollout_accuracy(logs)
+    ax = training_plots.rollout_accuracy(logs)
     ppo = [line for line in ax.get_lines() if line.get_color() == plots.COLORS["ppo"]]
     assert [[1, 0.6], [2, 0.7]] in [line.get_xydata().tolist() for line in ppo]
     drawn = {line.get_color() for line in ax.get_lines() if len(line.get_ydata())}
@@ -165,20 +159,20 @@ def test_right_rollouts_of_several_methods_are_counted_by_batch():
 
 
 def test_an_empty_log_is_named():
-    ax = plots.sft_curve([])
+    ax = training_plots.sft_curve([])
     assert "“loss” is not in the log" in words(ax.figure)
 
 
 def test_curves_hold_every_step():
     log = grpo_log(40)
-    thin = plots.grpo_curves(log).axes[0].get_lines()[0]
+    thin = training_plots.grpo_curves(log).axes[0].get_lines()[0]
     assert thin.get_xdata().tolist() == list(range(1, 41))
     assert thin.get_ydata().tolist() == [row["reward"] for row in log]
 
 
 def test_running_mean_by_hand():
     log = [{"step": s, "loss": float(s)} for s in range(1, 31)]
-    thick = plots.sft_curve(log).get_lines()[1]
+    thick = training_plots.sft_curve(log).get_lines()[1]
     assert thick.get_xdata()[0] == 3  # the mean of steps 1, 2 and 3 stands at step 3
     assert thick.get_ydata()[0] == pytest.approx(2.0)
 
@@ -201,7 +195,7 @@ def test_a_question_is_shown_whole():
             "correct": True,
         },
     }
-    figure = plots.question(ITEM, CLIP, CLIP[0], answers, "only GRPO right")
+    figure = question_plots.question(ITEM, CLIP, CLIP[0], answers, "only GRPO right")
     figure.canvas.draw()  # dollar signs must not be read as formulas
     text = words(figure)
     assert "base: no answer (wrong)" in text and "GRPO: B (right)" in text
@@ -213,14 +207,14 @@ def test_a_question_is_shown_whole():
 
 def test_a_question_without_a_video_says_so():
     answers = {"sft": {"completion": "", "first_letter": None, "correct": False}}
-    figure = plots.question(ITEM, None, CLIP[0], answers)
+    figure = question_plots.question(ITEM, None, CLIP[0], answers)
     assert "none in this question" in words(figure)
     assert [len(ax.images) for ax in figure.axes] == [0, 1]
 
 
 def test_the_strip_keeps_the_frames_in_order():
     """10 frames of 8 x 16 stand 4 a row, a pixel apart."""
-    strip = plots._strip(CLIP)
+    strip = question_plots._strip(CLIP)
     assert strip.shape == (3 * 9 - 1, 4 * 17 - 1, 3)
     assert (strip[:8, 17:33] == CLIP[1]).all()
     assert (strip[9:17, :16] == CLIP[4]).all()
@@ -228,13 +222,15 @@ def test_the_strip_keeps_the_frames_in_order():
 
 
 def test_save_leaves_one_whole_png(tmp_path):
-    path = plots.save(plots.sft_curve([{"step": 1, "loss": 1.0}]), tmp_path / "f/x.png")
+    path = plots.save(
+        training_plots.sft_curve([{"step": 1, "loss": 1.0}]), tmp_path / "f/x.png"
+    )
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
     assert Image.open(path).width > 400
 
 
 def test_encoded_tokens_are_drawn_to_scale():
-    ax = plots.encoded_tokens(40, 130, [14, 15, 9])
+    ax = training_plots.encoded_tokens(40, 130, [14, 15, 9])
     widths = [round(bar.get_width()) for bar in ax.patches]
     repeated, packed = widths[:9], widths[9:]
     assert repeated == [40, 130, 14, 40, 130, 15, 40, 130, 9]

@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 
 import pytest
 
-from lib import plots
+from lib import training_plots
 from lib.reward_stages import read_rewards
 from lib.rewards import REWARDS
 
@@ -115,7 +115,7 @@ def test_the_figure_shows_every_reward_and_where_a_stage_began():
     ]
     for row, stage in zip((log[0], log[2], log[3]), (1, 1, 2), strict=True):
         row |= {"reward_stage": stage, "reward_std": 0.5}
-    ax = plots.reward_components(log)
+    ax = training_plots.reward_components(log)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["accuracy", "format"]
     thin = [line for line in ax.lines if len(line.get_xdata()) == 3]
@@ -126,4 +126,4 @@ def test_the_figure_shows_every_reward_and_where_a_stage_began():
     assert [text.get_text().strip() for text in ax.texts] == ["stage 1", "stage 2"]
     for row in log:
         row.pop("reward_stage", None)
-    assert not plots.reward_components(log).texts
+    assert not training_plots.reward_components(log).texts

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import models, plots, shared_prefix
+from lib import models, shared_prefix, training_plots
 from lib.prompts import messages
 from lib.shared_prefix import Decoding, add_scoring, completion_scores, make_prompt
 
@@ -255,7 +255,7 @@ def test_the_drawn_totals_are_those_of_the_rows(model, processor):
     for prompt, group in zip(prompts, completions_of(prompts), strict=True):
         visual = shared_prefix.visual_tokens(model, prompt)
         lengths = [len(completion) for completion in group]
-        ax = plots.encoded_tokens(visual, len(prompt.ids) - visual, lengths)
+        ax = training_plots.encoded_tokens(visual, len(prompt.ids) - visual, lengths)
         (row,) = shared_prefix.make_rows(prompt, group, 16384)
         assert f"once:\n{row.length:,} tokens" in [
             label.get_text() for label in ax.get_yticklabels()

@@ -4,56 +4,29 @@ The paper (SEED-Bench-R1, arXiv 2503.24376, abstract) says that RL answers bette
 less coherent reasoning, and that SFT memorises its reasoning; its follow-up (GRPO-CARE,
 arXiv 2506.16141) puts a number on it with a judge whose prompt is not released. Here:
 
-* readers, on any data: a model reads question, options and the completion's own
-  reasoning, without video and still, and what it would answer is read from the
-  probabilities of the option letters behind `<answer>`. The base reads for all methods,
-  and every method reads its own. If reader and completion agree, the reasoning led to
-  the answer.
+* readers, on any data (`lib/readers.py`): what a model would answer from question,
+  options and reasoning alone. The base reads for all methods, and every method reads
+  its own. If reader and completion agree, the reasoning led to the answer.
 * exact, where the truth behind a question is known (`lib/mini/reasoning.py`).
 * a language model as judge, where there is one (`lib/judge.py`).
 * memorised reasoning: what of it stands word for word in the training reasoning.
 
-Limits of a reader. It must choose, so it agrees by chance with one answer in four where
-the reasoning says nothing; it may ignore the reasoning, or not be able to use it; and a
-reasoning that names a letter gives the answer away (`names_letter` marks it). So the
-same reader also gets the reasoning of another question, and none: what it agrees then
-is the floor. A reader of the same origin shares the writer's faults: where both take
-"dye clay" for another letter than its own, they agree on a wrong one. And it cannot
-tell reasoning that is true, or without contradiction, from reasoning that is not.
-
 Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
-The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning.
+The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning, and
+the row has base_reader False, consistent "no".
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from lib import (
-    evaluate,
-    evidence_plots,
-    models,
-    plots,
-    records,
-    shared_prefix,
-    stats,
-    tables,
-)
+from lib import evaluate, evidence_plots, plots, records, stats, tables
 from lib.paths import require
-from lib.prompts import messages, prompt_text
 from lib.questions import Question
+from lib.readers import READERS, half_away, names_letter, reading_file, reasoning_of
 
-LETTERS = "ABCDE"
-VARIANTS = ("own", "other", "none")  # whose reasoning a reader gets
-PACK_TOKENS = 16384  # of one forward pass, padding included
-LETTER_TOKENS = 4  # tokens of a letter at most; no others meet the vocabulary
-READERS = ("base", "own")
 EXACT = ("progress", "next", "consistent", "follows", "false_step", "false_object")
 
 
@@ -88,266 +61,9 @@ AGREEMENTS = (
     ("base_reader", "judge"),
 )
 
-_THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
-# "A" alone is mostly the article, so it counts only in brackets or behind such a word.
-_NAMED = re.compile(
-    r"(?<![\w'-])[B-E](?![\w'-])|[(\[]A[)\]]|\b(?:[Oo]ption|[Aa]nswer|[Cc]hoice)"
-    r"(?: is)?:? A\b"
-)
 _WORD = re.compile(r"[\w'-]+")
 
 Rows = dict[tuple[str, str], list[dict]]
-
-
-def reasoning_of(completion: str) -> str | None:
-    """The text inside `<think>`, without the answer; None where there is none.
-
-    A reasoning that was cut off, or goes on into `<answer>`, counts up to there.
-    """
-    found = _THOUGHT.search(completion)
-    return (found[1].strip() or None) if found else None
-
-
-def names_letter(reasoning: str | None) -> bool:
-    """Whether a reasoning names an option letter: then a reader need not read on."""
-    return reasoning is not None and _NAMED.search(reasoning) is not None
-
-
-# --- readers --------------------------------------------------------------------------
-
-
-def readings(
-    model,
-    processor,
-    questions: Sequence[Question],
-    predictions: Sequence[Mapping],
-    path: str | Path,
-    batch_size: int = 8,
-) -> list[dict]:
-    """What a reader answers to each prediction's reasoning; also written to `path`.
-
-    `predictions` are the rows of lib.evaluate on `questions`. A row is {id, own, other,
-    none}: {letter: probability among the letters} with the completion's own
-    reasoning, with another question's (see `half_away`), and with an empty one; own and
-    other are None where there is no such reasoning.
-
-    Goes on where a killed call stopped. Raises ValueError where rows of another reader
-    or of other completions lie at `path`, and where the predictions are not those of
-    the questions.
-    """
-    path, partial = Path(path), Path(path).with_suffix(".partial.jsonl")
-    items = _items(questions, predictions)
-    recorded = {
-        "reader": models.fingerprint(model),
-        "read": _digest(items),
-        "batch_size": batch_size,
-    }
-    evaluate.refuse_other_settings(path, partial, recorded)
-    if path.exists():
-        partial.unlink(missing_ok=True)  # left by a kill right behind the last write
-        return records.read_jsonl(path)
-    records.write_json(evaluate.settings_file(path), recorded)
-    rows = _whole_batches(partial, items, batch_size)
-    starts = range(len(rows), len(items), batch_size)
-    todo = [items[start : start + batch_size] for start in starts]
-    # Not in the threads below: a tokenizer that pads in one and not in another mixes
-    # them up.
-    encoded = [_encode(processor, batch) for batch in todo]
-    with (
-        tqdm(total=len(items), initial=len(rows), desc=path.stem) as bar,
-        shared_prefix.generating(model),
-    ):
-        for read in _each(lambda batch: _read(model, batch), encoded, model):
-            records.append_jsonl(partial, read)
-            rows += read
-            bar.update(len(read))
-    records.write_jsonl(path, rows)
-    partial.unlink(missing_ok=True)
-    return rows
-
-
-def _whole_batches(partial: Path, items: Sequence["Item"], size: int) -> list[dict]:
-    """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
-    rows = records.repair_jsonl(partial)
-    if [row["id"] for row in rows] != [item.id for item in items[: len(rows)]]:
-        raise ValueError(f"{partial} holds rows of other questions: delete it")
-    if len(rows) < len(items) and len(rows) % size:
-        rows = rows[: len(rows) // size * size]
-        records.write_jsonl(partial, rows)
-    return rows
-
-
-def read_run(
-    model_path: str | Path,
-    run: str | Path,
-    sets: Mapping[str, Sequence[Question]],
-    dtype: str,
-    quantize: bool,
-    labels: Sequence[str] = tables.METHODS,
-) -> None:
-    """All readings of a run: the base reads every method, then each method its own.
-
-    `labels` begins with "base"; the others are folders in run/adapters. One model is
-    loaded at a time. Files that are finished stay as they are.
-    """
-    processor, run = models.load_processor(model_path), Path(run)
-    for reader in labels:
-        trained = None if reader == "base" else run / "adapters" / reader
-        model = models.load_trained(model_path, trained, dtype, quantize)
-        for label in labels if reader == "base" else [reader]:
-            for name, questions in sets.items():
-                file = run / f"predictions_{label}_{name}.jsonl"
-                rows = records.read_jsonl(require(file, "run 04_eval first"))
-                kind = "base" if reader == "base" else "own"
-                path = reading_file(run, kind, label, name)
-                readings(model, processor, questions, rows, path)
-        del model
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question with the reasonings a reader gets, by variant."""
-
-    question: Question
-    reasonings: dict[str, str | None]
-
-    @property
-    def id(self) -> str:
-        return self.question.id
-
-
-def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> list[Item]:
-    """The predicted questions in the predictions' order, with what a reader gets."""
-    known = {question.id: question for question in questions}
-    if sorted(known) != sorted(row["id"] for row in predictions):
-        raise ValueError(
-            f"{len(predictions)} predictions are not those of these {len(known)}"
-            " questions: give the questions that were asked"
-        )
-    own = [reasoning_of(row["completion"]) for row in predictions]
-    return [
-        Item(known[row["id"]], {"own": thought, "other": other, "none": ""})
-        for row, thought, other in zip(predictions, own, half_away(own), strict=True)
-    ]
-
-
-def _digest(items: Sequence[Item]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        text = prompt_text(item.question, "think")
-        digest.update(f"{item.id}\n{text}\n{item.reasonings['own']}\n".encode())
-    return f"{len(items)} with sha256 {digest.hexdigest()[:12]}"
-
-
-def _each(work: Callable, batches: Sequence, model) -> Iterable:
-    if model.device.type == "cpu":
-        return evaluate.on_each_core(work, batches)
-    return map(work, batches)
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """`<think>reasoning</think><answer>` as tokens, and how each letter goes on.
-
-    Tokenizers merge ">" and a letter for some letters and not for others, so a letter
-    is what its text adds to the tokens that all letters share: one token or more.
-    """
-
-    stem: list[int]
-    tails: dict[str, list[int]]
-
-    @classmethod
-    def of(cls, tokenizer, reasoning: str, letters: str) -> "Continuation":
-        text = f"<think>{reasoning}</think><answer>"
-        ids = tokenizer([text + x for x in letters], add_special_tokens=False).input_ids
-        columns = list(zip(*ids, strict=False))
-        shared = next(i for i, column in enumerate(columns) if len(set(column)) > 1)
-        tails = {x: own[shared:] for x, own in zip(letters, ids, strict=True)}
-        return cls(ids[0][:shared], tails)
-
-    def segments(self) -> list[list[int]]:
-        """What to encode: once for all letters of one token, once for each other."""
-        short = [tail for tail in self.tails.values() if len(tail) == 1]
-        long = [tail for tail in self.tails.values() if len(tail) > 1]
-        return [self.stem + tail for tail in [*short[:1], *long]]
-
-    def probabilities(self, scored: Iterator[torch.Tensor]) -> dict[str, float]:
-        """{letter: probability among the letters}; takes its segments from `scored`.
-
-        A segment comes as log-probabilities [its last tokens, vocabulary].
-        """
-        short = [x for x, tail in self.tails.items() if len(tail) == 1]
-        found = {}
-        if short:
-            last = next(scored)[-1]
-            found = {x: last[self.tails[x][0]] for x in short}
-        for x, tail in self.tails.items():
-            if len(tail) > 1:
-                steps = next(scored)[-len(tail) :]
-                found[x] = steps.gather(1, steps.new_tensor(tail).long()[:, None]).sum()
-        shares = torch.stack([found[x] for x in self.tails]).softmax(0).tolist()
-        return dict(zip(self.tails, (round(v, 4) for v in shares), strict=True))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Items with their encoded prompts and, for each item, its continuations."""
-
-    items: Sequence[Item]
-    prompts: dict[str, torch.Tensor]
-    continuations: list[dict[str, Continuation]]
-
-
-def _encode(processor, items: Sequence[Item]) -> Batch:
-    talks = [messages(prompt_text(i.question, "think"), None, None) for i in items]
-    continuations = [
-        {
-            name: Continuation.of(processor.tokenizer, reasoning, letters)
-            for name, reasoning in item.reasonings.items()
-            if reasoning is not None
-        }
-        for item in items
-        for letters in [LETTERS[: len(item.question.options)]]
-    ]
-    return Batch(items, models.encode(processor, talks), continuations)
-
-
-@torch.inference_mode()
-def _read(model, batch: Batch) -> list[dict]:
-    """The rows of a batch: every prompt is encoded once, its continuations packed."""
-    prompts = shared_prefix.make_prompts(model, batch.prompts)
-    groups = [
-        [ids for continuation in own.values() for ids in continuation.segments()]
-        for own in batch.continuations
-    ]
-    scored = _next_tokens(model, prompts, groups)
-    return [
-        {"id": item.id, **dict.fromkeys(VARIANTS)}
-        | {name: found.probabilities(scored) for name, found in own.items()}
-        for item, own in zip(batch.items, batch.continuations, strict=True)
-    ]
-
-
-def _next_tokens(model, prompts, groups) -> Iterator[torch.Tensor]:
-    """Log-probabilities [tokens, vocabulary] along each segment behind its prompt."""
-    base = shared_prefix.base_of(model)
-    rows = [
-        row
-        for prompt, segments in zip(prompts, groups, strict=True)
-        for row in shared_prefix.make_rows(
-            prompt, [prompt.ids.new_tensor(ids) for ids in segments], PACK_TOKENS
-        )
-    ]
-    for pack in shared_prefix.make_packs(rows, PACK_TOKENS):
-        inputs = shared_prefix.pack_inputs(model, pack)
-        del inputs["completion_labels"]
-        hidden = base.model(**inputs, use_cache=False).last_hidden_state
-        head = base.get_output_embeddings()
-        for row, states in zip(pack, hidden, strict=True):
-            lengths = [len(completion) for completion in row.completions]
-            kept = states[len(row.prompt.ids) - 1 : row.length]
-            for part in kept.split(lengths):
-                yield head(part[-LETTER_TOKENS:]).float().log_softmax(-1)
 
 
 # --- memorised reasoning --------------------------------------------------------------
@@ -384,11 +100,6 @@ def _plain(text: str) -> str:
 
 
 # --- the rows of a run ----------------------------------------------------------------
-
-
-def reading_file(run: Path, reader: str, label: str, name: str) -> Path:
-    """Where the readings of a method's predictions on a set lie."""
-    return Path(run) / f"readings_{reader}_{label}_{name}.jsonl"
 
 
 def rows_of(
@@ -459,13 +170,6 @@ def read_rows(run: str | Path, labels: Sequence[str], sets: Sequence[str]) -> Ro
         for name in sets
         for label in labels
     }
-
-
-def half_away(items: Sequence) -> list:
-    """For each item another one, half the list away: neighbours may share a video and a
-    goal. None where there is no other."""
-    half = len(items) // 2
-    return [items[(i + half) % len(items)] if half else None for i in range(len(items))]
 
 
 UNJUDGED = {"judged": False, "judge": None, "judge_error": None}

@@ -36,9 +36,9 @@ import httpx2
 from tqdm import tqdm
 
 from lib import evaluate, paths, records, tables
-from lib.coherence import LETTERS, reasoning_of
 from lib.prompts import option_lines
 from lib.questions import Question
+from lib.readers import LETTERS, reasoning_of
 
 KEY = "JUDGE_API_KEY"
 PROMPT = """\

@@ -12,14 +12,24 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from lib import coherence, evidence_plots, models, questions, records, stats, tables
+from lib import (
+    coherence,
+    evidence_plots,
+    models,
+    questions,
+    readers,
+    records,
+    stats,
+    tables,
+)
 
 # isort: split
 import peft
 
-from lib.coherence import Resampling, TrainingReasoning, reasoning_of
+from lib.coherence import Resampling, TrainingReasoning
 from lib.mini import benchmark, lessons, reasoning, truth, world
 from lib.prompts import messages, prompt_text
+from lib.readers import reasoning_of
 
 SIZES = benchmark.Sizes(training=12, level=12, general=18)
 BASE = "lib/mini/base"
@@ -98,7 +108,7 @@ def test_reasoning_is_what_stands_inside_the_tag(completion, found):
     ],
 )
 def test_a_reasoning_that_names_a_letter_is_marked(text, named):
-    assert coherence.names_letter(text) is named
+    assert readers.names_letter(text) is named
 
 
 # --- readers --------------------------------------------------------------------------
@@ -129,7 +139,7 @@ def test_a_reader_gives_what_the_plain_forward_gives(
     items = [*of_set(asked, "L1")[:3], *of_set(asked, "general")[8:11]]
     assert {len(item.options) for item in items} == {4, 5}
     rows = predicted(items, lambda item: flawless(item, data))
-    read = coherence.readings(
+    read = readers.readings(
         model, processor, items, rows, tmp_path / "readings.jsonl", batch_size=4
     )
     thoughts = [reasoning_of(row["completion"]) for row in rows]
@@ -153,7 +163,7 @@ def test_the_base_reads_a_stated_step_and_nothing_from_no_reasoning(
             f"Next is {item.options[stated[item.id]]}.", "A"
         ),
     )
-    read = coherence.readings(model, processor, items, rows, tmp_path / "r.jsonl")
+    read = readers.readings(model, processor, items, rows, tmp_path / "r.jsonl")
     likeliest = [max(row["own"], key=row["own"].get) for row in read]
     wanted = ["ABCD"[stated[item.id]] for item in items]
     assert sum(map(str.__eq__, likeliest, wanted)) >= 9  # of 12, 3 by chance
@@ -167,13 +177,13 @@ def test_a_killed_reading_ends_with_the_same_rows(
     items = of_set(asked, "L1")[:7]
     rows = predicted(items, lambda item: flawless(item, data))
     whole, path = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    coherence.readings(model, processor, items, rows, whole, batch_size=3)
+    readers.readings(model, processor, items, rows, whole, batch_size=3)
     lines = whole.read_text().splitlines(keepends=True)
     partial = path.with_suffix(".partial.jsonl")
     partial.write_text("".join(lines[:5]) + lines[5][:20])
     settings = whole.with_suffix(".settings.json")
     path.with_suffix(".settings.json").write_bytes(settings.read_bytes())
-    coherence.readings(model, processor, items, rows, path, batch_size=3)
+    readers.readings(model, processor, items, rows, path, batch_size=3)
     assert path.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 
@@ -183,12 +193,12 @@ def test_readings_of_other_completions_are_refused(
 ):
     items, path = of_set(asked, "L1")[:2], tmp_path / "r.jsonl"
     rows = predicted(items, lambda item: flawless(item, data))
-    coherence.readings(model, processor, items, rows, path)
+    readers.readings(model, processor, items, rows, path)
     rows[0]["completion"] = "<think>Next is cut onion.</think><answer>A</answer>"
     with pytest.raises(ValueError, match="other settings: read was"):
-        coherence.readings(model, processor, items, rows, path)
+        readers.readings(model, processor, items, rows, path)
     with pytest.raises(ValueError, match="questions that were asked"):
-        coherence.readings(model, processor, items[:1], rows, tmp_path / "s.jsonl")
+        readers.readings(model, processor, items[:1], rows, tmp_path / "s.jsonl")
 
 
 # --- truth and exact measure ----------------------------------------------------------
@@ -380,7 +390,7 @@ def run(asked, data, tmp_path_factory):
     for label in ("sft", "grpo"):
         adapted = peft.get_peft_model(models.load_model(BASE), models.lora_config(2, 2))
         adapted.save_pretrained(folder / "adapters" / label)
-    coherence.read_run(BASE, folder, {"L1": items}, "float32", quantize=False)
+    readers.read_run(BASE, folder, {"L1": items}, "float32", quantize=False)
     return folder
 
 

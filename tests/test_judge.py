@@ -9,9 +9,9 @@ import pytest
 from made_run import predictions, write_run
 
 from lib import judge, records, tables
-from lib.coherence import reasoning_of
 from lib.judge import Judge, JudgeError, carry_out, plan
 from lib.questions import Question
+from lib.readers import reasoning_of
 
 SECRET = "sk-very-secret-1234"
 

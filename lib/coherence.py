@@ -521,13 +521,17 @@ def agreement_markdown(found: Mapping) -> str:
         "only first": lambda r: r["only_first"],
         "only second": lambda r: r["only_second"],
         "both no": lambda r: r["neither"],
-        "kappa": lambda r: (
-            "not defined"
-            if r["kappa"] is None
-            else f"{r['kappa']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-        ),
+        "kappa": kappa_text,
     }
     return tables.markdown(found["agreement"], columns)
+
+
+def kappa_text(row: Mapping) -> str:
+    """Kappa with its interval, 0.72 [0.70, 0.75], of a row of `agreement`."""
+    if row["kappa"] is None:
+        return "not defined"
+    text = f"{row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return text.replace("-", "−")
 
 
 def _order(key: tuple[str, str]) -> tuple[int, int]:

@@ -247,20 +247,13 @@ def agreement_sentence(found: Mapping) -> str:
         "reasoning": lambda part: part[1],
         "n": lambda part: f"{part[2]['n']:,}",
         "same verdict %": lambda part: tables.percent(_same(part[2])),
-        "kappa (95 % interval)": lambda part: _kappa(part[2]),
+        "kappa (95 % interval)": lambda part: coherence.kappa_text(part[2]),
     }
     return "\n".join([*lines, tables.markdown(parts, columns)])
 
 
 def _same(row: Mapping) -> float:
     return (row["both"] + row["neither"]) / row["n"]
-
-
-def _kappa(row: Mapping) -> str:
-    if row["kappa"] is None:
-        return "not defined"
-    text = f"{row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-    return text.replace("-", "−")
 
 
 # README and the command line

@@ -15,13 +15,13 @@ that assumes shares of a named card's peaks, and says so.
 
 import os
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lib import compute, memory, params, paths, preflight, records, workload
+from lib import compute, memory, params, paths, preflight, records, rl, workload
 from lib.preflight import Check
 
 GB = preflight.GB
@@ -30,6 +30,8 @@ KEPT_CHECKPOINTS = 2  # and a third while it is written: lib/sft.py, lib/grpo.py
 # Bytes of a record's text: measured on mini runs (242 a rollout of 22 tokens, 417 a
 # prediction of 22), plus five letters for every further token.
 ROLLOUT_BYTES, PREDICTION_BYTES, TOKEN_BYTES = 160, 320, 5
+READING_BYTES = 620  # with its share of a row of coherence_*.jsonl; mini run
+NOTEBOOK_BYTES = 15_000_000  # five executed, their pages, figures; mini run
 KEPT_OF_FRAMES = 0.54  # outputs/reference/bench_frame_store.json: kept_over_raw
 STAGES = {"SFT": "02_sft", "GRPO": "03_grpo", "evaluation": "04_eval"}
 OF_GRPO = ("rollout", "reference", "update")  # in lib/memory.py's plan
@@ -96,11 +98,11 @@ def budget_of(run: params.Run, values: dict, file: Path, settings: Check) -> Bud
     sets = workload.sets_of(values)
     chosen = chosen_stages(run)
     every = workload.parts(values, sets, sizes, work)
-    parts = [part for part in every if stage_of(part.name) in chosen]
+    parts = [part for part in every if part.stage in chosen]
     stages = [s for s in memory.plan(config, work) if stage_of(s.name) in chosen]
     host = memory.host_bytes(named, work)
     methods = [stage.lower() for stage in chosen if stage != "evaluation"]
-    disk = disk_bytes(values, sets, named, work, methods)
+    disk = disk_bytes(values, sets, named, work, parts)
     frames = disk.get("frame store", 0)
     folders = {paths.ROOT / "outputs" / run.name: sum(disk.values()) - frames}
     if frames:
@@ -117,7 +119,7 @@ def budget_of(run: params.Run, values: dict, file: Path, settings: Check) -> Bud
         *([preflight.host(host)] if host else []),
         *preflight.disk(folders),
     ]
-    saved = compute.saved(work, every[1].item)
+    saved = compute.saved(work, next(p.item for p in every if p.stage == "GRPO"))
     hours = hours_of(values, work, sizes, parts, total)
     numbers = total, memory.trained_numbers(named, work)
     return Budget(
@@ -142,8 +144,8 @@ def chosen_stages(run: params.Run) -> list[str]:
 
 
 def stage_of(name: str) -> str:
-    """The stage of a part of lib/workload.py or of a moment of lib/memory.py."""
-    return "GRPO" if name in OF_GRPO else name.partition(":")[0]
+    """The stage of a moment of lib/memory.py."""
+    return "GRPO" if name in OF_GRPO else name
 
 
 def has_gpu() -> bool:
@@ -153,12 +155,11 @@ def has_gpu() -> bool:
 # Hours
 
 
-def flop_by_stage(parts: list[workload.Part]) -> dict[str, compute.Cost]:
+def flop_by_stage(parts: Iterable[workload.Part]) -> dict[str, compute.Cost]:
     """The costs of SFT, GRPO and evaluation, in the order of their notebooks."""
     costs: dict[str, compute.Cost] = {}
     for part in parts:
-        stage = stage_of(part.name)
-        costs[stage] = costs.get(stage, compute.Cost()) + part.cost
+        costs[part.stage] = costs.get(part.stage, compute.Cost()) + part.cost
     return costs
 
 
@@ -200,11 +201,16 @@ def card_here() -> compute.Card:
 
 
 def bound_costs(values: Mapping) -> dict[str, compute.Cost]:
-    """{stage: cost} of a run, with completions at their bound."""
+    """{stage: cost} of what a manifest's seconds cover, completions at their bound.
+
+    That is all of the training, and of 04_eval the answers to the sets.
+    """
     sizes = memory.Sizes.of(memory.config_of(values["model"]))
     work = memory.work_of(values, "cuda" if has_gpu() else "cpu")
     sets = workload.sets_of(values)
-    return flop_by_stage(workload.parts(values, sets, sizes, work))
+    parts = workload.parts(values, sets, sizes, work)
+    timed = (p for p in parts if p.stage != "evaluation" or p.name == workload.ANSWERS)
+    return flop_by_stage(timed)
 
 
 def rates(values, outputs: Path) -> tuple[dict[str, float], str] | None:
@@ -278,10 +284,10 @@ def reference_rates(values, work) -> tuple[dict[str, float], str] | None:
 # Disk
 
 
-def disk_bytes(values, sets, named, work, methods) -> dict[str, int]:
+def disk_bytes(values, sets, named, work, parts) -> dict[str, int]:
     """{what: bytes} that are on the disk when it is fullest.
 
-    SFT's last checkpoints stay; one more is there while it is written.
+    The last checkpoints of every method stay; one more is there while it is written.
     """
     numbers = memory.trained_numbers(named, work)
     if work.lora_rank:
@@ -289,15 +295,21 @@ def disk_bytes(values, sets, named, work, methods) -> dict[str, int]:
     else:
         checkpoint = work.sharding.checkpoint_bytes(numbers)
         trained = numbers * work.wide  # checkpoints.publish_trained
-    count = 0
-    for method in methods:
-        saves = -(-values[f"{method}_steps"] // values[f"{method}_save_every"])
-        newest = method == methods[-1]
-        count += min(KEPT_CHECKPOINTS + newest, saves)
+    saves = []  # of every method
+    for stage, option, names in (
+        ("SFT", "sft", values["sft_on"].split()),
+        ("GRPO", "grpo", rl.read(values["rl"])),
+    ):
+        if any(part.stage == stage for part in parts):
+            count = -(-values[f"{option}_steps"] // values[f"{option}_save_every"])
+            saves += [count] * len(names)
+    count = sum(min(KEPT_CHECKPOINTS, own) for own in saves)
+    count += any(own > KEPT_CHECKPOINTS for own in saves)
     found = {
         f"{count} checkpoints": count * checkpoint,
-        f"{len(methods)} trained models": len(methods) * trained,
-        "rollouts and predictions": record_bytes(values, sets),
+        f"{len(saves)} trained models": len(saves) * trained,
+        "rollouts, answers, readings": record_bytes(values, parts),
+        "notebooks and figures": NOTEBOOK_BYTES,
     }
     if values["frames_dir"]:
         found["frame store"] = frame_bytes(values, sets)
@@ -315,14 +327,20 @@ def frame_bytes(values: Mapping, sets: Mapping[str, workload.Asked]) -> int:
     return int(min(KEPT_OF_FRAMES * frames * frame, values["frames_gib"] * 2**30))
 
 
-def record_bytes(values: Mapping, sets: Mapping[str, workload.Asked]) -> int:
-    """rollouts.jsonl and predictions_*.jsonl with completions at their bound."""
-    batches = values["grpo_steps"] * values["prompts_per_step"]
-    rollouts = batches * values["group_size"]
+def record_bytes(values: Mapping, parts: Sequence[workload.Part]) -> int:
+    """rollouts.jsonl, predictions_*.jsonl and readings, completions at their bound."""
     drawn = ROLLOUT_BYTES + TOKEN_BYTES * values["max_completion_tokens"]
-    answers = sum(sets[name].count for name in workload.LEVELS if name in sets)
     answered = PREDICTION_BYTES + TOKEN_BYTES * values["max_new_tokens"]
-    return rollouts * drawn + len(workload.ASKED) * answers * answered
+    each = {
+        "rollouts": values["group_size"] * drawn,
+        workload.ANSWERS: answered,
+        "conditions": answered,
+        "readers": READING_BYTES,
+    }
+    kinds = (part.name.rpartition(", ")[2] for part in parts)
+    return sum(
+        part.count * each.get(kind, 0) for part, kind in zip(parts, kinds, strict=True)
+    )
 
 
 # Text
@@ -336,7 +354,7 @@ def lines(budget: Budget) -> list[str]:
         f"{budget.run.name}: {values['model']}, {total:,} parameters, {trained:,} "
         f"trained; {values['dtype']}, {count} process(es)",
         "",
-        f"{'stage':<16}{'steps':>6}{'samples':>10} {'of':<16}"
+        f"{'stage':<24}{'steps':>6}{'samples':>10} {'of':<16}"
         f"{'prompt (visual) + at most':>26}{'tokens':>9}{'TFLOP':>12}",
         *map(part_line, budget.parts),
         *count_notes(budget),
@@ -353,6 +371,7 @@ def lines(budget: Budget) -> list[str]:
 
 def part_line(part: workload.Part) -> str:
     """A stage's line: steps, samples, tokens of one and of all, operations."""
+    name = ": ".join(filter(None, (part.stage, part.name)))
     visual = part.item.patches / workload.MERGED
     drawn = part.item.completion
     group = int(part.unit.partition(" x ")[2] or 1)
@@ -360,7 +379,7 @@ def part_line(part: workload.Part) -> str:
     tokens = part.count * (part.item.prompt + group * drawn)
     steps = f"{part.steps:,}" if part.steps else "-"
     return (
-        f"{part.name:<16}{steps:>6}{part.count:>10,} {part.unit:<16}{lengths:>26}"
+        f"{name:<24}{steps:>6}{part.count:>10,} {part.unit:<16}{lengths:>26}"
         f"{short(tokens):>9}{part.cost.flop / 1e12:>12,.1f}"
     )
 

@@ -180,6 +180,16 @@ def answer(sizes: Sizes, work: Work, item: Item, together: int) -> Cost:
     return Cost(flop + head(sizes, work, 1 + drawn, False), drawn / together)
 
 
+def reading(sizes: Sizes, work: Work, item: Item, texts: int = 1) -> Cost:
+    """One pass over a prompt with `texts` completions behind it, without drawing.
+
+    Left out: the output layer, used at a few positions or none.
+    """
+    length = item.prompt + texts * item.completion
+    seen = vision(sizes, work, item, False)
+    return Cost(seen + language(sizes, work, length, length**2, False))
+
+
 def saved(work: Work, item: Item) -> float:
     """How many times more tokens an update would take without the shared prefix."""
     rows, length = packed(work, item)

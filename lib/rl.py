@@ -50,6 +50,10 @@ class Method:
         """The class of its settings."""
         return METHODS[self.name][0]
 
+    def option(self, name: str) -> bool | int | float | str:
+        """What its line says of one of its settings, or the default."""
+        return self.options.get(name, self.kind.__dataclass_fields__[name].default)
+
     def trainer(self, *given, **more) -> grpo.VideoGRPOTrainer:
         """Its trainer, ready to start; arguments as of `grpo.grpo_trainer`."""
         return grpo.policy_trainer(METHODS[self.name][1], *given, **more)
@@ -68,8 +72,7 @@ class Method:
             raise ValueError(
                 f"rl: {twice[0]} has a parameter of its own; give it there"
             )
-        default = self.kind.__dataclass_fields__["updates_per_batch"].default
-        updates = self.options.get("updates_per_batch", default)
+        updates = self.option("updates_per_batch")
         steps = {"steps": batches * updates, "save_every": save_every * updates}
         return self.kind(**steps, **shared, **self.options)
 

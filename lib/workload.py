@@ -17,15 +17,26 @@ epoch may reach into the next one: 47 x 128 = 6016.
 import argparse
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from lib import compute, models, paths, prompts, questions, training_sets
+from lib import (
+    compute,
+    models,
+    paths,
+    perception,
+    prompts,
+    questions,
+    readers,
+    rl,
+    training_sets,
+)
 from lib.compute import Cost, Item
 from lib.memory import TEXT_TOKENS, Sizes, Work
 from lib.mini.benchmark import SIZES
+from lib.video import Sampling
 
 # isort: split
 from huggingface_hub import snapshot_download
@@ -41,7 +52,9 @@ FILES = {
 # documented; L1, L2 and L3 have a still each, and 371, 128 records of L1, L2 no video.
 PUBLISHED = {"training": 6000, "demonstrations": 6000}
 PUBLISHED |= {"L1": 2432, "L2": 923, "L3": 1321, "general": 1337}
-ASKED = {"base": "think", "base-direct": "direct", "sft": "think", "grpo": "think"}
+ANSWERS = "answers"  # the part of 04_eval whose seconds its manifest holds
+ANSWER_TOKENS = 7  # <answer>B</answer> and the end of the turn
+WRITERS = 2  # a model's attention is taken on its own words and on the base's
 TAUGHT_BY = {"sft": "demonstrations", "grpo": "training"}
 PICTURE_MARKS = 2  # tokens around a picture
 PATCH, MERGED = 14, 4  # pixels a side of Qwen2-VL's patch; patches of a visual token
@@ -88,9 +101,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Part:
-    """A stage: `count` items in `steps`, and what they cost together."""
+    """Of SFT, GRPO or evaluation: `count` items in `steps`, and their whole cost."""
 
-    name: str
+    stage: str
+    name: str  # empty where it is all of its stage
     steps: int
     count: int
     unit: str
@@ -222,6 +236,12 @@ def items_per_step(values: Mapping) -> dict[str, int]:
     }
 
 
+def asked_styles(values: Mapping) -> dict[str, str]:
+    """{name in asked_models: the style of its prompt}."""
+    names = values["asked_models"].split()
+    return {n: "direct" if n.endswith("-direct") else "think" for n in names}
+
+
 def parts(
     values: Mapping, sets: Mapping[str, Asked], sizes: Sizes, work: Work
 ) -> list[Part]:
@@ -229,51 +249,141 @@ def parts(
 
     Draws of a Cost are those that one device waits for.
     """
-    each, unknown = items_per_step(values), Asked(0)
-    shown = sets.get("demonstrations", unknown)
-    response = shown.response or values["max_completion_tokens"]
-    item = item_of(shown, values, shown.text, response)
-    count = values["sft_steps"] * each["sft"]
-    cost = compute.demonstration(sizes, work, item) * count
-    found = [Part("SFT", values["sft_steps"], count, "demonstrations", item, cost)]
-    found += grpo_parts(values, sets.get("training", unknown), sizes, work)
-    return [*found, evaluation_part(values, sets, sizes, work)]
-
-
-def grpo_parts(values: Mapping, asked: Asked, sizes: Sizes, work: Work) -> list[Part]:
-    """Rollouts, the reference where there is one, and the update."""
-    steps, drawn = values["grpo_steps"], items_per_step(values)["grpo"]
-    again = values.get("updates_per_batch", 1)  # updates on the same rollouts
-    bound = values["max_completion_tokens"]
-    item = item_of(asked, values, asked.text, bound)
-    costs = {"rollouts": (again, compute.rollouts(sizes, work, item, drawn))}
-    if work.kl:
-        costs["reference"] = (again, compute.scores(sizes, work, item, learning=False))
-    costs["update"] = (1, compute.scores(sizes, work, item, learning=True))
-    unit = f"questions x {values['group_size']}"
     return [
-        Part(f"GRPO: {name}", steps // every, count, unit, item, cost * count)
-        for name, (every, cost) in costs.items()
-        for count in [steps // every * drawn]
+        *sft_parts(values, sets, sizes, work),
+        *rl_parts(values, sets.get("training", Asked(0)), sizes, work),
+        *evaluation_parts(values, sets, sizes, work),
     ]
 
 
-def evaluation_part(
+def sft_parts(
     values: Mapping, sets: Mapping[str, Asked], sizes: Sizes, work: Work
+) -> list[Part]:
+    """SFT on reasoning, on answers alone, or on each."""
+    shown, asked = (sets.get(name, Asked(0)) for name in ("demonstrations", "training"))
+    response = shown.response or values["max_completion_tokens"]
+    taught = {
+        "reasoning": ("", item_of(shown, values, shown.text, response)),
+        "answers": ("answers alone", item_of(asked, values, asked.text, ANSWER_TOKENS)),
+    }
+    steps = values["sft_steps"]
+    count = steps * items_per_step(values)["sft"]
+    found = []
+    for target in values["sft_on"].split():
+        name, item = taught[target]
+        cost = compute.demonstration(sizes, work, item) * count
+        found.append(Part("SFT", name, steps, count, "demonstrations", item, cost))
+    return found
+
+
+def rl_parts(values: Mapping, asked: Asked, sizes: Sizes, work: Work) -> list[Part]:
+    """Rollouts, what scores them without learning, and updates, of each method.
+
+    A dead group is drawn anew up to `extra_draws` times: counted are all of them.
+    """
+    batches, drawn = values["grpo_steps"], items_per_step(values)["grpo"]
+    item = item_of(asked, values, asked.text, values["max_completion_tokens"])
+    rollouts = compute.rollouts(sizes, work, item, drawn)
+    scored, learned = (compute.scores(sizes, work, item, x) for x in (False, True))
+    unit, found = f"questions x {values['group_size']}", []
+    methods = rl.read(values["rl"])
+    for method in methods:
+        updates = method.option("updates_per_batch")
+        passes = {  # of a batch of rollouts
+            "rollouts": (1 + method.option("extra_draws"), rollouts),
+            "reference": (work.kl + (method.name == "care"), scored),
+            "old policy": (int(updates > 1), scored),
+            "update": (updates, learned),
+        }
+        own = f"{method.name}, " if len(methods) > 1 else ""
+        for name, (times, cost) in passes.items():
+            steps, count = batches * times, batches * times * drawn
+            total = cost * count
+            found.append(Part("GRPO", own + name, steps, count, unit, item, total))
+    return [part for part in found if part.count]
+
+
+def evaluation_parts(
+    values: Mapping, sets: Mapping[str, Asked], sizes: Sizes, work: Work
+) -> list[Part]:
+    """What 04_eval does, section by section; what a run leaves out has no part.
+
+    Every model answers all sets; some answer again with something taken away; where
+    they look is written down; and the reasoning is read, by the base all of it and by
+    every other model its own (lib/evaluate.py, perception, attention, readers).
+    """
+    bound, here = values["max_new_tokens"], {n: sets[n] for n in LEVELS if n in sets}
+    styles = asked_styles(values).values()
+    answers = [
+        (own.count, item_of(own, values, getattr(own, text), bound))
+        for text in ("text" if style == "think" else "direct" for style in styles)
+        for own in here.values()
+    ]
+    looked = len(values["perception_models"].split())
+    shown = [here[n] for n in values["perception_sets"].split() if n in here]
+    most = values["perception_questions"] or math.inf
+    changed = [
+        (looked * min(own.count, most), item_under(condition, own, values))
+        for condition in values["perception_conditions"].split()
+        for own in shown
+    ]
+    filmed = [(own.count * own.video, replace(own, video=1.0)) for own in shown]
+    share = min(1.0, values["attention_questions"] / max(1, sum(n for n, _ in filmed)))
+    attended = [
+        (round(share * n) * looked * WRITERS, item_of(own, values, own.text, bound))
+        for n, own in filmed
+    ]
+    reasoned = [here[n] for n in values["coherence_sets"].split() if n in here]
+    times = 2 * sum(style == "think" for style in styles) - 1
+    read = [(times * own.count, Item(own.text, 0, 0, bound)) for own in reasoned]
+    together = values["eval_batch_size"] * values["num_processes"]
+
+    def answer(item: Item) -> Cost:
+        return compute.answer(sizes, work, item, together)
+
+    def seen(item: Item) -> Cost:
+        return compute.reading(sizes, work, item)
+
+    def reasoning(item: Item) -> Cost:
+        return compute.reading(sizes, work, item, len(readers.VARIANTS))
+
+    found = [
+        evaluation_part(ANSWERS, "answers", answers, answer),
+        evaluation_part("conditions", "answers", changed, answer),
+        evaluation_part("attention", "answers read", attended, seen),
+        evaluation_part("readers", "reasonings", read, reasoning),
+    ]
+    return [part for part in found if part.count]
+
+
+def evaluation_part(
+    name: str,
+    unit: str,
+    asked: Sequence[tuple[int, Item]],
+    cost_of: Callable[[Item], Cost],
 ) -> Part:
-    """All models on all sets, greedily."""
-    bound, batch = values["max_new_tokens"], values["eval_batch_size"]
-    total, asked, tokens = Cost(), 0, 0.0
-    pictures, processes = 0.0, values["num_processes"]
-    grid = 0
-    for style in ASKED.values():
-        for known in (sets[name] for name in LEVELS if name in sets):
-            text = known.text if style == "think" else known.direct
-            item = item_of(known, values, text, bound)
-            cost = compute.answer(sizes, work, item, batch * processes)
-            total, asked = total + cost * known.count, asked + known.count
-            tokens += item.prompt * known.count
-            pictures += item.patches * known.count
-            grid = item.picture
-    mean = Item(tokens / max(1, asked), pictures / max(1, asked), grid, bound)
-    return Part("evaluation", 0, asked, "answers", mean, total)
+    """A part from (count, mean question) of its sets; the item is their mean."""
+    count = sum(n for n, _ in asked)
+    mean = [
+        sum(n * getattr(item, field) for n, item in asked) / max(1, count)
+        for field in ("prompt", "patches", "picture", "completion")
+    ]
+    cost = sum((cost_of(item) * n for n, item in asked), Cost())
+    return Part("evaluation", name, 0, count, unit, Item(*mean), cost)
+
+
+def item_under(condition: str, asked: Asked, values: Mapping) -> Item:
+    """The mean question of a set under a condition of lib/perception.py."""
+    sampling = Sampling(
+        values["max_frames"],
+        height=values["frame_height"],
+        width=values["frame_width"],
+    )
+    seen = perception.resampled(sampling, condition)
+    if condition in ("no_video", "no_pictures"):
+        asked = replace(asked, video=0.0)
+    if condition == "no_pictures":
+        asked = replace(asked, still=0.0)
+    frames = 2 if condition == "one_frame" else seen.max_frames
+    own = {"max_frames": frames, "frame_height": seen.height, "frame_width": seen.width}
+    return item_of(asked, {**values, **own}, asked.text, values["max_new_tokens"])

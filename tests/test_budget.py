@@ -124,6 +124,10 @@ def test_flop_are_those_that_torch_counts():
     found = counted(scores)
     wanted = compute.scores(sizes, work, item, learning=False).flop
     assert found == pytest.approx(wanted, rel=0.01)
+    read = compute.reading(sizes, work, item, 8).flop
+    assert read == pytest.approx(
+        found - compute.head(sizes, work, 160, False), rel=0.02
+    )
     model.train().requires_grad_(True)
     found = counted(lambda: torch.cat(scores()).sum().backward())
     wanted = compute.scores(sizes, work, item, learning=True).flop
@@ -232,7 +236,7 @@ def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path, capsys):
     assert not list(outputs.glob("*dry_run_of_a_test*"))
     assert row(text, "SFT ")[1:4] == ["100", "3,200", "demonstrations"]
     assert row(text, "GRPO: rollouts")[2:7] == ["100", "800", "questions", "x", "8"]
-    assert row(text, "evaluation")[1:4] == ["-", "120", "answers"]
+    assert row(text, "evaluation: answers")[2:5] == ["-", "120", "answers"]
     assert "time            " in text and "come on top" in text
     assert "GRPO: reference" not in text and len(text.splitlines()) < 40
     assert max(map(len, text.splitlines())) <= 104
@@ -249,6 +253,55 @@ def test_numbers_follow_from_the_parameters(data, tmp_path, capsys):
     _, kept = dry_run(write_params(tmp_path, data, f"frames_dir: {tmp_path}"), capsys)
     kept, before = " ".join(kept.split()), " ".join(before.split())
     assert "frame store" in kept and "frame store" not in before
+
+
+def test_evaluation_is_all_that_04_eval_does(data, tmp_path, capsys):
+    """Four models on 8 + 8 + 8 + 6 questions, three of them looked at more closely."""
+    lines = ("perception_conditions: no_video frames_4", "perception_questions: 5")
+    _, text = dry_run(write_params(tmp_path, data, *lines), capsys)
+    asked = row(text, "evaluation: conditions")
+    assert asked[3] == str(3 * 2 * (5 + 5))  # models, conditions, L1 and L3
+    files = {
+        name: data / f"annotations/validation_{name}.jsonl" for name in ("L1", "L3")
+    }
+    levels = (questions.read_validation(f, data, name) for name, f in files.items())
+    filmed = sum(item.video is not None for level in levels for item in level)
+    assert row(text, "evaluation: attention")[3] == str(3 * 2 * filmed)
+    assert row(text, "evaluation: readers")[3] == str((3 + 2) * 30)  # base's, own
+    lines = ('perception_conditions: ""', "attention_questions: 0")
+    lines += ('coherence_sets: ""', "asked_models: grpo")
+    _, text = dry_run(write_params(tmp_path, data, *lines), capsys)
+    assert row(text, "evaluation: answers")[3] == "30"
+    assert text.count("evaluation:") == 1
+
+
+def test_a_condition_is_counted_with_what_it_shows(values):
+    """Two frames make a picture of 32 patches, 8 tokens; a still is one more."""
+    asked = workload.Asked(10, text=100)
+    usual = workload.item_of(asked, values, 100, 48)
+    assert (usual.patches, usual.prompt) == (5 * 32, 100 + 5 * 8 + 4)
+    patches = {"no_pictures": 0, "no_video": 32, "one_frame": 64, "shuffled": 160}
+    patches |= {"frames_32": 17 * 32, "size_112x224": 4 * 160}
+    for condition, wanted in patches.items():
+        assert workload.item_under(condition, asked, values).patches == wanted
+
+
+def test_every_method_of_a_run_is_counted(data, tmp_path, capsys):
+    """PPO steps four times a batch, CARE's reference reads what was drawn."""
+    lines = ("rl: grpo extra_draws=2 | care | ppo", "sft_on: reasoning answers")
+    _, text = dry_run(write_params(tmp_path, data, *lines), capsys)
+    steps = {
+        name: row(text, f"GRPO: {name}")[3]
+        for name in (
+            *("grpo, rollouts", "grpo, update", "care, rollouts", "care, reference"),
+            *("care, update", "ppo, rollouts", "ppo, update"),
+        )
+    }
+    assert steps.pop("grpo, rollouts") == "300" and steps.pop("ppo, update") == "400"
+    assert set(steps.values()) == {"100"} and "grpo, reference" not in text
+    assert row(text, "GRPO: ppo, old policy")[4] == "100"
+    assert row(text, "SFT: answers alone")[3:5] == ["100", "3,200"]
+    assert "5 trained models" in text and "11 checkpoints" in text
 
 
 def test_a_run_of_some_notebooks_is_planned_without_the_others(data, tmp_path, capsys):

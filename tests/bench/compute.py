@@ -74,7 +74,7 @@ def real_costs(run: Path, values: dict) -> dict[str, compute.Cost]:
     costs["GRPO"] += compute.scores(sizes, work, item, learning=True) * count
 
     costs["evaluation"] = compute.Cost()
-    for label, style in workload.ASKED.items():
+    for label, style in workload.asked_styles(values).items():
         for name in workload.LEVELS:
             rows = records.read_jsonl(run / f"predictions_{label}_{name}.jsonl")
             asked = sets[name]

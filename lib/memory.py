@@ -22,10 +22,9 @@ from pathlib import Path
 
 import torch
 
-from lib import model_states, models, params, shared_prefix
+from lib import model_states, models, params, perception, shared_prefix
 from lib.grpo import GRPOSettings
 from lib.model_states import Sharding
-from lib.perception import resampled
 from lib.video import PATCH, Sampling
 
 # isort: split
@@ -99,7 +98,7 @@ class Work:
     eval_batch: int
     eval_tokens: int
     device: str = "cuda"  # or "cpu": their kernels keep different buffers
-    # Of a question with the largest pictures that it is asked with; 0: as the others.
+    # Of the questions that take most, eval_batch of them; 0: as the others.
     eval_prompt: int = 0
     eval_patches: int = 0
     # Of all weights; adapters, and what they sit on, are held by everyone.
@@ -597,9 +596,13 @@ def work_of(values: dict, device: str) -> Work:
         width=values["frame_width"],
     )
     prompt, patches = prompt_with(sampling)
-    conditions = values["perception_conditions"].split()
-    larger = [prompt_with(resampled(sampling, name)) for name in conditions]
-    eval_prompt, eval_patches = max([(prompt, patches), *larger])
+    usual = values["eval_batch_size"]
+    asked = [(usual * prompt, usual, prompt, patches)]
+    for condition in values["perception_conditions"].split():
+        rows = perception.batch_under(condition, usual, sampling)
+        own = prompt_with(perception.resampled(sampling, condition))
+        asked.append((rows * own[0], rows, *own))
+    _, eval_batch, eval_prompt, eval_patches = max(asked)
     if values["max_tokens"] <= prompt:
         raise ValueError(
             f"max_tokens is {values['max_tokens']}, but a prompt alone takes about "
@@ -630,7 +633,7 @@ def work_of(values: dict, device: str) -> Work:
         completion=values["max_completion_tokens"],
         pack_tokens=values["pack_tokens"],
         kl=values["kl_beta"] > 0,
-        eval_batch=values["eval_batch_size"],
+        eval_batch=eval_batch,
         eval_tokens=values["max_new_tokens"],
         eval_prompt=eval_prompt,
         eval_patches=eval_patches,

@@ -100,6 +100,21 @@ def resampled(sampling: Sampling, condition: str) -> Sampling:
     return sampling
 
 
+def batch_under(condition: str, usual: int, sampling: Sampling) -> int:
+    """How many questions to ask at once under a condition.
+
+    So many that their clips and stills are no more pixels than those of `usual`
+    questions as they are; one at least. With 16 frames of 252 x 252, 32 questions
+    become 8 under size_504x504 and 16 under frames_32, and stay 32 under no_video.
+    """
+
+    def pixels(seen: Sampling) -> int:
+        return (seen.max_frames // 2 + 1) * seen.height * seen.width  # in pairs; still
+
+    share = usual * pixels(sampling) // pixels(resampled(sampling, condition))
+    return min(usual, max(1, share))
+
+
 def with_other_videos(questions: Sequence[Question], seed: int) -> list[Question]:
     """The questions, each that has a video with another one of theirs.
 
@@ -143,6 +158,7 @@ def ask(
 ) -> dict[str, str]:
     """Answer up to `count` questions of each set under each condition.
 
+    With larger clips fewer are asked at once than `settings` say (`batch_under`).
     Leaves predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate.py makes
     them, and in ASKED what was asked. Returns {condition: why} for conditions that the
     model cannot be asked under: a clip of so many frames of that size would be refused
@@ -165,11 +181,12 @@ def ask(
     for name, questions in sets.items():
         some = chosen(questions, count, seed)
         for condition in possible:
+            batch = batch_under(condition, settings.batch_size, sampling)
             evaluate.evaluate(
                 model,
                 processor,
                 with_other_videos(some, seed) if condition == "other_video" else some,
-                settings,
+                replace(settings, batch_size=batch),
                 resampled(sampling, condition),
                 predictions_file(run, label, name, condition),
                 Shown(condition, seed),

@@ -17,7 +17,7 @@ epoch may reach into the next one: 47 x 128 = 6016.
 import argparse
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -313,73 +313,72 @@ def evaluation_parts(
     every other model its own (lib/evaluate.py, perception, attention, readers).
     """
     bound, here = values["max_new_tokens"], {n: sets[n] for n in LEVELS if n in sets}
+    shown = [here[n] for n in values["perception_sets"].split() if n in here]
+    looked = len(values["perception_models"].split())
     styles = asked_styles(values).values()
+
+    def answer(item: Item, condition: str = perception.SEEN) -> tuple[Item, Cost]:
+        usual, sampling = values["eval_batch_size"], sampling_of(values)
+        batch = perception.batch_under(condition, usual, sampling)
+        processes = values["num_processes"]
+        return item, compute.answer(sizes, work, item, batch * processes)
+
     answers = [
-        (own.count, item_of(own, values, getattr(own, text), bound))
+        (own.count, *answer(item_of(own, values, getattr(own, text), bound)))
         for text in ("text" if style == "think" else "direct" for style in styles)
         for own in here.values()
     ]
-    looked = len(values["perception_models"].split())
-    shown = [here[n] for n in values["perception_sets"].split() if n in here]
     most = values["perception_questions"] or math.inf
     changed = [
-        (looked * min(own.count, most), item_under(condition, own, values))
-        for condition in values["perception_conditions"].split()
+        (looked * min(own.count, most), *answer(item_under(name, own, values), name))
+        for name in values["perception_conditions"].split()
         for own in shown
     ]
     filmed = [(own.count * own.video, replace(own, video=1.0)) for own in shown]
     share = min(1.0, values["attention_questions"] / max(1, sum(n for n, _ in filmed)))
     attended = [
-        (round(share * n) * looked * WRITERS, item_of(own, values, own.text, bound))
+        (round(share * n) * looked * WRITERS, item, compute.reading(sizes, work, item))
         for n, own in filmed
+        for item in [item_of(own, values, own.text, bound)]
     ]
-    reasoned = [here[n] for n in values["coherence_sets"].split() if n in here]
-    times = 2 * sum(style == "think" for style in styles) - 1
-    read = [(times * own.count, Item(own.text, 0, 0, bound)) for own in reasoned]
-    together = values["eval_batch_size"] * values["num_processes"]
-
-    def answer(item: Item) -> Cost:
-        return compute.answer(sizes, work, item, together)
-
-    def seen(item: Item) -> Cost:
-        return compute.reading(sizes, work, item)
-
-    def reasoning(item: Item) -> Cost:
-        return compute.reading(sizes, work, item, len(readers.VARIANTS))
-
+    times, texts = 2 * list(styles).count("think") - 1, len(readers.VARIANTS)
+    read = [
+        (times * here[name].count, item, compute.reading(sizes, work, item, texts))
+        for name in values["coherence_sets"].split()
+        if name in here
+        for item in [Item(here[name].text, 0, 0, bound)]
+    ]
     found = [
-        evaluation_part(ANSWERS, "answers", answers, answer),
-        evaluation_part("conditions", "answers", changed, answer),
-        evaluation_part("attention", "answers read", attended, seen),
-        evaluation_part("readers", "reasonings", read, reasoning),
+        evaluation_part(ANSWERS, "answers", answers),
+        evaluation_part("conditions", "answers", changed),
+        evaluation_part("attention", "answers read", attended),
+        evaluation_part("readers", "reasonings", read),
     ]
     return [part for part in found if part.count]
 
 
 def evaluation_part(
-    name: str,
-    unit: str,
-    asked: Sequence[tuple[int, Item]],
-    cost_of: Callable[[Item], Cost],
+    name: str, unit: str, asked: Sequence[tuple[int, Item, Cost]]
 ) -> Part:
-    """A part from (count, mean question) of its sets; the item is their mean."""
-    count = sum(n for n, _ in asked)
+    """A part from its sets' (count, mean question, cost of one)."""
+    count = sum(n for n, _, _ in asked)
     mean = [
-        sum(n * getattr(item, field) for n, item in asked) / max(1, count)
+        sum(n * getattr(item, field) for n, item, _ in asked) / max(1, count)
         for field in ("prompt", "patches", "picture", "completion")
     ]
-    cost = sum((cost_of(item) * n for n, item in asked), Cost())
-    return Part("evaluation", name, 0, count, unit, Item(*mean), cost)
+    total = sum((cost * n for n, _, cost in asked), Cost())
+    return Part("evaluation", name, 0, count, unit, Item(*mean), total)
+
+
+def sampling_of(values: Mapping) -> Sampling:
+    """How the clips of a run are sampled."""
+    size = {"height": values["frame_height"], "width": values["frame_width"]}
+    return Sampling(values["max_frames"], **size)
 
 
 def item_under(condition: str, asked: Asked, values: Mapping) -> Item:
     """The mean question of a set under a condition of lib/perception.py."""
-    sampling = Sampling(
-        values["max_frames"],
-        height=values["frame_height"],
-        width=values["frame_width"],
-    )
-    seen = perception.resampled(sampling, condition)
+    seen = perception.resampled(sampling_of(values), condition)
     if condition in ("no_video", "no_pictures"):
         asked = replace(asked, video=0.0)
     if condition == "no_pictures":

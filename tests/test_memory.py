@@ -151,19 +151,20 @@ def test_without_a_gpu_the_table_of_costs_says_so(tmp_path):
     assert "No GPU was at hand" in text and text.count("no GPU was at hand") == 10
 
 
-def test_evaluation_is_planned_for_the_largest_pictures_it_is_asked_with():
-    """size_504x504 has 4 times the visual tokens of 252 x 252, frames_32 15 more."""
-    values = {"frame_height": 252, "frame_width": 252}
+def test_evaluation_is_planned_for_the_batch_that_takes_most():
+    """504 x 504 has 4 times the visual tokens of 252 x 252, and a fourth of the batch:
+
+    it takes most where the batch is a single question already.
+    """
+    values = {"frame_height": 252, "frame_width": 252, "eval_batch_size": 32}
+    large = {"perception_conditions": "no_video frames_32 size_504x504"}
     usual = work(**values, perception_conditions="")
-    both = work(**values, perception_conditions="no_video frames_32 size_504x504")
-    assert both.prompt == usual.prompt == usual.eval_prompt == 883
-    assert both.eval_prompt == 9 * 18 * 18 + memory.TEXT_TOKENS
-    assert both.eval_patches == 9 * 36 * 36
-    frames = work(**values, perception_conditions="frames_32")
-    assert frames.eval_prompt == 17 * 81 + memory.TEXT_TOKENS
+    assert usual.eval_prompt == usual.prompt == 883
+    assert work(**values, **large) == usual
+    alone = work(**values | {"eval_batch_size": 1}, **large)
+    assert alone.eval_prompt == 9 * 18 * 18 + memory.TEXT_TOKENS
+    assert alone.eval_patches == 9 * 36 * 36 and alone.eval_batch == 1
     sizes = memory.Sizes.of(memory.config_of("Qwen/Qwen2-VL-7B-Instruct"))
-    totals = [
-        sum(memory.evaluation_items(sizes, own).values())
-        for own in (usual, frames, both)
-    ]
-    assert totals == sorted(totals) and totals[2] > 2.5 * totals[0]
+    one = sum(memory.evaluation_items(sizes, alone).values())
+    plain = work(**values | {"eval_batch_size": 1}, perception_conditions="")
+    assert one > 2.5 * sum(memory.evaluation_items(sizes, plain).values())

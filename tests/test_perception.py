@@ -155,6 +155,31 @@ def test_what_was_shown_is_recorded_and_never_mixed(
         ask(*first, SAMPLING, tmp_path, "base", 2, seed=1)
 
 
+@pytest.mark.parametrize(
+    ("condition", "usual", "batch"),
+    [
+        *(("size_504x504", 32, 8), ("size_504x504", 3, 1), ("size_112x112", 32, 32)),
+        *(("frames_32", 32, 16), ("frames_8", 32, 32), ("no_video", 32, 32)),
+        ("seen", 32, 32),
+    ],
+)
+def test_larger_clips_are_shown_to_fewer_at_once(condition, usual, batch):
+    """The paper's 16 frames of 252 x 252 and a still: 9 pictures, 17 of 32 frames."""
+    sampling = Sampling(16, height=252, width=252)
+    assert perception.batch_under(condition, usual, sampling) == batch
+
+
+def test_a_condition_is_recorded_with_its_own_batch(
+    model, processor, tiny_questions, tmp_path
+):
+    """3 pictures of 4 frames and the still, 5 of 8 frames: 4 questions become 2."""
+    asked = (model, processor, {"L1": tiny_questions[:2]}, ["frames_8", "shuffled"])
+    ask(*asked, SETTINGS, SAMPLING, tmp_path, "base", 2, seed=0)
+    files = (f"predictions_base_L1.{name}.settings.json" for name in asked[-1])
+    batches = [records.read_json(tmp_path / file)["batch_size"] for file in files]
+    assert batches == [2, 4]
+
+
 def test_what_no_model_of_the_kind_can_be_asked_is_left_out_with_its_reason(
     model, processor, tiny_questions, tmp_path
 ):

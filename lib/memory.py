@@ -596,13 +596,7 @@ def work_of(values: dict, device: str) -> Work:
         width=values["frame_width"],
     )
     prompt, patches = prompt_with(sampling)
-    usual = values["eval_batch_size"]
-    asked = [(usual * prompt, usual, prompt, patches)]
-    for condition in values["perception_conditions"].split():
-        rows = perception.batch_under(condition, usual, sampling)
-        own = prompt_with(perception.resampled(sampling, condition))
-        asked.append((rows * own[0], rows, *own))
-    _, eval_batch, eval_prompt, eval_patches = max(asked)
+    eval_batch, eval_prompt, eval_patches = largest_batch(values, sampling)
     if values["max_tokens"] <= prompt:
         raise ValueError(
             f"max_tokens is {values['max_tokens']}, but a prompt alone takes about "
@@ -640,6 +634,17 @@ def work_of(values: dict, device: str) -> Work:
         device=device,
         sharding=model_states.of_config(values["accelerate_config"], processes),
     )
+
+
+def largest_batch(values: dict, sampling: Sampling) -> tuple[int, int, int]:
+    """(questions, tokens, patches of each) of the batch of 04_eval that takes most."""
+    usual = values["eval_batch_size"]
+    batches = [(usual, *prompt_with(sampling))]
+    for condition in values["perception_conditions"].split():
+        rows = perception.batch_under(condition, usual, sampling)
+        seen = perception.resampled(sampling, condition)
+        batches.append((rows, *prompt_with(seen)))
+    return max(batches, key=lambda batch: batch[0] * batch[1])
 
 
 def prompt_with(sampling: Sampling) -> tuple[int, int]:

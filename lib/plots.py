@@ -256,34 +256,17 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     lines = max(label.count("\n") + 1 for label in labels)
     row_height = max(0.45 * len(models), 0.1 + 0.16 * lines)
     height = 3.2 if numbers else 1.4 + row_height * len(values)
+    size, shared = (WIDTH + 2, height), {"sharex": not numbers, "sharey": True}
+    figure, axes = plt.subplots(1, len(sets), figsize=size, squeeze=False, **shared)
     with_chance = any(row["low"] <= row["chance"] for row in rows)
-    figure, axes = plt.subplots(
-        *(1, len(sets)),
-        figsize=(WIDTH + 2, height),
-        sharex=not numbers,
-        sharey=True,
-        squeeze=False,
-    )
     for ax, name in zip(axes[0], sets, strict=True):
-        for number, model in enumerate(models):
-            own = {r[key]: r for r in rows if (r["model"], r["set"]) == (model, name)}
-            at = [i for i, value in enumerate(values) if value in own]
-            ends = [
-                [100 * own[values[i]][end] for i in at]
-                for end in ("mean", "low", "high")
-            ]
-            if numbers:
-                _curve_with_band(ax, at, *ends, COLORS[model])
-            else:
-                aside = 0.2 * (number - (len(models) - 1) / 2)
-                _bars_over_words(ax, [i + aside for i in at], *ends, COLORS[model])
+        own = [row for row in rows if row["set"] == name]
+        _swept(ax, own, key, values, models, numbers)
         if with_chance:
-            chance = 100 * next(r["chance"] for r in rows if r["set"] == name)
             line = ax.axhline if numbers else ax.axvline
-            line(chance, color="0.1", ls=DASHES, lw=1)
+            line(100 * own[0]["chance"], color="0.1", ls=DASHES, lw=1)
         ax.set_title(name, fontsize=9)
         ax.grid(axis="y" if numbers else "x", alpha=0.3)
-    for ax in axes[0]:
         if numbers:
             ax.set_xticks(range(len(values)), labels, fontsize=8)
         ax.set_xlabel(key.replace("_", " ") if numbers else "accuracy, %", fontsize=9)
@@ -292,18 +275,7 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     else:
         axes[0][0].set_yticks(range(len(values)), labels, fontsize=8)
         axes[0][0].set_ylim(len(values) - 0.5, -0.5)
-    handles = [
-        Line2D([], [], color=COLORS[m], marker="o", label=LABELS[m]) for m in models
-    ]
-    if with_chance:
-        handles.append(Line2D([], [], color="0.1", ls=DASHES, lw=1, label="chance"))
-    figure.legend(
-        handles=handles,
-        loc="upper center",
-        ncols=len(handles),
-        frameon=False,
-        fontsize=8,
-    )
+    _sweep_legend(figure, models, with_chance)
     seeds, drawn = max(row["seeds"] for row in rows), "band" if numbers else "bar"
     foot = f"mean over up to {seeds} seeds, {drawn}: 95 % interval"
     figure.text(0.5, 0.06 / height, foot, ha="center", fontsize=8)
@@ -389,6 +361,31 @@ def _value_name(value: float | str) -> str:
     if isinstance(value, str):
         return textwrap.fill(value, 28)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _swept(ax: Axes, rows, key: str, values, models, numbers: bool) -> None:
+    """The rows of one set: a curve over numbers, or points beside words, a model."""
+    for number, model in enumerate(models):
+        own = {row[key]: row for row in rows if row["model"] == model}
+        at = [i for i, value in enumerate(values) if value in own]
+        ends = [
+            [100 * own[values[i]][end] for i in at] for end in ("mean", "low", "high")
+        ]
+        if numbers:
+            _curve_with_band(ax, at, *ends, COLORS[model])
+        else:
+            aside = 0.2 * (number - (len(models) - 1) / 2)
+            _bars_over_words(ax, [i + aside for i in at], *ends, COLORS[model])
+
+
+def _sweep_legend(figure: Figure, models: Sequence[str], with_chance: bool) -> None:
+    handles = [
+        Line2D([], [], color=COLORS[m], marker="o", label=LABELS[m]) for m in models
+    ]
+    if with_chance:
+        handles.append(Line2D([], [], color="0.1", ls=DASHES, lw=1, label="chance"))
+    style = {"loc": "upper center", "frameon": False, "fontsize": 8}
+    figure.legend(handles=handles, ncols=len(handles), **style)
 
 
 def _curve_with_band(ax, at, mean, low, high, color) -> None:

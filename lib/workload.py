@@ -82,6 +82,9 @@ def check_epochs(
         )
 
 
+Counted = tuple[int, Item, Cost]  # so many of a question, and what one costs
+
+
 @dataclass(frozen=True)
 class Asked:
     """A file's questions or demonstrations, as far as a run uses them; tokens: means.
@@ -306,60 +309,19 @@ def rl_parts(values: Mapping, asked: Asked, sizes: Sizes, work: Work) -> list[Pa
 def evaluation_parts(
     values: Mapping, sets: Mapping[str, Asked], sizes: Sizes, work: Work
 ) -> list[Part]:
-    """What 04_eval does, section by section; what a run leaves out has no part.
-
-    Every model answers all sets; some answer again with something taken away; where
-    they look is written down; and the reasoning is read, by the base all of it and by
-    every other model its own (lib/evaluate.py, perception, attention, readers).
-    """
-    bound, here = values["max_new_tokens"], {n: sets[n] for n in LEVELS if n in sets}
-    shown = [here[n] for n in values["perception_sets"].split() if n in here]
-    looked = len(values["perception_models"].split())
-    styles = asked_styles(values).values()
-
-    def answer(item: Item, condition: str = perception.SEEN) -> tuple[Item, Cost]:
-        usual, sampling = values["eval_batch_size"], sampling_of(values)
-        batch = perception.batch_under(condition, usual, sampling)
-        processes = values["num_processes"]
-        return item, compute.answer(sizes, work, item, batch * processes)
-
-    answers = [
-        (own.count, *answer(item_of(own, values, getattr(own, text), bound)))
-        for text in ("text" if style == "think" else "direct" for style in styles)
-        for own in here.values()
-    ]
-    most = values["perception_questions"] or math.inf
-    changed = [
-        (looked * min(own.count, most), *answer(item_under(name, own, values), name))
-        for name in values["perception_conditions"].split()
-        for own in shown
-    ]
-    filmed = [(own.count * own.video, replace(own, video=1.0)) for own in shown]
-    share = min(1.0, values["attention_questions"] / max(1, sum(n for n, _ in filmed)))
-    attended = [
-        (round(share * n) * looked * WRITERS, item, compute.reading(sizes, work, item))
-        for n, own in filmed
-        for item in [item_of(own, values, own.text, bound)]
-    ]
-    times, texts = 2 * list(styles).count("think") - 1, len(readers.VARIANTS)
-    read = [
-        (times * here[name].count, item, compute.reading(sizes, work, item, texts))
-        for name in values["coherence_sets"].split()
-        if name in here
-        for item in [Item(here[name].text, 0, 0, bound)]
-    ]
+    """What 04_eval does, section by section; what a run leaves out has no part."""
+    here = {name: sets[name] for name in LEVELS if name in sets}
+    shown = [here[name] for name in values["perception_sets"].split() if name in here]
     found = [
-        evaluation_part(ANSWERS, "answers", answers),
-        evaluation_part("conditions", "answers", changed),
-        evaluation_part("attention", "answers read", attended),
-        evaluation_part("readers", "reasonings", read),
+        evaluation_part(ANSWERS, "answers", answered(values, here, sizes, work)),
+        evaluation_part("conditions", "answers", changed(values, shown, sizes, work)),
+        evaluation_part("attention", "answers", attended(values, shown, sizes, work)),
+        evaluation_part("readers", "reasonings", read(values, here, sizes, work)),
     ]
     return [part for part in found if part.count]
 
 
-def evaluation_part(
-    name: str, unit: str, asked: Sequence[tuple[int, Item, Cost]]
-) -> Part:
+def evaluation_part(name: str, unit: str, asked: Sequence[Counted]) -> Part:
     """A part from its sets' (count, mean question, cost of one)."""
     count = sum(n for n, _, _ in asked)
     mean = [
@@ -368,6 +330,69 @@ def evaluation_part(
     ]
     total = sum((cost * n for n, _, cost in asked), Cost())
     return Part("evaluation", name, 0, count, unit, Item(*mean), total)
+
+
+def answered(
+    values: Mapping, here: Mapping[str, Asked], sizes: Sizes, work: Work
+) -> list[Counted]:
+    """All sets, by every model in its style (lib/evaluate.py)."""
+    together = values["eval_batch_size"] * values["num_processes"]
+    return [
+        (own.count, item, compute.answer(sizes, work, item, together))
+        for style in asked_styles(values).values()
+        for own in here.values()
+        for text in [own.text if style == "think" else own.direct]
+        for item in [item_of(own, values, text, values["max_new_tokens"])]
+    ]
+
+
+def changed(
+    values: Mapping, shown: Sequence[Asked], sizes: Sizes, work: Work
+) -> list[Counted]:
+    """Some sets again, with something taken away or added (lib/perception.py)."""
+    looked = len(values["perception_models"].split())
+    most = values["perception_questions"] or math.inf
+    usual, sampling = values["eval_batch_size"], sampling_of(values)
+    found = []
+    for condition in values["perception_conditions"].split():
+        batch = perception.batch_under(condition, usual, sampling)
+        for own in shown:
+            item = item_under(condition, own, values)
+            together = batch * values["num_processes"]
+            cost = compute.answer(sizes, work, item, together)
+            found.append((looked * min(own.count, most), item, cost))
+    return found
+
+
+def attended(
+    values: Mapping, shown: Sequence[Asked], sizes: Sizes, work: Work
+) -> list[Counted]:
+    """Answers to some filmed questions, for where a model looks (lib/attention.py)."""
+    filmed = [(own.count * own.video, replace(own, video=1.0)) for own in shown]
+    share = min(1.0, values["attention_questions"] / max(1, sum(n for n, _ in filmed)))
+    times = len(values["perception_models"].split()) * WRITERS
+    return [
+        (times * round(share * n), item, compute.reading(sizes, work, item))
+        for n, own in filmed
+        for item in [item_of(own, values, own.text, values["max_new_tokens"])]
+    ]
+
+
+def read(
+    values: Mapping, here: Mapping[str, Asked], sizes: Sizes, work: Work
+) -> list[Counted]:
+    """Reasoning without pictures: by the base all of it, by others their own.
+
+    A reader gets three for a question (lib/readers.py).
+    """
+    times = 2 * list(asked_styles(values).values()).count("think") - 1
+    texts = len(readers.VARIANTS)
+    return [
+        (times * here[name].count, item, compute.reading(sizes, work, item, texts))
+        for name in values["coherence_sets"].split()
+        if name in here
+        for item in [Item(here[name].text, 0, 0, values["max_new_tokens"])]
+    ]
 
 
 def sampling_of(values: Mapping) -> Sampling:

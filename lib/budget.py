@@ -337,10 +337,7 @@ def record_bytes(values: Mapping, parts: Sequence[workload.Part]) -> int:
         "conditions": answered,
         "readers": READING_BYTES,
     }
-    kinds = (part.name.rpartition(", ")[2] for part in parts)
-    return sum(
-        part.count * each.get(kind, 0) for part, kind in zip(parts, kinds, strict=True)
-    )
+    return sum(part.count * each.get(part.name, 0) for part in parts)
 
 
 # Text
@@ -371,7 +368,8 @@ def lines(budget: Budget) -> list[str]:
 
 def part_line(part: workload.Part) -> str:
     """A stage's line: steps, samples, tokens of one and of all, operations."""
-    name = ": ".join(filter(None, (part.stage, part.name)))
+    own = ", ".join(filter(None, (part.method, part.name)))
+    name = ": ".join(filter(None, (part.stage, own)))
     visual = part.item.patches / workload.MERGED
     drawn = part.item.completion
     group = int(part.unit.partition(" x ")[2] or 1)

@@ -20,7 +20,6 @@ import torch
 import yaml
 
 from lib import evaluate, inventory, memory, models, paths, reward_stages, rl, workload
-from lib.video import Sampling
 
 GB = 10**9
 SPLIT_ADVICE = (
@@ -40,12 +39,7 @@ class Check(NamedTuple):
 def settings(values: Mapping) -> Check:
     """Whether frames, rollouts, answers and memory settings are ones the code takes."""
     try:
-        Sampling(
-            values["max_frames"],
-            fps=values["video_fps"],
-            height=values["frame_height"],
-            width=values["frame_width"],
-        )
+        memory.sampling_of(values)
         tokens, batch = values["max_new_tokens"], values["eval_batch_size"]
         evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
         names = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k")

@@ -34,9 +34,8 @@ from lib import (
     training_sets,
 )
 from lib.compute import Cost, Item
-from lib.memory import TEXT_TOKENS, Sizes, Work
+from lib.memory import TEXT_TOKENS, Sizes, Work, sampling_of
 from lib.mini.benchmark import SIZES
-from lib.video import Sampling
 
 # isort: split
 from huggingface_hub import snapshot_download
@@ -107,7 +106,8 @@ class Part:
     """Of SFT, GRPO or evaluation: `count` items in `steps`, and their whole cost."""
 
     stage: str
-    name: str  # empty where it is all of its stage
+    method: str  # empty where its stage has one alone
+    name: str
     steps: int
     count: int
     unit: str
@@ -275,7 +275,7 @@ def sft_parts(
     for target in values["sft_on"].split():
         name, item = taught[target]
         cost = compute.demonstration(sizes, work, item) * count
-        found.append(Part("SFT", name, steps, count, "demonstrations", item, cost))
+        found.append(Part("SFT", "", name, steps, count, "demonstrations", item, cost))
     return found
 
 
@@ -298,11 +298,11 @@ def rl_parts(values: Mapping, asked: Asked, sizes: Sizes, work: Work) -> list[Pa
             "old policy": (int(updates > 1), scored),
             "update": (updates, learned),
         }
-        own = f"{method.name}, " if len(methods) > 1 else ""
+        own = method.name if len(methods) > 1 else ""
         for name, (times, cost) in passes.items():
             steps, count = batches * times, batches * times * drawn
             total = cost * count
-            found.append(Part("GRPO", own + name, steps, count, unit, item, total))
+            found.append(Part("GRPO", own, name, steps, count, unit, item, total))
     return [part for part in found if part.count]
 
 
@@ -329,7 +329,7 @@ def evaluation_part(name: str, unit: str, asked: Sequence[Counted]) -> Part:
         for field in ("prompt", "patches", "picture", "completion")
     ]
     total = sum((cost * n for n, _, cost in asked), Cost())
-    return Part("evaluation", name, 0, count, unit, Item(*mean), total)
+    return Part("evaluation", "", name, 0, count, unit, Item(*mean), total)
 
 
 def answered(
@@ -393,12 +393,6 @@ def read(
         if name in here
         for item in [Item(here[name].text, 0, 0, values["max_new_tokens"])]
     ]
-
-
-def sampling_of(values: Mapping) -> Sampling:
-    """How the clips of a run are sampled."""
-    size = {"height": values["frame_height"], "width": values["frame_width"]}
-    return Sampling(values["max_frames"], **size)
 
 
 def item_under(condition: str, asked: Asked, values: Mapping) -> Item:

@@ -304,6 +304,26 @@ def test_every_method_of_a_run_is_counted(data, tmp_path, capsys):
     assert "5 trained models" in text and "11 checkpoints" in text
 
 
+def test_bytes_of_records_are_those_of_all_that_is_written(values):
+    """10 of each; updates and attention leave next to nothing."""
+    values |= {"group_size": 8, "max_completion_tokens": 40, "max_new_tokens": 60}
+    item, rollout, answer = compute.Item(0, 0, 0, 0), 160 + 5 * 40, 320 + 5 * 60
+    wanted = {"rollouts": 8 * rollout, "answers": answer, "conditions": answer}
+    wanted |= {"readers": budget.READING_BYTES, "update": 0, "attention": 0}
+    for name, size in wanted.items():
+        part = workload.Part("any", "care", name, 1, 10, "of", item, compute.Cost())
+        assert budget.record_bytes(values, [part]) == 10 * size
+        assert budget.record_bytes(values, [part, part]) == 20 * size
+    known = {part.name for part in parts_of(values)}
+    assert known <= wanted.keys() | {""}
+
+
+def parts_of(values: dict) -> list[workload.Part]:
+    sizes = memory.Sizes.of(memory.config_of(BASE))
+    work = memory.work_of(values, "cpu")
+    return workload.parts(values, workload.sets_of(values), sizes, work)
+
+
 def test_a_run_of_some_notebooks_is_planned_without_the_others(data, tmp_path, capsys):
     file = write_params(tmp_path, data, "notebooks: [03_grpo]")
     code, text = dry_run(file, capsys)

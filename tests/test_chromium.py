@@ -25,6 +25,8 @@ SCREENS = ROOT / "outputs" / "screens"
 RUN = "walked"  # name of the headless run
 DESKTOP = {"width": 1280, "height": 900}
 LOG = "train_log_grpo.jsonl"
+GROUNDS = "all => all.map(one => getComputedStyle(one).backgroundColor)"
+STDERR = '[data-mime-type="application/vnd.jupyter.stderr"]'
 STEPS = 40  # of a training that is interrupted: enough to be in time
 
 
@@ -189,6 +191,7 @@ def test_the_report_and_its_notebooks_fit_a_screen(kit, page, keep, width, schem
     report = kit / "outputs" / RUN / "report.html"
     pages = [report, *sorted(report.parent.glob("0*.html"))]
     assert len(pages) == 6, "the report and five notebooks"
+    grounds = set()
     for file in pages:
         page.goto(file.as_uri())
         keep(page, f"{file.stem} {width} {scheme}")
@@ -196,6 +199,8 @@ def test_the_report_and_its_notebooks_fit_a_screen(kit, page, keep, width, schem
         assert page.evaluate(wide) <= width, f"{file.name} scrolls sideways"
         broken = "[...document.images].filter(one => !one.naturalWidth).length"
         assert page.evaluate(broken) == 0, f"{file.name}: pictures that do not load"
+        grounds |= set(page.eval_on_selector_all(STDERR, GROUNDS))
+    assert grounds == {"rgba(0, 0, 0, 0)"}, "progress that looks like errors"
     assert page.faults == []
 
 

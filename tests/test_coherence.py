@@ -364,6 +364,9 @@ def test_kappa_of_a_known_table():
     assert counts == [20, 5, 10, 15]
     constant = coherence.agreement([(1, 1)] * 50, labels, drawn)
     assert constant["kappa"] is constant["low"] is None
+    assert coherence.kappa_text(constant) == "not defined"
+    low = {"kappa": 0.08, "low": -0.012, "high": 0.213}
+    assert coherence.kappa_text(low) == "0.08 [−0.01, 0.21]"
 
 
 @pytest.fixture(scope="module")

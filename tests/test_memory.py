@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lib import memory, models, paths
+from lib import memory, models, paths, records
 from tests.bench import cost
 from tests.bench.memory import NARROW, QLORA, SMALL, TOLERANCE, compare
 from tests.bench.stages import Shape
@@ -107,6 +107,10 @@ def test_the_params_files_fit_their_cards_without_any_download(name, gib, capsys
     assert models.main(["plan", file, "--gib", str(gib)]) == 0
     text = capsys.readouterr().out
     assert f"of {gib:.2f}: fits" in text and "An allowance, not a measurement" in text
+    costs = records.read_json(paths.ROOT / "outputs/reference/bench_cost.json")["costs"]
+    rows = [row for found in costs.values() for row in found["rows"]]
+    apart = max(abs(row["peak_gib"] / row["planned_gib"] - 1) for row in rows)
+    assert f"within {100 * apart:.0f} % of the peaks" in " ".join(text.split())
     named = [line.split()[0] for line in text.splitlines() if line.endswith(" GiB")]
     assert named == ["SFT", "rollout", "reference", "update", "evaluation"]
 

@@ -15,7 +15,16 @@ from made_run import edit_row, write_run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from read_html import Page, fetched
 
-from lib import claim_records, claims, page, plots, report, stats, tables
+from lib import (
+    claim_records,
+    claims,
+    page,
+    page_results,
+    plots,
+    report,
+    stats,
+    tables,
+)
 from lib.page_parts import MAKERS, NOTEBOOKS
 from lib.page_results import interval
 from lib.records import read_json, read_jsonl, write_json
@@ -326,10 +335,18 @@ def test_every_claim_has_its_verdict_in_words(read, run):
         if part.get("effect") is not None:
             span = tables.span(part["effect"], part["low"], part["high"], signed=True)
             assert line[2].startswith(span)
+            seeds = {1: "1 seed", 3: "3 seeds", 5: "5 seeds"}[part["seeds"]]
+            assert line[2].endswith(f"{part['n']:,} questions × {seeds}")
         assert row["sentence"][1:].replace("`", "") in " ".join(read.details)
     first = found[0]["parts"][0]["paper"]
     span = tables.span(first["effect"], first["low"], first["high"], signed=True)
     assert lines[0][3] == span
+
+
+def test_five_seeds_are_seeds():
+    said = str(page_results.size({"n": 1500, "seeds": 5}))
+    assert "1,500 questions × 5 seeds" in said
+    assert page_results.size({"effect": None}) is None
 
 
 def test_pictures_say_the_numbers_of_their_records(read, results):

@@ -146,7 +146,7 @@ def cost_table(folder: Path) -> str:
         mini_row(
             "mini, `params/sweeps/mini_seeds.yaml`",
             folder / "mini_seeds",
-            " a run, with PPO and GRPO-CARE too, two runs at a time",
+            " a run, with PPO and GRPO-CARE too, two at a time beside other work",
         ),
     ]
     rows += [cost_row(size, found) for size, found in costs.items()]

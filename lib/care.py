@@ -86,22 +86,22 @@ def consistency_bonus(
 ) -> list[float]:
     """The bonus of each rollout of one group (Algorithm 1).
 
+    Means are compared in float32, as in the released code (grpo_trainer_ref_ema.py,
+    lines 594 to 609): there the mean of six equal likelihoods of 0.95 is 0.95, so that
+    at margin 0 all six get their bonus; in float64 it rounds to more.
+
     `dense` is the variant in which the likelihood itself is the bonus: bonus_weight x
     accuracy x p for all that count. How the paper's DenseCons is computed in detail is
     not documented.
     """
-    least = max(sum(accuracies) / len(accuracies), settings.least_accuracy)
-    counts = [accuracy >= least for accuracy in accuracies]
-    cut = [min(p, settings.most_likelihood) for p in likelihoods]
-    if not any(counts):
-        return [0.0] * len(counts)
-    chosen = [p for p, own in zip(cut, counts, strict=True) if own]
-    bar = sum(chosen) / len(chosen) - settings.margin
-    dense = settings.bonus == "dense"
-    return [
-        settings.bonus_weight * accuracy * own * (p if dense else float(p >= bar))
-        for accuracy, p, own in zip(accuracies, cut, counts, strict=True)
-    ]
+    accuracy = torch.tensor(accuracies, dtype=torch.float32)
+    cut = torch.tensor(likelihoods, dtype=torch.float32)
+    cut = cut.clamp(max=settings.most_likelihood)
+    counts = (accuracy >= accuracy.mean()) & (accuracy >= settings.least_accuracy)
+    given = counts & (cut >= cut[counts].mean() - settings.margin)
+    if settings.bonus == "dense":
+        given = counts * cut
+    return (settings.bonus_weight * accuracy * given).tolist()
 
 
 def answer_span(

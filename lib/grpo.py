@@ -358,8 +358,21 @@ class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
         self._prompts = inputs["prompts"]
         self._in_loss = unfold(inputs)
         loss = super()._compute_loss(model, self._in_loss)
+        if self.beta and self.loss_type == "grpo":
+            self._log_kl(**self._in_loss)
         self._in_loss = None
         return loss
+
+    def _log_kl(self, policy_logps, ref_per_token_logps, completion_mask, **_) -> None:
+        """Log the KL that is in the loss, a mean over sequences of their means.
+
+        TRL logs a mean over all tokens, in which long completions weigh more.
+        """
+        ratio = ref_per_token_logps - policy_logps
+        kl = (ratio.exp() - ratio - 1) * completion_mask
+        own = (kl.sum(-1) / completion_mask.sum(-1).clamp(min=1)).mean()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["kl"][-1] = self.accelerator.gather(own).mean().item()
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -381,8 +394,10 @@ class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
         with self.accelerator.autocast():
             found = self._completion_scores(model, self._prompts, groups)
         logps, entropies = (padded(values, logits_to_keep) for values in found)
-        if self._in_loss is not None and self.settings.kl_clamp and self.beta:
-            self._clamp_reference(logps)
+        if self._in_loss is not None and self.beta:
+            self._in_loss["policy_logps"] = logps.detach()
+            if self.settings.kl_clamp:
+                self._clamp_reference(logps)
         return logps, entropies if compute_entropy else None, None
 
     def _completion_scores(self, model, prompts, groups):

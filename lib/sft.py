@@ -2,11 +2,11 @@
 
 The SFT arm of SEED-Bench-R1 (arXiv 2503.24376; released sft.py and
 qwen2vl_sft_config.yaml): the loss is the mean negative log-likelihood of the response
-tokens and their <|im_end|>; prompt, pictures and padding have no part in it. The paper
-trains all weights; here it is those (lora_rank = 0) or LoRA adapters on the language
-model.
+tokens and their <|im_end|>; prompt, pictures and padding have no part in it. `LOSSES`
+says over what the mean is taken. The paper trains all weights; here it is those
+(lora_rank = 0) or LoRA adapters on the language model.
 
-    settings = SFTSettings(steps=47, batch_size=1, gradient_accumulation=128, lr=2e-5,
+    settings = SFTSettings(steps=46, batch_size=1, gradient_accumulation=128, lr=2e-5,
                            lora_rank=16, lora_alpha=32, seed=42, save_every=10,
                            max_tokens=8192)
     demonstrations = read_demonstrations(data / "annotations/training_with_cot.jsonl",
@@ -37,6 +37,12 @@ RECORD = "sft_settings.json"
 LABEL = "sft"
 IGNORED = -100  # label of a token that is not in the loss
 END_OF_RESPONSE = "<|im_end|>"
+# tokens: the mean over all learned tokens of a step, so that every token weighs the
+# same. released: the mean over its responses of the mean over a response's tokens, so
+# that every response does; the line end behind <|im_end|> is learned too, although no
+# model ever has to write it (sft.py:111-130, and transformers 4.49, whose Qwen2-VL does
+# not know how many tokens a step has).
+LOSSES = ("tokens", "released")
 LOGGED = {
     "loss": "loss",
     "learning_rate": "lr",
@@ -54,7 +60,7 @@ class SFTSettings:
     an epoch goes on with the next one.
     """
 
-    steps: int  # optimizer steps (about 47: one epoch of 6k)
+    steps: int  # optimizer steps (46: one epoch of 6k)
     batch_size: int  # demonstrations of one forward pass (1)
     gradient_accumulation: int  # forward passes of one step (16 on each of 8 GPUs)
     lr: float  # peak of AdamW's learning rate (2e-5; LoRA wants 10 to 100 times more)
@@ -63,20 +69,32 @@ class SFTSettings:
     seed: int  # adapter initialisation and order of the demonstrations (42)
     save_every: int  # steps between checkpoints
     max_tokens: int  # a longer demonstration is an error, nothing is cut off (8192)
+    loss: str = "tokens"  # over what it is a mean, one of LOSSES (released)
     warmup_share: float = 0.1  # share of the steps in which lr rises linearly (0.1)
     schedule: str = "cosine"  # how lr falls to 0 afterwards (cosine)
     dtype: str = "float32"  # of frozen weights, and to compute in (bfloat16)
     quantize: bool = False  # frozen weights as NF4 (False)
     gradient_checkpointing: bool = False  # less memory, more time (True)
 
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
+
 
 class ResponseCollator:
     """Demonstrations -> one right-padded batch with labels on the responses only."""
 
-    def __init__(self, processor, sampling: Sampling, max_tokens: int | None = None):
+    def __init__(
+        self,
+        processor,
+        sampling: Sampling,
+        max_tokens: int | None = None,
+        loss: str = "tokens",
+    ):
         self.processor = processor
         self.sampling = sampling
         self.max_tokens = max_tokens
+        self.loss = loss
 
     def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
         """The tensors of `models.encode` and labels [B, L]: -100 outside responses.
@@ -120,7 +138,8 @@ class ResponseCollator:
     def response_span(self, item: Demonstration, ids: torch.Tensor) -> slice:
         """Where the response and its <|im_end|> stand in the unpadded ids [length].
 
-        They are the last ones but for the template's line end. The tokens must be those
+        They are the last ones but for the template's line end, which belongs to the
+        span of the released loss. The tokens must be those
         the model would have to generate: a response that the tokenizer joins with the
         line end before it (by starting with a line end itself) is a ValueError.
         """
@@ -134,11 +153,33 @@ class ResponseCollator:
                 f"demonstration {item.id}: field response begins with white space that "
                 "the tokenizer joins with the prompt's last token; strip it"
             )
-        return span
+        return span if self.loss == "tokens" else slice(span.start, len(ids))
 
 
 class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
-    """TRL's SFTTrainer that resumes exactly."""
+    """TRL's SFTTrainer that resumes exactly, with either of the two losses."""
+
+    mean_over = "tokens"
+
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ):
+        given = (inputs, return_outputs, num_items_in_batch)
+        if self.mean_over == "tokens":
+            return super().compute_loss(model, *given)
+        # Asked for its outputs, TRL would compute all logits in a second pass.
+        found = []
+        hook = model.register_forward_hook(lambda *call: found.append(call[-1]))
+        super().compute_loss(model, *given)
+        hook.remove()
+        loss = mean_of_means(found[0].log_probs, found[0].label_mask)
+        return loss / self.current_gradient_accumulation_steps
+
+
+def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """The released loss of log-probabilities [B, L], those of learned tokens: the mean
+    over the B responses of the mean over a response's tokens."""
+    return -((logps * learned).sum(-1) / learned.sum(-1)).mean()
 
 
 def train_sft(
@@ -201,7 +242,7 @@ def sft_trainer(
     """The trainer, ready to start: model, data, schedule, log and progress bar."""
     models.seed_everything(settings.seed)
     processor = models.load_processor(model_path)
-    collator = ResponseCollator(processor, sampling, settings.max_tokens)
+    collator = ResponseCollator(processor, sampling, settings.max_tokens, settings.loss)
     # Before the model is loaded: ZeRO-3 splits it on the way.
     arguments = trainer_arguments(settings, run / "checkpoints" / label)
     lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
@@ -219,6 +260,7 @@ def sft_trainer(
             shards.CheckShards(),
         ],
     )
+    trainer.mean_over = settings.loss
     if arguments.world_size > 1:
         shared_prefix.see_once(trainer.model)
     shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}

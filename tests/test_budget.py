@@ -72,9 +72,10 @@ def row(text: str, stage: str) -> list[str]:
 @pytest.mark.parametrize(
     ("items", "once", "epochs", "steps"),
     [
-        (6000, 128, 1.0, 47),
+        (6000, 128, 1.0, 46),
         (6000, 8, 1.0, 750),
-        (1577, 32, 2.0, 99),
+        (1577, 32, 2.0, 98),
+        (3, 8, 1.0, 1),  # fewer than one step holds
         (10, 5, 0.5, 1),
         (30, 10, 0.1 * 3, 1),  # 0.30000000000000004 of 3 steps is one step
     ],
@@ -82,8 +83,22 @@ def row(text: str, stage: str) -> list[str]:
 def test_steps_of_epochs(items, once, epochs, steps):
     assert workload.steps_of_epochs(items, once, epochs) == steps
     workload.check_epochs("sft_steps", steps, once, items, epochs)
-    with pytest.raises(ValueError, match=rf"sft_steps = {steps + 1} .* = {steps}$"):
-        workload.check_epochs("sft_steps", steps + 1, once, items, epochs)
+    many = 2 * steps + 2
+    with pytest.raises(ValueError, match=rf"sft_steps = {many} .* = {steps}$"):
+        workload.check_epochs("sft_steps", many, once, items, epochs)
+
+
+@pytest.mark.parametrize("items", [5880, 5993, 6000, 6016, 6120])
+def test_a_recipe_takes_a_few_records_more_or_less(items):
+    workload.check_epochs("sft_steps", 46, 128, items, 1.0)
+    workload.check_epochs("grpo_steps", 750, 8, items, 1.0)
+
+
+@pytest.mark.parametrize(("items", "epochs"), [(3000, 1.0), (50000, 1.0), (6000, 2.0)])
+def test_other_files_and_epochs_are_refused(items, epochs):
+    for name, steps, once in (("sft_steps", 46, 128), ("grpo_steps", 750, 8)):
+        with pytest.raises(ValueError, match=name):
+            workload.check_epochs(name, steps, once, items, epochs)
 
 
 def test_no_epochs_asked_for_are_not_checked():
@@ -363,8 +378,8 @@ def test_steps_that_do_not_make_the_epochs_fail(values):
     values |= {"sft_epochs": 1.0, "grpo_epochs": 1.0, "sft_batch_size": 128}
     methods = ["sft", "grpo"]
     check = preflight.steps(values | {"grpo_steps": 750}, sets, methods)
-    assert not check.passed and "1 epochs are sft_steps = 47" in check.text
-    right = values | {"grpo_steps": 750, "sft_steps": 47}
+    assert not check.passed and "1 epochs are sft_steps = 46" in check.text
+    right = values | {"grpo_steps": 750, "sft_steps": 46}
     assert preflight.steps(right, sets, methods).passed
 
 

@@ -71,6 +71,22 @@ def test_the_bonus(accuracies, likelihoods, changes, bonuses):
     )
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.01])
+@pytest.mark.parametrize("right", range(1, 9))
+def test_all_right_and_all_certain_get_the_bonus(right, margin):
+    """Of a group of eight, at every margin, as in the released code; a mean in float64
+    would round above 0.95 for six, seven and eight."""
+    accuracies = [1.0] * right + [0.0] * (8 - right)
+    settings = replace(PAPER, margin=margin)
+    found = consistency_bonus(accuracies, [0.97] * 8, settings)
+    assert found == [0.5 * accuracy for accuracy in accuracies]
+
+
+def test_accuracies_in_parts_that_equal_their_mean_count():
+    """0.7 six times, of which a mean in float64 is 0.7000000000000001."""
+    assert consistency_bonus([0.7] * 6, [0.9] * 6, PAPER) == pytest.approx([0.35] * 6)
+
+
 def test_the_two_means_of_an_answers_tokens():
     logps = torch.tensor([0.5, 0.8, 0.2]).log()
     settings = {mean: replace(CARE, answer_mean=mean) for mean in care.MEANS}

@@ -128,6 +128,11 @@ def test_the_loss_of_a_toy_batch_is_that_of_the_equation(build, name):
     loss = trainer.compute_loss(trainer.model, inputs).item()
     expected = expected_loss(*numbers, trainer.settings)
     assert loss == pytest.approx(expected, rel=1e-4)
+    if trainer.settings.kl_beta:  # what is logged is what the loss holds
+        without = replace(trainer.settings, kl_beta=0.0)
+        (logged,) = trainer._metrics["train"]["kl"]
+        held = (expected - expected_loss(*numbers, without)) / trainer.settings.kl_beta
+        assert logged == pytest.approx(held, rel=1e-4)
     plain = replace(SETTINGS, kl_beta=0.1 if "kl" in name else 0.0)
     if name not in ("grpo", "kl"):
         assert expected != pytest.approx(expected_loss(*numbers, plain), rel=1e-2)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from lib import checkpoints, models, paths, records, sft
 from lib.questions import Demonstration
@@ -114,6 +115,58 @@ def test_the_logged_loss_is_the_mean_over_response_tokens(
     by_hand = response_loss(models.load_model(tiny_checkpoint), collator, four)
     assert log[0]["loss"] == pytest.approx(by_hand, abs=2e-4)
     assert set(log[0]) == {"step", "loss", "lr", "grad_norm", "token_accuracy"}
+
+
+def test_released_labels_hold_the_line_end_too(collator, demonstrations):
+    released = sft.ResponseCollator(collator.processor, SAMPLING, loss="released")
+    plain, batch = (own(demonstrations)["labels"] for own in (collator, released))
+    for item, labels, without in zip(demonstrations, batch, plain, strict=True):
+        learned = labels[labels != sft.IGNORED]
+        said = collator.processor.tokenizer.decode(learned)
+        assert said == item.response + "<|im_end|>\n"
+        assert torch.equal(learned[:-1], without[without != sft.IGNORED])
+
+
+def test_the_released_mean_of_three_demonstrations():
+    """Tokens and losses as SEED-Bench-R1's sft.py printed them for three of MiniPlan's
+    demonstrations (transformers 4.49, TRL 0.15.2): its step of them is 2.302896."""
+    tokens, losses = (26, 23, 20), (2.141777, 2.265666, 2.501244)
+    learned = torch.arange(30) < torch.tensor(tokens)[:, None]
+    logps = torch.where(learned, -torch.tensor(losses)[:, None], -99.0)
+    assert float(sft.mean_of_means(logps, learned)) == pytest.approx(2.302896, abs=5e-6)
+    over_tokens = float(-logps[learned].mean())
+    assert over_tokens == pytest.approx(2.287266, abs=5e-6)  # another loss
+
+
+@pytest.mark.parametrize("passes", [(4, 1), (2, 2), (1, 4)])
+def test_the_released_loss_is_the_mean_of_the_responses_means(
+    passes, tiny_checkpoint, demonstrations, collator, tmp_path
+):
+    """However a step of four is cut into passes; the loss and the step it makes."""
+    four, (batch_size, accumulation) = demonstrations[1:5], passes
+    settings = replace(
+        SETTINGS,
+        steps=1,
+        loss="released",
+        batch_size=batch_size,
+        gradient_accumulation=accumulation,
+    )
+    sft.train_sft(tiny_checkpoint, four, settings, SAMPLING, tmp_path)
+    (row,) = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
+
+    given = (tiny_checkpoint, four, settings, SAMPLING, tmp_path / "untrained")
+    trainer = sft.sft_trainer(*given)
+    losses = []
+    for item in four:  # one unpadded response after the other
+        batch = trainer.data_collator([{"row": four.index(item)}])
+        logits, labels = trainer.model(**batch).logits[0, :-1], batch["labels"][0, 1:]
+        losses.append(cross_entropy(logits, labels, ignore_index=sft.IGNORED))
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    gradients = [w.grad for w in trainer.model.parameters() if w.grad is not None]
+    norm = torch.stack([own.norm() for own in gradients]).norm()
+    assert row["loss"] == pytest.approx(float(loss), abs=2e-5)
+    assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_prompt_and_padding_have_no_part_in_the_loss(

@@ -160,13 +160,21 @@ def test_the_same_rollouts_give_the_update_of_one_process(
     assert_same_training(two / name, tmp_path, "grpo", untrained)
 
 
-def test_sft_is_that_of_one_process(two, tiny_checkpoint, demonstrations, tmp_path):
-    settings = replace(two_processes.SFT, batch_size=2 * two_processes.SFT.batch_size)
-    arguments = (tiny_checkpoint, demonstrations, settings, two_processes.SAMPLING)
+@pytest.mark.parametrize(
+    ("run", "one", "count"),
+    [("sft", two_processes.SFT, 8), ("uneven", two_processes.UNEVEN, 6)],
+)
+def test_sft_is_that_of_one_process(
+    run, one, count, two, tiny_checkpoint, demonstrations, tmp_path
+):
+    """With either loss: a mean over tokens, and the released one."""
+    settings = replace(one, batch_size=2 * one.batch_size)
+    given = demonstrations[:count]
+    arguments = (tiny_checkpoint, given, settings, two_processes.SAMPLING)
     sft.train_sft(*arguments, tmp_path)
     fresh = sft.sft_trainer(*arguments, tmp_path)
     untrained = untrained_weights(fresh, tmp_path / "untrained")
-    assert_same_training(two / "sft", tmp_path, "sft", untrained)
+    assert_same_training(two / run, tmp_path, "sft", untrained)
 
 
 def test_each_step_of_sft_has_the_demonstrations_of_one_process(two):

@@ -23,8 +23,8 @@ from typing import TypeVar
 
 import torch
 
+from lib import chain, records, shards
 from lib import models as models  # first: it prepares what transformers imports
-from lib import records, shards
 
 # isort: split
 from accelerate import PartialState
@@ -298,8 +298,14 @@ def same_settings(path: str | Path, settings: Mapping) -> bool:
 
 
 def write_settings(path: str | Path, settings: Mapping) -> None:
-    """Record settings and their hash where `same_settings` looks for them."""
-    content = {"hash": records.settings_hash(settings), "settings": dict(settings)}
+    """Record settings and their hash where `same_settings` looks for them, and what
+    lies beside them for `chain.check_trained`."""
+    beside = sorted(file for file in Path(path).parent.glob("*") if file.is_file())
+    content = {
+        "hash": records.settings_hash(settings),
+        "settings": dict(settings),
+        "files": {file.name: chain.content(file, whole=True) for file in beside},
+    }
     records.write_json(path, content)
 
 

@@ -60,7 +60,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib import plots, stats, tables
+from lib import chain, plots, stats, tables
 from lib.claim_records import LEVELS, Missing, Records, Term
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_json, write_text
@@ -385,6 +385,8 @@ def main(arguments: list[str] | None = None) -> None:
         help="measure these claims, keep the others as OUT has them",
     )
     options = parser.parse_args(arguments)
+    for run in options.runs:
+        chain.verify(resolve(run))
     state = require(
         resolve(options.runs[0]) / "pipeline.json",
         "run it with python -m lib.pipeline",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import coherence, evidence_plots, perception, plots, stats, tables
+from lib import chain, coherence, evidence_plots, perception, plots, stats, tables
 from lib.claim_records import by_seed
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
@@ -299,6 +299,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args(arguments)
     runs, out = by_seed([resolve(run) for run in options.runs]), resolve(options.out)
+    for run in runs.values():
+        chain.verify(run)
     state = require(
         next(iter(runs.values())) / "pipeline.json",
         "run it with python -m lib.pipeline",

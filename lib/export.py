@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lib import care, grpo, models, paths, ppo, records, rl, sft, stats
+from lib import care, chain, grpo, models, paths, ppo, records, rl, sft, stats
 
 # isort: split
 import peft
@@ -56,9 +56,8 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: give a folder that is not there")
     base = manifest_of(adapter)["model"]
-    check_base(base, adapter)
     card = model_card(adapter)
-    model = models.load_adapter(models.load_model(base, "bfloat16"), adapter)
+    model = models.load_trained(base, adapter, "bfloat16")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -70,20 +69,6 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
     records.write_text(adapter / "README.md", card)
     os.replace(unfinished, folder)
     return folder
-
-
-def check_base(base: str, adapter: Path) -> None:
-    """A local base must have the content that training recorded a hash of."""
-    trained_on = records.read_json(adapter / method_of(adapter)[2])
-    source = Path(models.checkpoint_source(base))
-    if (
-        source.is_dir()
-        and records.sha256(source)[:12] != trained_on["settings"]["model"]
-    ):
-        raise ValueError(
-            f"{source} has changed since {adapter} was trained on it: bring back the"
-            " files it had then, or train again"
-        )
 
 
 @torch.no_grad()
@@ -122,9 +107,10 @@ def manifest_of(adapter: Path) -> dict:
 
 def model_card(adapter: Path) -> str:
     """Base, data, method, settings, results, origin, licences and limits."""
-    facts = manifest_of(adapter)
-    method, _, record = method_of(adapter)
     run = adapter.parents[1]
+    facts = manifest_of(adapter)
+    chain.verify(run)
+    method, _, record = method_of(adapter)
     manifest = records.read_json(run / "manifest.json")
     settings = records.read_json(adapter / record)["settings"]
     data = manifest.get("01_data", {}).get("data_command", "not recorded")

@@ -565,12 +565,10 @@ def all_settings(
         media = (item.video is not None, item.image is not None)
         told = (item.id, media, item.gold, prompt_text(item, STYLE))
         digest.update(f"{told!r}\n".encode())
-    source = models.checkpoint_source(model_path)
-    local = Path(source).is_dir()
     return {
         **asdict(settings),
         "sampling": asdict(sampling),
-        "model": records.sha256(source)[:12] if local else source,
+        "model": models.identity(model_path),
         "questions": f"{len(questions)} with sha256 {digest.hexdigest()[:12]}",
         "rewards": reward_names(reward_functions),
     }

@@ -35,7 +35,7 @@ from pathlib import Path
 import httpx2
 from tqdm import tqdm
 
-from lib import evaluate, paths, records, tables
+from lib import chain, evaluate, paths, records, tables
 from lib.prompts import option_lines
 from lib.questions import Question
 from lib.readers import LETTERS, reasoning_of
@@ -377,6 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give both --price-in and --price-out, or neither")
     try:
         run = paths.require(given.run, "give the folder of a run, below outputs/")
+        chain.verify(run)
         names = tables.sets_of(tables.read_predictions(run))
         asked = tables.asked(*_data(run, given), names)
         judge = Judge(given.url, given.model)
@@ -386,6 +387,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not given.accept_cost:
             raise JudgeError("nothing was asked: add --accept-cost if you accept that")
         counts = carry_out(todo)
+        chain.extend(run, "04_eval", run.glob("judgements_*.jsonl"))
     except (JudgeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -26,7 +26,8 @@ import torch
 import tqdm.asyncio
 import tqdm.auto
 
-from lib import paths, records, torchvision_cpu  # noqa: F401  before transformers
+from lib import chain, paths, records
+from lib import torchvision_cpu as torchvision_cpu  # before transformers
 
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -43,6 +44,8 @@ warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
 
 # isort: split
 import peft  # noqa: E402
+from huggingface_hub import snapshot_download  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
 from safetensors import SafetensorError, safe_open  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForImageTextToText,
@@ -258,6 +261,7 @@ def load_trained(
     if folder is None:
         return load_model(model_path, dtype, quantize)
     folder = trained_folder(folder)
+    chain.check_trained(folder, identity(model_path))
     if (folder / ADAPTER).exists():
         return load_adapter(load_model(model_path, dtype, quantize), folder)
     return load_model(folder, dtype, quantize)
@@ -330,13 +334,26 @@ def _fitting(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def identity(model_path: str | Path) -> str:
+    """Which base a path or hub id names: 12 digits of a folder's SHA-256, or the id
+    with its commit, `Qwen/Qwen2-VL-2B-Instruct@895c3a4`, as it is on the hub now."""
+    source = checkpoint_source(model_path)
+    if Path(source).is_dir():
+        return records.sha256(source)[:12]
+    commit = snapshot_download(source, allow_patterns="config.json")
+    return f"{source}@{Path(commit).name}"
+
+
 def fingerprint(model) -> str:
-    """12 hex digits over names, shapes and up to 1,024 spread values of every tensor.
+    """12 hex digits over names, shapes and up to 1,024 spread values of every tensor,
+    and over the scale of every adapter, which no tensor holds.
 
     Training moves every value of a matrix, so a sample tells models and adapters apart
     as a full hash would, without reading all gigabytes of a 7B model.
     """
     digest = hashlib.sha256()
+    scales = [m.scaling for m in model.modules() if isinstance(m, LoraLayer)]
+    digest.update(f"{scales}".encode() if scales else b"")
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         values = tensor.detach().flatten()

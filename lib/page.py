@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lib import (
+    chain,
     claims,
     figure_texts,
     notebook_pages,
@@ -54,10 +55,11 @@ def write(run: str | Path, anew: bool = False) -> Path:
 
     A page that is newer than its notebook stays, unless all are wanted `anew`: the last
     cell of 05_analysis and the pipeline behind it both come here. FileNotFoundError
-    without results.json, ValueError where a record is damaged.
+    without results.json, ValueError where a record is damaged or not as it was left.
     """
     folder = require(run, "run the notebooks first: python -m lib.pipeline")
     require(folder / "results.json", "run 05_analysis first")
+    chain.verify(folder)
     records = Run(folder)
     for notebook in records.notebooks:
         if anew or not notebook_pages.is_fresh(notebook):

@@ -42,8 +42,9 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets import default
 
-from lib.params import Run, declared, load_params
-from lib.paths import ROOT, run_dir
+from lib import chain
+from lib.params import Run, declarations, declared, load_params
+from lib.paths import ROOT, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 
 OUTPUTS = ROOT / "outputs"
@@ -104,7 +105,7 @@ def execute_run(run: Run, fresh: bool = False) -> int:
             _execute_notebooks(run)
             if report_due(run):
                 _write_report(run)
-    except NotebookFailed as failure:
+    except (NotebookFailed, chain.NotAsLeft) as failure:
         print(failure, file=sys.stderr)
         return 1
     print(f"finished: the results are in {OUTPUTS / run.name}")
@@ -137,19 +138,33 @@ def report_due(run: Run) -> bool:
     return not report.exists() or report.stat().st_mtime_ns < newest
 
 
-def notebook_keys(run: Run) -> dict[Path, str]:
-    """A key a notebook, of all that it depends on: code, values, lib, those before."""
-    library = {
-        file.relative_to(ROOT).as_posix(): sha256(file)
-        for file in sorted((ROOT / "lib").rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts
-    }
+def notebook_keys(run: Run, library: dict | None = None) -> dict[Path, str]:
+    """A key a notebook, of all that it depends on: code, values, lib, data, those
+    before. `library` is what `_library` gave earlier."""
     keys: dict[Path, str] = {}
-    previous = settings_hash(library)
+    previous = settings_hash({"lib": library or _library(), "data": _data(run)})
     for notebook in run.notebooks:
         inputs = [_code(notebook), _values(notebook, run), previous]
         keys[notebook] = previous = settings_hash({"inputs": inputs})
     return keys
+
+
+def _library() -> dict[str, str]:
+    return {
+        file.relative_to(ROOT).as_posix(): sha256(file)
+        for file in sorted((ROOT / "lib").rglob("*"))
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+def _data(run: Run) -> dict:
+    """The content of annotations, clips, stills and of a checkpoint on this machine."""
+    known = {name: own.default for name, own in declarations(run.notebooks).items()}
+    known |= run.values
+    folders = (resolve(known.get(name, "")) for name in ("data_dir", "general_dir"))
+    model = resolve(known.get("model", ""))
+    checkpoint = sha256(model) if model != ROOT and model.is_dir() else None
+    return {**chain.benchmark(*folders), "model": checkpoint}
 
 
 def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
@@ -289,15 +304,20 @@ def _execute_notebooks(run: Run) -> None:
 
 
 def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
-    """Execute a notebook and, only after that, note that it is finished."""
-    key = notebook_keys(run)[notebook]
+    """Execute a notebook and, only after that, note that it is finished.
+
+    Its key is of the code that ran and of the data that are there now: 01_data may have
+    made them.
+    """
+    library = _library()
     start, end = time.monotonic(), bar.n + _cell_count(notebook, run)
     bar.set_description(notebook.stem)
     _execute(notebook, run, bar)
     bar.update(end - bar.n)
     state = _state(run.name)
     state["notebooks"][notebook.stem] = {
-        "key": key,
+        "key": notebook_keys(run, library)[notebook],
+        "sha256": sha256(OUTPUTS / run.name / notebook.name),
         "seconds": round(time.monotonic() - start, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -401,6 +421,7 @@ def _table_row(run: Run, failed: set[str]) -> dict:
         notebooks = _state(run.name)["notebooks"].values()
         row["seconds"] = round(sum(notebook["seconds"] for notebook in notebooks), 1)
         if (folder / "metrics.json").exists():
+            chain.verify(folder)
             row["metrics"] = read_json(folder / "metrics.json")
     return row
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import claim_records, claims, plots, stats, sweeps, tables
+from lib import chain, claim_records, claims, plots, stats, sweeps, tables
 from lib.paths import ROOT, require, resolve
 from lib.performance import performance_block
 from lib.records import read_json, settings_hash, write_json, write_text
@@ -113,7 +113,9 @@ def reference_record(run: Path) -> dict:
     refused. Seed, settings and seconds come from the pipeline's record of the run,
     the peak of memory of each notebook that trains or evaluates from its manifest.
     """
-    run, predictions = resolve(run), tables.read_predictions(resolve(run))
+    run = resolve(run)
+    chain.verify(run)
+    predictions = tables.read_predictions(run)
     state = read_json(
         require(run / "pipeline.json", "run it with python -m lib.pipeline")
     )

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, models, records, shards, shared_prefix
+from lib import checkpoints, models, shards, shared_prefix
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.video import BadVideo, Sampling, question_media
@@ -220,13 +220,11 @@ def all_settings(
     for item in demonstrations:
         media = (item.video is not None, item.image is not None)
         digest.update(f"{item.id}\n{media}\n{item.text}\n{item.response}\n".encode())
-    source = models.checkpoint_source(model_path)
-    local = Path(source).is_dir()
     hashed = digest.hexdigest()[:12]
     return {
         **asdict(settings),
         "sampling": asdict(sampling),
-        "model": records.sha256(source)[:12] if local else source,
+        "model": models.identity(model_path),
         "demonstrations": f"{len(demonstrations)} with sha256 {hashed}",
     }
 

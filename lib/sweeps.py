@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import plots, stats, tables
+from lib import chain, plots, stats, tables
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, read_jsonl, write_json, write_text
 
@@ -41,6 +41,7 @@ def record(folder: str | Path) -> list[dict]:
 def _row(row: Mapping, run: Path) -> dict:
     if "metrics" not in row:
         return dict(row)
+    chain.verify(run)
     answers = {
         label: {name: _compact(run, label, name) for name in sets}
         for label, sets in row["metrics"].items()

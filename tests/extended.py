@@ -11,6 +11,7 @@ import sys
 from types import SimpleNamespace
 
 from lib import (
+    chain,
     evaluate,
     models,
     params,
@@ -41,7 +42,7 @@ def train(rl_line, reward, name, model="lib/mini/base", watch=0):
     run, settings = paths.run_dir(name), method.settings(**SHARED)
     given = (model, asked, read_rewards(reward), settings, SAMPLING, run)
     method.train(*given, watched=asked[:watch])
-    records.record_stage(run, "03_grpo", model=model, questions=len(asked))
+    chain.close(run, "03_grpo", model=model, questions=len(asked))
     return run
 
 
@@ -55,7 +56,7 @@ def train_sft(name):
     )
     sft.train_sft("lib/mini/base", taught, settings, SAMPLING, run)
     facts = {"model": "lib/mini/base", "demonstrations": len(taught)}
-    records.record_stage(run, "02_sft", **facts)
+    chain.close(run, "02_sft", **facts)
 
 
 def evaluated(model, run):

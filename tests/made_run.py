@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from lib import chain
 from lib.records import write_json, write_jsonl
 
 ABILITY = {"base": 0.30, "sft": 0.45, "grpo": 0.52, "base-direct": 0.36}
@@ -85,6 +86,7 @@ def write_run(folder, seed=0, n=120, sets=("L1", "L2", "L3", "general")):
     notebooks = {name: {"seconds": 60.0} for name in ("01_data", "02_sft", "03_grpo")}
     state = {"parameters": parameters, "notebooks": notebooks}
     write_json(folder / "pipeline.json", state)
+    chain.seal(folder, "01_data")
     return folder
 
 

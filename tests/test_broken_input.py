@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from made_hub import PINNED, Hub
 
-from lib import checkpoints, download, epic, evaluate, frame_store, models, paths
+from lib import chain, checkpoints, download, epic, evaluate, frame_store, models, paths
 from lib import records as run_records
 from lib.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.epic import LabelFaults
@@ -846,7 +846,7 @@ def torn_answers(run):
 
 def manifest_with_other_bytes(run):
     (run / "manifest.json").write_bytes(b'{\n "01_data": "\xff"}')
-    run_records.record_stage(run, "02_sft")
+    chain.close(run, "02_sft")
 
 
 def not_a_step(run):

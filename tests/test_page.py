@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from read_html import Page, fetched
 
 from lib import (
+    chain,
     claim_records,
     claims,
     page,
@@ -122,6 +123,7 @@ def whole_run(folder):
         (folder / "figures" / f"{name}.png").write_bytes(PNG)
     for name in NOTEBOOKS:
         write_notebook(folder / f"{name}.ipynb")
+    chain.seal(folder, "01_data")
     return folder
 
 

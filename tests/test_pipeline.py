@@ -19,7 +19,7 @@ import pytest
 
 from lib.paths import ROOT
 
-MODULES = ["__init__", "paths", "records", "params", "pipeline"]
+MODULES = ["__init__", "chain", "paths", "records", "params", "pipeline"]
 NAMED = 'run_name: str = "smoke"  # folder below outputs/'
 NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'
 

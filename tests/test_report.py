@@ -5,7 +5,7 @@ import json
 import pytest
 from made_run import edit_row, write_run
 
-from lib import evidence, performance, report, stats, sweeps, tables
+from lib import chain, evidence, performance, report, stats, sweeps, tables
 from lib.paths import ROOT
 from lib.records import read_json, write_json
 
@@ -183,6 +183,7 @@ def test_changed_options_change_the_questions_of_a_record(tmp_path):
     for model in (*tables.METHODS, "base-direct"):
         path = run / f"predictions_{model}_L1.jsonl"
         edit_row(path, 3, options=["a", "b", "c", "d"])
+    chain.seal(run, "01_data")
     assert report.reference_record(run)["questions"] != before
 
 

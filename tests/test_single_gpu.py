@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import export, grpo, models, params, paths, records, sft
+from lib import chain, export, grpo, models, params, paths, records, sft
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.rewards import format_reward
@@ -44,9 +44,9 @@ def run(tiny_questions, tmp_path_factory):
     sft.train_sft(BASE, items, SFT, SAMPLING, run)
     grpo.train_grpo(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run)
     command = "lib.seed_bench get outputs/data/seed_bench_r1 --what L1 longvideobench"
-    records.record_stage(run, "01_data", data_command=command)
+    chain.close(run, "01_data", data_command=command)
     for stage in ("02_sft", "03_grpo"):
-        records.record_stage(run, stage, model="lib/mini/base", questions=6)
+        chain.close(run, stage, model="lib/mini/base", questions=6)
     half = {"L1": {"n": 200, "accuracy": 0.5}}
     base = {"L1": {"n": 200, "accuracy": 0.25}}
     records.write_json(run / "metrics.json", {"base": base, "grpo": half})
@@ -153,8 +153,8 @@ def test_an_export_onto_another_base_is_refused(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "run")
     base = shutil.copytree(BASE, tmp_path / "base")
     (base / "generation_config.json").write_text("{}")
-    records.record_stage(other, "03_grpo", model=str(base))
-    with pytest.raises(ValueError, match=r"base has changed since .*adapters/grpo"):
+    chain.close(other, "03_grpo", model=str(base))
+    with pytest.raises(ValueError, match=r"adapters/grpo was trained on another base"):
         export.export(other / "adapters" / "grpo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

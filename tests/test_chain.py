@@ -1,0 +1,229 @@
+"""A run is checked against what its notebooks read and left."""
+
+import json
+import shutil
+
+import pytest
+from made_run import edit_row
+
+from lib import chain, page, paths, records, report
+from lib.chain import NotAsLeft, close, seal, verify
+
+STAGES = ("01_data", "02_sft", "03_grpo", "04_eval", "05_analysis")
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """The environment of a stage takes git and torch, and has no part here."""
+    monkeypatch.setattr(records, "environment", dict)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Two annotation files, a clip and a large one."""
+    folder = tmp_path / "data"
+    records.write_jsonl(folder / "annotations/training.jsonl", [{"id": 0}, {"id": 1}])
+    records.write_jsonl(folder / "annotations/validation_L1.jsonl", [{"id": 2}])
+    (folder / "videos").mkdir()
+    (folder / "videos/small.mp4").write_bytes(b"frames")
+    (folder / "videos/large.mp4").write_bytes(bytes(2 * chain.WHOLE_BYTES))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    """Five notebooks' worth of files, closed one after the other."""
+    run = tmp_path / "run"
+    train, asked = sorted((data / "annotations").iterdir())
+    clips = sorted((data / "videos").iterdir())
+    close(run, "01_data", reads=[train, asked, *clips], questions=3)
+    for stage, label in (("02_sft", "sft"), ("03_grpo", "grpo")):
+        folder = run / "adapters" / label
+        records.write_json(folder / "adapter_config.json", {"lora_alpha": 8})
+        (folder / "adapter_model.safetensors").write_bytes(label.encode())
+        log = [{"step": 1}, {"step": 2}]
+        records.write_jsonl(run / f"train_log_{label}.jsonl", log)
+        close(run, stage, reads=[train], seed=0)
+    for label in ("base", "sft", "grpo"):
+        rows = [{"id": number, "model": label} for number in range(3)]
+        records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
+        records.write_json(run / f"predictions_{label}_L1.settings.json", {"of": label})
+    records.write_json(run / "metrics.json", {"sft": 0.5})
+    close(run, "04_eval", reads=[asked, *clips])
+    records.write_json(run / "results.json", {"accuracy": 0.5})
+    (run / "figures").mkdir()
+    (run / "figures/accuracy.png").write_bytes(b"drawn")
+    close(run, "05_analysis")
+    return run
+
+
+def swap(run, one, two):
+    (run / one).rename(run / "kept")
+    (run / two).rename(run / one)
+    (run / "kept").rename(run / two)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes().rpartition(b"{")[0])
+
+
+def test_a_run_that_nobody_touched_is_never_accused(run, data, tmp_path):
+    verify(run)
+    for stage in STAGES:
+        verify(run, before=stage)
+    moved = run.rename(tmp_path / "elsewhere")
+    shutil.rmtree(data)  # another machine: what was read there cannot be compared
+    verify(moved)
+    verify(tmp_path / "a_run_to_come")
+
+
+def test_notebooks_that_run_again_with_the_same_result_change_nothing(run, data):
+    for stage in ("02_sft", "03_grpo"):
+        close(run, stage, reads=[data / "annotations/training.jsonl"], seed=0)
+    verify(run)
+
+
+TAMPERED = {
+    "adapters swapped": (
+        lambda run, _: swap(run, "adapters/sft", "adapters/grpo"),
+        ["adapters/sft/adapter_model.safetensors: not as 02_sft left it", "grpo/"],
+    ),
+    "the scale of an adapter": (
+        lambda run, _: records.write_json(
+            run / "adapters/grpo/adapter_config.json", {"lora_alpha": 800}
+        ),
+        ["adapters/grpo/adapter_config.json: not as 03_grpo left it"],
+    ),
+    "answers swapped, with their settings": (
+        lambda run, _: [
+            swap(run, f"predictions_sft_L1{end}", f"predictions_grpo_L1{end}")
+            for end in (".jsonl", ".settings.json")
+        ],
+        [
+            "predictions_sft_L1.jsonl, line 1: not as",
+            "predictions_grpo_L1.settings.json",
+        ],
+    ),
+    "a row edited": (
+        lambda run, _: edit_row(run / "predictions_sft_L1.jsonl", 1, id="other"),
+        ["predictions_sft_L1.jsonl, line 2: not as 04_eval left it"],
+    ),
+    "the last row cut off": (
+        lambda run, _: cut(run / "predictions_grpo_L1.jsonl"),
+        ["predictions_grpo_L1.jsonl, line 3: not as"],
+    ),
+    "a model that nobody asked": (
+        lambda run, _: shutil.copy(
+            run / "predictions_sft_L1.jsonl", run / "predictions_best_L1.jsonl"
+        ),
+        ["predictions_best_L1.jsonl: no notebook left it"],
+    ),
+    "a log": (
+        lambda run, _: edit_row(run / "train_log_grpo.jsonl", 0, reward=1.0),
+        ["train_log_grpo.jsonl, line 1: not as 03_grpo left it"],
+    ),
+    "metrics": (
+        lambda run, _: records.write_json(run / "metrics.json", {"sft": 0.99}),
+        ["metrics.json: not as 04_eval left it"],
+    ),
+    "results gone": (
+        lambda run, _: (run / "results.json").unlink(),
+        ["results.json: missing, though 05_analysis left it"],
+    ),
+    "a figure": (
+        lambda run, _: (run / "figures/accuracy.png").write_bytes(b"nicer"),
+        ["figures/accuracy.png: not as 05_analysis left it"],
+    ),
+    "the manifest": (
+        lambda run, _: records.write_json(
+            run / "manifest.json",
+            records.read_json(run / "manifest.json") | {"02_sft": {"seed": 1}},
+        ),
+        ["manifest.json: 02_sft is not what that notebook recorded"],
+    ),
+    "the chain": (
+        lambda run, _: (run / chain.LEDGER).unlink(),
+        ["01_data is in manifest.json and not in chain.json"],
+    ),
+    "annotations": (
+        lambda _, data: edit_row(data / "annotations/training.jsonl", 1, id=9),
+        ["training.jsonl, line 2: not as 01_data read it", "as 03_grpo read it"],
+    ),
+    "a clip": (
+        lambda _, data: (data / "videos/small.mp4").write_bytes(b"others"),
+        ["videos/small.mp4: not as 01_data read it", "as 04_eval read it"],
+    ),
+    "a large clip": (
+        lambda _, data: (data / "videos/large.mp4").write_bytes(
+            bytes(2 * chain.WHOLE_BYTES - 1) + b"x"
+        ),
+        ["videos/large.mp4: not as 01_data read it"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_what_was_tampered_with_is_named(what, run, data):
+    tamper, said = TAMPERED[what]
+    tamper(run, data)
+    with pytest.raises(NotAsLeft) as caught:
+        verify(run)
+    for text in said:
+        assert text in str(caught.value)
+
+
+def test_training_again_makes_the_answers_stale(run, data):
+    (run / "adapters/grpo/adapter_model.safetensors").write_bytes(b"another")
+    close(run, "03_grpo", reads=[data / "annotations/training.jsonl"], seed=0)
+    verify(run, before="04_eval")
+    with pytest.raises(NotAsLeft) as caught:
+        verify(run)
+    assert "04_eval is older than a notebook before it" in str(caught.value)
+    assert "02_sft" not in str(caught.value)  # SFT is not built on GRPO
+
+
+def test_a_notebook_does_not_go_on_from_files_that_were_changed(run):
+    edit_row(run / "predictions_sft_L1.jsonl", 1, id="other")
+    verify(run, before="03_grpo")
+    with pytest.raises(NotAsLeft, match=r"predictions_sft_L1\.jsonl, line 2"):
+        verify(run, before="04_eval")
+    (run / "predictions_sft_L1.jsonl").unlink()  # to be asked anew
+    verify(run, before="04_eval")
+
+
+def test_what_is_written_later_can_be_counted_in(run):
+    records.write_jsonl(run / "judgements_sft_L1.jsonl", [{"id": 0}])
+    chain.extend(run, "04_eval", [run / "judgements_sft_L1.jsonl"])
+    verify(run, before="05_analysis")
+    edit_row(run / "judgements_sft_L1.jsonl", 0, id=1)
+    with pytest.raises(NotAsLeft, match=r"judgements_sft_L1\.jsonl, line 1"):
+        verify(run, before="05_analysis")
+
+
+def test_an_executed_notebook_is_the_one_that_was_executed(run):
+    (run / "03_grpo.ipynb").write_text("{}")
+    state = {"03_grpo": {"sha256": records.sha256(run / "03_grpo.ipynb")}}
+    records.write_json(run / "pipeline.json", {"notebooks": state})
+    verify(run)
+    (run / "03_grpo.ipynb").write_text('{"cells": []}')
+    with pytest.raises(NotAsLeft, match=r"03_grpo\.ipynb: not as the pipeline"):
+        verify(run)
+
+
+def test_no_door_shows_a_number_of_such_a_run(run):
+    edit_row(run / "predictions_sft_L1.jsonl", 1, id="other")
+    for door in (page.write, report.reference_record):
+        with pytest.raises(NotAsLeft, match=r"predictions_sft_L1\.jsonl, line 2"):
+            door(run)
+
+
+def test_paths_of_the_checkout_are_told_from_its_root(tmp_path):
+    close(tmp_path, "01_data", reads=[paths.ROOT / "requirements.txt", None])
+    found = json.loads((tmp_path / chain.LEDGER).read_text())
+    assert list(found["01_data"]["read"]) == ["requirements.txt"]
+
+
+def test_seal_keeps_the_facts(run):
+    before = records.read_json(run / "manifest.json")
+    seal(run, "05_analysis")
+    assert records.read_json(run / "manifest.json") == before

@@ -84,6 +84,9 @@ def verify(run: Path, before: str = "99") -> None:
             kept = {n: s for n, s in chain[stage]["wrote"].items() if _goes_on(n)}
             if all((run / name).exists() for name in kept):
                 faults += _changed(run, kept, stage, "left")
+    pipeline = _pipeline(run)
+    if pipeline.pop("hash", None) not in (None, settings_hash(pipeline)):
+        faults.append("pipeline.json: not as the pipeline wrote it")
     known = {name for entry in chain.values() for name in entry["wrote"]}
     if before > max(chain, default="99"):
         strange = {*_files(run, ["predictions_*.jsonl"])} - known
@@ -183,7 +186,7 @@ def _faults(run: Path, stage: str, chain: dict, manifest: dict) -> list[str]:
         faults.append(f"manifest.json: {stage} is not what that notebook recorded")
     if entry["after"] != _after(chain, stage):
         faults.append(f"{stage} is older than a notebook before it: run it again")
-    executed = _pipeline(run).get(stage, {}).get("sha256")
+    executed = _pipeline(run)["notebooks"].get(stage, {}).get("sha256")
     if executed and sha256(run / f"{stage}.ipynb") != executed:
         faults.append(f"{stage}.ipynb: not as the pipeline executed it")
     here = {
@@ -259,4 +262,4 @@ def _manifest(run: Path) -> dict:
 
 def _pipeline(run: Path) -> dict:
     path = run / "pipeline.json"
-    return read_json(path).get("notebooks", {}) if path.exists() else {}
+    return {"notebooks": {}, **(read_json(path) if path.exists() else {})}

@@ -287,7 +287,7 @@ def _locked(run_name: str) -> Iterator[None]:
 
 
 def _execute_notebooks(run: Run) -> None:
-    folder = run_dir(run.name)
+    run_dir(run.name)
     todo = unfinished(run)
     finished = [n for n in run.notebooks if n not in todo]
     for notebook in finished:
@@ -295,7 +295,7 @@ def _execute_notebooks(run: Run) -> None:
     recorded = _state(run.name)["notebooks"]
     # What is about to be overwritten no longer counts as finished.
     kept = {notebook.stem: recorded[notebook.stem] for notebook in finished}
-    write_json(folder / "pipeline.json", {"parameters": run.values, "notebooks": kept})
+    _write_state(run.name, {"parameters": run.values, "notebooks": kept})
     cells = sum(_cell_count(notebook, run) for notebook in todo)
     bar = tqdm(total=cells, unit="cell", smoothing=0, disable=not todo)
     with bar, _ticking(bar):
@@ -321,7 +321,7 @@ def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
         "seconds": round(time.monotonic() - start, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    write_json(OUTPUTS / run.name / "pipeline.json", state)
+    _write_state(run.name, state)
 
 
 def _has_analysis(run: Run) -> bool:
@@ -407,6 +407,13 @@ def _cell_count(notebook: Path, run: Run) -> int:
 def _state(run_name: str) -> dict:
     path = OUTPUTS / run_name / "pipeline.json"
     return read_json(path) if path.exists() else {"parameters": {}, "notebooks": {}}
+
+
+def _write_state(run_name: str, state: dict) -> None:
+    """With its own hash, which `chain.verify` compares."""
+    facts = {name: state[name] for name in ("parameters", "notebooks")}
+    sealed = {**facts, "hash": settings_hash(facts)}
+    write_json(OUTPUTS / run_name / "pipeline.json", sealed)
 
 
 def _table_row(run: Run, failed: set[str]) -> dict:

@@ -1,0 +1,190 @@
+"""Tamper with a finished run at random, and see whether it is noticed.
+
+    python -m lib.pipeline smoke.yaml                    # run_name: smoke
+    python -m tests.bench.tampering outputs/smoke --times 80 \\
+        --out outputs/reference/bench_tampering.json
+
+Every kind of artefact is drawn equally often, one file of it and one way to change that
+file. Then the doors are asked that show a number: the report of the run, its reference
+record, and what 04_eval asks before it begins. It is noticed if one of the first two
+refuses, naming the file. The file is put back, and the untouched run must pass all of
+them. The record keeps every attempt, and the seconds that a check of the run takes.
+"""
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lib import chain, page, paths, records, report
+
+ARTEFACTS = {
+    "annotations": "data:annotations/*.jsonl",
+    "general set": "data:general/lvb_val.json",
+    "clips": "data:videos/*/*.mp4",
+    "stills": "data:images/*/*.png",
+    "adapter weights": "adapters/*/*.safetensors",
+    "adapter settings": "adapters/*/*.json",
+    "training logs": "train_log_*.jsonl",
+    "rollouts": "rollouts*.jsonl",
+    "watched groups": "watched_*.jsonl",
+    "predictions": "predictions_*.jsonl",
+    "settings of predictions": "predictions_*.settings.json",
+    "readings": "readings_*.jsonl",
+    "coherence": "coherence_*.jsonl",
+    "attention": "attention_*.jsonl",
+    "metrics": "metrics.json",
+    "results": "results.json",
+    "claims": "claims.json",
+    "figures": "figures/*.png",
+    "manifest": "manifest.json",
+    "pipeline": "pipeline.json",
+    "executed notebooks": "0*.ipynb",
+    "chain": "chain.json",
+}
+
+
+def edited(content: bytes, draw: random.Random) -> bytes:
+    """One byte is another."""
+    place = draw.randrange(len(content))
+    changed = (content[place] + draw.randint(1, 255)) % 256
+    return content[:place] + bytes([changed]) + content[place + 1 :]
+
+
+def cut_off(content: bytes, draw: random.Random) -> bytes:
+    """The end is missing."""
+    return content[: draw.randrange(len(content))]
+
+
+def row_dropped(content: bytes, draw: random.Random) -> bytes:
+    lines = content.splitlines(keepends=True)
+    del lines[draw.randrange(len(lines))]
+    return b"".join(lines)
+
+
+def row_doubled(content: bytes, draw: random.Random) -> bytes:
+    lines = content.splitlines(keepends=True)
+    place = draw.randrange(len(lines))
+    return b"".join([*lines[:place], lines[place], *lines[place:]])
+
+
+def number_changed(content: bytes, draw: random.Random) -> bytes:
+    """A digit is another, so that the file stays what it is in form."""
+    places = [i for i, byte in enumerate(content) if 48 <= byte <= 57]
+    if not places:
+        return edited(content, draw)
+    place = draw.choice(places)
+    other = draw.choice([d for d in b"0123456789" if d != content[place]])
+    return content[:place] + bytes([other]) + content[place + 1 :]
+
+
+def verdict_changed(content: bytes, draw: random.Random) -> bytes:
+    """The first false is true, the first true false."""
+    ways = [(b": false", b": true"), (b": true", b": false")]
+    old, new = next(((a, b) for a, b in ways if a in content), (b"", b""))
+    return content.replace(old, new, 1) if old else number_changed(content, draw)
+
+
+TEXT = [number_changed, verdict_changed, cut_off]
+WAYS: dict[str, list[Callable]] = {
+    ".jsonl": [*TEXT, row_dropped, row_doubled],
+    ".json": TEXT,
+    ".ipynb": TEXT,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the tally; 1 if something was not noticed or the untouched run accused."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.tampering")
+    parser.add_argument("run", type=Path, help="finished by the pipeline")
+    parser.add_argument("--times", type=int, default=80)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    run, draw = paths.resolve(options.run), random.Random(options.seed)
+    untouched, rows = accusation(run), []
+    kinds = [kind for kind in ARTEFACTS if files_of(run, kind)]
+    for number in tqdm(range(options.times), unit="tampering"):
+        rows.append(attempt(run, kinds[number % len(kinds)], draw))
+    started = time.perf_counter()
+    chain._content.cache_clear()
+    chain.verify(run)
+    seconds = time.perf_counter() - started
+    found = {
+        "seed": options.seed,
+        "tamperings": len(rows),
+        "noticed": sum(row["noticed"] for row in rows),
+        "named": sum(row["named"] for row in rows),
+        "untouched_accused": untouched or accusation(run),
+        "seconds_of_a_check": round(seconds, 3),
+        "files_checked": len(entries(run)),
+        "attempts": rows,
+        "environment": records.environment(),
+    }
+    records.write_json(options.out, found)
+    print(f"{found['noticed']} of {len(rows)} noticed, {found['named']} with the file")
+    fair = found["noticed"] == len(rows) and not found["untouched_accused"]
+    return 0 if fair else 1
+
+
+def attempt(run: Path, kind: str, draw: random.Random) -> dict:
+    """Change one file, ask the doors, put it back."""
+    file = draw.choice(files_of(run, kind))
+    before = file.read_bytes()
+    others = [o for o in files_of(run, kind) if o.read_bytes() != before]
+    ways = ["delete", *(["swap"] if others else [])]
+    way = draw.choice([*WAYS.get(file.suffix, [edited, cut_off]), *ways])
+    if way == "delete":
+        changed = None
+    elif way == "swap":
+        changed = draw.choice(others).read_bytes()
+    else:
+        changed = way(before, draw)
+    try:
+        file.unlink() if changed is None else file.write_bytes(changed)
+        said = accusation(run)
+    finally:
+        file.write_bytes(before)
+    return {
+        "kind": kind,
+        "file": file.name,
+        "way": way if isinstance(way, str) else way.__name__,
+        "noticed": said is not None,
+        "named": said is not None and file.name in said,
+        "said": (said or "").splitlines()[-1][:160] if said else None,
+    }
+
+
+def accusation(run: Path) -> str | None:
+    """What the doors say against a run; None if they show its numbers."""
+    for door in (page.write, report.reference_record):
+        try:
+            door(run)
+        except (ValueError, OSError, KeyError) as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+def files_of(run: Path, kind: str) -> list[Path]:
+    pattern = ARTEFACTS[kind]
+    if not pattern.startswith("data:"):
+        return sorted(run.glob(pattern))
+    given = json.loads((run / "chain.json").read_text())["01_data"]["read"]
+    first = paths.resolve(next(name for name in given if "annotations/" in name))
+    read = {paths.resolve(name) for name in given}
+    found = first.parents[1].glob(pattern.removeprefix("data:"))
+    return sorted(file for file in found if file in read)
+
+
+def entries(run: Path) -> set[str]:
+    known = json.loads((run / "chain.json").read_text()).values()
+    return {name for entry in known for name in (*entry["read"], *entry["wrote"])}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

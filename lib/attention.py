@@ -235,10 +235,14 @@ def _row(model, processor, question: Question, said: Mapping, media) -> dict:
     from lib import models, shared_prefix
 
     asked = messages(prompt_text(question, "think"), *media)
-    prompt = shared_prefix.make_prompt(model, models.encode(processor, [asked]))
+    encoded = models.encode(processor, [asked], asked=[question])
+    prompt = shared_prefix.make_prompt(model, encoded)
     text = said["completion"]
     encoded = processor.tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,  # a completion has none: those it spells are text
+        return_offsets_mapping=True,
     )
     ids = torch.tensor(encoded["input_ids"], device=prompt.ids.device)
     attention = completion_attention(model, prompt, ids)

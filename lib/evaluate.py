@@ -388,18 +388,20 @@ def prepare_batch(
     media = question_media if shown is None else shown.media
     conversations, errors = [], {}
     for question in questions:
-        try:
-            clip, still = media(question, sampling)
-        except BadVideo as bad:
-            if settings.on_bad_video == "raise":
-                raise BadVideo(bad.path, f"{bad.why} (question {question.id})") from bad
-            errors[question.id] = f"{bad.path.name} {bad.why}"
-            continue
+        with models.naming(question):
+            try:
+                clip, still = media(question, sampling)
+            except BadVideo as bad:
+                if settings.on_bad_video == "raise":
+                    raise
+                errors[question.id] = f"{bad.path.name} {bad.why}"
+                continue
         text = prompt_text(question, settings.style)
         conversations.append(messages(text, clip, still))
+    asked = [question for question in questions if question.id not in errors]
     inputs = None
     if conversations:
-        inputs = models.encode(processor, conversations, long_clips=True)
+        inputs = models.encode(processor, conversations, long_clips=True, asked=asked)
     return Batch(questions, inputs, errors)
 
 
@@ -443,9 +445,12 @@ def complete(
 
 
 def cut(tokenizer, tokens: list[int], ends: list[int]) -> tuple[str, int, bool]:
-    """(text before the first end token, tokens up to and with it, none found)."""
+    """(text before the first end token, tokens up to and with it, none found).
+
+    Special tokens are no part of the text, as in the rewards and the released code.
+    """
     first = next((i for i, token in enumerate(tokens) if token in ends), None)
-    text = tokenizer.decode(tokens[:first], skip_special_tokens=False)
+    text = tokenizer.decode(tokens[:first], skip_special_tokens=True)
     return text, len(tokens) if first is None else first + 1, first is None
 
 

@@ -184,9 +184,10 @@ class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
 
     def read_prompt(self, question: Question) -> shared_prefix.Prompt:
         """The tokenized prompt of a question with its pixels. Raises BadVideo."""
-        clip, still = question_media(question, self.sampling)
-        turn = messages(prompt_text(question, STYLE), clip, still)
-        encoded = models.encode(self.processing_class, [turn])
+        with models.naming(question):
+            clip, still = question_media(question, self.sampling)
+            turn = messages(prompt_text(question, STYLE), clip, still)
+            encoded = models.encode(self.processing_class, [turn])
         return shared_prefix.make_prompt(self.model, encoded)
 
     # Rollouts

@@ -15,9 +15,10 @@ import importlib
 import logging
 import os
 import random
+import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +29,9 @@ import tqdm.auto
 
 from lib import chain, paths, records
 from lib import torchvision_cpu as torchvision_cpu  # before transformers
+from lib.prompts import THINK_ANSWER
+from lib.questions import Demonstration, Question
+from lib.video import BadVideo
 
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -59,6 +63,7 @@ from transformers.utils import (  # noqa: E402
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
 )
+from transformers.utils.chat_template_utils import mark_control_tokens  # noqa: E402
 
 # The projections of the language model. "all-linear" would adapt the vision tower too,
 # and an adapter on lm_head breaks the fused log-probabilities of TRL 1.16.
@@ -79,6 +84,8 @@ PROCESSOR_FILES = (
 COPY = "copy or download that folder again, whole"
 FITTING = "load the base it was trained on, or train it again"
 
+# Tags of the kit's own prompt: a tokenizer that knows them as tokens reads them so.
+TAGS = frozenset(re.findall(r"</?\w+>", THINK_ANSWER))
 
 # Processors that write seconds into a prompt or its positions. Without them they assume
 # 24 frames a second, which would be wrong in silence.
@@ -386,12 +393,14 @@ def encode(
     conversations: list[list[dict]],
     padding_side: str = "left",
     long_clips: bool = False,
+    asked: Sequence[Question | Demonstration] = (),
 ) -> dict[str, torch.Tensor]:
     """Input tensors of a batch of B conversations, padded to the longest of length L.
 
     A conversation that ends with the user gets the generation prompt. Clips are uint8
     [T, H, W, 3] and stills uint8 [H, W, 3] in their final size: nothing is resized,
     sampled or truncated here. Conversations with and without pictures mix freely.
+    Control tokens come from the chat template alone: whatever a text spells is text.
 
     Returns input_ids, attention_mask and mm_token_type_ids [B, L]; for clips, in their
     order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
@@ -399,8 +408,22 @@ def encode(
 
     Raises ValueError for a picture whose size the model cannot take (`check_sizes`, to
     which `long_clips` belongs), for a clip before a processor that needs frame times,
-    and for a conversation that is longer than the tokenizer's model_max_length.
+    for a text that is no Unicode, and for a conversation that is longer than the
+    tokenizer's model_max_length. With `asked`, what each conversation is about, it
+    names the one that is to blame.
     """
+    try:
+        return _encode(processor, conversations, padding_side, long_clips)
+    except ValueError:
+        for item, conversation in zip(asked, conversations, strict=False):
+            with naming(item):
+                _encode(processor, [conversation], padding_side, long_clips)
+        raise
+
+
+def _encode(
+    processor, conversations: list[list[dict]], padding_side: str, long_clips: bool
+) -> dict[str, torch.Tensor]:
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
     check_sizes(processor, clips, stills, long_clips)
@@ -411,12 +434,13 @@ def encode(
         )
     texts = [
         processor.apply_chat_template(
-            conversation,
+            as_text(processor.tokenizer, conversation),
             tokenize=False,
             add_generation_prompt=conversation[-1]["role"] != "assistant",
         )
         for conversation in conversations
     ]
+    "".join(texts).encode()  # of half a character a tokenizer does not say what it is
     batch = processor(
         text=texts,
         videos=clips or None,
@@ -429,6 +453,7 @@ def encode(
         },
         videos_kwargs={"do_resize": False, "do_sample_frames": False},
         images_kwargs={"do_resize": False},
+        sanitize_control_tokens=True,
         return_tensors="pt",
     )
     length, limit = batch["input_ids"].shape[1], processor.tokenizer.model_max_length
@@ -438,6 +463,37 @@ def encode(
             "max_frames, height or width; nothing is cut off"
         )
     return dict(batch)
+
+
+def as_text(tokenizer, words: str | list[dict]):
+    """`words`, a text or a conversation, marked where it spells a token of its own.
+
+    What is marked becomes pieces of text in a call with `sanitize_control_tokens`, the
+    way of transformers to keep what users write apart from what its template writes.
+    Unlike there, every added token counts (<tool_call> is no "special" one), and the
+    tags of the kit's prompt do not.
+    """
+    own = sorted(set(tokenizer.added_tokens_encoder) - TAGS, key=len, reverse=True)
+    return mark_control_tokens(words, re.compile("|".join(map(re.escape, own))))
+
+
+def text_ids(tokenizer, text: str) -> list[int]:
+    """The tokens that `encode` makes of a text that stands between control tokens."""
+    marked = as_text(tokenizer, text)
+    encoded = tokenizer(marked, add_special_tokens=False, sanitize_control_tokens=True)
+    return encoded["input_ids"]
+
+
+@contextmanager
+def naming(item: Question | Demonstration) -> Iterator[None]:
+    """Let an error say which question or demonstration it is about."""
+    name = f"{type(item).__name__.lower()} {item.id}"
+    try:
+        yield
+    except BadVideo as bad:
+        raise BadVideo(bad.path, f"{bad.why} ({name})") from bad
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _parts(conversations: list[list[dict]], kind: str) -> list[np.ndarray]:

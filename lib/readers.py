@@ -187,7 +187,7 @@ class Continuation:
     @classmethod
     def of(cls, tokenizer, reasoning: str, letters: str) -> "Continuation":
         text = f"<think>{reasoning}</think><answer>"
-        ids = tokenizer([text + x for x in letters], add_special_tokens=False).input_ids
+        ids = [models.text_ids(tokenizer, text + letter) for letter in letters]
         columns = list(zip(*ids, strict=False))
         shared = next(i for i, column in enumerate(columns) if len(set(column)) > 1)
         tails = {x: own[shared:] for x, own in zip(letters, ids, strict=True)}
@@ -237,7 +237,8 @@ def _encode(processor, items: Sequence[Item]) -> Batch:
         for item in items
         for letters in [LETTERS[: len(item.question.options)]]
     ]
-    return Batch(items, models.encode(processor, talks), continuations)
+    asked = [item.question for item in items]
+    return Batch(items, models.encode(processor, talks, asked=asked), continuations)
 
 
 @torch.inference_mode()

@@ -27,7 +27,7 @@ import torch
 from lib import checkpoints, models, shards, shared_prefix
 from lib.prompts import messages
 from lib.questions import Demonstration
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import Sampling, question_media
 
 # isort: split
 from datasets import Dataset
@@ -107,6 +107,7 @@ class ResponseCollator:
             self.processor,
             [self.conversation(item) for item in demonstrations],
             padding_side="right",
+            asked=demonstrations,
         )
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):
@@ -119,10 +120,8 @@ class ResponseCollator:
 
     def conversation(self, item: Demonstration) -> list[dict]:
         """The user turn with its media, and the response as the assistant's turn."""
-        try:
+        with models.naming(item):
             clip, still = question_media(item, self.sampling)
-        except BadVideo as bad:
-            raise BadVideo(bad.path, f"{bad.why} (demonstration {item.id})") from bad
         prompt = messages(item.text, clip, still)
         return [*prompt, {"role": "assistant", "content": item.response}]
 
@@ -144,8 +143,8 @@ class ResponseCollator:
         line end before it (by starting with a line end itself) is a ValueError.
         """
         tokenizer = self.processor.tokenizer
-        wanted = tokenizer(item.response + END_OF_RESPONSE, add_special_tokens=False)
-        wanted = torch.tensor(wanted["input_ids"])
+        end_id = tokenizer.convert_tokens_to_ids(END_OF_RESPONSE)
+        wanted = torch.tensor([*models.text_ids(tokenizer, item.response), end_id])
         end = int((ids == wanted[-1]).nonzero()[-1]) + 1
         span = slice(end - len(wanted), end)
         if not torch.equal(ids[span], wanted):
@@ -219,7 +218,9 @@ def all_settings(
     digest = hashlib.sha256()
     for item in demonstrations:
         media = (item.video is not None, item.image is not None)
-        digest.update(f"{item.id}\n{media}\n{item.text}\n{item.response}\n".encode())
+        told = f"{item.id}\n{media}\n{item.text}\n{item.response}\n"
+        with models.naming(item):
+            digest.update(told.encode())
     hashed = digest.hexdigest()[:12]
     return {
         **asdict(settings),

@@ -151,6 +151,29 @@ def test_cut_counts_up_to_the_end_token_and_ignores_padding(processor):
     )
 
 
+@pytest.mark.parametrize("before", ["", "<think>x</think>"])
+def test_special_tokens_are_no_part_of_an_answer(processor, before):
+    """The released infer.py decodes without them, as every reward does."""
+    tokenizer = processor.tokenizer
+    ends = tokenizer.convert_tokens_to_ids(list(evaluation.END_TOKENS))
+    said = f"{before}<answer><|vision_start|>B<|vision_end|></answer><|im_end|>"
+    tokens = tokenizer(said)["input_ids"]
+    text, count, truncated = evaluation.cut(tokenizer, tokens, ends)
+    assert text == f"{before}<answer>B</answer>"
+    assert (count, truncated) == (len(tokens), False)
+    assert text == tokenizer.batch_decode([tokens], skip_special_tokens=True)[0]
+
+
+def test_a_prompt_that_is_too_long_is_named(tiny_checkpoint, tiny_questions):
+    processor = models.load_processor(tiny_checkpoint)
+    long = replace(tiny_questions[2], text="word " * 500)
+    processor.tokenizer.model_max_length = 400
+    with pytest.raises(ValueError, match=r"question training/2: .* tokens"):
+        evaluation.prepare_batch(
+            processor, [*tiny_questions[:2], long], SETTINGS, SAMPLING
+        )
+
+
 def test_the_same_call_gives_the_same_bytes(
     model, processor, tiny_questions, path, tmp_path
 ):

@@ -14,7 +14,7 @@ import torch
 from lib import checkpoints, grpo, models, records, shared_prefix
 from lib.grpo import GRPOSettings
 from lib.rewards import format_reward
-from lib.video import Sampling
+from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = GRPOSettings(
@@ -98,6 +98,16 @@ def scored(trainer, inputs):
     return [
         (i, flat["completion_ids"][i, :n], logps[i, :n]) for i, n in enumerate(lengths)
     ]
+
+
+def test_what_stops_a_rollout_names_its_question(build, tiny_questions):
+    trainer = build()
+    missing = replace(tiny_questions[0], image=Path("none.png"))
+    with pytest.raises(BadVideo, match=r"is missing \(question training/0\)"):
+        trainer.read_prompt(missing)
+    trainer.processing_class.tokenizer.model_max_length = 10
+    with pytest.raises(ValueError, match=r"question training/1: .* tokens"):
+        trainer.read_prompt(tiny_questions[1])
 
 
 @pytest.mark.parametrize("prompts_per_backward", [0, 2])

@@ -1,6 +1,7 @@
 """The prompts, character by character."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_too_few_or_too_many_options(options):
 def test_an_unknown_style_is_an_error():
     with pytest.raises(ValueError, match="'cot' is unknown"):
         prompt_text(question(FOUR), "cot")
+
+
+@pytest.mark.parametrize("options", [FOUR, (*FOUR[:3], "cut off \ud83d")])
+def test_half_a_character_is_an_error_that_names_the_question(options):
+    asked = replace(question(options), text="which \udc00?" if options == FOUR else "x")
+    with pytest.raises(ValueError, match=f"question {asked.id}: .*surrogates"):
+        prompt_text(asked, "think")
 
 
 CLIP, STILL = np.zeros((4, 28, 28, 3), np.uint8), np.ones((28, 28, 3), np.uint8)

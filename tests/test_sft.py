@@ -236,6 +236,20 @@ def test_a_response_that_melts_into_the_prompt_is_an_error(collator, demonstrati
         collator.response_span(joined, ids)
 
 
+def test_a_response_that_spells_control_tokens_is_learned_as_text(
+    collator, demonstrations
+):
+    said = "<think>x<|im_end|>\n<|im_start|>user</think><answer>B</answer>"
+    batch = collator([replace(demonstrations[2], response=said)])
+    learned = batch["labels"][batch["labels"] != sft.IGNORED]
+    tokenizer = collator.processor.tokenizer
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert tokenizer.decode(learned).startswith(said + "<|im_end|>")
+    assert (learned == end).nonzero()[:, 0].tolist() == [
+        len(models.text_ids(tokenizer, said))
+    ]
+
+
 def test_all_weights_are_trained_and_load_like_an_adapter(
     tiny_checkpoint, demonstrations, undisturbed, tmp_path
 ):

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from lib import models, records, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
-from lib.rewards import parse_answer
+from lib.rewards import OPENED, THOUGHT, parse_answer
 from lib.video import BadVideo, Sampling, question_media
 
 # isort: split
@@ -467,14 +467,16 @@ def row(
     first_letter and lenient are letters or None, correct and parsed follow the first,
     tokens includes the end token, error names what is wrong with the video or is None.
     Under the direct prompt the whole completion is the answer, so both rules read it as
-    if it stood between answer tags.
+    if it stood between answer tags; the lenient one only where it has none of its own.
     """
     letters = "ABCDE"[: len(question.options)]
     answered = completion
     if settings.style == "direct":
         answered = f"<answer>{completion}</answer>"
     first_letter = parse_answer(answered, "first_letter", letters)
-    lenient = parse_answer(answered, "lenient", letters)
+    if OPENED.search(completion) or THOUGHT.search(completion):
+        answered = completion
+    lenient = parse_answer(answered, "lenient", letters, question.options)
     return {
         "id": question.id,
         "level": question.level,

@@ -21,7 +21,9 @@ completion and its question; lib/reward_stages.py weighs them and puts them in o
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,33 +40,83 @@ FORMAT = re.compile(
     rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL
 )
 
-# The lenient rule reads through stars, quotes and brackets: **B**, 'B', (B), [B].
-MARKS = re.compile(r"[*_\"'`]")
-_STATED = r"\b(?:answer|option|choice)\b(?:\s+is\b)?(?:\s+option\b)?\s?:?\s?"
-_ALONE = r" ?[)\]}]?[.:!]?"  # ... and nothing after the letter
-_BEFORE_TEXT = r"(?:(?: ?[)\]}][.:]?|[.:])\s|\n).*"  # ... or the option's text
+# What the lenient rule reads. Tags may be in any case. Stars, quotes, dollars, blanks
+# of no width and TeX are read through, as in \boxed{B}; the one of "isn't" stays.
+TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+OPENED = re.compile(r"<answer>", re.IGNORECASE)
+THOUGHT = re.compile(r"</think>", re.IGNORECASE)
+MARKS = re.compile(
+    r"[*_\"`“”‘«»「」『』$\u200b\ufeff]|(?<!\w)'|'(?!\w)|\\[a-z]+\s*(?=\{)|\\[()\[\]]"
+)
+ASCII = str.maketrans("’【】、。–—", "'(),.--")
+_CJK = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
+
+# A letter is ruled out by a denial in its own clause, or right behind it.
+CLAUSE = re.compile(r"[,.;:!?\n]|\b(?:so|therefore|hence|thus|then)\b", re.IGNORECASE)
+_DENIAL = (
+    r"(?:\b(?:not|never|n?either|nor|(?:no|without)(?! doubt)|none|nobody|cannot|hardly"
+    r"|unlikely|impossible|wrong|incorrect|false|mistake|except|\w*thing but"
+    r"|(?:rul\w+|is|are|was) out|(?:exclud|eliminat|reject|refus|discard|dismiss)\w*"
+    r"|(?:instead|in place) of|(?:rather|other) than)\b|n't\b|[不非错錯誤误])"
+)
+_VERB = (
+    r"(?:(?:\w+ly )?(?:is|was|does|did|has|had|can|could|would|should|must|may|might"
+    r"|seems|looks|appears|fits|makes|\w+n't)\b)"
+)
+DENIAL = re.compile(_DENIAL, re.IGNORECASE)
+DENIED = re.compile(
+    rf"\W*(?:(?:which |that |it )?{_VERB}[^,.;\n]*?)?{_DENIAL}|\w+n't\b"
+    rf"|[{_CJK} ]*[不非错錯誤误]",
+    re.IGNORECASE,
+)
+
+# What stands straight in front of a letter that is chosen, and what sets off its text.
+_STATED = r"(?i:\b(?:answer|option|choice)\b(?: (?:is|option)){0,2} ?[:=-]?\s?)"
+_CUE = (
+    r"(?:[,;:.!=\n]|\b(?i:is|be|it's|that's|choos\w+|chose|pick|select|say|guess"
+    rf"|go(?:ing)? (?:with|for)|I(?: \w+)? take|letter|so|then|thus|therefore|hence"
+    rf"|maybe|perhaps|\w+ly)|[{_CJK}]|\s(?=[(\[{{]\w[)\]}}]\W*$))\s*"
+)
+_OPEN, _CLOSE = r"[(\[{<]* ?", r" ?[)\]}>]"
+_ALONE = rf"(?:{_CLOSE})*[.,:;!]*"
+_SET_OFF = rf"(?:(?:{_CLOSE})+[.:,]?\s?|[.:]\s|\n)"
+_CAPITAL_SET_OFF = rf"(?:(?:{_CLOSE})*(?: ?[,;]\s?| -+>? )|[.:](?=\w\w)| (?=[{_CJK}]))"
+# Of what begins with "A": a verb behind it tells the letter from the article.
+_NO_ARTICLE = (
+    rf"(?:(?<!A)|(?= (?!can |must )(?:{_VERB}|because|since|for|it\b|[{_CJK}]|"
+    r"(?:put|take|get|open|pour|add|insert|remove|turn o(?:n|ff)|pick up)\b)))"
+)
 
 
-def parse_answer(completion: str, rule: str, letters: str = "ABCDE") -> str | None:
+def parse_answer(
+    completion: str, rule: str, letters: str = "ABCDE", options: Sequence[str] = ()
+) -> str | None:
     """The option letter a completion gives, or None where it gives none.
 
     Of several `<answer>` tags the first counts under either rule. Counting any of them
     would pay a policy for listing every letter.
 
-    `lenient` reads the first `<answer>...</answer>`; if there is none, what follows an
-    unclosed `<answer>`; if there is none either, the last line. Stars and quotes are
-    ignored, case too except in the last form. It accepts
-      the letter alone, with or without brackets:           B    (b)    **B**   b.
-      the letter, one of . ) : or a line break, any text:   B. take bag   (b) take bag
-      either of them after answer, option or choice:        Answer: B    option (B)
-      without any tag, a capital letter as the last word:   The tap runs, so I take B.
-    and nothing else: "Add water" and "A cup" are no answer, and neither is a text that
-    names several letters ("A or B", "A, B, C, D").
+    `lenient` reads the first `<answer>...</answer>`, in any case; if there is none,
+    what follows an unclosed `<answer>`; if there is none either, the last line. It
+    reads through stars, quotes, TeX and full width, and accepts, in this order,
+      at the start, or after answer, option or choice
+        the letter alone, in any case:             B    (b)    **B**   \\boxed{B}
+        set off from a text, in any case:          b. take bag   (B)take bag
+        a capital and a text:                      B, take bag   B take bag   B is right
+      behind a mark or a word that chooses it, a capital, alone or set off from a text:
+                                                   After that, B.   I would choose B.
+      without any tag, a capital as the last word: That leaves B
+    and nothing else: "Add water" is no answer, and neither is a text that names several
+    letters ("A or B", "A. x, B. y") or denies its letter ("not B", "B is wrong").
+
+    "A cup" begins with the article: "A" and a text are the letter only before a verb
+    ("A is right", "A put cup"), or where the text is that of option A in `options`.
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is unknown; it must be one of {list(RULES)}")
-    read = _first_letter if rule == "first_letter" else _lenient
-    return read(completion, letters)
+    if rule == "first_letter":
+        return _first_letter(completion, letters)
+    return _lenient(completion, letters, options)
 
 
 def accuracy_reward(completion: str, gold: str, rule: str = "first_letter") -> float:
@@ -159,41 +211,80 @@ def _first_letter(completion: str, letters: str) -> str | None:
     return first if first and first in letters else None
 
 
-def _lenient(completion: str, letters: str) -> str | None:
+def _lenient(completion: str, letters: str, options: Sequence[str]) -> str | None:
     text, tagged = _answer_text(completion)
-    lines = (" ".join(line.split()) for line in MARKS.sub("", text).splitlines())
-    text = "\n".join(line for line in lines if line)
-    letter = rf"[(\[{{]? ?([{letters}])"
-    match = re.fullmatch(
-        rf"(?:.*{_STATED})?{letter}(?:{_ALONE}|{_BEFORE_TEXT})",
-        text,
-        re.DOTALL | re.IGNORECASE,
+    text = _unmarked(text)
+    own, *forms, last = _patterns(letters)
+    match = own.fullmatch(text)
+    if match and _is_option(match, options):
+        rest = ""
+    else:
+        forms += [] if tagged else [last]
+        match = next(filter(None, (form.fullmatch(text) for form in forms)), None)
+        if match is None:
+            return None
+        rest = match["rest"] or ""
+    letter, lead = match["letter"].upper(), text[: match.start("letter")]
+    denied = DENIAL.search(CLAUSE.split(lead)[-1]) or DENIED.match(rest)
+    others = _others(f"{lead}{letter}", rest, letters) - {letter}
+    return None if denied or others else letter
+
+
+@lru_cache
+def _patterns(letters: str) -> tuple[re.Pattern, ...]:
+    """The forms that `parse_answer` accepts, in its order, behind "letter, text"."""
+    any_case, capital = f"(?P<letter>(?i:[{letters}]))", f"(?P<letter>[{letters}])"
+    start, rest = rf"(?:.*{_STATED})?{_OPEN}", "(?P<rest>.*)"
+    forms = (
+        rf"{start}{any_case}[)\]}}>]?[\s.,:;-]+{rest}",
+        rf"{start}{any_case}(?:{_ALONE}|{_SET_OFF}{rest})",
+        rf"{start}{capital}(?:{_CAPITAL_SET_OFF}|{_NO_ARTICLE} (?=[^\W\d_])){rest}",
+        rf".*{_CUE}{_OPEN}{capital}(?:{_ALONE}|(?:{_SET_OFF}|{_CAPITAL_SET_OFF}){rest})",
+        rf".*\s{_OPEN}{capital}{_ALONE}(?P<rest>)",
     )
-    if not match and not tagged:
-        match = re.fullmatch(rf".*(?<!\S){letter}{_ALONE}", text)
-    if not match:
-        return None
-    found = match.group(1).upper()
-    return found if _named(text, letters) <= {found} else None
+    return tuple(re.compile(form, re.DOTALL) for form in forms)
 
 
 def _answer_text(completion: str) -> tuple[str, bool]:
     """The text the lenient rule reads, and whether an answer tag led to it."""
-    match = ANSWER.search(completion)
-    if match:
-        return match.group(1).strip(), True
-    _, opened, rest = completion.partition("<answer>")
-    if opened:
-        return rest.strip(), True
-    lines = completion.rpartition("</think>")[2].strip().splitlines()
-    return (lines[-1].strip() if lines else ""), False
+    if match := TAGGED.search(completion):
+        return match.group(1), True
+    if match := OPENED.search(completion):
+        return completion[match.end() :], True
+    lines = THOUGHT.split(completion)[-1].strip().splitlines()
+    return (lines[-1] if lines else ""), False
 
 
-def _named(text: str, letters: str) -> set[str]:
-    """Capital letters that stand in `text` as an option and not as a word.
+def _unmarked(text: str) -> str:
+    """`text` without marks, in half width, with single blanks, and no empty line."""
+    text = unicodedata.normalize("NFKC", text).translate(ASCII)
+    text = re.sub(f"([{_CJK}])", r" \1 ", MARKS.sub("", text))
+    lines = (" ".join(line.split()).lstrip("-•># ") for line in text.splitlines())
+    return "\n".join(filter(None, lines))
 
-    "A man" holds the article; "A, B", "A or B", "A/B", "A. cup", "(A)" and a letter at
-    the end of the text name an option.
+
+def _is_option(match: re.Match, options: Sequence[str]) -> bool:
+    """Whether the text behind the letter is the letter's option, word for word."""
+    known = dict(zip("ABCDE", options, strict=False))
+    option = known.get(match["letter"].upper())
+    said = _plain(match["rest"]).rstrip(".")
+    return option is not None and said == _plain(_unmarked(option)).rstrip(".")
+
+
+def _others(lead: str, rest: str, letters: str) -> set[str]:
+    """Capital letters that stand for an option and not for a word.
+
+    In `lead`, before the letter: one that a mark, "or" or another letter follows. In
+    `rest`, which may be an option's text ("take vitamin C"): one that begins it, or
+    that a mark, "or" or the like precedes. "A man" holds the article.
     """
-    after = r"(?=\s*(?:[.,;:/&|)\]}]|$)|\s+(?:or|and)\s+[(\[{]?[A-Z]\b)"
-    return set(re.findall(rf"(?<![\w-])([{letters}]){after}", text))
+    joined = r"(?:or|and|nor|then|but|not|vs\.?)"
+    after = rf"(?=\s*(?:[.,;:/&|+)\]}}]|$)|\s+(?:{joined}\s+(?:\w+ )?)?[(\[{{]?[A-E]\b)"
+    before = (
+        r"(?:^|[\n,;:/&|+.(\[{=\-和或与及跟]|\b(?i:or|and|nor|not|then|than|but|vs|also"
+        r"|maybe|perhaps|possibly|either|both|answer|option|choice|is|be)\b)\s*[(\[{]?"
+    )
+    listed = re.findall(rf"(?<![\w'-])([{letters}]){after}", lead)
+    option = rf"{before}([{letters}])(?![\w'-])(?:(?<!A)|(?! [^\W\d_]))"
+    lettered = rf"\s([{letters}])(?:[)\]}}]|[.:] [a-z])"
+    return {*listed, *re.findall(option, rest), *re.findall(lettered, rest)}

@@ -307,6 +307,11 @@ def test_rows_read_answers_under_both_rules(tiny_questions):
     assert bare["first_letter"] is None and not bare["correct"]
     direct = row(question, replace(SETTINGS, style="direct"), "B", 2)
     assert direct["first_letter"] == "B" and direct["correct"]
+    for said in ("<answer>B</answer>", "<Answer>b", "<think>x</think>B"):
+        direct = row(question, replace(SETTINGS, style="direct"), said, 9)
+        assert direct["first_letter"] is None and direct["correct_lenient"]
+    article = replace(question, options=("fly", *question.options[1:]))
+    assert row(article, SETTINGS, "<answer>A fly</answer>", 9)["lenient"] == "A"
     none = row(question, SETTINGS, "<answer>E</answer>", 9)  # has four options
     assert none["first_letter"] is None
 

@@ -99,7 +99,10 @@ ANSWERS = [
     ("<think>x</think><answer>B. take ce", None, "B"),
     ("<answer>", None, None),
     ("B</answer>", None, None),
-    ("<ANSWER>B</ANSWER>", None, None),
+    ("<ANSWER>B</ANSWER>", None, "B"),
+    ("<Answer>Option B</Answer>", None, "B"),
+    ("<answer>b</ANSWER> and more", None, "B"),
+    ("<think>It is A.</THINK><Answer>B", None, "B"),
     ("< answer>B</answer>", None, None),
     # no tag
     ("B", None, "B"),
@@ -131,6 +134,163 @@ ANSWERS = [
 def test_both_rules(completion, first_letter, lenient):
     assert parse_answer(completion, "first_letter") == first_letter
     assert parse_answer(completion, "lenient") == lenient
+
+
+# What a patient reader takes from an answer in its tag, and what from none.
+READ = {
+    "A": r"""
+        A is right.
+        A put cup into sink
+        A because the bag is open
+        A, use plan B
+        A - take vitamin C
+        (A)plug it into socket D.
+        A) plug it into socket D
+        A是正确的
+        \text{A}
+        Clearly, A.
+        """,
+    "B": r"""
+        B - take the cup
+        B – take the cup
+        B; take the cup
+        B.take the cup
+        [B]take the cup
+        B take the cup
+        B. take vitamin C
+        B. connect A to C
+        The answer is B, take the cup
+        The answer is B because C is done
+        B for sure
+        B, because the lid is open
+        I would choose B, take the cup.
+        I'd go with B
+        My guess: B
+        That's B!
+        Most likely B.
+        Next: (B)
+        take the cup (B)
+        The tap does not run, so B.
+        No, B.
+        Ｂ．take the cup
+        【B】
+        “B”
+        我选B
+        答案：Ｂ
+        正确答案为B，打开
+        答えはBです
+        $\boxed{\text{B}}$
+        The answer is \boxed{B}.
+        """,
+    None: r"""
+        Not B.
+        It is not B
+        It isn’t B
+        That can't be B, take the cup
+        Neither B nor D.
+        B is wrong
+        B is certainly not right.
+        B, which is wrong
+        B isn't it
+        B cannot be next
+        B was excluded
+        (B) is incorrect
+        B: wrong
+        Option B is ruled out
+        I would rule out B.
+        I would not choose B.
+        The answer is not B
+        everything but B
+        unlikely B
+        不是B
+        B是错的
+        A or B
+        A, B
+        A and/or B
+        B & C
+        B; C
+        B C
+        B, then C
+        B - C
+        B or maybe C
+        both B and C
+        B vs C
+        Ａ、Ｂ
+        A. take cup, B. open lid
+        A) take cup B) open lid
+        B. open lid or C. wash pan
+        The answer is B and C
+        I would choose B or C
+        B? C?
+        Is it B?
+        A can of soup
+        C-clamp
+        D.C. power
+        E-mail
+        plug it into socket D
+        vitamin B and C
+        b c
+        take a
+        None of the above
+        Cannot tell
+        Both are possible
+        """,
+}
+READ = [
+    (line.strip(), letter)
+    for letter, lines in READ.items()
+    for line in lines.strip().splitlines()
+]
+
+
+@pytest.mark.parametrize(("text", "letter"), READ)
+def test_what_a_patient_reader_takes_from_an_answer(text, letter):
+    tagged = f"<think>It is C, not D.</think><answer>{text}</answer>"
+    assert parse_answer(tagged, "lenient", "ABCDE") == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The tap runs, so that leaves B", "B"),
+        ("The tap does not run, so I take B.", "B"),
+        ("There is no cup so it must be B.", "B"),
+        ("I see no lid.\nThat points to (B)", "B"),
+        ("B. take vitamin C", "B"),
+        ("A man takes the cup, so B.", "B"),
+        ("The tap runs, so it cannot be B.", None),
+        ("So it is definitely not B", None),
+        ("It is neither A nor B.", None),
+        ("This rules out B", None),
+        ("I see anything but B", None),
+        ("instead of B", None),
+        ("It is not the case that the answer is B.", None),
+        ("A B C D", None),
+    ],
+)
+def test_what_a_patient_reader_takes_from_a_last_line(text, letter):
+    assert parse_answer(text, "lenient", "ABCD") == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A fresh cup", "A"),
+        ("a Fresh  cup.", "A"),
+        ("The answer is A fresh cup", "A"),
+        ("B, use A and D cells", "B"),
+        ("A use A and D cells", None),
+        ("A cup", None),
+        ("fresh cup", None),
+        ("not A fresh cup", None),
+        ("It is not true that the answer is A use A and D cells", None),
+        ("C fresh cup", "C"),
+    ],
+)
+def test_an_article_is_told_from_a_letter_by_the_options(text, letter):
+    options = ("fresh cup", "use A and D cells", "open lid", "")
+    answer = f"<answer>{text}</answer>"
+    assert parse_answer(answer, "lenient", "ABCD", options) == letter
 
 
 def released(completion: str, solution: str) -> float:
@@ -208,7 +368,7 @@ def test_parsing_a_long_completion_is_no_burden():
     babble = "<think>" + "the answer is the option " * 4000
     assert format_reward(babble) == 0.0
     assert parse_answer(babble, "lenient") is None
-    for mark in "(*).\n ":
+    for mark in "(*).\n ,-B'不":
         assert parse_answer("B" + mark * 20000 + "x", "lenient") in (None, "B")
         assert parse_answer(mark * 20000 + "Bx", "lenient") is None
 

@@ -349,7 +349,8 @@ class Records:
 
     def _read(self, path: Path) -> list[dict]:
         if path not in self._rows:
-            self._rows[path] = read_jsonl(path)
+            predicted = path.name.startswith("predictions_")
+            self._rows[path] = (tables.read_rows if predicted else read_jsonl)(path)
         return self._rows[path]
 
 

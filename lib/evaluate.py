@@ -30,10 +30,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import models, records, shared_prefix
+from lib import chain, models, records, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
-from lib.rewards import OPENED, THOUGHT, parse_answer
+from lib.rewards import judged
 from lib.video import BadVideo, Sampling, question_media
 
 # isort: split
@@ -274,11 +274,38 @@ def missing_batches(
     refuse_other_settings(path, any_partial, recorded)
     if path.exists():
         remove_partial_files(path)  # left by a kill right behind the last write
-        return []
+        return reopened(path, batches)
     records.write_json(settings_file(path), recorded)
     rows = [row for file in partial_files(path) for row in whole_batches(file, batches)]
     found = {row["id"] for row in rows}
     return [n for n, batch in enumerate(batches) if batch[0].id not in found]
+
+
+def reopened(path: Path, batches: list[list[Question]]) -> list[int]:
+    """Numbers of the batches to answer again, of a file of rows that is finished.
+
+    Those with a question that failed for a clip or still that is another file now; the
+    other rows are kept in the partial file. ValueError where an answered question shows
+    other pictures now.
+    """
+    rows = {row["id"]: row for row in records.read_jsonl(path)}
+    now = {
+        q.id: row(q, EvalSettings("think", 1, 1))["media"] for b in batches for q in b
+    }
+    moved = {key for key, own in rows.items() if own.get("media") != now.get(key)}
+    if answered := sorted(key for key in moved if rows[key]["error"] is None):
+        raise ValueError(
+            f"{path}: {len(answered)} questions, first {answered[0]}, were answered on "
+            f"other clips or stills than lie there now: delete {path.stem}.* in "
+            f"{path.parent} to evaluate again"
+        )
+    again = [n for n, batch in enumerate(batches) if moved & {q.id for q in batch}]
+    if again:
+        kept = [batch for n, batch in enumerate(batches) if n not in again]
+        known = [rows[question.id] for batch in kept for question in batch]
+        records.write_jsonl(partial_file(path, 0), known)
+        path.unlink()
+    return again
 
 
 def whole_batches(partial: Path, batches: list[list[Question]]) -> list[dict]:
@@ -464,19 +491,11 @@ def row(
 ) -> dict:
     """The record of one answered, or failed, question.
 
-    first_letter and lenient are letters or None, correct and parsed follow the first,
-    tokens includes the end token, error names what is wrong with the video or is None.
-    Under the direct prompt the whole completion is the answer, so both rules read it as
-    if it stood between answer tags; the lenient one only where it has none of its own.
+    What the completion says is `rewards.judged`; tokens includes the end token, error
+    names what is wrong with the video or is None; media is the content of clip and
+    still (`chain.content`).
     """
-    letters = "ABCDE"[: len(question.options)]
-    answered = completion
-    if settings.style == "direct":
-        answered = f"<answer>{completion}</answer>"
-    first_letter = parse_answer(answered, "first_letter", letters)
-    if OPENED.search(completion) or THOUGHT.search(completion):
-        answered = completion
-    lenient = parse_answer(answered, "lenient", letters, question.options)
+    shown = [path and chain.content(path) for path in (question.video, question.image)]
     return {
         "id": question.id,
         "level": question.level,
@@ -486,14 +505,11 @@ def row(
         "gold": question.gold,
         "options": list(question.options),
         "completion": completion,
-        "first_letter": first_letter,
-        "lenient": lenient,
-        "correct": first_letter == question.gold,
-        "correct_lenient": lenient == question.gold,
-        "parsed": first_letter is not None,
+        **judged(completion, question.options, question.gold, settings.style),
         "truncated": truncated,
         "tokens": tokens,
         "error": error,
+        "media": shown,
     }
 
 

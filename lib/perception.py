@@ -308,11 +308,11 @@ def _read_set(run: Path, name: str, asked: Mapping) -> Answers:
     found: Answers = {}
     for model in tables.METHODS:
         seen_file = predictions_file(run, model, name, SEEN)
-        rows = records.read_jsonl(paths.require(seen_file, "run 04_eval first"))
+        rows = tables.read_rows(paths.require(seen_file, "run 04_eval first"))
         seen = {row["id"]: row for row in rows}
         for condition in asked["conditions"]:
             file = predictions_file(run, model, name, condition)
-            rows = records.read_jsonl(paths.require(file, "run 04_eval first"))
+            rows = tables.read_rows(paths.require(file, "run 04_eval first"))
             _check_settings(seen_file, file)
             missing = [row["id"] for row in rows if row["id"] not in seen]
             if missing:

@@ -119,6 +119,31 @@ def parse_answer(
     return _lenient(completion, letters, options)
 
 
+def judged(
+    completion: str, options: Sequence[str], gold: str, style: str = "think"
+) -> dict:
+    """What a completion says: first_letter and lenient (letters or None), correct and
+    parsed by the first, correct_lenient by the second.
+
+    Under the direct prompt the whole completion is the answer, so both rules read it as
+    if it stood between answer tags; the lenient one only where it has none of its own.
+    """
+    letters, answered = "ABCDE"[: len(options)], completion
+    if style == "direct":
+        answered = f"<answer>{completion}</answer>"
+    first_letter = parse_answer(answered, "first_letter", letters)
+    if OPENED.search(completion) or THOUGHT.search(completion):
+        answered = completion
+    lenient = parse_answer(answered, "lenient", letters, options)
+    return {
+        "first_letter": first_letter,
+        "lenient": lenient,
+        "correct": first_letter == gold,
+        "correct_lenient": lenient == gold,
+        "parsed": first_letter is not None,
+    }
+
+
 def accuracy_reward(completion: str, gold: str, rule: str = "first_letter") -> float:
     """1.0 if the completion's letter is `gold`, else 0.0 (the paper's only reward)."""
     if not re.fullmatch("[A-E]", gold):

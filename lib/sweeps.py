@@ -25,7 +25,7 @@ import numpy as np
 
 from lib import chain, plots, stats, tables
 from lib.paths import ROOT, require, resolve
-from lib.records import read_json, read_jsonl, write_json, write_text
+from lib.records import read_json, write_json, write_text
 
 FIXED = ("run", "seed", "status", "seconds", "metrics", "git_commit")
 BEGIN, END = "<!-- sweeps:begin -->", "<!-- sweeps:end -->"
@@ -52,7 +52,7 @@ def _row(row: Mapping, run: Path) -> dict:
 
 
 def _compact(run: Path, label: str, name: str) -> dict:
-    rows = read_jsonl(run / f"predictions_{label}_{name}.jsonl")
+    rows = tables.read_rows(run / f"predictions_{label}_{name}.jsonl")
     rows = sorted(rows, key=lambda row: row["id"])
     numbers = tables.summary(rows)
     keys = ("n", "accuracy", "parse_failure", "truncated", "chance")

@@ -20,13 +20,15 @@ import numpy as np
 from lib import plots, questions, stats
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl
+from lib.rewards import judged
 
 METHODS = ("base", "sft", "grpo")
 # The order of those that need not be there; others follow by name.
 MODELS = (*METHODS, "base-direct", "sft-answers", "ppo", "care")
 SETS = ("L1", "L2", "L3", "general")
 COMPARISONS = (("grpo", "sft"), ("sft", "base"), ("grpo", "base"))
-FIELDS = ("id", "gold", "options", "correct", "correct_lenient", "parsed", "truncated")
+FIELDS = ("id", "gold", "options", "completion", "correct", "correct_lenient", "parsed")
+FIELDS += ("truncated",)
 
 Predictions = dict[tuple[str, str], list[dict]]
 
@@ -51,7 +53,7 @@ def read_predictions(run: Path) -> Predictions:
         for model in dict.fromkeys((*METHODS, *present)):
             path = run / f"predictions_{model}_{name}.jsonl"
             require(path, "run 04_eval first")
-            found[model, name] = sorted(_checked(path), key=lambda row: row["id"])
+            found[model, name] = sorted(read_rows(path), key=lambda row: row["id"])
             _same_questions(found["base", name], found[model, name], path)
     if not found:
         raise FileNotFoundError(f"{run} holds no predictions: run 04_eval first")
@@ -354,8 +356,12 @@ def questions_hash(rows: Iterable[Mapping]) -> str:
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 
-def _checked(path: Path) -> list[dict]:
-    rows = read_jsonl(path)
+def read_rows(path: Path) -> list[dict]:
+    """Rows of predictions, in their order; each must be what its completion says, read
+    again. ValueError names the file, the line and the field."""
+    rows, settings = read_jsonl(path), path.with_suffix(".settings.json")
+    style = "direct" if "-direct_" in path.name else "think"
+    style = read_json(settings).get("style", style) if settings.exists() else style
     if not rows:
         raise ValueError(f"{path} is empty: run 04_eval again")
     ids: set = set()
@@ -363,6 +369,13 @@ def _checked(path: Path) -> list[dict]:
         for field in FIELDS:
             if field not in row:
                 raise ValueError(f"{path}, line {number}: no field `{field}`")
+        said = judged(row["completion"], row["options"], row["gold"], style)
+        for field, value in said.items():
+            if row.get(field, value) != value:
+                raise ValueError(
+                    f"{path}, line {number}: {field} is {row.get(field)!r}, but the "
+                    f"completion says {value!r}: bring the row back, or evaluate again"
+                )
         if row["id"] in ids:
             raise ValueError(f"{path}, line {number}: question {row['id']} twice")
         ids.add(row["id"])

@@ -6,6 +6,7 @@ import numpy as np
 
 from lib import chain
 from lib.records import write_json, write_jsonl
+from lib.rewards import judged
 
 ABILITY = {"base": 0.30, "sft": 0.45, "grpo": 0.52, "base-direct": 0.36}
 DOMAINS = ("Daily life", "Hobbies", "Recreation", "Work")
@@ -24,8 +25,13 @@ def predictions(model, name, n, seed):
         options = [*OPTIONS, "wait"][: 5 if name == "general" and i % 2 else 4]
         gold = "ABCD"[i % 4]
         letter = gold if right[i] else "ABCD"[(i + 1) % 4]
-        parsed = bool(right[i] or i % 10 != 9)
         done = f"<think>The {options[i % 4]} step is done.</think>"
+        cut_off = not right[i] and i % 10 == 9
+        said = f"({gold})" if not right[i] and i % 20 == 0 else letter
+        completion = done if cut_off else f"{done}<answer>{said}</answer>"
+        style = "direct" if model == "base-direct" else "think"
+        if style == "direct":
+            completion = said
         rows.append(
             {
                 "id": f"{name}/{i}",
@@ -35,18 +41,22 @@ def predictions(model, name, n, seed):
                 "duration_group": (15, 60)[i % 2] if name == "general" else None,
                 "gold": gold,
                 "options": options,
-                "completion": f"{done}<answer>{letter}</answer>" if parsed else done,
-                "first_letter": letter if parsed else None,
-                "lenient": letter if parsed else None,
-                "correct": bool(right[i]),
-                "correct_lenient": bool(right[i] or i % 20 == 0),
-                "parsed": parsed,
-                "truncated": not parsed,
+                "completion": completion,
+                **judged(completion, options, gold, style),
+                "truncated": cut_off,
                 "tokens": 15,
                 "error": None,
             }
         )
     return rows
+
+
+def answering(row, right):
+    """The row with a right, or a wrong, answer."""
+    gold = row["gold"]
+    letter = gold if right else "AB"[gold == "A"]
+    completion = f"<answer>{letter}</answer>"
+    return row | {"completion": completion, **judged(completion, row["options"], gold)}
 
 
 def grpo_log(steps=40):
@@ -94,5 +104,10 @@ def edit_row(path, number, **changes):
     """Change fields of one row (from 0) of a JSON lines file; None removes a field."""
     lines = path.read_text().splitlines()
     row = {**json.loads(lines[number]), **changes}
-    lines[number] = json.dumps({k: v for k, v in row.items() if v is not None})
+    if {"completion", "gold", "options"} & changes.keys():
+        style = "direct" if "-direct_" in path.name else "think"
+        row |= judged(row["completion"], row["options"], row["gold"], style)
+    for name in [name for name, value in changes.items() if value is None]:
+        del row[name]
+    lines[number] = json.dumps(row)
     path.write_text("\n".join(lines) + "\n")

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from made_run import ABILITY, DOMAINS, edit_row, predictions, write_run
+from made_run import ABILITY, DOMAINS, answering, edit_row, predictions, write_run
 
 from lib import claims, plots, report, tables
 from lib.claim_records import Missing, Records, Term, source_videos
@@ -318,9 +318,8 @@ def test_verdicts_follow_what_was_simulated(tmp_path):
         for model, ability in (("grpo", grpo), ("sft", sft)):
             path = run / f"predictions_{model}_L1.jsonl"
             rows = read_jsonl(path)
-            for i, row in enumerate(rows):
-                row["correct"] = i < ability * 200
-            write_jsonl(path, rows)
+            right = [i < ability * 200 for i in range(200)]
+            write_jsonl(path, map(answering, rows, right))
         part = part_of(claims.table(Records(run, sweeps=tmp_path), SAMPLES), 1)
         assert part["verdict"] == expected
         assert abs(part["effect"]) == pytest.approx(0.5)
@@ -353,9 +352,8 @@ def test_questions_on_one_recording_are_one_cluster(run, tmp_path):
     for model in ("grpo", "sft"):
         path = run / f"predictions_{model}_L1.jsonl"
         rows = sorted(read_jsonl(path), key=lambda row: int(row["id"][3:]))
-        for i, right in enumerate(np.repeat(rng.random(10) < 0.5, 4)):
-            rows[i]["correct"] = bool(right)
-        write_jsonl(path, rows)
+        right = np.repeat(rng.random(10) < 0.5, 4)
+        write_jsonl(path, map(answering, rows, right))
     annotations = tmp_path / "data/annotations/validation_L1.jsonl"
     asked = [{"sample_id": i, "video_id": f"P{i // 4}"} for i in range(40)]
     write_jsonl(annotations, asked)
@@ -428,7 +426,7 @@ def test_without_video_the_same_questions_count(made, tmp_path):
     run = write_run(tmp_path / "run", n=100, sets=("L1", "L3"))
     for model in ("grpo", "base"):
         rows = read_jsonl(run / f"predictions_{model}_L1.jsonl")[:60]
-        blind = [row | {"correct": False} for row in rows]
+        blind = [answering(row, False) for row in rows]
         write_jsonl(run / f"predictions_{model}_L1.no_video.jsonl", blind)
     records = Records(run, sweeps=tmp_path)
     part = part_of(claims.table(records, SAMPLES), 8)
@@ -447,7 +445,7 @@ def test_without_video_the_same_questions_count(made, tmp_path):
 def test_more_frames_means_more_than_the_models_see(run):
     for frames in (4, 16):
         rows = read_jsonl(run / "predictions_grpo_L1.jsonl")
-        better = [row | {"correct": frames == 16} for row in rows]
+        better = [answering(row, frames == 16) for row in rows]
         write_jsonl(run / f"predictions_grpo_L1.frames_{frames}.jsonl", better)
     settings = run / "predictions_grpo_L1.settings.json"
     seen = {"max_frames": 8, "height": 56, "width": 112}
@@ -497,7 +495,7 @@ def test_care_is_compared_with_grpo(tmp_path):
     run = write_run(tmp_path / "run", n=60)
     for level in tables.SETS:
         rows = read_jsonl(run / f"predictions_grpo_{level}.jsonl")
-        better = [row | {"correct": True} for row in rows]
+        better = [answering(row, True) for row in rows]
         write_jsonl(run / f"predictions_care_{level}.jsonl", better)
     for label, share in (("care", 0.9), ("grpo", 0.5)):
         write_coherence(run, label, share)

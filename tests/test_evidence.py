@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 import pytest
+from made_run import answering
 
 from lib import coherence, evidence, perception, stats, tables
 from lib.records import read_json, write_json, write_jsonl
@@ -31,7 +32,8 @@ def drawn(*place):
 
 def prediction(key, right):
     options = ["wash cup", "dry cup", "cut cup", "tie cup"]
-    return {"id": key, "options": options, "correct": bool(right), "parsed": True}
+    asked = {"id": key, "options": options, "gold": "A", "truncated": False}
+    return answering(asked, right)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from made_run import predictions, write_run
 
-from lib import judge, records, tables
+from lib import evaluate, judge, records, tables
 from lib.judge import Judge, JudgeError, carry_out, plan
 from lib.questions import Question
 from lib.readers import reasoning_of
@@ -176,10 +176,11 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     run, items = tmp_path / "run", tables.asked(data, data / "general", ["L1"])
     for label in tables.METHODS:
         rows = [
-            {"id": item.id, "gold": item.gold, "options": list(item.options)}
-            | dict.fromkeys(("correct", "correct_lenient", "parsed"), True)
-            | {"truncated": False, "first_letter": item.gold}
-            | {"completion": f"<think>Next is {item.answer}.</think>"}
+            evaluate.row(
+                item,
+                evaluate.EvalSettings("think", 48, 8),
+                f"<think>Next is {item.answer}.</think><answer>{item.gold}</answer>",
+            )
             for item in items.values()
         ]
         records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)

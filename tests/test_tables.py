@@ -71,7 +71,7 @@ def test_accuracy_is_near_what_was_simulated(predictions):
 def test_what_goes_wrong_stays_in_the_denominator(small):
     path = small / "predictions_sft_L1.jsonl"
     for number in range(12):
-        edit_row(path, number, correct=False, parsed=False, error="x: truncated")
+        edit_row(path, number, completion="", error="x: truncated")
     row = tables.summary(tables.read_predictions(small)["sft", "L1"])
     assert (row["n"], row["accuracy"], row["failed_videos"]) == (12, 0, 12)
     assert row["parse_failure"] == 1

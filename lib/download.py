@@ -8,28 +8,39 @@ its name only when its size and hash are those the hub lists.
     >>> files = listing("TencentARC/SEED-Bench-R1", commit)
     >>> fetch(files["annotations/validation_L1.jsonl"], Path("validation_L1.jsonl"))
 
-An archive is read as a stream and never trusted with a path: the caller names the place
-of each member it wants, and a member that is anything but a plain file with a plain
-relative name ends the reading.
+An archive is known by its first bytes, read as a stream and never trusted with a path:
+the caller names the place of each member it wants, and a member that is anything but a
+plain file with a plain relative name ends the reading. So does whatever a reader
+raises: `ArchiveError` is about one archive, and others may be sound.
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
+import io
+import lzma
 import os
+import re
+import secrets
 import shutil
 import stat
 import tarfile
 import time
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import httpx2
+import pyarrow
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -47,15 +58,35 @@ from lib.schemas import is_relative, shown
 WAITS = (1, 4)  # seconds before the second and the third attempt; http_get has its own
 BLOCK = 2**20
 STOPPED = "nothing more is unpacked: report it to who made the archive"
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+ZIP = re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08|00)")
+PACKED = [  # first bytes of a tar that is packed, what reads it; zstd may skip first
+    (re.compile(rb"\x1f\x8b\x08"), gzip.open),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.open),
+    (re.compile(rb"\xfd7zXZ\0"), lzma.open),
+    (
+        re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+        partial(pyarrow.CompressedInputStream, compression="zstd"),
+    ),
+]
+UNFINISHED = ".unfinished-"  # 16 random digits follow: no name that anybody wants
+UNPACK = (
+    "unpack it yourself and put its files where `get` says that they are missing;"
+    " the same command then goes on"
+)
 
 
 class DownloadError(Exception):
-    """What could not be downloaded or unpacked, and what to do about it."""
+    """What could not be downloaded or unpacked, and what to do about it; whether that
+    is the fault `of_file`, so that other files may come."""
+
+    def __init__(self, what: str, of_file: bool = False):
+        super().__init__(what)
+        self.of_file = of_file
 
 
 class ArchiveError(DownloadError):
-    """An archive whose members cannot be used; others may be sound."""
+    """A file of the hub or an archive that cannot be used; others may be sound."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +103,14 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar, tar.gz or zip file, in one part or several that follow each other;
-    `prefix` is the folder, relative to the user's, whose files it may hold."""
+    """A tar file, packed or not, or a zip file, in parts that follow each other;
+    `folders`, relative to the user's, are those whose files it may hold, and `fault`
+    says why it cannot be read here, if so."""
 
     name: str
     parts: tuple[HubFile, ...]
-    prefix: str
+    folders: tuple[str, ...]
+    fault: str = ""
 
     @property
     def size(self) -> int:
@@ -93,7 +126,11 @@ class Archive:
 
     def fetch_part(self, number: int, store: Path) -> Path:
         """A part, downloaded into the folder `store` unless it is there."""
-        return fetch(self.parts[number], self._stored(number, store))
+        stored = self._stored(number, store)
+        try:
+            return fetch(self.parts[number], stored)
+        except DownloadError as error:
+            raise (ArchiveError(str(error)) if error.of_file else error) from error
 
     def drop_parts(self, store: Path, end: int) -> None:
         """Delete the downloaded parts that end at or before byte `end`."""
@@ -102,7 +139,12 @@ class Archive:
 
     def _stored(self, number: int, store: Path) -> Path:
         part = self.parts[number]
-        return store / f"{part.digest[:12]}-{Path(part.path).name}"
+        if not DIGEST.fullmatch(str(part.digest)):
+            raise ArchiveError(
+                f"{part.repo}: {part.path}: the hub lists {shown(part.digest)} as its"
+                " digest, which is none; report it there"
+            )
+        return store / f"{part.digest[:12]}-{Path(part.path).name[-50:]}"
 
 
 # --- the hub --------------------------------------------------------------------------
@@ -165,9 +207,10 @@ def digest(path: Path, like: str) -> str:
     """Hex digest of a file, of the kind `like` is: SHA-256, or git's blob id."""
     if len(like) == 64:
         return records.sha256(path)
-    hashed = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    hashed.update(path.read_bytes())
-    return hashed.hexdigest()
+    head = b"blob %d\0" % path.stat().st_size
+    with path.open("rb") as file:
+        git = hashlib.file_digest(file, partial(hashlib.sha1, head))
+    return git.hexdigest()
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -210,6 +253,7 @@ def _transfer(file: HubFile, part: Path) -> None:
                         headers=headers,
                         expected_size=file.size,
                         displayed_filename=file.path,
+                        tqdm_class=partial(tqdm, leave=False, disable=None),
                     )
                 return
             except (httpx2.ReadError, HfHubHTTPError) as error:
@@ -240,7 +284,8 @@ def _rejected(file: HubFile, part: Path) -> DownloadError:
     return DownloadError(
         f"{file.repo}: {file.path}: received {what}; expected {file.size:,} bytes with"
         f" the hash {file.digest}. It was deleted; run it again, and if it happens"
-        f" again look at what {constants.ENDPOINT} serves"
+        f" again look at what {constants.ENDPOINT} serves",
+        of_file=True,
     )
 
 
@@ -248,7 +293,8 @@ def _rejected(file: HubFile, part: Path) -> DownloadError:
 def _explained(what: str) -> Iterator[None]:
     """Turn what the hub or the disk can say into a DownloadError about `what`."""
     try:
-        yield
+        with _on_disk(what):
+            yield
     except OfflineModeIsEnabled as error:
         why = "HF_HUB_OFFLINE is set, so nothing can be downloaded: unset it"
         raise DownloadError(f"{what}: {why}") from error
@@ -265,16 +311,25 @@ def _explained(what: str) -> Iterator[None]:
         if status in (401, 403):
             todo = "log in with `hf auth login` or set HF_TOKEN, then run it again"
         why = f"{constants.ENDPOINT} answered {status} for {url}; {todo}"
-        raise DownloadError(f"{what}: {why}") from error
+        raise DownloadError(f"{what}: {why}", status in (404, 410)) from error
     except httpx2.TransportError as error:
         raise DownloadError(
             f"{what}: the connection to {constants.ENDPOINT} broke ({error!r}); what"
             " has arrived is kept, and the same command goes on from there"
         ) from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         why = f"{constants.ENDPOINT} did not answer as a hub does"
         raise DownloadError(f"{what}: {why} ({error})") from error
+
+
+@contextmanager
+def _on_disk(what: str) -> Iterator[None]:
+    """Turn an error of the disk, which has a number, into a DownloadError."""
+    try:
+        yield
     except OSError as error:
+        if error.errno is None:
+            raise
         raise DownloadError(
             f"{what}: {error.strerror}: {error.filename or 'writing to the disk'}; what"
             " has arrived is kept, and the same command goes on from there"
@@ -291,128 +346,182 @@ def unpack(
 
     By then the member stands at `place(member)`, whole, unless that is None; one that
     stands there already must have its size. Parts are fetched into `store` as they are
-    reached and left there. `end` is where the next member begins; a plain tar can be
-    read on from there by giving it as `start`. Raises ArchiveError.
+    reached and left there. `end` is where the next member begins: a plain tar can be
+    read on from there by giving it as `start`; of others it is 0. Files of a packed
+    tar that turns out damaged are taken away again: its checksum, where it has one, is
+    about them all. Raises ArchiveError.
     """
+    if archive.fault:
+        raise ArchiveError(f"{archive.name}: {archive.fault}")
+    unproven = []
     try:
-        if archive.name.endswith(".zip"):
-            yield from _unzip(archive, store, place)
-            return
-        with _Joined(archive, store, start) as joined:
-            mode = "r|" if start else "r|*"
-            with tarfile.open(fileobj=joined, mode=mode, bufsize=BLOCK) as tar:
-                for member in tar:
-                    if _is_folder(archive, member.name, member.isdir(), member.isreg()):
-                        continue
-                    target = place(member.name)
-                    if target is not None:
-                        source = tar.extractfile(member)
-                        _write(archive, member.name, member.size, source, target)
-                    yield member.name, start + tar.offset
-    except DAMAGE as error:
-        raise ArchiveError(
-            f"{archive.name}: cannot be read to its end ({error}), though it is what"
-            " the hub lists: the hub's own file is damaged; report it there"
-        ) from error
+        with io.BufferedReader(_Joined(archive, store), BLOCK) as joined:
+            for member in _members(joined, start):
+                if _is_folder(archive, member):
+                    continue
+                target = place(member.name)
+                if target and _write(archive, member, target) and member.packed:
+                    unproven.append(target)
+                yield member.name, member.end
+    except DownloadError:
+        raise
+    except Exception as error:  # whatever the readers of archives raise
+        for target in unproven:
+            target.unlink(missing_ok=True)
+        why = f"cannot be read to its end ({error}), though it is what the hub lists"
+        todo = "the hub's own file is damaged; report it there"
+        if isinstance(error, NotImplementedError):
+            why, todo = f"cannot be read here ({error})", UNPACK
+        raise ArchiveError(f"{archive.name}: {why}: {todo}") from error
 
 
-def _unzip(
-    archive: Archive, store: Path, place: Callable[[str], Path | None]
-) -> Iterator[tuple[str, int]]:
-    if len(archive.parts) > 1:
-        raise ArchiveError(
-            f"{archive.name}: a zip file in parts cannot be read here; {STOPPED}"
-        )
-    with zipfile.ZipFile(archive.fetch_part(0, store)) as file:
-        for member in file.infolist():
-            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where not made on Unix
-            plain = kind in (0, stat.S_IFREG) and not member.flag_bits & 1
-            name = member.orig_filename  # .filename has been mended
-            if _is_folder(archive, name, member.is_dir(), plain):
-                continue
-            target = place(name)
-            if target is not None:
-                with file.open(member) as source:
-                    _write(archive, name, member.file_size, source, target)
-            yield name, 0
+def copy(file: HubFile, store: Path, target: Path) -> None:
+    """Put a file that is no archive at `target`, by way of `store`."""
+    whole = Archive(f"{file.repo}: {file.path}", (file,), ())
+    with whole.fetch_part(0, store).open("rb") as source:
+        member = _Member(file.path, file.size, False, True, lambda: source)
+        _write(whole, member, target)
+    whole.drop_parts(store, file.size)
 
 
-def _is_folder(archive: Archive, name: str, folder: bool, plain: bool) -> bool:
+def sweep(folder: Path, wanted: Iterable[Path]) -> None:
+    """Delete what killed processes left half unpacked in a folder."""
+    for left in set(folder.glob(UNFINISHED + 16 * "[0-9a-f]")) - set(wanted):
+        left.unlink()
+
+
+class _Member(NamedTuple):
+    """A member as it declares itself; `packed`: only the whole archive is checked."""
+
+    name: str
+    size: int
+    folder: bool
+    plain: bool
+    open: Callable
+    packed: bool = False
+    end: int = 0
+
+
+def _members(joined: io.BufferedReader, start: int) -> Iterator[_Member]:
+    """The members of an archive, told by its first bytes what it is."""
+    head = b"" if start else joined.read(10)
+    joined.seek(start)
+    unpacked = next((read for first, read in PACKED if first.match(head)), None)
+    if ZIP.match(head):
+        yield from _zipped(joined)
+    elif unpacked:
+        yield from _tarred(unpacked(joined), packed=True)
+    else:  # read1 asks for the next part only when it is needed
+        for member in _tarred(SimpleNamespace(read=joined.read1)):
+            yield member._replace(end=start + member.end)
+
+
+def _zipped(joined: io.BufferedReader) -> Iterator[_Member]:
+    with zipfile.ZipFile(joined) as file:
+        for info in file.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where not made on Unix
+            plain = kind in (0, stat.S_IFREG) and not info.flag_bits & 1
+            name = info.orig_filename  # .filename has been mended
+            opens = partial(file.open, info)
+            yield _Member(name, info.file_size, info.is_dir(), plain, opens)
+
+
+def _tarred(stream, packed: bool = False) -> Iterator[_Member]:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
+        for info in tar:
+            plain = info.isreg() and not info.issparse()
+            end = 0 if packed else tar.offset
+            opens = partial(tar.extractfile, info)
+            yield _Member(info.name, info.size, info.isdir(), plain, opens, packed, end)
+    while packed and stream.read(BLOCK):
+        pass  # to where the checksum is
+
+
+def _is_folder(archive: Archive, member: _Member) -> bool:
     """Whether a member is a folder; ArchiveError unless it is that or a plain file."""
-    if folder and not name.strip("./"):
+    name, where = member.name, f"{archive.name}: the member {shown(member.name)}"
+    if member.folder and not name.strip("./"):
         return True  # "./", with which many archives begin
-    where = f"{archive.name}: the member {shown(name)}"
     if not is_relative(name):
         raise ArchiveError(f"{where} leads out of the folder; {STOPPED}")
-    if not (folder or plain):
+    if not (member.folder or member.plain):
         raise ArchiveError(
-            f"{where} is a link, a device or encrypted, not a plain file; {STOPPED}"
+            f"{where} is a link, a device, sparse or encrypted, not a plain file;"
+            f" {STOPPED}"
         )
     if len(os.fsencode(name)) > 4096 or len(os.fsencode(Path(name).name)) > 255:
         raise ArchiveError(f"{where} has a name too long for a file; {STOPPED}")
-    return folder
+    return member.folder
 
 
-def _write(archive: Archive, member: str, size: int, source, target: Path) -> None:
-    """Copy a member to `target`, whole or not at all."""
+def _write(archive: Archive, member: _Member, target: Path) -> bool:
+    """Copy a member to `target`, whole or not at all; False if it was there."""
+    where, size = f"{archive.name}: {member.name}", member.size
     if target.exists():
         if target.stat().st_size != size:
             raise ArchiveError(
-                f"{archive.name}: the member {shown(member)} has {size:,} bytes, but"
-                f" {target} is there with {target.stat().st_size:,}; delete that file"
-                " if this one shall take its place"
+                f"{archive.name}: the member {shown(member.name)} has {size:,} bytes,"
+                f" but {target} is there with {target.stat().st_size:,}; delete that"
+                " file if this one shall take its place"
             )
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    require_space(target.parent, size, f"unpack {member} of {archive.name}")
-    unfinished = target.with_name(".unfinished")
+        return False
+    require_space(target.parent, size, f"unpack {member.name} of {archive.name}")
+    unfinished = target.with_name(UNFINISHED + secrets.token_hex(8))
     try:
-        with _explained(f"{archive.name}: {member}"), unfinished.open("wb") as out:
-            shutil.copyfileobj(source, out, BLOCK)
-            out.flush()
-            os.fsync(out.fileno())
-        if unfinished.stat().st_size != size:
-            raise EOFError(f"{member} ends too early")
-        os.replace(unfinished, target)
+        with _on_disk(where):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("xb") as out:
+                shutil.copyfileobj(member.open(), out, BLOCK)
+                out.flush()
+                os.fsync(out.fileno())
+            if unfinished.stat().st_size != size:
+                raise EOFError(f"{member.name} ends too early")
+            os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+    return True
 
 
-class _Joined:
-    """The bytes of an archive from `start` on, one part after the other, with a bar;
-    each part is fetched when it is reached."""
+class _Joined(io.RawIOBase):
+    """The bytes of an archive, one part after the other, with a bar; each part is
+    fetched when it is reached."""
 
-    def __init__(self, archive: Archive, store: Path, start: int):
-        self._blocks = self._read(archive, store, start)
-        name = Path(archive.name).name
+    def __init__(self, archive: Archive, store: Path):
+        self._ends = [*accumulate(part.size for part in archive.parts)]
+        self._fetch = cache(partial(archive.fetch_part, store=store))
+        self._at, self._part, self._file = 0, None, io.BytesIO()
         self._bar = tqdm(
-            desc=f"unpack {name}",
+            desc=f"unpack {Path(archive.name).name}",
             total=archive.size,
-            initial=start,
             unit="B",
             unit_scale=True,
             leave=False,
         )
 
-    def __enter__(self) -> _Joined:
-        return self
+    def readable(self) -> bool:
+        return True
 
-    def __exit__(self, *_) -> None:
-        self._blocks.close()
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._ends[-1])[whence]
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        part = bisect_right(self._ends, self._at)
+        if part == len(self._ends):
+            return 0
+        if part != self._part:
+            self._file.close()
+            self._part, self._file = part, self._fetch(part).open("rb")
+        self._file.seek(self._at - self._ends[part], os.SEEK_END)
+        read = self._file.readinto(buffer)
+        self._at += read
+        self._bar.update(self._at - self._bar.n)
+        return read
+
+    def close(self) -> None:
+        self._file.close()
         self._bar.close()
-
-    def read(self, _size: int) -> bytes:
-        """The next bytes, b"" at the end; tarfile asks again while it needs more."""
-        block = next(self._blocks, b"")
-        self._bar.update(len(block))
-        return block
-
-    @staticmethod
-    def _read(archive: Archive, store: Path, start: int) -> Iterator[bytes]:
-        for number, part in enumerate(archive.parts):
-            if start < part.size:
-                with archive.fetch_part(number, store).open("rb") as file:
-                    file.seek(start)
-                    while block := file.read(BLOCK):
-                        yield block
-            start = max(start - part.size, 0)
+        super().close()

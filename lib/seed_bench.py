@@ -28,10 +28,12 @@ import fcntl
 import json
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from string import ascii_lowercase, digits
 from typing import NamedTuple
 
 from tqdm import tqdm
@@ -74,7 +76,24 @@ LICENCES = {
         f" https://huggingface.co/datasets/{LONG_VIDEO_BENCH}, and set HF_TOKEN",
     ),
 }
-ARCHIVE = re.compile(r"(?P<name>.+\.(?:tar|tar\.gz|tgz|zip))(?:\.part[._]?\w+)?")
+# An archive by its name; parts are told by what follows it, a number or letters as
+# `split` counts, with or without a word: .part_aa .001 00 .part001of010 -00001-of-00010
+ARCHIVE = re.compile(
+    r"""(?P<name>.+\.(?:tar(?:\.(?:gz|bz2|xz|zst))?|t(?:gz|bz2?|xz|zst)|zip|7z|rar))
+    (?:(?P<style>[._\ -]*
+    (?P<word>part|piece|split|chunk|slice|vol(?:ume)?|p(?=[._\ -]*\d))?[._\ -]*)
+    (?P<number>\d{1,9}|(?(word)[a-z]{1,4}|(?:[a-z]{2}|a(?!sc)[a-z]{2})))
+    (?P<of>[._\ -]*of[._\ -]*\d{1,9})?)?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+SPANNED = re.compile(r"(.+\.)z\d\d+", re.IGNORECASE)  # all but the last, a .zip
+# Words that tell what a path holds; one with none of them, or all, may hold either.
+KINDS = {
+    "images": re.compile("image|still|frame|observation|picture|png|jpe?g", re.I),
+    "videos": re.compile("video|clip|movie|mp4", re.I),
+}
+LETTERS = str.maketrans(ascii_lowercase, (digits + ascii_lowercase)[:26])
+SOURCE = re.compile(r"(epic[\W_]*kitchens)|ego[\W_]*4d", re.IGNORECASE)
 
 
 class Official(NamedTuple):
@@ -121,9 +140,11 @@ def get(
         return
     repos = dict.fromkeys(file.repo for file in target.files.values())
     listings = {repo: target.listings(repo) for repo in repos}
-    archives = _archives([media for _, media in listings.values()], subtitles)
+    media = [media for _, media in listings.values()]
+    archives = _archives(media, subtitles)
+    files = [f for f in _sorted(media) if not ARCHIVE.fullmatch(f.path)]
     licences = {text for repo in repos for text in LICENCES[repo]}
-    print(_plan(target, wanted, archives, sorted(licences)))
+    print(_plan(target, wanted, archives, files, sorted(licences)))
     if dry_run:
         return
     if not accept_licences and not licences <= set(target.known["licences"]):
@@ -135,7 +156,7 @@ def get(
         target.known["licences"] = sorted({*target.known["licences"], *licences})
         target.remember()
         target.get_annotations(listings)
-        unusable = target.get_media(archives)
+        unusable = target.get_media(archives, files)
     print(_outcome(folder, target.wanted()))
     if unusable:
         raise DownloadError("\n".join(map(str, unusable)))
@@ -156,7 +177,7 @@ class Target:
         self.files = {split: official[split] for split in self.chosen}
         if any(file.repo == SEED_BENCH for file in self.files.values()):
             self.files |= {split: official[split] for split in READ_BY_NOTEBOOKS}
-        book = folder / "downloads.json"
+        self.store, book = folder / ".downloads", folder / "downloads.json"
         self.known = {"licences": [], "commits": {}, "annotations": {}}
         self.known |= {"archives": {}, "read_to": {}}
         self.known |= records.read_json(book) if book.exists() else {}
@@ -228,15 +249,55 @@ class Target:
             self.known["annotations"][file.name] = facts
             self.remember()
 
-    def get_media(self, archives: list[Archive]) -> list[ArchiveError]:
-        """Archive after archive until nothing is missing, those known to help first.
+    def get_media(
+        self, archives: list[Archive], files: list[HubFile]
+    ) -> list[ArchiveError]:
+        """Get what is missing: stills, then clips; from files of their own, then
+        archive after archive, those known to help first.
 
-        Returns what is wrong with archives that cannot be used; they stay where they
-        were downloaded, so that another call does not download them again.
+        Returns what is wrong with files and archives that cannot be used; they stay
+        where they were downloaded, so that another call does not download them again.
+        DownloadError if a source has not one still when all that may hold stills was
+        read: then no archive of clips is downloaded.
         """
         wanted, unusable = self.wanted(), []
-        order = sorted(archives, key=lambda a: a.name not in self.known["archives"])
-        bar = tqdm(order, desc="archives", unit="archive")
+        stills = {p for p in wanted if p.is_relative_to(self.folder / "images")}
+        for folder in {path.parent for path in wanted}:
+            download.sweep(folder, wanted)
+        archives = sorted(archives, key=lambda a: a.name not in self.known["archives"])
+        rounds = {True: stills, False: wanted - stills}
+        for first, some in rounds.items():
+            these = [a for a in archives if first == _of_stills(a)]
+            unusable += self.get_files(files, some)
+            unusable += self.get_archives(these, wanted)
+            for folder in sorted({still.parent for still in stills}):
+                here = [still for still in stills if still.parent == folder]
+                if missing(here) == sorted(here):
+                    listed = [*files, *(p for a in archives for p in a.parts)]
+                    no_stills = _no_stills(missing(here), listed)
+                    raise DownloadError("\n".join(map(str, [no_stills, *unusable])))
+        return unusable
+
+    def get_files(self, files: list[HubFile], wanted: set[Path]) -> list[ArchiveError]:
+        """Get what is missing and a file by itself on the hub."""
+        place, unusable = _Places("a file of the hub", missing(wanted)), []
+        once = {
+            (f.digest, PurePosixPath(f.path).name, _source(f.path)): f for f in files
+        }
+        for file in tqdm(once.values(), desc="files", unit="file", leave=False):
+            try:
+                if path := place(file.path):
+                    download.copy(file, self.store, path)
+            except ArchiveError as error:
+                unusable.append(error)
+        return unusable
+
+    def get_archives(
+        self, archives: list[Archive], wanted: set[Path]
+    ) -> list[ArchiveError]:
+        """Take out of archives what is missing, until nothing is."""
+        unusable = []
+        bar = tqdm(archives, desc="archives", unit="archive")
         for archive in bar:
             lacking = missing(wanted)
             bar.set_postfix_str(f"{len(lacking)} files missing")
@@ -247,10 +308,15 @@ class Target:
                     unusable.append(error)
         return unusable
 
+    def belongs(self, place: Path, archive: Archive) -> bool:
+        """Whether a folder is one of those whose files an archive may hold."""
+        return any(place.is_relative_to(self.folder / f) for f in archive.folders)
+
     def may_hold(self, archive: Archive, lacking: list[Path]) -> bool:
         """Whether an archive can hold a missing file, by its place and what it held."""
-        here = self.folder / archive.prefix
-        names = {path.name for path in lacking if path.is_relative_to(here)}
+        places = {path.parent for path in lacking}
+        places = {place for place in places if self.belongs(place, archive)}
+        names = {path.name for path in lacking if path.parent in places}
         held = self.known["archives"].get(archive.name)
         if held is None or held["digests"] != archive.digests:
             return bool(names)
@@ -259,17 +325,19 @@ class Target:
     def take_out(self, archive: Archive, wanted: set[Path]) -> None:
         """Put the wanted files of an archive in their places and delete the archive.
 
-        One in parts is a plain tar (LongVideoBench): each part is deleted when it has
-        been read, a later call reads on from there, and reading ends as soon as nothing
-        that the archive may hold is missing.
+        Of a plain tar in parts (LongVideoBench) each part is deleted when it has been
+        read, a later call reads on from there, and reading ends as soon as nothing that
+        the archive may hold is missing.
         """
-        store, known, names = self.folder / ".downloads", self.known, []
-        place = _Places(archive, self.folder / archive.prefix, wanted)
+        store, known, names = self.store, self.known, []
+        place = _Places(
+            archive.name, [p for p in wanted if self.belongs(p.parent, archive)]
+        )
         start = read = known["read_to"].get(archive.name, 0)
         for member, end in download.unpack(archive, store, place, start):
             name = PurePosixPath(member).name
             names.append(name.encode(errors="replace").decode())  # may not be UTF-8
-            if len(archive.parts) == 1:
+            if len(archive.parts) == 1 or not end:
                 continue
             if archive.whole_parts(end) > archive.whole_parts(read):
                 read = known["read_to"][archive.name] = end
@@ -296,27 +364,28 @@ class _Places:
     them a question means.
     """
 
-    def __init__(self, archive: Archive, here: Path, wanted: Iterable[Path]):
+    def __init__(self, archive: str, wanted: Iterable[Path]):
         self.archive, self.taken, self.named = archive, {}, defaultdict(list)
+        self.lacked = set(missing(wanted))
         for path in wanted:
-            if path.is_relative_to(here):
-                self.named[path.name].append(path)
+            self.named[path.name].append(path)
 
     def __call__(self, member: str) -> Path | None:
-        source = _source(f"{self.archive.name}/{member}")
+        source = _source(f"{self.archive}/{member}")
         named = self.named.get(PurePosixPath(member).name, [])
         found = [path for path in named if source in ("", path.parent.name)]
         if not found:
             return None
         if len(found) > 1:
             both = " and ".join(map(str, sorted(found)))
-            raise ArchiveError(f"{self.archive.name}: {member!r} could be {both}")
+            raise ArchiveError(f"{self.archive}: {member!r} could be {both}")
         first = self.taken.setdefault(found[0], member)
         if first is not member:
-            found[0].unlink()
+            if found[0] in self.lacked:  # else it is not from here
+                found[0].unlink()
             both = f"{first!r} and {member!r}"
             raise ArchiveError(
-                f"{self.archive.name}: {both} would both be {found[0]}; nothing tells"
+                f"{self.archive}: {both} would both be {found[0]}; nothing tells"
                 " which is meant, so that place stays empty"
             )
         return found[0]
@@ -344,39 +413,73 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _archives(listings: list[dict[str, HubFile]], subtitles: bool) -> list[Archive]:
     """The archives with media, in the order of their numbers, parts put together."""
-    parts = defaultdict(list)
-    for media in listings:
-        for path in sorted(media, key=_by_number):
-            if found := ARCHIVE.fullmatch(path):
-                parts[media[path].repo, found["name"]].append(media[path])
-    found = [
-        Archive(f"{repo}: {name}", tuple(files), _prefix(repo, name))
-        for (repo, name), files in parts.items()
-    ]
-    return [a for a in found if subtitles or a.prefix != "general/subtitles"]
+    groups, spanned = defaultdict(list), set()
+    for file in _sorted(listings):
+        if found := SPANNED.fullmatch(file.path):
+            spanned.add((file.repo, f"{found[1]}zip".lower()))
+        elif found := ARCHIVE.fullmatch(file.path):
+            name, style, number, of = found.group("name", "style", "number", "of")
+            groups[file.repo, name, style, of].append((number, file))
+    archives = []
+    for (repo, name, style, of), numbered in groups.items():
+        parts, fault = _in_order(numbered, of)
+        if name.lower().endswith((".7z", ".rar")) or (repo, name.lower()) in spanned:
+            fault = f"a 7z, rar or spanned zip file is not read: {download.UNPACK}"
+        whole = f"{repo}: {name}" + ("" if style is None else f"{style}*{of or ''}")
+        archives.append(Archive(whole, parts, _folders(parts[0]), fault))
+    return [a for a in archives if subtitles or a.folders != ("general/subtitles",)]
+
+
+def _in_order(
+    numbered: list[tuple[str | None, HubFile]], of: str | None
+) -> tuple[tuple[HubFile, ...], str]:
+    """The parts of an archive in their order, and what is wrong with them or ""."""
+    if numbered[0][0] is None:
+        return (numbered[0][1],), ""
+    base = 10 if numbered[0][0].isdecimal() else 26
+    letters = LETTERS if base == 26 else {}
+    places = {int(n.lower().translate(letters), base): file for n, file in numbered}
+    parts = tuple(places[place] for place in sorted(places))
+    # `split` goes on behind 89 with 90 or 9000, behind yz with za or zaaa
+    follow = all(b in (a + 1, (a + 1) * base**2) for a, b in pairwise(sorted(places)))
+    expected = int(re.sub(r"\D", "", of)) if of else len(numbered)
+    if follow and min(places) in (0, base == 10) and len(places) == expected:
+        return parts, ""
+    names = ", ".join(PurePosixPath(file.path).name for _, file in numbered[:5])
+    return parts, f"not all of its parts are on the hub, or some twice: {names}, ..."
+
+
+def _sorted(listings: list[dict[str, HubFile]]) -> list[HubFile]:
+    """All files, batch_2 before batch_10."""
+    return [media[path] for media in listings for path in sorted(media, key=_by_number)]
 
 
 def _by_number(path: str) -> list:
-    return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
+    return [int(x) if x.isdecimal() else x for x in re.split(r"(\d{1,9})", path)]
 
 
-def _prefix(repo: str, name: str) -> str:
-    """The folder whose files an archive may hold.
+def _of_stills(archive: Archive) -> bool:
+    """Whether an archive may hold stills."""
+    return archive.folders[0].startswith("images")
 
-    The name of the archive with the stills is not documented: any archive of
-    SEED-Bench-R1 that does not lie below videos/ may be it.
+
+def _folders(file: HubFile) -> tuple[str, ...]:
+    """The folders whose files a file or archive of the hub may be or hold.
+
+    The names of those with stills are not documented: only a path that speaks of clips
+    and not of stills rules them out.
     """
-    path = PurePosixPath(name)
-    if repo == LONG_VIDEO_BENCH:
-        return f"general/{path.name.partition('.')[0]}"
-    kind = "videos" if path.parts[0] == "videos" else "images"
-    return f"{kind}/{_source(name)}".rstrip("/")
+    if file.repo == LONG_VIDEO_BENCH:
+        kind = "subtitles" if "subtitle" in file.path.lower() else "videos"
+        return (f"general/{kind}",)
+    kinds = [kind for kind, words in KINDS.items() if words.search(file.path)]
+    return tuple(f"{k}/{_source(file.path)}".rstrip("/") for k in kinds or KINDS)
 
 
 def _source(path: str) -> str:
-    """The video source that a folder or file of a path names, "" if none does."""
-    names = re.split(r"[/.]|_flatten", path)
-    return next((source for source in SOURCES if source in names), "")
+    """The video source that a path names first, "" if it names none."""
+    found = SOURCE.search(path)
+    return SOURCES[found[1] is None] if found else ""
 
 
 # --- what is said before and after ----------------------------------------------------
@@ -386,6 +489,7 @@ def _plan(
     target: Target,
     wanted: set[Path] | None,
     archives: list[Archive],
+    single: list[HubFile],
     licences: list[str],
 ) -> str:
     """What a call will do, line by line."""
@@ -399,17 +503,33 @@ def _plan(
     lines += [f"text      {file.name} ({file.size})" for file in files.values()]
     if wanted is None:
         lines.append("media     to be counted when the annotations are there")
-        sources = {"", *(files[split].clips for split in target.chosen)}
-        needed = [a for a in archives if _source(a.prefix) in sources]
+        sources = [files[split].clips for split in target.chosen]
+        needed = [a for a in archives if {*sources, ""} & {*map(_source, a.folders)}]
+        single = [f for f in single if f.path.endswith((".png", ".jpg", ".mp4"))]
+        stills = any(sources)
     else:
         lines.append(f"media     {_count(wanted)}")
-        needed = [a for a in archives if target.may_hold(a, missing(wanted))]
-    for prefix in dict.fromkeys(archive.prefix for archive in needed):
-        sizes = [archive.size for archive in needed if archive.prefix == prefix]
+        lacking = missing(wanted)
+        names = {path.name for path in lacking}
+        needed = [a for a in archives if target.may_hold(a, lacking)]
+        single = [f for f in single if PurePosixPath(f.path).name in names]
+        stills = any(p.is_relative_to(target.folder / "images") for p in lacking)
+    readable = [a for a in needed if not a.fault]
+    for folders in dict.fromkeys(a.folders for a in readable):
+        sizes = [a.size for a in readable if a.folders == folders]
         most = f"at most {download.gigabytes(sum(sizes))} in {len(sizes)} archive(s)"
-        lines.append(f"download  {prefix}: {most}")
-    if not any(a.prefix.startswith(("images", "general")) for a in archives):
-        lines.append("download  images: the hub lists NO archive that may hold stills")
+        lines.append(f"download  {' or '.join(folders)}: {most}")
+    if single:
+        size = download.gigabytes(sum(file.size for file in single))
+        lines.append(f"download  at most {size} in {len(single):,} single file(s)")
+    lines += [f"refused   {a.name}: {a.fault}" for a in needed if a.fault]
+    if (
+        stills
+        and not any(map(_of_stills, readable))
+        and not any(f.path.endswith((".png", ".jpg")) for f in single)
+    ):
+        lines.append("download  images: the hub lists NOTHING that may hold stills,")
+        lines.append("          and `get` stops before the archives of clips")
     if not needed:
         lines.append("download  no archive: none can hold what is missing")
     lines += [
@@ -419,6 +539,20 @@ def _plan(
         *(f"licence   {text}" for text in licences),
     ]
     return "\n".join(lines)
+
+
+def _no_stills(lacking: list[Path], listed: list[HubFile]) -> DownloadError:
+    """The error where a source has no still: what was looked for, what is there."""
+    paths = [PurePosixPath(file.path) for file in listed]
+    kinds = Counter(str(path.with_name(f"*{path.suffix}")) for path in paths)
+    there = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(20))
+    return DownloadError(
+        f"no clip was downloaded, because {lacking[0].parent} needs {len(lacking):,}"
+        f" stills ({lacking[0].name}, ...) and none of them was found: neither as a"
+        " file of that name nor in an archive, save those whose path speaks of clips"
+        f" alone. The hub lists {there}. Put the stills there yourself; the same"
+        " command then goes on"
+    )
 
 
 def _count(wanted: set[Path]) -> str:

@@ -20,7 +20,8 @@ SMALL = 100  # bytes above which a file is an LFS one
 class Hub:
     """What is served, what goes wrong, and what was asked for.
 
-    `files[repo][path]` is listed and served, `served[path]` comes instead; `cuts[path]`
+    `files[repo][path]` is listed and served, `served[path]` comes instead, with
+    `digests[path]` as its hash if that is given; `cuts[path]`
     are the lengths after which the next answers break off; `status[path]` is (code,
     name of the error). `requests` are the (path, range) of the contents asked for,
     `tokens` the (first folder of an address, whether a token came along).
@@ -29,6 +30,7 @@ class Hub:
     def __init__(self):
         self.files = defaultdict(dict)
         self.served, self.cuts, self.status = {}, defaultdict(list), {}
+        self.digests = {}
         self.reached = defaultdict(threading.Event)  # a cut of -1 waits for the client
         self.requests, self.tokens = [], set()
         self.portal = False  # whether a page to sign in to comes instead of listings
@@ -89,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
             entry = {"type": "file", "path": path, "size": len(data), "oid": blob}
             if len(data) > SMALL:
-                sha256 = hashlib.sha256(data).hexdigest()
+                sha256 = self.hub.digests.get(path, hashlib.sha256(data).hexdigest())
                 lfs = {"oid": sha256, "size": len(data), "pointerSize": 130}
                 entry["lfs"] = lfs
             entries.append(entry)

@@ -1,11 +1,15 @@
 """Getting the benchmark from a miniature hub, whole or broken; and what check says."""
 
+import bz2
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import tarfile
@@ -14,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from made_hub import NEWEST, PINNED, Hub
 
-from lib import inventory, paths, questions, seed_bench
+from lib import download, inventory, paths, questions, seed_bench
+from lib.download import HubFile
 
 SEED, LONG = seed_bench.SEED_BENCH, seed_bench.LONG_VIDEO_BENCH
 EPIC, EGO = "EpicKitchens", "Ego4D"
@@ -115,6 +121,14 @@ def special(kind, name, to=""):
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, to
     return info
+
+
+def sparse(name, size):
+    """A tar file of one member that holds a few bytes and claims many (GNU, 0.1)."""
+    info = tarfile.TarInfo(name)
+    info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.map": "0,8"}
+    info.pax_headers["GNU.sparse.name"] = name
+    return tar([(info, b"12345678")], mode="w")
 
 
 def zipped(members):
@@ -543,6 +557,287 @@ def test_a_still_that_could_be_of_either_source(world, media):
     world.hub.files[SEED]["images.zip"] = zipped([("0.png", media["0.png"])])
     said = error(world.accept("L1", "L2"))
     assert "images.zip: '0.png' could be" in said and EPIC in said and EGO in said
+
+
+def of_method(data, method, version=20):
+    """A zip file whose members say that they are packed in another way."""
+    data = bytearray(data)
+    for head, at in ((b"PK\3\4", 4), (b"PK\1\2", 6)):
+        start = data.index(head) + at
+        struct.pack_into("<H", data, start, version)
+        struct.pack_into("<H", data, start + 4, method)
+    return bytes(data)
+
+
+def test_an_archive_that_cannot_be_used_does_not_stop_the_others(world, media):
+    """One of each kind comes before the sound one; the end names them all."""
+    whole = {f"videos/{EGO}/batch_1.tar.gz": "batch_99.tar.gz"}
+    for path, name in whole.items():
+        sound = world.hub.files[SEED].pop(path)
+        world.hub.files[SEED][f"videos/{EGO}/{name}"] = sound
+    members = [("0.mp4", os.urandom(400))]
+    stored = bytearray(gzip.compress(tar([("0.mp4", b"x" * 4000)], mode="w"), 0))
+    stored[2000] ^= 1
+    bad = {
+        "1.tar": (sparse("0.mp4", 10**9), "sparse"),
+        "2.zip": (of_method(zipped(members), 9), "method is not supported"),
+        "3.zip": (of_method(zipped(members), 99), "method is not supported"),
+        "4.zip": (of_method(zipped(members), 8, 200), "zip file version 20.0"),
+        "5.tar.gz": (bytes(stored), "CRC check failed"),
+        "6.tar": (tar(members), "answered 404"),
+        "7.tar": (tar([("1.mp4", b"y")] * 40), "lists '../../../EVL' as its digest"),
+        "8.tar.gz.part_02": (tar(members), "not all of its parts"),
+        "9.7z": (b"7z" * 100, "7z, rar or spanned zip file is not read"),
+        "10.tar": (b"<html>" * 100, "cannot be read to its end"),
+        "11.tar": (tar(members), "received a web page"),
+    }
+    for name, (data, _) in bad.items():
+        world.hub.files[SEED][f"videos/{EGO}/batch_{name}"] = data
+    world.hub.status[f"videos/{EGO}/batch_6.tar"] = (404, "EntryNotFound")
+    world.hub.digests[f"videos/{EGO}/batch_7.tar"] = "../../../EVL"
+    world.hub.served[f"videos/{EGO}/batch_11.tar"] = CONTENTS["a web page"]
+    ran = world.accept("L2")
+    assert ran.returncode == 1 and "Traceback" not in ran.stderr
+    assert "4 of 4 files there" in ran.stdout
+    assert (world.folder / f"videos/{EGO}/0.mp4").read_bytes() == media["0.mp4"]
+    said = ran.stderr.splitlines()[-len(bad) :]
+    for line, (name, (_, words)) in zip(said, bad.items(), strict=True):
+        assert f"videos/{EGO}/batch_{name.split('02')[0]}" in line and words in line
+    assert not [p for p in world.folder.parent.iterdir() if "EVL" in p.name]
+
+
+def test_what_a_kill_left_is_swept_and_nothing_else(world, media):
+    left, mine = ".unfinished-0123456789abcdef", ".unfinished-mine"
+    folder = world.folder / f"videos/{EGO}"
+    folder.mkdir(parents=True)
+    for name in (left, mine):
+        (folder / name).write_bytes(b"half")
+    ok(world.accept("L2"))
+    assert {p.name for p in folder.iterdir()} == {"0.mp4", NAMES[3], mine}
+
+
+def test_a_file_that_was_there_is_not_deleted_for_two_members(world, media):
+    world.batch(EGO, 1, [("a/0.mp4", media["0.mp4"]), ("b/0.mp4", media["0.mp4"])])
+    path = world.folder / f"videos/{EGO}/0.mp4"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(media["0.mp4"])
+    assert "'a/0.mp4' and 'b/0.mp4' would both be" in error(world.accept("L2"))
+    assert path.read_bytes() == media["0.mp4"]
+
+
+# --- the forms in which a hub can hold stills and clips -------------------------------
+
+
+MEMBERS = [(f"a/{number}.png", os.urandom(2000 + number)) for number in range(5)]
+TAR = tar(MEMBERS, mode="w")
+FORMS = {
+    "tar": TAR,
+    "tar.gz": gzip.compress(TAR),
+    "tar.bz2": bz2.compress(TAR),
+    "tar.xz": lzma.compress(TAR),
+    "tar.zst": pyarrow.compress(TAR, codec="zstd", asbytes=True),
+    "zip": zipped(MEMBERS),
+}
+
+
+def unpacked(pieces, folder):
+    """{name: bytes} of an archive in pieces that were downloaded before."""
+    parts = []
+    for number, data in enumerate(pieces):
+        sha256 = hashlib.sha256(data).hexdigest()
+        parts.append(HubFile(SEED, NEWEST, f"x.{number}", len(data), sha256))
+        (folder / f"{sha256[:12]}-x.{number}").write_bytes(data)
+    archive = download.Archive("x", tuple(parts), ("images",))
+    place = {name: folder / "out" / Path(name).name for name, _ in MEMBERS}.get
+    list(download.unpack(archive, folder, place))
+    return {f"a/{path.name}": path.read_bytes() for path in folder.glob("out/*")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_every_form_is_read_whole_and_in_parts(form, count, tmp_path):
+    data = FORMS[form]
+    size = -(-len(data) // count)
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert unpacked(pieces, tmp_path) == dict(MEMBERS)
+
+
+@pytest.mark.parametrize("form", ["tar.gz", "tar.bz2", "tar.xz", "zip"])
+def test_a_damaged_byte_of_a_member_is_never_handed_on(form, tmp_path):
+    """The others have no checksum: of tar.zst it is optional."""
+    data = bytearray(FORMS[form])
+    data[len(data) // 2] ^= 255
+    with pytest.raises(download.ArchiveError):
+        unpacked([bytes(data)], tmp_path)
+    there = {f"a/{path.name}": path.read_bytes() for path in tmp_path.glob("out/*")}
+    assert there.items() <= dict(MEMBERS).items()
+
+
+def series(form, *numbers):
+    return [form.format(number) for number in numbers]
+
+
+TEN = range(1, 11)
+# What a hub lists, in another order, and the archives that it means.
+NAMED = [
+    [["images.tar.xz"], ["images.TAR.ZST"], ["stills/EPIC-KITCHENS.tbz2"]],
+    [series("images.tar.gz.part-a{}", *"abc")],
+    [series("images.tar.gz.part_a{}", *"abc"), series("images.tar.part.A{}", *"AB")],
+    [series("images.tar.gz.a{}", *"abc"), series("images.tar.zst.aa{}", *"abc")],
+    [series("images.tar.gz{:02}", *range(12)), series("images.zip.{:03}", *TEN)],
+    [series("images.tgz.part{}", *TEN), series("videos.zip.p{}", *range(10))],
+    [series("images.tar.gz.part{:03}of010", *TEN)],
+    [series("images.tar.gz-{:05}-of-00010", *range(10))],
+    [[name] for name in series("images_part{}.tar.gz", *TEN)],
+    [[name] for name in series("images-{:05}-of-00010.tar", *TEN)],
+    [series("images.tar.{}", *(f"{n:02}" for n in range(90)), 9000, 9001)],
+    [["images.zip"], series("images.zip.part{}", 1, 2)],
+]
+
+
+def listed(names):
+    return {name: HubFile(SEED, NEWEST, name, 1, "0" * 64) for name in names}
+
+
+def archives_of(names):
+    return seed_bench._archives([listed(names)], False)
+
+
+@pytest.mark.parametrize("meant", NAMED, ids=lambda meant: meant[0][0])
+def test_archives_and_their_parts_are_told_by_their_names(meant):
+    names = sorted((name for whole in meant for name in whole), key=hash)
+    found = archives_of([*names, "images.tar.gz.md5", "images.zip.asc", "a/b.png"])
+    assert not [archive.name for archive in found if archive.fault]
+    parts = [[part.path for part in archive.parts] for archive in found]
+    assert sorted(parts) == sorted(meant)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (series("images.tar.gz.a{}", *"bc"), "not all of its parts"),
+        (series("images.tar.gz.part{}", 2, 3), "not all of its parts"),
+        (series("images.tar.gz.part{}", 1, 2, 4), "not all of its parts"),
+        (series("images.zip.{}", "1", "01", "2"), "some twice"),
+        (series("images.tar.part{}of3", 1, 2), "not all of its parts"),
+        (series("images.7z.{:03}", 1, 2), "unpack it yourself"),
+        (["images.RAR"], "unpack it yourself"),
+        (["images.z01", "images.z02", "images.zip"], "unpack it yourself"),
+    ],
+)
+def test_archives_that_cannot_be_read_are_known_before(names, words):
+    (archive,) = archives_of(names)
+    assert words in archive.fault
+    with pytest.raises(download.ArchiveError, match=words):
+        list(download.unpack(archive, Path("nowhere"), print))
+
+
+@pytest.mark.parametrize(
+    ("path", "folders"),
+    [
+        ("videos/Ego4D/batch_1.tar.gz", (f"videos/{EGO}",)),
+        ("epic_kitchens_clips.zip", (f"videos/{EPIC}",)),
+        ("current_observations.zip", ("images",)),
+        ("images/ego4d/1.zip", (f"images/{EGO}",)),
+        ("videos/frames.zip", ("images", "videos")),
+        ("EpicKitchens.tar", (f"images/{EPIC}", f"videos/{EPIC}")),
+    ],
+)
+def test_what_an_archive_may_hold_is_told_by_its_path(path, folders):
+    assert archives_of([path])[0].folders == folders
+
+
+def single_files(world, media):
+    """Stills as files of their own; two are named alike and lie in two folders."""
+    del world.hub.files[SEED]["images.zip"]
+    for source in (EPIC, EGO):
+        for name in (n.replace("mp4", "png") for n in NAMES):
+            world.hub.files[SEED][f"images/{source}/{name}"] = media[name]
+    world.hub.files[SEED]["old/ego4d/0.png"] = media["0.png"]
+
+
+def test_stills_that_lie_there_as_files(world, media):
+    single_files(world, media)
+    said = ok(world.accept())
+    assert "single file(s)" in said and "10 of 10 files there" in said
+    assert world.present() == EVALUATION
+    assert len(world.hub.fetched(".png")) == 5  # nobody asked for the others
+    assert (world.folder / f"images/{EGO}/{NAMES[3][:-3]}png").is_file()
+    assert not [p for p in (world.folder / ".downloads").rglob("*") if p.is_file()]
+
+
+def test_a_still_that_cannot_be_had_does_not_stop_the_others(world, media):
+    single_files(world, media)
+    world.hub.status[f"images/{EPIC}/0.png"] = (404, "EntryNotFound")
+    world.hub.files[SEED][f"old/{EGO}/1.png"] = media["2.png"]
+    ran = world.accept()
+    assert ran.returncode == 1 and "8 of 10 files there" in ran.stdout
+    assert f"{SEED}: images/{EPIC}/0.png: " in ran.stderr
+    assert f"'images/{EGO}/1.png' and 'old/{EGO}/1.png' would both be" in ran.stderr
+
+
+# --- no stills ------------------------------------------------------------------------
+
+
+def without_stills(world, **others):
+    del world.hub.files[SEED]["images.zip"]
+    world.hub.files[SEED] |= {name.replace("_", "."): d for name, d in others.items()}
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        ({}, "1 *.md"),
+        ({"images_7z": b"7z" * 100}, "images.7z: a 7z, rar or spanned zip file"),
+        ({"images_zip": zipped([("images/9.png", b"x" * 200)])}, "1 *.zip"),
+        ({"images_tar_part2": tar([("0.png", b"x" * 200)])}, "not all of its parts"),
+    ],
+)
+def test_without_any_still_no_clip_is_downloaded(world, there, words):
+    without_stills(world, **there)
+    ran = world.accept("L2")
+    assert ran.returncode == 1
+    assert f"images/{EGO} needs 2 stills (0.png, ...)" in ran.stderr
+    assert f"1 videos/{EGO}/*.gz" in ran.stderr and words in ran.stderr
+    assert world.hub.fetched(".tar.gz") == []
+
+
+def test_stills_of_one_source_do_not_stand_in_for_another(world, media):
+    without_stills(world)
+    ego = [(f"{NAMES[n][:-3]}png", media[f"{NAMES[n][:-3]}png"]) for n in (0, 1, 3)]
+    world.hub.files[SEED][f"images/{EGO}.tar.xz"] = lzma.compress(tar(ego, mode="w"))
+    assert f"images/{EPIC} needs 2 stills" in error(world.accept())
+    assert world.hub.fetched(".tar.gz") == []
+    ok(world.get("--what", "L2", "L3"))
+
+
+def test_stills_put_there_by_hand_are_enough(world, media):
+    without_stills(world)
+    assert "stops before the archives of clips" in ok(
+        world.get("--dry-run", "--what", "L2")
+    )
+    error(world.accept("L2"))
+    for name in ("0.png", f"{NAMES[3][:-3]}png"):
+        path = world.folder / f"images/{EGO}/{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(media[name])
+    assert "4 of 4 files there" in ok(world.get("--what", "L2"))
+
+
+def test_a_packed_archive_in_parts_begins_anew_after_a_fault(world, media):
+    without_stills(world)
+    stills = [
+        (f"{EGO}/{NAMES[n][:-3]}png", media[f"{NAMES[n][:-3]}png"]) for n in (0, 3)
+    ]
+    data = tar([*stills, ("noise", os.urandom(3000))])
+    for number, start in enumerate(range(0, len(data), 1000)):
+        name = f"images.tar.gz.part{number}"
+        world.hub.files[SEED][name] = data[start : start + 1000]
+    world.hub.status["images.tar.gz.part2"] = (404, "EntryNotFound")
+    assert "images.tar.gz.part2: " in error(world.accept("L2"))
+    world.hub.status.clear()
+    ok(world.get("--what", "L2"))
+    assert (world.folder / f"images/{EGO}/0.png").read_bytes() == media["0.png"]
 
 
 # --- the disk -------------------------------------------------------------------------

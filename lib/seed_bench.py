@@ -18,7 +18,9 @@ https://huggingface.co/datasets/longvideobench/LongVideoBench. FOLDER is a noteb
 Which archive holds which clip is not documented. So archives come one after the other:
 downloaded, verified, the wanted files taken out, the archive deleted; none comes once
 nothing is missing. What an archive held is remembered, so that other questions asked
-for later cost only the archives they need.
+for later cost only the archives they need. In which form the stills are kept is not
+documented either: as files, or in a zip or tar of any name, whole or in parts. They
+come first, and without any no clip is downloaded.
 """
 
 from __future__ import annotations
@@ -252,13 +254,12 @@ class Target:
     def get_media(
         self, archives: list[Archive], files: list[HubFile]
     ) -> list[ArchiveError]:
-        """Get what is missing: stills, then clips; from files of their own, then
+        """Get what is missing: stills, then clips; each from single files, then from
         archive after archive, those known to help first.
 
         Returns what is wrong with files and archives that cannot be used; they stay
         where they were downloaded, so that another call does not download them again.
-        DownloadError if a source has not one still when all that may hold stills was
-        read: then no archive of clips is downloaded.
+        DownloadError if all that may hold stills gave none for one of the sources.
         """
         wanted, unusable = self.wanted(), []
         stills = {p for p in wanted if p.is_relative_to(self.folder / "images")}
@@ -386,7 +387,7 @@ class _Places:
             both = f"{first!r} and {member!r}"
             raise ArchiveError(
                 f"{self.archive}: {both} would both be {found[0]}; nothing tells"
-                " which is meant, so that place stays empty"
+                " which is meant, so neither is taken"
             )
         return found[0]
 

@@ -356,6 +356,25 @@ def zipped(name, content):
     return out.getvalue()
 
 
+def sparse(name):
+    """A tar.gz of a member of a few bytes that claims a gigabyte."""
+    info = tarfile.TarInfo(name)
+    info.pax_headers = {"GNU.sparse.size": str(10**9), "GNU.sparse.map": "0,8"}
+    return tar((info, b"12345678"))
+
+
+def packed_otherwise(data):
+    """A zip file whose members say that they are packed by Deflate64."""
+    for head, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        at += data.index(head)
+        data = data[:at] + b"\x09\0" + data[at + 2 :]
+    return data
+
+
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 NOISE = os.urandom(20_000)
 REPORT = "report it to who made the archive"
 ARCHIVES = [
@@ -388,6 +407,27 @@ ARCHIVES = [
         "the hub's own file is damaged; report it there",
     ),
     Broken(
+        "a damaged block that is stored as it is",
+        flipped(tar(("0.mp4", NOISE)), 10_000),
+        ArchiveError,
+        ("batch_1.tar.gz: cannot be read to its end (CRC check failed",),
+        "the hub's own file is damaged; report it there",
+    ),
+    Broken(
+        "a sparse member",
+        sparse("0.mp4"),
+        ArchiveError,
+        ("batch_1.tar.gz: the member '0.mp4' is a link, a device, sparse",),
+        REPORT,
+    ),
+    Broken(
+        "a member of a zip file that is packed in an unknown way",
+        packed_otherwise(zipped("0.mp4", NOISE)),
+        ArchiveError,
+        ("batch_1.zip: cannot be read here (That compression method is not",),
+        "unpack it yourself",
+    ),
+    Broken(
         "a member whose place another file has",
         tar(("0.mp4", NOISE), ("again/0.mp4", b"short")),
         ArchiveError,
@@ -402,7 +442,7 @@ def test_archives(broken, tmp_path):
     data, name = broken.change, broken.names[0].partition(":")[0]
     digest = hashlib.sha256(data).hexdigest()
     part = HubFile("owner/set", PINNED, f"videos/{name}", len(data), digest)
-    archive = Archive(f"owner/set: videos/{name}", (part,), "videos")
+    archive = Archive(f"owner/set: videos/{name}", (part,), ("videos",))
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / f"{digest[:12]}-{name}").write_bytes(data)
     out = tmp_path / "out"

@@ -640,7 +640,7 @@ FORMS = {
 }
 
 
-def unpacked(pieces, folder):
+def unpacked(pieces, folder, members=MEMBERS):
     """{name: bytes} of an archive in pieces that were downloaded before."""
     parts = []
     for number, data in enumerate(pieces):
@@ -648,9 +648,10 @@ def unpacked(pieces, folder):
         parts.append(HubFile(SEED, NEWEST, f"x.{number}", len(data), sha256))
         (folder / f"{sha256[:12]}-x.{number}").write_bytes(data)
     archive = download.Archive("x", tuple(parts), ("images",))
-    place = {name: folder / "out" / Path(name).name for name, _ in MEMBERS}.get
-    list(download.unpack(archive, folder, place))
-    return {f"a/{path.name}": path.read_bytes() for path in folder.glob("out/*")}
+    place = {name: folder / "out" / name for name, _ in members}
+    list(download.unpack(archive, folder, place.get))
+    there = [path for path in (folder / "out").rglob("*") if path.is_file()]
+    return {str(p.relative_to(folder / "out")): p.read_bytes() for p in there}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -662,6 +663,29 @@ def test_every_form_is_read_whole_and_in_parts(form, count, tmp_path):
     assert unpacked(pieces, tmp_path) == dict(MEMBERS)
 
 
+def test_a_wanted_file_of_any_name_arrives(tmp_path):
+    names = [".unfinished", ".unfinished-" + "0" * 16, "0.mp4.part", "~", "x" * 255]
+    members = [(name, name.encode() * 9) for name in (*names, "0.mp4", ".0.mp4.tmp")]
+    data = tar(members, mode="w")
+    for form in (data, gzip.compress(data), zipped(members)):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        assert unpacked([form], folder, members) == dict(members)
+
+
+STRANGE = ["../../../EVL", "", None, "0" * 63, "g" * 64, "0" * 65, "\uff10" * 64, 7]
+
+
+@pytest.mark.parametrize("digest", STRANGE)
+def test_a_digest_that_is_none_is_never_a_path(digest, tmp_path):
+    part = HubFile(SEED, NEWEST, "images.tar", 1, digest)
+    archive = download.Archive("x", (part, part), ("images",))
+    for use in (archive.fetch_part, lambda _, store: archive.drop_parts(store, 2)):
+        with pytest.raises(download.ArchiveError, match=r"images.tar: the hub lists"):
+            use(0, tmp_path / "a/b/c")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("form", ["tar.gz", "tar.bz2", "tar.xz", "zip"])
 def test_a_damaged_byte_of_a_member_is_never_handed_on(form, tmp_path):
     """The others have no checksum: of tar.zst it is optional."""
@@ -669,7 +693,7 @@ def test_a_damaged_byte_of_a_member_is_never_handed_on(form, tmp_path):
     data[len(data) // 2] ^= 255
     with pytest.raises(download.ArchiveError):
         unpacked([bytes(data)], tmp_path)
-    there = {f"a/{path.name}": path.read_bytes() for path in tmp_path.glob("out/*")}
+    there = {f"a/{path.name}": path.read_bytes() for path in tmp_path.glob("out/a/*")}
     assert there.items() <= dict(MEMBERS).items()
 
 

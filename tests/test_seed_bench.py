@@ -632,7 +632,7 @@ MEMBERS = [(f"a/{number}.png", os.urandom(2000 + number)) for number in range(5)
 TAR = tar(MEMBERS, mode="w")
 FORMS = {
     "tar": TAR,
-    "tar.gz": gzip.compress(TAR),
+    "tar.gz": gzip.compress(TAR + bytes(3 * MIB)),  # its checksum is far behind
     "tar.bz2": bz2.compress(TAR),
     "tar.xz": lzma.compress(TAR),
     "tar.zst": pyarrow.compress(TAR, codec="zstd", asbytes=True),
@@ -706,7 +706,7 @@ TEN = range(1, 11)
 NAMED = [
     [["images.tar.xz"], ["images.TAR.ZST"], ["stills/EPIC-KITCHENS.tbz2"]],
     [series("images.tar.gz.part-a{}", *"abc")],
-    [series("images.tar.gz.part_a{}", *"abc"), series("images.tar.part.A{}", *"AB")],
+    [series("images.tar.gz.part_a{}", *"abc"), ["x.tar.part.aa", "x.tar.part.AB"]],
     [series("images.tar.gz.a{}", *"abc"), series("images.tar.zst.aa{}", *"abc")],
     [series("images.tar.gz{:02}", *range(12)), series("images.zip.{:03}", *TEN)],
     [series("images.tgz.part{}", *TEN), series("videos.zip.p{}", *range(10))],
@@ -862,6 +862,20 @@ def test_a_packed_archive_in_parts_begins_anew_after_a_fault(world, media):
     world.hub.status.clear()
     ok(world.get("--what", "L2"))
     assert (world.folder / f"images/{EGO}/0.png").read_bytes() == media["0.png"]
+
+
+def test_a_packed_archive_in_parts_is_read_to_its_checksum(world, media):
+    """Its wanted members come long before."""
+    without_stills(world)
+    names = [f"{NAMES[n][:-3]}png" for n in (0, 3)]
+    stills = tar([(f"{EGO}/{name}", media[name]) for name in names], mode="w")
+    data = bytearray(gzip.compress(stills + bytes(2 * MIB), 0))
+    data[600] ^= 1
+    for number in (1, 2):
+        part = bytes(data[:MIB] if number == 1 else data[MIB:])
+        world.hub.files[SEED][f"images.tar.gz.{number}"] = part
+    assert "CRC check failed" in error(world.accept("L2"))
+    assert not list(world.folder.glob("images/*/*.png"))
 
 
 # --- the disk -------------------------------------------------------------------------

@@ -2,18 +2,20 @@
 
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from lib import evaluate as evaluation
 from lib import models, paths, records
-from lib.evaluate import EvalSettings, evaluate, metrics, row
+from lib.evaluate import EvalSettings, evaluate, metrics, partial_files, row
 from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -276,6 +278,48 @@ def test_an_unusable_video_stops_or_counts_as_wrong(
     assert rows[0]["completion"] == "" and not rows[0]["correct"]
     summary = metrics(rows)
     assert summary["n"] == 6 and summary["failed"] == pytest.approx(1 / 6)
+
+
+@pytest.fixture
+def on_copies(tiny_questions, tmp_path):
+    """The questions, with clips and stills of their own."""
+
+    def own(path):
+        return path and Path(shutil.copy(path, tmp_path / path.name))
+
+    return [
+        replace(question, video=own(question.video), image=own(question.image))
+        for question in tiny_questions
+    ]
+
+
+def test_a_question_that_failed_is_asked_again_when_its_file_has_come(
+    model, processor, on_copies, path, tmp_path
+):
+    """With two a batch, whose other question is answered again as it was."""
+    keep = replace(SETTINGS, on_bad_video="keep_as_wrong", batch_size=2)
+    whole = evaluate(model, processor, on_copies, keep, SAMPLING, tmp_path / "w.jsonl")
+    kept = on_copies[0].video.rename(tmp_path / "kept.mp4")
+    rows = evaluate(model, processor, on_copies, keep, SAMPLING, path)
+    assert rows[0]["error"] == "0.mp4 is missing"
+    before = path.read_bytes()
+    assert evaluate(model, processor, on_copies, keep, SAMPLING, path) == rows
+    assert path.read_bytes() == before  # nothing has changed, nothing is asked
+    on_copies[0].video.write_bytes(b"<html>not found</html>")  # another trouble
+    rows = evaluate(model, processor, on_copies, keep, SAMPLING, path)
+    assert "web page" in rows[0]["error"] and rows[1:] == whole[1:]
+    shutil.copy(kept, on_copies[0].video)
+    assert evaluate(model, processor, on_copies, keep, SAMPLING, path) == whole
+    assert path.read_bytes() == (tmp_path / "w.jsonl").read_bytes()
+    assert partial_files(path) == []
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_answers_on_other_pictures_are_refused(kind, model, processor, on_copies, path):
+    evaluate(model, processor, on_copies, SETTINGS, SAMPLING, path)
+    shutil.copy(getattr(on_copies[1], kind), getattr(on_copies[0], kind))
+    with pytest.raises(ValueError, match=r"first training/0, were answered on other"):
+        evaluate(model, processor, on_copies, SETTINGS, SAMPLING, path)
 
 
 def test_two_questions_with_one_id_are_refused(model, processor, tiny_questions, path):

@@ -22,6 +22,7 @@ standard deviation 0.577 (one degree of freedom less), so the advantages are 0.8
 import hashlib
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -591,8 +592,10 @@ def question_order(questions: Sequence[Question], count: int, seed: int) -> list
     """Ids of `count` questions: as many shuffled epochs as it takes, then cut off."""
     ids = [question.id for question in questions]
     if len(set(ids)) < len(ids):
+        twice = next(name for name, count in Counter(ids).items() if count > 1)
         raise ValueError(
-            f"{len(ids)} questions have only {len(set(ids))} different ids"
+            f"{len(ids)} questions have only {len(set(ids))} different ids: {twice} is "
+            "that of more than one"
         )
     return checkpoints.training_order(ids, count, seed)
 

@@ -21,12 +21,14 @@ was found and what was expected.
 from __future__ import annotations
 
 import argparse
+import codecs
 import hashlib
 import json
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,8 @@ from lib.schemas import (
     KINDS,
     PROGRESS,
     STILL,
+    TOO_DEEP,
+    TWICE,
     UNUSABLE,
     Kind,
     distinct_negatives,
@@ -292,6 +296,9 @@ def _load(path: Path) -> Records:
     if data.startswith(b"version https://git-lfs"):
         pointer = ("a git-LFS pointer", "the file itself: run `git lfs pull`")
         records.faults.append(Fault(records.file, 1, "file", *pointer, UNUSABLE))
+    elif data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        mark = (f"a byte order mark, {shown(data[:3])}", "UTF-8 without one")
+        records.faults.append(Fault(records.file, 1, "file", *mark, UNUSABLE))
     elif data.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         page = ("a web page, no JSON", "the file itself: download it again")
         records.faults.append(Fault(records.file, 1, "file", *page, UNUSABLE))
@@ -325,14 +332,48 @@ def _parse(
     records.faults.append(Fault(records.file, line, "record", why, expected, UNUSABLE))
 
 
+class _Decoder(json.JSONDecoder):
+    """Python's, but a key given twice is kept under TWICE, a number of more digits than
+    any count has stays a text, and nesting without end is an error with its place."""
+
+    def __init__(self):
+        super().__init__(object_pairs_hook=self.record, parse_int=self.integer)
+
+    @staticmethod
+    def record(pairs: list[tuple[str, object]]) -> dict:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            count = Counter(name for name, _ in pairs)
+            record[TWICE] = {
+                name: [value for key, value in pairs if key == name]
+                for name in count
+                if count[name] > 1
+            }
+        return record
+
+    @staticmethod
+    def integer(digits: str) -> int | str:
+        return int(digits) if len(digits) < 20 else digits
+
+    def raw_decode(self, text: str, idx: int = 0) -> tuple[object, int]:
+        try:
+            return super().raw_decode(text, idx)
+        except RecursionError:
+            raise json.JSONDecodeError(TOO_DEEP, text, idx) from None
+
+
+DECODER = _Decoder()
+
+
 def _line_row(text: str) -> list[tuple[int, object]]:
-    return [(0, json.loads(text))]
+    return [(0, DECODER.decode(text))]
 
 
 def _list_rows(text: str) -> list[tuple[int, object]]:
     """(lines below the first, value) for each element of a JSON list."""
-    json.loads(text)  # so that below every mark is where it must be
-    decoder, rows = json.JSONDecoder(), []
+    with suppress(RecursionError):  # below it has the place of its record
+        json.loads(text, parse_int=str)  # so that every mark is where it must be
+    rows = []
     position, lines, counted = text.index("[") + 1, 0, 0
     while True:
         while text[position] in " \t\r\n,":
@@ -340,7 +381,7 @@ def _list_rows(text: str) -> list[tuple[int, object]]:
         if text[position] == "]":
             return rows
         lines, counted = lines + text.count("\n", counted, position), position
-        value, position = decoder.raw_decode(text, position)
+        value, position = DECODER.raw_decode(text, position)
         rows.append((lines, value))
 
 

@@ -15,9 +15,10 @@ The tables stand at the end, after the conditions they are made of.
 
 from __future__ import annotations
 
-import json
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -28,6 +29,22 @@ CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 PROGRESS = "task_progress_metadata"
 FRAME = "current_observation_frame"
 STILL = "current_observation_basename"
+
+TWICE = None  # key of what a record has twice, {name: values}: no JSON has such a key
+LONGEST = 100_000  # characters of a text; more than any model reads
+TOO_DEEP = "values too deep within values"
+DEEPEST = 20  # values within values; the deepest of a sound record has 5
+# Halves of characters, which no file can hold, and the two marks that `models.encode`
+# has for itself.
+UNREADABLE = re.compile("[\ud800-\udfff\U000f0000\U000f0001]")
+CONTROL = re.compile(r"<\|\w+\|>")
+INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")
+# A letter or number in front of an option: "B. ", "(b) ", "2) ", "Option B: ", or a
+# bare "B ".
+OWN_LETTER = re.compile(
+    r"[\W_]*(?i:(?:option|choice|answer) ?)?"
+    r"(?:(?i:([A-H1-8]|[ivx]{2,4}) ?(?:[.:)\]}*、]+| -)\s*)|([A-H]) )(?=[^\W\d])"
+)
 
 
 # --- what a sound field is ------------------------------------------------------------
@@ -43,7 +60,7 @@ class Field(NamedTuple):
 
 
 def is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= LONGEST
 
 
 def is_integer(value: object) -> bool:
@@ -55,20 +72,23 @@ def is_id(value: object) -> bool:
 
 
 def is_relative(value: object) -> bool:
-    """A path that stays below the folder it is joined to."""
-    if not is_text(value) or set(value) & set("\\\0"):
+    """A path that stays below the folder it is joined to, and that a disk can have."""
+    if not is_text(value) or set(value) & set("\\\0") or len(value) > 1000:
         return False
     path = PurePosixPath(value)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    longest = max(
+        (len(part.encode(errors="replace")) for part in path.parts), default=0
+    )
+    return 0 < longest <= 255 and not path.is_absolute() and ".." not in path.parts
 
 
 def is_file_name(value: object) -> bool:
     return is_relative(value) and "/" not in value
 
 
-TEXT = Field(is_text, "a text that is not empty")
+TEXT = Field(is_text, f"a text that is not empty, of {LONGEST:,} characters at most")
 INTEGER = Field(is_integer, "a whole number")
-FILE_NAME = Field(is_file_name, "a file name, without any folder")
+FILE_NAME = Field(is_file_name, "a file name, 255 bytes at most, without any folder")
 LETTER = Field(lambda value: value in list("ABCD"), "one of the letters A, B, C, D")
 SOURCE = Field(is_file_name, "the name of a folder below videos/ and images/")
 LIST = Field(lambda value: isinstance(value, list), "a list")
@@ -114,8 +134,14 @@ class Rules(NamedTuple):
     rules: tuple[Rule, ...]
 
 
+def folded(text: str) -> str:
+    """`text` without what a reader does not see: case, blanks and Unicode's forms."""
+    text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
+    return " ".join(text.casefold().split())
+
+
 def _same(one: str, other: str) -> bool:
-    return one.strip().casefold() == other.strip().casefold()
+    return folded(one) == folded(other)
 
 
 def narration(step: dict) -> str:
@@ -233,7 +259,7 @@ def _wrong_twice(options_of, record):
     options, gold = options_of(record)
     first_with = {}
     for field, option in options.items():
-        first = first_with.setdefault(option.strip().casefold(), field)
+        first = first_with.setdefault(folded(option), field)
         if first != field and not _same(option, options.get(gold, "")):
             yield field, f"{shown(option)}, equal to {first}"
 
@@ -246,9 +272,9 @@ def _negative_without_words(record):
 
 def distinct_negatives(record: dict) -> list[str]:
     """The negative answers that differ from the answer and from each other."""
-    seen, distinct = {record["answer"].strip().casefold()}, []
+    seen, distinct = {folded(record["answer"])}, []
     for negative in record["negative_answers"]:
-        text = negative.strip().casefold() if is_text(negative) else ""
+        text = folded(negative) if is_text(negative) else ""
         if text and text not in seen:
             distinct.append(negative)
         seen.add(text)
@@ -262,12 +288,50 @@ def _few_negatives(record):
 
 
 def _negative_twice(record):
-    seen = {record["answer"].strip().casefold(): "answer"}
+    seen = {folded(record["answer"]): "answer"}
     for i, negative in enumerate(record["negative_answers"]):
         if is_text(negative):
-            first = seen.setdefault(negative.strip().casefold(), f"[{i}]")
+            first = seen.setdefault(folded(negative), f"[{i}]")
             if first != f"[{i}]":
                 yield f"negative_answers[{i}]", f"{shown(negative)}, equal to {first}"
+
+
+def _own_letters(options: Mapping[str, str]) -> dict[str, str]:
+    """The letters that most options carry, each another, by field; else none."""
+    found = {
+        field: match[1] or match[2]
+        for field, text in options.items()
+        if (match := OWN_LETTER.match(unicodedata.normalize("NFKC", text)))
+    }
+    most = len(found) > len(options) / 2 and len({*found.values()}) == len(found)
+    return {field: letter.upper() for field, letter in found.items()} if most else {}
+
+
+def _with_letters(options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for field in list(_own_letters(options))[:1]:
+        yield (
+            field,
+            f"{shown(options[field])}, with a letter of its own, as others have",
+        )
+
+
+def _shuffled_letters(record):
+    negatives = enumerate(record["negative_answers"])
+    named = {f"negative_answers[{i}]": text for i, text in negatives if is_text(text)}
+    yield from _with_letters({"answer": record["answer"], **named})
+
+
+def _other_letters(options_of, record):
+    options, _ = options_of(record)
+    own = _own_letters(options)
+    places = dict(zip(options, zip("ABCDE", "12345", strict=True), strict=False))
+    if any(letter not in places[field] for field, letter in own.items()):
+        yield from _with_letters(options)
+
+
+def _same_letters(options_of, record):
+    if not any(_other_letters(options_of, record)):
+        yield from _with_letters(options_of(record)[0])
 
 
 def _padded(record):
@@ -319,11 +383,17 @@ def _content_shape(content: list) -> Iterator[tuple[str, str]]:
         yield "prompt[0].content", "neither video nor image"
 
 
-def _content_order(record):
-    message = record["prompt"][0] if len(record["prompt"]) == 1 else None
+def _content(record: dict) -> list[dict]:
+    """The parts of a demonstration's message, whatever else the record is."""
+    prompt = record.get("prompt")
+    message = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
     content = message.get("content") if isinstance(message, dict) else None
     parts = content if isinstance(content, list) else []
-    order = [part.get("type") for part in parts if isinstance(part, dict)]
+    return [part for part in parts if isinstance(part, dict)]
+
+
+def _content_order(record):
+    order = [part.get("type") for part in _content(record)]
     known = [kind for kind in ("video", "image", "text") if kind in order]
     if len(known) == len(order) and known != order:
         yield "prompt[0].content", " before ".join(map(str, order))
@@ -335,8 +405,8 @@ def _response_form(record):
 
 
 def _texts(record: dict) -> Iterator[tuple[str, str]]:
-    """(field, text) for every question, goal, answer, option and narration."""
-    for name in ("question", "task_goal", "answer", *CHOICES):
+    """(field, text) for all that a model reads, and every narration."""
+    for name in ("question", "task_goal", "answer", *CHOICES, "response"):
         yield name, record.get(name)
     for name in ("negative_answers", "candidates"):
         if isinstance(record.get(name), list):
@@ -346,6 +416,14 @@ def _texts(record: dict) -> Iterator[tuple[str, str]]:
         for field, step in _steps(record):
             for key in ("narration_text", "narration"):
                 yield f"{field}.{key}", step.get(key)
+    for i, part in enumerate(_content(record)):
+        yield f"prompt[0].content[{i}].text", part.get("text")
+
+
+def _control_tokens(record):
+    for field, text in _texts(record):
+        if is_text(text) and (token := CONTROL.search(text)):
+            yield field, f"{shown(token[0])} in a text"
 
 
 def _edge_blanks(record):
@@ -372,8 +450,10 @@ TEXT_FORM = (
     Rule(_edge_blanks, "no blanks at the ends", USABLE),
     Rule(_not_ascii, "plain ASCII, as everywhere else in these files", USABLE),
 )
+NO_CONTROL = Rule(_control_tokens, "words alone: spell it otherwise", UNUSABLE)
+NO_LETTERS = "options without letters of their own: the prompt gives them"
 PLANNING_RULES = (
-    Rules((), TEXT_FORM),
+    Rules((), (NO_CONTROL, *TEXT_FORM)),
     Rules((FRAME,), (Rule(_negative_frame, "a frame number from 0 on", USABLE),)),
     Rules(
         (PROGRESS,),
@@ -408,6 +488,8 @@ VALIDATION_RULES = (
         (
             Rule(partial(_gold_twice, _four), ONE_ANSWER, UNUSABLE),
             Rule(partial(_wrong_twice, _four), "different options", USABLE),
+            Rule(partial(_other_letters, _four), NO_LETTERS, UNUSABLE),
+            Rule(partial(_same_letters, _four), NO_LETTERS, USABLE),
         ),
     ),
 )
@@ -422,10 +504,12 @@ TRAINING_RULES = (
         (
             Rule(_few_negatives, "at least 3 to draw from", UNUSABLE),
             Rule(_negative_twice, DIFFERENT, USABLE),
+            Rule(_shuffled_letters, NO_LETTERS, UNUSABLE),
         ),
     ),
 )
 DEMONSTRATION_RULES = (
+    Rules((), (NO_CONTROL,)),
     Rules(
         ("prompt",),
         (
@@ -439,7 +523,9 @@ DEMONSTRATION_RULES = (
     ),
 )
 GENERAL_RULES = (
-    Rules((), TEXT_FORM[:1]),  # its questions quote subtitles in any language
+    Rules(
+        (), (NO_CONTROL, TEXT_FORM[0])
+    ),  # its questions quote subtitles in any language
     Rules(
         ("candidates",),
         (
@@ -453,6 +539,8 @@ GENERAL_RULES = (
             Rule(_choice_outside, "the index of a candidate, from 0 on", UNUSABLE),
             Rule(partial(_gold_twice, _candidates), ONE_ANSWER, UNUSABLE),
             Rule(partial(_wrong_twice, _candidates), "different options", USABLE),
+            Rule(partial(_other_letters, _candidates), NO_LETTERS, UNUSABLE),
+            Rule(partial(_same_letters, _candidates), NO_LETTERS, USABLE),
         ),
     ),
 )
@@ -527,7 +615,10 @@ KINDS = {  # in the order in which a record is asked for its marks
 
 def record_faults(record: dict, kind: Kind) -> Iterator[tuple[str, str, str, bool]]:
     """(field, found, expected, usable) for everything wrong within one record."""
-    sound = set()
+    sound, odd = set(), list(odd_parts(record))
+    yield from odd
+    if any(found == TOO_DEEP for _, found, *_ in odd):
+        return  # not even a fault could show it
     for name, field in kind.fields.items():
         value = record.get(name)
         if field.sound(value):
@@ -541,19 +632,54 @@ def record_faults(record: dict, kind: Kind) -> Iterator[tuple[str, str, str, boo
             yield field, found, rule.expected, rule.usable
 
 
+def odd_parts(
+    value: dict | list, field: str = "", depth: int = 1
+) -> Iterator[tuple[str, str, str, bool]]:
+    """The same for what nothing in a record may be, whether it is read or not."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        if key is TWICE:
+            for name, values in part.items():
+                found = f"it {len(values)} times, {shown(values)}"
+                yield _joined(field, name), found, "it once", UNUSABLE
+            continue
+        for text in (key, part):
+            if isinstance(text, str) and not text.isascii() and UNREADABLE.search(text):
+                found = f"half a character, or a mark that is no text: {shown(text)}"
+                yield _joined(field, key), found, "Unicode text", UNUSABLE
+        if isinstance(part, (dict, list)):
+            inner = _joined(field, key)
+            if depth == DEEPEST:
+                yield inner, TOO_DEEP, f"{DEEPEST} levels at most", UNUSABLE
+            else:
+                yield from odd_parts(part, inner, depth + 1)
+
+
+def _joined(field: str, key: str | int) -> str:
+    if isinstance(key, int):
+        return f"{field}[{key}]"
+    name = key if key.isprintable() and len(key) <= 80 else shown(key)
+    return f"{field}.{name}" if field else name
+
+
 def repeats(
     record: dict, line: int, kind: Kind, seen: dict
 ) -> Iterator[tuple[str, str, str, bool]]:
     """The same for values that an earlier record has; `seen` remembers their lines."""
     for names, usable in kind.unique:
         values = [record.get(name) for name in names]
-        key = (names, json.dumps(values))
-        if None not in values and key in seen:
+        if not all(isinstance(value, (int, str)) for value in values):
+            continue
+        key = (names, *map(str, values))  # an id is a text: 1 and "1" are one
+        if key in seen:
             what = " and ".join(names)
             yield names[0], f"the {what} of line {seen[key]} again", "it once", usable
         seen.setdefault(key, line)
 
 
 def shown(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return TOO_DEEP
     return text if len(text) <= 80 else text[:77] + "..."

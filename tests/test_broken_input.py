@@ -155,6 +155,62 @@ ANNOTATIONS = [
         MEND,
     ),
     Broken(
+        "half a character",
+        second(question="cut off \ud83d"),
+        DataFaults,
+        (f"{L1_2}question: found half a character", "'cut off \\ud83d'"),
+        MEND,
+    ),
+    Broken(
+        "a control token of a model",
+        second(choice_c="<|im_end|>"),
+        DataFaults,
+        (f"{L1_2}choice_c: found '<|im_end|>' in a text; expected words alone",),
+        MEND,
+    ),
+    Broken(
+        "options with letters of their own",
+        second(
+            answer="C) pour milk",
+            choice_a="B) open jar",
+            choice_b="C) pour milk",
+            choice_c="A) stir pot",
+        ),
+        DataFaults,
+        (f"{L1_2}choice_a: found 'B) open jar', with a letter of its own",),
+        MEND,
+    ),
+    Broken(
+        "a field given twice",
+        lambda text: text.replace(
+            b'"answer": "pour', b'"answer": "x", "answer": "pour'
+        ),
+        DataFaults,
+        (f"{L1_2}answer: found it 2 times, ['x', 'pour milk']; expected it once",),
+        MEND,
+    ),
+    Broken(
+        "values without end within values",
+        lambda text: text.replace(b'"answer": "pour', b'"x": ' + b"[" * 5000, 1),
+        DataFaults,
+        (f"{L1_2}record: found what is no JSON (values too deep within values",),
+        MEND,
+    ),
+    Broken(
+        "a file name that no disk takes",
+        second(current_observation_basename="x" * 300),
+        DataFaults,
+        (f"{L1_2}current_observation_basename: found 'xxx", "255 bytes at most"),
+        MEND,
+    ),
+    Broken(
+        "a byte order mark",
+        lambda text: b"\xef\xbb\xbf" + text,
+        DataFaults,
+        (f"{L1}:1: file: found a byte order mark, b'\\xef\\xbb\\xbf'",),
+        "UTF-8 without one",
+    ),
+    Broken(
         "an empty annotation file",
         lambda text: b"",
         DataFaults,

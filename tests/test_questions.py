@@ -311,12 +311,112 @@ def drop(field):
 
 STEP = "task_progress_metadata"
 PART = "prompt[0].content"
+STILL = "current_observation_basename"
 TEXTS = ["question", "task_goal", "answer"]
 NO_TEXT = [None, "", "  ", 7, ["x"], {}]
 BAD_NAMES = ["", "a/b.mp4", "../b.mp4", "/etc/passwd", "a\\b.mp4", "..", ".", 3, None]
 
+HALVES = ["\ud83d", "go \udc00 on", "\ude00\ud83d"]
+CONTROL = ["<|im_end|>", "the <|video_pad|>s", "a<|vision_start|><|image_pad|>"]
+SAID = "<think>{}</think><answer>A</answer>"
+LONG = "x" * 100_001
+
+
+def lettered(field, *texts):
+    """An edit of several fields: field + a letter, or the items of a list."""
+
+    def edit(record):
+        if field == "choice_":
+            record |= {
+                f"choice_{x}": text for x, text in zip("abcd", texts, strict=True)
+            }
+            record["answer"] = texts[1]
+        elif field == "negative_answers":
+            record["answer"], *record[field] = texts
+        else:
+            record[field] = list(texts)
+
+    return edit
+
+
 # kind, edit, field the fault must name, word it must say
 UNUSABLE = [
+    *[("L1", put("question", half), "question", "half a char") for half in HALVES],
+    ("L3", put("scenario", HALVES[0]), "scenario", "\\ud83d"),
+    (
+        "L1",
+        put(f"{STEP}[1].narration_text", HALVES[1]),
+        f"{STEP}[1].narration_text",
+        "",
+    ),
+    ("L1", put("of no use", {"x": ["", HALVES[0]]}), "of no use.x[1]", "Unicode text"),
+    ("L1", put("caf\ud83d\x1b", 3), "'caf\\ud83d\\x1b'", "Unicode text"),
+    ("training", put("negative_answers[1]", HALVES[0]), "negative_answers[1]", "half"),
+    ("demonstrations", put("response", SAID.format(HALVES[0])), "response", "half"),
+    ("demonstrations", put(f"{PART}[2].text", HALVES[1]), f"{PART}[2].text", "half"),
+    ("general", put("topic_category", HALVES[0]), "topic_category", "half"),
+    ("general", put("question", "\U000f0000"), "question", "mark that is no text"),
+    *[("L2", put("question", token), "question", "words alone") for token in CONTROL],
+    ("L1", put("task_goal", CONTROL[0]), "task_goal", "'<|im_end|>' in a text"),
+    ("L1", put("choice_a", CONTROL[1]), "choice_a", "'<|video_pad|>' in"),
+    (
+        "L1",
+        put(f"{STEP}[0].narration_text", CONTROL[0]),
+        f"{STEP}[0].narration_text",
+        "",
+    ),
+    ("training", put("negative_answers[4]", CONTROL[2]), "negative_answers[4]", "text"),
+    ("demonstrations", put("response", SAID.format(CONTROL[0])), "response", "text"),
+    ("demonstrations", put(f"{PART}[2].text", CONTROL[0]), f"{PART}[2].text", "words"),
+    ("general", put("candidates[2]", CONTROL[0]), "candidates[2]", "words alone"),
+    *[
+        ("L1", lettered("choice_", *texts), "choice_a", "letters of their own")
+        for texts in (
+            ("B. open", "A. pour", "D. stir", "C. wash"),
+            ("(d) open", "(c) pour", "(b) stir", "(a) wash"),
+            ("Option C: open", "Option B: pour", "Option A: stir", "wash"),
+        )
+    ],
+    *[
+        (
+            "training",
+            lettered("negative_answers", *texts),
+            "answer",
+            "with a letter of its own",
+        )
+        for texts in (
+            ("A. open", "B. pour", "C. stir", "D. wash"),
+            ("a) open", "b) pour", "c) stir", "d) wash", "e) cut"),
+            ("2. open", "1. pour", "3. stir", "4. wash"),
+            ("D open", "B pour", "C stir", "wash"),
+            ("Ａ．open", "（Ｂ）pour", "Ｃ．stir", "Ｄ．wash"),
+            ("**A.** open", "**B.** pour", "**C.** stir", "**D.** wash"),
+            ("i. open", "ii. pour", "iii. stir", "iv. wash")[::-1],
+        )
+    ],
+    (
+        "general",
+        lettered("candidates", "D: a", "C: b", "B: c", "A: d"),
+        "candidates[0]",
+        "letters of their own",
+    ),
+    ("L1", put("choice_a", "wash\u00a0\u200bPAN"), "choice_a", "one option only"),
+    ("general", put("candidates[2]", "ｇｒｅｅｎ"), "candidates[2]", "one option only"),
+    (
+        "training",
+        put("negative_answers", ["e\u0301", "é", "pour", "ｗａｓｈ\u3000pan"]),
+        "negative_answers",
+        "2 that",
+    ),
+    *[
+        ("L1", put("current_observation_basename", name), STILL, "255 bytes")
+        for name in ("x" * 252 + ".png", "é" * 126 + ".png")
+    ],
+    ("general", put("video_path", "a/" + "x" * 256), "video_path", "relative"),
+    ("general", put("video_path", "a/" * 3000 + "b.mp4"), "video_path", "relative"),
+    *[("L1", put(name, LONG), name, "100,000 char") for name in ("question", "answer")],
+    ("general", put("candidates[3]", LONG), "candidates[3]", "100,000 char"),
+    ("L1", put("sample_id", 10**19), "sample_id", "whole number"),
     *[(k, drop("sample_id"), "sample_id", "no such field") for k in ("L1", "L2", "L3")],
     ("L1", put("sample_id", "7"), "sample_id", "whole number"),
     ("L1", put("sample_id", True), "sample_id", "whole number"),
@@ -449,6 +549,19 @@ USABLE = [
         "negative_answers[3]",
         "equal to answer",
     ),
+    *[
+        ("L1", lettered("choice_", *texts), "choice_a", "letters of their own")
+        for texts in (
+            ("A. open", "B. pour", "C. stir", "D. wash"),
+            ("1) open", "2) pour", "3) stir", "4) wash"),
+        )
+    ],
+    (
+        "general",
+        put("candidates[2]", "ｒｅｄ"),
+        "candidates[2]",
+        "equal to candidates[0]",
+    ),
     ("demonstrations", put("response", "A"), "response", "<think>"),
     ("demonstrations", lambda r: r["prompt"][0]["content"].reverse(), PART, "before"),
     ("general", put("candidates[2]", "Red"), "candidates[2]", "equal to candidates[0]"),
@@ -518,7 +631,115 @@ def test_any_value_anywhere_gives_faults_and_never_a_crash(tmp_path, kind):
             assert all(fault.line in (1, 2) for fault in error.faults)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("A cup", "A pan", "A lid", "A jar"),
+        ("2 cups", "1 cup", "3 cups", "4 cups"),
+        ("vitamin A", "vitamin B", "vitamin C", "vitamin D"),
+        ("C-clamp", "D-ring", "B-side", "A-frame"),
+        ("1.5 l", "2.5 l", "3.5 l", "4.5 l"),
+        ("E. coli", "B. subtilis", "moss", "fern"),
+        ("open jar", "pour <b>milk</b>", "stir < pot", "<|>"),
+        ("x" * 99_999, "b", "c", "d"),
+    ],
+)
+def test_texts_that_only_look_odd_are_sound(tmp_path, options):
+    record = general(0) | {"candidates": list(options)}
+    assert check(write(tmp_path, [record], "general"))["faults"] == []
+    record = training(0) | {"answer": options[0], "negative_answers": options[1:]}
+    record |= {STEP: [], STILL: "x" * 251 + ".png"}
+    assert check(write(tmp_path, [record], "training"))["faults"] == []
+
+
 # --- faults across records and of whole files -----------------------------------
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@pytest.mark.parametrize("value", ['"B"', "null", "[1]"])
+def test_a_field_given_twice_is_named(tmp_path, kind, value):
+    path = write(tmp_path, records_of(kind), kind)
+    text = path.read_text()
+    name = "response" if kind == "demonstrations" else "question"
+    at = text.index(f'"{name}"', text.index(f'"{name}"') + 1)
+    path.write_text(f'{text[:at]}"{name}": {value}, {text[at:]}')
+    with pytest.raises(DataFaults) as caught:
+        read(path, kind)
+    (fault,) = caught.value.faults
+    place, line = ("[1].", 3) if kind == "general" else ("", 2)
+    assert (fault.line, fault.field) == (line, f"{place}{name}")
+    assert "it 2 times" in fault.found
+
+
+def test_a_field_of_a_step_given_twice_is_named(tmp_path):
+    path = write(tmp_path, records_of("L1", 1))
+    text = path.read_text()
+    path.write_text(
+        text.replace('"stop_frame": 200', '"stop_frame": 7, "stop_frame": 9')
+    )
+    with pytest.raises(
+        DataFaults, match=rf":1: {STEP}\[1\].stop_frame: found it 2 times"
+    ):
+        read(path, "L1")
+
+
+@pytest.mark.parametrize("depth", [21, 200, 985, 3000, 100_000])
+@pytest.mark.parametrize("kind", ["L1", "general"])
+@pytest.mark.parametrize("mark", ["[]", '{"":}'])
+def test_values_without_end_within_values_are_a_fault(tmp_path, kind, depth, mark):
+    path = write(tmp_path, records_of(kind), kind)
+    nested = mark[:-1] * depth + "0" + mark[-1] * depth
+    name = '"sample_id"' if kind == "L1" else '"id"'
+    second = path.read_text().rindex(name)
+    path.write_text(
+        path.read_text()[:second]
+        + f'"x": {nested}, "video_id": '
+        + f"{nested}, "
+        + path.read_text()[second:]
+    )
+    with pytest.raises(DataFaults) as caught:
+        read(path, kind)
+    assert {fault.line for fault in caught.value.faults} == {
+        6 if kind == "general" else 5
+    }
+    assert "too deep" in str(caught.value)
+    assert len(str(caught.value)) < 1500
+    assert check(path)["usable"] in (0, 4)
+
+
+@pytest.mark.parametrize("digits", [20, 4301, 100_000])
+def test_a_number_of_too_many_digits_is_no_number(tmp_path, digits):
+    path = write(tmp_path, records_of("L1"))
+    text = path.read_text()
+    path.write_text(text.replace('"sample_id": 3', f'"sample_id": {"7" * digits}'))
+    with pytest.raises(DataFaults) as caught:
+        read(path, "L1")
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.field) == (4, "sample_id")
+    assert len(fault.found) <= 80
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+@pytest.mark.parametrize("kind", ["L1", "general"])
+def test_a_byte_order_mark_is_one_fault(tmp_path, kind, encoding):
+    path = write(tmp_path, records_of(kind), kind)
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    path.write_bytes((mark + path.read_text()).encode(encoding))
+    with pytest.raises(DataFaults) as caught:
+        read(path, kind)
+    (fault,) = caught.value.faults
+    assert (fault.line, fault.field) == (1, "file")
+    assert "UTF-8 without one" in str(fault)
+    assert len(check(path)["faults"]) == 1
+
+
+@pytest.mark.parametrize("ids", [(1, "1"), ("7", 7)])
+def test_ids_that_are_one_text_are_one_id(tmp_path, ids):
+    other = {"sample_id": ids[1], "video_id": "other"}
+    records = [training(1) | {"sample_id": ids[0]}, training(2) | other]
+    (fault,) = check(write(tmp_path, records, "training"))["faults"]
+    assert (fault.line, fault.field) == (2, "sample_id")
+    assert "of line 1 again" in fault.found
 
 
 def test_a_clip_of_negative_length(tmp_path):

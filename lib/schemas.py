@@ -2,15 +2,15 @@
 
 The kinds are those of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376; fields as on
 https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and as its code reads them) and
-LongVideoBench (https://arxiv.org/abs/2407.15754). A breach makes a record unusable, or
-is only worth knowing (usable): real files have steps that end after the observation,
-and answers that were done before.
+LongVideoBench (https://arxiv.org/abs/2407.15754). A fault is (field, what was found,
+what was expected, whether the record is usable all the same): real files have steps
+that end after the observation, and answers that were done before.
 
     >>> record = {"sample_id": 7, "question": "", ...}
     >>> next(record_faults(record, KINDS["L1"]))
-    ('question', "''", 'a text that is not empty', False)
+    ('question', "''", 'a text that is not empty, of 100,000 characters at most', False)
 
-The tables stand at the end, after the conditions they are made of.
+The rules of a kind are one function of a record and of the names of its sound fields.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -29,6 +28,8 @@ CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 PROGRESS = "task_progress_metadata"
 FRAME = "current_observation_frame"
 STILL = "current_observation_basename"
+USABLE, UNUSABLE = True, False
+Faults = Iterator[tuple[str, str, str, bool]]
 
 TWICE = None  # key of what a record has twice, {name: values}: no JSON has such a key
 LONGEST = 100_000  # characters of a text; more than any model reads
@@ -47,16 +48,7 @@ OWN_LETTER = re.compile(
 )
 
 
-# --- what a sound field is ------------------------------------------------------------
-
-
-class Field(NamedTuple):
-    """A field's own condition. One that is `optional` may be absent or null, and if it
-    is unsound the record can still be used: only the rules below look at it."""
-
-    sound: Callable[[object], bool]
-    expected: str
-    optional: bool = False
+# --- conditions of one value ----------------------------------------------------------
 
 
 def is_text(value: object) -> bool:
@@ -69,6 +61,10 @@ def is_integer(value: object) -> bool:
 
 def is_id(value: object) -> bool:
     return is_integer(value) or is_text(value)
+
+
+def is_list(value: object) -> bool:
+    return isinstance(value, list)
 
 
 def is_relative(value: object) -> bool:
@@ -86,52 +82,12 @@ def is_file_name(value: object) -> bool:
     return is_relative(value) and "/" not in value
 
 
-TEXT = Field(is_text, f"a text that is not empty, of {LONGEST:,} characters at most")
-INTEGER = Field(is_integer, "a whole number")
-FILE_NAME = Field(is_file_name, "a file name, 255 bytes at most, without any folder")
-LETTER = Field(lambda value: value in list("ABCD"), "one of the letters A, B, C, D")
-SOURCE = Field(is_file_name, "the name of a folder below videos/ and images/")
-LIST = Field(lambda value: isinstance(value, list), "a list")
-CANDIDATES = Field(
-    lambda value: isinstance(value, list) and 4 <= len(value) <= 5,
-    "a list of 4 or 5 options (join option0, option1, ... without the 'N/A' ones)",
-)
-CLIP_PATH = Field(is_relative, "a path relative to the video folder")
-
-MAYBE_TEXT = TEXT._replace(optional=True)
-MAYBE_INTEGER = INTEGER._replace(optional=True)
-ID = Field(is_id, "a whole number or a text")
-
-PLANNING = {
-    "question": TEXT,
-    "task_goal": TEXT,
-    "answer": TEXT,
-    PROGRESS: LIST,
-    "video_source": SOURCE,
-    STILL: FILE_NAME,
-    "video_id": MAYBE_TEXT,
-    FRAME: MAYBE_INTEGER,
-    "task_start_frame": MAYBE_INTEGER,
-}
-LABELLED = {**PLANNING, **dict.fromkeys(CHOICES, TEXT), "golden_choice_idx": LETTER}
-
-
-# --- rules between fields -------------------------------------------------------------
-
-
-class Rule(NamedTuple):
-    """`broken` yields (field, what was found) for each breach within a record."""
-
-    broken: Callable[[dict], Iterator[tuple[str, str]]]
-    expected: str
-    usable: bool
-
-
-class Rules(NamedTuple):
-    """Rules asked of records in which the fields they `need` are sound."""
-
-    need: tuple[str, ...]
-    rules: tuple[Rule, ...]
+def shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        return TOO_DEEP
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def folded(text: str) -> str:
@@ -140,231 +96,283 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _same(one: str, other: str) -> bool:
-    return folded(one) == folded(other)
-
-
 def narration(step: dict) -> str:
     return step.get("narration_text") or step["narration"]
 
 
+TEXT = (is_text, f"a text that is not empty, of {LONGEST:,} characters at most")
+INTEGER = (is_integer, "a whole number")
+ID = (is_id, "a whole number or a text")
+LIST = (is_list, "a list")
+FILE_NAME = (is_file_name, "a file name, 255 bytes at most, without any folder")
+CANDIDATES = (
+    lambda value: is_list(value) and 4 <= len(value) <= 5,
+    "a list of 4 or 5 options (join option0, option1, ... without the 'N/A' ones)",
+)
+PLANNING = {
+    **dict.fromkeys(("question", "task_goal", "answer"), TEXT),
+    PROGRESS: LIST,
+    "video_source": (is_file_name, "the name of a folder below videos/ and images/"),
+    STILL: FILE_NAME,
+}
+LABELLED = {
+    **PLANNING,
+    **dict.fromkeys(CHOICES, TEXT),
+    "golden_choice_idx": (
+        lambda value: value in list("ABCD"),
+        "one of the letters A, B, C, D",
+    ),
+}
+MAYBE = {"video_id": TEXT, FRAME: INTEGER, "task_start_frame": INTEGER}
+
+
+# --- rules of texts and options -------------------------------------------------------
+
+
+def _texts(record: dict) -> Iterator[tuple[str, str]]:
+    """(field, text) for all that a model reads, and every narration."""
+    named = {name: record.get(name) for name in _NAMES}
+    for name in ("negative_answers", "candidates"):
+        named |= _items(record, name)
+    for field, step in _steps(record):
+        named |= {f"{field}.{key}": step.get(key) for key in _WORDS}
+    for i, part in enumerate(_content(record)):
+        named[f"prompt[0].content[{i}].text"] = part.get("text")
+    return ((field, text) for field, text in named.items() if is_text(text))
+
+
+_NAMES = ("question", "task_goal", "answer", *CHOICES, "response")
+_WORDS = ("narration_text", "narration")
+
+
+def _items(record: dict, name: str) -> dict[str, object]:
+    """The items of a list by field; none if it is no list."""
+    items = record.get(name)
+    return {f"{name}[{i}]": x for i, x in enumerate(items if is_list(items) else [])}
+
+
 def _steps(record: dict) -> Iterator[tuple[str, dict]]:
     """(field, step) for every step that is an object."""
-    for i, step in enumerate(record[PROGRESS]):
-        if isinstance(step, dict):
-            yield f"{PROGRESS}[{i}]", step
+    items = _items(record, PROGRESS).items()
+    return ((field, step) for field, step in items if isinstance(step, dict))
 
 
-def _four(record: dict) -> tuple[dict[str, str], str]:
-    """The options of a validation record by field, and the field of the gold one."""
-    gold = CHOICES["ABCD".index(record["golden_choice_idx"])]
-    return {choice: record[choice] for choice in CHOICES}, gold
+def _content(record: dict) -> list[dict]:
+    """The parts of a demonstration's message, whatever else the record is."""
+    prompt = record.get("prompt")
+    message = prompt[0] if is_list(prompt) and len(prompt) == 1 else None
+    content = message.get("content") if isinstance(message, dict) else None
+    parts = content if is_list(content) else []
+    return [part for part in parts if isinstance(part, dict)]
 
 
-def _candidates(record: dict) -> tuple[dict[str, str], str]:
-    """The same for a LongVideoBench record; candidates that are no text left out."""
-    named = {f"candidates[{i}]": text for i, text in enumerate(record["candidates"])}
-    options = {field: text for field, text in named.items() if is_text(text)}
-    return options, f"candidates[{record['correct_choice']}]"
+def _control_tokens(record: dict) -> Faults:
+    for field, text in _texts(record):
+        if token := CONTROL.search(text):
+            expected = "words alone: spell it otherwise"
+            yield field, f"{shown(token[0])} in a text", expected, UNUSABLE
 
 
-def _step_without_words(record):
-    for i, step in enumerate(record[PROGRESS]):
-        if not isinstance(step, dict):
-            yield f"{PROGRESS}[{i}]", shown(step)
-            continue
-        found = step.get("narration_text")
-        if not is_text(found if found is not None else step.get("narration")):
-            yield f"{PROGRESS}[{i}].narration_text", shown(found)
+def _edge_blanks(record: dict) -> Faults:
+    for field, text in _texts(record):
+        if text != text.strip():
+            yield field, shown(text), "no blanks at the ends", USABLE
 
 
-def _step_with_other_key(record):
-    for field, step in _steps(record):
-        if step.get("narration_text") is None and is_text(step.get("narration")):
-            yield f"{field}.narration", shown(step["narration"])
+def _not_ascii(record: dict) -> Faults:
+    for field, text in _texts(record):
+        if not text.isascii():
+            expected = "plain ASCII, as everywhere else in these files"
+            yield field, shown(text), expected, USABLE
 
 
-def _step_without_frames(record):
-    for field, step in _steps(record):
-        for key in ("start_frame", "stop_frame"):
-            if not is_integer(step.get(key)):
-                yield f"{field}.{key}", shown(step.get(key))
-
-
-def _step_ends_late(record):
-    for field, step in _steps(record):
-        stop = step.get("stop_frame")
-        if is_integer(stop) and stop > record[FRAME]:
+def _options(options: Mapping[str, str], gold: str) -> Faults:
+    """Options by field; `gold` names the right one, which may be missing."""
+    answer, first = folded(options.get(gold, "")), {}
+    for field, option in options.items():
+        plain = folded(option)
+        twin = first.setdefault(plain, field)
+        if field != gold and plain == answer:
+            found = f"{shown(option)}, equal to the answer in {gold}"
+            yield field, found, "an answer that is one option only", UNUSABLE
+        elif twin != field and plain != answer:
             yield (
-                f"{field}.stop_frame",
-                f"{stop}, after the observation {record[FRAME]}",
+                field,
+                f"{shown(option)}, equal to {twin}",
+                "different options",
+                USABLE,
             )
+    places = dict(zip(options, zip("ABCDE", "12345", strict=True), strict=False))
+    yield from _own_letters(options, places)
 
 
-def _step_starts_late(record):
-    for field, step in _steps(record):
-        start = step.get("start_frame")
-        if is_integer(start) and start >= record[FRAME]:
+def _own_letters(options: Mapping[str, str], places: Mapping[str, tuple]) -> Faults:
+    """A fault if most options carry letters, each another; usable if they are those of
+    the `places` where the prompt shows the options."""
+    found = {
+        field: (match[1] or match[2]).upper()
+        for field, text in options.items()
+        if (match := OWN_LETTER.match(unicodedata.normalize("NFKC", text)))
+    }
+    if 2 * len(found) > len(options) and len({*found.values()}) == len(found):
+        field = next(iter(found))
+        said = f"{shown(options[field])}, with a letter of its own, as others have"
+        expected = "options without letters of their own: the prompt gives them"
+        usable = all(letter in places.get(f, ()) for f, letter in found.items())
+        yield field, said, expected, usable
+
+
+# --- rules of the kinds ---------------------------------------------------------------
+
+
+def _planning(record: dict, sound: set[str]) -> Faults:
+    yield from _control_tokens(record)
+    yield from _edge_blanks(record)
+    yield from _not_ascii(record)
+    if FRAME in sound and record[FRAME] < 0:
+        yield FRAME, str(record[FRAME]), "a frame number from 0 on", USABLE
+    if PROGRESS in sound:
+        name = record.get("video_basename")
+        if record[PROGRESS] and not is_file_name(name):
+            expected = f"{FILE_NAME[1]}, because there is progress to show"
+            yield "video_basename", shown(name), expected, UNUSABLE
+        for field, step in _items(record, PROGRESS).items():
+            yield from _step(field, step)
+        if FRAME in sound:
+            yield from _times(record)
+        if "answer" in sound:
+            yield from _answer_done(record)
+
+
+def _step(field: str, step: object) -> Faults:
+    expected = "a step with narration_text"
+    if not isinstance(step, dict):
+        yield field, shown(step), expected, UNUSABLE
+        return
+    words, other = (step.get(key) for key in _WORDS)
+    if not is_text(other if words is None else words):
+        yield f"{field}.narration_text", shown(words), expected, UNUSABLE
+    elif words is None:
+        yield f"{field}.narration", shown(other), "the key narration_text", USABLE
+    for key in ("start_frame", "stop_frame"):
+        if not is_integer(step.get(key)):
+            yield f"{field}.{key}", shown(step.get(key)), INTEGER[1], USABLE
+
+
+def _times(record: dict) -> Faults:
+    frame, steps = record[FRAME], dict(_steps(record))
+    start = record.get("task_start_frame")
+    if start is None:
+        start = next(iter(steps.values()), {}).get("start_frame")
+    if record[PROGRESS] and is_integer(start) and frame < start:
+        expected = "an observation after the clip's start"
+        yield FRAME, f"a clip of {frame - start} frames", expected, USABLE
+    for field, step in steps.items():
+        start, stop = step.get("start_frame"), step.get("stop_frame")
+        if is_integer(start) and start >= frame:
+            found = f"{start}, not before the observation {frame}"
             yield (
                 f"{field}.start_frame",
-                f"{start}, not before the observation {record[FRAME]}",
+                found,
+                "a start before the observation",
+                USABLE,
             )
+        if is_integer(stop) and stop > frame:
+            found = f"{stop}, after the observation {frame}"
+            yield f"{field}.stop_frame", found, "an end before the observation", USABLE
 
 
-def _negative_length(record):
-    first = next((step for _, step in _steps(record)), {})
-    start = record.get("task_start_frame")
-    start = first.get("start_frame") if start is None else start
-    if record[PROGRESS] and is_integer(start) and record[FRAME] < start:
-        yield FRAME, f"a clip of {record[FRAME] - start} frames"
-
-
-def _negative_frame(record):
-    if record[FRAME] < 0:
-        yield FRAME, str(record[FRAME])
-
-
-def _no_clip_name(record):
-    name = record.get("video_basename")
-    if record[PROGRESS] and not is_file_name(name):
-        yield "video_basename", shown(name)
-
-
-def _answer_done(record):
-    done = []
-    for field, step in _steps(record):
-        words = step.get("narration_text") or step.get("narration")
-        if is_text(words) and _same(words, record["answer"]):
-            done.append(field)
+def _answer_done(record: dict) -> Faults:
+    answer = folded(record["answer"])
+    said = {f: step.get(_WORDS[0]) or step.get(_WORDS[1]) for f, step in _steps(record)}
+    done = [
+        f for f, words in said.items() if is_text(words) and folded(words) == answer
+    ]
     if done:
-        yield "answer", f"{shown(record['answer'])}, already done in {', '.join(done)}"
+        found = f"{shown(record['answer'])}, already done in {', '.join(done)}"
+        yield "answer", found, "an action not yet done", USABLE
 
 
-def _answer_differs(record):
-    options, gold = _four(record)
-    if record["answer"].strip() != options[gold].strip():
-        letter = record["golden_choice_idx"]
+def _validation(record: dict, sound: set[str]) -> Faults:
+    yield from _planning(record, sound)
+    if not sound.issuperset(("golden_choice_idx", *CHOICES)):
+        return
+    letter = record["golden_choice_idx"]
+    gold = CHOICES["ABCD".index(letter)]
+    if "answer" in sound and record["answer"].strip() != record[gold].strip():
         found = f"{shown(record['answer'])} while option {letter} is"
-        yield "answer", f"{found} {shown(options[gold])}"
-
-
-def _gold_twice(options_of, record):
-    options, gold = options_of(record)
-    for field, option in options.items():
-        if field != gold and gold in options and _same(option, options[gold]):
-            yield field, f"{shown(option)}, equal to the answer in {gold}"
-
-
-def _wrong_twice(options_of, record):
-    options, gold = options_of(record)
-    first_with = {}
-    for field, option in options.items():
-        first = first_with.setdefault(folded(option), field)
-        if first != field and not _same(option, options.get(gold, "")):
-            yield field, f"{shown(option)}, equal to {first}"
-
-
-def _negative_without_words(record):
-    for i, negative in enumerate(record["negative_answers"]):
-        if not is_text(negative):
-            yield f"negative_answers[{i}]", shown(negative)
+        found = f"{found} {shown(record[gold])}"
+        yield "answer", found, "the text of the gold option", UNUSABLE
+    yield from _options({choice: record[choice] for choice in CHOICES}, gold)
 
 
 def distinct_negatives(record: dict) -> list[str]:
     """The negative answers that differ from the answer and from each other."""
-    seen, distinct = {folded(record["answer"])}, []
-    for negative in record["negative_answers"]:
-        text = folded(negative) if is_text(negative) else ""
-        if text and text not in seen:
-            distinct.append(negative)
-        seen.add(text)
-    return distinct
+    first = {folded(record["answer"]): ""}
+    for negative in filter(is_text, record["negative_answers"]):
+        first.setdefault(folded(negative), negative)
+    return list(first.values())[1:]
 
 
-def _few_negatives(record):
+def _training(record: dict, sound: set[str]) -> Faults:
+    yield from _planning(record, sound)
+    if "negative_answers" not in sound:
+        return
+    negatives = _items(record, "negative_answers")
+    for field, negative in negatives.items():
+        if not is_text(negative):
+            yield field, shown(negative), TEXT[1], UNUSABLE
+    if "answer" not in sound:
+        return
     count = len(distinct_negatives(record))
     if count < 3:
-        yield "negative_answers", f"{count} that differ from the answer and each other"
+        found = f"{count} that differ from the answer and each other"
+        yield "negative_answers", found, "at least 3 to draw from", UNUSABLE
+    named = {"answer": record["answer"]}
+    named |= {field: text for field, text in negatives.items() if is_text(text)}
+    first = {}
+    for field, text in named.items():
+        twin = first.setdefault(folded(text), field)
+        if twin != field:
+            found = f"{shown(text)}, equal to {twin.removeprefix('negative_answers')}"
+            expected = "negatives that differ from the answer and from each other"
+            yield field, found, expected, USABLE
+    yield from _own_letters(named, {})  # they are shuffled
 
 
-def _negative_twice(record):
-    seen = {folded(record["answer"]): "answer"}
-    for i, negative in enumerate(record["negative_answers"]):
-        if is_text(negative):
-            first = seen.setdefault(folded(negative), f"[{i}]")
-            if first != f"[{i}]":
-                yield f"negative_answers[{i}]", f"{shown(negative)}, equal to {first}"
+def _demonstrations(record: dict, sound: set[str]) -> Faults:
+    yield from _control_tokens(record)
+    if "prompt" in sound:
+        yield from _prompt(record["prompt"])
+        order = [part.get("type") for part in _content(record)]
+        known = [kind for kind in ("video", "image", "text") if kind in order]
+        if len(known) == len(order) and known != order:
+            found = " before ".join(map(str, order))
+            yield "prompt[0].content", found, "video before image before text", USABLE
+    if "response" in sound and not format_reward(record["response"]):
+        expected = "<think>...</think><answer>...</answer>"
+        yield "response", shown(record["response"]), expected, USABLE
 
 
-def _own_letters(options: Mapping[str, str]) -> dict[str, str]:
-    """The letters that most options carry, each another, by field; else none."""
-    found = {
-        field: match[1] or match[2]
-        for field, text in options.items()
-        if (match := OWN_LETTER.match(unicodedata.normalize("NFKC", text)))
-    }
-    most = len(found) > len(options) / 2 and len({*found.values()}) == len(found)
-    return {field: letter.upper() for field, letter in found.items()} if most else {}
-
-
-def _with_letters(options: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for field in list(_own_letters(options))[:1]:
-        yield (
-            field,
-            f"{shown(options[field])}, with a letter of its own, as others have",
+def _prompt(prompt: list) -> Faults:
+    for field, found in _prompt_shape(prompt):
+        expected = (
+            "one user message: at most one video and one image, at least one of them,"
+            " as relative paths, and one text"
         )
+        yield field, found, expected, UNUSABLE
 
 
-def _shuffled_letters(record):
-    negatives = enumerate(record["negative_answers"])
-    named = {f"negative_answers[{i}]": text for i, text in negatives if is_text(text)}
-    yield from _with_letters({"answer": record["answer"], **named})
-
-
-def _other_letters(options_of, record):
-    options, _ = options_of(record)
-    own = _own_letters(options)
-    places = dict(zip(options, zip("ABCDE", "12345", strict=True), strict=False))
-    if any(letter not in places[field] for field, letter in own.items()):
-        yield from _with_letters(options)
-
-
-def _same_letters(options_of, record):
-    if not any(_other_letters(options_of, record)):
-        yield from _with_letters(options_of(record)[0])
-
-
-def _padded(record):
-    for i, candidate in enumerate(record["candidates"]):
-        if candidate == "N/A":
-            yield f"candidates[{i}]", "'N/A', padding of the parquet form"
-
-
-def _candidate_without_words(record):
-    for i, candidate in enumerate(record["candidates"]):
-        if not is_text(candidate):
-            yield f"candidates[{i}]", shown(candidate)
-
-
-def _choice_outside(record):
-    count = len(record["candidates"])
-    if not 0 <= record["correct_choice"] < count:
-        yield "correct_choice", f"{record['correct_choice']} for {count} candidates"
-
-
-def _prompt_shape(record):
-    if len(record["prompt"]) != 1:
-        yield "prompt", f"{len(record['prompt'])} messages"
-        return
-    message = record["prompt"][0]
-    if not isinstance(message, dict) or message.get("role") != "user":
+def _prompt_shape(prompt: list) -> Iterator[tuple[str, str]]:
+    message = prompt[0] if len(prompt) == 1 else None
+    if len(prompt) != 1:
+        yield "prompt", f"{len(prompt)} messages"
+    elif not isinstance(message, dict) or message.get("role") != "user":
         yield "prompt[0]", shown(message)
-        return
-    content = message.get("content")
-    if not isinstance(content, list):
+    elif not is_list(content := message.get("content")):
         yield "prompt[0].content", shown(content)
-        return
-    yield from _content_shape(content)
+    else:
+        yield from _content_shape(content)
 
 
 def _content_shape(content: list) -> Iterator[tuple[str, str]]:
@@ -383,178 +391,42 @@ def _content_shape(content: list) -> Iterator[tuple[str, str]]:
         yield "prompt[0].content", "neither video nor image"
 
 
-def _content(record: dict) -> list[dict]:
-    """The parts of a demonstration's message, whatever else the record is."""
-    prompt = record.get("prompt")
-    message = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
-    content = message.get("content") if isinstance(message, dict) else None
-    parts = content if isinstance(content, list) else []
-    return [part for part in parts if isinstance(part, dict)]
+def _general(record: dict, sound: set[str]) -> Faults:
+    yield from _control_tokens(record)
+    yield from _edge_blanks(record)  # its questions quote subtitles in any language
+    if "candidates" not in sound:
+        return
+    named = _items(record, "candidates")
+    for field, text in named.items():
+        if text == "N/A":
+            found, expected = "'N/A', padding of the parquet form", "real options only"
+            yield field, found, f"{expected}: drop the 'N/A'", UNUSABLE
+        elif not is_text(text):
+            yield field, shown(text), TEXT[1], UNUSABLE
+    if "correct_choice" in sound:
+        correct = record["correct_choice"]
+        if not 0 <= correct < len(named):
+            found = f"{correct} for {len(named)} candidates"
+            expected = "the index of a candidate, from 0 on"
+            yield "correct_choice", found, expected, UNUSABLE
+        options = {field: text for field, text in named.items() if is_text(text)}
+        yield from _options(options, f"candidates[{correct}]")
 
 
-def _content_order(record):
-    order = [part.get("type") for part in _content(record)]
-    known = [kind for kind in ("video", "image", "text") if kind in order]
-    if len(known) == len(order) and known != order:
-        yield "prompt[0].content", " before ".join(map(str, order))
-
-
-def _response_form(record):
-    if not format_reward(record["response"]):
-        yield "response", shown(record["response"])
-
-
-def _texts(record: dict) -> Iterator[tuple[str, str]]:
-    """(field, text) for all that a model reads, and every narration."""
-    for name in ("question", "task_goal", "answer", *CHOICES, "response"):
-        yield name, record.get(name)
-    for name in ("negative_answers", "candidates"):
-        if isinstance(record.get(name), list):
-            for i, text in enumerate(record[name]):
-                yield f"{name}[{i}]", text
-    if isinstance(record.get(PROGRESS), list):
-        for field, step in _steps(record):
-            for key in ("narration_text", "narration"):
-                yield f"{field}.{key}", step.get(key)
-    for i, part in enumerate(_content(record)):
-        yield f"prompt[0].content[{i}].text", part.get("text")
-
-
-def _control_tokens(record):
-    for field, text in _texts(record):
-        if is_text(text) and (token := CONTROL.search(text)):
-            yield field, f"{shown(token[0])} in a text"
-
-
-def _edge_blanks(record):
-    for field, text in _texts(record):
-        if is_text(text) and text != text.strip():
-            yield field, shown(text)
-
-
-def _not_ascii(record):
-    for field, text in _texts(record):
-        if is_text(text) and not text.isascii():
-            yield field, shown(text)
-
-
-UNUSABLE, USABLE = False, True
-ONE_ANSWER = "an answer that is one option only"
-NAME_OF_CLIP = "a file name, without any folder, because there is progress to show"
-DIFFERENT = "negatives that differ from the answer and from each other"
-ONE_USER_MESSAGE = (
-    "one user message: at most one video and one image, at least one of them, as"
-    " relative paths, and one text"
-)
-TEXT_FORM = (
-    Rule(_edge_blanks, "no blanks at the ends", USABLE),
-    Rule(_not_ascii, "plain ASCII, as everywhere else in these files", USABLE),
-)
-NO_CONTROL = Rule(_control_tokens, "words alone: spell it otherwise", UNUSABLE)
-NO_LETTERS = "options without letters of their own: the prompt gives them"
-PLANNING_RULES = (
-    Rules((), (NO_CONTROL, *TEXT_FORM)),
-    Rules((FRAME,), (Rule(_negative_frame, "a frame number from 0 on", USABLE),)),
-    Rules(
-        (PROGRESS,),
-        (
-            Rule(_no_clip_name, NAME_OF_CLIP, UNUSABLE),
-            Rule(_step_without_words, "a step with narration_text", UNUSABLE),
-            Rule(_step_with_other_key, "the key narration_text", USABLE),
-            Rule(_step_without_frames, "a whole number", USABLE),
-        ),
-    ),
-    Rules(
-        (PROGRESS, FRAME),
-        (
-            Rule(_negative_length, "an observation after the clip's start", USABLE),
-            Rule(_step_starts_late, "a start before the observation", USABLE),
-            Rule(_step_ends_late, "an end before the observation", USABLE),
-        ),
-    ),
-    Rules(
-        (PROGRESS, "answer"),
-        (Rule(_answer_done, "an action not yet done", USABLE),),
-    ),
-)
-VALIDATION_RULES = (
-    *PLANNING_RULES,
-    Rules(
-        ("answer", "golden_choice_idx", *CHOICES),
-        (Rule(_answer_differs, "the text of the gold option", UNUSABLE),),
-    ),
-    Rules(
-        ("golden_choice_idx", *CHOICES),
-        (
-            Rule(partial(_gold_twice, _four), ONE_ANSWER, UNUSABLE),
-            Rule(partial(_wrong_twice, _four), "different options", USABLE),
-            Rule(partial(_other_letters, _four), NO_LETTERS, UNUSABLE),
-            Rule(partial(_same_letters, _four), NO_LETTERS, USABLE),
-        ),
-    ),
-)
-TRAINING_RULES = (
-    *PLANNING_RULES,
-    Rules(
-        ("negative_answers",),
-        (Rule(_negative_without_words, TEXT.expected, UNUSABLE),),
-    ),
-    Rules(
-        ("negative_answers", "answer"),
-        (
-            Rule(_few_negatives, "at least 3 to draw from", UNUSABLE),
-            Rule(_negative_twice, DIFFERENT, USABLE),
-            Rule(_shuffled_letters, NO_LETTERS, UNUSABLE),
-        ),
-    ),
-)
-DEMONSTRATION_RULES = (
-    Rules((), (NO_CONTROL,)),
-    Rules(
-        ("prompt",),
-        (
-            Rule(_prompt_shape, ONE_USER_MESSAGE, UNUSABLE),
-            Rule(_content_order, "video before image before text", USABLE),
-        ),
-    ),
-    Rules(
-        ("response",),
-        (Rule(_response_form, "<think>...</think><answer>...</answer>", USABLE),),
-    ),
-)
-GENERAL_RULES = (
-    Rules(
-        (), (NO_CONTROL, TEXT_FORM[0])
-    ),  # its questions quote subtitles in any language
-    Rules(
-        ("candidates",),
-        (
-            Rule(_padded, "real options only: drop the 'N/A'", UNUSABLE),
-            Rule(_candidate_without_words, TEXT.expected, UNUSABLE),
-        ),
-    ),
-    Rules(
-        ("candidates", "correct_choice"),
-        (
-            Rule(_choice_outside, "the index of a candidate, from 0 on", UNUSABLE),
-            Rule(partial(_gold_twice, _candidates), ONE_ANSWER, UNUSABLE),
-            Rule(partial(_wrong_twice, _candidates), "different options", USABLE),
-            Rule(partial(_other_letters, _candidates), NO_LETTERS, UNUSABLE),
-            Rule(partial(_same_letters, _candidates), NO_LETTERS, USABLE),
-        ),
-    ),
-)
+# --- the kinds ------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
-    """A kind of file: its name, the keys of which any gives it away, what its records
-    must hold, and the values that may occur once, with whether a repeat is usable."""
+    """A kind of file: its name, the keys of which any gives it away, the fields that
+    its records must have (name: condition, in words), its rules, the values that may
+    occur once, with whether a repeat is usable, and the fields that may be absent."""
 
     name: str
     marks: tuple[str, ...]
-    fields: dict[str, Field]
-    rules: tuple[Rules, ...]
+    fields: dict[str, tuple[Callable, str]]
+    rules: Callable[[dict, set[str]], Faults]
     unique: tuple[tuple[tuple[str, ...], bool], ...]
+    maybe: dict[str, tuple[Callable, str]] = MAYBE
     is_list: bool = False
 
 
@@ -563,7 +435,7 @@ L1_L2 = Kind(
     name="SEED-Bench-R1 validation, L1 or L2",
     marks=("golden_choice_idx", *CHOICES),
     fields={"sample_id": INTEGER, **LABELLED},
-    rules=VALIDATION_RULES,
+    rules=_validation,
     unique=((("sample_id",), UNUSABLE), ASKED_ONCE),
 )
 KINDS = {  # in the order in which a record is asked for its marks
@@ -575,29 +447,27 @@ KINDS = {  # in the order in which a record is asked for its marks
             "question": TEXT,
             "candidates": CANDIDATES,
             "correct_choice": INTEGER,
-            "video_path": CLIP_PATH,
+            "video_path": (is_relative, "a path relative to the video folder"),
             "duration_group": INTEGER,
         },
-        rules=GENERAL_RULES,
+        rules=_general,
         unique=((("id",), UNUSABLE),),
+        maybe={},
         is_list=True,
     ),
     "demonstrations": Kind(
         name="SEED-Bench-R1 training with reasoning",
         marks=("prompt", "response"),
-        fields={
-            "sample_id": ID._replace(optional=True),
-            "prompt": LIST,
-            "response": TEXT,
-        },
-        rules=DEMONSTRATION_RULES,
+        fields={"prompt": LIST, "response": TEXT},
+        rules=_demonstrations,
         unique=((("sample_id", "response"), USABLE),),
+        maybe={"sample_id": ID},
     ),
     "training": Kind(
         name="SEED-Bench-R1 training",
         marks=("negative_answers",),
         fields={"sample_id": ID, "negative_answers": LIST, **PLANNING},
-        rules=TRAINING_RULES,
+        rules=_training,
         unique=((("sample_id",), USABLE), ASKED_ONCE),
     ),
     "L3": L1_L2._replace(
@@ -613,29 +483,25 @@ KINDS = {  # in the order in which a record is asked for its marks
 # --- asking a record ------------------------------------------------------------------
 
 
-def record_faults(record: dict, kind: Kind) -> Iterator[tuple[str, str, str, bool]]:
-    """(field, found, expected, usable) for everything wrong within one record."""
-    sound, odd = set(), list(odd_parts(record))
+def record_faults(record: dict, kind: Kind) -> Faults:
+    """Everything wrong within one record."""
+    odd = list(odd_parts(record))
     yield from odd
     if any(found == TOO_DEEP for _, found, *_ in odd):
         return  # not even a fault could show it
-    for name, field in kind.fields.items():
-        value = record.get(name)
-        if field.sound(value):
+    sound = set()
+    for name, (is_sound, expected) in {**kind.fields, **kind.maybe}.items():
+        value, usable = record.get(name), name in kind.maybe
+        if is_sound(value):
             sound.add(name)
-        elif not (field.optional and value is None):
+        elif not (usable and value is None):
             found = shown(value) if name in record else "no such field"
-            yield name, found, field.expected, field.optional
-    asked = [r for need, rules in kind.rules if sound.issuperset(need) for r in rules]
-    for rule in asked:
-        for field, found in rule.broken(record):
-            yield field, found, rule.expected, rule.usable
+            yield name, found, expected, usable
+    yield from kind.rules(record, sound)
 
 
-def odd_parts(
-    value: dict | list, field: str = "", depth: int = 1
-) -> Iterator[tuple[str, str, str, bool]]:
-    """The same for what nothing in a record may be, whether it is read or not."""
+def odd_parts(value: dict | list, field: str = "", depth: int = 1) -> Faults:
+    """What nothing in a record may be, whether it is read or not."""
     parts = value.items() if isinstance(value, dict) else enumerate(value)
     for key, part in parts:
         if key is TWICE:
@@ -662,10 +528,8 @@ def _joined(field: str, key: str | int) -> str:
     return f"{field}.{name}" if field else name
 
 
-def repeats(
-    record: dict, line: int, kind: Kind, seen: dict
-) -> Iterator[tuple[str, str, str, bool]]:
-    """The same for values that an earlier record has; `seen` remembers their lines."""
+def repeats(record: dict, line: int, kind: Kind, seen: dict) -> Faults:
+    """Values that an earlier record has; `seen` remembers their lines."""
     for names, usable in kind.unique:
         values = [record.get(name) for name in names]
         if not all(isinstance(value, (int, str)) for value in values):
@@ -675,11 +539,3 @@ def repeats(
             what = " and ".join(names)
             yield names[0], f"the {what} of line {seen[key]} again", "it once", usable
         seen.setdefault(key, line)
-
-
-def shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except RecursionError:
-        return TOO_DEEP
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -136,8 +136,7 @@ def read_validation(
     """
     if level not in ("L1", "L2", "L3"):
         raise ValueError(f"level {level!r} is unknown; it must be L1, L2 or L3")
-    root = paths.resolve(media_root)
-    return [_validation(record, root, level) for _, record in _sound(path, level)]
+    return _read(path, media_root, level)
 
 
 def read_training(
@@ -149,8 +148,7 @@ def read_training(
     on no other question (the released grpo.py draws unseeded). Negatives that repeat
     each other or the answer are left out of the draw. Raises DataFaults.
     """
-    root = paths.resolve(media_root)
-    return [_training(record, root, seed) for _, record in _sound(path, "training")]
+    return _read(path, media_root, "training", seed)
 
 
 def read_demonstrations(
@@ -162,9 +160,7 @@ def read_demonstrations(
     which does not touch `sample_id`. Where that is absent the id is made of the line
     number, "training/line-12", and matches no training question. Raises DataFaults.
     """
-    root = paths.resolve(media_root)
-    sound = _sound(path, "demonstrations")
-    return [_demonstration(record, line, root) for line, record in sound]
+    return _read(path, media_root, "demonstrations")
 
 
 def read_general(path: str | Path, media_root: str | Path) -> list[Question]:
@@ -173,8 +169,7 @@ def read_general(path: str | Path, media_root: str | Path) -> list[Question]:
     Video only, no still and no subtitles, as the paper does it; the clip is
     `<media_root>/videos/<video_path>`. Raises DataFaults.
     """
-    root = paths.resolve(media_root)
-    return [_general(record, root) for _, record in _sound(path, "general")]
+    return _read(path, media_root, "general")
 
 
 def split_holdout(
@@ -195,19 +190,34 @@ def split_holdout(
     return kept, held
 
 
-def _validation(record: dict, root: Path, level: str) -> Question:
+def _read(path: str | Path, media_root: str | Path, kind: str, seed: int = 0) -> list:
+    """What each record of a file gives; DataFaults if any cannot be used."""
+    hint = "an annotation file; 01_data says where it comes from"
+    sound, faults = _survey(_load(paths.require(path, hint)), KINDS[kind])
+    unusable = [fault for fault in faults if not fault.usable]
+    if unusable:
+        raise DataFaults(unusable)
+    root = paths.resolve(media_root)
+    return [_item(record, line, root, kind, seed) for line, record in sound]
+
+
+def _item(
+    record: dict, line: int, root: Path, kind: str, seed: int = 0
+) -> Question | Demonstration:
+    if kind == "demonstrations":
+        return _demonstration(record, line, root)
+    if kind == "general":
+        return _general(record, root)
+    if kind == "training":
+        rng = random.Random(f"{seed}/{record['sample_id']}")
+        options = [*rng.sample(distinct_negatives(record), 3), record["answer"]]
+        rng.shuffle(options)
+        return _question(
+            record, root, kind, tuple(options), options.index(record["answer"])
+        )
     options = tuple(record[choice] for choice in CHOICES)
-    gold = record["golden_choice_idx"]
-    return _question(record, root, level, options, "ABCD".index(gold))
-
-
-def _training(record: dict, root: Path, seed: int) -> Question:
-    rng = random.Random(f"{seed}/{record['sample_id']}")
-    options = [*rng.sample(distinct_negatives(record), 3), record["answer"]]
-    rng.shuffle(options)
-    return _question(
-        record, root, "training", tuple(options), options.index(record["answer"])
-    )
+    correct = "ABCD".index(record["golden_choice_idx"])
+    return _question(record, root, kind, options, correct)
 
 
 def _question(
@@ -278,39 +288,38 @@ class Records(NamedTuple):
     faults: list[Fault]
 
 
-def _sound(path: str | Path, kind: str) -> list[tuple[int, dict]]:
-    """(line, record) for each record of a file; DataFaults if any cannot be used."""
-    hint = "an annotation file; 01_data says where it comes from"
-    sound, faults = _survey(_load(paths.require(path, hint)), KINDS[kind])
-    unusable = [fault for fault in faults if not fault.usable]
-    if unusable:
-        raise DataFaults(unusable)
-    return sound
+NO_FILES = {  # how a file begins that holds no records: what it is, and what to do
+    (b"version https://git-lfs",): (
+        "a git-LFS pointer",
+        "the file itself: run `git lfs pull`",
+    ),
+    (b"<!doctype", b"<html", b"<?xml"): (
+        "a web page, no JSON",
+        "the file itself: download it again",
+    ),
+    (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): (
+        "a byte order mark",
+        "UTF-8 without one",
+    ),
+}
 
 
 def _load(path: Path) -> Records:
     """The records of a JSON-lines file or of a JSON list."""
     data = path.read_bytes()
-    is_list = data.lstrip()[:1] == b"["
-    records = Records(str(path), is_list, [], [])
-    if data.startswith(b"version https://git-lfs"):
-        pointer = ("a git-LFS pointer", "the file itself: run `git lfs pull`")
-        records.faults.append(Fault(records.file, 1, "file", *pointer, UNUSABLE))
-    elif data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        mark = (f"a byte order mark, {shown(data[:3])}", "UTF-8 without one")
-        records.faults.append(Fault(records.file, 1, "file", *mark, UNUSABLE))
-    elif data.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        page = ("a web page, no JSON", "the file itself: download it again")
-        records.faults.append(Fault(records.file, 1, "file", *page, UNUSABLE))
-    elif is_list:
+    head = data.lstrip()[:99].lower()
+    records = Records(str(path), head[:1] == b"[", [], [])
+    wrong = [said for begins, said in NO_FILES.items() if head.startswith(begins)]
+    if records.is_list:
         _parse(records, 1, data, "one JSON list", _list_rows)
-    else:
+    elif not wrong:
         for line, text in enumerate(data.split(b"\n"), 1):
             if text.strip():
                 _parse(records, line, text, "one JSON object a line", _line_row)
-    if not records.rows and not records.faults:
-        nothing = Fault(records.file, 1, "file", "no record", "records", UNUSABLE)
-        records.faults.append(nothing)
+    if not (records.rows or records.faults or wrong):
+        wrong = [("no record", "records")]
+    for said in wrong:
+        records.faults.append(Fault(records.file, 1, "file", *said, UNUSABLE))
     return records
 
 
@@ -482,16 +491,6 @@ def _media(rows: list[tuple[int, dict]], kind: str | None) -> dict[str, int]:
         "stills": len({item.image for item in items} - {None}),
         "image_only": sum(item.video is None for item in items),
     }
-
-
-def _item(record: dict, line: int, root: Path, kind: str) -> Question | Demonstration:
-    if kind == "demonstrations":
-        return _demonstration(record, line, root)
-    if kind == "general":
-        return _general(record, root)
-    if kind == "training":
-        return _training(record, root, seed=0)
-    return _validation(record, root, kind)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -207,7 +207,7 @@ ANNOTATIONS = [
         "a byte order mark",
         lambda text: b"\xef\xbb\xbf" + text,
         DataFaults,
-        (f"{L1}:1: file: found a byte order mark, b'\\xef\\xbb\\xbf'",),
+        (f"{L1}:1: file: found a byte order mark",),
         "UTF-8 without one",
     ),
     Broken(

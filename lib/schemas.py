@@ -46,6 +46,8 @@ OWN_LETTER = re.compile(
     r"[\W_]*(?i:(?:option|choice|answer) ?)?"
     r"(?:(?i:([A-H1-8]|[ivx]{2,4}) ?(?:[.:)\]}*、]+| -)\s*)|([A-H]) )(?=[^\W\d])"
 )
+SERIES = ("ABCDEFGH", "12345678", ("I", "II", "III", "IV", "V", "VI", "VII", "VIII"))
+NUMBERS = {sign: number for signs in SERIES for number, sign in enumerate(signs)}
 
 
 # --- conditions of one value ----------------------------------------------------------
@@ -202,24 +204,23 @@ def _options(options: Mapping[str, str], gold: str) -> Faults:
                 "different options",
                 USABLE,
             )
-    places = dict(zip(options, zip("ABCDE", "12345", strict=True), strict=False))
-    yield from _own_letters(options, places)
+    yield from _own_letters(options, shuffled=False)
 
 
-def _own_letters(options: Mapping[str, str], places: Mapping[str, tuple]) -> Faults:
-    """A fault if most options carry letters, each another; usable if they are those of
-    the `places` where the prompt shows the options."""
-    found = {
-        field: (match[1] or match[2]).upper()
-        for field, text in options.items()
-        if (match := OWN_LETTER.match(unicodedata.normalize("NFKC", text)))
-    }
-    if 2 * len(found) > len(options) and len({*found.values()}) == len(found):
+def _own_letters(options: Mapping[str, str], shuffled: bool) -> Faults:
+    """A fault if most options carry letters, each another of the first ("D. Miller" has
+    none of its own); usable if they are those that the prompt gives."""
+    found = {}
+    for place, (field, text) in enumerate(options.items()):
+        if match := OWN_LETTER.match(unicodedata.normalize("NFKC", text)):
+            found[field] = (NUMBERS.get((match[1] or match[2]).upper(), 99), place)
+    numbers = {number for number, _ in found.values()}
+    if len(options) / 2 < len(found) == len(numbers) and max(numbers) < len(options):
         field = next(iter(found))
         said = f"{shown(options[field])}, with a letter of its own, as others have"
         expected = "options without letters of their own: the prompt gives them"
-        usable = all(letter in places.get(f, ()) for f, letter in found.items())
-        yield field, said, expected, usable
+        own = any(number != place for number, place in found.values())
+        yield field, said, expected, not (shuffled or own)
 
 
 # --- rules of the kinds ---------------------------------------------------------------
@@ -337,7 +338,7 @@ def _training(record: dict, sound: set[str]) -> Faults:
             found = f"{shown(text)}, equal to {twin.removeprefix('negative_answers')}"
             expected = "negatives that differ from the answer and from each other"
             yield field, found, expected, USABLE
-    yield from _own_letters(named, {})  # they are shuffled
+    yield from _own_letters(named, shuffled=True)
 
 
 def _demonstrations(record: dict, sound: set[str]) -> Faults:

@@ -640,6 +640,7 @@ def test_any_value_anywhere_gives_faults_and_never_a_crash(tmp_path, kind):
         ("C-clamp", "D-ring", "B-side", "A-frame"),
         ("1.5 l", "2.5 l", "3.5 l", "4.5 l"),
         ("E. coli", "B. subtilis", "moss", "fern"),
+        ("D. Miller", "B. Jones", "H. Smith", "G. Brown"),
         ("open jar", "pour <b>milk</b>", "stir < pot", "<|>"),
         ("x" * 99_999, "b", "c", "d"),
     ],

@@ -3,7 +3,8 @@
 `lib/epic.py` names the moments. A clip shows what the video shows from `start` to
 `end`, 10 frames a second and 256 pixels high: the paper's sampling takes at most 2
 frames a second of it and squashes them to 252 x 252. The still is the frame that stands
-at `end`. Clips that start together are decoded together, once.
+at `end`. Both stand upright, however the video was filmed. Clips that start together
+are decoded together, once.
 
     >>> cut("P01_11.MP4", [Cut(12.5, 40.0, Path("clip.mp4"), Path("still.png"))])
     {}
@@ -24,6 +25,8 @@ from pathlib import Path
 
 import av
 from av.video.frame import PictureType
+
+from lib.films import upright
 
 FPS, HEIGHT = 10, 256
 
@@ -121,6 +124,9 @@ def _shown(container, begin: float) -> Iterator[tuple[av.VideoFrame, float]]:
 
 
 def _small(frame: av.VideoFrame) -> av.VideoFrame:
+    if frame.side_data.get("DISPLAYMATRIX") is not None:
+        pixels = upright(frame.to_ndarray(format="rgb24"), frame)
+        frame = av.VideoFrame.from_ndarray(pixels)
     width = 2 * round(HEIGHT * frame.width / frame.height / 2)
     small = frame.reformat(width=width, height=HEIGHT, format="yuv420p")
     small.pict_type = PictureType.NONE  # else x264 makes the source's key frames anew

@@ -2,10 +2,10 @@
 
 An entry holds the frames that one reader of `lib/video.py` took from one file, pixel
 for pixel. Its name says what they depend on: the SHA-256 of the file's content, the
-sampling, and the versions of decord and Pillow. A copy of a clip under another name is
-the same entry; a clip that changes under its name is another. So that a clip is hashed
-once and not at every reading, a note beside the entries keeps the hash that belongs to
-a path, a size and two times of change.
+sampling, and the versions of the packages that decide pixels. A copy of a clip under
+another name is the same entry; a clip that changes under its name is another. So that a
+clip is hashed once and not at every reading, a note beside the entries keeps the hash
+that belongs to a path, a size and two times of change.
 
     >>> store = FrameFolder("outputs/frames", max_bytes=20 * 2**30)
     >>> store.read(read_clip, "clip.mp4", Sampling()).shape  # decoded and kept
@@ -20,9 +20,10 @@ and reads ten times slower; `tests/bench/frame_store.py` measures what is here.
 
 Any number of processes may fill a folder. An entry appears by renaming a finished file,
 so readers need no lock. Writers hold a lock, under which the oldest entries make room:
-the folder never holds more than its bound. A process that is killed leaves at most one
-unfinished file, which the next writer overwrites. Every entry carries a checksum; one
-that does not match is never returned but made anew, with a line of warning.
+what is kept never exceeds its bound. Other files in the folder are neither counted nor
+deleted. A process that is killed leaves at most one unfinished file, which the next
+writer overwrites. Every entry carries a checksum; one that does not match is never
+returned but made anew, with a line of warning.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import decord
 import numpy as np
-import PIL
 import pyarrow
 
 from lib.records import settings_hash, sha256
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
 FORMAT = 1  # of an entry's bytes; raise it with every change of `_pack`
 FREED = 0.1  # share of the bound that is freed at once, so that it is not done often
 CHECKSUM_BYTES = 32
+OWN = re.compile(
+    r"[0-9a-f]{64}(-[0-9a-f]+\.frames|\.hash)"
+)  # names of what is kept here
+VERSIONS = {name: version(name) for name in ("decord2", "av", "torchvision", "pillow")}
 _ZSTD = pyarrow.Codec("zstd", compression_level=1)  # higher levels gain 2 % at most
 _LOGGER = logging.getLogger(__name__)
 
@@ -120,7 +125,7 @@ class FrameFolder:
     def _put(self, name: str, body: bytes) -> None:
         """Keep `body` under a name, unless it alone would fill the folder."""
         data = _checksum(name, body) + body
-        unfinished = self.folder / ".unfinished"
+        unfinished = self.folder / ".frames_unfinished"
         if len(data) > (1 - FREED) * self.max_bytes:
             return
         with self._writing(), self._locked() as lock:
@@ -146,7 +151,7 @@ class FrameFolder:
     def _locked(self) -> Iterator[int]:
         """The lock file, open: it says how many bytes the folder holds. The lock ends
         with its closing, and so with the process, however that ends."""
-        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(self.folder / ".frames_lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield lock
@@ -167,7 +172,7 @@ class FrameFolder:
         """Delete the files used least recently until the others hold at most `limit`
         bytes; returns what they hold. Only for who has the lock."""
         with os.scandir(self.folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+            entries = [entry for entry in found if OWN.fullmatch(entry.name)]
         files = sorted(
             (entry.stat().st_mtime_ns, entry.stat().st_size, entry.path)
             for entry in entries
@@ -202,8 +207,7 @@ def _entry_name(digest: str, reader: Callable, sampling: Sampling) -> str:
     settings = {
         "format": FORMAT,
         "reader": reader.__name__,
-        "decord": decord.__version__,
-        "pillow": PIL.__version__,
+        **VERSIONS,
         **asdict(sampling),
     }
     return f"{digest}-{settings_hash(settings)}.frames"

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -34,10 +34,11 @@ def check(data: Path, general: Path | None = None, decode: bool = False) -> list
     """One dict for each annotation file below `data` and for `general`/lvb_val.json.
 
     Keys: split, kind, records, usable, without_video, duplicates; videos and stills,
-    each {"needed", "missing", "damaged", "too short"}; unreadable {path: why}; faults
-    (see `_by_kind`); notes {text: records}. Without `decode` a file counts as damaged
-    only when it is empty. With it every file is read as training would read it, on all
-    processors: minutes for thousands of clips.
+    each {"needed", "missing", "damaged", "too short"}; unreadable {path: why}; by_pyav
+    {path: why decord may not read it}; faults (see `_by_kind`); notes {text: records}.
+    Without `decode` a file counts as damaged only when it is empty. With it every file
+    is read as training would read it, on all processors: minutes for thousands of
+    clips.
     """
     general = data / "general" if general is None else general
     annotations = paths.require(data / "annotations", "`get` downloads it")
@@ -48,8 +49,16 @@ def check(data: Path, general: Path | None = None, decode: bool = False) -> list
     items = [item for found in rows.values() for _, item in found]
     clips = {(item.video, True) for item in items if item.video is not None}
     stills = {(item.image, False) for item in items if item.image is not None}
-    unreadable = _unreadable(sorted(clips | stills), decode)
-    return [_report(path, found, unreadable) for path, found in rows.items()]
+    media = sorted(clips | stills)
+    unreadable, by_pyav = _absent(media), {}
+    if decode:
+        present = [medium for medium in media if medium[0] not in unreadable]
+        for (path, _), (state, why) in _decoded_all(present):
+            if state:
+                unreadable[path] = state, why
+            elif why:
+                by_pyav[path] = why
+    return [_report(path, found, unreadable, by_pyav) for path, found in rows.items()]
 
 
 def media_table(reports: list[dict]) -> str:
@@ -87,7 +96,12 @@ def _aligned(lines: list[list]) -> str:
     return grid([[c.ljust(w) for c, w in zip(x, widths, strict=True)] for x in cells])
 
 
-def _report(path: Path, rows: list, unreadable: dict[Path, tuple[str, str]]) -> dict:
+def _report(
+    path: Path,
+    rows: list,
+    unreadable: dict[Path, tuple[str, str]],
+    by_pyav: dict[Path, str],
+) -> dict:
     checked = questions.check(path)
     videos = {item.video for _, item in rows} - {None}
     stills = {item.image for _, item in rows} - {None}
@@ -103,6 +117,7 @@ def _report(path: Path, rows: list, unreadable: dict[Path, tuple[str, str]]) -> 
         "videos": _states(videos, unreadable),
         "stills": _states(stills, unreadable),
         "unreadable": {str(file): unreadable[file][1] for file in bad},
+        "by_pyav": {str(f): by_pyav[f] for f in sorted(by_pyav.keys() & videos)},
         "faults": _by_kind(checked["faults"]),
         "notes": {text: count for text, count in noted.items() if count},
     }
@@ -113,39 +128,46 @@ def _states(media: set[Path], unreadable: dict[Path, tuple[str, str]]) -> dict:
     return {"needed": len(media)} | {state: states[state] for state in STATES}
 
 
-def _unreadable(
-    media: list[tuple[Path, bool]], decode: bool
-) -> dict[Path, tuple[str, str]]:
-    """{path: (state, why)} of the clips (True) and stills (False) that are no use."""
-    found, present = {}, []
-    for path, is_clip in media:
-        if not path.is_file():
-            found[path] = ("missing", "is missing")
-        elif not path.stat().st_size:
-            found[path] = ("damaged", "is empty (zero bytes)")
-        else:
-            present.append((path, is_clip))
-    if decode:
-        with ProcessPoolExecutor() as pool:
-            states = pool.map(_decoded, present, chunksize=8)
-            bar = tqdm(states, total=len(present), desc="decode", unit="file")
-            for (path, _), state in zip(present, bar, strict=True):
-                if state is not None:
-                    found[path] = state
+def _absent(media: list[tuple[Path, bool]]) -> dict[Path, tuple[str, str]]:
+    """{path: (state, why)} of the files that need no reading to be no use."""
+    found = {}
+    for path, _ in media:
+        try:
+            if not path.is_file():
+                found[path] = ("missing", "is missing")
+            elif not path.stat().st_size:
+                found[path] = ("damaged", "is empty (zero bytes)")
+        except OSError as error:
+            found[path] = ("missing", f"cannot be opened ({error.strerror})")
     return found
 
 
-def _decoded(medium: tuple[Path, bool]) -> tuple[str, str] | None:
-    """(state, why) of a file that cannot be read as the paper reads it, else None."""
-    from lib import video  # here, because it brings decord
+def _decoded_all(media: list[tuple[Path, bool]]) -> Iterator[tuple]:
+    """(medium, what `_decoded` says of it), read by as many processes as processors."""
+    with ProcessPoolExecutor() as pool:
+        states = pool.map(_decoded, media, chunksize=8)
+        bar = tqdm(states, total=len(media), desc="decode", unit="file")
+        try:
+            yield from zip(media, bar, strict=True)
+        except BaseException:  # Ctrl-C above all: what has not begun is not waited for
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _decoded(medium: tuple[Path, bool]) -> tuple[str, str]:
+    """(state, why) of a clip (True) or still (False) that cannot be read as the paper
+    reads it; ("", why PyAV read it) of a clip that can, with "" where decord did."""
+    from lib import video  # here, because it brings torch and decord
 
     path, is_clip = medium
     try:
-        (video.read_clip if is_clip else video.read_still)(path, video.Sampling())
+        if is_clip:
+            return "", video.read_clip_and_say(path, video.Sampling())[1]
+        video.read_still(path, video.Sampling())
     except video.BadVideo as bad:
         short = "at least 2 are needed" in bad.why
         return "too short" if short else "damaged", bad.why
-    return None
+    return "", ""
 
 
 def _by_kind(faults: list[questions.Fault]) -> list[dict]:

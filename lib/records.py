@@ -26,7 +26,7 @@ from lib.paths import ROOT
 
 PACKAGES = (
     *("torch", "torchvision", "transformers", "trl", "peft", "bitsandbytes"),
-    *("accelerate", "datasets", "tokenizers", "safetensors", "decord", "av"),
+    *("accelerate", "datasets", "tokenizers", "safetensors", "decord2", "av"),
     *("numpy", "matplotlib", "papermill"),
 )
 AGAIN = "mend it, or delete it and make or download it again"

@@ -625,6 +625,7 @@ def _print_check(folder: Path, decode: bool, as_json: bool) -> int:
     """Print what a folder holds; 1 if a record or a file in it cannot be used."""
     found = inventory.check(folder, decode=decode)
     unreadable = {path: why for r in found for path, why in r["unreadable"].items()}
+    by_pyav = {path: why for r in found for path, why in r["by_pyav"].items()}
     if as_json:
         whole = {"folder": str(folder), "decoded": decode, "splits": found}
         print(json.dumps(whole, indent=1))
@@ -635,6 +636,8 @@ def _print_check(folder: Path, decode: bool, as_json: bool) -> int:
             print(f"{path} {why}")
         if len(unreadable) > 10:
             print(f"... and {len(unreadable) - 10} more; --json lists them all")
+        for path, why in by_pyav.items():
+            print(f"{path} was read by PyAV: {why}")
         if not decode:
             print("Files were counted, not opened: --decode reads every one.")
     sound = all(split["usable"] == split["records"] for split in found)

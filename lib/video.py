@@ -3,13 +3,14 @@
 Rule of the released code (SEED-Bench-R1, https://arxiv.org/abs/2503.24376,
 `vision_process_egoplan.py`): two frames a second, at least 4 and at most 16, an even
 count (Qwen2-VL merges two frames into one patch), evenly spaced from the first frame
-to the last; every frame and still is squashed to 252 x 252, aspect ignored.
+to the last; every frame and still is squashed to 252 x 252, aspect ignored: frames by
+torchvision's bicubic with antialias, stills by Pillow's.
 
     >>> frame_indices(250, 25.0, Sampling())          # ten seconds: 16 frames
     [0, 17, 33, 50, 66, 83, 100, 116, 133, 149, 166, 183, 199, 216, 232, 249]
 
-decord is the only reader: another backend picks other frames. Frames are evenly
-spaced by index, which is evenly in time only where the frame rate is constant.
+Frames are evenly spaced by index, among those that the film shows (`lib/films.py`):
+evenly in time only where the frame rate is constant.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import decord
 import numpy as np
-from decord._ffi.base import DECORDError
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
-from lib import paths
+from lib import films, paths, torchvision_cpu  # noqa: F401  before torchvision
 from lib.frame_store import FrameFolder
+
+from torchvision.transforms import InterpolationMode  # isort: skip
+from torchvision.transforms.functional import resize  # isort: skip
 
 if TYPE_CHECKING:
     from lib.questions import Demonstration, Question
@@ -105,34 +109,60 @@ def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[in
 
 def read_clip(path: str | Path, sampling: Sampling) -> np.ndarray:
     """The sampled frames of a clip, uint8 [T, H, W, 3]; BadVideo if that fails."""
+    return read_clip_and_say(path, sampling)[0]
+
+
+def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[np.ndarray, str]:
+    """`read_clip`, and why PyAV had to read it, "" where decord did."""
     _require_media(path)
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    except (RuntimeError, DECORDError) as error:
-        # decord's own text holds the time of day; it stays in the cause alone.
-        raise BadVideo(path, "decord cannot open it as a video") from error
-    try:
-        indices = frame_indices(len(reader), reader.get_avg_fps(), sampling)
-    except ValueError as error:
+        choose = partial(frame_indices, sampling=sampling)
+        frames, why_pyav = films.read(path, choose)
+    except (films.Unreadable, ValueError) as error:
         raise BadVideo(path, str(error)) from error
-    try:
-        frames = reader.get_batch(indices).asnumpy()
-    except (RuntimeError, DECORDError, IndexError) as error:
-        why = f"decord cannot decode all of its frames {indices[0]} to {indices[-1]}"
-        raise BadVideo(path, why) from error
-    return np.stack([_resize(frame, sampling) for frame in frames])
+    return np.stack([_squashed(frame, sampling) for frame in frames]), why_pyav
 
 
 def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
-    """An observation still, uint8 [H, W, 3]; BadVideo if it cannot be read."""
+    """An observation still, uint8 [H, W, 3], as a viewer shows it: turned as its EXIF
+    says, 16 bits brought to 8, laid on white. BadVideo if it cannot be read."""
     _require_media(path)
     try:
         with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
+            # Phones add a smaller copy behind the picture (MPO): the first one counts.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise BadVideo(path, f"holds {image.n_frames} pictures, not one")
+            picture = _on_white(ImageOps.exif_transpose(image), path)
     # Pillow reports damage as OSError, SyntaxError (PNG chunks) or ValueError.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadVideo(path, "Pillow cannot decode it as a picture") from error
-    return _resize(pixels, sampling)
+    if picture.size != (sampling.width, sampling.height):
+        size = (sampling.width, sampling.height)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def _on_white(image: Image.Image, path: str | Path) -> Image.Image:
+    """Any picture as RGB of 8 bits, transparency laid on white."""
+    if image.mode[0] in "IF":
+        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _eight_bits(grey: np.ndarray, path: str | Path) -> np.ndarray:
+    """Grey values [H, W] as uint8. Whole numbers reach to 65,535 whatever they hold;
+    floats reach to 1, or to 255 where one is larger. Others have no known white."""
+    is_float = grey.dtype.kind == "f"
+    white = 65_535 if not is_float else 1 if grey.max() <= 1 else 255
+    if not (grey.min() >= 0 and grey.max() <= white):
+        what = f"holds grey values from {grey.min():g} to {grey.max():g}"
+        raise BadVideo(path, f"{what}, of which 0 to {white} can be shown")
+    return (grey * (255 / white) + 0.5).astype(np.uint8)
 
 
 def question_media(
@@ -212,10 +242,13 @@ _STORE = FrameStore(CACHE_BYTES)
 def _require_media(path: str | Path) -> None:
     """BadVideo unless `path` is a file whose first bytes could be media."""
     path = Path(path)
-    if not path.is_file():
-        raise BadVideo(path, "is missing")
-    with path.open("rb") as file:
-        head = file.read(64)
+    try:
+        if not path.is_file():
+            raise BadVideo(path, "is missing")
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:  # a name too long, no permission
+        raise BadVideo(path, f"cannot be opened ({error.strerror})") from error
     if not head:
         raise BadVideo(path, "is empty (zero bytes)")
     head = head.lstrip().lower()
@@ -225,9 +258,8 @@ def _require_media(path: str | Path) -> None:
         raise BadVideo(path, "is a web page, not the file: download it again")
 
 
-def _resize(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:
-    """Pixels [h, w, 3] at the sampling's size, bicubic; untouched if they have it."""
-    if pixels.shape[:2] == (sampling.height, sampling.width):
-        return pixels
-    size = (sampling.width, sampling.height)
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+def _squashed(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Pixels [h, w, 3] of a frame at the sampling's size; untouched if they have it."""
+    frame = torch.from_numpy(pixels).permute(2, 0, 1)
+    size, mode = [sampling.height, sampling.width], InterpolationMode.BICUBIC
+    return resize(frame, size, mode, antialias=True).permute(1, 2, 0).numpy()

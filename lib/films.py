@@ -1,0 +1,374 @@
+"""The frames that a film shows, in the order it shows them, or why it cannot be read.
+
+One pass over the packets, without decoding, says how many frames are shown and when.
+decord reads h264 in mp4 and Matroska whose every group of pictures begins with an IDR
+picture and overlaps no other: it seeks by counting packets, and only there the n-th
+packet is the n-th picture. It must also count as many frames as the pass, at the same
+times, and show the same first picture. PyAV reads all other films, at decord's pace
+(`tests/bench/readers.py`), but those whose groups overlap have to be decoded whole.
+
+    >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
+    >>> len(frames), why_pyav
+    (2, '')
+
+A film is damaged where FFmpeg reports errors, concealed blocks or lost references in
+the packets that its frames need. decord goes on without a word, so FFmpeg's messages
+are heard beneath it; where there are any, PyAV decides. A flipped bit that happens to
+be another sound picture stays unseen: these formats have no checksums.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av  # before decord, whose FFmpeg would else be bound in place of PyAV's own
+import decord
+import numpy as np
+from av.stream import Disposition
+from decord._ffi.base import _LIB, DECORDError
+
+TRUSTED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # by decord, with h264 in them
+RATE_WITHIN = 0.05  # share by which the stated rate may differ from the time stamps'
+# Codecs with packets that show nothing, be they hidden references, fields or pictures
+# before an intra refresh is complete. Elsewhere such a packet is a frame lost.
+WITHHOLD = {"h264", "hevc", "mpeg4", "vp8"}
+SHORT = 0.5  # seconds by which a file may end before its header says
+ERRORS = "crccheck+bitstream+buffer+explode"  # that PyAV's decoders stop at
+_HEARD: list[str] = []  # damage that either FFmpeg has reported
+
+
+class Unreadable(Exception):
+    """Why a film cannot be read, in words that are the same at every reading."""
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _listen(_context: int, level: int, text: bytes, _values: int) -> None:
+    """FFmpeg's log: errors but those of captions, and two that it says more softly."""
+    if text.startswith((b"concealing", b"Frame num gap")) or (
+        level & 0xFF <= av.logging.ERROR and not text.startswith(b"SEI")
+    ):
+        _HEARD.append(re.sub(r"%\w+", "..", text.decode("ascii", "replace").strip()))
+
+
+for _library in (ctypes.CDLL(av._core.__file__), _LIB):  # PyAV's FFmpeg and decord's
+    _library.av_log_set_callback(_listen)
+    atexit.register(_library.av_log_set_callback, None)  # before Python ends
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    duration: int
+    is_shown: bool
+    is_key: bool
+    is_idr: bool  # a key picture that nothing later looks behind
+
+
+@dataclass(frozen=True)
+class _Film:
+    """What the packets tell of a film's video."""
+
+    codec: str
+    count: int  # frames shown
+    times: list[int]  # when they are, ascending, in the stream's unit
+    unit: float  # seconds
+    seconds: float  # from the first to the end of the last
+    stated_rate: float  # frames a second by the header; 0 if it does not say
+    starts: list[int]  # frames from which decoding can begin; empty if nobody knows
+    first: np.ndarray | None  # picture, where decord may be trusted
+    why_pyav: str  # why decord may not be
+
+    @property
+    def rate(self) -> float:
+        """Frames a second: the stated number, as the released code takes it, unless
+        the frames shown have another."""
+        shown = self.count / self.seconds if self.seconds else self.stated_rate
+        is_so = abs(self.stated_rate - shown) <= RATE_WITHIN * shown
+        return self.stated_rate if is_so else shown
+
+
+def read(
+    path: str | Path, choose: Callable[[int, float], list[int]]
+) -> tuple[list[np.ndarray], str]:
+    """The frames that `choose(frames shown, frames a second)` names, ascending from 0,
+    each uint8 [H, W, 3] and upright; and why PyAV read them, "" where decord did.
+
+    Of several videos in a file the one that FFmpeg ranks best is read. Raises
+    Unreadable and what `choose` raises.
+    """
+    film = _scan(str(path))
+    if not film.why_pyav:
+        frames, doubt = _by_decord(str(path), film, choose(film.count, film.rate))
+        if not doubt:
+            return frames, ""
+        film = replace(film, why_pyav=doubt)
+    return _by_pyav(str(path), film, choose), film.why_pyav
+
+
+def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Pixels [H, W, 3] of a frame turned and mirrored as its display matrix says."""
+    if (matrix := frame.side_data.get("DISPLAYMATRIX")) is None:
+        return pixels
+    right, down, _, over, below = np.frombuffer(bytes(matrix), np.int32)[:5]
+    if abs(down) > abs(right):
+        pixels, right, below = pixels.swapaxes(0, 1), over, down
+    pixels = pixels[:: -1 if below < 0 else 1, :: -1 if right < 0 else 1]
+    return np.ascontiguousarray(pixels)
+
+
+# --- the pass over the packets ----------------------------------------------------
+
+
+def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+    try:
+        container = av.open(path, metadata_errors="replace")
+    except av.FFmpegError as error:
+        raise Unreadable("FFmpeg cannot open it as a video") from error
+    stream = container.streams.best("video")
+    if stream is None:
+        container.close()
+        raise Unreadable("holds no video that FFmpeg can decode")
+    stream.thread_type = "NONE"  # so that a message belongs to the packet just decoded
+    _HEARD.clear()
+    return container, stream
+
+
+def _demuxed(container: av.container.InputContainer, *streams) -> Iterator[av.Packet]:
+    try:
+        yield from container.demux(*streams)
+    except av.FFmpegError as error:
+        raise Unreadable("is damaged: FFmpeg cannot read it to its end") from error
+
+
+def _damage(packet: av.Packet, what: str) -> Unreadable:
+    time = packet.dts if packet.pts is None else packet.pts
+    at = "" if time is None else f" at {float(time * packet.time_base):.2f} s"
+    return Unreadable(f"is damaged{at} ({what})")
+
+
+def _scan(path: str) -> _Film:
+    container, stream = _open(path)
+    with container:
+        codec, kind = stream.codec_context.name, container.format.name
+        packets, first = [], None
+        for packet in _sound_packets(container, stream):
+            if not packets and codec == "h264" and kind in TRUSTED:
+                first = _first_picture(packet, stream)
+            is_idr = packet.is_keyframe and _is_idr(packet, stream)
+            packets.append(
+                _Packet(
+                    *(packet.pts, packet.duration or 0, not packet.is_discard),
+                    *(packet.is_keyframe, is_idr),
+                )
+            )
+        starts = _starts(packets)
+        timed = sorted(p[:2] for p in packets if p.is_shown and p.pts is not None)
+        span = timed[-1][0] + timed[-1][1] - timed[0][0] if timed else 0
+        return _Film(
+            codec=codec,
+            count=sum(packet.is_shown for packet in packets),
+            times=[pts for pts, _ in timed],
+            unit=float(stream.time_base),
+            seconds=float(span * stream.time_base),
+            stated_rate=float(stream.average_rate or 0),
+            starts=starts,
+            first=first,
+            why_pyav=_doubt(container, stream, packets, starts),
+        )
+
+
+def _sound_packets(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.Packet]:
+    """The packets of one stream. All streams are read, to know where the file ends."""
+    end, is_begun = 0.0, False
+    for packet in _demuxed(container):
+        if packet.pts is not None:
+            until = packet.pts + (packet.duration or 0)
+            end = max(end, float(until * packet.time_base))
+        if packet.stream_index != stream.index or not packet.size:
+            continue
+        is_begun |= packet.is_keyframe
+        if not is_begun:
+            _HEARD.clear()  # a recording that begins within a group of pictures
+        if packet.is_corrupt or _HEARD:
+            raise _damage(packet, "".join(_HEARD[:1]) or "bytes are missing")
+        yield packet
+    begin = (container.start_time or 0) / av.time_base
+    lacking = (container.duration or 0) / av.time_base - (end - begin)
+    if lacking > SHORT or _HEARD:
+        raise Unreadable(f"is cut off: its last {max(lacking, 0):.1f} s are missing")
+
+
+def _is_idr(packet: av.Packet, stream: av.VideoStream) -> bool:
+    """Whether a packet of h264 or HEVC in mp4 or Matroska holds an IDR picture."""
+    codec, setup = stream.codec_context.name, stream.codec_context.extradata or b""
+    if codec not in ("h264", "hevc") or setup[:1] != b"\x01":
+        return False
+    size = (setup[4 if codec == "h264" else 21] & 3) + 1  # bytes of a unit's length
+    data, at = bytes(packet), 0
+    while at + size < len(data):
+        head = data[at + size]
+        if head & 31 == 5 if codec == "h264" else head >> 1 & 63 in (19, 20):
+            return True
+        at += size + int.from_bytes(data[at : at + size])
+    return False
+
+
+def _starts(packets: list[_Packet]) -> list[int]:
+    """Frames from which decoding can begin: the key frames, if all are IDR pictures,
+    shown after all that is decoded before them and before all that is decoded after."""
+    pts = [packet.pts for packet in packets]
+    if not all(p.is_shown for p in packets) or None in pts or len({*pts}) < len(pts):
+        return []
+    highest, lowest = np.maximum.accumulate(pts), np.minimum.accumulate(pts[::-1])[::-1]
+    keys = [i for i, packet in enumerate(packets) if packet.is_key]
+    is_closed = all(
+        packets[i].is_idr and highest[i] == pts[i] == lowest[i] for i in keys
+    )
+    return keys if is_closed and keys[:1] == [0] else []
+
+
+def _doubt(container, stream, packets: list[_Packet], starts: list[int]) -> str:
+    videos = [
+        video
+        for video in container.streams.video
+        if not video.disposition & Disposition.attached_pic
+    ]
+    hidden = sum(not packet.is_shown for packet in packets)
+    codec, kind = stream.codec_context.name, container.format.name
+    if len(videos) > 1:
+        return f"it holds {len(videos)} videos; stream {stream.index} is read"
+    if codec != "h264" or kind not in TRUSTED:
+        return f"it is {codec} in {kind.split(',')[0]}"
+    if hidden:
+        return f"it hides {hidden} of its {len(packets)} frames"
+    if not starts:
+        return "its groups of pictures overlap, or do not begin with an IDR picture"
+    return ""
+
+
+# --- the two readers --------------------------------------------------------------
+
+
+def _by_decord(
+    path: str, film: _Film, indices: list[int]
+) -> tuple[list[np.ndarray], str]:
+    """(frames, "") or ([], why they are in doubt)."""
+    _HEARD.clear()
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+        if len(reader) != film.count:
+            return [], f"decord counts {len(reader)} frames of {film.count}"
+        shown = reader.get_frame_timestamp(range(film.count))[:, 0]
+        expected = np.subtract(film.times, film.times[0]) * film.unit
+        if np.abs(shown - shown[0] - expected).max() > film.unit + 1e-3:
+            return [], "decord has other time stamps"
+        frames = [*reader.get_batch(indices).asnumpy()]
+    except (RuntimeError, DECORDError, IndexError):
+        return [], "decord cannot decode it"
+    if _HEARD:
+        return [], "decord met damage"
+    if not np.array_equal(frames[0], film.first):
+        return [], "decord shows another first picture"
+    return frames, ""
+
+
+def _by_pyav(path: str, film: _Film, choose: Callable) -> list[np.ndarray]:
+    while True:
+        indices = choose(film.count, film.rate)
+        frames, count, left = _decoded(path, film, indices)
+        if count == film.count and all(i in frames for i in indices):
+            return [frames[i] for i in indices]
+        lost = film.count - count - left
+        if lost > 0 and film.codec not in WITHHOLD:
+            raise Unreadable(f"is damaged ({lost} of its {film.count} frames are lost)")
+        film = replace(film, count=count, starts=[])
+
+
+def _decoded(
+    path: str, film: _Film, indices: list[int]
+) -> tuple[dict[int, np.ndarray], int, int]:
+    """({index: frame} of those wanted, number of frames, number of packets that a cut
+    left). Groups of pictures that hold no frame wanted are passed over where that can
+    be done, and so is what follows the last one wanted in a group."""
+    frames, graphs, seen, n_left = {}, {}, 0, 0
+    group, first, is_left = 0, None, True
+    left = Counter(bisect_right(film.starts, i) for i in indices)
+    index_at = {time: i for i, time in enumerate(film.times)}
+    container, stream = _open(path)
+    with container:
+        stream.codec_context.options = {"err_detect": ERRORS}
+        for packet in _demuxed(container, stream):
+            group += packet.is_keyframe and bool(film.starts)
+            if first is None and packet.is_keyframe:
+                first = packet
+            is_left = is_left and _is_left(packet, first)
+            n_left += is_left and packet is not first
+            if packet.dts is not None and not (packet.size and left[group]):
+                continue
+            pardoned = "" if is_left else None
+            if packet is first:  # its number need not be 0
+                pardoned = "Frame num gap"
+            for frame in _strictly_decoded(packet, pardoned):
+                index = index_at.get(frame.pts) if film.starts else seen
+                seen += 1
+                if index in indices and index not in frames:
+                    frames[index] = _rgb(frame, graphs)
+                    left[bisect_right(film.starts, index)] -= bool(film.starts)
+    return frames, film.count if film.starts else seen, n_left
+
+
+def _is_left(packet: av.Packet, first: av.Packet | None) -> bool:
+    """Whether a cut left a packet before the film's first key frame, or referring
+    there: it has lost its references and is not damaged."""
+    if first is None or packet is first:
+        return True
+    return first.pts is not None and (packet.pts is None or packet.pts < first.pts)
+
+
+def _strictly_decoded(packet: av.Packet, pardoned: str | None) -> list[av.VideoFrame]:
+    """Frames of a packet; Unreadable at damage but messages that begin as pardoned."""
+    frames = []
+    try:
+        frames = packet.decode()
+    except av.FFmpegError as error:
+        _HEARD.append(error.strerror)
+    if pardoned is not None:
+        _HEARD[:] = [text for text in _HEARD if not text.startswith(pardoned)]
+    if _HEARD or any(frame.is_corrupt for frame in frames):
+        raise _damage(packet, "".join(_HEARD[:1]) or "a frame is patched up")
+    return frames
+
+
+def _first_picture(packet: av.Packet, stream: av.VideoStream) -> np.ndarray | None:
+    frames = []
+    with suppress(av.FFmpegError):
+        frames = packet.decode() + stream.codec_context.decode(None)
+    _HEARD.clear()  # the reader will hear it again
+    return _rgb(frames[0], {}) if frames else None
+
+
+def _rgb(frame: av.VideoFrame, graphs: dict) -> np.ndarray:
+    """Pixels [H, W, 3], converted by the filter that decord uses: equal to the bit."""
+    key = (frame.width, frame.height, frame.format.name)
+    if key not in graphs:
+        graphs[key] = av.filter.Graph()
+        names = dict(zip(("width", "height", "format"), key, strict=True))
+        graphs[key].link_nodes(
+            graphs[key].add_buffer(**names, time_base=Fraction(1, 1000)),
+            graphs[key].add("scale"),
+            graphs[key].add("format", "rgb24"),
+            graphs[key].add("buffersink"),
+        ).configure()
+    graphs[key].push(frame)
+    return upright(graphs[key].pull().to_ndarray(), frame)

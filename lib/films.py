@@ -190,23 +190,30 @@ def _sound_packets(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.Packet]:
     """The packets of one stream. All streams are read, to know where the file ends."""
-    end, is_begun = 0.0, False
+    end, count, is_begun = 0.0, 0, False
     for packet in _demuxed(container):
         if packet.pts is not None:
             until = packet.pts + (packet.duration or 0)
             end = max(end, float(until * packet.time_base))
         if packet.stream_index != stream.index or not packet.size:
             continue
-        is_begun |= packet.is_keyframe
+        count, is_begun = count + 1, is_begun or packet.is_keyframe
         if not is_begun:
             _HEARD.clear()  # a recording that begins within a group of pictures
         if packet.is_corrupt or _HEARD:
             raise _damage(packet, "".join(_HEARD[:1]) or "bytes are missing")
         yield packet
+    # An mp4 lists its packets; others state a length, Matroska's counts from 0.
     begin = (container.start_time or 0) / av.time_base
-    lacking = (container.duration or 0) / av.time_base - (end - begin)
-    if lacking > SHORT or _HEARD:
-        raise Unreadable(f"is cut off: its last {max(lacking, 0):.1f} s are missing")
+    stated = (container.duration or 0) / av.time_base
+    if stream.average_rate:
+        stated = max(stated, float(stream.frames / stream.average_rate))  # of an AVI
+    lacking = stated - max(end, end - begin)
+    is_short = lacking > SHORT
+    if container.format.name.startswith("mov"):
+        is_short = count < len(stream.index_entries)
+    if is_short or _HEARD:
+        raise Unreadable(f"is damaged: it ends at {end:.2f} s, before its header says")
 
 
 def _is_idr(packet: av.Packet, stream: av.VideoStream) -> bool:
@@ -287,7 +294,8 @@ def _by_pyav(path: str, film: _Film, choose: Callable) -> list[np.ndarray]:
     while True:
         indices = choose(film.count, film.rate)
         frames, count, left = _decoded(path, film, indices)
-        if count == film.count and all(i in frames for i in indices):
+        is_whole = not film.starts or frames.keys() >= {*indices}
+        if count == film.count and is_whole:
             return [frames[i] for i in indices]
         lost = film.count - count - left
         if lost > 0 and film.codec not in WITHHOLD:

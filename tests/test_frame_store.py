@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from test_video import write_clip
 
-from lib import video
+from lib import frame_store, video
 from lib.frame_store import FrameFolder
 from lib.paths import ROOT
 from lib.video import BadVideo, Sampling, read_clip, read_still
@@ -270,6 +270,34 @@ def test_a_smaller_bound_holds_from_the_opening_on(folder, tmp_path):
     assert 0 < held(folder) <= bound
 
 
+def test_files_of_others_are_left_alone(folder, tmp_path):
+    """A full folder drops its own entries, nothing else, however it is named."""
+    bound = 2 * bytes_of_one(tmp_path)
+    others = ["holiday.frames", "a.hash", ".lock", ".unfinished", "0" * 64 + ".jpg"]
+    (folder / "photos").mkdir(parents=True)
+    for name in [*others, "photos/1.frames"]:
+        (folder / name).write_bytes(b"mine" * 100_000)
+        os.utime(folder / name, (0, 0))  # older than all entries
+    store = FrameFolder(folder, bound)
+    for path in numbered(tmp_path / "media", 6):
+        store.read(pixels_of, path, SMALL)
+    for name in [*others, "photos/1.frames"]:
+        assert (folder / name).read_bytes() == b"mine" * 100_000
+    own = [file for file in folder.glob("*.*") if file.name not in others]
+    assert 0 < sum(file.stat().st_size for file in own) <= bound
+
+
+@pytest.mark.parametrize("package", ["decord2", "av", "torchvision", "pillow"])
+def test_another_version_of_a_package_is_another_entry(
+    package, noisy, folder, monkeypatch
+):
+    reader = counted(read_clip)
+    FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
+    monkeypatch.setitem(frame_store.VERSIONS, package, "0.0.0")
+    FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
+    assert len(reader.calls) == len(entries(folder)) == 2
+
+
 def test_frames_larger_than_the_bound_are_returned_and_not_kept(folder, tmp_path):
     (path,) = numbered(tmp_path / "media", 1)
     frames = FrameFolder(folder, 1000).read(pixels_of, path, SMALL)
@@ -281,9 +309,9 @@ def test_frames_larger_than_the_bound_are_returned_and_not_kept(folder, tmp_path
 def test_a_torn_count_is_counted_again(torn, folder, tmp_path):
     bound = 3 * bytes_of_one(tmp_path)
     for path in numbered(tmp_path / "media", 8):
-        (folder / ".lock").parent.mkdir(exist_ok=True)
+        (folder / ".frames_lock").parent.mkdir(exist_ok=True)
         store = FrameFolder(folder, bound)
-        (folder / ".lock").write_bytes(torn)
+        (folder / ".frames_lock").write_bytes(torn)
         store.read(pixels_of, path, SMALL)
         assert held(folder) <= bound + bytes_of_one(tmp_path)
 
@@ -384,9 +412,9 @@ def test_killed_processes_leave_a_sound_folder(folder, tmp_path, caplog):
 def test_what_a_killed_writer_left_is_overwritten(folder, tmp_path):
     (path,) = numbered(tmp_path / "media", 1)
     store = FrameFolder(folder, PLENTY)
-    (folder / ".unfinished").write_bytes(b"half an entry")
+    (folder / ".frames_unfinished").write_bytes(b"half an entry")
     store.read(pixels_of, path, SMALL)
-    assert not (folder / ".unfinished").exists()
+    assert not (folder / ".frames_unfinished").exists()
     assert len(entries(folder)) == 1
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 PATCH = 28  # pixels a side of one merged visual token: 14 x 14 patches, merged 2 x 2
 CACHE_BYTES = 512 * 2**20
+# What Pillow's decoders raise at damage, each its own: SyntaxError is PNG's.
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, RuntimeError)
 
 
 class BadVideo(Exception):
@@ -133,8 +135,7 @@ def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise BadVideo(path, f"holds {image.n_frames} pictures, not one")
             picture = _on_white(ImageOps.exif_transpose(image), path)
-    # Pillow reports damage as OSError, SyntaxError (PNG chunks) or ValueError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise BadVideo(path, "Pillow cannot decode it as a picture") from error
     if picture.size != (sampling.width, sampling.height):
         size = (sampling.width, sampling.height)

@@ -339,7 +339,7 @@ MEDIA = [
         "a clip cut short",
         lambda data: data[: len(data) // 2],
         BadVideo,
-        ("0.mp4: decord cannot open it as a video",),
+        ("0.mp4: FFmpeg cannot open it as a video",),
         SOUND,
     ),
     Broken(

@@ -283,7 +283,7 @@ def test_files_of_others_are_left_alone(folder, tmp_path):
         store.read(pixels_of, path, SMALL)
     for name in [*others, "photos/1.frames"]:
         assert (folder / name).read_bytes() == b"mine" * 100_000
-    own = [file for file in folder.glob("*.*") if file.name not in others]
+    own = [file for file in folder.iterdir() if frame_store.OWN.fullmatch(file.name)]
     assert 0 < sum(file.stat().st_size for file in own) <= bound
 
 

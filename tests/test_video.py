@@ -290,7 +290,7 @@ DAMAGE = {
     lfs_pointer: "git-LFS pointer",
     web_page: "web page",
     plain_text: "cannot",
-    header_only: "cannot",
+    header_only: "cannot|holds no video",
     half: "cannot|is damaged",
     nearly_all: "cannot|is damaged",
     hole: "cannot|is damaged",

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lib import paths, plots, records, stats, tables
+from lib import paths, plots, records, run_files, stats, tables
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import BadVideo, Sampling, question_media
@@ -211,8 +211,9 @@ def attend_checkpoint(
     processor = models.load_processor(model_path)
     model = models.load_trained(model_path, trained, dtype, quantize)
     for text, answered in said.items():
-        found = attend(model, processor, questions, answered, sampling)
-        write_rows(run, label, text, found)
+        with run_files.one_writer(rows_file(run, label, text), "measured"):
+            found = attend(model, processor, questions, answered, sampling)
+            write_rows(run, label, text, found)
 
 
 @contextmanager

@@ -12,18 +12,19 @@ Example: killed at step 27 with save_every 10 while checkpoint-30 was not yet be
 before step 21 is computed again.
 """
 
+import math
 import os
 import random
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from lib import chain, records, shards
+from lib import chain, records, run_files, shards
 from lib import models as models  # first: it prepares what transformers imports
 
 # isort: split
@@ -68,6 +69,18 @@ def training_order(items: Sequence[Item], count: int, seed: int) -> list[Item]:
         epoch = random.Random(f"{seed}/epoch/{len(order) // len(items)}")
         order += epoch.sample(items, len(items))
     return order[:count]
+
+
+@contextmanager
+def one_trainer(run: Path, label: str) -> Iterator[None]:
+    """Keep others from training run/adapters/<label>; processes of one launch are one.
+
+    Raises Busy (lib/run_files.py), which names who does.
+    """
+    processes()
+    first, place = PartialState().is_main_process, run / "adapters" / label
+    with run_files.one_writer(place, "trained") if first else nullcontext():
+        yield
 
 
 class MarkComplete(TrainerCallback):
@@ -193,8 +206,72 @@ class LogRecord(TrainerCallback):
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         names = self.names or {key: WALL_CLOCK.get(key, key) for key in logs}
-        row = {ours: logs[key] for key, ours in names.items() if key in logs}
+        row = {ours: _finite(logs[key]) for key, ours in names.items() if key in logs}
         records.append_jsonl(self.path, [{"step": state.global_step, **row}])
+
+
+def _finite(value):
+    """None for NaN and infinity, which JSON has no words for."""
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+class StopDiverged(TrainerCallback):
+    """Ends a training that cannot be going well, with a FloatingPointError.
+
+    That is a loss, gradient or weight that is NaN or infinite, and a first step whose
+    gradients are all 0 although `something_to_learn(logs)`. The step is in the log by
+    then; a checkpoint of it is never marked as complete, and nothing is published.
+    """
+
+    def __init__(self, settings, something_to_learn: Callable = lambda logs: True):
+        self.advice = diverged(settings)
+        self.something_to_learn = something_to_learn
+        self.moved = False  # whether a gradient was above 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.moved = state.global_step > 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise FloatingPointError(
+                    f"step {state.global_step}: {key} is {logs[key]}; {self.advice}"
+                )
+        self.moved |= logs.get("grad_norm", 1.0) > 0
+        if not self.moved and self.something_to_learn(logs):
+            raise FloatingPointError(
+                f"step {state.global_step}: every gradient is exactly 0, so nothing "
+                "would ever be learned: look at lora_alpha, and at what was changed in "
+                "the model or its loss. Nothing was published"
+            )
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
+        bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
+        for name in filter(None, gather_object([bad])):
+            raise FloatingPointError(
+                f"step {state.global_step}: it left NaN or infinity in {name}; "
+                f"{self.advice}"
+            )
+
+    on_train_end = on_save  # nobody saw the weights of the last step
+
+
+def diverged(settings) -> str:
+    """What to look at when numbers are no longer finite."""
+    precise = settings.dtype == "float32"
+    other = "" if precise else f", or dtype = float32 (now {settings.dtype})"
+    return (
+        f"training has diverged: give a lower lr (now {settings.lr:g}){other}. Nothing "
+        "was published"
+    )
+
+
+def at_least(settings, least: Mapping[str, float]) -> None:
+    """ValueError for a number of some settings that is below its least value."""
+    for name, value in least.items():
+        if not getattr(settings, name) >= value:
+            raise ValueError(f"{name} = {getattr(settings, name)}: at least {value}")
 
 
 class StepBar(TrainerCallback):

@@ -19,10 +19,11 @@ and ends with the same bytes as an undisturbed one; predictions_base_L1.settings
 says what made them, and rows of other settings are refused.
 """
 
-import glob
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,7 +31,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import chain, models, records, shared_prefix
+from lib import chain, models, records, run_files, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.rewards import judged
@@ -98,9 +99,19 @@ def evaluate(
     that call this together answer a share each and return all rows.
 
     Raises ValueError when rows of other settings lie at `path`, BadVideo (naming the
-    question and the file) under on_bad_video = "raise".
+    question and the file) under on_bad_video = "raise", and Busy (lib/run_files.py)
+    while another process answers for `path`.
     """
-    path, state = Path(path), processes()
+    path, first = Path(path), processes().is_main_process
+    # The processes of one launch are one writer.
+    with run_files.one_writer(path, "answered") if first else nullcontext():
+        return _evaluate(model, processor, questions, settings, sampling, path, shown)
+
+
+def _evaluate(
+    model, processor, questions, settings, sampling, path: Path, shown
+) -> list[dict]:
+    state = processes()
     batches = partition(questions, settings)
     missing = []
     if state.is_main_process:
@@ -222,8 +233,8 @@ def partial_file(path: Path, process: int) -> Path:
 
 def partial_files(path: Path) -> list[Path]:
     """Those that exist, of any number of processes."""
-    pattern = f"{glob.escape(path.stem)}.partial*.jsonl"
-    return sorted(path.parent.glob(pattern))
+    named = re.compile(re.escape(path.stem) + r"\.partial(-\d+)?\.jsonl")
+    return sorted(f for f in path.parent.glob("*") if named.fullmatch(f.name))
 
 
 def refuse_other_settings(path: Path, partial: Path, wanted: dict) -> None:

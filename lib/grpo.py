@@ -21,6 +21,7 @@ standard deviation 0.577 (one degree of freedom less), so the advantages are 0.8
 
 import hashlib
 import math
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,10 +124,9 @@ class GRPOSettings:
             raise ValueError(
                 f"group_size = {self.group_size}: an advantage compares at least 2"
             )
-        least = {"updates_per_batch": 1, "extra_draws": 0, "kl_clamp": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} = {getattr(self, name)}: at least {value}")
+        counts = ("steps", "prompts_per_step", "max_completion_tokens", "save_every")
+        least = {**dict.fromkeys(counts, 1), "updates_per_batch": 1}
+        checkpoints.at_least(self, {**least, "extra_draws": 0, "kl_clamp": 0})
         for name in ("steps", "save_every"):
             if getattr(self, name) % self.updates_per_batch:
                 raise ValueError(
@@ -233,9 +233,16 @@ class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
             yield
 
     def _draw(self, seen) -> list[list[list[int]]]:
-        groups = shared_prefix.rollouts(
-            self.model, seen, self.num_generations, self.decoding()
-        )
+        how = (self.num_generations, self.decoding())
+        try:
+            groups = shared_prefix.rollouts(self.model, seen, *how)
+        except RuntimeError as error:  # of torch.multinomial; on a GPU an assertion
+            if not re.search("probability tensor|device-side assert", str(error)):
+                raise
+            raise FloatingPointError(
+                f"step {self.state.global_step + 1}: no rollouts can be drawn, the "
+                f"policy's probabilities are NaN; {checkpoints.diverged(self.settings)}"
+            ) from error
         if not self.groups_were_compared:
             check_groups_differ(groups)
             self.groups_were_compared = True
@@ -490,6 +497,16 @@ def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:
         )
 
 
+def learns_of(settings: GRPOSettings) -> Callable[[Mapping], bool]:
+    """Whether a step must have had gradients, by its log: not all groups were dead."""
+
+    def found(logs: Mapping) -> bool:
+        masked = settings.mask_truncated and logs.get("completions/clipped_ratio", 1)
+        return logs.get("frac_reward_zero_std", 1) < 1 and not masked
+
+    return found
+
+
 class CutRollouts(checkpoints.TrainerCallback):
     """Drops rollouts of steps after the checkpoint that training goes on from."""
 
@@ -543,14 +560,15 @@ def train_policy(
     record = f"{method.label}_settings.json"
     given = (model_path, questions, reward_functions, settings, sampling)
     wanted = all_settings(*given)
-    if not checkpoints.same_settings(folder / record, wanted):
-        if not checkpoints.same_settings(work / record, wanted):
-            checkpoints.write_settings(work / record, wanted)
-        trainer = policy_trainer(method, *given, run, watched)
-        checkpoints.train(trainer)
-        checkpoints.publish_trained(trainer, folder, record, wanted)
-    if checkpoints.PartialState().is_main_process:
-        shutil.rmtree(work, ignore_errors=True)
+    with checkpoints.one_trainer(run, method.label):
+        if not checkpoints.same_settings(folder / record, wanted):
+            if not checkpoints.same_settings(work / record, wanted):
+                checkpoints.write_settings(work / record, wanted)
+            trainer = policy_trainer(method, *given, run, watched)
+            checkpoints.train(trainer)
+            checkpoints.publish_trained(trainer, folder, record, wanted)
+        if checkpoints.PartialState().is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -653,6 +671,7 @@ def policy_trainer(
             checkpoints.LogRecord(
                 run / f"train_log_{method.label}.jsonl", {**method.logged, **names}
             ),
+            checkpoints.StopDiverged(settings, learns_of(settings)),
             CutRollouts(rollout_path, replaced_path(rollout_path)),
             checkpoints.MarkComplete(),
             shards.CheckShards(),
@@ -720,6 +739,7 @@ def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
         save_steps=settings.save_every,
         save_total_limit=2,  # the newest may be half written when the run is killed
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log NaN as 0
         report_to="none",
         disable_tqdm=True,
         use_cpu=not has_gpu,

@@ -35,7 +35,7 @@ from pathlib import Path
 import httpx2
 from tqdm import tqdm
 
-from lib import chain, evaluate, paths, records, tables
+from lib import chain, evaluate, paths, records, run_files, tables
 from lib.prompts import option_lines
 from lib.questions import Question
 from lib.readers import LETTERS, reasoning_of
@@ -224,8 +224,15 @@ def carry_out(todo: Plan) -> dict[str, int]:
     and an error. Returns {calls, yes, no, failed, tokens_in, tokens_out}.
 
     Raises JudgeError where the server refuses all calls (key, address, model) and after
-    `GIVE_UP` calls in a row without an answer; what was answered is kept.
+    `GIVE_UP` calls in a row without an answer; what was answered is kept. Raises
+    Busy (lib/run_files.py) while another process asks for the run.
     """
+    run = next(iter(todo.settings)).parent
+    with run_files.one_writer(run / "judgements", "asked for"):
+        return _carry_out(todo)
+
+
+def _carry_out(todo: Plan) -> dict[str, int]:
     for path, settings in todo.settings.items():
         records.write_json(evaluate.settings_file(path), settings)
     for job in todo.jobs:

@@ -40,7 +40,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lib import paths, records, video
+from lib import paths, records, run_files, video
 
 COMMAND = "LAUNCH_COMMAND"
 ONE_MACHINE = ("--num_machines", "1", "--main_process_port", "0")  # 0: a free one
@@ -85,8 +85,9 @@ def call(
 
     `accelerate_config` is a file such as params/accelerate/*.yaml, or "" for plain data
     parallelism. Interrupting ends all processes. Raises ChildFailed with the traceback
-    of the process that failed first, FileNotFoundError for a missing config, and
-    ValueError for something that another process could not load.
+    of the process that failed first, FileNotFoundError for a missing config, ValueError
+    for something that another process could not load, and Busy (lib/run_files.py) while
+    another kernel makes the same call for the run.
     """
     if num_processes < 1:
         raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
@@ -106,12 +107,13 @@ def call(
 def _folder(run: Path, function: Callable) -> Iterator[Path]:
     """An empty folder for one call, removed afterwards."""
     folder = run.resolve() / f"launch_{function.__name__}"
-    shutil.rmtree(folder, ignore_errors=True)  # left by a killed kernel
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with run_files.one_writer(folder, "used"):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed kernel
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Pickler(pickle.Pickler):

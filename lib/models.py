@@ -18,7 +18,9 @@ import random
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from lib import chain, paths, records
+from lib import torchvision_cpu as torchvision_cpu  # before transformers
+
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -207,7 +209,26 @@ def load_whole(kind, source: str | Path, **options):
                 f"{source} {what} {len(names)} of the model's tensors, such as {first}:"
                 f" its weights and config.json do not belong together; {COPY}"
             )
+    _check_finite(model.named_parameters(), source)
     return model
+
+
+def not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    for name, tensor in named:
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not torch.stack(tensor.detach().aminmax()).isfinite().all():
+            return name
+    return None
+
+
+def _check_finite(named: Iterable[tuple[str, torch.Tensor]], source) -> None:
+    if name := not_finite(named):
+        raise ValueError(
+            f"{source}: {name} holds NaN or infinity: its training diverged, or the "
+            f"file is damaged; take other weights, or {COPY}"
+        )
 
 
 def say_dtype(folder: Path, dtype: str) -> None:
@@ -317,8 +338,9 @@ def _with_adapter(model, folder: Path) -> peft.PeftModel:
         raise ValueError(f"{folder / ADAPTER} has no field peft_type: {COPY}")
     with _fitting(folder):
         adapted = peft.PeftModel.from_pretrained(model, str(folder))
-    wanted = set(peft.get_peft_model_state_dict(adapted))
-    if odd := wanted ^ _tensor_names(folder / ADAPTER_WEIGHTS):
+    wanted = peft.get_peft_model_state_dict(adapted)
+    _check_finite(wanted.items(), folder / ADAPTER_WEIGHTS)
+    if odd := set(wanted) ^ _tensor_names(folder / ADAPTER_WEIGHTS):
         raise ValueError(
             f"{folder / ADAPTER_WEIGHTS} does not fit the model: {len(odd)} tensors,"
             f" such as {min(odd)}, are only in one of them; {FITTING}"

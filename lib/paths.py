@@ -9,6 +9,10 @@ Example: `require(resolve("data/mini/annotations"), "run 01_data first")`.
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+# In outputs/ and no run's: benchmark, committed records, exported models. Some file
+# systems take Data for data.
+RESERVED = ("data", "reference", "models")
+LONGEST = 240  # bytes of a run's name: its lock and its log are called after it
 
 
 def resolve(path: str | Path) -> Path:
@@ -17,11 +21,23 @@ def resolve(path: str | Path) -> Path:
 
 
 def check_run_name(run_name: str) -> None:
-    """Raise ValueError unless `run_name` names a folder directly below outputs/."""
-    if not run_name or run_name.startswith(".") or set(run_name) & set('/\\:\0"'):
+    """Raise ValueError unless `run_name` can name a run's folder below outputs/."""
+    encoded = run_name.encode(errors="replace")
+    if (
+        not 0 < len(encoded) <= LONGEST
+        or run_name.startswith(".")
+        or set(run_name) & set('/\\:\0"')
+        or encoded.decode() != run_name
+    ):
         raise ValueError(
-            f"run_name {run_name!r} must be a plain folder name: not empty, no leading "
-            "dot, none of / \\ : and no quotation mark"
+            f"run_name {run_name[:LONGEST]!r} must be a plain folder name: not empty, "
+            f"no leading dot, none of / \\ : and no quotation mark, {LONGEST} bytes "
+            "of UTF-8 at most"
+        )
+    if run_name.casefold() in RESERVED:
+        raise ValueError(
+            f"run_name {run_name!r} is kept for outputs/{run_name.casefold()}, which "
+            "is no run: give another name"
         )
 
 

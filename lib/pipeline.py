@@ -18,11 +18,10 @@ will do, take and need, and starts nothing (lib/budget.py).
 
 import argparse
 import contextlib
-import fcntl
 import os
 import re
 import shlex
-import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -42,7 +41,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets import default
 
-from lib import chain
+from lib import chain, run_files
 from lib.params import Run, declarations, declared, load_params
 from lib.paths import ROOT, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
@@ -52,6 +51,8 @@ OUTPUTS = ROOT / "outputs"
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
 ANALYSIS, REPORT = "05_analysis", "report.html"
+OF_A_SWEEP = "PIPELINE_OF_A_SWEEP"  # set: stdin ends when the sweep does
+TO_END, PATIENCE = 10.0, 15.0  # seconds that ending may take, that its successor waits
 
 
 class NotebookFailed(Exception):
@@ -90,22 +91,37 @@ def main(arguments: list[str] | None = None) -> int:
     if options.print:
         print("\n".join(_shell_command(options, run) for run in runs))
         return 0
-    if options.only or not runs[0].varied:
-        return execute_run(runs[0], options.fresh)
-    return execute_sweep(runs, options)
-
-
-def execute_run(run: Run, fresh: bool = False) -> int:
-    """Run what is not finished, then write the report; 0, or 1 if a notebook failed."""
-    os.environ.update(KERNEL_ENVIRONMENT)
+    patience = _end_as_asked()
     try:
-        with _locked(run.name):
-            if fresh:
-                shutil.rmtree(OUTPUTS / run.name, ignore_errors=True)
+        if options.only or not runs[0].varied:
+            return execute_run(runs[0], options.fresh, patience)
+        return execute_sweep(runs, options)
+    except KeyboardInterrupt:
+        print("ended: the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> int:
+    """Run what is not finished, then write the report; 0, or 1 if a notebook failed.
+
+    Another process that has the run is waited for so many seconds.
+    """
+    os.environ.update(KERNEL_ENVIRONMENT)
+    folder = OUTPUTS / run.name
+    try:
+        with run_files.one_writer(folder, "run", patience):
+            for kept in run_files.empty(folder) if fresh else ():
+                print(f"{kept} stays: the kit did not make it")
+            run_files.sweep(folder)
             _execute_notebooks(run)
             if report_due(run):
                 _write_report(run)
-    except (NotebookFailed, chain.NotAsLeft) as failure:
+    except (
+        NotebookFailed,
+        chain.NotAsLeft,
+        run_files.Busy,
+        run_files.NotARun,
+    ) as failure:
         print(failure, file=sys.stderr)
         return 1
     print(f"finished: the results are in {OUTPUTS / run.name}")
@@ -168,16 +184,19 @@ def _data(run: Run) -> dict:
 
 
 def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
-    """Run every run as a process, `--jobs` at a time; 1 if any of them failed."""
+    """Run every run as a process, `--jobs` at a time; 1 if any of them failed.
+
+    They end with this process, however it ends.
+    """
     folder = run_dir(Path(options.params).stem)
     threads = max(1, _cores() // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     failed: set[str] = set()
     bar = tqdm(total=len(runs), unit="run")
-    with bar, _cancelling(ThreadPoolExecutor(options.jobs)) as pool:
-        started = {
-            pool.submit(_child, run, options, folder, environment): run for run in runs
-        }
+    pool = ThreadPoolExecutor(options.jobs)
+    with bar, _ending(pool) as alive:
+        given = (options, folder, environment, alive)
+        started = {pool.submit(_child, run, *given): run for run in runs}
         for future in as_completed(started):
             run, code = started[future], future.result()
             log = folder / f"{run.name}.log"
@@ -245,25 +264,60 @@ def _shell_command(options: argparse.Namespace, run: Run) -> str:
 
 
 def _child(
-    run: Run, options: argparse.Namespace, folder: Path, environment: dict[str, str]
+    run: Run,
+    options: argparse.Namespace,
+    folder: Path,
+    environment: dict[str, str],
+    alive: int,
 ) -> int:
     """The exit code of a run, executed as a process whose messages go to a log."""
     if not options.fresh and not unfinished(run) and not report_due(run):
         return 0
     with open(folder / f"{run.name}.log", "w", encoding="utf-8") as log:
-        command = _command(options, run)
         return subprocess.call(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log
+            _command(options, run),
+            cwd=ROOT,
+            env={**environment, OF_A_SWEEP: "1"},
+            stdin=alive,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is the sweep's, which then ends them
         )
 
 
 @contextlib.contextmanager
-def _cancelling(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
-    """A pool that starts nothing more once the block is left early, as by Ctrl-C."""
+def _ending(pool: ThreadPoolExecutor) -> Iterator[int]:
+    """The end of a pipe that runs of the pool watch: it closes when this block is left,
+    as by Ctrl-C, or this process is killed. Then nothing more is started."""
+    watched, held = os.pipe()
     try:
-        yield pool
+        yield watched
     finally:
+        os.close(held)
         pool.shutdown(cancel_futures=True)
+        os.close(watched)
+
+
+def _end_as_asked() -> float:
+    """Take other signals to end, and the end of one's sweep, as Ctrl-C.
+
+    Returns the seconds to wait for a run's last process, which may still be ending.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
+            signal.signal(number, signal.default_int_handler)
+    if os.environ.pop(OF_A_SWEEP, None) is None:
+        return 0.0
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(TO_END)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return PATIENCE
 
 
 def _cores() -> int:
@@ -271,19 +325,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _locked(run_name: str) -> Iterator[None]:
-    """Keep a second process out of the run; a killed process holds no lock."""
-    OUTPUTS.mkdir(exist_ok=True)
-    with open(OUTPUTS / f".{run_name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"{run_name} is being run by another process; nothing was started"
-            raise NotebookFailed(message) from error
-        yield
 
 
 def _execute_notebooks(run: Run) -> None:
@@ -349,6 +390,7 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
             kernel_manager_class=OwnKernel,
             cwd=notebook.parent,
             progress_bar=False,
+            shutdown_kernel="immediate",  # a kernel that trains is deaf to requests
             on_cell_execute=lambda **started: current.update(started),
             on_cell_executed=lambda **_: bar.update(),
         )

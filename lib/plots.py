@@ -12,7 +12,6 @@ Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
 """
 
 import io
-import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lib import records
 from lib.stats import wilson_interval
 
 OWN = "#882255"  # of every method without a colour here, such as a reader's RL variant
@@ -93,12 +93,9 @@ DASHES = (0, (3, 2))
 def save(drawn: Axes | Figure, path: str | Path) -> Path:
     """Write a figure as a 150 dpi PNG, whole or not at all; returns its path."""
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
-    os.replace(unfinished, path)
-    return path
+    with records.replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
+    return Path(path)
 
 
 def png(figure: Figure) -> bytes:

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import evaluate, models, records, shared_prefix, tables
+from lib import evaluate, models, records, run_files, shared_prefix, tables
 from lib.paths import require
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
@@ -61,10 +61,17 @@ def readings(
 
     Goes on where a killed call stopped. Raises ValueError where rows of another reader
     or of other completions lie at `path`, and where the predictions are not those of
-    the questions.
+    the questions; Busy (lib/run_files.py) while another process reads for `path`.
     """
-    path, partial = Path(path), Path(path).with_suffix(".partial.jsonl")
     items = _items(questions, predictions)
+    with run_files.one_writer(Path(path), "read for"):
+        return _readings(model, processor, items, Path(path), batch_size)
+
+
+def _readings(
+    model, processor, items: Sequence["Item"], path: Path, batch_size: int
+) -> list[dict]:
+    partial = path.with_suffix(".partial.jsonl")
     recorded = {
         "reader": models.fingerprint(model),
         "read": _digest(items),

@@ -8,6 +8,7 @@ Example: a file holding '{"id": 1}\\n{"id": 2}\\n{"id"' was killed while the thi
 was written. `repair_jsonl` returns the first two rows and leaves only them in the file.
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -29,23 +30,51 @@ PACKAGES = (
     *("accelerate", "datasets", "tokenizers", "safetensors", "decord2", "av"),
     *("numpy", "matplotlib", "papermill"),
 )
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.tmp")
 AGAIN = "mend it, or delete it and make or download it again"
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step; its folder is made if missing."""
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which becomes `path` when the block ends.
+
+    The folder is made if missing. A process that is killed leaves `.NAME.PID.tmp`;
+    whoever writes the same file next deletes it.
+    """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if is_abandoned(left):
+                left.unlink(missing_ok=True)
         try:
-            with open(unfinished, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+            yield unfinished
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether this is a temporary file of a process that is no more."""
+    found = TEMPORARY.fullmatch(path.name)
+    try:
+        return found is not None and os.kill(int(found["pid"]), 0) is not None
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's process
+        return False
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step; its folder is made if missing."""
+    with (
+        replacing(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: str | Path, obj: Any) -> None:

@@ -79,6 +79,8 @@ class SFTSettings:
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
+        counts = ("steps", "batch_size", "gradient_accumulation", "save_every")
+        checkpoints.at_least(self, dict.fromkeys(counts, 1))
 
 
 class ResponseCollator:
@@ -199,13 +201,15 @@ def train_sft(
     run = Path(run)
     folder, work = run / "adapters" / label, run / "checkpoints" / label
     wanted = all_settings(model_path, demonstrations, settings, sampling)
-    if checkpoints.same_settings(folder / RECORD, wanted):
-        return folder
-    if not checkpoints.same_settings(work / RECORD, wanted):
-        checkpoints.write_settings(work / RECORD, wanted)
-    trainer = sft_trainer(model_path, demonstrations, settings, sampling, run, label)
-    checkpoints.train(trainer)
-    return checkpoints.publish_trained(trainer, folder, RECORD, wanted)
+    with checkpoints.one_trainer(run, label):
+        if checkpoints.same_settings(folder / RECORD, wanted):
+            return folder
+        if not checkpoints.same_settings(work / RECORD, wanted):
+            checkpoints.write_settings(work / RECORD, wanted)
+        given = (model_path, demonstrations, settings, sampling)
+        trainer = sft_trainer(*given, run, label)
+        checkpoints.train(trainer)
+        return checkpoints.publish_trained(trainer, folder, RECORD, wanted)
 
 
 def all_settings(
@@ -255,6 +259,7 @@ def sft_trainer(
         peft_config=lora if settings.lora_rank else None,
         callbacks=[
             checkpoints.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
+            checkpoints.StopDiverged(settings),
             checkpoints.MarkComplete(),
             shards.CheckShards(),
         ],
@@ -290,6 +295,7 @@ def trainer_arguments(settings: SFTSettings, folder: Path) -> SFTConfig:
         save_steps=settings.save_every,
         save_total_limit=2,  # the newest may be half written when the run is killed
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log NaN as 0
         report_to="none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),

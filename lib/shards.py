@@ -65,6 +65,12 @@ def is_split(model) -> bool:
     )
 
 
+def own_part(weight: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a weight: all of it, unless it is split."""
+    weight = getattr(weight, "ds_tensor", weight)
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
 def agreed(numbers: Sequence[int], device) -> list[int]:
     """The longest list of all processes, with the greatest number at each place."""
     length = torch.tensor(len(numbers), device=device)

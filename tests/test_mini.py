@@ -188,7 +188,7 @@ def test_two_processes_make_one_benchmark(small, tmp_path):
     both = [subprocess.Popen(command, cwd=paths.ROOT) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert (tmp_path / "b" / "benchmark.json").exists()
-    assert not (tmp_path / "b.partial").exists()
+    assert not (tmp_path / ".b.unfinished").exists()
 
 
 def test_general_questions_have_four_or_five_options_and_both_durations():

@@ -26,7 +26,11 @@ def test_run_dir_is_made_below_outputs(tmp_path, monkeypatch):
     assert paths.run_dir("mini_seeds-seed=0").is_dir()
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "../a", ".hidden"])
+NO_FOLDERS = ["", ".", "..", "a/b", "a\\b", "../a", ".hidden", "a" * 300, "a\ud800"]
+KEPT = ["data", "reference", "Data", "REFERENCE", "models"]
+
+
+@pytest.mark.parametrize("name", NO_FOLDERS + KEPT)
 def test_run_dir_refuses_what_is_no_folder_name(name, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
     with pytest.raises(ValueError, match="run_name"):

@@ -19,7 +19,9 @@ import pytest
 
 from lib.paths import ROOT
 
-MODULES = ["__init__", "chain", "paths", "records", "params", "pipeline"]
+MODULES = [
+    *("__init__", "chain", "paths", "records", "run_files", "params", "pipeline"),
+]
 NAMED = 'run_name: str = "smoke"  # folder below outputs/'
 NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'
 
@@ -209,15 +211,70 @@ def test_faults_stop_everything_before_it_starts(kit):
 def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
     kit.notebook("01_one", noting("one"))
     kit.params("run_name: a\n")
-    kit.output("a").mkdir(parents=True)
-    (kit.output("a") / "old.json").touch()
+    assert kit.run("a.yaml")[0] == 0
+    old = kit.output("a") / "metrics.json"
+    old.touch()
+    theirs = kit.output("a") / "figures" / "thesis.docx"
+    theirs.parent.mkdir()
+    theirs.touch()
+    kit.forget()
     with open(kit.output(".a.lock"), "w") as lock:
+        lock.write("pid 1 on b")
+        lock.flush()
         fcntl.flock(lock, fcntl.LOCK_EX)
         code, _, err = kit.run("a.yaml", "--fresh")
-    assert code == 1 and "is being run by another process" in err
-    assert (kit.output("a") / "old.json").exists() and kit.ledger() == []
-    assert kit.run("a.yaml", "--fresh")[0] == 0
-    assert not (kit.output("a") / "old.json").exists() and kit.ledger() == ["one"]
+    assert code == 1 and "a is being run by another process (pid 1 on b)" in err
+    assert old.exists() and kit.ledger() == []
+    code, out, err = kit.run("a.yaml", "--fresh")
+    assert code == 0, err
+    assert f"{theirs} stays" in out and theirs.exists()
+    assert not old.exists() and kit.ledger() == ["one"]
+
+
+def test_fresh_leaves_alone_what_is_no_run(kit):
+    kit.notebook("01_one", noting("one"))
+    kit.params("run_name: a\n")
+    kept = kit.output("a") / "metrics.json"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    code, _, err = kit.run("a.yaml", "--fresh")
+    assert code == 1 and "nothing was deleted" in err and "Traceback" not in err
+    assert kept.exists() and kit.ledger() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_run_that_is_told_to_end_takes_its_kernel_along(kit, how):
+    sleeping_notebook(kit)
+    kit.params("run_name: a\n")
+    process = kit.start("a.yaml")
+    wait_until(lambda: kit.ledger())
+    process.send_signal(how)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "the same command goes on" in err
+    assert "Traceback" not in err
+    assert not is_running(int(kit.ledger()[0]))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_ends_ends_its_runs_and_can_start_again_at_once(kit, how):
+    sleeping_notebook(kit, "seed: int = 0  # of everything random")
+    kit.params("sweep: {seed: [0, 1]}\n", "seeds.yaml")
+    process = kit.start("seeds.yaml", "--jobs", "2")
+    wait_until(lambda: len(kit.ledger()) == 2)
+    process.send_signal(how)
+    process.communicate(timeout=20)
+    (kit.root / "go").touch()
+    code, out, err = kit.run("seeds.yaml", "--jobs", "2")
+    assert code == 0, out + err
+    assert len(kit.ledger()) == 4
+    assert not any(is_running(int(kernel)) for kernel in kit.ledger())
+
+
+def sleeping_notebook(kit, parameters: str = "") -> None:
+    """01_one notes its kernel's process and waits for the file `go`."""
+    wait = "import pathlib, time\nwhile not pathlib.Path('../go').exists():\n"
+    noted = noting("{__import__('os').getpid()}")
+    kit.notebook("01_one", noted, wait + "    time.sleep(0.1)", parameters=parameters)
 
 
 PAGE = """

@@ -351,7 +351,7 @@ def _write(folder: Path, sizes: Sizes) -> Path:
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and holds no complete benchmark")
-    staging = folder.with_name(folder.name + ".partial")
+    staging = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(staging, ignore_errors=True)
     _write_into(staging, sizes)
     records.write_json(staging / "benchmark.json", stamp)

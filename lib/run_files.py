@@ -1,0 +1,166 @@
+"""Who may write a run's files, and which of them the kit may delete.
+
+Two processes that train one adapter would log every step twice, so whoever writes holds
+a lock: `one_writer`. A process that ends, however it ends, holds none. What is deleted
+is deleted by name: only a file that the kit gives such a name to, in a folder that the
+kit has marked as a run.
+
+    with one_writer(run / "adapters" / "sft", "trained"):
+        ...  # a second process gets Busy, and is told who is here
+    kept = empty(run)  # what --fresh does
+
+Example: outputs/a holds pipeline.json, figures/accuracy.png and thesis.docx. `empty`
+deletes the first two and returns the third.
+"""
+
+import fcntl
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+
+from lib import records
+
+MARKS = ("pipeline.json", "manifest.json")  # by one of them a run is known
+# What the kit calls the files that it writes into a run.
+MADE = re.compile(
+    r"""\d\d_\w+(\.unfinished)?\.(ipynb|html) | report\.html | results\.(json|md)
+    | (pipeline|manifest|metrics|perception(_asked)?|attention|coherence)\.json
+    | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
+    | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
+    | (predictions|readings|judgements)_[^/]+\.settings\.json
+    | figures/[^/]+\.png
+    | adapters/\.[^/]+\.unfinished/.+
+    | checkpoints/[^/]+/(\w+_settings\.json | checkpoint-\d+/.+)
+    | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)
+    | (adapters/)?\.[^/]+\.lock""",
+    re.VERBOSE,
+)
+ADAPTER = re.compile(r"adapters/[^./][^/]*/[^/]+\.(json|safetensors|jinja|txt|md)")
+
+
+class Busy(RuntimeError):
+    """Another process is writing the same; the text says which, and since when."""
+
+
+class NotARun(ValueError):
+    """A folder that the kit has not made; the text says what to do."""
+
+
+@contextmanager
+def one_writer(place: Path, doing: str, patience: float = 0.0) -> Iterator[None]:
+    """Keep every other process from writing the file or folder `place`.
+
+    Raises Busy where another one does: "`place` is being `doing` by another process",
+    at once or after `patience` seconds. The lock is `.NAME.lock` beside `place`.
+    """
+    path = place.with_name(f".{place.name}.lock")
+    until = time.monotonic() + patience
+    while (lock := _taken(path)) is None:
+        if time.monotonic() >= until:
+            raise Busy(
+                f"{place} is being {doing} by another process{_signature(path)}; "
+                "nothing was started. Wait for it, or end it"
+            )
+        time.sleep(0.1)
+    try:
+        with records.written(path):
+            since = datetime.now().astimezone().isoformat(" ", "seconds")
+            who = f"pid {os.getpid()} on {socket.gethostname()} since {since}"
+            os.ftruncate(lock, 0)
+            os.write(lock, who.encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _taken(path: Path) -> int | None:
+    """The lock file, open and locked; None if another process has it."""
+    while True:
+        with records.written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except FileNotFoundError:
+            pass
+        os.close(lock)  # its last holder has just removed it
+
+
+def _signature(path: Path) -> str:
+    """What a lock says of its holder, in brackets; nothing if it has just gone."""
+    with suppress(FileNotFoundError):
+        said = path.read_text(encoding="utf-8")
+        return f" ({said})" if said else ""
+    return ""
+
+
+def empty(run: Path) -> list[Path]:
+    """Delete what the kit made in the folder `run`; returns what it did not make.
+
+    Links are not followed. Raises NotARun, and deletes nothing, for a folder that is no
+    run's, and Busy while somebody writes in it.
+    """
+    if not run.exists() and not run.is_symlink():
+        return []
+    if run.is_symlink() or not is_run(run):
+        raise NotARun(
+            f"{run} is a link or holds no {' or '.join(MARKS)} of a run: nothing was "
+            "deleted. Give another run_name, or move it away yourself"
+        )
+    for lock in run.rglob(".*.lock"):
+        if made(run, lock):
+            with one_writer(lock.with_name(lock.name[1:-5]), "written"):
+                pass
+    tree = [(Path(folder), *names) for folder, *names in os.walk(run)]
+    found = [folder / name for folder, *names in tree for name in chain(*names)]
+    found = [path for path in found if path.is_symlink() or not path.is_dir()]
+    ours = [path for path in found if made(run, path)]
+    for path in sorted(ours, key=lambda path: path.name in MARKS):  # these last
+        path.unlink()
+    for folder, *_ in reversed(tree):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return [path for path in found if path not in set(ours)]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the kit has left the marks of a run in a folder."""
+    state, stages = (
+        records.read_json(folder / mark) if (folder / mark).is_file() else None
+        for mark in MARKS
+    )
+    if isinstance(state, dict) and {"parameters", "notebooks"} <= set(state):
+        return True
+    stages = list(stages.values()) if isinstance(stages, dict) else []
+    return any(isinstance(facts, dict) and "environment" in facts for facts in stages)
+
+
+def made(run: Path, path: Path) -> bool:
+    """Whether the kit wrote a file in a run, or the file that it is half of."""
+    if path.is_symlink():
+        return False
+    if half := records.TEMPORARY.fullmatch(path.name):
+        path = path.with_name(half["name"])
+    name = path.relative_to(run).as_posix()
+    if ADAPTER.fullmatch(name):  # a user's own may lie beside them
+        return any(path.parent.glob("*_settings.json"))
+    return MADE.fullmatch(name) is not None
+
+
+def sweep(run: Path) -> None:
+    """Delete the temporary files that processes which are no more left in a run."""
+    for path in run.rglob(".*.tmp"):
+        if made(run, path) and records.is_abandoned(path):
+            path.unlink(missing_ok=True)

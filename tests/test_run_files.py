@@ -1,0 +1,171 @@
+"""One writer at a time, and nothing deleted that the kit did not make."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib import paths, records, run_files
+
+HOLD = """
+import sys
+from pathlib import Path
+from lib.run_files import one_writer
+with one_writer(Path(sys.argv[1]), "trained"):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that is writing tmp_path/sft until its stdin ends."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "sft")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=paths.ROOT, **pipes) as process:
+        assert process.stdout.readline() == b"mine\n"
+        yield process
+        process.kill()
+
+
+def test_the_second_writer_is_told_who_holds_it(holder, tmp_path):
+    wanted = rf"sft is being trained by another process \(pid {holder.pid} on .+ since "
+    with (
+        pytest.raises(run_files.Busy, match=wanted),
+        run_files.one_writer(tmp_path / "sft", "trained"),
+    ):
+        pass
+    with run_files.one_writer(tmp_path / "grpo", "trained"):
+        pass  # another one is free
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with run_files.one_writer(tmp_path / "sft", "trained"):
+        said = (tmp_path / ".sft.lock").read_text()
+        assert said.startswith(f"pid {os.getpid()} on ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_writer_can_wait(holder, tmp_path):
+    holder.stdin.close()
+    with run_files.one_writer(tmp_path / "sft", "trained", patience=60):
+        pass
+
+
+def test_this_process_cannot_write_twice_either(tmp_path):
+    with run_files.one_writer(tmp_path / "a", "trained"):
+        with pytest.raises(run_files.Busy), run_files.one_writer(tmp_path / "a", "x"):
+            pass
+        with pytest.raises(run_files.Busy), run_files.one_writer(tmp_path / "a", "x"):
+            pass
+
+
+OURS = [
+    *("01_data.ipynb", "02_sft.unfinished.ipynb", "03_grpo.html", "report.html"),
+    *("pipeline.json", "manifest.json", "metrics.json", "perception_asked.json"),
+    *("train_log_sft-answers.jsonl", "rollouts.jsonl", "replaced_rollouts_ppo.jsonl"),
+    *("predictions_grpo_L1.no_video.jsonl", "predictions_base_L1.settings.json"),
+    *("predictions_base_L1.partial-1.jsonl", "attention_grpo.on_base.jsonl"),
+    *("figures/accuracy.png", "figures/.accuracy.png.999999999.tmp"),
+    *("adapters/sft/sft_settings.json", "adapters/sft/adapter_model.safetensors"),
+    *("adapters/.grpo.unfinished/adapter_config.json", "adapters/.sft.lock"),
+    *("checkpoints/grpo/grpo_settings.json", "checkpoints/grpo/checkpoint-4/a.bin"),
+    *("launch_train_sft/call.pickle", "watched_grpo.jsonl", ".launch_train_sft.lock"),
+]
+THEIRS = [
+    *("thesis.docx", "notes.json", "figures/mine.svg", "data/clip.mp4", ".notes"),
+    *("adapters/mine/adapter_model.safetensors", "adapters/sft/notes.docx"),
+    *("checkpoints/best/weights.bin", ".thesis.docx.999999999.tmp", "01_data.txt"),
+    *("deeper/report.html", "launch_train_sft/notes.txt", "deeper/.x.lock"),
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in OURS + THEIRS:
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text(name)
+    state = {"parameters": {}, "notebooks": {}}
+    records.write_json(tmp_path / "run" / "pipeline.json", state)
+    return tmp_path / "run"
+
+
+def files_in(folder: Path) -> set[str]:
+    found = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
+def test_emptying_a_run_leaves_what_the_kit_did_not_make(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("clip.mp4", "report.html"):
+        (tmp_path / "elsewhere" / name).touch()
+    (run / "checkpoints" / "ppo").symlink_to(tmp_path / "elsewhere")
+    (run / "results.json").symlink_to(tmp_path / "elsewhere" / "report.html")
+    kept = [*THEIRS, "checkpoints/ppo", "results.json"]
+    assert {str(p.relative_to(run)) for p in run_files.empty(run)} == set(kept)
+    assert files_in(run) == set(kept)
+    assert not (run / "checkpoints" / "grpo").exists()
+    assert files_in(tmp_path / "elsewhere") == {"clip.mp4", "report.html"}
+
+
+def test_a_run_of_the_kit_alone_is_removed_whole(run):
+    for name in THEIRS:
+        (run / name).unlink()
+    assert run_files.empty(run) == [] and not run.exists()
+    assert run_files.empty(run) == []
+
+
+@pytest.mark.parametrize("mark", ["pipeline.json", "manifest.json"])
+def test_a_folder_without_the_marks_of_a_run_is_not_emptied(run, mark, tmp_path):
+    (run / "pipeline.json").unlink()
+    records.write_json(run / mark, {"somebody": {"elses": 1}})
+    (tmp_path / "link").symlink_to(run)
+    before = files_in(run)
+    for folder in (run, tmp_path / "link"):
+        with pytest.raises(run_files.NotARun, match="nothing was deleted"):
+            run_files.empty(folder)
+    stages = {"01_data": {"environment": {}}}
+    (run / mark).unlink()
+    records.write_json(run / "manifest.json", stages)
+    with pytest.raises(run_files.NotARun, match="link"):
+        run_files.empty(tmp_path / "link")
+    assert files_in(run) == before - {mark} | {"manifest.json"}
+    run_files.empty(run)
+    assert files_in(run) == set(THEIRS)
+
+
+def test_a_run_in_which_somebody_trains_is_not_emptied(run):
+    before = files_in(run)
+    with (
+        run_files.one_writer(run / "adapters" / "sft", "trained"),
+        pytest.raises(run_files.Busy),
+    ):
+        run_files.empty(run)
+    assert files_in(run) | {"adapters/.sft.lock"} == before
+
+
+def test_temporary_files_of_the_dead_are_swept(run):
+    alive = run / f".metrics.json.{os.getpid()}.tmp"
+    alive.touch()
+    before = files_in(run)
+    run_files.sweep(run)
+    assert before - files_in(run) == {"figures/.accuracy.png.999999999.tmp"}
+
+
+def test_who_writes_a_file_sweeps_what_a_killed_writer_left_of_it(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom lib import records\n"
+        "with records.replacing(sys.argv[1]) as file:\n"
+        "    file.touch()\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "a[1].json"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code, str(path)], cwd=paths.ROOT)
+        assert len(files_in(tmp_path)) == 1
+    theirs = {".a1.json.999999999.tmp", ".b.json.999999999.tmp", ".a[1].json.x.tmp"}
+    for name in theirs:
+        (tmp_path / name).touch()
+    records.write_json(path, {})
+    assert files_in(tmp_path) == {"a[1].json", *theirs}

@@ -218,18 +218,14 @@ def _finite(value):
 class StopDiverged(TrainerCallback):
     """Ends a training that cannot be going well, with a FloatingPointError.
 
-    That is a loss, gradient or weight that is NaN or infinite, and a first step whose
-    gradients are all 0 although `something_to_learn(logs)`. The step is in the log by
-    then; a checkpoint of it is never marked as complete, and nothing is published.
+    That is a loss, gradient or weight that is NaN or infinite, and gradients that are
+    all 0 in a step of which the log tells `something_to_learn`. The step is in the log
+    by then; a checkpoint of it is never marked as complete, and nothing is published.
     """
 
-    def __init__(self, settings, something_to_learn: Callable = lambda logs: True):
+    def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
         self.advice = diverged(settings)
         self.something_to_learn = something_to_learn
-        self.moved = False  # whether a gradient was above 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.moved = state.global_step > 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key in ("loss", "grad_norm"):
@@ -237,12 +233,11 @@ class StopDiverged(TrainerCallback):
                 raise FloatingPointError(
                     f"step {state.global_step}: {key} is {logs[key]}; {self.advice}"
                 )
-        self.moved |= logs.get("grad_norm", 1.0) > 0
-        if not self.moved and self.something_to_learn(logs):
+        if logs.get("grad_norm") == 0 and self.something_to_learn(logs):
             raise FloatingPointError(
-                f"step {state.global_step}: every gradient is exactly 0, so nothing "
-                "would ever be learned: look at lora_alpha, and at what was changed in "
-                "the model or its loss. Nothing was published"
+                f"step {state.global_step}: every gradient is exactly 0, so nothing is "
+                "learned: look at lora_alpha, and at what was changed in the model or "
+                f"its loss; or {self.advice}"
             )
 
     def on_save(self, args, state, control, model=None, **kwargs):

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -497,14 +498,14 @@ def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:
         )
 
 
-def learns_of(settings: GRPOSettings) -> Callable[[Mapping], bool]:
-    """Whether a step must have had gradients, by its log: not all groups were dead."""
+def teaches(settings: GRPOSettings, logs: Mapping) -> bool:
+    """Whether a step must have had gradients, by its log: not every group was dead.
 
-    def found(logs: Mapping) -> bool:
-        masked = settings.mask_truncated and logs.get("completions/clipped_ratio", 1)
-        return logs.get("frac_reward_zero_std", 1) < 1 and not masked
-
-    return found
+    False where it cannot be told: truncated rollouts may be masked, and a second update
+    on the same rollouts may be clipped.
+    """
+    masked = settings.mask_truncated and logs.get("completions/clipped_ratio", 1)
+    return logs.get("frac_reward_zero_std", 1) < 1 and not masked
 
 
 class CutRollouts(checkpoints.TrainerCallback):
@@ -671,7 +672,7 @@ def policy_trainer(
             checkpoints.LogRecord(
                 run / f"train_log_{method.label}.jsonl", {**method.logged, **names}
             ),
-            checkpoints.StopDiverged(settings, learns_of(settings)),
+            checkpoints.StopDiverged(settings, partial(teaches, settings)),
             CutRollouts(rollout_path, replaced_path(rollout_path)),
             checkpoints.MarkComplete(),
             shards.CheckShards(),

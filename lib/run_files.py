@@ -137,14 +137,15 @@ def empty(run: Path) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """Whether the kit has left the marks of a run in a folder."""
-    state, stages = (
-        records.read_json(folder / mark) if (folder / mark).is_file() else None
-        for mark in MARKS
+    found = dict.fromkeys(MARKS)
+    for mark in MARKS:
+        with suppress(FileNotFoundError, ValueError):  # missing, or not JSON
+            found[mark] = records.read_json(folder / mark)
+    state, stages = (x if isinstance(x, dict) else {} for x in found.values())
+    recorded = [facts for facts in stages.values() if isinstance(facts, dict)]
+    return {"parameters", "notebooks"} <= set(state) or any(
+        "environment" in facts for facts in recorded
     )
-    if isinstance(state, dict) and {"parameters", "notebooks"} <= set(state):
-        return True
-    stages = list(stages.values()) if isinstance(stages, dict) else []
-    return any(isinstance(facts, dict) and "environment" in facts for facts in stages)
 
 
 def made(run: Path, path: Path) -> bool:

@@ -259,7 +259,7 @@ def sft_trainer(
         peft_config=lora if settings.lora_rank else None,
         callbacks=[
             checkpoints.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
-            checkpoints.StopDiverged(settings),
+            checkpoints.StopDiverged(settings, lambda logs: logs["loss"] > 0),
             checkpoints.MarkComplete(),
             shards.CheckShards(),
         ],

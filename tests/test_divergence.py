@@ -1,0 +1,169 @@
+"""A training that cannot be going well ends with its reason, and publishes nothing."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib import checkpoints, grpo, launch, models, sft
+from lib.questions import Demonstration
+from tests import test_care, test_grpo, test_ppo, test_sft
+from tests.test_grpo import SAMPLING
+
+# isort: split
+from safetensors.torch import load_file, save_file
+
+METHODS = {
+    "grpo": (grpo.VideoGRPOTrainer, test_grpo.SETTINGS, test_grpo.REWARDS),
+    "ppo": (test_ppo.ppo.VideoPPOTrainer, test_ppo.PPO, test_ppo.REWARDS),
+    "care": (test_care.care.VideoCARETrainer, test_care.CARE, test_care.REWARDS),
+}
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tiny_questions):
+    return [
+        Demonstration(
+            id=question.id,
+            text=f"{question.text} A. fill B. pour",
+            video=question.video,
+            image=question.image,
+            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
+        )
+        for number, question in enumerate(tiny_questions)
+    ]
+
+
+@pytest.fixture
+def train(tiny_checkpoint, tiny_questions, demonstrations, tmp_path):
+    """Train by a method's name, with changed settings, in tmp_path."""
+
+    def run(name, **changes):
+        if name == "sft":
+            settings = replace(test_sft.SETTINGS, **changes)
+            given = (tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
+            return sft.train_sft(*given)
+        method, settings, functions = METHODS[name]
+        settings = replace(settings, **changes)
+        given = (tiny_checkpoint, tiny_questions, functions, settings, SAMPLING)
+        return grpo.train_policy(method, *given, tmp_path)
+
+    return run
+
+
+def read_log(folder, name):
+    """The rows of a training's log; NaN and Infinity are no JSON."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = (folder / f"train_log_{name}.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+@pytest.mark.parametrize("lr", [1e30, math.inf])
+@pytest.mark.parametrize("name", ["sft", "grpo", "ppo", "care"])
+def test_divergence_is_an_error(train, tmp_path, name, lr):
+    wanted = rf"^step [23]: .*NaN|nan.*diverged: give a lower lr \(now {lr:g}\)"
+    with pytest.raises(FloatingPointError, match=wanted.replace("+", r"\+")):
+        train(name, lr=lr)
+    assert not (tmp_path / "adapters" / name).exists()
+    rows = read_log(tmp_path, name)
+    assert rows[0]["grad_norm"] is not None
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    bad = [row["step"] for row in rows if row["loss"] is None]
+    assert bad in ([], [len(rows)])  # a policy of NaN may draw no rollouts for a loss
+    marks = tmp_path.rglob(checkpoints.MARKER)
+    steps = [checkpoints.step_of(mark.parent) for mark in marks]
+    assert not steps or max(steps) <= len(rows) - len(bad)
+
+
+def test_weights_that_are_nan_after_the_last_step_are_not_published(train, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step 1: it left NaN .*lora_"):
+        train("sft", lr=math.inf, steps=1, save_every=1, dtype="bfloat16")
+    assert read_log(tmp_path, "sft")[0]["lr"] is None
+    assert not list(tmp_path.rglob(checkpoints.MARKER))
+    assert not (tmp_path / "adapters" / "sft").exists()
+
+
+@pytest.mark.parametrize("name", ["sft", "grpo"])
+def test_a_training_without_gradients_is_an_error(train, tmp_path, name):
+    with pytest.raises(FloatingPointError, match="step 1: every gradient is exactly 0"):
+        train(name, lora_alpha=0)
+    assert not (tmp_path / "adapters" / name).exists()
+
+
+def test_dead_groups_may_have_no_gradients(train, monkeypatch):
+    rewards = {"nothing": test_grpo.nothing}
+    method, settings, _ = METHODS["grpo"]
+    monkeypatch.setitem(METHODS, "grpo", (method, settings, rewards))
+    assert train("grpo", steps=2).is_dir()
+
+
+def test_both_processes_stop_and_say_why(tiny_checkpoint, demonstrations, tmp_path):
+    settings = replace(test_sft.SETTINGS, batch_size=1, lr=math.inf)
+    given = (tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
+    with pytest.raises(launch.ChildFailed, match=r"step 2: loss is nan; .* lower lr"):
+        launch.call(tmp_path, 2, "", sft.train_sft, *given)
+    assert [row["loss"] is None for row in read_log(tmp_path, "sft")] == [False, True]
+    assert not (tmp_path / "adapters" / "sft").exists()
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+@pytest.mark.parametrize(
+    "settings", [test_sft.SETTINGS, *(own for _, own, _ in METHODS.values())]
+)
+def test_steps_that_are_none_are_refused(settings, steps):
+    with pytest.raises(ValueError, match=rf"^steps = {steps}: at least 1"):
+        replace(settings, steps=steps)
+
+
+# What is loaded
+
+
+def spoil(folder, value, last=False):
+    """Write a number into one place of one tensor of a folder's weights."""
+    file = next(folder.glob("*.safetensors"))
+    tensors = load_file(file)
+    name = sorted(tensors)[-1 if last else 0]
+    tensors[name].view(-1)[-1 if last else 0] = value
+    save_file(tensors, file, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_base_with_one_number_that_is_none_is_refused(
+    tiny_checkpoint, tmp_path, value, dtype
+):
+    shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    models.load_model(tmp_path / "base", dtype)
+    spoil(tmp_path / "base", value, last=value != math.inf)
+    with pytest.raises(ValueError, match=r"base: \S+ holds NaN or infinity"):
+        models.load_model(tmp_path / "base", dtype)
+
+
+def test_an_adapter_with_one_number_that_is_none_is_refused(
+    tiny_checkpoint, train, tmp_path
+):
+    folder = train("sft", steps=1)
+    models.load_trained(tiny_checkpoint, folder)
+    name = spoil(folder, math.nan)
+    with pytest.raises(ValueError, match=rf"{name} holds NaN or infinity"):
+        models.load_trained(tiny_checkpoint, folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_any_number_is_seen(value):
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        tensor = torch.randn(7, 5, 3).to(dtype)
+        assert models.not_finite([("a", tensor)]) is None
+        tensor[3, 2, 1] = value
+        assert models.not_finite([("a", torch.ones(2)), ("b", tensor)]) == "b"
+    assert (
+        models.not_finite([("a", torch.ones(3).byte()), ("b", torch.ones(0))]) is None
+    )

@@ -75,10 +75,15 @@ def training_order(items: Sequence[Item], count: int, seed: int) -> list[Item]:
 def one_trainer(run: Path, label: str) -> Iterator[None]:
     """Keep others from training run/adapters/<label>; processes of one launch are one.
 
-    Raises Busy (lib/run_files.py), which names who does.
+    Raises Busy (lib/run_files.py), which names who does, and FileExistsError for a
+    folder of that name that no training left.
     """
     processes()
     first, place = PartialState().is_main_process, run / "adapters" / label
+    if place.exists() and any(place.iterdir()) and not run_files.is_trained(place):
+        raise FileExistsError(
+            f"{place} was not made by a training of the kit: move it away"
+        )
     with run_files.one_writer(place, "trained") if first else nullcontext():
         yield
 

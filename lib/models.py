@@ -216,6 +216,8 @@ def load_whole(kind, source: str | Path, **options):
 def not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
     """The name of the first tensor that holds NaN or infinity."""
     for name, tensor in named:
+        if quantized := getattr(tensor, "quant_state", None):
+            tensor = quantized.offset  # the mean of all scales
         if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
             continue
         if not torch.stack(tensor.detach().aminmax()).isfinite().all():

@@ -347,7 +347,8 @@ def _expand(
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"{path}, sweep: two runs would both be called {name}")
     try:
-        check_run_name(names[0])
+        for name in [path.stem, names[0]] if varied else names:
+            check_run_name(name)
     except ValueError as error:
         faults.append(f"{path}, run_name: {error}")
     return runs

@@ -59,6 +59,9 @@ class NotebookFailed(Exception):
     """A cell raised, or its kernel died; the text says where and how."""
 
 
+FAILURES = (NotebookFailed, chain.NotAsLeft, run_files.Busy, run_files.NotARun)
+
+
 class OwnKernel(AsyncKernelManager):
     """A kernel of this very interpreter, whatever `python3` is registered as.
 
@@ -96,34 +99,29 @@ def main(arguments: list[str] | None = None) -> int:
         if options.only or not runs[0].varied:
             return execute_run(runs[0], options.fresh, patience)
         return execute_sweep(runs, options)
+    except FAILURES as failure:
+        print(failure, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("ended: the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
 def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> int:
-    """Run what is not finished, then write the report; 0, or 1 if a notebook failed.
+    """Run what is not finished, then write the report; returns 0.
 
-    Another process that has the run is waited for so many seconds.
+    Another process that has the run is waited for so many seconds. Raises
+    NotebookFailed, or another of FAILURES.
     """
     os.environ.update(KERNEL_ENVIRONMENT)
     folder = OUTPUTS / run.name
-    try:
-        with run_files.one_writer(folder, "run", patience):
-            for kept in run_files.empty(folder) if fresh else ():
-                print(f"{kept} stays: the kit did not make it")
-            run_files.sweep(folder)
-            _execute_notebooks(run)
-            if report_due(run):
-                _write_report(run)
-    except (
-        NotebookFailed,
-        chain.NotAsLeft,
-        run_files.Busy,
-        run_files.NotARun,
-    ) as failure:
-        print(failure, file=sys.stderr)
-        return 1
+    with run_files.one_writer(folder, "run", patience):
+        for kept in run_files.empty(folder) if fresh else ():
+            print(f"{kept} stays: the kit did not make it")
+        run_files.sweep(folder)
+        _execute_notebooks(run)
+        if report_due(run):
+            _write_report(run)
     print(f"finished: the results are in {OUTPUTS / run.name}")
     if _has_analysis(run):
         print(f"to read: {OUTPUTS / run.name / REPORT}")
@@ -186,9 +184,15 @@ def _data(run: Run) -> dict:
 def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
     """Run every run as a process, `--jobs` at a time; 1 if any of them failed.
 
-    They end with this process, however it ends.
+    They end with this process, however it ends. Raises Busy where another process runs
+    the sweep.
     """
     folder = run_dir(Path(options.params).stem)
+    with run_files.one_writer(folder, "run"):
+        return _execute_sweep(runs, options, folder)
+
+
+def _execute_sweep(runs: list[Run], options: argparse.Namespace, folder: Path) -> int:
     threads = max(1, _cores() // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     failed: set[str] = set()

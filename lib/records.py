@@ -187,9 +187,9 @@ def record_stage(run: Path, stage: str, **facts: Any) -> None:
     one run may have run on different machines. Facts recorded earlier stay.
     """
     path = Path(run) / "manifest.json"
+    found = environment()  # first: it takes a while, in which others may write theirs
     manifest = read_json(path) if path.exists() else {}
-    known = manifest.get(stage, {})
-    manifest[stage] = {**known, **facts, "environment": environment()}
+    manifest[stage] = {**manifest.get(stage, {}), **facts, "environment": found}
     write_json(path, manifest)
 
 

@@ -155,9 +155,14 @@ def made(run: Path, path: Path) -> bool:
     if half := records.TEMPORARY.fullmatch(path.name):
         path = path.with_name(half["name"])
     name = path.relative_to(run).as_posix()
-    if ADAPTER.fullmatch(name):  # a user's own may lie beside them
-        return any(path.parent.glob("*_settings.json"))
+    if ADAPTER.fullmatch(name):
+        return is_trained(path.parent)
     return MADE.fullmatch(name) is not None
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether the kit's training left a folder of adapters/, and not somebody else."""
+    return any(folder.glob("*_settings.json"))
 
 
 def sweep(run: Path) -> None:

@@ -178,6 +178,20 @@ class Saved:
         (folder / "adapter_model.safetensors").write_bytes(b"weights")
 
 
+def test_a_folder_that_no_training_left_is_not_trained_over(tmp_path):
+    theirs = tmp_path / "adapters" / "sft" / "notes.txt"
+    theirs.parent.mkdir(parents=True)
+    with checkpoints.one_trainer(tmp_path, "sft"):
+        pass  # an empty one may be filled
+    theirs.touch()
+    with (
+        pytest.raises(FileExistsError, match="sft was not made by a training"),
+        checkpoints.one_trainer(tmp_path, "sft"),
+    ):
+        pass
+    assert theirs.exists()
+
+
 def test_a_finished_folder_appears_whole(tmp_path):
     folder = tmp_path / "adapters" / "sft"
     with pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,42 @@ def test_who_writes_a_file_sweeps_what_a_killed_writer_left_of_it(tmp_path):
         (tmp_path / name).touch()
     records.write_json(path, {})
     assert files_in(tmp_path) == {"a[1].json", *theirs}
+
+
+# Who takes the lock
+
+
+def refused(path, write):
+    """Call `write` while `path` is held, and see that it is refused at once."""
+    folder = path.parent
+    with run_files.one_writer(path, "held"):
+        before = files_in(folder)
+        with pytest.raises(run_files.Busy, match=path.name):
+            write()
+        assert files_in(folder) == before
+
+
+def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpoint):
+    from lib import attention, evaluate, judge, launch, models, readers, sft
+    from tests import test_divergence, test_grpo, test_sft
+
+    method = {name: given[0] for name, given in test_divergence.METHODS.items()}
+    run, sampling = tmp_path / "run", test_grpo.SAMPLING
+    given = (tiny_checkpoint, [], {}, test_grpo.SETTINGS, sampling, run)
+    for name, trainer in method.items():
+        train = partial(test_divergence.grpo.train_policy, trainer, *given)
+        refused(run / "adapters" / name, train)
+    lessons = (tiny_checkpoint, [], test_sft.SETTINGS, sampling, run, "answers")
+    refused(run / "adapters" / "answers", partial(sft.train_sft, *lessons))
+
+    model = models.load_model(tiny_checkpoint)
+    path, asked = run / "a.jsonl", evaluate.EvalSettings("think", 8, 4)
+    settings = (model, None, [], asked, sampling, path)
+    refused(path, partial(evaluate.evaluate, *settings))
+    refused(path, partial(readers.readings, model, None, [], [], path))
+    rows = attention.rows_file(run, "base", "own")
+    attending = (tiny_checkpoint, None, "float32", False, [], {"own": []}, sampling)
+    refused(rows, partial(attention.attend_checkpoint, *attending, run, "base"))
+    todo = judge.Plan(None, {run / "judgements_a_L1.jsonl": {}}, (), 0, (), (), 0, None)
+    refused(run / "judgements", partial(judge.carry_out, todo))
+    refused(run / "launch_print", partial(launch.call, run, 2, "", print))

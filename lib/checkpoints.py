@@ -79,12 +79,13 @@ def one_trainer(run: Path, label: str) -> Iterator[None]:
     folder of that name that no training left.
     """
     processes()
-    first, place = PartialState().is_main_process, run / "adapters" / label
-    if place.exists() and any(place.iterdir()) and not run_files.is_trained(place):
+    first, folder = PartialState().is_main_process, run / "adapters" / label
+    if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
         raise FileExistsError(
-            f"{place} was not made by a training of the kit: move it away"
+            f"{folder} was not made by a training of the kit: move it away"
         )
-    with run_files.one_writer(place, "trained") if first else nullcontext():
+    # Not beside the folder: adapters/ is there once there is one.
+    with run_files.one_writer(run / label, "trained") if first else nullcontext():
         yield
 
 

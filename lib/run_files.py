@@ -5,7 +5,7 @@ a lock: `one_writer`. A process that ends, however it ends, holds none. What is 
 is deleted by name: only a file that the kit gives such a name to, in a folder that the
 kit has marked as a run.
 
-    with one_writer(run / "adapters" / "sft", "trained"):
+    with one_writer(run / "sft", "trained"):
         ...  # a second process gets Busy, and is told who is here
     kept = empty(run)  # what --fresh does
 
@@ -38,7 +38,7 @@ MADE = re.compile(
     | adapters/\.[^/]+\.unfinished/.+
     | checkpoints/[^/]+/(\w+_settings\.json | checkpoint-\d+/.+)
     | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)
-    | (adapters/)?\.[^/]+\.lock""",
+    | \.[^/]+\.lock""",
     re.VERBOSE,
 )
 ADAPTER = re.compile(r"adapters/[^./][^/]*/[^/]+\.(json|safetensors|jinja|txt|md)")

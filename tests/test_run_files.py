@@ -71,7 +71,7 @@ OURS = [
     *("predictions_base_L1.partial-1.jsonl", "attention_grpo.on_base.jsonl"),
     *("figures/accuracy.png", "figures/.accuracy.png.999999999.tmp"),
     *("adapters/sft/sft_settings.json", "adapters/sft/adapter_model.safetensors"),
-    *("adapters/.grpo.unfinished/adapter_config.json", "adapters/.sft.lock"),
+    *("adapters/.grpo.unfinished/adapter_config.json", ".sft.lock"),
     *("checkpoints/grpo/grpo_settings.json", "checkpoints/grpo/checkpoint-4/a.bin"),
     *("launch_train_sft/call.pickle", "watched_grpo.jsonl", ".launch_train_sft.lock"),
 ]
@@ -140,7 +140,7 @@ def test_a_folder_without_the_marks_of_a_run_is_not_emptied(run, mark, tmp_path)
 def test_a_run_in_which_somebody_trains_is_not_emptied(run):
     before = {name for name in files_in(run) if not name.endswith(".lock")}
     with (
-        run_files.one_writer(run / "adapters" / "sft", "trained"),
+        run_files.one_writer(run / "sft", "trained"),
         pytest.raises(run_files.Busy),
     ):
         run_files.empty(run)
@@ -194,9 +194,9 @@ def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpo
     given = (tiny_checkpoint, [], {}, test_grpo.SETTINGS, sampling, run)
     for name, trainer in method.items():
         train = partial(test_divergence.grpo.train_policy, trainer, *given)
-        refused(run / "adapters" / name, train)
+        refused(run / name, train)
     lessons = (tiny_checkpoint, [], test_sft.SETTINGS, sampling, run, "answers")
-    refused(run / "adapters" / "answers", partial(sft.train_sft, *lessons))
+    refused(run / "answers", partial(sft.train_sft, *lessons))
 
     model = models.load_model(tiny_checkpoint)
     path, asked = run / "a.jsonl", evaluate.EvalSettings("think", 8, 4)

@@ -212,13 +212,8 @@ class LogRecord(TrainerCallback):
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
         names = self.names or {key: WALL_CLOCK.get(key, key) for key in logs}
-        row = {ours: _finite(logs[key]) for key, ours in names.items() if key in logs}
+        row = {ours: logs[key] for key, ours in names.items() if key in logs}
         records.append_jsonl(self.path, [{"step": state.global_step, **row}])
-
-
-def _finite(value):
-    """None for NaN and infinity, which JSON has no words for."""
-    return value if not isinstance(value, float) or math.isfinite(value) else None
 
 
 class StopDiverged(TrainerCallback):

@@ -79,8 +79,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, obj: Any) -> None:
     """Replace `path` by `obj` as indented JSON, keys in the order given."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False, default=_plain)
-    write_text(path, text + "\n")
+    write_text(path, _json(obj, indent=2) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -221,7 +220,17 @@ def written(path: str | Path) -> Iterator[None]:
 
 
 def _line(row: Mapping) -> str:
-    return json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
+    return _json(row) + "\n"
+
+
+def _json(obj: Any, **options: Any) -> str:
+    """JSON; NaN and infinity, for which it has no words, become null."""
+    options |= {"ensure_ascii": False, "default": _plain}
+    try:
+        return json.dumps(obj, allow_nan=False, **options)
+    except ValueError:  # such a number, most likely
+        words = json.dumps(obj, **options)
+        return json.dumps(json.loads(words, parse_constant=lambda _: None), **options)
 
 
 def _plain(value: Any) -> Any:

@@ -22,6 +22,17 @@ def test_json_round_trip_with_numpy_and_paths(tmp_path):
     assert "é" in path.read_text(encoding="utf-8")
 
 
+def test_numbers_that_are_none_become_null(tmp_path):
+    rows = [{"a": float("nan"), "b": [1, {"c": np.float64("inf")}], "d": "NaN"}]
+    rows += [{"a": np.array([-np.inf, 2.5])}]
+    null = [{"a": None, "b": [1, {"c": None}], "d": "NaN"}, {"a": [None, 2.5]}]
+    records.write_json(tmp_path / "a.json", rows)
+    records.append_jsonl(tmp_path / "a.jsonl", rows)
+    assert records.read_json(tmp_path / "a.json") == null
+    assert records.read_jsonl(tmp_path / "a.jsonl") == null
+    assert '\n  {\n    "a": null' in (tmp_path / "a.json").read_text()
+
+
 def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.json"
     records.write_json(path, {"old": 1})

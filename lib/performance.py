@@ -120,20 +120,21 @@ def frames_sentence(record: Mapping) -> str:
 
 
 def kills_sentence(record: Mapping) -> str:
-    """How many killed runs ended as an undisturbed one.
+    """How many runs that were ended early were in the end as an undisturbed one.
 
-    A run that had ended when its moment came was not killed, and does not count.
+    A run that had ended when its moment came does not count.
     """
     names = dict.fromkeys(row["stage"] for row in record["stages"])
     every = [kill for row in record["stages"] for kill in row["moments"]]
     kills = [kill for kill in every if kill["was_running"]]
+    ways = dict.fromkeys(kill["way"] for kill in kills)
     aimed = sum(kill["after"] is None for kill in kills)
     return (
         f"{sum(kill['equal'] for kill in kills)} of {len(kills)} runs "
-        f"({', '.join(names)}; one process and two) that were killed, "
-        f"{len(kills) - aimed} at a random moment and {aimed} inside a checkpoint, and "
-        "started again ended with the very records of an undisturbed one "
-        "(`tests/bench/kills.py`)."
+        f"({', '.join(names)}; one process and two) that were ended by "
+        f"{', '.join(ways)}, {len(kills) - aimed} at a random moment and {aimed} "
+        "inside a checkpoint, and started again ended with the very records of an "
+        "undisturbed one (`tests/bench/kills.py`)."
     )
 
 

@@ -1,19 +1,21 @@
-"""Kill runs at random moments, start them again, and compare what they leave behind.
+"""End runs at random moments, start them again, and compare what they leave behind.
 
-    python -m tests.bench.kills --kills 20 --out outputs/reference/bench_kills.json
+    python -m tests.bench.kills --kills 7 --out outputs/reference/bench_kills.json
 
 SFT, GRPO and the evaluation of the mini base, each in one process and in two (gloo on a
 CPU). An undisturbed run is made twice, to see that its records are the same. Then, as
-often as asked, a fresh run is killed with SIGKILL at a moment drawn evenly from the
-seconds that the undisturbed one took, all its processes at once, and started again; a
-moment that comes after the run's end is no kill, and another one is drawn. A run is
-"equal" if adapters, logs, rollouts and predictions end byte for byte as those of the
-undisturbed run, wall-clock seconds aside. Training is also killed, some times more, as
-soon as an unfinished checkpoint is seen. The record keeps every kill, where the run
-stood, and what was half written then.
+often as asked and in each of the ways of `WAYS`, a fresh run is ended at a moment drawn
+evenly from the seconds that the undisturbed one took, and started again; a moment that
+comes after the run's end, or after its last write, does not count, and another one is
+drawn. A run is "equal" if adapters, logs, rollouts and predictions end byte for byte as
+those of the undisturbed run, wall-clock seconds aside. Training is also killed, some
+times more, as soon as an unfinished checkpoint is seen. The record keeps every moment,
+where the run stood, what was half written then, and what a run said of its full disk.
 
-Every run is a fork of this process, which has imported what a run needs and computed
-nothing; so most kills hit the work and not the start of Python.
+Runs are written to a small disk in memory, which root alone can mount: the disk is full
+once a file of the bench takes all that is left. Every run is a fork of this process,
+which has imported what a run needs and computed nothing; so most kills hit the work and
+not the start of Python.
 """
 
 import argparse
@@ -22,10 +24,12 @@ import random
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +44,9 @@ from lib.video import Sampling
 BASE = paths.ROOT / "lib" / "mini" / "base"
 SAMPLING = Sampling(max_frames=4, fps=2.0, height=56, width=112)
 SECONDS = 300  # of a run that hangs
+DISK = 256  # MiB of the disk that runs are written to
+# How a run is ended: a signal to all its processes, or by its disk.
+WAYS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "full disk": None}
 ADAPTER = {"lora_rank": 4, "lora_alpha": 8, "seed": 0}
 SFT = sft.SFTSettings(
     steps=10,
@@ -108,13 +115,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit("forks cannot share a GPU: set CUDA_VISIBLE_DEVICES to nothing")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, small_disk(Path(scratch)) as disk:
         sizes = benchmark.Sizes(training=24, level=36, general=4)
         data = benchmark.write(Path(scratch) / "data", sizes)
         stages = [stage for stage in STAGES if options.stage in ("", stage.name)]
-        total = sum(options.kills + aimed(stage, options) for stage in stages)
+        total = sum(len(planned(stage, options)) for stage in stages)
         bar = tqdm(total=total, unit="kill")
-        rows = [tally(stage, data, Path(scratch), options, bar) for stage in stages]
+        rows = [tally(stage, data, disk, options, bar) for stage in stages]
         bar.close()
     total = {key: sum(row[key] for row in rows) for key in ("kills", "equal")}
     found = {"seed": options.seed, **total, "stages": rows}
@@ -130,8 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.kills")
-    parser.add_argument("--kills", type=int, default=20, help="of each stage")
-    parser.add_argument("--aimed", type=int, default=5, help="more, in a checkpoint")
+    parser.add_argument("--kills", type=int, default=7, help="of a stage, each way")
+    parser.add_argument("--aimed", type=int, default=3, help="more, in a checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     names = sorted({stage.name for stage in STAGES})
     parser.add_argument("--stage", default="", choices=names, help="that one alone")
@@ -139,22 +146,46 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def tally(stage: Stage, data: Path, scratch: Path, options, bar: tqdm) -> dict:
+@contextmanager
+def small_disk(scratch: Path) -> Iterator[Path]:
+    """A folder on a disk of its own, which can be filled."""
+    disk = scratch / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK}m", "tmpfs", str(disk)]
+    subprocess.run(command, check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def planned(stage: Stage, options) -> list[tuple[str, bool]]:
+    """How each run shall be ended, and whether in a checkpoint; an evaluation has none.
+
+    The ways take turns, so that all meet the same load of the machine.
+    """
+    aimed = 0 if stage.work is answer else options.aimed
+    return [(way, False) for _ in range(options.kills) for way in WAYS] + [
+        ("SIGKILL", True)
+    ] * aimed
+
+
+def tally(stage: Stage, data: Path, disk: Path, options, bar: tqdm) -> dict:
     """One row: the undisturbed run's seconds, and every kill."""
-    undisturbed, again = scratch / "undisturbed", scratch / "again"
+    undisturbed, again = disk / "undisturbed", disk / "again"
     seconds = finish(stage, data, undisturbed)
     finish(stage, data, again)
     expected = left_behind(undisturbed)
     if left_behind(again) != expected:
         sys.exit(f"{stage.name}: two undisturbed runs differ, nothing can be compared")
     draw = random.Random(f"{options.seed}/{stage.name}/{stage.processes}")
-    wanted = options.kills + aimed(stage, options)
+    wanted = planned(stage, options)
     kills, late = [], 0
-    while len(kills) < wanted:
-        random_one = len(kills) < options.kills
-        moment = round(draw.uniform(0, seconds), 2) if random_one else None
-        run = scratch / "killed"
-        found = kill(stage, data, run, moment, draw)
+    while len(kills) < len(wanted):
+        way, in_checkpoint = wanted[len(kills)]
+        moment = None if in_checkpoint else round(draw.uniform(0, seconds), 2)
+        run = disk / "killed"
+        found = {"way": way, **kill(stage, data, run, moment, draw, way)}
         found["equal"] = left_behind(run) == expected
         shutil.rmtree(run)
         if not found["was_running"]:  # it had ended before: no kill, draw again
@@ -176,23 +207,52 @@ def tally(stage: Stage, data: Path, scratch: Path, options, bar: tqdm) -> dict:
     }
 
 
-def aimed(stage: Stage, options) -> int:
-    """How many kills wait for an unfinished checkpoint; the evaluation writes none."""
-    return 0 if stage.work is answer else options.aimed
-
-
-def kill(stage: Stage, data: Path, run: Path, moment: float | None, draw) -> dict:
-    """Kill a fresh run after so many seconds, or in a checkpoint, and let it finish."""
+def kill(
+    stage: Stage, data: Path, run: Path, moment: float | None, draw, way: str
+) -> dict:
+    """End a fresh run after so many seconds, or in a checkpoint, and let it finish."""
     children = start(stage, data, run)
     if moment is None:
         wanted = draw.randint(1, 3)  # which checkpoint, so that older ones lie there
         wait_for(lambda: len(checkpoints_of(run)) >= wanted and unfinished(run))
     else:
         time.sleep(moment)
-    was_running = end(children)
-    found = {"after": moment, "was_running": was_running, **state(run)}
+    if WAYS[way] is not None:
+        was_running, said = end(children, WAYS[way]), {}
+    else:
+        was_running = fill(run.parent, children)
+        said = {"said": last_words(run) if was_running else ""}
+    found = {"after": moment, "was_running": was_running, **state(run), **said}
     finish(stage, data, run)
     return found
+
+
+def fill(disk: Path, children: list[int]) -> bool:
+    """Fill the disk until a process fails, then make room; whether one did."""
+    rest = disk / "rest"
+    with open(rest, "wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+    waiting, codes = set(children), []
+    while waiting and not any(codes):
+        for child in list(waiting):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            waiting -= {pid}
+            codes += [status] if pid else []
+        time.sleep(0.01)
+    for child in waiting:  # as their launcher does
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    rest.unlink()
+    return any(codes)
+
+
+def last_words(run: Path) -> str:
+    """The last line of the process that failed, without the folder of this run."""
+    logs = [log_of(run, rank) for rank in (0, 1) if log_of(run, rank).exists()]
+    texts = [log.read_text(errors="replace").strip() for log in logs]
+    failed = [text for text in texts if "Error" in text.rpartition("\n")[2]]
+    return failed[0].rpartition("\n")[2].replace(f"{run}/", "") if failed else ""
 
 
 def wait_for(happened: Callable[[], object]) -> None:
@@ -223,7 +283,7 @@ def be_rank(stage: Stage, data: Path, run: Path, rank: int, port: int) -> None:
     """Do the work as one of the run's processes, and never return."""
     code = 1
     try:
-        log = os.open(run.with_suffix(f".{rank}.log"), os.O_CREAT | os.O_WRONLY)
+        log = os.open(log_of(run, rank), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         if stage.processes > 1:
@@ -244,18 +304,25 @@ def be_rank(stage: Stage, data: Path, run: Path, rank: int, port: int) -> None:
         os._exit(code)
 
 
+def log_of(run: Path, rank: int) -> Path:
+    """What a process says; on a disk that is never full."""
+    return run.parent.with_name(f"{run.name}.{rank}.log")
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
-def end(children: list[int]) -> bool:
-    """SIGKILL all of them; whether any was still running."""
+def end(children: list[int], how: signal.Signals = signal.SIGKILL) -> bool:
+    """Send all of them a signal; whether any was still running."""
     running = [os.waitpid(child, os.WNOHANG)[0] == 0 for child in children]
     for child, alive in zip(children, running, strict=True):
         if alive:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, how)
+    for child, alive in zip(children, running, strict=True):
+        if alive:
             os.waitpid(child, 0)
     return any(running)
 
@@ -280,7 +347,7 @@ def finish(stage: Stage, data: Path, run: Path) -> float:
 
 
 def fail(stage: Stage, run: Path, rank: int) -> None:
-    log = run.with_suffix(f".{rank}.log").read_text(errors="replace")
+    log = log_of(run, rank).read_text(errors="replace")
     sys.exit(f"{stage.name}: process {rank} failed:\n{log[-3000:]}")
 
 
@@ -302,7 +369,7 @@ def unfinished(run: Path) -> list[Path]:
 def state(run: Path) -> dict:
     """Where a run stood when it was killed."""
     half = unfinished(run)
-    hidden = [path for path in run.rglob(".*") if path.is_dir() or path.is_file()]
+    hidden = [path for path in run.rglob(".*") if path.suffix != ".lock"]
     logs = [*run.glob("train_log_*.jsonl"), *run.glob("predictions_*.partial*.jsonl")]
     return {
         "rows": sum(log.read_bytes().count(b"\n") for log in logs),

@@ -30,13 +30,13 @@ MARKS = ("pipeline.json", "manifest.json")  # by one of them a run is known
 # What the kit calls the files that it writes into a run.
 MADE = re.compile(
     r"""\d\d_\w+(\.unfinished)?\.(ipynb|html) | report\.html | results\.(json|md)
-    | (pipeline|manifest|metrics|perception(_asked)?|attention|coherence)\.json
+    | (pipeline|manifest|metrics|claims|perception(_asked)?|attention|coherence)\.json
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
     | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
     | (predictions|readings|judgements)_[^/]+\.settings\.json
     | figures/[^/]+\.png
     | adapters/\.[^/]+\.unfinished/.+
-    | checkpoints/[^/]+/(\w+_settings\.json | checkpoint-\d+/.+)
+    | checkpoints/[^/]+/(README\.md | \w+_settings\.json | checkpoint-\d+/.+)
     | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)
     | \.[^/]+\.lock""",
     re.VERBOSE,

@@ -65,7 +65,7 @@ def test_this_process_cannot_write_twice_either(tmp_path):
 
 OURS = [
     *("01_data.ipynb", "02_sft.unfinished.ipynb", "03_grpo.html", "report.html"),
-    *("pipeline.json", "manifest.json", "metrics.json", "perception_asked.json"),
+    *("pipeline.json", "manifest.json", "claims.json", "perception_asked.json"),
     *("train_log_sft-answers.jsonl", "rollouts.jsonl", "replaced_rollouts_ppo.jsonl"),
     *("predictions_grpo_L1.no_video.jsonl", "predictions_base_L1.settings.json"),
     *("predictions_base_L1.partial-1.jsonl", "attention_grpo.on_base.jsonl"),
@@ -73,6 +73,7 @@ OURS = [
     *("adapters/sft/sft_settings.json", "adapters/sft/adapter_model.safetensors"),
     *("adapters/.grpo.unfinished/adapter_config.json", ".sft.lock"),
     *("checkpoints/grpo/grpo_settings.json", "checkpoints/grpo/checkpoint-4/a.bin"),
+    *("checkpoints/grpo/README.md", "results.md", "judgements_sft_L3.settings.json"),
     *("launch_train_sft/call.pickle", "watched_grpo.jsonl", ".launch_train_sft.lock"),
 ]
 THEIRS = [

@@ -30,7 +30,8 @@ MARKS = ("pipeline.json", "manifest.json")  # by one of them a run is known
 # What the kit calls the files that it writes into a run.
 MADE = re.compile(
     r"""\d\d_\w+(\.unfinished)?\.(ipynb|html) | report\.html | results\.(json|md)
-    | (pipeline|manifest|metrics|claims|perception(_asked)?|attention|coherence)\.json
+    | (pipeline|manifest|chain|metrics|claims|perception(_asked)?)\.json
+    | (attention|coherence)\.json
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
     | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
     | (predictions|readings|judgements)_[^/]+\.settings\.json

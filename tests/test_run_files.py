@@ -65,7 +65,7 @@ def test_this_process_cannot_write_twice_either(tmp_path):
 
 OURS = [
     *("01_data.ipynb", "02_sft.unfinished.ipynb", "03_grpo.html", "report.html"),
-    *("pipeline.json", "manifest.json", "claims.json", "perception_asked.json"),
+    *("pipeline.json", "manifest.json", "chain.json", "perception_asked.json"),
     *("train_log_sft-answers.jsonl", "rollouts.jsonl", "replaced_rollouts_ppo.jsonl"),
     *("predictions_grpo_L1.no_video.jsonl", "predictions_base_L1.settings.json"),
     *("predictions_base_L1.partial-1.jsonl", "attention_grpo.on_base.jsonl"),

@@ -161,7 +161,7 @@ def test_an_adapter_with_one_number_that_is_none_is_refused(
     name = min(load_file(folder / models.ADAPTER_WEIGHTS))
     spoil(folder, math.nan, name)
     with pytest.raises(ValueError, match=rf"{name} holds NaN or infinity"):
-        models.load_trained(tiny_checkpoint, folder)
+        models.load_adapter(models.load_model(tiny_checkpoint), folder)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -18,9 +18,7 @@ import random
 import re
 import sys
 import warnings
-from lib import chain, paths, records
-from lib import torchvision_cpu as torchvision_cpu  # before transformers
-
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 

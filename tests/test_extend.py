@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from lib import questions
+from lib import questions, run_files
 from lib.mini import benchmark, world
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json
@@ -157,6 +157,13 @@ def test_the_reward_is_logged_and_moves_what_is_trained(kit, films):
     assert log["reward"] == pytest.approx(total, abs=1e-6)
     alone = weights(kit / "outputs" / "accuracy" / "adapters" / "grpo")
     assert not same(weights(kit / "outputs" / "both" / "adapters" / "grpo"), alone)
+
+
+def test_all_that_it_left_is_known_as_the_kits(kit):
+    """So that --fresh deletes what an extension's run wrote, and nothing else."""
+    run = kit / "outputs" / "both"
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert files and [path for path in files if not run_files.made(run, path)] == []
 
 
 def test_the_variant_trains_under_its_name_on_what_did_better(kit):

@@ -140,7 +140,7 @@ def is_run(folder: Path) -> bool:
     """Whether the kit has left the marks of a run in a folder."""
     found = dict.fromkeys(MARKS)
     for mark in MARKS:
-        with suppress(FileNotFoundError, ValueError):  # missing, or not JSON
+        with suppress(OSError, ValueError):  # missing, or not JSON
             found[mark] = records.read_json(folder / mark)
     state, stages = (x if isinstance(x, dict) else {} for x in found.values())
     recorded = [facts for facts in stages.values() if isinstance(facts, dict)]

@@ -233,10 +233,11 @@ class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
         with whole, self.accelerator.autocast():
             yield
 
-    def _draw(self, seen) -> list[list[list[int]]]:
+    def rollouts(self, seen) -> list[list[list[int]]]:
+        """Groups as token ids; FloatingPointError for a policy that has become NaN."""
         how = (self.num_generations, self.decoding())
         try:
-            groups = shared_prefix.rollouts(self.model, seen, *how)
+            return shared_prefix.rollouts(self.model, seen, *how)
         except RuntimeError as error:  # of torch.multinomial; on a GPU an assertion
             if not re.search("probability tensor|device-side assert", str(error)):
                 raise
@@ -244,6 +245,9 @@ class VideoGRPOTrainer(DynamicSampling, checkpoints.ExactResume, GRPOTrainer):
                 f"step {self.state.global_step + 1}: no rollouts can be drawn, the "
                 f"policy's probabilities are NaN; {checkpoints.diverged(self.settings)}"
             ) from error
+
+    def _draw(self, seen) -> list[list[list[int]]]:
+        groups = self.rollouts(seen)
         if not self.groups_were_compared:
             check_groups_differ(groups)
             self.groups_were_compared = True

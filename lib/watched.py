@@ -107,8 +107,7 @@ def draw(trainer, prompt: shared_prefix.Prompt) -> list[list[int]]:
     """A group as the trainer would draw it now, as token ids."""
     with trainer.gathered():
         seen = shared_prefix.with_features(trainer.model, [prompt])
-        size, how = trainer.num_generations, trainer.decoding()
-        return shared_prefix.rollouts(trainer.model, seen, size, how)[0]
+        return trainer.rollouts(seen)[0]
 
 
 def seed_of(seed: int, step: int, question_id: str) -> int:

@@ -456,11 +456,11 @@ def _encode(
         )
     texts = [
         processor.apply_chat_template(
-            as_text(processor.tokenizer, conversation),
+            conversation,
             tokenize=False,
             add_generation_prompt=conversation[-1]["role"] != "assistant",
         )
-        for conversation in conversations
+        for conversation in as_text(processor.tokenizer, conversations)
     ]
     "".join(texts).encode()  # of half a character a tokenizer does not say what it is
     batch = processor(
@@ -487,8 +487,8 @@ def _encode(
     return dict(batch)
 
 
-def as_text(tokenizer, words: str | list[dict]):
-    """`words`, a text or a conversation, marked where it spells a token of its own.
+def as_text(tokenizer, words: str | list[list[dict]]):
+    """`words`, a text or conversations, marked where they spell a token of their own.
 
     What is marked becomes pieces of text in a call with `sanitize_control_tokens`, the
     way of transformers to keep what users write apart from what its template writes.

@@ -70,18 +70,24 @@ def is_list(value: object) -> bool:
 
 
 def is_relative(value: object) -> bool:
-    """A path that stays below the folder it is joined to, and that a disk can have."""
-    if not is_text(value) or set(value) & set("\\\0") or len(value) > 1000:
+    """A path that stays below the folder it is joined to."""
+    if not is_text(value) or set(value) & set("\\\0"):
         return False
     path = PurePosixPath(value)
-    longest = max(
-        (len(part.encode(errors="replace")) for part in path.parts), default=0
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def is_path(value: object) -> bool:
+    """The same, of a length that a disk can have."""
+    return (
+        is_relative(value)
+        and len(value) <= 1000
+        and all(len(part.encode(errors="replace")) <= 255 for part in value.split("/"))
     )
-    return 0 < longest <= 255 and not path.is_absolute() and ".." not in path.parts
 
 
 def is_file_name(value: object) -> bool:
-    return is_relative(value) and "/" not in value
+    return is_path(value) and "/" not in value
 
 
 def shown(value: object) -> str:
@@ -377,7 +383,7 @@ def _prompt_shape(prompt: list) -> Iterator[tuple[str, str]]:
 
 
 def _content_shape(content: list) -> Iterator[tuple[str, str]]:
-    sound = {"video": is_relative, "image": is_relative, "text": is_text}
+    sound = {"video": is_path, "image": is_path, "text": is_text}
     kinds = Counter()
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
@@ -448,7 +454,7 @@ KINDS = {  # in the order in which a record is asked for its marks
             "question": TEXT,
             "candidates": CANDIDATES,
             "correct_choice": INTEGER,
-            "video_path": (is_relative, "a path relative to the video folder"),
+            "video_path": (is_path, "a path relative to the video folder"),
             "duration_group": INTEGER,
         },
         rules=_general,

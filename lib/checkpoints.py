@@ -264,10 +264,12 @@ def diverged(settings) -> str:
 
 
 def at_least(settings, least: Mapping[str, float]) -> None:
-    """ValueError for a number of some settings that is below its least value."""
-    for name, value in least.items():
-        if not getattr(settings, name) >= value:
-            raise ValueError(f"{name} = {getattr(settings, name)}: at least {value}")
+    """ValueError for a number of some settings that is below its least, or not finite."""
+    for name, value in vars(settings).items():
+        low = least.get(name, -math.inf)
+        if isinstance(value, int | float) and not low <= value < math.inf:
+            wanted = f"at least {low}" if name in least else "a finite number"
+            raise ValueError(f"{name} = {value}: {wanted} is needed")
 
 
 class StepBar(TrainerCallback):

@@ -53,6 +53,16 @@ Reward = Callable[[str, Question], float]
 RECORD = "grpo_settings.json"
 EXTRA = "extra_state.safetensors"  # in a checkpoint: what only this trainer knows
 STYLE = "think"  # the paper trains with the prompt it evaluates with
+LEAST = {
+    **dict.fromkeys(
+        ("steps", "save_every", "updates_per_batch", "prompts_per_step"), 1
+    ),
+    **dict.fromkeys(("max_completion_tokens", "pack_tokens"), 1),
+    **dict.fromkeys(
+        ("lr", "kl_beta", "top_k", "top_p", "lora_rank", "warmup_share"), 0
+    ),
+    **dict.fromkeys(("extra_draws", "kl_clamp", "prompts_per_backward"), 0),
+}
 LOGGED = {
     "reward": "reward",
     "reward_std": "reward_std",
@@ -116,6 +126,7 @@ class GRPOSettings:
     smallest_group = 2  # of the class; no setting
 
     def __post_init__(self) -> None:
+        checkpoints.at_least(self, LEAST)
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature = {self.temperature}: it must be above 0, or all "
@@ -125,9 +136,6 @@ class GRPOSettings:
             raise ValueError(
                 f"group_size = {self.group_size}: an advantage compares at least 2"
             )
-        counts = ("steps", "prompts_per_step", "max_completion_tokens", "save_every")
-        least = {**dict.fromkeys(counts, 1), "updates_per_batch": 1}
-        checkpoints.at_least(self, {**least, "extra_draws": 0, "kl_clamp": 0})
         for name in ("steps", "save_every"):
             if getattr(self, name) % self.updates_per_batch:
                 raise ValueError(

@@ -1,4 +1,6 @@
-"""HTML from Python values, escaped unless it is markup already.
+"""Text of strangers stays text: in a page, in a table of markdown, in a terminal.
+
+HTML is made from Python values, escaped unless it is markup already.
 
 Only what `tag` and the functions below return is `Html`; any other text, a model's
 completion say, is escaped where it is put into a page. So no forgotten call can let a
@@ -17,8 +19,24 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+LONGEST = 120  # characters of a stranger's text within a message
 EMPTY = {"img", "meta", "link", "line", "circle", "path"}  # have no end tag
 PIXELS_AN_INCH = 150 / 96  # of lib.plots.save, over those of CSS
+
+
+def shown(text: object, most: int | None = None) -> str:
+    """A text on one line of a terminal: whatever would steer it is written out, what is
+    beyond `most` characters is left out.
+
+    >>> shown("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    text = str(text)
+    line = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode()
+        for c in text[:most]
+    )
+    return line if most is None or len(text) <= most else f"{line} ..."
 
 
 class Html(str):

@@ -25,6 +25,7 @@ import ast
 import difflib
 import io
 import itertools
+import math
 import re
 import tokenize
 from collections.abc import Iterable
@@ -35,11 +36,15 @@ from typing import Any
 import nbformat
 import yaml
 
+from lib.markup import LONGEST, shown
 from lib.paths import ROOT, check_run_name
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 LINES = "expected lines of `key: value`"
+DEEPEST = 8  # levels of a file; a list within a sweep is the third
+MOST_RUNS = 1000  # of a sweep
+MOST_FAULTS = 20  # that a message lists
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -71,8 +76,10 @@ class ParamsFaults(ValueError):
     """Every fault of a params file, each naming file, line and key."""
 
     def __init__(self, faults: list[str]):
-        self.faults = faults
-        super().__init__("\n".join(faults))
+        self.faults = [shown(fault) for fault in faults]
+        more = len(faults) - MOST_FAULTS
+        rest = [f"and {more} more faults"] if more > 0 else []
+        super().__init__("\n".join(self.faults[:MOST_FAULTS] + rest))
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,27 @@ class _Given:
 
     def fault(self, text: str, node: yaml.Node | None = None) -> str:
         line = (node or self.node).start_mark.line + 1
-        return f"{self.file}, line {line}, {self.key}: {text}"
+        return f"{self.file}, line {line}, {shown(self.key, LONGEST)}: {text}"
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without what a params file has no use for and what has no bound: aliases,
+    of which a few lines can stand for gigabytes, and deep nesting."""
+
+    level = 0
+
+    def compose_node(self, parent, index):
+        mark = self.peek_event().start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="an alias: write it out", problem_mark=mark
+            )
+        self.level += 1
+        if self.level > DEEPEST:
+            raise yaml.MarkedYAMLError(problem="nested too deep", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
 
 
 def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -186,12 +213,28 @@ def _mismatch(value: Any, kind: type) -> str | None:
     """What is wrong with a value of a parameter of type `kind`; None if nothing."""
     if type(value) is kind or (kind is float and type(value) is int):
         return None
-    found = f"expected {kind.__name__}, found {type(value).__name__} {value!r}"
+    found = f"expected {kind.__name__}, found {type(value).__name__} "
+    found += shown(repr(value), LONGEST)
     if kind is str:
         return f"{found}; put it in quotation marks"
     if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):
         return f"{found}; YAML wants a point and a sign: {_yaml_float(value)}"
     return found
+
+
+def _misread(text: str, value: Any) -> str | None:
+    """What is wrong with a number that YAML 1.1 reads as nobody means it: 010 is 8
+    there and 1:30 is 90; None if nothing."""
+    if type(value) not in (int, float):
+        return None
+    plain = f"a finite number in plain digits, found {text}"
+    if not math.isfinite(value):
+        return f"expected {plain}"
+    try:
+        same = type(value)(text) == value
+    except ValueError:
+        same = False
+    return None if same else f"expected {plain}: YAML reads it as {value}; write that"
 
 
 def _yaml_float(text: str) -> str:
@@ -217,8 +260,10 @@ def _collect(
         faults.append(sweep.fault(f"{above[-1]} starts from this file; no sweep here"))
     inherited: dict[str, _Given] = {}
     if base:
-        source = path.parent / str(base.node.value)
-        if source.resolve() in {p.resolve() for p in (*above, path)}:
+        source = path.parent / shown(base.node.value, LONGEST)
+        if not isinstance(base.node, yaml.ScalarNode):
+            faults.append(base.fault("expected the path of a params file"))
+        elif source.resolve() in {p.resolve() for p in (*above, path)}:
             faults.append(base.fault(f"{source} starts from this file"))
         elif not source.is_file():
             faults.append(base.fault(f"{source} is missing"))
@@ -233,7 +278,9 @@ def _collect(
 def _read(path: Path, faults: list[str]) -> dict[str, _Given] | None:
     """The keys of one file; None, with a fault added, if it cannot be read."""
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        loader = _Plain(text)
+        tree = loader.get_single_node()
     except FileNotFoundError:
         faults.append(f"{path} is missing: give a file such as params/mini.yaml")
         return None
@@ -244,6 +291,14 @@ def _read(path: Path, faults: list[str]) -> dict[str, _Given] | None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         faults.append(f"{path}, line {line}: not YAML ({error.problem}); {LINES}")
+        return None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        found = f"a control character, {error.character:#04x}"
+        faults.append(f"{path}, line {line}: {found}; {LINES}")
+        return None
+    except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
+        faults.append(f"{path}, line {loader.line + 1}: not YAML ({error}); {LINES}")
         return None
     if not isinstance(tree, yaml.MappingNode):
         faults.append(f"{path}, line 1: {LINES}")
@@ -297,7 +352,7 @@ def _chosen(
     if not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
         faults.append(item.fault("expected a list of names, such as [02_sft, 04_eval]"))
         return ()
-    named = {str(node.value): node for node in item.node.value}
+    named = {shown(node.value, LONGEST): node for node in item.node.value}
     stems = [notebook.stem for notebook in available]
     for name, node in named.items():
         if name not in stems:
@@ -319,9 +374,10 @@ def _checked(
     try:
         value = yaml.SafeLoader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
-        faults.append(item.fault(f"not a value of YAML ({error})", node))
+        why = shown(error, LONGEST)
+        faults.append(item.fault(f"not a value of YAML ({why})", node))
         return None
-    wrong = _mismatch(value, kind)
+    wrong = _mismatch(value, kind) or _misread(node.value, value)
     if wrong:
         faults.append(item.fault(wrong, node))
         return None
@@ -336,6 +392,11 @@ def _expand(
     faults: list[str],
 ) -> list[Run]:
     """One run a combination; their names tell the combinations apart."""
+    count = math.prod(map(len, varied))
+    if count > MOST_RUNS:
+        most = f"{count:,} combinations, more than {MOST_RUNS:,}"
+        faults.append(f"{path}, sweep: {most}; give fewer values, or several files")
+        return []
     runs = []
     for combination in itertools.product(*varied):
         parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
@@ -347,7 +408,7 @@ def _expand(
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"{path}, sweep: two runs would both be called {name}")
     try:
-        for name in [path.stem, names[0]] if varied else names:
+        for name in ([path.stem] if varied else []) + names:
             check_run_name(name)
     except ValueError as error:
         faults.append(f"{path}, run_name: {error}")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # In outputs/ and no run's: benchmark, committed records, exported models. Some file
 # systems take Data for data.
 RESERVED = ("data", "reference", "models")
-LONGEST = 240  # bytes of a run's name: its lock and its log are called after it
+LONGEST = 200  # bytes of a run's name; systems take 255, and .log or .lock comes to it
 
 
 def resolve(path: str | Path) -> Path:
@@ -22,17 +22,15 @@ def resolve(path: str | Path) -> Path:
 
 def check_run_name(run_name: str) -> None:
     """Raise ValueError unless `run_name` can name a run's folder below outputs/."""
-    encoded = run_name.encode(errors="replace")
-    if (
-        not 0 < len(encoded) <= LONGEST
-        or run_name.startswith(".")
-        or set(run_name) & set('/\\:\0"')
-        or encoded.decode() != run_name
-    ):
+    if not run_name or run_name.startswith(".") or set(run_name) & set('/\\:"'):
         raise ValueError(
-            f"run_name {run_name[:LONGEST]!r} must be a plain folder name: not empty, "
-            f"no leading dot, none of / \\ : and no quotation mark, {LONGEST} bytes "
-            "of UTF-8 at most"
+            f"run_name {run_name[:50]!r} must be a plain folder name: not empty, no "
+            "leading dot, none of / \\ : and no quotation mark"
+        )
+    if not run_name.isprintable() or len(run_name.encode()) > LONGEST:
+        raise ValueError(
+            f"run_name {run_name[:50]!r} must be printable characters of at most "
+            f"{LONGEST} bytes"
         )
     if run_name.casefold() in RESERVED:
         raise ValueError(

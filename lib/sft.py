@@ -35,6 +35,11 @@ from trl import SFTConfig, SFTTrainer
 
 RECORD = "sft_settings.json"
 LABEL = "sft"
+LEAST = {
+    **dict.fromkeys(("steps", "batch_size", "gradient_accumulation"), 1),
+    **dict.fromkeys(("save_every", "max_tokens"), 1),
+    **dict.fromkeys(("lr", "lora_rank", "warmup_share"), 0),
+}
 IGNORED = -100  # label of a token that is not in the loss
 END_OF_RESPONSE = "<|im_end|>"
 # tokens: the mean over all learned tokens of a step, so that every token weighs the
@@ -77,10 +82,9 @@ class SFTSettings:
     gradient_checkpointing: bool = False  # less memory, more time (True)
 
     def __post_init__(self) -> None:
+        checkpoints.at_least(self, LEAST)
         if self.loss not in LOSSES:
             raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
-        counts = ("steps", "batch_size", "gradient_accumulation", "save_every")
-        checkpoints.at_least(self, dict.fromkeys(counts, 1))
 
 
 class ResponseCollator:

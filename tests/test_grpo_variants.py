@@ -253,7 +253,11 @@ def test_a_checkpoint_between_two_updates_of_a_batch_is_refused(field):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"updates_per_batch": 0}, {"extra_draws": -1}, {"kl_clamp": -11.0}]
+    "changes",
+    [
+        *({"updates_per_batch": 0}, {"extra_draws": -1}, {"kl_clamp": -11.0}),
+        *({"steps": -3}, {"save_every": 0}, {"lora_rank": -1}, {"kl_beta": math.nan}),
+    ],
 )
 def test_settings_out_of_bounds_are_refused(changes):
     (name,) = changes

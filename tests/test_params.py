@@ -247,3 +247,78 @@ def test_a_sweep_is_every_combination_over_its_base(notebooks, tmp_path):
         **{"run_name": "grid-seed=0-lr=2.0", "quantize": True},
         **{"seed": 0, "lr": 2.0},
     }
+
+
+BOMB = "".join(
+    f"k{i}: &k{i} [{', '.join([f'*k{i - 1}' if i else 'x'] * 9)}]\n" for i in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB + "seed: *k8\n", "line 2: not YAML (an alias"),
+        ("run_name: a\nseed: &s [*s]\n", "line 2: not YAML (an alias"),
+        (
+            "run_name: a\n? " + "[" * 50 + "]" * 50 + "\n: 1\n",
+            "line 2: not YAML (nested",
+        ),
+        ("run_name: a\nseed: " + "{k: " * 5000 + "\n", "line 2: not YAML (nested"),
+        ("run_name: a\n\nlr: \0\n", "line 3: a control character, 0x00"),
+        ("run_name: a\n# \x9b2J\n", "line 2: a control character, 0x9b"),
+        ('run_name: a\nseed: "\\UFFFFFFFF"\n', "line 2: not YAML"),
+        ('run_name: a\n"\\e]0;x\\a": 1\n', r"line 2, \x1b]0;x\x07: no notebook"),
+        ('run_name: a\nseed: "\\e[2J"\n', r"line 2, seed: expected int, found str"),
+        ('run_name: "a\\ud800"\n', r"run_name 'a\ud800' must be printable"),
+        ('run_name: "a\\u202eb"\n', r"run_name 'a\u202eb' must be printable"),
+        (f"run_name: {'ü' * 101}\n", "of at most 200 bytes"),
+        ("run_name: a\nseed: 010\n", "line 2, seed: expected a finite number in plain"),
+        ("run_name: a\nseed: 1:30\n", "found 1:30: YAML reads it as 90"),
+        ("run_name: a\nlr: -1:00.5\n", "found -1:00.5: YAML reads it as -60.5"),
+        ("run_name: a\nlr: 0x10\n", "found 0x10: YAML reads it as 16"),
+        ("run_name: a\nlr: .nan\n", "line 2, lr: expected a finite number"),
+        (f"run_name: a\nseed: {'9' * 5000}\n", "line 2, seed: not a value of YAML"),
+        (f"run_name: a\nseed: {'x' * 10**6}\n", "line 2, seed: expected int"),
+        ("base: [a, b]\nrun_name: a\n", "line 1, base: expected the path"),
+    ],
+)
+def test_a_file_of_a_stranger_gives_a_short_plain_message(
+    tmp_path, notebooks, text, told
+):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsFaults) as caught:
+        load_params(path, notebooks)
+    message = str(caught.value).replace(str(path), "a.yaml")
+    assert told in message and len(message) < 400
+    assert message.replace("\n", "").isprintable()
+
+
+def test_of_many_faults_the_first_are_listed(tmp_path, notebooks):
+    path = write(tmp_path, "a.yaml", "".join(f"k{i}: 1\n" for i in range(500)))
+    with pytest.raises(ParamsFaults) as caught:
+        load_params(path, notebooks)
+    assert len(caught.value.faults) == 501  # run_name is missing too
+    assert len(str(caught.value).splitlines()) == 21
+    assert str(caught.value).endswith("and 481 more faults")
+
+
+def test_numbers_that_yaml_and_people_read_alike_are_taken(tmp_path, notebooks):
+    path = write(tmp_path, "a.yaml", "run_name: a\nseed: 1_000\nlr: +1.5e-3\n")
+    assert load_params(path, notebooks)[0].values["seed"] == 1000
+    path = write(tmp_path, "b.yaml", f"run_name: {'x' * 200}\nseed: {2**70 + 1}\n")
+    assert load_params(path, notebooks)[0].values["seed"] == 2**70 + 1
+
+
+def test_a_sweep_is_counted_before_it_is_made(tmp_path, notebooks):
+    values = ", ".join(map(str, range(2000)))
+    text = f"sweep:\n  seed: [{values}]\n  lr: [{values}]\n  max_frames: [{values}]\n"
+    (fault,) = faults(write(tmp_path, "a.yaml", text), notebooks)
+    assert "8,000,000,000 combinations, more than 1,000" in fault
+
+
+def test_every_name_of_a_sweep_is_looked_at(tmp_path, notebooks):
+    write_notebook(notebooks / "03_x.ipynb", 'way: str = "a"  # how')
+    path = write(tmp_path, "a.yaml", f"sweep:\n  way: [a, {'b' * 300}]\n")
+    (fault,) = faults(path, notebooks)
+    assert "of at most 200 bytes" in fault

@@ -26,7 +26,10 @@ def test_run_dir_is_made_below_outputs(tmp_path, monkeypatch):
     assert paths.run_dir("mini_seeds-seed=0").is_dir()
 
 
-NO_FOLDERS = ["", ".", "..", "a/b", "a\\b", "../a", ".hidden", "a" * 300, "a\ud800"]
+NO_FOLDERS = [
+    *("", ".", "..", "a/b", "a\\b", "../a", ".hidden", "a" * 201, "a\ud800"),
+    *("a\x1b[2J", "a\n", "a\u202e", "a\0"),
+]
 KEPT = ["data", "reference", "Data", "REFERENCE", "models"]
 
 

@@ -1,5 +1,6 @@
 """SFT: what the loss is, and that a run repeats, resumes and refuses."""
 
+import math
 import os
 import pickle
 import resource
@@ -397,3 +398,19 @@ def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
     assert not (tmp_path / "adapters").exists()
     sft.train_sft(*arguments)
     assert weights(tmp_path) == weights(undisturbed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"steps": 0}, {"steps": -3}, {"batch_size": 0}, {"lora_rank": -8}, {"lr": -1e-3}],
+)
+def test_numbers_that_cannot_be_trained_with_are_refused(changes):
+    ((name, value),) = changes.items()
+    with pytest.raises(ValueError, match=f"{name} = {value}: at least"):
+        replace(SETTINGS, **changes)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_that_are_none_are_refused(value):
+    with pytest.raises(ValueError, match=r"lora_alpha = .*: a finite number is needed"):
+        replace(SETTINGS, lora_alpha=value)

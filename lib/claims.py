@@ -62,6 +62,7 @@ from pathlib import Path
 
 from lib import chain, plots, stats, tables
 from lib.claim_records import LEVELS, Missing, Records, Term
+from lib.markup import Marked, literal
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_json, write_text
 from lib.tables import points
@@ -335,7 +336,9 @@ def markdown(rows: Sequence[Mapping]) -> str:
         "here": lambda row: _effect(decisive(row)),
         "n × seeds": lambda row: _size(decisive(row)),
         "power": lambda row: _power(decisive(row)),
-        "verdict": lambda row: f"**{row['verdict']}**{_at_size(decisive(row))}",
+        "verdict": lambda row: Marked(
+            f"**{literal(row['verdict'])}**{_at_size(decisive(row))}"
+        ),
     }
     return tables.markdown(rows, columns)
 

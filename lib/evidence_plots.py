@@ -158,7 +158,7 @@ def attention_frames(
     picture = WIDTH / len(pictures) * clip.shape[1] / clip.shape[2]
     height = head + (len(maps) + 1) * (picture + line)
     figure = plt.figure(figsize=(WIDTH, height))
-    figure.text(0, 1, asked, fontsize=8, va="top", parse_math=False)
+    figure.text(0, 1, asked, fontsize=8, va="top")
     for row, model in enumerate([None, *maps]):
         bottom = height - head - (row + 1) * (picture + line) + 0.16
         for column, (name, pixels) in enumerate(zip(names, pictures, strict=True)):
@@ -183,7 +183,7 @@ def attention_frames(
             title += textwrap.shorten(words, 90, placeholder=" [...]")
         style = {"color": COLORS.get(model, "0"), "weight": "bold", "va": "bottom"}
         top = (bottom + picture + 0.04) / height
-        figure.text(0, top, title, fontsize=7.5, parse_math=False, **style)
+        figure.text(0, top, title, fontsize=7.5, **style)
     return figure
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib import paths, questions
+from lib.markup import grid
 from lib.schemas import FRAME, PROGRESS, is_integer, narration
 
 STATES = ("missing", "damaged", "too short")
@@ -89,8 +90,6 @@ def fault_table(reports: list[dict]) -> str:
 
 def _aligned(lines: list[list]) -> str:
     """A markdown table that is also aligned in a terminal."""
-    from lib.tables import grid  # here, because it brings matplotlib
-
     cells = [[str(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return grid([[c.ljust(w) for c, w in zip(x, widths, strict=True)] for x in cells])

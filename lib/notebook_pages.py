@@ -31,7 +31,7 @@ from nbconvert.exporters.html import contextfilter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
-from lib.records import read_json, write_text
+from lib.records import read_json, sha256, write_text
 
 STYLE = Path(__file__).with_name("notebook_page.css")
 # Only what stands in the file itself; a widget has its picture or text beside it.
@@ -98,9 +98,10 @@ class Made(NamedTuple):
 
 
 def is_fresh(notebook: Path) -> bool:
-    """Whether the page of a notebook was made after it was executed."""
+    """Whether the page of a notebook was made of just this content: it ends with its
+    hash. Times would not tell; a clock may have been set back."""
     page = notebook.with_suffix(".html")
-    return page.exists() and page.stat().st_mtime >= notebook.stat().st_mtime
+    return page.exists() and page.read_bytes().endswith(_end(notebook).encode())
 
 
 def convert(notebook: Path) -> Path:
@@ -110,13 +111,19 @@ def convert(notebook: Path) -> Path:
     config.NbConvertBase.display_data_priority = SHOWN
     config.CoalesceStreamsPreprocessor.enabled = True
     exporter = _Offline(raw_template=TEMPLATE, config=config)
+    end = _end(notebook)
     node = nbformat.read(notebook, as_version=4)
     node.metadata.pop("widgets", None)  # their state, of no use without their code
     resources = {"page_style": _style(exporter), "undescribed": UNDESCRIBED}
     resources["metadata"] = {"name": notebook.stem, "path": str(notebook.parent)}
     html, _ = exporter.from_notebook_node(node, resources)
-    write_text(page, html)
+    write_text(page, html + end)
     return page
+
+
+def _end(notebook: Path) -> str:
+    """The last line of the notebook's page."""
+    return f"\n<!-- made of {sha256(notebook)} -->\n"
 
 
 def cells(notebook: Path) -> list[Cell]:
@@ -242,6 +249,7 @@ def _draw(latex: str) -> tuple[bytes, float, float] | None:
     drawn = io.BytesIO()
     size = 12  # points
     settings = {"mathtext.fontset": "cm", "font.size": size, "svg.hashsalt": "formula"}
+    settings["text.parse_math"] = True  # lib/plots.py turns it off for every text
     with matplotlib.rc_context(settings):
         try:
             depth = math_to_image(f"${known}$", drawn, format="svg")

@@ -53,9 +53,10 @@ STYLE = Path(__file__).with_name("page.css")
 def write(run: str | Path, anew: bool = False) -> Path:
     """Write run/report.html, and a page beside every executed notebook; its path.
 
-    A page that is newer than its notebook stays, unless all are wanted `anew`: the last
-    cell of 05_analysis and the pipeline behind it both come here. FileNotFoundError
-    without results.json, ValueError where a record is damaged or not as it was left.
+    A page of a notebook that has not changed stays, unless all are wanted `anew`: the
+    last cell of 05_analysis and the pipeline behind it both come here.
+    FileNotFoundError without results.json, ValueError where a record is damaged or not
+    as it was left.
     """
     folder = require(run, "run the notebooks first: python -m lib.pipeline")
     require(folder / "results.json", "run 05_analysis first")

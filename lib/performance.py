@@ -14,8 +14,8 @@ repeated and 882 + 512 = 1,394 packed, a limit of 5.4.
 from collections.abc import Mapping
 from pathlib import Path
 
+from lib.markup import Marked, grid
 from lib.records import read_json
-from lib.tables import grid
 
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 CASES = {"full": "all weights", "lora": "LoRA", "nf4": "LoRA on NF4"}
@@ -143,9 +143,9 @@ def cost_table(folder: Path) -> str:
     costs = read_json(folder / "bench_cost.json")["costs"]
     rows = [
         ["track", "machine", "time", "memory"],
-        mini_row("mini, `make reproduce`", folder / "mini", ""),
+        mini_row(Marked("mini, `make reproduce`"), folder / "mini", ""),
         mini_row(
-            "mini, `params/sweeps/mini_seeds.yaml`",
+            Marked("mini, `params/sweeps/mini_seeds.yaml`"),
             folder / "mini_seeds",
             " a run, with PPO and GRPO-CARE too, two at a time beside other work",
         ),

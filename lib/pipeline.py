@@ -42,6 +42,7 @@ from tqdm import tqdm
 from traitlets import default
 
 from lib import chain, run_files
+from lib.markup import grid
 from lib.params import Run, declarations, declared, load_params
 from lib.paths import ROOT, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
@@ -140,16 +141,20 @@ def unfinished(run: Run) -> list[Path]:
 
 
 def report_due(run: Run) -> bool:
-    """Whether a finished run lacks a report as new as the newest of its notebooks.
+    """Whether a finished run lacks a report of its notebooks as they are.
 
     05_analysis writes one too, before its own executed copy is there to be linked.
     """
     if not _has_analysis(run):
         return False
-    report = OUTPUTS / run.name / REPORT
-    executed = [OUTPUTS / run.name / notebook.name for notebook in run.notebooks]
-    newest = max(path.stat().st_mtime_ns for path in executed)
-    return not report.exists() or report.stat().st_mtime_ns < newest
+    there = (OUTPUTS / run.name / REPORT).exists()
+    return not there or _state(run.name).get("reported") != _executed(run)
+
+
+def _executed(run: Run) -> dict[str, str]:
+    """The SHA-256 of the executed notebooks of a run."""
+    folder = OUTPUTS / run.name
+    return {notebook.stem: sha256(folder / notebook.name) for notebook in run.notebooks}
 
 
 def notebook_keys(run: Run, library: dict | None = None) -> dict[Path, str]:
@@ -218,10 +223,8 @@ def write_table(runs: list[Run], failed: set[str], folder: Path) -> None:
     write_json(folder / "runs.json", rows)
     cells = [_table_cells(row) for row in rows]
     columns = list(dict.fromkeys(name for row in cells for name in row))
-    lines = [columns, ["---"] * len(columns)]
-    lines += [[row.get(name, "") for name in columns] for row in cells]
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    write_text(folder / "runs.md", text)
+    lines = [[row.get(name, "") for name in columns] for row in cells]
+    write_text(folder / "runs.md", grid([columns, *lines]))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -340,7 +343,8 @@ def _execute_notebooks(run: Run) -> None:
     recorded = _state(run.name)["notebooks"]
     # What is about to be overwritten no longer counts as finished.
     kept = {notebook.stem: recorded[notebook.stem] for notebook in finished}
-    _write_state(run.name, {"parameters": run.values, "notebooks": kept})
+    state = _state(run.name) | {"parameters": run.values, "notebooks": kept}
+    _write_state(run.name, state)
     cells = sum(_cell_count(notebook, run) for notebook in todo)
     bar = tqdm(total=cells, unit="cell", smoothing=0, disable=not todo)
     with bar, _ticking(bar):
@@ -377,6 +381,7 @@ def _write_report(run: Run) -> None:
     from lib import page  # here, because it brings matplotlib and nbconvert
 
     page.write(OUTPUTS / run.name)
+    _write_state(run.name, _state(run.name) | {"reported": _executed(run)})
 
 
 def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
@@ -457,7 +462,8 @@ def _state(run_name: str) -> dict:
 
 def _write_state(run_name: str, state: dict) -> None:
     """With its own hash, which `chain.verify` compares."""
-    facts = {name: state[name] for name in ("parameters", "notebooks")}
+    names = ("parameters", "notebooks", "reported")
+    facts = {name: state[name] for name in names if name in state}
     sealed = {**facts, "hash": settings_hash(facts)}
     write_json(OUTPUTS / run_name / "pipeline.json", sealed)
 

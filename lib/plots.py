@@ -25,6 +25,8 @@ from matplotlib.lines import Line2D
 from lib import records
 from lib.stats import wilson_interval
 
+# A text of the data is no TeX: a domain may hold a dollar sign.
+plt.rcParams["text.parse_math"] = False
 OWN = "#882255"  # of every method without a colour here, such as a reader's RL variant
 
 

@@ -54,7 +54,7 @@ def question(
         bottom, top = 1 - pictures / height, 1 - 0.2 / height
         ax = figure.add_axes((box[0], bottom, box[1], top - bottom))
         _picture(ax, title, picture)
-    style = {"va": "top", "parse_math": False}
+    style = {"va": "top"}
     figure.text(0, (words + replies - 0.1) / height, asked, fontsize=8, **style)
     for at, (row, text) in enumerate(zip(answers.values(), texts, strict=True)):
         left, model = at / len(texts), list(answers)[at]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import chain, claim_records, claims, plots, stats, sweeps, tables
+from lib.markup import Marked, code, grid
 from lib.paths import ROOT, require, resolve
 from lib.performance import performance_block
 from lib.records import read_json, settings_hash, write_json, write_text
@@ -73,7 +74,7 @@ def manifest_markdown(manifest: Mapping) -> str:
     columns = {
         "stage": lambda row: row["stage"],
         "fact": lambda row: row["fact"],
-        "value": lambda row: f"`{row['value']}`",
+        "value": lambda row: code(row["value"]),
     }
     return tables.markdown(facts, columns)
 
@@ -284,7 +285,7 @@ def _flat(facts: Mapping, prefix: str = "") -> list[tuple[str, object]]:
         if isinstance(value, Mapping):
             lines += _flat(value, f"{prefix}{name}.")
         else:
-            text = str(value).replace("|", "\\|")
+            text = str(value)
             lines.append((prefix + name, text[:70] + " ..." * (len(text) > 70)))
     return lines
 
@@ -328,8 +329,8 @@ def _seeds_markdown(table: Sequence[Mapping], compared: Sequence[Mapping]) -> st
         " / ".join(percent(tables.published_accuracy(m, name)) for m in METHODS)
         for name in sets
     ]
-    lines.append(["*paper, Qwen2-VL-7B: base / SFT / GRPO*", *paper])
-    return tables.grid(lines)
+    lines.append([Marked("*paper, Qwen2-VL-7B: base / SFT / GRPO*"), *paper])
+    return grid(lines)
 
 
 def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source: str) -> str:

@@ -41,7 +41,7 @@ def over_training(item: Question, rows: Sequence[Mapping], label: str) -> Figure
     head = 0.35 + 0.15 * (2 + asked.count("\n"))
     size = (COLUMN * len(rows), head + sum(heights))
     figure = plt.figure(figsize=size)
-    style = {"va": "top", "parse_math": False}
+    style = {"va": "top"}
     figure.text(0, 1, asked, fontsize=8, **style)
     for x, (row, column) in enumerate(zip(rows, texts, strict=True)):
         left = x / len(rows)
@@ -86,7 +86,7 @@ def _rollout(ax: Axes, own: Mapping, text: str, row: Mapping, color: str) -> Non
     letters = "ABCDE"[: len(row["options"])]
     answer = answer_words(rollout_letter(own["text"], letters), row["gold"])
     words = f"{answer}   reward {own['reward']:.3g}"
-    style = {"va": "top", "parse_math": False}
+    style = {"va": "top"}
     ax.text(0, 0.04, words, fontsize=7, weight="bold", **style)
     if own["advantage"] is not None:
         advantage = f"{own['advantage']:+.2f}".replace("-", "−")

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from lib.plots import tidy
+
 MUTED = ("#44AA99", "#999933", "#888888", "#CC6677", "#332288", "#DDCC77")
 STROKES = ("-", "--", ":", "-.")
 PROMPT, ANSWERS = "#BBBBBB", ("#88CCEE", "#CC6677", "#DDCC77", "#44AA99")
@@ -95,7 +97,7 @@ def token_losses(
     ax.text(len(tokens) - 0.4, mean, f" mean {mean:.2f}:\n the loss", fontsize=8)
     shown = [token.replace("\n", "⏎").strip() or "␣" for token in tokens]
     style = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
-    ax.set_xticks(range(len(tokens)), shown, parse_math=False, **style)
+    ax.set_xticks(range(len(tokens)), shown, **style)
     ax.set_xlim(-0.6, len(tokens) - 0.4)
     ax.set_ylabel("−log p (nats)", fontsize=8)
     _open(ax)
@@ -147,6 +149,7 @@ def estimates(
         ax.plot(counts[9:], mean[9:], color=MUTED[3 + i], lw=1.6, label=name)
     ax.axhline(exact, color="black", lw=1, ls="--", label=f"exact: {exact:.3f}")
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.set_xlabel("tokens drawn from the policy (logarithmic)", fontsize=8)
     ax.set_ylabel("estimate of the KL (nats)", fontsize=8)
     ax.legend(fontsize=8, frameon=False)
@@ -155,7 +158,5 @@ def estimates(
 
 
 def _open(ax: Axes) -> None:
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis="y", color="0.9", lw=0.7)
-    ax.set_axisbelow(True)
+    tidy(ax)
     ax.tick_params(labelsize=8)

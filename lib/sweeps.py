@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import chain, plots, stats, tables
+from lib.markup import grid
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_json, write_text
 
@@ -103,7 +104,7 @@ def markdown(rows: Sequence[Mapping]) -> str:
         )
         lines.setdefault(place, []).append(span)
     head = [*keys, "model", "seeds", *sets]
-    return tables.grid([head, *([*place, *cells] for place, cells in lines.items())])
+    return grid([head, *([*place, *cells] for place, cells in lines.items())])
 
 
 def readme_block(folder: str | Path) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import plots, questions, stats
+from lib.markup import grid
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl
 from lib.rewards import judged
@@ -252,15 +253,8 @@ def correct(rows: Sequence[Mapping]) -> np.ndarray:
 
 def markdown(rows: Sequence[Mapping], columns: Mapping[str, Callable]) -> str:
     """A table: one line a row, each column {header: function of the row}."""
-    cells = [[str(cell(row)) for cell in columns.values()] for row in rows]
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
     return grid([list(columns), *cells])
-
-
-def grid(lines: Sequence[Sequence[str]]) -> str:
-    """A markdown table of cells, the first line its header."""
-    header, *rest = lines
-    lines = [header, ["---"] * len(header), *rest]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def accuracy_markdown(rows: Sequence[Mapping]) -> str:

@@ -239,3 +239,12 @@ def test_encoded_tokens_are_drawn_to_scale():
     assert f"{sum(packed)} tokens" in words(ax.figure)
     starts = [round(bar.get_x()) for bar in ax.patches[9:]]
     assert starts == [0, 40, 169, 183, 198]
+
+
+@pytest.mark.parametrize("text", ["$x^2$", "$", r"$\frac{1}", "a $5 and $6 b", "\\"])
+def test_a_text_of_the_data_is_no_formula(made, text, tmp_path):
+    rows = [{**row, "domain": text} for row in tables.accuracy_table(made)]
+    ax = plots.accuracy(rows, "domain")
+    plots.save(ax, tmp_path / "domains.png")
+    (label,) = ax.get_xticklabels()
+    assert label.get_text().startswith(text) and not label.get_parse_math()

@@ -18,8 +18,10 @@ will do, take and need, and starts nothing (lib/budget.py).
 
 import argparse
 import contextlib
+import errno
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -36,21 +38,35 @@ import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets import default
 
 from lib import chain, run_files
-from lib.markup import grid
+from lib.markup import grid, shown
 from lib.params import Run, declarations, declared, load_params
 from lib.paths import ROOT, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 
 OUTPUTS = ROOT / "outputs"
 # Two runs of one seed must agree, and nobody's run should report to anyone.
+OUT_OF_MEMORY = "the memory is used up: close other programs, or allow more (ulimit -v)"
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
+LEAST_FILES = 256  # that a kernel with torch holds open at once
+# What a system says, in any library's words, and what to do about it.
+REMEDIES = {
+    os.strerror(errno.ENOSPC): "make room on that disk",
+    os.strerror(errno.EDQUOT): "make room: your share of that disk is used up",
+    os.strerror(errno.EFBIG): "allow larger files (ulimit -f)",
+    os.strerror(errno.EROFS): "give a place that can be written, this disk cannot",
+    os.strerror(errno.EACCES): "see that you may write there",
+    os.strerror(errno.EMFILE): "allow more open files (ulimit -n 1024)",
+    os.strerror(errno.ENOMEM): OUT_OF_MEMORY,
+    "MemoryError": OUT_OF_MEMORY,
+    "bad_alloc": OUT_OF_MEMORY,
+    "failed to map segment": OUT_OF_MEMORY,
+}
 ANALYSIS, REPORT = "05_analysis", "report.html"
 OF_A_SWEEP = "PIPELINE_OF_A_SWEEP"  # set: stdin ends when the sweep does
 TO_END, PATIENCE = 10.0, 15.0  # seconds that ending may take, that its successor waits
@@ -97,11 +113,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     patience = _end_as_asked()
     try:
+        _check_open_files()
         if options.only or not runs[0].varied:
             return execute_run(runs[0], options.fresh, patience)
         return execute_sweep(runs, options)
     except FAILURES as failure:
         print(failure, file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.strerror is None:  # no system's error
+            raise
+        said = f"{error.filename or OUTPUTS}: {error.strerror}"
+        print(f"stopped: {_trouble(said) or said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("ended: the same command goes on from here", file=sys.stderr)
@@ -127,6 +150,27 @@ def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> int:
     if _has_analysis(run):
         print(f"to read: {OUTPUTS / run.name / REPORT}")
     return 0
+
+
+def _check_open_files() -> None:
+    """OSError if a kernel would not start, for it dies without saying why."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        few = f"{os.strerror(errno.EMFILE)} for {hard} at most"
+        raise OSError(errno.EMFILE, few, sys.executable)
+    if soft < LEAST_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST_FILES, hard))
+
+
+def _trouble(error: str) -> str | None:
+    """What the system lacks, by the words of an error, and what to do, in one line;
+    None where it is something else."""
+    again = "run it again"
+    for words, remedy in REMEDIES.items():
+        if words in error:
+            told = "" if again in error else f"; {remedy}, then {again}"
+            return shown(error, 500) + told
+    return None
 
 
 def unfinished(run: Run) -> list[Path]:
@@ -388,11 +432,13 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
     """Execute one notebook; its file gets its final name when all cells have run."""
     final = OUTPUTS / run.name / notebook.name
     partial = final.with_suffix(".unfinished.ipynb")
+    # papermill fills parameters into what stands in braces in a path.
+    as_they_are = str.maketrans({"{": "{{", "}": "}}"})
     current: dict = {}
     try:
         papermill.execute_notebook(
-            notebook,
-            partial,
+            str(notebook).translate(as_they_are),
+            str(partial).translate(as_they_are),
             parameters=_values(notebook, run),
             kernel_name="python3",
             language="python",
@@ -404,8 +450,13 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
             on_cell_executed=lambda **_: bar.update(),
         )
     except PapermillExecutionError as error:
-        raise NotebookFailed(_report(partial, current, error.traceback)) from error
-    except DeadKernelError as error:
+        said = f"{error.ename}: {error.evalue}"
+        if trouble := _trouble(said):
+            raise NotebookFailed(f"{notebook.stem} stopped: {trouble}") from error
+        # Without memory IPython cannot make one.
+        cause = error.traceback or [f"{said}It may have run out of memory."]
+        raise NotebookFailed(_report(partial, current, cause)) from error
+    except RuntimeError as error:  # the kernel died, or did not start at all
         cause = [f"{error} It may have run out of memory."]
         raise NotebookFailed(_report(partial, current, cause)) from error
     os.replace(partial, final)
@@ -414,7 +465,7 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
 def _report(partial: Path, current: dict, traceback: list[str]) -> str:
     """The notebook, the cell that failed and the end of its traceback."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
-    tail = text.splitlines()[-TRACEBACK_LINES:]
+    tail = [shown(line, 500) for line in text.splitlines()[-TRACEBACK_LINES:]]
     cell = current.get("cell")
     source = cell.source.splitlines()[:TRACEBACK_LINES] if cell else ["(none yet)"]
     indented = [f"    {line}" for line in source]

@@ -7,6 +7,7 @@ line to ledger.txt when it runs, so the ledger shows what was executed and what 
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -20,7 +21,8 @@ import pytest
 from lib.paths import ROOT
 
 MODULES = [
-    *("__init__", "chain", "paths", "records", "run_files", "params", "pipeline"),
+    *("__init__", "chain", "paths", "records", "run_files", "markup", "params"),
+    "pipeline",
 ]
 NAMED = 'run_name: str = "smoke"  # folder below outputs/'
 NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'
@@ -277,6 +279,74 @@ def sleeping_notebook(kit, parameters: str = "") -> None:
     kit.notebook("01_one", noted, wait + "    time.sleep(0.1)", parameters=parameters)
 
 
+def limited(kit, kind: int, most: int) -> tuple[int, str]:
+    """Exit code and standard error of a run under a limit of the system."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lib.pipeline", "a.yaml"],
+        cwd=kit.root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(kind, (most, most)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "cell", "told"),
+    [
+        # papermill itself cannot save the notebook; then a cell cannot save a file
+        (resource.RLIMIT_FSIZE, 2**16, "print('x' * 2**18)", "allow larger files"),
+        (
+            resource.RLIMIT_FSIZE,
+            2**16,
+            "open('../large', 'wb').write(bytes(2**18))",
+            "01_one stopped: OSError: [Errno 27] File too large; allow larger files",
+        ),
+        (resource.RLIMIT_NOFILE, 64, "1", "Too many open files for 64 at most; allow"),
+        (
+            resource.RLIMIT_AS,
+            2**31,
+            "bytes(2**33)",
+            "MemoryError: ; the memory is used",
+        ),
+    ],
+)
+def test_what_the_system_lacks_is_said_in_one_sentence(kit, kind, most, cell, told):
+    kit.notebook("01_one", noting("one"), cell)
+    kit.params("run_name: a\n")
+    code, err = limited(kit, kind, most)
+    assert code == 1 and told in err and "Traceback" not in err
+    assert err.strip().splitlines()[-1].endswith("then run it again")
+    kit.notebook("01_one", noting("one"), cell.replace("2**18", "9").replace("33", "3"))
+    assert kit.run("a.yaml")[0] == 0
+
+
+def test_a_place_that_cannot_be_written_is_named(kit):
+    kit.notebook("01_one", noting("one"))
+    kit.params("run_name: a\n")
+    kit.output(".a.lock").mkdir(parents=True)  # as root may write anywhere else
+    code, _, err = kit.run("a.yaml")
+    assert code == 1 and f"{kit.output('.a.lock')}: " in err and "Traceback" not in err
+
+
+def test_a_name_with_braces_is_a_folder_as_any_other(kit):
+    kit.notebook("01_one", noting("{run_name}"))
+    kit.params("run_name: 'a{b}{run_name}'\n")
+    code, _, err = kit.run("a.yaml")
+    assert code == 0, err
+    assert (kit.output("a{b}{run_name}") / "01_one.ipynb").exists()
+
+
+def test_no_escape_of_the_data_reaches_the_terminal(kit):
+    kit.notebook("01_one", "raise ValueError('\\x1b]0;title\\x07' + chr(155))")
+    kit.params("run_name: a\n")
+    code, _, err = kit.run("a.yaml")
+    last = err.strip().splitlines()[-1]
+    assert (code, last) == (1, r"ValueError: \x1b]0;title\x07\x9b")
+
+
 PAGE = """
 def write(run):
     with open("ledger.txt", "a") as file:
@@ -309,7 +379,9 @@ def test_a_run_with_an_analysis_ends_with_its_report(kit):
 
     # As when a run was killed between its last notebook and the report.
     kit.forget()
-    os.utime(report, ns=(0, 0))
+    state = json.loads((kit.output("a") / "pipeline.json").read_text())
+    del state["reported"]
+    (kit.output("a") / "pipeline.json").write_text(json.dumps(state))
     assert kit.run("a.yaml")[0] == 0
     assert kit.ledger() == [written]
 

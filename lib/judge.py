@@ -36,6 +36,7 @@ import httpx2
 from tqdm import tqdm
 
 from lib import chain, evaluate, paths, records, run_files, tables
+from lib.markup import shown
 from lib.prompts import option_lines
 from lib.questions import Question
 from lib.readers import LETTERS, reasoning_of
@@ -64,6 +65,8 @@ CHARACTERS = 4  # in a token of English, roughly
 GIVE_UP = 10  # calls without an answer, one behind the other
 BUSY = (408, 409, 425, 429)  # worth another attempt, as are 500 and above
 REFUSED = (401, 403, 404, 405)  # no other call would do better
+LONGEST_REPLY = 1_000_000  # bytes; a reasoning judge writes some ten thousand
+MOST_COUNTED = 10_000_000  # tokens that a call can have
 LONGEST_WAIT = 60  # seconds, whatever a server asks for
 
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)  # a judge that reasons before it says
@@ -227,6 +230,7 @@ def carry_out(todo: Plan) -> dict[str, int]:
     `GIVE_UP` calls in a row without an answer; what was answered is kept. Raises
     Busy (lib/run_files.py) while another process asks for the run.
     """
+    _key()  # before anything is written
     run = next(iter(todo.settings)).parent
     with run_files.one_writer(run / "judgements", "asked for"):
         return _carry_out(todo)
@@ -267,14 +271,24 @@ def _settings(judge: Judge, predictions: Path) -> dict:
     }
 
 
+def _key() -> str:
+    """The key of the environment without the line end of the file it came from.
+
+    JudgeError for one that cannot be sent; the error of whoever tried would quote it.
+    """
+    key = os.environ.get(KEY, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise JudgeError(f"{KEY} holds characters that no key has: set it anew")
+    return key
+
+
 def _place(key: str) -> str:
     return hashlib.sha256(f"judge/{key}".encode()).hexdigest()
 
 
 def _answers(todo: Plan) -> Iterator[tuple[Job, dict]]:
     """(job, row) of every call, as they end."""
-    judge, stop = todo.judge, threading.Event()
-    key = os.environ.get(KEY, "")
+    judge, stop, key = todo.judge, threading.Event(), _key()
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     pool = ThreadPoolExecutor(judge.at_once)
     with (
@@ -308,9 +322,10 @@ def _ask(
     for wait in (*judge.waits, None):
         asked_for = 0.0
         try:
-            reply = client.post(address, json=body)
-        except httpx2.TransportError as broken:
-            error = f"no reply: {type(broken).__name__} {broken}"
+            reply = _post(client, address, body)
+        except (httpx2.TransportError, httpx2.DecodingError) as broken:
+            told = _shown(f"{type(broken).__name__} {broken}", key)
+            error = f"no reply: {told}"
         else:
             if reply.status_code == 200:
                 return _judgement(job.id, reply, key)
@@ -328,6 +343,17 @@ def _ask(
     return _row(job.id, None, error)
 
 
+def _post(client: httpx2.Client, address: str, body: dict) -> httpx2.Response:
+    """The reply, of which no more is read than `LONGEST_REPLY`."""
+    with client.stream("POST", address, json=body) as reply:
+        content = bytearray()
+        for part in reply.iter_bytes():
+            content += part
+            if len(content) > LONGEST_REPLY:
+                raise httpx2.DecodingError(f"more than {LONGEST_REPLY:,} bytes")
+    return httpx2.Response(reply.status_code, headers=reply.headers, content=content)
+
+
 def _judgement(key_id: str, reply: httpx2.Response, key: str) -> dict:
     """The row of a reply; one that is not a plain yes or no is a failed call."""
     try:
@@ -335,9 +361,9 @@ def _judgement(key_id: str, reply: httpx2.Response, key: str) -> dict:
         said = found["choices"][0]["message"]["content"]
         usage = found.get("usage") or {}
         used = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return _row(key_id, None, f"no chat completion: {_shown(reply.text, key)}")
-    used = [count if isinstance(count, int) else None for count in used]
+    used = [n if type(n) is int and 0 <= n <= MOST_COUNTED else None for n in used]
     word = _REPLY.fullmatch(_THOUGHT.sub("", said)) if isinstance(said, str) else None
     if word is None:
         error = f"neither yes nor no: {_shown(str(said), key)}"
@@ -364,7 +390,7 @@ def _row(
 def _shown(body: str, key: str) -> str:
     """The beginning of what a server said, on one line, without the key."""
     body = body.replace(key, "[key]") if key else body
-    return " ".join(body.split())[:200]
+    return shown(" ".join(body.split()), 200)
 
 
 def _seconds(header: str | None) -> float:

@@ -28,7 +28,7 @@ import itertools
 import math
 import re
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,36 @@ def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
     return runs
 
 
+def check_given(names: Mapping[str, Any]) -> None:
+    """ValueError for what `papermill -f FILE` or `-p` gave a notebook, whose globals()
+    are `names`, and load_params would refuse: papermill takes it without a word.
+
+    A `base` or `sweep` is read by lib.pipeline alone; papermill would run the defaults.
+    """
+    cells = [cell for cell in names.get("In", ()) if cell.startswith("# Parameters\n")]
+    known = declarations(notebook_paths())
+    for line in ast.parse(cells[-1] if cells else "").body:
+        key, value = line.targets[0].id, _value(line.value)
+        if key in ("base", "sweep"):
+            raise ValueError(
+                f"papermill does not read `{key}`: these are not the values of the "
+                "params file. Use `python -m lib.pipeline FILE`; a line such as "
+                "`notebooks: [02_sft]` in it runs that notebook alone"
+            )
+        if key != "notebooks":
+            kind = known[key].type if key in known else None
+            if wrong := _mismatch(value, kind) if kind else _unknown(key, known):
+                raise ValueError(f"{key}, given to papermill: {wrong}")
+
+
+def _value(node: ast.expr) -> Any:
+    """What papermill wrote down for a value; its text where that is no literal."""
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)
+
+
 def _parameter_cell(notebook: Path) -> str:
     cells = nbformat.read(notebook, as_version=4).cells
     tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
@@ -220,6 +250,12 @@ def _mismatch(value: Any, kind: type) -> str | None:
     if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):
         return f"{found}; YAML wants a point and a sign: {_yaml_float(value)}"
     return found
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"no notebook declares this parameter{hint}"
 
 
 def _misread(text: str, value: Any) -> str | None:
@@ -367,9 +403,7 @@ def _checked(
     """The value of a node, of the declared type; a fault is added if it is not."""
     kind = str if item.key == "run_name" else known.get(item.key)
     if kind is None:
-        close = difflib.get_close_matches(item.key, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        faults.append(item.fault(f"no notebook declares this parameter{hint}", node))
+        faults.append(item.fault(_unknown(item.key, known), node))
         return None
     try:
         value = yaml.SafeLoader("").construct_object(node, deep=True)

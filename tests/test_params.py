@@ -1,11 +1,20 @@
 """Parameters: read from the notebooks with ast, checked all at once, swept."""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
+from papermill.translators import translate_parameters
 
-from lib.params import ParamsFaults, declarations, declared, load_params
+from lib.params import (
+    ParamsFaults,
+    check_given,
+    declarations,
+    declared,
+    load_params,
+    notebook_paths,
+)
 from lib.paths import ROOT
 from lib.pipeline import load_params as pipeline_load_params
 
@@ -322,3 +331,37 @@ def test_every_name_of_a_sweep_is_looked_at(tmp_path, notebooks):
     path = write(tmp_path, "a.yaml", f"sweep:\n  way: [a, {'b' * 300}]\n")
     (fault,) = faults(path, notebooks)
     assert "of at most 200 bytes" in fault
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"base": "paper.yaml", "run_name": "a"}, "python -m lib.pipeline FILE"),
+        ({"sweep": {"seed": [0, 1]}}, "papermill does not read `sweep`"),
+        ({"seeed": 1}, "no notebook declares this parameter; did you mean seed"),
+        (
+            {"sft_steps": 1.5},
+            "sft_steps, given to papermill: expected int, found float",
+        ),
+        ({"run_name": 3}, "put it in quotation marks"),
+        ({"seed": float("nan")}, "expected int, found str"),
+    ],
+)
+def test_papermill_is_told_what_it_would_not_read(given, told):
+    cell = translate_parameters("python3", "python", given, "Parameters")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        check_given({"In": ["", "seed: int = 0", cell]})
+
+
+def test_what_papermill_may_give_passes():
+    given = {"run_name": "a", "seed": 1, "grpo_lr": 1, "notebooks": ["02_sft"]}
+    cell = translate_parameters("python3", "python", given, "Parameters")
+    check_given({"In": ["", cell, "base = model"], "base": object()})
+    check_given({})
+
+
+@pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
+def test_every_notebook_looks_at_what_it_was_given_before_it_does_anything(path):
+    cells = nbformat.read(path, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert code[2].startswith("params.check_given(globals())")

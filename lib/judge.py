@@ -69,7 +69,6 @@ LONGEST_REPLY = 1_000_000  # bytes; a reasoning judge writes some ten thousand
 MOST_COUNTED = 10_000_000  # tokens that a call can have
 LONGEST_WAIT = 60  # seconds, whatever a server asks for
 
-_THOUGHT = re.compile(r".*</think>", re.DOTALL)  # a judge that reasons before it says
 _REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
 
 
@@ -351,7 +350,8 @@ def _post(client: httpx2.Client, address: str, body: dict) -> httpx2.Response:
             content += part
             if len(content) > LONGEST_REPLY:
                 raise httpx2.DecodingError(f"more than {LONGEST_REPLY:,} bytes")
-    return httpx2.Response(reply.status_code, headers=reply.headers, content=content)
+    wait = {"Retry-After": reply.headers.get("Retry-After", "")}
+    return httpx2.Response(reply.status_code, headers=wait, content=bytes(content))
 
 
 def _judgement(key_id: str, reply: httpx2.Response, key: str) -> dict:
@@ -359,14 +359,15 @@ def _judgement(key_id: str, reply: httpx2.Response, key: str) -> dict:
     try:
         found = reply.json()
         said = found["choices"][0]["message"]["content"]
+        # A judge may reason before it says.
+        word = _REPLY.fullmatch(said.rpartition("</think>")[2])
         usage = found.get("usage") or {}
         used = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return _row(key_id, None, f"no chat completion: {_shown(reply.text, key)}")
     used = [n if type(n) is int and 0 <= n <= MOST_COUNTED else None for n in used]
-    word = _REPLY.fullmatch(_THOUGHT.sub("", said)) if isinstance(said, str) else None
     if word is None:
-        error = f"neither yes nor no: {_shown(str(said), key)}"
+        error = f"neither yes nor no: {_shown(said, key)}"
         return _row(key_id, None, error, *used)
     return _row(key_id, word[1].lower() == "yes", None, *used)
 
@@ -389,7 +390,8 @@ def _row(
 
 def _shown(body: str, key: str) -> str:
     """The beginning of what a server said, on one line, without the key."""
-    body = body.replace(key, "[key]") if key else body
+    for echoed in filter(None, (key, key.replace("/", r"\/"))):  # plain, or in JSON
+        body = body.replace(echoed, "[key]")
     return shown(" ".join(body.split()), 200)
 
 

@@ -58,6 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
             server.released.wait(20)
         elif fault == "garbage":
             self._send(200, b"<html>busy</html>")
+        elif isinstance(fault, bytes):
+            self._send(200, fault)
         elif isinstance(fault, int):
             key = self.headers.get("Authorization", "")
             text = json.dumps({"error": {"message": f"no, says {key}"}})
@@ -313,3 +315,68 @@ def test_a_judge_that_cannot_be_is_refused(url, model, why):
     with pytest.raises(JudgeError, match=why) as error:
         Judge(url, model)
     assert "word" not in str(error.value)
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n", " ", "\t"])
+def test_the_end_of_the_line_is_no_part_of_a_key(
+    server, run, asked, monkeypatch, end, capfd
+):
+    monkeypatch.setenv(judge.KEY, SECRET + end)
+    server.faults = [400, "no idea"]
+    carry_out(plan(run, asked, Judge(server.url, "m", waits=()), max_calls=6))
+    assert server.keys == {f"Bearer {SECRET}"}
+    assert not any(SECRET.encode() in path.read_bytes() for path in run.iterdir())
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\x1b[0m", "a\x7f", "schlüssel", "a\u202e"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
+    server, run, asked, monkeypatch, key
+):
+    monkeypatch.setenv(judge.KEY, key)
+    before = sorted(run.iterdir())
+    with pytest.raises(JudgeError) as caught:
+        carry_out(plan(run, asked, Judge(server.url, "m"), max_calls=6))
+    assert judge.KEY in str(caught.value) and key not in str(caught.value)
+    assert server.asked == [] and sorted(run.iterdir()) == before
+
+
+def reply(content='"yes"', usage="{}"):
+    message = f'{{"message": {{"content": {content}}}}}'
+    return f'{{"choices": [{message}], "usage": {usage}}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (b"[" * 100_000, "no chat completion: [["),
+        (reply("[" * 900 + "]" * 900), "no chat completion: "),
+        (reply("9" * 5000), "no chat completion: "),
+        (
+            reply('"' + "x" * 2_000_000 + '"'),
+            "no reply: DecodingError more than 1,000,",
+        ),
+        (reply('"' + "<" * 900_000 + '"'), "neither yes nor no: <<<"),
+        (reply(r'"\u001b]0;t\u0007\u202e"'), r"neither yes nor no: \x1b]0;t\x07\u202e"),
+        (b"\x1b[2J\xc2\x9b0m", r"no chat completion: \x1b[2J\x9b0m"),
+    ],
+)
+def test_a_strange_reply_is_a_failed_call_in_plain_words(
+    server, run, asked, said, told
+):
+    server.faults = [said] * 6
+    todo = plan(run, asked, Judge(server.url, "m", waits=()), max_calls=6)
+    assert carry_out(todo)["failed"] == 6
+    for path in run.glob("judgements_*.jsonl"):
+        (row,) = records.read_jsonl(path)
+        assert row["error"].startswith(told) and row["error"].isprintable()
+        assert len(row["error"]) < 300 and row["supports"] is None
+
+
+@pytest.mark.parametrize("count", ["-5", "1e24", "1" + "0" * 24, "true", "NaN", '"9"'])
+def test_a_count_that_cannot_be_is_not_known(server, run, asked, count):
+    usage = f'{{"prompt_tokens": {count}, "completion_tokens": 3}}'
+    server.faults = [reply(usage=usage)] * 6
+    counts = carry_out(plan(run, asked, Judge(server.url, "m"), max_calls=6))
+    assert counts["yes"] == 6
+    assert (counts["tokens_in"], counts["tokens_out"]) == (0, 18)

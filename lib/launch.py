@@ -17,6 +17,8 @@ for a killed kernel and a killed launcher alike, and on other nodes, where srun 
 it. A parent-death signal would not do: torch starts the processes in sessions of their
 own, below a launcher that would outlive the kernel, or below another machine's srun.
 
+On one machine everything listens on loopback alone.
+
 On several nodes the environment variable LAUNCH_COMMAND holds the command that starts
 `accelerate launch` on each of them; params/accelerate/slurm.sh is a job that sets it.
 """
@@ -30,6 +32,7 @@ import selectors
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -44,6 +47,8 @@ from lib import paths, records, run_files, video
 
 COMMAND = "LAUNCH_COMMAND"
 ONE_MACHINE = ("--num_machines", "1", "--main_process_port", "0")  # 0: a free one
+START = "from lib import launch; launch.start()"
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Without a config of ours accelerate would read the one in the user's home. Without GPU
 # this type starts CPU processes; its CPU type would start only one.
 PLAIN = {
@@ -138,7 +143,7 @@ def _write_call(folder: Path, function: Callable, arguments: tuple) -> None:
 
 def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[str]:
     """The command line that starts `main` in each process."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *ONE_MACHINE]
+    launcher = [sys.executable, "-c", START, *ONE_MACHINE]
     config = folder / "plain.json"
     if accelerate_config:
         config = paths.require(accelerate_config, "see params/accelerate")
@@ -151,6 +156,26 @@ def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[s
     ]
 
 
+def start() -> None:
+    """`accelerate launch` of one machine, whose rendezvous listens on loopback alone.
+
+    torch's own listens on every address, to whoever speaks, for pickles among others.
+    """
+    from accelerate.commands import launch
+    from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
+
+    whole = static_tcp_rendezvous.TCPStore
+
+    def store(host: str, port: int, world: int, serves: bool, *rest, **options):
+        if serves:
+            listening = socket.create_server(("127.0.0.1", port))
+            options["master_listen_fd"] = listening.detach()
+        return whole(host, port, world, serves, *rest, **options)
+
+    static_tcp_rendezvous.TCPStore = store
+    launch.main()
+
+
 def _environment(num_processes: int) -> dict[str, str]:
     """This process's environment, without its ranks and with a share of its cores."""
     kept = {key: own for key, own in os.environ.items() if not RANKS.fullmatch(key)}
@@ -159,6 +184,8 @@ def _environment(num_processes: int) -> dict[str, str]:
     if COMMAND not in kept:  # else the job script knows
         threads = int(kept.get("OMP_NUM_THREADS") or _cores())
         kept["OMP_NUM_THREADS"] = str(max(1, threads // num_processes))
+        # Nobody asks who speaks to these; gloo would take the host name's address.
+        kept |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), LOOPBACK)
     return kept
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from lib import launch, paths, reward_stages, rewards, sft, video
 from lib.pipeline import OwnKernel
 from lib.questions import Demonstration
-from tests import two_processes
+from tests import launched, two_processes
 
 SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 HANG = 120  # seconds; an idle machine needs 5
@@ -291,3 +291,14 @@ def test_it_refuses_what_others_could_not_find(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.yaml is missing"):
         launch.call(tmp_path, 2, "params/accelerate/gone.yaml", print)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="Linux lists sockets")
+def test_a_launch_on_one_machine_listens_on_loopback_alone(tmp_path, monkeypatch):
+    found = launch.call(tmp_path, 2, "", launched.listening, tmp_path)
+    assert len(found) >= 2  # the rendezvous of the launcher, and gloo
+    assert all(address.startswith("0100007F:") for address in found)  # 127.0.0.1
+    told = launch._environment(2)
+    assert told["GLOO_SOCKET_IFNAME"] == told["NCCL_SOCKET_IFNAME"] == launch.LOOPBACK
+    monkeypatch.setenv(launch.COMMAND, "srun accelerate launch")
+    assert "GLOO_SOCKET_IFNAME" not in launch._environment(2)

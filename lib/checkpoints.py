@@ -12,8 +12,10 @@ Example: killed at step 27 with save_every 10 while checkpoint-30 was not yet be
 before step 21 is computed again.
 """
 
+import fnmatch
 import math
 import os
+import pickle
 import random
 import shutil
 import warnings
@@ -44,7 +46,8 @@ warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
 # Its successor would still send the buffers once; see ddp_broadcast_buffers in grpo.py.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
-MARKER = "complete.json"
+MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
+DELETE = "Delete that folder; training then goes on from the checkpoint before it"
 WALL_CLOCK = {"step_time": "seconds_step"}
 
 Item = TypeVar("Item")
@@ -138,14 +141,52 @@ def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
             f"{checkpoint} was written with {then}, this launch has {now}: start it as "
             f"before, or delete {checkpoint.parent} to train from the start"
         )
-    found = hashes(checkpoint, [checkpoint / name for name in marker["files"]])
-    for name, wanted in marker["files"].items():
+    # Who changes a checkpoint can change its marker: it must fit what it lies in.
+    listed = marker["files"]
+    for pattern in needed_files(arguments):
+        if not fnmatch.filter(listed, pattern):
+            raise ValueError(
+                f"{checkpoint} is damaged: {MARKER} lists no {pattern}. {DELETE}"
+            )
+    found = hashes(checkpoint, [checkpoint / name for name in listed])
+    for name, wanted in listed.items():
         if found[name] != wanted:
             what = "missing" if found[name] == "missing" else "not what was written"
-            raise ValueError(
-                f"{checkpoint} is damaged: {name} is {what}. Delete that folder; "
-                "training then goes on from the checkpoint before it"
-            )
+            raise ValueError(f"{checkpoint} is damaged: {name} is {what}. {DELETE}")
+    step, state = step_of(checkpoint), records.read_json(checkpoint / STATE)
+    said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
+    if said != {step}:
+        told = ", ".join(map(str, said - {step}))
+        raise ValueError(f"{checkpoint} is damaged: it says step {told}. {DELETE}")
+
+
+def needed_files(arguments: TrainingArguments) -> list[str]:
+    """Patterns of what any checkpoint of this launch holds."""
+    ranks = range(arguments.world_size)
+    names = [STATE, SCHEDULER]
+    names += (
+        [f"rng_state_{r}.pth" for r in ranks] if len(ranks) > 1 else ["rng_state.pth"]
+    )
+    match shards.asked_for(arguments):
+        case shards.ZERO3:
+            parts = ("model", "optim")
+            return [
+                *names,
+                *(f"*_rank_{r}_*_{p}_states.pt" for r in ranks for p in parts),
+            ]
+        case shards.FSDP2:
+            return [*names, "optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata"]
+    if arguments.deepspeed_plugin is not None:  # a lower stage, with whole weights
+        return [*names, *(f"*_rank_{r}_*_optim_states.pt" for r in ranks)]
+    return [*names, "*.safetensors", "optimizer.pt"]
+
+
+def _scheduled(checkpoint: Path) -> int | None:
+    """The step that the schedule of the learning rate has come to, None if unknown."""
+    try:
+        return torch.load(checkpoint / SCHEDULER, weights_only=True)["last_epoch"]
+    except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
+        return None
 
 
 def step_of(checkpoint: Path) -> int:
@@ -176,8 +217,10 @@ def train(trainer: Trainer) -> None:
     last = last_complete(trainer.args.output_dir)
     if last is not None:
         check_complete(last, trainer.args)
+    safe = shards.weights_only(last, trainer.args) if last else nullcontext()
     try:
-        trainer.train(resume_from_checkpoint=last and str(last))
+        with safe:
+            trainer.train(resume_from_checkpoint=last and str(last))
     finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, StepBar):
@@ -436,6 +479,8 @@ def publish(
             if processor is not None:
                 processor.save_pretrained(unfinished)
                 models.say_dtype(unfinished, settings["dtype"])
+        if (unfinished / models.ADAPTER).exists():
+            models.say_base(unfinished)
         (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         write_settings(unfinished / record, settings)
         os.replace(unfinished, folder)

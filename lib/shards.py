@@ -20,6 +20,7 @@ results count 0.
 
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,22 @@ logging.getLogger("accelerate.accelerator").addFilter(
     lambda record: "Gradient accumulation steps mismatch" not in str(record.msg)
 )
 
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+METADATA = {  # what that pickle names in torch 2.13
+    ("pathlib", "PosixPath"),
+    ("torch", "Size"),
+    *(("torch", name) for name in ("float32", "bfloat16", "float16", "int64")),
+    ("torch.serialization", "_get_layout"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    *(
+        ("torch.distributed.checkpoint.metadata", name)
+        for name in (
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
+            *("TensorStorageMetadata", "BytesStorageMetadata"),
+            *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        )
+    ),
+}
 ZERO3, FSDP2 = "DeepSpeed ZeRO-3", "FSDP2"
 
 
@@ -55,6 +72,49 @@ def asked_for(arguments: TrainingArguments) -> str | None:
         return ZERO3 if plugin.zero_stage == 3 else None
     told = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return FSDP2 if told or arguments.fsdp else None
+
+
+class _Metadata(pickle.Unpickler):
+    """The pickle in which torch notes where the parts of a tensor lie; no other."""
+
+    def find_class(self, module, name):
+        if (module, name) not in METADATA:
+            raise pickle.UnpicklingError(f"it would call {module}.{name}")
+        return super().find_class(module, name)
+
+
+@contextmanager
+def weights_only(checkpoint: Path, arguments: TrainingArguments) -> Iterator[None]:
+    """Inside, torch.load takes tensors and plain values, whoever calls it and however.
+
+    DeepSpeed 0.19 and torch's distributed checkpoints would unpickle anything, and a
+    checkpoint may come from elsewhere. ValueError for one that wants to call more.
+    """
+    try:
+        for file in checkpoint.rglob(".metadata"):
+            with open(file, "rb") as opened:
+                _Metadata(opened).load()
+        os.environ[FORCED] = "1"
+        with torch.serialization.safe_globals(_engine_types(arguments)):
+            yield
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{checkpoint} is damaged, or not of this kit: a file in it is a pickle of "
+            "more than weights. Delete that folder; training then goes on from the "
+            "checkpoint before it"
+        ) from error
+    finally:
+        os.environ.pop(FORCED, None)
+
+
+def _engine_types(arguments: TrainingArguments) -> list:
+    """What DeepSpeed itself writes into its checkpoints beside weights."""
+    if arguments.deepspeed_plugin is None:
+        return []
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    return [LossScaler, ZeroStageEnum]
 
 
 def is_split(model) -> bool:

@@ -1,12 +1,16 @@
 """Checkpoints, logs and finished folders are whole, or not there."""
 
+import os
+import pickle
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
-from lib import checkpoints, grpo, models, records
+from lib import checkpoints, grpo, models, records, shards
 from tests.test_grpo import REWARDS, SAMPLING, SETTINGS
 
 # isort: split
@@ -259,6 +263,77 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
     marker = records.read_json(checkpoint / checkpoints.MARKER)
     records.write_json(checkpoint / checkpoints.MARKER, {**marker, "processes": 3})
     check("was written with {'processes': 3, 'split': 'not at all'}, this launch has")
+
+    def forge(changed=lambda files: files, **marked):
+        """A marker that fits the files as they are now, but for what is changed."""
+        names = changed(dict.fromkeys(marker["files"]))
+        found = {name: records.sha256(checkpoint / name) for name in names}
+        made = {**marker, "files": found, **marked}
+        records.write_json(checkpoint / checkpoints.MARKER, made)
+
+    forge(lambda files: {})
+    check("complete.json lists no trainer_state.json")
+    file.unlink()
+    forge(lambda files: set(files) - {"optimizer.pt"})
+    check("complete.json lists no optimizer.pt")
+    forge(step=3)
+    check("checkpoint-2 is damaged: it says step 3")
+    state = records.read_json(checkpoint / "trainer_state.json")
+    records.write_json(checkpoint / "trainer_state.json", {**state, "global_step": 1})
+    forge()
+    check("checkpoint-2 is damaged: it says step 1")
+    schedule = torch.load(checkpoint / "scheduler.pt", weights_only=True)
+    torch.save({**schedule, "last_epoch": 7}, checkpoint / "scheduler.pt")
+    forge()
+    check("checkpoint-2 is damaged: it says step 7")
+    torch.save(Hostile(tmp_path), checkpoint / "scheduler.pt")
+    forge()
+    check("checkpoint-2 is damaged: it says step None")
+    torch.save(Hostile(tmp_path), checkpoint / "optimizer.pt")
+    forge()
+    check("checkpoint-2 is damaged, or not of this kit: ")
+    assert not (tmp_path / "called").exists()
+
+
+class Hostile:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder / "called"),)
+
+
+def test_a_pickle_that_calls_is_refused_whoever_loads_it(tmp_path):
+    """As DeepSpeed loads its parts, and torch the metadata of a sharded checkpoint."""
+    arguments = SimpleNamespace(deepspeed_plugin=None)
+    file = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    torch.save({"a": torch.ones(2), "b": (0.9, None)}, file)
+    with shards.weights_only(tmp_path, arguments):
+        assert torch.load(file, weights_only=False)["b"] == (0.9, None)
+    torch.save({"a": Hostile(tmp_path)}, file)
+    with (
+        pytest.raises(ValueError, match="not of this kit"),
+        shards.weights_only(tmp_path, arguments),
+    ):
+        torch.load(file, weights_only=False)
+    assert shards.FORCED not in os.environ
+
+    part = tmp_path / "optimizer_0"
+    weights = {"a": torch.ones(3)}
+    dcp.save(weights, checkpoint_id=part, no_dist=True)
+    with shards.weights_only(tmp_path, arguments):
+        dcp.load(weights, checkpoint_id=part, no_dist=True)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        content = pickle.dumps(Hostile(tmp_path), protocol)
+        (part / ".metadata").write_bytes(content)
+        with (
+            pytest.raises(ValueError, match="not of this kit"),
+            shards.weights_only(tmp_path, arguments),
+        ):
+            pytest.fail("it was opened")
+    assert not (tmp_path / "called").exists()
 
 
 def test_a_tensor_that_a_checkpoint_lacks_is_an_error(

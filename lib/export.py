@@ -131,6 +131,7 @@ def model_card(adapter: Path) -> str:
             f"* Data: `{data}`; {asked} training items",
             "* Trained: "
             + ("all weights" if not settings["lora_rank"] else lora_words(settings)),
+            "* Needs transformers 5 or later: version 4 reads these files wrongly.",
             "",
             "## Results",
             "",

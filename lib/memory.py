@@ -179,7 +179,7 @@ def config_of(source: str | Path):
             f"the sizes of {folder} are not known here: use one of {list(KNOWN)}, or "
             "download its config.json and give the folder"
         )
-    return AutoConfig.from_pretrained(folder)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def parameters(config) -> dict[str, torch.nn.Parameter]:

@@ -125,7 +125,7 @@ def load_processor(path: str | Path):
     """
     source = checkpoint_source(path)
     check_files(source, PROCESSOR_FILES)
-    processor = AutoProcessor.from_pretrained(source)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     processor.video_processor.do_sample_frames = False
     # Acts on resizing only, which is off; unset it warns on every first call.
     processor.video_processor.cap_pixels_per_frame = False
@@ -195,6 +195,7 @@ def load_whole(kind, source: str | Path, **options):
     check_files(source, MODEL_FILES)
     _check_type(source)
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = False  # nor is anybody asked in a terminal
     model, info = kind.from_pretrained(source, **options)
     other = [name for name, *_ in info["mismatched_keys"]]
     for names, what in (
@@ -240,6 +241,19 @@ def say_dtype(folder: Path, dtype: str) -> None:
     records.write_json(folder / "config.json", config)
 
 
+def say_base(folder: Path) -> None:
+    """Let an adapter's config name a local base as any machine may have it: relative to
+    the checkout, or by the folder's own name."""
+    config = records.read_json(folder / ADAPTER)
+    base = Path(config.get("base_model_name_or_path") or "")
+    if base.is_absolute():
+        below = base.is_relative_to(paths.ROOT)
+        said = base.relative_to(paths.ROOT).as_posix() if below else base.name
+        records.write_json(
+            folder / ADAPTER, {**config, "base_model_name_or_path": said}
+        )
+
+
 def _check_type(source: str | Path) -> None:
     """ValueError if the folder `source` holds a model that cannot see."""
     if not Path(source).is_dir():
@@ -271,7 +285,7 @@ def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfi
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=LORA_TARGETS,
-        task_type="CAUSAL_LM",
+        # No task: then PEFT notes the base's class, and AutoPeftModel can load it.
     )
 
 
@@ -334,10 +348,18 @@ def _with_adapter(model, folder: Path) -> peft.PeftModel:
     """PEFT itself only warns of tensors that are missing, and drops those it has no
     place for."""
     check_files(folder, ((ADAPTER,), (ADAPTER_WEIGHTS,)))
-    if "peft_type" not in records.read_json(folder / ADAPTER):
+    config = records.read_json(folder / ADAPTER)
+    if not isinstance(config, dict) or "peft_type" not in config:
         raise ValueError(f"{folder / ADAPTER} has no field peft_type: {COPY}")
+    if config["peft_type"] != "LORA":
+        kind = str(config["peft_type"])
+        raise ValueError(f"{folder / ADAPTER}: peft_type is {kind[:50]!r}, not LORA")
     with _fitting(folder):
-        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        try:
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error!s:.200}"
+            raise ValueError(f"{folder / ADAPTER}: {what}; {COPY}") from error
     wanted = peft.get_peft_model_state_dict(adapted)
     _check_finite(wanted.items(), folder / ADAPTER_WEIGHTS)
     if odd := set(wanted) ^ _tensor_names(folder / ADAPTER_WEIGHTS):

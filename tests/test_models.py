@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -361,3 +362,88 @@ assert not any(issubclass(bar, tqdm.notebook.tqdm) for bar in bars), bars
 def test_the_bars_of_libraries_are_no_widgets_in_a_kernel():
     """They would stay in an executed notebook as a word that they cannot be shown."""
     subprocess.run([sys.executable, "-c", BARS], cwd=ROOT, check=True)
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_checkpoint, tmp_path_factory):
+    import peft
+
+    folder = tmp_path_factory.mktemp("adapter")
+    model = models.load_model(tiny_checkpoint)
+    peft.get_peft_model(model, models.lora_config(4, 8)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"peft_type": "NO_SUCH"}, "peft_type is 'NO_SUCH', not LORA"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING', not LORA"),
+        ({"peft_type": ["LORA"]}, "peft_type is"),
+        ({"peft_type": None}, "peft_type is 'None', not LORA"),
+        ({"r": "four"}, "adapter_config.json: "),
+        ({"r": -4}, "adapter_config.json: "),
+        ({"target_modules": 7}, "adapter_config.json: "),
+        ({"rank_pattern": 3}, "adapter_config.json: "),
+        ([1, 2], "has no field peft_type"),
+        ("LORA", "has no field peft_type"),
+    ],
+)
+def test_a_strange_adapter_config_is_named(
+    tiny_checkpoint, adapter, tmp_path, changes, told
+):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    path = folder / models.ADAPTER
+    if isinstance(changes, dict):
+        changes = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(changes))
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        models.load_adapter(models.load_model(tiny_checkpoint), folder)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (str(ROOT / "lib/mini/base"), "lib/mini/base"),
+        ("/home/somebody/models/Qwen2-VL-2B", "Qwen2-VL-2B"),
+        ("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-2B-Instruct"),
+        (None, None),
+    ],
+)
+def test_an_adapter_names_its_base_without_a_machine(adapter, tmp_path, base, said):
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    config = json.loads((folder / models.ADAPTER).read_text())
+    config["base_model_name_or_path"] = base
+    (folder / models.ADAPTER).write_text(json.dumps(config))
+    models.say_base(folder)
+    found = json.loads((folder / models.ADAPTER).read_text())
+    assert found == config | {"base_model_name_or_path": said}
+
+
+def test_peft_loads_an_adapter_by_its_folder_alone(tiny_checkpoint, adapter):
+    from peft import AutoPeftModel
+
+    loaded = AutoPeftModel.from_pretrained(adapter)
+    mine = models.load_adapter(models.load_model(tiny_checkpoint), adapter)
+    assert models.fingerprint(loaded.float()) == models.fingerprint(mine)
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(
+    tiny_checkpoint, tmp_path, name, monkeypatch
+):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "base")
+    (folder / "evil.py").write_text("raise SystemExit('run')")
+    config = json.loads((folder / name).read_text())
+    config["auto_map"] = {
+        "AutoConfig": "evil.Config",
+        "AutoModelForImageTextToText": "evil.Model",
+        "AutoProcessor": "evil.Processor",
+    }
+    config |= {"model_type": "evil_vl", "processor_class": "EvilProcessor"}
+    (folder / name).write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    load = models.load_model if name == "config.json" else models.load_processor
+    with pytest.raises((ValueError, OSError)):
+        load(folder)

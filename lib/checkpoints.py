@@ -307,7 +307,7 @@ def diverged(settings) -> str:
 
 
 def at_least(settings, least: Mapping[str, float]) -> None:
-    """ValueError for a number of some settings that is below its least, or not finite."""
+    """ValueError for a number of settings that is below its least, or not finite."""
     for name, value in vars(settings).items():
         low = least.get(name, -math.inf)
         if isinstance(value, int | float) and not low <= value < math.inf:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import re
+import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ WITHHOLD = {"h264", "hevc", "mpeg4", "vp8"}
 SHORT = 0.5  # seconds by which a file may end before its header says
 ERRORS = "crccheck+bitstream+buffer+explode"  # that PyAV's decoders stop at
 _HEARD: list[str] = []  # damage that either FFmpeg has reported
+_ALONE = threading.Lock()  # a message does not say of which film it is
 
 
 class Unreadable(Exception):
@@ -105,13 +107,14 @@ def read(
     Of several videos in a file the one that FFmpeg ranks best is read. Raises
     Unreadable and what `choose` raises.
     """
-    film = _scan(str(path))
-    if not film.why_pyav:
-        frames, doubt = _by_decord(str(path), film, choose(film.count, film.rate))
-        if not doubt:
-            return frames, ""
-        film = replace(film, why_pyav=doubt)
-    return _by_pyav(str(path), film, choose), film.why_pyav
+    with _ALONE:
+        film = _scan(str(path))
+        if not film.why_pyav:
+            frames, doubt = _by_decord(str(path), film, choose(film.count, film.rate))
+            if not doubt:
+                return frames, ""
+            film = replace(film, why_pyav=doubt)
+        return _by_pyav(str(path), film, choose), film.why_pyav
 
 
 def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 import random
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -418,3 +419,19 @@ def test_an_interrupted_check_ends(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         reading.throw(KeyboardInterrupt)
     assert len(list(tmp_path.iterdir())) < len(media)
+
+
+def test_one_film_s_damage_is_not_another_s(tmp_path):
+    """Evaluation reads clips in threads; FFmpeg does not say whose message it is."""
+    sound = write(tmp_path / "sound.mp4", options={**X264, "bf": "0"})
+    broken = write(tmp_path / "broken.mp4", options={**X264, "bf": "0"})
+    flip(broken)
+
+    def told(path):
+        try:
+            return read_all(path)[0] == [*range(60)]
+        except films.Unreadable:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(told, [sound, broken] * 20)) == [True, False] * 20

@@ -71,8 +71,8 @@ def verify(run: Path, before: str = "99") -> None:
 
     `before` names a notebook that is about to run. Of what it left itself, earlier,
     only what it goes on from counts; and nothing once a part of that was deleted to be
-    made anew. A file that was read and is not on this machine is
-    passed over. A run that no notebook has finished has nothing to compare.
+    made anew. Where nothing that a notebook read is on this machine, there is nothing
+    to compare it with; nor is there for a run that no notebook has finished.
     """
     chain, manifest, faults = _chain(run), _manifest(run), []
     for stage in sorted({*chain, *manifest}):
@@ -189,10 +189,8 @@ def _faults(run: Path, stage: str, chain: dict, manifest: dict) -> list[str]:
     executed = _pipeline(run)["notebooks"].get(stage, {}).get("sha256")
     if executed and sha256(run / f"{stage}.ipynb") != executed:
         faults.append(f"{stage}.ipynb: not as the pipeline executed it")
-    here = {
-        name: seen for name, seen in entry["read"].items() if (ROOT / name).exists()
-    }
-    faults += _changed(ROOT, here, stage, "read")
+    if any((ROOT / name).exists() for name in entry["read"]):
+        faults += _changed(ROOT, entry["read"], stage, "read")
     return faults + _changed(run, entry["wrote"], stage, "left")
 
 

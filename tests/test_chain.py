@@ -153,6 +153,10 @@ TAMPERED = {
         lambda _, data: (data / "videos/small.mp4").write_bytes(b"others"),
         ["videos/small.mp4: not as 01_data read it", "as 04_eval read it"],
     ),
+    "a clip that is gone": (
+        lambda _, data: (data / "videos/small.mp4").unlink(),
+        ["videos/small.mp4: missing, though 01_data read it"],
+    ),
     "a large clip": (
         lambda _, data: (data / "videos/large.mp4").write_bytes(
             bytes(2 * chain.WHOLE_BYTES - 1) + b"x"

@@ -5,10 +5,11 @@
         --out outputs/reference/bench_tampering.json
 
 Every kind of artefact is drawn equally often, one file of it and one way to change that
-file. Then the doors are asked that show a number: the report of the run, its reference
-record, and what 04_eval asks before it begins. It is noticed if one of the first two
-refuses, naming the file. The file is put back, and the untouched run must pass all of
-them. The record keeps every attempt, and the seconds that a check of the run takes.
+file. Then the two doors that show numbers are asked: the report of the run and its
+reference record. It is noticed if one of them refuses, and named if the refusal names
+the file; of chain.json, with which the others are compared, it may name one of those.
+The file is put back, and the untouched run must pass before and afterwards. The record
+keeps every attempt, and the seconds that a check of the run takes.
 """
 
 import argparse
@@ -107,7 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
     run, draw = paths.resolve(options.run), random.Random(options.seed)
-    untouched, rows = accusation(run), []
+    if untouched := accusation(run):
+        sys.exit(
+            f"the untouched run is accused, so this would show nothing: {untouched}"
+        )
+    rows = []
     kinds = [kind for kind in ARTEFACTS if files_of(run, kind)]
     for number in tqdm(range(options.times), unit="tampering"):
         rows.append(attempt(run, kinds[number % len(kinds)], draw))
@@ -120,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         "tamperings": len(rows),
         "noticed": sum(row["noticed"] for row in rows),
         "named": sum(row["named"] for row in rows),
-        "untouched_accused": untouched or accusation(run),
+        "untouched_accused": accusation(run),
         "seconds_of_a_check": round(seconds, 3),
         "files_checked": len(entries(run)),
         "attempts": rows,

@@ -171,7 +171,7 @@ def accusation(run: Path) -> str | None:
         try:
             door(run)
         except (ValueError, OSError, KeyError) as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}".replace(f"{paths.ROOT}/", "")
     return None
 
 

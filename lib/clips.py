@@ -26,7 +26,7 @@ from pathlib import Path
 import av
 from av.video.frame import PictureType
 
-from lib.films import upright
+from lib.footage import upright
 
 FPS, HEIGHT = 10, 256
 

@@ -6,7 +6,8 @@
 A run leaves its executed notebooks and records in outputs/<run_name>/. Calling it again
 goes on where it stopped: a notebook that has finished is not run again unless its code,
 its parameters, anything in lib/, the content of its data or checkpoint, or a notebook
-before it has changed. A run with 05_analysis ends with its report, outputs/<run_name>/report.html (lib/page.py).
+before it has changed. A run with 05_analysis ends with its report,
+outputs/<run_name>/report.html (lib/page.py).
 
 A sweep (lib/params.py) runs each combination as a process of its own, and gathers
 outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of

@@ -9,7 +9,7 @@ torchvision's bicubic with antialias, stills by Pillow's.
     >>> frame_indices(250, 25.0, Sampling())          # ten seconds: 16 frames
     [0, 17, 33, 50, 66, 83, 100, 116, 133, 149, 166, 183, 199, 216, 232, 249]
 
-Frames are evenly spaced by index, among those that the film shows (`lib/films.py`):
+Frames are evenly spaced by index, among those that the film shows (`lib/footage.py`):
 evenly in time only where the frame rate is constant.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from lib import films, paths, torchvision_cpu  # noqa: F401  before torchvision
+from lib import footage, paths, torchvision_cpu  # noqa: F401  before torchvision
 from lib.frame_store import FrameFolder
 
 from torchvision.transforms import InterpolationMode  # isort: skip
@@ -119,8 +119,8 @@ def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[np.ndarray,
     _require_media(path)
     try:
         choose = partial(frame_indices, sampling=sampling)
-        frames, why_pyav = films.read(path, choose)
-    except (films.Unreadable, ValueError) as error:
+        frames, why_pyav = footage.read(path, choose)
+    except (footage.Unreadable, ValueError) as error:
         raise BadVideo(path, str(error)) from error
     return np.stack([_squashed(frame, sampling) for frame in frames]), why_pyav
 

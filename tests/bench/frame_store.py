@@ -1,4 +1,4 @@
-"""How much faster the frame store reads a clip than `lib/films.py` decodes it.
+"""How much faster the frame store reads a clip than `lib/footage.py` decodes it.
 
     python tests/bench/frame_store.py VIDEO.mp4 ... [--out RESULT.json]
     python tests/bench/frame_store.py --small --out RESULT.json    # seconds, no video

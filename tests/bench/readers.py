@@ -68,7 +68,7 @@ def now(way):
 
     import torch
 
-    from lib import films, video
+    from lib import footage, video
 
     torch.set_num_threads(1)
     sampling = video.Sampling()
@@ -76,8 +76,8 @@ def now(way):
 
     def read(path):
         if way == "pyav":
-            return films._by_pyav(path, films._scan(path), choose)
-        frames, why_pyav = films.read(path, choose)
+            return footage._by_pyav(path, footage._scan(path), choose)
+        frames, why_pyav = footage.read(path, choose)
         assert not why_pyav, why_pyav
         return frames
 

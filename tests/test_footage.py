@@ -10,7 +10,7 @@ import decord
 import numpy as np
 import pytest
 
-from lib import clips, films, inventory
+from lib import clips, footage, inventory
 
 HEIGHT, WIDTH, FPS = 64, 112, 10
 X264 = {"preset": "ultrafast", "crf": "18"}
@@ -55,7 +55,7 @@ def read_all(path, step=1):
         told.append(rate)
         return list(range(0, count, step))
 
-    frames, why_pyav = films.read(path, choose)
+    frames, why_pyav = footage.read(path, choose)
     return [number(frame) for frame in frames], told[-1], why_pyav
 
 
@@ -199,7 +199,7 @@ def test_the_best_of_two_videos_is_read_by_both_readers(tmp_path):
                 packet.stream = little
                 both.mux(packet)
     wanted = [0, 11, 29]
-    frames, why_pyav = films.read(tmp_path / "two.mp4", lambda count, rate: wanted)
+    frames, why_pyav = footage.read(tmp_path / "two.mp4", lambda count, rate: wanted)
     assert [number(frame) for frame in frames] == wanted
     assert "it holds 2 videos; stream 0 is read" in why_pyav
     by_decord = decord.VideoReader(str(tmp_path / "two.mp4"), num_threads=1)
@@ -245,11 +245,11 @@ TURNS = [
 @pytest.mark.parametrize(("degrees", "flips", "side"), TURNS)
 def test_turned_films_stand_upright_in_both_readers(degrees, flips, side, tmp_path):
     path = turned(tmp_path / "film.mp4", degrees, **flips)
-    frames, why_pyav = films.read(path, lambda count, rate: [0, 19])
+    frames, why_pyav = footage.read(path, lambda count, rate: [0, 19])
     assert red_side(frames[0]) == side
     assert bool(why_pyav) == bool(flips)  # decord turns, but does not mirror
-    film = films._scan(str(path))
-    by_pyav = films._by_pyav(str(path), film, lambda count, rate: [0, 19])
+    film = footage._scan(str(path))
+    by_pyav = footage._by_pyav(str(path), film, lambda count, rate: [0, 19])
     assert np.array_equal(frames, by_pyav)
 
 
@@ -261,7 +261,7 @@ def test_cuts_of_turned_videos_stand_upright(degrees, tmp_path):
     assert clips.cut(path, [wanted]) == {}
     (still,) = av.open(str(wanted.still)).decode(video=0)
     assert red_side(still.to_ndarray(format="rgb24")) == side
-    frames, _ = films.read(wanted.clip, lambda count, rate: [0])
+    frames, _ = footage.read(wanted.clip, lambda count, rate: [0])
     assert red_side(frames[0]) == side
 
 
@@ -275,10 +275,10 @@ def test_both_readers_convert_to_the_same_pixels(pix_fmt, tmp_path):
         for i in range(40):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(i))))
         container.mux(stream.encode())
-    frames, why_pyav = films.read(path, lambda count, rate: [0, 13, 14, 39])
-    film = films._scan(str(path))
+    frames, why_pyav = footage.read(path, lambda count, rate: [0, 13, 14, 39])
+    film = footage._scan(str(path))
     assert why_pyav == "" and len(film.starts) >= 4
-    by_pyav = films._by_pyav(str(path), film, lambda count, rate: [0, 13, 14, 39])
+    by_pyav = footage._by_pyav(str(path), film, lambda count, rate: [0, 13, 14, 39])
     assert np.array_equal(frames, by_pyav)
 
 
@@ -334,7 +334,7 @@ def test_damage_is_told_alike_at_every_reading(name, damage, tmp_path):
     damage(path)
     whys = set()
     for _ in range(2):
-        with pytest.raises(films.Unreadable, match="is damaged") as caught:
+        with pytest.raises(footage.Unreadable, match="is damaged") as caught:
             read_all(path)
         whys.add(str(caught.value))
     assert len(whys) == 1
@@ -346,15 +346,15 @@ def test_damage_that_decord_conceals_is_found(tmp_path):
     noise(path)
     patched = decord.VideoReader(str(path), num_threads=1).get_batch([0, 42, 59])
     assert patched.shape == (3, HEIGHT, WIDTH, 3)
-    with pytest.raises(films.Unreadable, match=r"is damaged at 4\.00 s \(.+\)"):
-        films.read(path, lambda count, rate: [0, 42, 59])
+    with pytest.raises(footage.Unreadable, match=r"is damaged at 4\.00 s \(.+\)"):
+        footage.read(path, lambda count, rate: [0, 42, 59])
 
 
 def test_damage_in_a_group_that_is_not_needed_does_not_matter(tmp_path):
     path = write(tmp_path / "film.mp4", options={**X264, "bf": "0"})
     noise(path)
     for _ in range(3):
-        frames, _ = films.read(path, lambda count, rate: [0, 12, 37, 59])
+        frames, _ = footage.read(path, lambda count, rate: [0, 12, 37, 59])
         assert [number(frame) for frame in frames] == [0, 12, 37, 59]
 
 
@@ -362,7 +362,7 @@ def test_lost_packets_of_h264(tmp_path):
     options = {**X264, "bf": "0", "g": "250"}
     whole = write(tmp_path / "whole.mp4", options=options)
     lossy = copied(whole, tmp_path / "lossy.mkv", lambda i, packet: i != 20)
-    with pytest.raises(films.Unreadable, match="Frame num gap"):
+    with pytest.raises(footage.Unreadable, match="Frame num gap"):
         read_all(lossy)
 
 
@@ -373,7 +373,7 @@ def test_lost_packets_of_a_transport_stream(tmp_path):
     inner = [i for i, p in enumerate(parts) if p[1:3] == b"\x01\x00"]  # of the video
     del parts[inner[len(inner) // 2]]
     path.write_bytes(b"".join(parts))
-    with pytest.raises(films.Unreadable, match="is damaged"):
+    with pytest.raises(footage.Unreadable, match="is damaged"):
         read_all(path)
 
 
@@ -387,7 +387,7 @@ def test_a_file_that_was_cut_off(name, tmp_path):
     places = payload(path)
     for end in (len(data) * 2 // 3, places[30][0]):  # within a packet, between two
         path.write_bytes(data[:end])
-        with pytest.raises(films.Unreadable, match="is damaged"):
+        with pytest.raises(footage.Unreadable, match="is damaged"):
             read_all(path)
 
 
@@ -430,7 +430,7 @@ def test_one_film_s_damage_is_not_another_s(tmp_path):
     def told(path):
         try:
             return read_all(path)[0] == [*range(60)]
-        except films.Unreadable:
+        except footage.Unreadable:
             return False
 
     with ThreadPoolExecutor(4) as pool:

@@ -337,17 +337,6 @@ def whole_batches(partial: Path, batches: list[list[Question]]) -> list[dict]:
     return rows[:kept]
 
 
-def batches_in(rows: list[dict], batches: list[list[Question]]) -> int:
-    """How many leading batches `rows` cover completely."""
-    covered, left = 0, len(rows)
-    for batch in batches:
-        left -= len(batch)
-        if left < 0:
-            break
-        covered += 1
-    return covered
-
-
 def merge(path: Path, questions: Sequence[Question]) -> None:
     """Write `path`, in the order of the questions, from the partial files."""
     if path.exists():

@@ -331,6 +331,7 @@ def load_adapter(model, folder: str | Path):
     checkpoint that a quantized model cannot take.
     """
     folder = trained_folder(folder)
+    chain.check_trained(folder)
     if (folder / ADAPTER).exists():
         return _with_adapter(model, folder).eval()
     if getattr(model, "is_quantized", False):

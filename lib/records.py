@@ -148,12 +148,6 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def weights_sha256(folder: str | Path) -> dict[str, str]:
-    """The sha256 of every file of weights in a folder, by its name."""
-    files = sorted(Path(folder).glob("*.safetensors"))
-    return {file.name: sha256(file) for file in files}
-
-
 def settings_hash(settings: Mapping) -> str:
     """12 hex digits that do not depend on the order of the keys.
 

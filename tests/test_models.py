@@ -12,7 +12,7 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from lib import models
+from lib import chain, checkpoints, models, records
 from lib.paths import ROOT
 from lib.prompts import THINK_ANSWER, messages
 from lib.questions import Demonstration
@@ -447,3 +447,55 @@ def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(
     load = models.load_model if name == "config.json" else models.load_processor
     with pytest.raises((ValueError, OSError)):
         load(folder)
+
+
+def test_a_hub_id_is_known_by_its_commit(tiny_checkpoint, tmp_path, monkeypatch):
+    """What was trained on one commit is not put on another."""
+    commits = iter(["aaaa", "aaaa", "bbbb"])
+    seen = []
+
+    def on_the_hub(name, **asked):
+        seen.append(name)
+        return str(tmp_path / "snapshots" / next(commits))
+
+    monkeypatch.setattr(models, "snapshot_download", on_the_hub)
+    base = models.identity("somebody/a-model")
+    assert base == "somebody/a-model@aaaa" and seen == ["somebody/a-model"]
+    records.write_json(tmp_path / "sft_settings.json", {"settings": {"model": base}})
+    chain.check_trained(tmp_path, models.identity("somebody/a-model"))
+    with pytest.raises(ValueError, match=r"trained on another base \(.*@aaaa, .*@bbbb"):
+        chain.check_trained(tmp_path, models.identity("somebody/a-model"))
+    assert models.identity(tiny_checkpoint) == records.sha256(tiny_checkpoint)[:12]
+
+
+@pytest.fixture
+def trained(tiny_checkpoint, tmp_path):
+    """An adapter as training publishes it."""
+    torch.manual_seed(0)
+    model = models.peft.get_peft_model(
+        models.load_model(tiny_checkpoint), models.lora_config(4, 8)
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    settings = {"model": models.identity(tiny_checkpoint), "dtype": "float32"}
+    folder = tmp_path / "adapters" / "sft"
+    return checkpoints.publish(model, folder, "sft_settings.json", settings)
+
+
+def test_an_adapter_is_the_one_that_training_left(tiny_checkpoint, trained):
+    models.load_trained(tiny_checkpoint, trained)
+    weights = trained / models.ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ValueError, match=r"safetensors is not what training left"):
+        models.load_trained(tiny_checkpoint, trained)
+
+
+def test_a_fingerprint_knows_the_scale_of_an_adapter(tiny_checkpoint, trained):
+    (trained / "sft_settings.json").unlink()  # somebody else's adapter, then
+    base = models.load_model(tiny_checkpoint)
+    before = models.fingerprint(models.load_adapter(base, trained))
+    config = records.read_json(trained / models.ADAPTER)
+    records.write_json(trained / models.ADAPTER, config | {"lora_alpha": 16})
+    base = models.load_model(tiny_checkpoint)
+    assert models.fingerprint(models.load_adapter(base, trained)) != before

@@ -195,6 +195,16 @@ def test_a_notebook_does_not_go_on_from_files_that_were_changed(run):
     verify(run, before="04_eval")
 
 
+def test_a_notebook_that_was_killed_at_its_very_end_runs_again(run):
+    """The manifest has its facts, the chain not yet its files."""
+    ledger = records.read_json(run / chain.LEDGER)
+    del ledger["04_eval"], ledger["05_analysis"]
+    records.write_json(run / chain.LEDGER, ledger)
+    verify(run, before="04_eval")
+    with pytest.raises(NotAsLeft, match="04_eval is in manifest.json and not in"):
+        verify(run, before="05_analysis")
+
+
 def test_what_is_written_later_can_be_counted_in(run):
     records.write_jsonl(run / "judgements_sft_L1.jsonl", [{"id": 0}])
     chain.extend(run, "04_eval", [run / "judgements_sft_L1.jsonl"])

@@ -223,6 +223,9 @@ def test_an_executed_notebook_is_the_one_that_was_executed(run):
     (run / "03_grpo.ipynb").write_text('{"cells": []}')
     with pytest.raises(NotAsLeft, match=r"03_grpo\.ipynb: not as the pipeline"):
         verify(run)
+    (run / "03_grpo.ipynb").unlink()
+    with pytest.raises(NotAsLeft, match=r"03_grpo\.ipynb: not as the pipeline"):
+        verify(run)
 
 
 def test_no_door_shows_a_number_of_such_a_run(run):

@@ -311,7 +311,7 @@ def at_least(settings, least: Mapping[str, float]) -> None:
     for name, value in vars(settings).items():
         low = least.get(name, -math.inf)
         if isinstance(value, int | float) and not low <= value < math.inf:
-            wanted = f"at least {low}" if value < low else "a finite number"
+            wanted = f"at least {low}" if name in least else "a finite number"
             raise ValueError(f"{name} = {value}: {wanted} is needed")
 
 

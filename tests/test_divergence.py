@@ -123,7 +123,7 @@ def test_steps_that_are_none_are_refused(settings, steps):
 @pytest.mark.parametrize("lr", [math.inf, math.nan])
 def test_a_rate_that_is_no_number_is_refused(lr):
     for settings in (test_sft.SETTINGS, *(own for _, own, _ in METHODS.values())):
-        with pytest.raises(ValueError, match=rf"^lr = {lr}: a finite number"):
+        with pytest.raises(ValueError, match=rf"^lr = {lr}: "):
             replace(settings, lr=lr)
 
 
@@ -166,6 +166,7 @@ def test_an_adapter_with_one_number_that_is_none_is_refused(
     models.load_trained(tiny_checkpoint, folder)
     name = min(load_file(folder / models.ADAPTER_WEIGHTS))
     spoil(folder, math.nan, name)
+    (folder / sft.RECORD).unlink()  # by which the other bytes would be noticed first
     with pytest.raises(ValueError, match=rf"{name} holds NaN or infinity"):
         models.load_adapter(models.load_model(tiny_checkpoint), folder)
 

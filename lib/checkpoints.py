@@ -19,7 +19,7 @@ import pickle
 import random
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -415,14 +415,15 @@ def same_settings(path: str | Path, settings: Mapping) -> bool:
     return True
 
 
-def write_settings(path: str | Path, settings: Mapping) -> None:
-    """Record settings and their hash where `same_settings` looks for them, and what
-    lies beside them for `chain.check_trained`."""
-    beside = sorted(file for file in Path(path).parent.glob("*") if file.is_file())
+def write_settings(
+    path: str | Path, settings: Mapping, trained: Iterable[Path] = ()
+) -> None:
+    """Record settings and their hash where `same_settings` looks for them, and the
+    fingerprints of `trained` files, for `chain.check_trained`."""
     content = {
         "hash": records.settings_hash(settings),
         "settings": dict(settings),
-        "files": {file.name: chain.content(file, whole=True) for file in beside},
+        "files": {file.name: chain.content(file, whole=True) for file in trained},
     }
     records.write_json(path, content)
 
@@ -482,7 +483,7 @@ def publish(
         if (unfinished / models.ADAPTER).exists():
             models.say_base(unfinished)
         (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        write_settings(unfinished / record, settings)
+        write_settings(unfinished / record, settings, sorted(unfinished.iterdir()))
         os.replace(unfinished, folder)
     PartialState().wait_for_everyone()
     return folder

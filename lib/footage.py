@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -312,7 +313,7 @@ def _decoded(
     """({index: frame} of those wanted, number of frames, number of packets that a cut
     left). Groups of pictures that hold no frame wanted are passed over where that can
     be done, and so is what follows the last one wanted in a group."""
-    frames, graphs, seen, n_left = {}, {}, 0, 0
+    frames, seen, n_left = {}, 0, 0
     group, first, is_left = 0, None, True
     left = Counter(bisect_right(film.starts, i) for i in indices)
     index_at = {time: i for i, time in enumerate(film.times)}
@@ -334,7 +335,7 @@ def _decoded(
                 index = index_at.get(frame.pts) if film.starts else seen
                 seen += 1
                 if index in indices and index not in frames:
-                    frames[index] = _rgb(frame, graphs)
+                    frames[index] = _rgb(frame)
                     left[bisect_right(film.starts, index)] -= bool(film.starts)
     return frames, film.count if film.starts else seen, n_left
 
@@ -366,20 +367,26 @@ def _first_picture(packet: av.Packet, stream: av.VideoStream) -> np.ndarray | No
     with suppress(av.FFmpegError):
         frames = packet.decode() + stream.codec_context.decode(None)
     _HEARD.clear()  # the reader will hear it again
-    return _rgb(frames[0], {}) if frames else None
+    return _rgb(frames[0]) if frames else None
 
 
-def _rgb(frame: av.VideoFrame, graphs: dict) -> np.ndarray:
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """Pixels [H, W, 3], converted by the filter that decord uses: equal to the bit."""
-    key = (frame.width, frame.height, frame.format.name)
-    if key not in graphs:
-        graphs[key] = av.filter.Graph()
-        names = dict(zip(("width", "height", "format"), key, strict=True))
-        graphs[key].link_nodes(
-            graphs[key].add_buffer(**names, time_base=Fraction(1, 1000)),
-            graphs[key].add("scale"),
-            graphs[key].add("format", "rgb24"),
-            graphs[key].add("buffersink"),
-        ).configure()
-    graphs[key].push(frame)
-    return upright(graphs[key].pull().to_ndarray(), frame)
+    kind = (frame.width, frame.height, frame.format.name)
+    graph = _graph(*kind, frame.colorspace, frame.color_range)
+    graph.push(frame)
+    return upright(graph.pull().to_ndarray(), frame)
+
+
+@lru_cache(maxsize=16)
+def _graph(width: int, height: int, name: str, *_colours: int) -> av.filter.Graph:
+    """One for all films of a kind: making it takes as long as decoding a short one."""
+    graph = av.filter.Graph()
+    kind = {"width": width, "height": height, "format": name}
+    graph.link_nodes(
+        graph.add_buffer(**kind, time_base=Fraction(1, 1000)),
+        graph.add("scale"),
+        graph.add("format", "rgb24"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph

@@ -190,11 +190,9 @@ def attend(
     return rows
 
 
-def attend_checkpoint(
-    model_path: str | Path,
-    trained: Path | None,
-    dtype: str,
-    quantize: bool,
+def measure(
+    model,
+    processor,
     questions: Sequence[Question],
     said: Mapping[str, Sequence[Mapping]],
     sampling: Sampling,
@@ -203,13 +201,9 @@ def attend_checkpoint(
 ) -> None:
     """Write the rows of one model for each text of `said`, {text: prediction rows}.
 
-    The model is that of `model_path`, with what training left in the folder `trained`;
-    a text is OWN or the method that wrote it.
+    A text is OWN or the method that wrote it. Busy (lib/run_files.py) while another
+    process measures the same.
     """
-    from lib import models  # here: see `completion_attention`
-
-    processor = models.load_processor(model_path)
-    model = models.load_trained(model_path, trained, dtype, quantize)
     for text, answered in said.items():
         with run_files.one_writer(rows_file(run, label, text), "measured"):
             found = attend(model, processor, questions, answered, sampling)

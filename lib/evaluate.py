@@ -11,35 +11,22 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
                     run / "predictions_base_L1.jsonl")
     metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
 
-The batches are a fixed partition of the questions, and several processes (started by
-torchrun or lib/launch.py) share them out. Rows of a finished batch go to
-predictions_base_L1.partial.jsonl at once, those of process N > 0 to .partial-N.jsonl.
-So a killed run goes on with the batches that are missing, with any number of processes,
-and ends with the same bytes as an undisturbed one; predictions_base_L1.settings.json
-says what made them, and rows of other settings are refused.
+A killed run goes on with the batches that are missing, on any number of processes, and
+rows of other settings are refused (lib/resume.py).
 """
 
-import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from lib import chain, models, records, run_files, shared_prefix
+from lib import chain, models, resume, shared_prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.rewards import judged
 from lib.video import BadVideo, Sampling, question_media
-
-# isort: split
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 POLICIES = ("raise", "keep_as_wrong")
@@ -93,64 +80,40 @@ def evaluate(
 ) -> list[dict]:
     """Rows of all questions in their order, also written to `path`.
 
-    Goes on where a killed call stopped and returns a finished file at once. A row is
-    made by `row`. `shown` (lib/perception.py) shows a model something else in place of
-    a question's own clip and still, and is recorded with the settings. All processes
-    that call this together answer a share each and return all rows.
+    Goes on where a killed call stopped and returns a finished file at once, but for
+    questions that failed for a file that is another one now. A row is made by `row`.
+    `shown` (lib/perception.py) shows a model something else in place of a question's
+    own clip and still, and is recorded with the settings. All processes that call this
+    together answer a share each and return all rows.
 
-    Raises ValueError when rows of other settings lie at `path`, BadVideo (naming the
-    question and the file) under on_bad_video = "raise", and Busy (lib/run_files.py)
-    while another process answers for `path`.
+    Raises BadVideo (naming the question and the file) under on_bad_video = "raise",
+    ValueError where an answered question shows other pictures now, and what
+    `resume.finish` raises.
     """
-    path, first = Path(path), processes().is_main_process
-    # The processes of one launch are one writer.
-    with run_files.one_writer(path, "answered") if first else nullcontext():
-        return _evaluate(model, processor, questions, settings, sampling, path, shown)
-
-
-def _evaluate(
-    model, processor, questions, settings, sampling, path: Path, shown
-) -> list[dict]:
-    state = processes()
-    batches = partition(questions, settings)
-    missing = []
-    if state.is_main_process:
-        recorded = all_settings(model, questions, settings, sampling, shown)
-        missing = missing_batches(path, batches, recorded)
-    (missing,) = broadcast_object_list([missing])
-    own = [batches[n] for n in missing[state.process_index :: state.num_processes]]
-    partial = partial_file(path, state.process_index)
-    with progress(path.stem, batches, missing, own) as bar:
-        for answered in answers(model, processor, own, settings, sampling, shown):
-            records.append_jsonl(partial, answered)
-            bar.update(len(answered))
-
-    state.wait_for_everyone()
-    if state.is_main_process:
-        merge(path, questions)
-    state.wait_for_everyone()
-    return records.read_jsonl(path)
+    path = Path(path)
+    return resume.finish(
+        path,
+        partition(questions, settings),
+        lambda: all_settings(model, questions, settings, sampling, shown),
+        lambda own: answers(model, processor, own, settings, sampling, shown),
+        [question.id for question in questions],
+        "answered",
+        lambda rows: reopened(path, questions, rows),
+    )
 
 
 def evaluate_sets(
-    model_path: str | Path,
-    trained: Path | None,
-    dtype: str,
-    quantize: bool,
+    model,
+    processor,
     asked: Mapping[str, EvalSettings],
     sets: Mapping[str, Sequence[Question]],
     sampling: Sampling,
     run: Path,
 ) -> dict[tuple[str, str], list[dict]]:
-    """Load one model and ask it all sets under all settings: rows by (label, set).
+    """Ask one model all sets under all settings: rows by (label, set).
 
-    The model is that of `model_path`, with what training left in the folder `trained`.
     Rows also go to run/predictions_<label>_<set>.jsonl, `label` being a key of `asked`.
-    Each process loads the whole model, on its own GPU where there are some.
     """
-    processes()  # gives this one its GPU, which load_model takes
-    processor = models.load_processor(model_path)
-    model = models.load_trained(model_path, trained, dtype, quantize)
     return {
         (label, name): evaluate(
             model,
@@ -165,36 +128,23 @@ def evaluate_sets(
     }
 
 
-def processes() -> PartialState:
-    """This process among those that evaluate together; each has a device of its own.
+def with_model(
+    model_path: str | Path,
+    trained: Path | None,
+    dtype: str,
+    quantize: bool,
+    work: Callable,
+    *arguments,
+):
+    """`work(model, processor, *arguments)`, for lib/launch.py.
 
-    Without a GPU, accelerate sees other processes only if told that it is on CPU. Who
-    is done first waits for long: a process that fails is ended by its launcher.
+    The model is that of `model_path`, with what training left in the folder `trained`.
+    Each process loads the whole model, on its own GPU where there are some.
     """
-    on_cpu = not torch.cuda.is_available()
-    return PartialState(cpu=on_cpu, timeout=timedelta(hours=2))
-
-
-def progress(
-    name: str,
-    batches: list[list[Question]],
-    missing: list[int],
-    own: list[list[Question]],
-) -> tqdm:
-    """A bar over the questions that this process answers and those answered before.
-
-    Only the first process shows one: the others have as much to do.
-    """
-    state, todo = processes(), sum(map(len, own))
-    before = sum(map(len, batches)) - sum(len(batches[n]) for n in missing)
-    if state.num_processes > 1:
-        name = f"{name}, 1 of {state.num_processes} shares"
-    return tqdm(
-        total=before + todo,
-        initial=before,
-        desc=name,
-        disable=not state.is_main_process,
-    )
+    resume.processes()  # gives this one its GPU, which load_model takes
+    processor = models.load_processor(model_path)
+    model = models.load_trained(model_path, trained, dtype, quantize)
+    return work(model, processor, *arguments)
 
 
 def all_settings(
@@ -205,59 +155,15 @@ def all_settings(
     shown=None,
 ) -> dict:
     """Everything that decides the rows, as plain JSON values."""
-    digest = hashlib.sha256()
-    for question in questions:
-        digest.update(f"{question.id}\n{question.gold}\n".encode())
-        digest.update(prompt_text(question, settings.style).encode())
-    if len({question.id for question in questions}) < len(questions):
-        raise ValueError("two questions have the same id: rows could not be told apart")
+    asked = (f"{q.id}\n{q.gold}\n{prompt_text(q, settings.style)}" for q in questions)
     return {
         **asdict(settings),
         "decoding": "greedy",
         "sampling": asdict(sampling),
         "model": models.fingerprint(model),
-        "questions": f"{len(questions)} with sha256 {digest.hexdigest()[:12]}",
+        "questions": resume.digest(asked),
         **({} if shown is None else {"shown": asdict(shown)}),
     }
-
-
-def settings_file(path: Path) -> Path:
-    """predictions_x.settings.json beside predictions_x.jsonl."""
-    return path.with_suffix(".settings.json")
-
-
-def partial_file(path: Path, process: int) -> Path:
-    """predictions_x.partial.jsonl; predictions_x.partial-N.jsonl of process N > 0."""
-    return path.with_suffix(f".partial{f'-{process}' if process else ''}.jsonl")
-
-
-def partial_files(path: Path) -> list[Path]:
-    """Those that exist, of any number of processes."""
-    named = re.compile(re.escape(path.stem) + r"\.partial(-\d+)?\.jsonl")
-    return sorted(f for f in path.parent.glob("*") if named.fullmatch(f.name))
-
-
-def refuse_other_settings(path: Path, partial: Path, wanted: dict) -> None:
-    """Raise ValueError, naming each difference, when rows of other settings exist."""
-    if not path.exists() and not partial.exists():
-        return
-    file = settings_file(path)
-    if not file.exists():
-        raise ValueError(
-            f"{path.name} has rows but {file.name} is missing, so nobody can tell what "
-            f"made them: delete {path.stem}.* in {path.parent} and evaluate again"
-        )
-    found = records.read_json(file)
-    differing = [
-        f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
-        for key in sorted({*found, *wanted})
-        if found.get(key) != wanted.get(key)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} holds rows of other settings: {'; '.join(differing)}. Use another "
-            f"run_name, or delete {path.stem}.* there to evaluate again"
-        )
 
 
 def partition(
@@ -274,82 +180,25 @@ def partition(
     return [alike[start : start + size] for start in range(0, len(alike), size)]
 
 
-def missing_batches(
-    path: Path, batches: list[list[Question]], recorded: dict
-) -> list[int]:
-    """Numbers of the batches still to answer for `path`, which is made ready for them.
+def reopened(path: Path, questions: Sequence[Question], rows: list[dict]) -> set[str]:
+    """Ids of the questions that failed for a clip or still that is another file now.
 
-    Raises ValueError when rows of other settings, or other rows, lie there.
+    ValueError where an answered question shows other pictures now.
     """
-    any_partial = next(iter(partial_files(path)), partial_file(path, 0))
-    refuse_other_settings(path, any_partial, recorded)
-    if path.exists():
-        remove_partial_files(path)  # left by a kill right behind the last write
-        return reopened(path, batches)
-    records.write_json(settings_file(path), recorded)
-    rows = [row for file in partial_files(path) for row in whole_batches(file, batches)]
-    found = {row["id"] for row in rows}
-    return [n for n, batch in enumerate(batches) if batch[0].id not in found]
-
-
-def reopened(path: Path, batches: list[list[Question]]) -> list[int]:
-    """Numbers of the batches to answer again, of a file of rows that is finished.
-
-    Those with a question that failed for a clip or still that is another file now; the
-    other rows are kept in the partial file. ValueError where an answered question shows
-    other pictures now.
-    """
-    rows = {row["id"]: row for row in records.read_jsonl(path)}
-    now = {
-        q.id: row(q, EvalSettings("think", 1, 1))["media"] for b in batches for q in b
-    }
-    moved = {key for key, own in rows.items() if own.get("media") != now.get(key)}
-    if answered := sorted(key for key in moved if rows[key]["error"] is None):
+    now = {question.id: pictures(question) for question in questions}
+    moved = [row for row in rows if row.get("media") != now.get(row["id"])]
+    if answered := sorted(row["id"] for row in moved if row["error"] is None):
         raise ValueError(
             f"{path}: {len(answered)} questions, first {answered[0]}, were answered on "
             f"other clips or stills than lie there now: delete {path.stem}.* in "
             f"{path.parent} to evaluate again"
         )
-    again = [n for n, batch in enumerate(batches) if moved & {q.id for q in batch}]
-    if again:
-        kept = [batch for n, batch in enumerate(batches) if n not in again]
-        known = [rows[question.id] for batch in kept for question in batch]
-        records.write_jsonl(partial_file(path, 0), known)
-        path.unlink()
-    return again
+    return {row["id"] for row in moved}
 
 
-def whole_batches(partial: Path, batches: list[list[Question]]) -> list[dict]:
-    """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
-    rows, kept = records.repair_jsonl(partial), 0
-    by_first = {batch[0].id: [question.id for question in batch] for batch in batches}
-    while kept < len(rows):
-        wanted = by_first.get(rows[kept]["id"], [])
-        found = [row["id"] for row in rows[kept : kept + len(wanted)]]
-        if not found or found != wanted[: len(found)]:
-            raise ValueError(
-                f"{partial} holds other rows than the batches have: delete it"
-            )
-        if len(found) < len(wanted):
-            records.write_jsonl(partial, rows[:kept])
-            break
-        kept += len(found)
-    return rows[:kept]
-
-
-def merge(path: Path, questions: Sequence[Question]) -> None:
-    """Write `path`, in the order of the questions, from the partial files."""
-    if path.exists():
-        return
-    files = partial_files(path)
-    by_id = {row["id"]: row for file in files for row in records.read_jsonl(file)}
-    records.write_jsonl(path, [by_id[question.id] for question in questions])
-    remove_partial_files(path)
-
-
-def remove_partial_files(path: Path) -> None:
-    for file in partial_files(path):
-        file.unlink()
+def pictures(question: Question) -> list[str | None]:
+    """The content of clip and still, as `chain.content` tells it."""
+    return [path and chain.content(path) for path in (question.video, question.image)]
 
 
 def answers(
@@ -493,9 +342,8 @@ def row(
 
     What the completion says is `rewards.judged`; tokens includes the end token, error
     names what is wrong with the video or is None; media is the content of clip and
-    still (`chain.content`).
+    still (`pictures`).
     """
-    shown = [path and chain.content(path) for path in (question.video, question.image)]
     return {
         "id": question.id,
         "level": question.level,
@@ -509,7 +357,7 @@ def row(
         "truncated": truncated,
         "tokens": tokens,
         "error": error,
-        "media": shown,
+        "media": pictures(question),
     }
 
 
@@ -523,6 +371,17 @@ def metrics(rows: Sequence[dict]) -> dict:
     """
     if not rows:
         raise ValueError("no rows: metrics of nothing are not defined")
+
+    def scores(rows: Sequence[dict]) -> dict:
+        accuracy, lenient = (
+            share(row[key] for row in rows) for key in ("correct", "correct_lenient")
+        )
+        return {"n": len(rows), "accuracy": accuracy, "accuracy_lenient": lenient}
+
+    def scores_by(key: str) -> dict[str, dict]:
+        values = sorted({row[key] for row in rows if row[key]})
+        return {str(v): scores([row for row in rows if row[key] == v]) for v in values}
+
     return {
         **scores(rows),
         "parse_failure": share(not row["parsed"] for row in rows),
@@ -530,26 +389,8 @@ def metrics(rows: Sequence[dict]) -> dict:
         "truncated": share(row["truncated"] for row in rows),
         "failed": share(row["error"] is not None for row in rows),
         "mean_tokens": share(row["tokens"] for row in rows),
-        "by_domain": scores_by(rows, "domain"),
-        "by_duration_group": scores_by(rows, "duration_group"),
-    }
-
-
-def scores(rows: Sequence[dict]) -> dict:
-    """n and the accuracy under both parsing rules."""
-    return {
-        "n": len(rows),
-        "accuracy": share(row["correct"] for row in rows),
-        "accuracy_lenient": share(row["correct_lenient"] for row in rows),
-    }
-
-
-def scores_by(rows: Sequence[dict], key: str) -> dict[str, dict]:
-    """`scores` for each value of `key`, as text; rows without one are left out."""
-    values = sorted({row[key] for row in rows if row[key]})
-    return {
-        str(value): scores([row for row in rows if row[key] == value])
-        for value in values
+        "by_domain": scores_by("domain"),
+        "by_duration_group": scores_by("duration_group"),
     }
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 import httpx2
 from tqdm import tqdm
 
-from lib import chain, evaluate, paths, records, run_files, tables
+from lib import chain, paths, records, resume, run_files, tables
 from lib.markup import shown
 from lib.prompts import option_lines
 from lib.questions import Question
@@ -193,7 +193,7 @@ def plan(
     for (label, name), rows in parts.items():
         path = run / f"judgements_{label}_{name}.jsonl"
         settings[path] = _settings(judge, run / f"predictions_{label}_{name}.jsonl")
-        evaluate.refuse_other_settings(path, path, settings[path])
+        resume.refuse_other_settings(path, settings[path])
         known = records.repair_jsonl(path) if path.exists() else []
         done = {row["id"] for row in known if row["error"] is None}
         sample = sorted(rows, key=lambda row: _place(row["id"]))[:size]
@@ -237,7 +237,7 @@ def carry_out(todo: Plan) -> dict[str, int]:
 
 def _carry_out(todo: Plan) -> dict[str, int]:
     for path, settings in todo.settings.items():
-        records.write_json(evaluate.settings_file(path), settings)
+        records.write_json(resume.settings_file(path), settings)
     for job in todo.jobs:
         if job.text is None:
             records.append_jsonl(job.path, [_row(job.id, False)])

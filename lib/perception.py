@@ -165,7 +165,7 @@ def ask(
     (`lib.models.check_sizes`), or it is what the model sees anyway. All processes that
     call this together answer a share each.
     """
-    from lib import evaluate  # here: who reads the records should not wait for torch
+    from lib import evaluate, resume  # here: who reads records should not need torch
 
     for condition in conditions:
         check_condition(condition)
@@ -176,7 +176,7 @@ def ask(
     }
     possible = [condition for condition in conditions if condition not in left_out]
     facts = {"conditions": possible, "left_out": left_out, "sets": list(sets)}
-    if evaluate.processes().is_main_process:
+    if resume.processes().is_main_process:
         records.write_json(run / ASKED, facts | {"count": count, "seed": seed})
     for name, questions in sets.items():
         some = chosen(questions, count, seed)
@@ -192,22 +192,6 @@ def ask(
                 Shown(condition, seed),
             )
     return left_out
-
-
-def ask_checkpoint(
-    model_path: str | Path, trained: Path | None, dtype: str, quantize: bool, *arguments
-) -> dict[str, str]:
-    """`ask` with the model of `model_path` and what training left in `trained`.
-
-    `arguments` are those of `ask` from `sets` on. For lib/launch.py: each process loads
-    the whole model.
-    """
-    from lib import evaluate, models  # here: see `ask`
-
-    evaluate.processes()
-    processor = models.load_processor(model_path)
-    model = models.load_trained(model_path, trained, dtype, quantize)
-    return ask(model, processor, *arguments)
 
 
 def predictions_file(run: Path, label: str, name: str, condition: str) -> Path:

@@ -16,16 +16,14 @@ Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate to
 The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from lib import evaluate, models, records, run_files, shared_prefix, tables
+from lib import evaluate, models, records, resume, shared_prefix, tables
 from lib.paths import require
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
@@ -59,57 +57,35 @@ def readings(
     reasoning, with another question's (see `half_away`), and with an empty one; own and
     other are None where there is no such reasoning.
 
-    Goes on where a killed call stopped. Raises ValueError where rows of another reader
-    or of other completions lie at `path`, and where the predictions are not those of
-    the questions; Busy (lib/run_files.py) while another process reads for `path`.
+    Goes on where a killed call stopped. Raises ValueError where the predictions are not
+    those of the questions, and what `resume.finish` raises: for rows of another reader
+    or of other completions, for instance.
     """
     items = _items(questions, predictions)
-    with run_files.one_writer(Path(path), "read for"):
-        return _readings(model, processor, items, Path(path), batch_size)
 
+    def settings() -> dict:
+        texts = (
+            f"{item.id}\n{item.prompt}\n{item.reasonings['own']}\n" for item in items
+        )
+        read = {"reader": models.fingerprint(model), "read": resume.digest(texts)}
+        return read | {"batch_size": batch_size}
 
-def _readings(
-    model, processor, items: Sequence["Item"], path: Path, batch_size: int
-) -> list[dict]:
-    partial = path.with_suffix(".partial.jsonl")
-    recorded = {
-        "reader": models.fingerprint(model),
-        "read": _digest(items),
-        "batch_size": batch_size,
-    }
-    evaluate.refuse_other_settings(path, partial, recorded)
-    if path.exists():
-        partial.unlink(missing_ok=True)  # left by a kill right behind the last write
-        return records.read_jsonl(path)
-    records.write_json(evaluate.settings_file(path), recorded)
-    rows = _whole_batches(partial, items, batch_size)
-    starts = range(len(rows), len(items), batch_size)
-    todo = [items[start : start + batch_size] for start in starts]
-    # Not in the threads below: a tokenizer that pads in one and not in another mixes
-    # them up.
-    encoded = [_encode(processor, batch) for batch in todo]
-    with (
-        tqdm(total=len(items), initial=len(rows), desc=path.stem) as bar,
-        shared_prefix.generating(model),
-    ):
-        for read in _each(lambda batch: _read(model, batch), encoded, model):
-            records.append_jsonl(partial, read)
-            rows += read
-            bar.update(len(read))
-    records.write_jsonl(path, rows)
-    partial.unlink(missing_ok=True)
-    return rows
+    def read(own: Sequence[Sequence[Item]]) -> Iterator[list[dict]]:
+        # Not in the threads below: a tokenizer that pads in one and not in another
+        # mixes them up.
+        encoded = [_encode(processor, batch) for batch in own]
+        with shared_prefix.generating(model):
+            each = evaluate.on_each_core if model.device.type == "cpu" else map
+            yield from each(lambda batch: _read(model, batch), encoded)
 
-
-def _whole_batches(partial: Path, items: Sequence["Item"], size: int) -> list[dict]:
-    """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
-    rows = records.repair_jsonl(partial)
-    if [row["id"] for row in rows] != [item.id for item in items[: len(rows)]]:
-        raise ValueError(f"{partial} holds rows of other questions: delete it")
-    if len(rows) < len(items) and len(rows) % size:
-        rows = rows[: len(rows) // size * size]
-        records.write_jsonl(partial, rows)
-    return rows
+    return resume.finish(
+        Path(path),
+        [items[at : at + batch_size] for at in range(0, len(items), batch_size)],
+        settings,
+        read,
+        [item.id for item in items],
+        "read for",
+    )
 
 
 def read_run(
@@ -150,6 +126,10 @@ class Item:
     def id(self) -> str:
         return self.question.id
 
+    @property
+    def prompt(self) -> str:
+        return prompt_text(self.question, "think")
+
 
 def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> list[Item]:
     """The predicted questions in the predictions' order, with what a reader gets."""
@@ -164,20 +144,6 @@ def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> lis
         Item(known[row["id"]], {"own": thought, "other": other, "none": ""})
         for row, thought, other in zip(predictions, own, half_away(own), strict=True)
     ]
-
-
-def _digest(items: Sequence[Item]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        text = prompt_text(item.question, "think")
-        digest.update(f"{item.id}\n{text}\n{item.reasonings['own']}\n".encode())
-    return f"{len(items)} with sha256 {digest.hexdigest()[:12]}"
-
-
-def _each(work: Callable, batches: Sequence, model) -> Iterable:
-    if model.device.type == "cpu":
-        return evaluate.on_each_core(work, batches)
-    return map(work, batches)
 
 
 @dataclass(frozen=True)
@@ -234,7 +200,7 @@ class Batch:
 
 
 def _encode(processor, items: Sequence[Item]) -> Batch:
-    talks = [messages(prompt_text(i.question, "think"), None, None) for i in items]
+    talks = [messages(item.prompt, None, None) for item in items]
     continuations = [
         {
             name: Continuation.of(processor.tokenizer, reasoning, letters)

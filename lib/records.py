@@ -157,6 +157,22 @@ def settings_hash(settings: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def refuse_other(found: Mapping, wanted: Mapping, what: str, then: str) -> None:
+    """ValueError "`what`: lr was 0.1, is 0.2. `then`" where settings differ.
+
+    What was made with other settings must not be mixed with, or taken for, what these
+    would make.
+    """
+    missing = object()
+    differing = [
+        f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
+        for key in sorted({*found, *wanted})
+        if found.get(key, missing) != wanted.get(key, missing)
+    ]
+    if differing:
+        raise ValueError(f"{what}: {'; '.join(differing)}. {then}")
+
+
 def environment() -> dict:
     """The code, the packages and the machine a record was made with."""
     import torch  # here, because readers of records should not wait for it

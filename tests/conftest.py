@@ -144,6 +144,21 @@ def tiny_checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def processor(tiny_checkpoint):
+    """Of the tiny checkpoint, like `model`; modules that use another have their own."""
+    from lib import models
+
+    return models.load_processor(tiny_checkpoint)
+
+
+@pytest.fixture
+def model(tiny_checkpoint):
+    from lib import models
+
+    return models.load_model(tiny_checkpoint)
+
+
 def _write_clip(path, rng):
     """16 frames of 56 x 56 at 4 frames a second: blocks of one colour that change."""
     import av

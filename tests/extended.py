@@ -64,8 +64,8 @@ def evaluated(model, run):
     asked = questions.read_validation(ANNOTATIONS / "validation_L1.jsonl", DATA, "L1")
     how = evaluate.EvalSettings("think", 24, 4)
     for label, trained in {"base": None, "grpo": run / "adapters" / "grpo"}.items():
-        given = (model, trained, "float32", False, {label: how}, {"L1": asked})
-        evaluate.evaluate_sets(*given, SAMPLING, run)
+        given = (evaluate.evaluate_sets, {label: how}, {"L1": asked}, SAMPLING, run)
+        evaluate.with_model(model, trained, "float32", False, *given)
 
 
 def refusal():

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from made_hub import PINNED, Hub
 
-from lib import chain, checkpoints, download, epic, evaluate, frame_store, models, paths
+from lib import chain, checkpoints, download, epic, frame_store, models, paths, resume
 from lib import records as run_records
 from lib.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.epic import LabelFaults
@@ -929,9 +929,8 @@ def other_settings(run):
 def answers_of_other_settings(run):
     path = run / "predictions_sft_L1.jsonl"
     path.touch()
-    run_records.write_json(evaluate.settings_file(path), {"max_new_tokens": 40})
-    partial = path.with_suffix(".partial.jsonl")
-    evaluate.refuse_other_settings(path, partial, {"max_new_tokens": 256})
+    run_records.write_json(resume.settings_file(path), {"max_new_tokens": 40})
+    resume.refuse_other_settings(path, {"max_new_tokens": 256})
 
 
 def torn_answers(run):

@@ -171,23 +171,6 @@ def test_the_base_reads_a_stated_step_and_nothing_from_no_reasoning(
     assert sum(map(str.__eq__, without, wanted)) <= 7
 
 
-def test_a_killed_reading_ends_with_the_same_rows(
-    model, processor, asked, data, tmp_path
-):
-    items = of_set(asked, "L1")[:7]
-    rows = predicted(items, lambda item: flawless(item, data))
-    whole, path = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    readers.readings(model, processor, items, rows, whole, batch_size=3)
-    lines = whole.read_text().splitlines(keepends=True)
-    partial = path.with_suffix(".partial.jsonl")
-    partial.write_text("".join(lines[:5]) + lines[5][:20])
-    settings = whole.with_suffix(".settings.json")
-    path.with_suffix(".settings.json").write_bytes(settings.read_bytes())
-    readers.readings(model, processor, items, rows, path, batch_size=3)
-    assert path.read_bytes() == whole.read_bytes()
-    assert not partial.exists()
-
-
 def test_readings_of_other_completions_are_refused(
     model, processor, asked, data, tmp_path
 ):

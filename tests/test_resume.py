@@ -1,0 +1,100 @@
+"""Rows that a killed call left are kept, torn batches are not, others are refused."""
+
+from collections import namedtuple
+
+import pytest
+
+from lib import records, resume
+
+Item = namedtuple("Item", "id")
+BATCHES = [[Item("c"), Item("a")], [Item("b"), Item("d")], [Item("e")]]
+ORDER = list("abcde")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "rows.jsonl"
+
+
+def finished(path, order=ORDER, kept="made", asked=BATCHES, again=None, **settings):
+    """The words of all rows, and the ids of the batches that were made for them."""
+    made = []
+
+    def make(batches):
+        for batch in batches:
+            made.append("".join(item.id for item in batch))
+            yield [{"id": item.id, "word": kept} for item in batch]
+
+    settings = {"size": 2, **settings}
+    more = {} if again is None else {"again": lambda rows: again}
+    rows = resume.finish(path, asked, lambda: settings, make, order, "answered", **more)
+    assert [row["id"] for row in rows] == order
+    assert not resume.partial_files(path)
+    return "".join(row["word"][0] for row in rows), made
+
+
+def left(path, process, ids, end=""):
+    """What a kill leaves of a process."""
+    file = resume.partial_file(path, process)
+    records.write_json(resume.settings_file(path), {"size": 2})
+    records.write_jsonl(file, [{"id": key, "word": "kept"} for key in ids])
+    with open(file, "a") as partial:
+        partial.write(end)
+
+
+def test_what_is_finished_is_not_made_again(path):
+    assert finished(path) == ("mmmmm", ["ca", "bd", "e"])
+    before = path.stat().st_mtime_ns
+    resume.partial_file(path, 3).touch()  # a kill right behind the last write
+    assert finished(path) == ("mmmmm", [])
+    assert path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words", "made"),
+    [
+        ("", "", "mmmmm", ["ca", "bd", "e"]),
+        ("ca", "", "kmkmm", ["bd", "e"]),
+        ("cab", "", "kmkmm", ["bd", "e"]),  # of a batch, half
+        ("cab", "e", "kmkmk", ["bd"]),
+        ("ebd", "c", "mkmkk", ["ca"]),
+        ("bd", "cae", "kkkkk", []),
+    ],
+)
+def test_whole_batches_are_kept_whoever_made_them(path, first, second, words, made):
+    left(path, 0, first, end='{"id": "x')
+    left(path, 1, second)
+    assert finished(path) == (words, made)
+
+
+def test_batches_of_some_items_are_made_again(path):
+    finished(path, kept="kept")
+    assert finished(path, again={"d"}) == ("kmkmk", ["bd"])
+    assert finished(path, again=set()) == ("kmkmk", [])
+
+
+def test_rows_of_other_settings_are_refused_by_name(path):
+    finished(path, seed=1, shown=None)
+    with pytest.raises(ValueError, match=r"seed was 1, is 2\. Use another run_name"):
+        finished(path, seed=2, shown=None)
+    with pytest.raises(ValueError, match="size was 2, is 3"):
+        finished(path, seed=1, shown=None, size=3)
+    with pytest.raises(ValueError, match="shown was None, is None"):  # it was given
+        finished(path, seed=1)
+    path.rename(resume.partial_file(path, 1))
+    with pytest.raises(ValueError, match="seed was 1, is 2"):
+        finished(path, seed=2, shown=None)
+    resume.settings_file(path).unlink()
+    with pytest.raises(ValueError, match=r"settings\.json is missing"):
+        finished(path, seed=1, shown=None)
+
+
+def test_rows_of_other_items_are_refused(path):
+    left(path, 0, "cax")
+    with pytest.raises(ValueError, match="other rows than the batches have"):
+        finished(path)
+
+
+def test_two_items_with_one_id_are_refused(path):
+    with pytest.raises(ValueError, match="same id"):
+        finished(path, order=[*ORDER, "a"], asked=[*BATCHES, [Item("a")]])

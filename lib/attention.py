@@ -88,7 +88,7 @@ def completion_attention(model, prompt, completion) -> np.ndarray:
             logits_to_keep=1,
             **shared_prefix.picture_inputs([prompt]),
         ).past_key_values
-        with _eager(base), _hooked(base.model.language_model.layers, keep):
+        with _handing_out(base, keep):
             base(
                 input_ids=ids[:, last:],
                 position_ids=positions[..., last:],
@@ -100,24 +100,18 @@ def completion_attention(model, prompt, completion) -> np.ndarray:
 
 
 @contextmanager
-def _eager(base) -> Iterator[None]:
-    """The language model hands out attention weights; only "eager" does."""
+def _handing_out(base, keep) -> Iterator[None]:
+    """`keep` gets the attention weights of each layer, which only "eager" hands out."""
     before = base.config.get_text_config()._attn_implementation
+    layers = base.model.language_model.layers
     base.set_attn_implementation({"text_config": "eager"})
-    try:
-        yield
-    finally:
-        base.set_attn_implementation({"text_config": before})
-
-
-@contextmanager
-def _hooked(layers, keep) -> Iterator[None]:
     hooks = [layer.self_attn.register_forward_hook(keep) for layer in layers]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        base.set_attn_implementation({"text_config": before})
 
 
 def masses(attention: np.ndarray, kinds: np.ndarray) -> np.ndarray:
@@ -175,18 +169,19 @@ def attend(
     texts, rows = {row["id"]: row for row in answered}, []
     with _one_thread(model):
         for question in tqdm(questions, desc="attention", mininterval=1):
-            said = texts[question.id]
+            said, why = texts[question.id], None
             if not said["completion"]:
                 why = said["error"] or "the completion is empty"
-                rows.append({"id": question.id, "left_out": why})
-                continue
-            try:
-                media = question_media(question, sampling)
-            except BadVideo as bad:
-                why = f"{bad.path.name} {bad.why}"
-                rows.append({"id": question.id, "left_out": why})
-                continue
-            rows.append(_row(model, processor, question, said, media))
+            else:
+                try:
+                    media = question_media(question, sampling)
+                except BadVideo as bad:
+                    why = f"{bad.path.name} {bad.why}"
+            rows.append(
+                {"id": question.id, "left_out": why}
+                if why
+                else _row(model, processor, question, said, media)
+            )
     return rows
 
 

@@ -1,6 +1,7 @@
 """What is shown changes as its name says, nothing else does, and costs are counted."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import matplotlib
@@ -21,16 +22,6 @@ SETTINGS = EvalSettings("think", max_new_tokens=5, batch_size=4)
 SIX = ["no_video", "no_pictures", "shuffled", "one_frame", "other_video", "frames_2"]
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_checkpoint):
-    return models.load_processor(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return models.load_model(tiny_checkpoint)
-
-
 def shown(condition, question, seed=0):
     return Shown(condition, seed).media(question, SAMPLING)
 
@@ -38,16 +29,13 @@ def shown(condition, question, seed=0):
 # What is shown
 
 
-def test_what_is_left_out_is_left_out(tiny_questions):
-    _, still = question_media(tiny_questions[0], SAMPLING)
-    without, kept = shown("no_video", tiny_questions[0])
-    assert without is None and (kept == still).all()
-    assert shown("no_pictures", tiny_questions[0]) == (None, None)
-
-
-def test_a_clip_that_is_left_out_is_not_even_read(tiny_questions, tmp_path):
+def test_what_is_left_out_is_not_even_read(tiny_questions, tmp_path):
     gone = replace(tiny_questions[0], video=tmp_path / "gone.mp4")
-    assert shown("no_video", gone)[0] is None
+    clip, kept = shown("no_video", gone)
+    assert (
+        clip is None and (kept == question_media(tiny_questions[0], SAMPLING)[1]).all()
+    )
+    assert shown("no_pictures", gone) == (None, None)
     with pytest.raises(BadVideo):
         shown("shuffled", gone)
 
@@ -113,14 +101,20 @@ def test_chosen_questions_keep_their_order_and_do_not_depend_on_the_call():
 # Asking
 
 
-def test_only_what_is_shown_differs(model, processor, tiny_questions, tmp_path):
+@pytest.fixture(scope="module")
+def asked(tiny_checkpoint, processor, tiny_questions, tmp_path_factory):
+    """The folder of a run that asked under all conditions, and what was left out."""
+    run = tmp_path_factory.mktemp("run")
+    conditions = [*SIX, "frames_8", "frames_16", "frames_4"]
+    given = ({"L1": tiny_questions}, conditions, SETTINGS, SAMPLING, run, "grpo", 6, 0)
+    return run, ask(models.load_model(tiny_checkpoint), processor, *given)
+
+
+def test_only_what_is_shown_differs(asked, model, processor, tiny_questions, tmp_path):
     """The rows are those of the same questions with that media, asked plainly."""
-    sets = {"L1": tiny_questions}
-    arguments = (model, processor, sets, SIX, SETTINGS, SAMPLING, tmp_path, "grpo")
-    assert ask(*arguments, count=6, seed=0) == {}
 
     def plainly(name, questions, sampling=SAMPLING):
-        path = tmp_path / "plain" / f"{name}.jsonl"
+        path = tmp_path / f"{name}.jsonl"
         rows = evaluate.evaluate(model, processor, questions, SETTINGS, sampling, path)
         return [{**row, "id": "", "media": None} for row in rows]
 
@@ -133,27 +127,31 @@ def test_only_what_is_shown_differs(model, processor, tiny_questions, tmp_path):
         "frames_2": plainly("frames", tiny_questions, resampled(SAMPLING, "frames_2")),
     }
     found = {
-        name: records.read_jsonl(tmp_path / f"predictions_grpo_L1.{name}.jsonl")
+        name: records.read_jsonl(asked[0] / f"predictions_grpo_L1.{name}.jsonl")
         for name in SIX
     }
     for condition, rows in expected.items():
         known = [{**row, "id": "", "media": None} for row in found[condition]]
         assert known == rows
-    seen = plainly("seen", tiny_questions)
+    seen = [row["completion"] for row in plainly("seen", tiny_questions)]
     for condition in ("shuffled", "one_frame", "no_video"):
-        said = [row["completion"] for row in found[condition]]
-        assert said != [row["completion"] for row in seen]
+        assert seen != [row["completion"] for row in found[condition]]
 
 
 def test_what_was_shown_is_recorded_and_never_mixed(
-    model, processor, tiny_questions, tmp_path
+    asked, model, processor, tiny_questions, tmp_path
 ):
-    first = (model, processor, {"L1": tiny_questions[:2]}, ["shuffled"], SETTINGS)
-    ask(*first, SAMPLING, tmp_path, "base", 2, seed=0)
-    file = tmp_path / "predictions_base_L1.shuffled.settings.json"
-    assert records.read_json(file)["shown"] == {"condition": "shuffled", "seed": 0}
-    with pytest.raises(ValueError, match="shown was"):
-        ask(*first, SAMPLING, tmp_path, "base", 2, seed=1)
+    """Each with its own batch: 3 pictures of 4 frames and the still, 5 of 8 frames."""
+    settings = {
+        name: records.read_json(asked[0] / f"predictions_grpo_L1.{name}.settings.json")
+        for name in ("shuffled", "frames_8")
+    }
+    assert settings["shuffled"]["shown"] == {"condition": "shuffled", "seed": 0}
+    assert [found["batch_size"] for found in settings.values()] == [4, 2]
+    run, sets = shutil.copytree(asked[0], tmp_path / "run"), {"L1": tiny_questions}
+    with pytest.raises(ValueError, match=r"other settings: shown was [^;]* is [^;]*$"):
+        given = (sets, ["shuffled"], SETTINGS, SAMPLING, run, "grpo", 6, 1)
+        ask(model, processor, *given)
 
 
 @pytest.mark.parametrize(
@@ -170,41 +168,24 @@ def test_larger_clips_are_shown_to_fewer_at_once(condition, usual, batch):
     assert perception.batch_under(condition, usual, sampling) == batch
 
 
-def test_a_condition_is_recorded_with_its_own_batch(
-    model, processor, tiny_questions, tmp_path
-):
-    """3 pictures of 4 frames and the still, 5 of 8 frames: 4 questions become 2."""
-    asked = (model, processor, {"L1": tiny_questions[:2]}, ["frames_8", "shuffled"])
-    ask(*asked, SETTINGS, SAMPLING, tmp_path, "base", 2, seed=0)
-    files = (f"predictions_base_L1.{name}.settings.json" for name in asked[-1])
-    batches = [records.read_json(tmp_path / file)["batch_size"] for file in files]
-    assert batches == [2, 4]
-
-
 def test_what_no_model_of_the_kind_can_be_asked_is_left_out_with_its_reason(
-    model, processor, tiny_questions, tmp_path
+    asked, model, processor, tmp_path
 ):
-    conditions = ["frames_4", "frames_16", "no_video"]
-    left_out = ask(
-        *(model, processor, {"L1": tiny_questions}, conditions, SETTINGS, SAMPLING),
-        *(tmp_path, "base", 2, 0),
-    )
-    assert set(left_out) == {"frames_4"}
-    assert "sees anyway" in left_out["frames_4"]
-    recorded = records.read_json(tmp_path / perception.ASKED)
-    assert recorded["left_out"] == left_out
-    assert recorded["conditions"] == ["frames_16", "no_video"]
-    assert not list(tmp_path.glob("*frames_4*"))
+    run, left_out = asked
+    assert left_out == {"frames_4": "is what the model sees anyway"}
+    recorded = records.read_json(run / perception.ASKED)
+    assert recorded["left_out"] == left_out and not list(run.glob("*frames_4*"))
+    assert recorded["conditions"] == [*SIX, "frames_8", "frames_16"]
     # 8 pairs of frames, more than either side of 56 x 56 has patches, are answered too.
-    rows = records.read_jsonl(tmp_path / "predictions_base_L1.frames_16.jsonl")
-    assert len(rows) == 2 and all(row["completion"] for row in rows)
+    rows = records.read_jsonl(run / "predictions_grpo_L1.frames_16.jsonl")
+    assert len(rows) == 6 and all(row["completion"] for row in rows)
     other = copy.deepcopy(processor)
     other.video_processor.patch_size = 16  # as Qwen3-VL has it
-    arguments = (SETTINGS, SAMPLING, tmp_path, "base", 2, 0)
-    (why,) = ask(model, other, {}, ["size_84x84"], *arguments).values()
+    given = (SETTINGS, SAMPLING, tmp_path, "base", 2, 0)
+    (why,) = ask(model, other, {}, ["size_84x84"], *given).values()
     assert "must be multiples of 32" in why
     with pytest.raises(ValueError, match="'blind' is unknown"):
-        ask(model, processor, {}, ["blind"], SETTINGS, SAMPLING, tmp_path, "base", 2, 0)
+        ask(model, processor, {}, ["blind"], *given)
 
 
 # Comparing

@@ -22,11 +22,6 @@ SETTINGS = evaluate.EvalSettings("think", max_new_tokens=30, batch_size=4)
 SAID = "<think>I open the fridge.</think><answer>B</answer>"
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_checkpoint):
-    return models.load_processor(tiny_checkpoint)
-
-
 def plain_attention(model, inputs, completion):
     """One ordinary eager forward over prompt and completion: rows of the positions that
     predict the completion, mean over heads, [layers, R, P - 1 + R]."""

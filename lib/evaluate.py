@@ -32,9 +32,9 @@ import torch
 from tqdm import tqdm
 
 from lib import chain, models, records, run_files, shared_prefix
+from lib.data.letters import judged
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
-from lib.rewards import judged
 from lib.video import BadVideo, Sampling, question_media
 
 # isort: split
@@ -491,7 +491,7 @@ def row(
 ) -> dict:
     """The record of one answered, or failed, question.
 
-    What the completion says is `rewards.judged`; tokens includes the end token, error
+    What the completion says is `letters.judged`; tokens includes the end token, error
     names what is wrong with the video or is None; media is the content of clip and
     still (`chain.content`).
     """

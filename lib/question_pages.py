@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 
 from lib import evidence_plots, plots
+from lib.data.letters import parse_answer
 from lib.markup import Html, tag
 from lib.questions import Question
-from lib.rewards import parse_answer
 from lib.video import BadVideo, Sampling, question_media
 
 WIDTH = 150  # CSS pixels of a frame

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from lib.rewards import format_reward
+from lib.data.letters import FORMAT, folded
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 PROGRESS = "task_progress_metadata"
@@ -39,7 +39,6 @@ DEEPEST = 20  # values within values; the deepest of a sound record has 5
 # has for itself.
 UNREADABLE = re.compile("[\ud800-\udfff\U000f0000\U000f0001]")
 CONTROL = re.compile(r"<\|\w+\|>")
-INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")
 # A letter or number in front of an option: "B. ", "(b) ", "2) ", "Option B: ", or a
 # bare "B ".
 OWN_LETTER = re.compile(
@@ -96,12 +95,6 @@ def shown(value: object) -> str:
     except RecursionError:
         return TOO_DEEP
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def folded(text: str) -> str:
-    """`text` without what a reader does not see: case, blanks and Unicode's forms."""
-    text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
-    return " ".join(text.casefold().split())
 
 
 def narration(step: dict) -> str:
@@ -356,7 +349,7 @@ def _demonstrations(record: dict, sound: set[str]) -> Faults:
         if len(known) == len(order) and known != order:
             found = " before ".join(map(str, order))
             yield "prompt[0].content", found, "video before image before text", USABLE
-    if "response" in sound and not format_reward(record["response"]):
+    if "response" in sound and not FORMAT.fullmatch(record["response"]):
         expected = "<think>...</think><answer>...</answer>"
         yield "response", shown(record["response"]), expected, USABLE
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from lib import paths, questions, records
+from lib.data.letters import parse_answer
 from lib.prompts import prompt_text
 from lib.questions import Demonstration, Question
-from lib.rewards import parse_answer
 
 Item = TypeVar("Item", Question, Demonstration)
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib import paths, questions
+from lib.data.faults import FRAME, PROGRESS, is_integer, narration
 from lib.markup import grid
-from lib.schemas import FRAME, PROGRESS, is_integer, narration
 
 STATES = ("missing", "damaged", "too short")
 

@@ -33,9 +33,10 @@ from tqdm import tqdm
 
 from lib import chain, models, records, run_files, shared_prefix
 from lib.data.letters import judged
+from lib.frame_store import question_media
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 # isort: split
 from accelerate import PartialState

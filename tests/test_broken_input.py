@@ -30,9 +30,10 @@ from lib import chain, checkpoints, download, epic, evaluate, frame_store, model
 from lib import records as run_records
 from lib.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.epic import LabelFaults
+from lib.frame_store import question_media
 from lib.params import ParamsFaults, load_params
 from lib.questions import DataFaults, read_general, read_validation
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 # isort: split
 from peft import get_peft_model

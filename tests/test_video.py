@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lib.frame_store import FrameStore, question_media
 from lib.video import (
     BadVideo,
-    FrameStore,
     Sampling,
     _squashed,
     frame_indices,
-    question_media,
     read_clip,
     read_still,
 )

@@ -304,7 +304,8 @@ def _survey(path: Path, kind: str | None = None) -> Survey:
     for said in no_file:
         fault(1, "file", *said, UNUSABLE)
     if parsed and kind is None:
-        known = "; or ".join(", ".join(own.marks) for own in KINDS.values())
+        marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
+        known = "; or ".join(marks)
         none = "no field of a known kind of file"
         fault(parsed[0][0], "record", none, known, UNUSABLE)
     elif parsed and KINDS[kind].is_list != is_list:

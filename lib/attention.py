@@ -37,9 +37,10 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import paths, plots, records, run_files, stats, tables
+from lib.frame_store import question_media
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 KINDS = ("video", "still", "text")
 FIRST = 3  # generated tokens that count as the first ones

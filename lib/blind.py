@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.questions import Question
 
@@ -44,53 +46,39 @@ def features(question: Question, place: int) -> list[int]:
 class BlindReader:
     """A linear score for each option; the highest one is the answer."""
 
-    def __init__(self, weights: torch.Tensor):
-        self.weights = weights
+    def __init__(self):
+        self.weights = torch.nn.EmbeddingBag(FEATURES, 1, mode="sum")
+        torch.nn.init.zeros_(self.weights.weight)
 
     @classmethod
     def fit(cls, questions: Sequence[Question]) -> "BlindReader":
         """Softmax regression over the options of each question, from zero weights."""
-        weights = torch.zeros(FEATURES, requires_grad=True)
-        optimizer = torch.optim.Adam([weights], lr=_LR, weight_decay=_DECAY)
-        # Questions of 4 and of 5 options are two tables.
-        tables = [_Table(group) for group in _by_options(questions)]
+        reader, bags = cls(), _bags(questions)
+        gold = torch.tensor(["ABCDE".index(question.gold) for question in questions])
+        parameters = reader.weights.parameters()
+        optimizer = torch.optim.Adam(parameters, lr=_LR, weight_decay=_DECAY)
         for _ in range(_EPOCHS):
             optimizer.zero_grad()
-            for table in tables:
-                scores = table.scores(weights)
-                loss = torch.nn.functional.cross_entropy(
-                    scores, table.gold, reduction="sum"
-                )
-                (loss / len(questions)).backward()
+            cross_entropy(reader._scores(*bags), gold).backward()
             optimizer.step()
-        return cls(weights.detach())
+        return reader
 
+    @torch.no_grad()
     def right(self, questions: Sequence[Question]) -> list[bool]:
         """Whether it answers each question rightly, in the order given."""
-        return [
-            int(_Table([q]).scores(self.weights).argmax()) == "ABCDE".index(q.gold)
-            for q in questions
-        ]
+        places = self._scores(*_bags(questions)).argmax(1).tolist()
+        pairs = zip(questions, places, strict=True)
+        return [question.gold == "ABCDE"[place] for question, place in pairs]
+
+    def _scores(self, flat, starts, counts: list[int]) -> torch.Tensor:
+        """[questions, options]; an option that a question does not have is -inf."""
+        scores = self.weights(flat, starts)[:, 0].split(counts)
+        return pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
 
 
-class _Table:
-    """Questions with the same number of options as flat feature lists."""
-
-    def __init__(self, questions: Sequence[Question]):
-        lists = [features(q, i) for q in questions for i in range(len(q.options))]
-        sizes = torch.tensor([len(found) for found in lists])
-        self.flat = torch.tensor([feature for found in lists for feature in found])
-        self.owner = torch.arange(len(lists)).repeat_interleave(sizes)
-        self.options = len(questions[0].options)
-        self.gold = torch.tensor(["ABCDE".index(q.gold) for q in questions])
-
-    def scores(self, weights: torch.Tensor) -> torch.Tensor:
-        """[questions, options]"""
-        rows = torch.zeros(int(self.owner[-1]) + 1)
-        summed = rows.index_add(0, self.owner, weights[self.flat])
-        return summed.view(-1, self.options)
-
-
-def _by_options(questions: Sequence[Question]) -> list[list[Question]]:
-    sizes = sorted({len(q.options) for q in questions})
-    return [[q for q in questions if len(q.options) == size] for size in sizes]
+def _bags(questions: Sequence[Question]) -> tuple:
+    """Features of all options in a line, where each option starts, options each has."""
+    lists = [features(q, place) for q in questions for place in range(len(q.options))]
+    starts = torch.tensor([0, *map(len, lists[:-1])]).cumsum(0)
+    flat = torch.tensor([feature for found in lists for feature in found])
+    return flat, starts, [len(question.options) for question in questions]

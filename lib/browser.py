@@ -33,10 +33,11 @@ from lib import (
     rollout_figures,
     tables,
 )
+from lib.frame_store import question_media
 from lib.live import front_end
 from lib.paths import require, resolve
 from lib.questions import Question, read_training
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 ANY = "any"

@@ -38,9 +38,9 @@ from pathlib import Path
 import torch
 
 from lib import checkpoints, grpo
+from lib.data.letters import ANSWER
 from lib.grpo import GRPOSettings, Reward
 from lib.questions import Question
-from lib.rewards import ANSWER
 from lib.video import Sampling
 
 RECORD = "care_settings.json"

@@ -53,7 +53,7 @@ from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
 from lib import records
-from lib.schemas import is_relative, shown
+from lib.data.faults import is_relative, shown
 
 WAITS = (1, 4)  # seconds before the second and the third attempt; http_get has its own
 BLOCK = 2**20

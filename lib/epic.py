@@ -49,8 +49,8 @@ from tqdm import tqdm
 
 from lib import clips, records
 from lib.clips import Cut
+from lib.data.faults import FRAME, PROGRESS, STILL
 from lib.questions import read_training
-from lib.schemas import FRAME, PROGRESS, STILL
 
 GAP, LONGEST, WRONG = 10.0, 20, 3  # seconds, actions, different wrong answers
 LEAD = 0.5  # seconds from the observation to the answer's start

@@ -23,10 +23,11 @@ from pathlib import Path
 import torch
 
 from lib import chain, models, resume, shared_prefix
+from lib.data.letters import judged
+from lib.frame_store import question_media
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
-from lib.rewards import judged
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 POLICIES = ("raise", "keep_as_wrong")
@@ -340,7 +341,7 @@ def row(
 ) -> dict:
     """The record of one answered, or failed, question.
 
-    What the completion says is `rewards.judged`; tokens includes the end token, error
+    What the completion says is `letters.judged`; tokens includes the end token, error
     names what is wrong with the video or is None; media is the content of clip and
     still (`pictures`).
     """

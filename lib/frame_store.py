@@ -1,22 +1,17 @@
-"""Decoded frames kept in a folder, so that each clip is decoded once and read after.
+"""Decoded clips and stills, kept in this process and, if wished, in a folder.
+
+    >>> keep_frames("outputs/frames", max_gib=20)
+    >>> clip, still = question_media(question, Sampling())  # decoded, and kept
+    >>> clip, still = question_media(question, Sampling())  # read, in any process
 
 An entry holds the frames that one reader of `lib/video.py` took from one file, pixel
-for pixel. Its name says what they depend on: the SHA-256 of the file's content, the
-sampling, and the versions of the packages that decide pixels. A copy of a clip under
-another name is the same entry; a clip that changes under its name is another. So that a
-clip is hashed once and not at every reading, a note beside the entries keeps the hash
-that belongs to a path, a size and two times of change.
+for pixel. Its name says what they depend on: the file's path, size and two times of
+change, the sampling, and the versions of the packages that decide pixels.
 
-    >>> store = FrameFolder("outputs/frames", max_bytes=20 * 2**30)
-    >>> store.read(read_clip, "clip.mp4", Sampling()).shape  # decoded and kept
-    (16, 252, 252, 3)
-    >>> store.read(read_clip, "clip.mp4", Sampling()).shape  # read, in any process
-    (16, 252, 252, 3)
-
-Frames are kept as differences (red and blue to green, each row to the one above),
-packed with zstd: 35 to 55 % of the raw bytes, read in a few milliseconds. Raw frames
-are read three times as fast, zlib reads four times slower, FFV1 saves 20 to 30 % more
-and reads ten times slower; `tests/bench/frame_store.py` measures what is here.
+In the folder frames are kept as differences (red and blue to green, each row to the one
+above), packed with zstd: 35 to 55 % of the raw bytes, read in a few milliseconds. Raw
+frames are read three times as fast, zlib reads four times slower, FFV1 saves 20 to 30 %
+more and reads ten times slower; `tests/bench/frame_store.py` measures what is here.
 
 Any number of processes may fill a folder. An entry appears by renaming a finished file,
 so readers need no lock. Writers hold a lock, under which the oldest entries make room:
@@ -36,6 +31,7 @@ import logging
 import math
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
@@ -45,20 +41,83 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow
 
-from lib.records import settings_hash, sha256
+from lib import paths
+from lib.video import Sampling, read_clip, read_still, require_media
 
 if TYPE_CHECKING:
-    from lib.video import Sampling
+    from lib.questions import Demonstration, Question
 
-FORMAT = 1  # of an entry's bytes; raise it with every change of `_pack`
+CACHE_BYTES = 512 * 2**20
+FORMAT = 2  # of an entry's bytes and name; raise it with every change of them
 FREED = 0.1  # share of the bound that is freed at once, so that it is not done often
 CHECKSUM_BYTES = 32
-OWN = re.compile(
-    r"[0-9a-f]{64}(-[0-9a-f]+\.frames|\.hash)"
-)  # names of what is kept here
+OWN = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?\.(frames|hash)")  # earlier names too
 VERSIONS = {name: version(name) for name in ("decord2", "av", "torchvision", "pillow")}
 _ZSTD = pyarrow.Codec("zstd", compression_level=1)  # higher levels gain 2 % at most
 _LOGGER = logging.getLogger(__name__)
+
+
+def question_media(
+    item: Question | Demonstration, sampling: Sampling
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(clip, still) of a question or demonstration; None for what it does not have."""
+    clip = None if item.video is None else _STORE.read(read_clip, item.video, sampling)
+    still = (
+        None if item.image is None else _STORE.read(read_still, item.image, sampling)
+    )
+    return clip, still
+
+
+def keep_frames(folder: str | Path, max_gib: float) -> None:
+    """From now on `question_media` also keeps what it decodes in a folder, which holds
+    at most `max_gib` GiB and serves any number of processes.
+
+    A relative folder is read from the root of the checkout; without one ("") frames
+    stay in this process alone, as they do by default.
+    """
+    behind = None
+    if folder:
+        behind = FrameFolder(paths.resolve(folder), int(max_gib * 2**30))
+    _STORE.behind, _STORE.kept = behind, (folder, max_gib)
+
+
+def kept_frames() -> tuple[str | Path, float]:
+    """The arguments of the last `keep_frames`, for other processes to do the same."""
+    return _STORE.kept
+
+
+class FrameStore:
+    """Decoded frames of this process, least recently used out first, bounded in bytes.
+
+    A file that changes is decoded again, or read from the folder `behind` where there
+    is one. Callers get copies, so nobody can change what the next caller sees.
+    """
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self.behind: FrameFolder | None = None
+        self.kept: tuple[str | Path, float] = ("", 0.0)
+        self.used_bytes = 0
+        self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def read(self, reader: Callable, path: Path, sampling: Sampling) -> np.ndarray:
+        """`reader(path, sampling)`, decoded or from the store."""
+        require_media(path)
+        name = entry_name(reader, path, sampling)
+        if name not in self._frames:
+            if self.behind is None:
+                self._frames[name] = reader(path, sampling)
+            else:
+                self._frames[name] = self.behind.read(reader, path, sampling)
+            self.used_bytes += self._frames[name].nbytes
+        self._frames.move_to_end(name)
+        frames = self._frames[name].copy()
+        while self.used_bytes > self.max_bytes:
+            self.used_bytes -= self._frames.popitem(last=False)[1].nbytes
+        return frames
+
+
+_STORE = FrameStore(CACHE_BYTES)
 
 
 class FrameFolder:
@@ -85,29 +144,16 @@ class FrameFolder:
 
         What `reader` raises is passed on, and nothing is kept.
         """
-        path = Path(path).absolute()
-        before = _state(path)
-        name = _entry_name(self._content_hash(path, before), reader, sampling)
+        name = entry_name(reader, path, sampling)
         kept = self._get(name, path)
         if kept is not None:
             return _unpack(kept)
         frames = reader(path, sampling)
-        if _state(path) == before:  # else it is not known which content was decoded
+        if entry_name(reader, path, sampling) == name:  # the file is what was decoded
             self._put(name, _pack(frames))
         return frames
 
-    def _content_hash(self, path: Path, state: tuple[int, ...]) -> str:
-        """SHA-256 of a file, from its note unless the file has been touched since."""
-        name = hashlib.sha256(repr((str(path), state)).encode()).hexdigest() + ".hash"
-        note = self._get(name, path)
-        if note is not None:
-            return note.decode()
-        digest = sha256(path)
-        if _state(path) == state:
-            self._put(name, digest.encode())
-        return digest
-
-    def _get(self, name: str, path: Path) -> bytes | None:
+    def _get(self, name: str, path: str | Path) -> bytes | None:
         """What is kept under a name; None if nothing is, or if it is damaged."""
         try:
             with open(self.folder / name, "rb") as file:
@@ -178,39 +224,32 @@ class FrameFolder:
             for entry in entries
         )
         used = sum(size for _, size, _ in files)
-        for _, size, path in files:
-            if used <= limit:
-                break
-            self._tell_full()
-            os.unlink(path)
-            used -= size
-        return used
-
-    def _tell_full(self) -> None:
-        if not self._told_full:
+        if used > limit and not self._told_full:
+            self._told_full = True
             _LOGGER.warning(
                 "the frame store %s is full at %.3g GiB: clips not used for long are"
                 " dropped and decoded again; a larger bound would hold more",
                 *(self.folder, self.max_bytes / 2**30),
             )
-        self._told_full = True
+        for _, size, path in files:
+            if used <= limit:
+                break
+            os.unlink(path)
+            used -= size
+        return used
 
 
-def _state(path: Path) -> tuple[int, int, int]:
-    """What changes when a file does. The time of its last change of state cannot be
-    set back, as `cp -p` or `rsync -t` set back the time of its content."""
+def entry_name(reader: Callable, path: str | Path, sampling: Sampling) -> str:
+    """The name of what a reader takes from a file as it is now.
+
+    The time of a file's last change of state cannot be set back, as `cp -p` or
+    `rsync -t` set back the time of its content.
+    """
+    path = Path(path).absolute()
     stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-def _entry_name(digest: str, reader: Callable, sampling: Sampling) -> str:
-    settings = {
-        "format": FORMAT,
-        "reader": reader.__name__,
-        **VERSIONS,
-        **asdict(sampling),
-    }
-    return f"{digest}-{settings_hash(settings)}.frames"
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    parts = [FORMAT, reader.__name__, str(path), state, asdict(sampling), VERSIONS]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest() + ".frames"
 
 
 def _checksum(name: str, body: bytes) -> bytes:

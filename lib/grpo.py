@@ -33,12 +33,13 @@ from pathlib import Path
 import torch
 
 from lib import checkpoints, models, records, shards, shared_prefix
+from lib.data.letters import parse_answer
 from lib.dynamic_sampling import DynamicSampling, replaced_path
+from lib.frame_store import question_media
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.reward_stages import RewardStages
-from lib.rewards import parse_answer
-from lib.video import Sampling, question_media
+from lib.video import Sampling
 from lib.watched import WatchGroups, watched_path
 
 # isort: split

@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
 
 from lib import paths, questions
+from lib.data.faults import FRAME, PROGRESS, is_integer, narration
 from lib.markup import grid
-from lib.schemas import FRAME, PROGRESS, is_integer, narration
 
 STATES = ("missing", "damaged", "too short")
 
@@ -104,7 +103,6 @@ def _report(
     checked = questions.check(path)
     videos = {item.video for _, item in rows} - {None}
     stills = {item.image for _, item in rows} - {None}
-    noted = {text: sum(is_so(row) for row, _ in rows) for text, is_so in NOTES.items()}
     bad = sorted(unreadable.keys() & (videos | stills))
     return {
         "split": path.stem,
@@ -118,7 +116,7 @@ def _report(
         "unreadable": {str(file): unreadable[file][1] for file in bad},
         "by_pyav": {str(f): by_pyav[f] for f in sorted(by_pyav.keys() & videos)},
         "faults": _by_kind(checked["faults"]),
-        "notes": {text: count for text, count in noted.items() if count},
+        "notes": dict(Counter(note for row, _ in rows for note in _notes(row))),
     }
 
 
@@ -188,58 +186,30 @@ def _by_kind(faults: list[questions.Fault]) -> list[dict]:
     ]
 
 
-# --- notes ----------------------------------------------------------------------------
-
-
-def _frames(record: dict) -> list[tuple[int, int]]:
-    """(start, stop) of the steps; empty unless they and FRAME are whole numbers."""
-    steps = record.get(PROGRESS) or []
-    frames = [(step.get("start_frame"), step.get("stop_frame")) for step in steps]
-    numbers = [record.get(FRAME), *(frame for pair in frames for frame in pair)]
-    return frames if all(map(is_integer, numbers)) else []
-
-
-def _clip_within(limit: int, record: dict) -> bool:
-    frames = _frames(record)
-    return bool(frames) and record[FRAME] - frames[0][0] <= limit
-
-
-def _steps_overlap(record: dict) -> bool:
-    pairs = pairwise(_frames(record))
-    return any(start < stop for (_, stop), (start, _) in pairs)
-
-
-def _stops_elsewhere(record: dict) -> bool:
-    frames = _frames(record)
-    return bool(frames) and frames[-1][1] != record[FRAME]
-
-
-def _answer_was_last(record: dict) -> bool:
-    steps = record.get(PROGRESS)
-    return bool(steps) and narration(steps[-1]) == record["answer"]
-
-
-def _on_videos(names: tuple[str, ...], record: dict) -> bool:
-    return str(record.get("video_id") or record.get("sample_id")).startswith(names)
-
-
 # Of the nine videos whose labels count at another rate than their file, only the two
 # with records past the end are named anywhere; nor is it documented which 17 records
 # of L2 are on Ego4D videos that cannot be downloaded any more.
-NOTES: dict[str, Callable[[dict], bool]] = {
-    "clip of at most 15 frames by its labels": partial(_clip_within, 15),
-    "clip of at most 30 frames by its labels": partial(_clip_within, 30),
-    "clip of at most 60 frames by its labels": partial(_clip_within, 60),
-    "steps overlap": _steps_overlap,
-    "the last step stops before or after the observation": _stops_elsewhere,
-    "the answer is the last step again": _answer_was_last,
-    "labels past the end of the video (some on P10_04, P18_02)": partial(
-        _on_videos, ("P10_04", "P18_02")
-    ),
-    "frames released anew by EPIC (P01_109, P27_103)": partial(
-        _on_videos, ("P01_109", "P27_103")
-    ),
-    "source known as corrupt (Ego4D d9db7166-e5fe)": partial(
-        _on_videos, ("d9db7166-e5fe",)
-    ),
+ODD_VIDEOS = {
+    ("P10_04", "P18_02"): "labels past the end of the video (some on P10_04, P18_02)",
+    ("P01_109", "P27_103"): "frames released anew by EPIC (P01_109, P27_103)",
+    ("d9db7166-e5fe",): "source known as corrupt (Ego4D d9db7166-e5fe)",
 }
+
+
+def _notes(record: dict) -> Iterator[str]:
+    """What is odd about a record and nothing to mend."""
+    steps, observed = record.get(PROGRESS) or [], record.get(FRAME)
+    frames = [(step.get("start_frame"), step.get("stop_frame")) for step in steps]
+    if frames and all(map(is_integer, [observed, *sum(frames, ())])):
+        length = observed - frames[0][0]
+        for limit in (15, 30, 60):
+            if length <= limit:
+                yield f"clip of at most {limit} frames by its labels"
+        if any(start < stop for (_, stop), (start, _) in pairwise(frames)):
+            yield "steps overlap"
+        if frames[-1][1] != observed:
+            yield "the last step stops before or after the observation"
+    if steps and narration(steps[-1]) == record["answer"]:
+        yield "the answer is the last step again"
+    video = str(record.get("video_id") or record.get("sample_id"))
+    yield from (what for names, what in ODD_VIDEOS.items() if video.startswith(names))

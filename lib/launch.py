@@ -43,7 +43,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lib import paths, records, run_files, video
+from lib import frame_store, paths, records, run_files
 
 COMMAND = "LAUNCH_COMMAND"
 ONE_MACHINE = ("--num_machines", "1", "--main_process_port", "0")  # 0: a free one
@@ -133,7 +133,7 @@ class _Pickler(pickle.Pickler):
 def _write_call(folder: Path, function: Callable, arguments: tuple) -> None:
     try:
         with open(folder / CALL, "wb") as file:
-            _Pickler(file).dump((function, arguments, video.kept_frames()))
+            _Pickler(file).dump((function, arguments, frame_store.kept_frames()))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{function.__name__} cannot run in other processes: {error}; define "
@@ -365,7 +365,7 @@ def main(file: Path) -> None:
     os.dup2(*((2, 1) if process else (1, 2)))
     try:
         function, arguments, frames = pickle.loads(file.read_bytes())
-        video.keep_frames(*frames)
+        frame_store.keep_frames(*frames)
         result = function(*arguments)
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)

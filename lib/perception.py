@@ -31,8 +31,9 @@ from pathlib import Path
 import numpy as np
 
 from lib import paths, plots, records, stats, tables
+from lib.frame_store import question_media
 from lib.questions import Question
-from lib.video import Sampling, question_media
+from lib.video import Sampling
 
 SEEN = "seen"
 LABELS = {
@@ -60,7 +61,7 @@ class Shown:
     def media(
         self, question: Question, sampling: Sampling
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(clip, still) as `lib.video.question_media` gives them, changed."""
+        """(clip, still) as `lib.frame_store.question_media` gives them, changed."""
         if self.condition in ("no_video", "no_pictures"):
             question = replace(question, video=None)
         if self.condition == "no_pictures":

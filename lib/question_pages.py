@@ -20,10 +20,11 @@ import numpy as np
 from PIL import Image
 
 from lib import evidence_plots, plots
+from lib.data.letters import parse_answer
+from lib.frame_store import question_media
 from lib.markup import Html, tag
 from lib.questions import Question
-from lib.rewards import parse_answer
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 WIDTH = 150  # CSS pixels of a frame
 SCALE = 2.5  # where the scale of an advantage ends, on both sides

@@ -2,7 +2,7 @@
 
 Reads the annotation files of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376,
 https://huggingface.co/datasets/TencentARC/SEED-Bench-R1) and LongVideoBench
-(https://arxiv.org/abs/2407.15754). What a sound record is stands in `lib/schemas.py`;
+(https://arxiv.org/abs/2407.15754). `lib/data/faults.py` says what a sound record is;
 every reader reports all faults of a file at once, each with its line, its field, what
 was found and what was expected.
 
@@ -26,31 +26,16 @@ import hashlib
 import json
 import random
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from lib import paths
-from lib.schemas import (
-    CHOICES,
-    KINDS,
-    PROGRESS,
-    STILL,
-    TOO_DEEP,
-    TWICE,
-    UNUSABLE,
-    Kind,
-    distinct_negatives,
-    is_id,
-    is_text,
-    narration,
-    record_faults,
-    repeats,
-    shown,
-)
+from lib.data import faults
+from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
 
 
 @dataclass(frozen=True)
@@ -193,12 +178,11 @@ def split_holdout(
 def _read(path: str | Path, media_root: str | Path, kind: str, seed: int = 0) -> list:
     """What each record of a file gives; DataFaults if any cannot be used."""
     hint = "an annotation file; 01_data says where it comes from"
-    sound, faults = _survey(_load(paths.require(path, hint)), KINDS[kind])
-    unusable = [fault for fault in faults if not fault.usable]
-    if unusable:
+    file = _survey(paths.require(path, hint), kind)
+    if unusable := [fault for fault in file.faults if not fault.usable]:
         raise DataFaults(unusable)
     root = paths.resolve(media_root)
-    return [_item(record, line, root, kind, seed) for line, record in sound]
+    return [_item(record, line, root, kind, seed) for line, record in file.sound]
 
 
 def _item(
@@ -210,33 +194,25 @@ def _item(
         return _general(record, root)
     if kind == "training":
         rng = random.Random(f"{seed}/{record['sample_id']}")
-        options = [*rng.sample(distinct_negatives(record), 3), record["answer"]]
+        options = [*rng.sample(faults.distinct_negatives(record), 3), record["answer"]]
         rng.shuffle(options)
-        return _question(
-            record, root, kind, tuple(options), options.index(record["answer"])
-        )
-    options = tuple(record[choice] for choice in CHOICES)
-    correct = "ABCD".index(record["golden_choice_idx"])
-    return _question(record, root, kind, options, correct)
-
-
-def _question(
-    record: dict, root: Path, level: str, options: tuple[str, ...], correct: int
-) -> Question:
+        correct = options.index(record["answer"])
+    else:
+        options = [record[choice] for choice in CHOICES]
+        correct = "ABCD".index(record["golden_choice_idx"])
     source, steps = record["video_source"], record[PROGRESS]
-    video = root / "videos" / source / record["video_basename"] if steps else None
     return Question(
-        id=f"{level}/{record['sample_id']}",
-        level=level,
+        id=f"{kind}/{record['sample_id']}",
+        level=kind,
         text=record["question"],
-        options=options,
+        options=tuple(options),
         gold="ABCD"[correct],
         answer=options[correct],
         goal=record["task_goal"],
         domain=_text_or_empty(record, "domain"),
         scenario=_text_or_empty(record, "scenario"),
-        progress=tuple(narration(step) for step in steps),
-        video=video,
+        progress=tuple(map(faults.narration, steps)),
+        video=root / "videos" / source / record["video_basename"] if steps else None,
         image=root / "images" / source / record[STILL],
     )
 
@@ -245,7 +221,7 @@ def _demonstration(record: dict, line: int, root: Path) -> Demonstration:
     parts = {part["type"]: part for part in record["prompt"][0]["content"]}
     number = record.get("sample_id")
     return Demonstration(
-        id=f"training/{number if is_id(number) else f'line-{line}'}",
+        id=f"training/{number if faults.is_id(number) else f'line-{line}'}",
         text=parts["text"]["text"],
         video=root / parts["video"]["video"] if "video" in parts else None,
         image=root / parts["image"]["image"] if "image" in parts else None,
@@ -273,18 +249,19 @@ def _general(record: dict, root: Path) -> Question:
 
 
 def _text_or_empty(record: dict, name: str) -> str:
-    return record[name] if is_text(record.get(name)) else ""
+    return record[name] if faults.is_text(record.get(name)) else ""
 
 
 # --- checking -------------------------------------------------------------------------
 
 
-class Records(NamedTuple):
-    """The parsed records of a file: (line, value) of each, and what did not parse."""
+class Survey(NamedTuple):
+    """What a file holds: its kind (None: not recognised), the number of records, the
+    (line, record) that can be used, and every fault, by line."""
 
-    file: str
-    is_list: bool
-    rows: list[tuple[int, object]]
+    kind: str | None
+    count: int
+    sound: list[tuple[int, dict]]
     faults: list[Fault]
 
 
@@ -302,138 +279,127 @@ NO_FILES = {  # how a file begins that holds no records: what it is, and what to
         "UTF-8 without one",
     ),
 }
+FORMS = ("one JSON object a line", "one JSON list")
 
 
-def _load(path: Path) -> Records:
-    """The records of a JSON-lines file or of a JSON list."""
-    data = path.read_bytes()
-    head = data.lstrip()[:99].lower()
-    records = Records(str(path), head[:1] == b"[", [], [])
-    wrong = [said for begins, said in NO_FILES.items() if head.startswith(begins)]
-    if records.is_list:
-        _parse(records, 1, data, "one JSON list", _list_rows)
-    elif not wrong:
-        for line, text in enumerate(data.split(b"\n"), 1):
-            if text.strip():
-                _parse(records, line, text, "one JSON object a line", _line_row)
-    if not (records.rows or records.faults or wrong):
-        wrong = [("no record", "records")]
-    for said in wrong:
-        records.faults.append(Fault(records.file, 1, "file", *said, UNUSABLE))
-    return records
-
-
-def _parse(
-    records: Records, line: int, data: bytes, expected: str, rows_of: Callable
-) -> None:
-    """Add the rows of `data`, which starts on `line`, or the fault that prevents it."""
-    try:
-        rows = rows_of(data.decode())
-    except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
-        why = "what is not UTF-8"
-    except json.JSONDecodeError as error:
-        line += error.lineno - 1
-        why = f"what is no JSON ({error.msg} at column {error.colno})"
-    else:
-        records.rows.extend((line + below, value) for below, value in rows)
-        return
-    records.faults.append(Fault(records.file, line, "record", why, expected, UNUSABLE))
-
-
-class _Decoder(json.JSONDecoder):
-    """Python's, but a key given twice is kept under TWICE, a number of more digits than
-    any count has stays a text, and nesting without end is an error with its place."""
-
-    def __init__(self):
-        super().__init__(object_pairs_hook=self.record, parse_int=self.integer)
-
-    @staticmethod
-    def record(pairs: list[tuple[str, object]]) -> dict:
-        record = dict(pairs)
-        if len(record) < len(pairs):
-            count = Counter(name for name, _ in pairs)
-            record[TWICE] = {
-                name: [value for key, value in pairs if key == name]
-                for name in count
-                if count[name] > 1
-            }
-        return record
-
-    @staticmethod
-    def integer(digits: str) -> int | str:
-        return int(digits) if len(digits) < 20 else digits
-
-    def raw_decode(self, text: str, idx: int = 0) -> tuple[object, int]:
-        try:
-            return super().raw_decode(text, idx)
-        except RecursionError:
-            raise json.JSONDecodeError(TOO_DEEP, text, idx) from None
-
-
-DECODER = _Decoder()
-
-
-def _line_row(text: str) -> list[tuple[int, object]]:
-    return [(0, DECODER.decode(text))]
-
-
-def _list_rows(text: str) -> list[tuple[int, object]]:
-    """(lines below the first, value) for each element of a JSON list."""
-    with suppress(RecursionError):  # below it has the place of its record
-        json.loads(text, parse_int=str)  # so that every mark is where it must be
-    rows = []
-    position, lines, counted = text.index("[") + 1, 0, 0
-    while True:
-        while text[position] in " \t\r\n,":
-            position += 1
-        if text[position] == "]":
-            return rows
-        lines, counted = lines + text.count("\n", counted, position), position
-        value, position = DECODER.raw_decode(text, position)
-        rows.append((lines, value))
-
-
-def _survey(records: Records, kind: Kind) -> tuple[list[tuple[int, dict]], list[Fault]]:
-    """The (line, record) that can be used, and every fault of the file, by line.
+def _survey(path: Path, kind: str | None = None) -> Survey:
+    """Read a file of a kind, or of the kind that most records show by their keys.
 
     In a list a field is named with its record, "[12].candidates" for the thirteenth:
     such a file may be a single line.
     """
-    faults, sound, seen = list(records.faults), [], {}
-    if records.rows and kind.is_list != records.is_list:
-        forms = ("one JSON object a line", "one JSON list")
-        found, expected = forms[records.is_list], forms[kind.is_list]
-        faults.append(Fault(records.file, 1, "file", found, expected, UNUSABLE))
-    for index, (line, record) in enumerate(records.rows):
-        place = f"[{index}]" if records.is_list else ""
-        if not isinstance(record, dict):
-            named = (place or "record", shown(record), "a JSON object", UNUSABLE)
-            faults.append(Fault(records.file, line, *named))
-            continue
-        wrong = [*record_faults(record, kind), *repeats(record, line, kind, seen)]
-        prefix = f"{place}." if place else ""
-        for field, *rest in wrong:
-            faults.append(Fault(records.file, line, f"{prefix}{field}", *rest))
-        if all(usable for *_, usable in wrong):
-            sound.append((line, record))
-    return sound, sorted(faults, key=lambda fault: fault.line)
+    data, sound, found, seen = path.read_bytes(), [], [], {}
+    head = data.lstrip()[:99].lower()
+    is_list = head[:1] == b"["
+    no_file = [said for begins, said in NO_FILES.items() if head.startswith(begins)]
+    rows = [] if no_file else list((_of_list if is_list else _of_lines)(data))
+    if not (rows or no_file):
+        no_file = [("no record", "records")]
+    parsed = [(line, row) for line, row in rows if not isinstance(row, Exception)]
+    kind = kind or _recognised(parsed)
+
+    def fault(line: int, *named) -> None:
+        found.append(Fault(str(path), line, *named))
+
+    for said in no_file:
+        fault(1, "file", *said, UNUSABLE)
+    if parsed and kind is None:
+        marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
+        known = "; or ".join(marks)
+        none = "no field of a known kind of file"
+        fault(parsed[0][0], "record", none, known, UNUSABLE)
+    elif parsed and KINDS[kind].is_list != is_list:
+        fault(1, "file", FORMS[is_list], FORMS[not is_list], UNUSABLE)
+    for index, (line, record) in enumerate(rows):
+        place = f"[{index}]" if is_list else ""
+        if isinstance(record, Exception):
+            fault(line, "record", _why(record), FORMS[is_list], UNUSABLE)
+        elif kind and not isinstance(record, dict):
+            said = (faults.shown(record), "a JSON object")
+            fault(line, place or "record", *said, UNUSABLE)
+        elif kind:
+            wrong = [
+                *faults.record_faults(record, KINDS[kind]),
+                *faults.repeats(record, line, KINDS[kind], seen),
+            ]
+            for field, *rest in wrong:
+                fault(line, f"{place}.{field}" if place else field, *rest)
+            if all(usable for *_, usable in wrong):
+                sound.append((line, record))
+    return Survey(kind, len(rows), sound, sorted(found, key=lambda f: f.line))
 
 
-def _recognise(rows: list[tuple[int, object]]) -> str | None:
+def _recognised(rows: list[tuple[int, object]]) -> str | None:
     """The kind most records show by their keys; None where none shows any."""
     votes = Counter()
     for _, record in rows:
-        marked = (
-            k
-            for k in KINDS
-            if isinstance(record, dict)
-            for m in KINDS[k].marks
-            if m in record
-        )
+        keys = record.keys() if isinstance(record, dict) else ()
+        marked = (name for name, kind in KINDS.items() if {*kind.marks} & {*keys})
         votes[next(marked, None)] += 1
     del votes[None]
     return max(votes, key=votes.get) if votes else None
+
+
+def _of_lines(data: bytes) -> Iterator[tuple[int, object]]:
+    """(line, value, or what kept it from being read) of JSON lines."""
+    for line, text in enumerate(data.split(b"\n"), 1):
+        if text.strip():
+            try:
+                yield line, DECODER.decode(text.decode())
+            except (ValueError, RecursionError) as error:
+                yield line, error
+
+
+def _of_list(data: bytes) -> Iterator[tuple[int, object]]:
+    """The same of a JSON list, with the line on which each value begins."""
+    line = 1
+    try:
+        text = data.decode()
+        with suppress(RecursionError):  # below it has the place of its record
+            json.loads(text, parse_int=str)  # so that every mark is where it must be
+        at, counted = text.index("[") + 1, 0
+        while True:
+            while text[at] in " \t\r\n,":
+                at += 1
+            if text[at] == "]":
+                return
+            line, counted = line + text.count("\n", counted, at), at
+            value, at = DECODER.raw_decode(text, at)
+            yield line, value
+    except UnicodeDecodeError as error:
+        yield 1 + data.count(b"\n", 0, error.start), error
+    except json.JSONDecodeError as error:
+        yield error.lineno, error
+    except (RecursionError, IndexError) as error:  # the end was not looked for
+        yield line, error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "what is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"what is no JSON ({error.msg} at column {error.colno})"
+    return f"what is no JSON ({TOO_DEEP})"
+
+
+def _with_repeats(pairs: list[tuple[str, object]]) -> dict:
+    """A record; what it has twice is kept under `faults.TWICE`."""
+    values = defaultdict(list)
+    for name, value in pairs:
+        values[name].append(value)
+    record = {name: own[-1] for name, own in values.items()}
+    if len(record) < len(pairs):
+        twice = {name: own for name, own in values.items() if len(own) > 1}
+        record[faults.TWICE] = twice
+    return record
+
+
+def _integer(digits: str) -> int | str:
+    """A number of more digits than any count has stays a text."""
+    return int(digits) if len(digits) < 20 else digits
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_with_repeats, parse_int=_integer)
 
 
 def check(path: str | Path) -> dict:
@@ -442,15 +408,20 @@ def check(path: str | Path) -> dict:
     The kind is recognised by the fields. `media` counts the different videos and stills
     the usable records need, and the records without video.
     """
-    records, kind, sound, faults = _judged(path)
-    unparsed = sum(fault.field == "record" for fault in records.faults)
+    path = paths.require(path, "nothing to check")
+    kind, count, sound, found = _survey(path)
+    items = [_item(record, line, Path(), kind) for line, record in sound]
     return {
-        "file": records.file,
+        "file": str(path),
         "kind": KINDS[kind].name if kind else "not recognised",
-        "records": len(records.rows) + unparsed,
+        "records": count,
         "usable": len(sound),
-        "media": _media(sound, kind),
-        "faults": faults,
+        "media": {
+            "videos": len({item.video for item in items} - {None}),
+            "stills": len({item.image for item in items} - {None}),
+            "image_only": sum(item.video is None for item in items),
+        },
+        "faults": found,
     }
 
 
@@ -462,70 +433,40 @@ def usable(
     For looking at a file whatever its faults; what trains or evaluates uses the readers
     above, which refuse a file with records that cannot be used.
     """
-    _, kind, sound, _ = _judged(path)
+    file = _survey(paths.require(path, "nothing to check"))
     root = paths.resolve(media_root)
-    return [(record, _item(record, line, root, kind)) for line, record in sound]
-
-
-def _judged(
-    path: str | Path,
-) -> tuple[Records, str | None, list[tuple[int, dict]], list[Fault]]:
-    """(records, kind, usable ones with their lines, faults); the kind by the fields."""
-    records = _load(paths.require(path, "nothing to check"))
-    kind = _recognise(records.rows)
-    if kind is not None:
-        return records, kind, *_survey(records, KINDS[kind])
-    faults = records.faults
-    if records.rows:
-        known = "; or ".join(", ".join(kind.marks) for kind in KINDS.values())
-        line = records.rows[0][0]
-        unknown = ("no field of a known kind of file", known, UNUSABLE)
-        faults = [*faults, Fault(records.file, line, "record", *unknown)]
-    return records, None, [], faults
-
-
-def _media(rows: list[tuple[int, dict]], kind: str | None) -> dict[str, int]:
-    items = [_item(record, line, Path(), kind) for line, record in rows]
-    return {
-        "videos": len({item.video for item in items} - {None}),
-        "stills": len({item.image for item in items} - {None}),
-        "image_only": sum(item.video is None for item in items),
-    }
+    return [(record, _item(record, n, root, file.kind)) for n, record in file.sound]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if every record can be used, 1 if not, 2 on wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m lib.questions")
-    commands = parser.add_subparsers(dest="command", required=True)
-    checker = commands.add_parser(
-        "check", help="list every fault of an annotation file"
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.questions", description="List every fault of a file."
     )
-    checker.add_argument("file")
-    checker.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("command", choices=["check"])
+    parser.add_argument("file", help="an annotation file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     path = Path.cwd() / options.file  # a path typed in a shell is meant from there
     if not path.is_file():
         parser.error(f"{path} is no file")
     report = check(path)
+    found, media = report["faults"], report["media"]
+    unusable = sum(not fault.usable for fault in found)
     if options.json:
-        faults = [asdict(fault) for fault in report["faults"]]
-        print(json.dumps({**report, "faults": faults}, indent=1))
-    else:
-        print(_readable(report))
-    return int(any(not fault.usable for fault in report["faults"]))
-
-
-def _readable(report: dict) -> str:
-    media, faults = report["media"], report["faults"]
-    unusable = sum(not fault.usable for fault in faults)
-    head = [
+        as_json = {**report, "faults": [asdict(fault) for fault in found]}
+        print(json.dumps(as_json, indent=1))
+        return int(unusable > 0)
+    print(
         f"{report['file']}: {report['kind']}",
         f"records: {report['records']}, of which {report['usable']} can be used",
         f"media needed: {media['videos']} videos, {media['stills']} stills"
         f" ({media['image_only']} records without video)",
-        f"faults: {len(faults)}, of which {unusable} make a record unusable",
-    ]
-    return "\n".join([*head, *map(str, faults)])
+        f"faults: {len(found)}, of which {unusable} make a record unusable",
+        *found,
+        sep="\n",
+    )
+    return int(unusable > 0)
 
 
 if __name__ == "__main__":

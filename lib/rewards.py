@@ -1,16 +1,8 @@
-"""Rewards of a completion: text in, a letter or a number out.
-
-Two parsing rules, always reported side by side:
-
-* `first_letter`, the paper's (SEED-Bench-R1, https://arxiv.org/abs/2503.24376,
-  `grpo.py` and `infer.py` of the released code): the first `<answer>...</answer>`, its
-  content stripped, its first character, case and all. No tag means no answer. So
-  "Add water" counts as A, while "(A)" and "a." count as nothing.
-* `lenient`: what a patient reader would grant; see `parse_answer`.
+"""Rewards of a completion: text in, a number out (`lib/data/letters.py` reads it).
 
     >>> completion = "<think>The tap runs.</think><answer>B.</answer>"
-    >>> parse_answer(completion, "first_letter"), accuracy_reward(completion, "B")
-    ('B', 1.0)
+    >>> accuracy_reward(completion, "B"), accuracy_reward(completion, "C")
+    (1.0, 0.0)
     >>> format_reward(completion), format_reward("B.")
     (1.0, 0.0)
 
@@ -21,127 +13,13 @@ completion and its question; lib/reward_stages.py weighs them and puts them in o
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from lib.data.letters import FORMAT, THINK, folded, parse_answer
 
 if TYPE_CHECKING:
     from lib.questions import Question
-
-RULES = ("first_letter", "lenient")
-
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-
-# Either text between the tags may be anything but another tag of the four.
-_NO_TAG = r"(?:(?!</?(?:think|answer)>).)*"
-FORMAT = re.compile(
-    rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL
-)
-
-# What the lenient rule reads. Tags may be in any case. Stars, quotes, dollars, blanks
-# of no width and TeX are read through, as in \boxed{B}; the one of "isn't" stays.
-TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-OPENED = re.compile(r"<answer>", re.IGNORECASE)
-THOUGHT = re.compile(r"</think>", re.IGNORECASE)
-MARKS = re.compile(
-    r"[*_\"`“”‘«»「」『』$\u200b\ufeff]|(?<!\w)'|'(?!\w)|\\[a-z]+\s*(?=\{)|\\[()\[\]]"
-)
-ASCII = str.maketrans("’【】、。–—", "'(),.--")
-_CJK = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"
-
-# A letter is ruled out by a denial in its own clause, or right behind it.
-CLAUSE = re.compile(r"[,.;:!?\n]|\b(?:so|therefore|hence|thus|then)\b", re.IGNORECASE)
-_DENIAL = (
-    r"(?:\b(?:not|never|n?either|nor|(?:no|without)(?! doubt)|none|nobody|cannot|hardly"
-    r"|unlikely|impossible|wrong|incorrect|false|mistake|except|\w*thing but"
-    r"|(?:rul\w+|is|are|was) out|(?:exclud|eliminat|reject|refus|discard|dismiss)\w*"
-    r"|(?:instead|in place) of|(?:rather|other) than)\b|n't\b|[不非错錯誤误])"
-)
-_VERB = (
-    r"(?:(?:\w+ly )?(?:is|was|does|did|has|had|can|could|would|should|must|may|might"
-    r"|seems|looks|appears|fits|makes|\w+n't)\b)"
-)
-DENIAL = re.compile(_DENIAL, re.IGNORECASE)
-DENIED = re.compile(
-    rf"\W*(?:(?:which |that |it )?{_VERB}[^,.;\n]*?)?{_DENIAL}|\w+n't\b"
-    rf"|[{_CJK} ]*[不非错錯誤误]",
-    re.IGNORECASE,
-)
-
-# What stands straight in front of a letter that is chosen, and what sets off its text.
-_STATED = r"(?i:\b(?:answer|option|choice)\b(?: (?:is|option)){0,2} ?[:=-]?\s?)"
-_CUE = (
-    r"(?:[,;:.!=\n]|\b(?i:is|be|it's|that's|choos\w+|chose|pick|select|say|guess"
-    rf"|go(?:ing)? (?:with|for)|I(?: \w+)? take|letter|so|then|thus|therefore|hence"
-    rf"|maybe|perhaps|\w+ly)|[{_CJK}]|\s(?=[(\[{{]\w[)\]}}]\W*$))\s*"
-)
-_OPEN, _CLOSE = r"[(\[{<]* ?", r" ?[)\]}>]"
-_ALONE = rf"(?:{_CLOSE})*[.,:;!]*"
-_SET_OFF = rf"(?:(?:{_CLOSE})+[.:,]?\s?|[.:]\s|\n)"
-_CAPITAL_SET_OFF = rf"(?:(?:{_CLOSE})*(?: ?[,;]\s?| -+>? )|[.:](?=\w\w)| (?=[{_CJK}]))"
-# Of what begins with "A": a verb behind it tells the letter from the article.
-_NO_ARTICLE = (
-    rf"(?:(?<!A)|(?= (?!can |must )(?:{_VERB}|because|since|for|it\b|[{_CJK}]|"
-    r"(?:put|take|get|open|pour|add|insert|remove|turn o(?:n|ff)|pick up)\b)))"
-)
-
-
-def parse_answer(
-    completion: str, rule: str, letters: str = "ABCDE", options: Sequence[str] = ()
-) -> str | None:
-    """The option letter a completion gives, or None where it gives none.
-
-    Of several `<answer>` tags the first counts under either rule. Counting any of them
-    would pay a policy for listing every letter.
-
-    `lenient` reads the first `<answer>...</answer>`, in any case; if there is none,
-    what follows an unclosed `<answer>`; if there is none either, the last line. It
-    reads through stars, quotes, TeX and full width, and accepts, in this order,
-      at the start, or after answer, option or choice
-        the letter alone, in any case:             B    (b)    **B**   \\boxed{B}
-        set off from a text, in any case:          b. take bag   (B)take bag
-        a capital and a text:                      B, take bag   B take bag   B is right
-      behind a mark or a word that chooses it, a capital, alone or set off from a text:
-                                                   After that, B.   I would choose B.
-      without any tag, a capital as the last word: That leaves B
-    and nothing else: "Add water" is no answer, and neither is a text that names several
-    letters ("A or B", "A. x, B. y") or denies its letter ("not B", "B is wrong").
-
-    "A cup" begins with the article: "A" and a text are the letter only before a verb
-    ("A is right", "A put cup"), or where the text is that of option A in `options`.
-    """
-    if rule not in RULES:
-        raise ValueError(f"rule {rule!r} is unknown; it must be one of {list(RULES)}")
-    if rule == "first_letter":
-        return _first_letter(completion, letters)
-    return _lenient(completion, letters, options)
-
-
-def judged(
-    completion: str, options: Sequence[str], gold: str, style: str = "think"
-) -> dict:
-    """What a completion says: first_letter and lenient (letters or None), correct and
-    parsed by the first, correct_lenient by the second.
-
-    Under the direct prompt the whole completion is the answer, so both rules read it as
-    if it stood between answer tags; the lenient one only where it has none of its own.
-    """
-    letters, answered = "ABCDE"[: len(options)], completion
-    if style == "direct":
-        answered = f"<answer>{completion}</answer>"
-    first_letter = parse_answer(answered, "first_letter", letters)
-    if OPENED.search(completion) or THOUGHT.search(completion):
-        answered = completion
-    lenient = parse_answer(answered, "lenient", letters, options)
-    return {
-        "first_letter": first_letter,
-        "lenient": lenient,
-        "correct": first_letter == gold,
-        "correct_lenient": lenient == gold,
-        "parsed": first_letter is not None,
-    }
 
 
 def accuracy_reward(completion: str, gold: str, rule: str = "first_letter") -> float:
@@ -182,7 +60,7 @@ def consistency_reward(completion: str, options: Sequence[str]) -> float:
     named to be ruled out at the end ("..., not wash cup") are not understood, so 0.0
     may also mean that no option was named in its own words.
     """
-    letter = _first_letter(completion, "ABCDE"[: len(options)])
+    letter = parse_answer(completion, "first_letter", "ABCDE"[: len(options)])
     named = _last_named(_reasoning(completion), options)
     return float(letter is not None and "ABCDE".index(letter) in named)
 
@@ -217,99 +95,10 @@ def _reasoning(completion: str) -> str:
 
 def _last_named(reasoning: str, options: Sequence[str]) -> set[int]:
     """Indices of the options whose text is the last option text in `reasoning`."""
-    text = _plain(reasoning)
-    plain = [_plain(option) for option in options]
+    text = folded(reasoning)
+    plain = [folded(option) for option in options]
     # The longest first, so that an option within a longer one is not found there.
     longest = sorted(filter(None, set(plain)), key=len, reverse=True)
     pattern = "|".join(map(re.escape, longest))
     found = re.findall(rf"(?<!\w)(?:{pattern})(?!\w)", text) if pattern else []
     return {i for i, option in enumerate(plain) if found and option == found[-1]}
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def _first_letter(completion: str, letters: str) -> str | None:
-    match = ANSWER.search(completion)
-    first = match.group(1).strip()[:1] if match else ""
-    return first if first and first in letters else None
-
-
-def _lenient(completion: str, letters: str, options: Sequence[str]) -> str | None:
-    text, tagged = _answer_text(completion)
-    text = _unmarked(text)
-    own, *forms, last = _patterns(letters)
-    match = own.fullmatch(text)
-    if match and _is_option(match, options):
-        rest = ""
-    else:
-        forms += [] if tagged else [last]
-        match = next(filter(None, (form.fullmatch(text) for form in forms)), None)
-        if match is None:
-            return None
-        rest = match["rest"] or ""
-    letter, lead = match["letter"].upper(), text[: match.start("letter")]
-    denied = DENIAL.search(CLAUSE.split(lead)[-1]) or DENIED.match(rest)
-    others = _others(f"{lead}{letter}", rest, letters) - {letter}
-    return None if denied or others else letter
-
-
-@lru_cache
-def _patterns(letters: str) -> tuple[re.Pattern, ...]:
-    """The forms that `parse_answer` accepts, in its order, behind "letter, text"."""
-    any_case, capital = f"(?P<letter>(?i:[{letters}]))", f"(?P<letter>[{letters}])"
-    start, rest = rf"(?:.*{_STATED})?{_OPEN}", "(?P<rest>.*)"
-    forms = (
-        rf"{start}{any_case}[)\]}}>]?[\s.,:;-]+{rest}",
-        rf"{start}{any_case}(?:{_ALONE}|{_SET_OFF}{rest})",
-        rf"{start}{capital}(?:{_CAPITAL_SET_OFF}|{_NO_ARTICLE} (?=[^\W\d_])){rest}",
-        rf".*{_CUE}{_OPEN}{capital}(?:{_ALONE}|(?:{_SET_OFF}|{_CAPITAL_SET_OFF}){rest})",
-        rf".*\s{_OPEN}{capital}{_ALONE}(?P<rest>)",
-    )
-    return tuple(re.compile(form, re.DOTALL) for form in forms)
-
-
-def _answer_text(completion: str) -> tuple[str, bool]:
-    """The text the lenient rule reads, and whether an answer tag led to it."""
-    if match := TAGGED.search(completion):
-        return match.group(1), True
-    if match := OPENED.search(completion):
-        return completion[match.end() :], True
-    lines = THOUGHT.split(completion)[-1].strip().splitlines()
-    return (lines[-1] if lines else ""), False
-
-
-def _unmarked(text: str) -> str:
-    """`text` without marks, in half width, with single blanks, and no empty line."""
-    text = unicodedata.normalize("NFKC", text).translate(ASCII)
-    text = re.sub(f"([{_CJK}])", r" \1 ", MARKS.sub("", text))
-    lines = (" ".join(line.split()).lstrip("-•># ") for line in text.splitlines())
-    return "\n".join(filter(None, lines))
-
-
-def _is_option(match: re.Match, options: Sequence[str]) -> bool:
-    """Whether the text behind the letter is the letter's option, word for word."""
-    known = dict(zip("ABCDE", options, strict=False))
-    option = known.get(match["letter"].upper())
-    said = _plain(match["rest"]).rstrip(".")
-    return option is not None and said == _plain(_unmarked(option)).rstrip(".")
-
-
-def _others(lead: str, rest: str, letters: str) -> set[str]:
-    """Capital letters that stand for an option and not for a word.
-
-    In `lead`, before the letter: one that a mark, "or" or another letter follows. In
-    `rest`, which may be an option's text ("take vitamin C"): one that begins it, or
-    that a mark, "or" or the like precedes. "A man" holds the article.
-    """
-    joined = r"(?:or|and|nor|then|but|not|vs\.?)"
-    after = rf"(?=\s*(?:[.,;:/&|+)\]}}]|$)|\s+(?:{joined}\s+(?:\w+ )?)?[(\[{{]?[A-E]\b)"
-    before = (
-        r"(?:^|[\n,;:/&|+.(\[{=\-和或与及跟]|\b(?i:or|and|nor|not|then|than|but|vs|also"
-        r"|maybe|perhaps|possibly|either|both|answer|option|choice|is|be)\b)\s*[(\[{]?"
-    )
-    listed = re.findall(rf"(?<![\w'-])([{letters}]){after}", lead)
-    option = rf"{before}([{letters}])(?![\w'-])(?:(?<!A)|(?! [^\W\d_]))"
-    lettered = rf"\s([{letters}])(?:[)\]}}]|[.:] [a-z])"
-    return {*listed, *re.findall(option, rest), *re.findall(lettered, rest)}

@@ -25,9 +25,10 @@ from pathlib import Path
 import torch
 
 from lib import checkpoints, models, shards, shared_prefix
+from lib.frame_store import question_media
 from lib.prompts import messages
 from lib.questions import Demonstration
-from lib.video import Sampling, question_media
+from lib.video import Sampling
 
 # isort: split
 from datasets import Dataset

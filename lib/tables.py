@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from lib import plots, questions, stats
+from lib.data.letters import judged
 from lib.markup import grid
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl
-from lib.rewards import judged
 
 METHODS = ("base", "sft", "grpo")
 # The order of those that need not be there; others follow by name.

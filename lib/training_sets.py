@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from lib import paths, questions, records
+from lib.data.letters import parse_answer
 from lib.prompts import prompt_text
 from lib.questions import Demonstration, Question
-from lib.rewards import parse_answer
 
 Item = TypeVar("Item", Question, Demonstration)
 
@@ -39,8 +39,7 @@ def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
         raise ValueError(f"share = {share} must lie above 0 and be 1 at most")
     if not items:
         raise ValueError("there is nothing to take a share of")
-    first = sorted(items, key=lambda item: _drawn("share", seed, item.id))
-    kept = {item.id for item in first[: max(1, round(share * len(items)))]}
+    kept = _first(items, max(1, round(share * len(items))), f"share/{seed}")
     return [item for item in items if item.id in kept]
 
 
@@ -53,10 +52,9 @@ def with_label_noise(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
-    first = sorted(questions, key=lambda item: _drawn("noise", seed, item.id))
-    chosen = {item.id for item in first[: round(share * len(questions))]}
+    wrong = _first(questions, round(share * len(questions)), f"noise/{seed}")
     return [
-        _mislabelled(item, seed) if item.id in chosen else item for item in questions
+        _mislabelled(item, seed) if item.id in wrong else item for item in questions
     ]
 
 
@@ -76,13 +74,10 @@ def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
     """
     return [
         Demonstration(
-            id=question.id,
-            text=prompt_text(question, "think"),
-            video=question.video,
-            image=question.image,
-            response=f"<answer>{question.gold}</answer>",
+            *(q.id, prompt_text(q, "think"), q.video, q.image),
+            response=f"<answer>{q.gold}</answer>",
         )
-        for question in questions
+        for q in questions
     ]
 
 
@@ -94,32 +89,30 @@ def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
     """
     root = paths.resolve(folder)
     path = root / "annotations" / "training.jsonl"
-    asked = questions.read_training(path, root)
+    asked, made = questions.read_training(path, root), []
     if len(asked) != len(reasoning):
         raise ValueError(
             f"{path} has {len(asked)} questions, but there are {len(reasoning)} texts "
             "of reasoning: give one for each"
         )
-    made = [_taught(*pair, root) for pair in zip(asked, reasoning, strict=True)]
+    for question, thought in zip(asked, reasoning, strict=True):
+        media = {"video": question.video, "image": question.image}
+        content = [
+            {"type": kind, kind: file.relative_to(root).as_posix()}
+            for kind, file in media.items()
+            if file is not None
+        ]
+        content.append({"type": "text", "text": prompt_text(question, "think")})
+        made.append(
+            {
+                "sample_id": question.id.removeprefix("training/"),
+                "prompt": [{"role": "user", "content": content}],
+                "response": f"<think>{thought}</think><answer>{question.gold}</answer>",
+            }
+        )
     path = path.with_name("training_with_cot.jsonl")
     records.write_jsonl(path, made)
     return path
-
-
-def _taught(question: Question, thought: str, root: Path) -> dict:
-    """A record as `questions.read_demonstrations` reads it."""
-    seen = {"video": question.video, "image": question.image}
-    content = [
-        {"type": kind, kind: path.relative_to(root).as_posix()}
-        for kind, path in seen.items()
-        if path is not None
-    ]
-    content.append({"type": "text", "text": prompt_text(question, "think")})
-    return {
-        "sample_id": question.id.removeprefix("training/"),
-        "prompt": [{"role": "user", "content": content}],
-        "response": f"<think>{thought}</think><answer>{question.gold}</answer>",
-    }
 
 
 def lessons(
@@ -172,5 +165,10 @@ def answer_text(item: Demonstration) -> str | None:
     return found[1] if found else None
 
 
-def _drawn(salt: str, seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{salt}/{seed}/{name}".encode()).digest()
+def _first(items: Sequence[Item], count: int, salt: str) -> set[str]:
+    """The ids that come first in an order drawn by salt and id alone."""
+
+    def drawn(item: Item) -> bytes:
+        return hashlib.sha256(f"{salt}/{item.id}".encode()).digest()
+
+    return {item.id for item in sorted(items, key=drawn)[:count]}

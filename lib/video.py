@@ -16,27 +16,20 @@ evenly in time only where the frame rate is constant.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from lib import footage, paths, torchvision_cpu  # noqa: F401  before torchvision
-from lib.frame_store import FrameFolder
+from lib import footage, torchvision_cpu  # noqa: F401  before torchvision
 
 from torchvision.transforms import InterpolationMode  # isort: skip
 from torchvision.transforms.functional import resize  # isort: skip
 
-if TYPE_CHECKING:
-    from lib.questions import Demonstration, Question
-
 PATCH = 28  # pixels a side of one merged visual token: 14 x 14 patches, merged 2 x 2
-CACHE_BYTES = 512 * 2**20
 # What Pillow's decoders raise at damage, each its own: SyntaxError is PNG's.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, RuntimeError)
 
@@ -116,7 +109,7 @@ def read_clip(path: str | Path, sampling: Sampling) -> np.ndarray:
 
 def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[np.ndarray, str]:
     """`read_clip`, and why PyAV had to read it, "" where decord did."""
-    _require_media(path)
+    require_media(path)
     try:
         choose = partial(frame_indices, sampling=sampling)
         frames, why_pyav = footage.read(path, choose)
@@ -128,7 +121,7 @@ def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[np.ndarray,
 def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
     """An observation still, uint8 [H, W, 3], as a viewer shows it: turned as its EXIF
     says, 16 bits brought to 8, laid on white. BadVideo if it cannot be read."""
-    _require_media(path)
+    require_media(path)
     try:
         with Image.open(path) as image:
             # Phones add a smaller copy behind the picture (MPO): the first one counts.
@@ -166,81 +159,7 @@ def _eight_bits(grey: np.ndarray, path: str | Path) -> np.ndarray:
     return (grey * (255 / white) + 0.5).astype(np.uint8)
 
 
-def question_media(
-    item: Question | Demonstration, sampling: Sampling
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(clip, still) of a question or demonstration; None for what it does not have."""
-    clip = None if item.video is None else _STORE.read(read_clip, item.video, sampling)
-    still = (
-        None if item.image is None else _STORE.read(read_still, item.image, sampling)
-    )
-    return clip, still
-
-
-def keep_frames(folder: str | Path, max_gib: float) -> None:
-    """From now on `question_media` also keeps what it decodes in a folder, which holds
-    at most `max_gib` GiB and serves any number of processes (`lib/frame_store.py`).
-
-    A relative folder is read from the root of the checkout; without one ("") frames
-    stay in this process alone, as they do by default.
-    """
-    store = None
-    if folder:
-        store = FrameFolder(paths.resolve(folder), int(max_gib * 2**30))
-    _STORE.behind, _STORE.kept = store, (folder, max_gib)
-
-
-def kept_frames() -> tuple[str | Path, float]:
-    """The arguments of the last `keep_frames`, for other processes to do the same."""
-    return _STORE.kept
-
-
-class FrameStore:
-    """Decoded frames of this process, least recently used out first, bounded in bytes.
-
-    An entry belongs to (path, mtime, size, sampling): a file that changes is decoded
-    again, or read from the folder `behind` where there is one. Callers get copies, so
-    nobody can change what the next caller sees.
-    """
-
-    def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
-        self.behind: FrameFolder | None = None
-        self.kept: tuple[str | Path, float] = ("", 0.0)
-        self.used_bytes = 0
-        self._frames: OrderedDict[tuple, np.ndarray] = OrderedDict()
-
-    def read(self, reader, path: Path, sampling: Sampling) -> np.ndarray:
-        """`reader(path, sampling)`, decoded or from the store."""
-        _require_media(path)
-        stat = Path(path).stat()
-        key = (reader, str(path), stat.st_mtime_ns, stat.st_size, sampling)
-        if key not in self._frames:
-            self._add(key, self._decoded(reader, path, sampling))
-        self._frames.move_to_end(key)
-        frames = self._frames[key].copy()
-        self._shrink()
-        return frames
-
-    def _decoded(self, reader, path: Path, sampling: Sampling) -> np.ndarray:
-        if self.behind is None:
-            return reader(path, sampling)
-        return self.behind.read(reader, path, sampling)
-
-    def _add(self, key: tuple, frames: np.ndarray) -> None:
-        self._frames[key] = frames
-        self.used_bytes += frames.nbytes
-
-    def _shrink(self) -> None:
-        while self.used_bytes > self.max_bytes:
-            _, frames = self._frames.popitem(last=False)
-            self.used_bytes -= frames.nbytes
-
-
-_STORE = FrameStore(CACHE_BYTES)
-
-
-def _require_media(path: str | Path) -> None:
+def require_media(path: str | Path) -> None:
     """BadVideo unless `path` is a file whose first bytes could be media."""
     path = Path(path)
     try:

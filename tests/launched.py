@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from lib import video
+from lib import frame_store
 
 LONG = 600  # seconds; nothing that works waits for so long
 
@@ -24,7 +24,7 @@ def facts(folder: Path) -> dict:
         "threads": os.environ["OMP_NUM_THREADS"],
         "cwd": os.getcwd(),
         "python": sys.executable,
-        "frames": (str(video.kept_frames()[0]), video.kept_frames()[1]),
+        "frames": (str(frame_store.kept_frames()[0]), frame_store.kept_frames()[1]),
     }
     where = f"node {os.environ['SLURM_NODEID']}, local rank {os.environ['LOCAL_RANK']}"
     (folder / f"facts_{process()}").write_text(where)

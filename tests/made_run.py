@@ -5,8 +5,8 @@ import json
 import numpy as np
 
 from lib import chain
+from lib.data.letters import judged
 from lib.records import write_json, write_jsonl
-from lib.rewards import judged
 
 ABILITY = {"base": 0.30, "sft": 0.45, "grpo": 0.52, "base-direct": 0.36}
 DOMAINS = ("Daily life", "Hobbies", "Recreation", "Work")

@@ -14,8 +14,9 @@ from test_shared_prefix_families import encoded, family  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
 from lib import attention, evaluate, evidence_plots, models, records, shared_prefix
+from lib.frame_store import question_media
 from lib.prompts import messages, prompt_text
-from lib.video import Sampling, question_media
+from lib.video import Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = evaluate.EvalSettings("think", max_new_tokens=30, batch_size=4)

@@ -1,7 +1,8 @@
 """What can be wrong with what the kit is given, and what it then says: a list.
 
-Each line of a table is one kind of broken input: what is broken and how, the type of
-the error, what its message names (file, line, field, member), and what it says to do.
+Each line of a table is one kind of broken input: what is broken and how, what the error
+names (file, line, field, member), and what it says to do. Faults of annotation files
+are in test_questions.py, those of clips and stills in test_video.py.
 """
 
 import hashlib
@@ -14,14 +15,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from operator import attrgetter
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
-import av
 import numpy as np
 import pytest
 from made_hub import PINNED, Hub
@@ -31,358 +28,57 @@ from lib import records as run_records
 from lib.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.epic import LabelFaults
 from lib.params import ParamsFaults, load_params
-from lib.questions import DataFaults, read_general, read_validation
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import Sampling
 
 # isort: split
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123456\n"
-PAGE = b"<!DOCTYPE html><html><body>Sign in</body></html>"
 OTHER_BASE = "lib/mini/base"
 
 
-class Broken(NamedTuple):
-    kind: str
-    change: Callable  # what makes it so
-    error: type
-    names: tuple[str, ...]
-    do: str
+def every(table, usual):
+    """The rows of a table: what makes it so, the error if it is not the usual one, and
+    what its message says."""
+    rows = []
+    for change, *words in table.values():
+        error = words.pop(0) if isinstance(words[0], type) else usual
+        rows.append((change, error, words))
+    return pytest.mark.parametrize(("change", "error", "words"), rows, ids=table)
 
 
-def every(table):
-    return pytest.mark.parametrize("broken", table, ids=attrgetter("kind"))
-
-
-def check_said(broken, message):
-    for words in (*broken.names, broken.do):
-        assert words in message
-
-
-def check_raised(broken, ask):
+def check_raised(error, words, ask):
     """The very type counts: a parser's own errors are subclasses of ValueError."""
-    with pytest.raises(broken.error) as caught:
+    with pytest.raises(error) as caught:
         ask()
-    assert caught.type is broken.error, repr(caught.value)
-    check_said(broken, str(caught.value))
+    assert caught.type is error, repr(caught.value)
+    assert [said for said in words if said not in str(caught.value)] == []
 
 
-# --- annotations: the second of two questions in validation_L1.jsonl ------------------
-
-
-def question(number):
-    actions = ["open jar", "pour milk", "stir pot", "wash pan"]
-    return {
-        "sample_id": number,
-        "video_source": "EpicKitchens",
-        "task_goal": "make soup",
-        "question": "what action should I take next?",
-        "answer": actions[number],
-        "current_observation_frame": 300,
-        "task_progress_metadata": [],
-        "current_observation_basename": "0.png",
-        **dict(
-            zip(("choice_a", "choice_b", "choice_c", "choice_d"), actions, strict=True)
-        ),
-        "golden_choice_idx": "ABCD"[number],
-    }
-
-
-def second(**changes):
-    """The file with other fields in its second question; None takes one away."""
-    record = {k: v for k, v in (question(1) | changes).items() if v is not None}
-    return lambda text: f"{json.dumps(question(0))}\n{json.dumps(record)}\n".encode()
-
-
-L1, L1_2 = "validation_L1.jsonl", "validation_L1.jsonl:2: "
-MEND = "mend these lines, or get the file again"
-ANNOTATIONS = [
-    Broken(
-        "a torn line",
-        lambda text: text[:-40],
-        DataFaults,
-        (f"{L1_2}record: found what is no JSON (", "expected one JSON object a line"),
-        MEND,
-    ),
-    Broken(
-        "a missing field",
-        second(choice_b=None),
-        DataFaults,
-        (f"{L1_2}choice_b: found no such field; expected a text",),
-        MEND,
-    ),
-    Broken(
-        "a field of the wrong type",
-        second(sample_id="1"),
-        DataFaults,
-        (f"{L1_2}sample_id: found '1'; expected a whole number",),
-        MEND,
-    ),
-    Broken(
-        "a gold letter without an option",
-        second(golden_choice_idx="E"),
-        DataFaults,
-        (f"{L1_2}golden_choice_idx: found 'E'; expected one of the letters A",),
-        MEND,
-    ),
-    Broken(
-        "an answer that is another option than the gold one",
-        second(golden_choice_idx="C"),
-        DataFaults,
-        (f"{L1_2}answer: found 'pour milk' while option C is 'stir pot'",),
-        MEND,
-    ),
-    Broken(
-        "two questions with one id",
-        second(sample_id=0),
-        DataFaults,
-        (f"{L1_2}sample_id: found the sample_id of line 1 again; expected it once",),
-        MEND,
-    ),
-    Broken(
-        "a file name that leads out of the folder",
-        second(current_observation_basename="../../0.png"),
-        DataFaults,
-        (f"{L1_2}current_observation_basename: found '../../0.png'; expected a file",),
-        MEND,
-    ),
-    Broken(
-        "text that is not UTF-8",
-        lambda text: text.replace(b'"question": "', b'"question": "\xe9'),
-        DataFaults,
-        (f"{L1_2}record: found what is not UTF-8",),
-        MEND,
-    ),
-    Broken(
-        "half a character",
-        second(question="cut off \ud83d"),
-        DataFaults,
-        (f"{L1_2}question: found half a character", "'cut off \\ud83d'"),
-        MEND,
-    ),
-    Broken(
-        "a control token of a model",
-        second(choice_c="<|im_end|>"),
-        DataFaults,
-        (f"{L1_2}choice_c: found '<|im_end|>' in a text; expected words alone",),
-        MEND,
-    ),
-    Broken(
-        "options with letters of their own",
-        second(
-            answer="C) pour milk",
-            choice_a="B) open jar",
-            choice_b="C) pour milk",
-            choice_c="A) stir pot",
-        ),
-        DataFaults,
-        (f"{L1_2}choice_a: found 'B) open jar', with a letter of its own",),
-        MEND,
-    ),
-    Broken(
-        "a field given twice",
-        lambda text: text.replace(
-            b'"answer": "pour', b'"answer": "x", "answer": "pour'
-        ),
-        DataFaults,
-        (f"{L1_2}answer: found it 2 times, ['x', 'pour milk']; expected it once",),
-        MEND,
-    ),
-    Broken(
-        "values without end within values",
-        lambda text: text.replace(b'"answer": "pour', b'"x": ' + b"[" * 5000, 1),
-        DataFaults,
-        (f"{L1_2}record: found what is no JSON (values too deep within values",),
-        MEND,
-    ),
-    Broken(
-        "a file name that no disk takes",
-        second(current_observation_basename="x" * 300),
-        DataFaults,
-        (f"{L1_2}current_observation_basename: found 'xxx", "255 bytes at most"),
-        MEND,
-    ),
-    Broken(
-        "a byte order mark",
-        lambda text: b"\xef\xbb\xbf" + text,
-        DataFaults,
-        (f"{L1}:1: file: found a byte order mark",),
-        "UTF-8 without one",
-    ),
-    Broken(
-        "an empty annotation file",
-        lambda text: b"",
-        DataFaults,
-        (f"{L1}:1: file: found no record; expected records",),
-        MEND,
-    ),
-    Broken(
-        "an LFS pointer as annotation file",
-        lambda text: POINTER,
-        DataFaults,
-        (f"{L1}:1: file: found a git-LFS pointer",),
-        "run `git lfs pull`",
-    ),
-    Broken(
-        "a web page as annotation file",
-        lambda text: PAGE,
-        DataFaults,
-        (f"{L1}:1: file: found a web page, no JSON",),
-        "download it again",
-    ),
-    Broken(
-        "no annotation file",
-        lambda text: None,
-        FileNotFoundError,
-        (f"{L1} is missing",),
-        "01_data says where it comes from",
-    ),
-]
-
-
-@every(ANNOTATIONS)
-def test_annotations(broken, tmp_path):
-    content = broken.change(second()(b""))
-    if content is not None:
-        (tmp_path / L1).write_bytes(content)
-    check_raised(broken, lambda: read_validation(tmp_path / L1, tmp_path, "L1"))
-
-
-GENERAL = [
-    Broken(
-        "a gold index without a candidate",
-        {"correct_choice": 4},
-        DataFaults,
-        ("lvb_val.json:1: [0].correct_choice: found 4 for 4 candidates",),
-        "expected the index of a candidate, from 0 on",
-    ),
-    Broken(
-        "candidates padded as in the parquet form",
-        {"candidates": ["red", "green", "blue", "white", "N/A"]},
-        DataFaults,
-        ("lvb_val.json:1: [0].candidates[4]: found 'N/A'",),
-        "drop the 'N/A'",
-    ),
-]
-
-
-@every(GENERAL)
-def test_annotations_of_longvideobench(broken, tmp_path):
-    record = {
-        "id": "v0_0",
-        "question": "What colour is the coat?",
-        "candidates": ["red", "green", "blue", "white"],
-        "correct_choice": 1,
-        "video_path": "v0.mp4",
-        "duration_group": 15,
-    }
-    path = tmp_path / "lvb_val.json"
-    path.write_text(json.dumps([record | broken.change]))
-    check_raised(broken, lambda: read_general(path, tmp_path))
-
+# --- labels of EPIC-KITCHENS ----------------------------------------------------------
 
 LABEL_COLUMNS = ",".join(epic.COLUMNS)
 LABEL_ROW = "P01_01_0,P01_01,open tap,00:00:01.00,00:00:02.50,60,150"
 GET_LABELS = "or get https://github.com/epic-kitchens/epic-kitchens-100-annotations"
-LABELS = [
-    Broken(
-        "a bad timestamp in the EPIC labels",
+LABELS = {
+    "a bad timestamp in the EPIC labels": (
         [LABEL_COLUMNS, LABEL_ROW.replace("00:00:02.50", "2.5 s")],
-        LabelFaults,
-        ("train.csv, line 2, stop_timestamp: found '2.5 s'; expected HH:MM:SS.ss",),
+        "train.csv, line 2, stop_timestamp: found '2.5 s'; expected HH:MM:SS.ss",
         GET_LABELS,
     ),
-    Broken(
-        "a column that the EPIC labels lack",
+    "a column that the EPIC labels lack": (
         [LABEL_COLUMNS.replace("narration,", ""), LABEL_ROW],
-        LabelFaults,
-        ("train.csv, line 1: no column narration",),
+        "train.csv, line 1: no column narration",
         GET_LABELS,
     ),
-]
+}
 
 
-@every(LABELS)
-def test_labels(broken, tmp_path):
-    (tmp_path / "train.csv").write_text("\n".join(broken.change) + "\n")
-    check_raised(broken, lambda: epic.read_labels([tmp_path / "train.csv"]))
-
-
-# --- media: the clip or the still of a question ---------------------------------------
-
-
-def one_frame(_):
-    data = io.BytesIO()
-    with av.open(data, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
-        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
-        container.mux(stream.encode(black))
-        container.mux(stream.encode())
-    return data.getvalue()
-
-
-SOUND = "put a sound file there"
-MEDIA = [
-    Broken(
-        "a missing clip", lambda data: None, BadVideo, ("0.mp4: is missing",), SOUND
-    ),
-    Broken(
-        "a clip of zero bytes",
-        lambda data: b"",
-        BadVideo,
-        ("0.mp4: is empty (zero bytes)",),
-        SOUND,
-    ),
-    Broken(
-        "a clip cut short",
-        lambda data: data[: len(data) // 2],
-        BadVideo,
-        ("0.mp4: FFmpeg cannot open it as a video",),
-        SOUND,
-    ),
-    Broken(
-        "an LFS pointer as clip",
-        lambda data: POINTER,
-        BadVideo,
-        ("0.mp4: is a git-LFS pointer",),
-        "run `git lfs pull`",
-    ),
-    Broken(
-        "a web page as clip",
-        lambda data: PAGE,
-        BadVideo,
-        ("0.mp4: is a web page",),
-        "download it again",
-    ),
-    Broken(
-        "a clip of one frame",
-        one_frame,
-        BadVideo,
-        ("0.mp4: has 1 frame(s); at least 2 are needed",),
-        "to evaluate without it, set on_bad_video: keep_as_wrong",
-    ),
-    Broken(
-        "a still that is no picture",
-        lambda data: b"no picture",
-        BadVideo,
-        ("0.png: Pillow cannot decode it as a picture",),
-        SOUND,
-    ),
-]
-
-
-@every(MEDIA)
-def test_media(broken, tiny_questions, tmp_path):
-    field = "image" if ".png" in broken.names[0] else "video"
-    sound = getattr(tiny_questions[0], field)
-    path = tmp_path / sound.name
-    content = broken.change(sound.read_bytes())
-    if content is not None:
-        path.write_bytes(content)
-    asked = replace(tiny_questions[0], **{field: path})
-    check_raised(broken, lambda: question_media(asked, Sampling()))
+@every(LABELS, LabelFaults)
+def test_labels(change, error, words, tmp_path):
+    (tmp_path / "train.csv").write_text("\n".join(change) + "\n")
+    check_raised(error, words, lambda: epic.read_labels([tmp_path / "train.csv"]))
 
 
 # --- archives: videos/batch_1, which should hold 0.mp4 --------------------------------
@@ -433,69 +129,54 @@ def flipped(data, at):
 
 NOISE = os.urandom(20_000)
 REPORT = "report it to who made the archive"
-ARCHIVES = [
-    Broken(
-        "a member with a path out of the folder",
+ARCHIVES = {
+    "a member with a path out of the folder": (
         tar(("../0.mp4", NOISE)),
-        ArchiveError,
-        ("batch_1.tar.gz: the member '../0.mp4' leads out of the folder",),
+        "batch_1.tar.gz: the member '../0.mp4' leads out of the folder",
         REPORT,
     ),
-    Broken(
-        "a member that is a link out of the folder",
+    "a member that is a link out of the folder": (
         tar((link("0.mp4", "/etc/passwd"), b"")),
-        ArchiveError,
-        ("batch_1.tar.gz: the member '0.mp4' is a link",),
+        "batch_1.tar.gz: the member '0.mp4' is a link",
         REPORT,
     ),
-    Broken(
-        "a member of a zip file with an absolute path",
+    "a member of a zip file with an absolute path": (
         zipped("/tmp/0.mp4", NOISE),
-        ArchiveError,
-        ("batch_1.zip: the member '/tmp/0.mp4' leads out of the folder",),
+        "batch_1.zip: the member '/tmp/0.mp4' leads out of the folder",
         REPORT,
     ),
-    Broken(
-        "an archive cut short",
+    "an archive cut short": (
         tar(("0.mp4", NOISE))[:10_000],
-        ArchiveError,
-        ("batch_1.tar.gz: cannot be read to its end",),
+        "batch_1.tar.gz: cannot be read to its end",
         "the hub's own file is damaged; report it there",
     ),
-    Broken(
-        "a damaged block that is stored as it is",
+    "a damaged block that is stored as it is": (
         flipped(tar(("0.mp4", NOISE)), 10_000),
-        ArchiveError,
-        ("batch_1.tar.gz: cannot be read to its end (CRC check failed",),
+        "batch_1.tar.gz: cannot be read to its end (CRC check failed",
         "the hub's own file is damaged; report it there",
     ),
-    Broken(
-        "a sparse member",
+    "a sparse member": (
         sparse("0.mp4"),
-        ArchiveError,
-        ("batch_1.tar.gz: the member '0.mp4' is a link, a device, sparse",),
+        "batch_1.tar.gz: the member '0.mp4' is a link, a device, sparse",
         REPORT,
     ),
-    Broken(
-        "a member of a zip file that is packed in an unknown way",
+    "a member of a zip file that is packed in an unknown way": (
         packed_otherwise(zipped("0.mp4", NOISE)),
-        ArchiveError,
-        ("batch_1.zip: cannot be read here (That compression method is not",),
+        "batch_1.zip: cannot be read here (That compression method is not",
         "unpack it yourself",
     ),
-    Broken(
-        "a member whose place another file has",
+    "a member whose place another file has": (
         tar(("0.mp4", NOISE), ("again/0.mp4", b"short")),
-        ArchiveError,
-        ("batch_1.tar.gz: the member 'again/0.mp4' has 5 bytes, but", "/out/0.mp4 is"),
+        "batch_1.tar.gz: the member 'again/0.mp4' has 5 bytes, but",
+        "/out/0.mp4 is",
         "delete that file if this one shall take its place",
     ),
-]
+}
 
 
-@every(ARCHIVES)
-def test_archives(broken, tmp_path):
-    data, name = broken.change, broken.names[0].partition(":")[0]
+@every(ARCHIVES, ArchiveError)
+def test_archives(change, error, words, tmp_path):
+    data, name = change, words[0].partition(":")[0]
     digest = hashlib.sha256(data).hexdigest()
     part = HubFile("owner/set", PINNED, f"videos/{name}", len(data), digest)
     archive = Archive(f"owner/set: videos/{name}", (part,), ("videos",))
@@ -507,7 +188,7 @@ def test_archives(broken, tmp_path):
         return out / Path(member).name
 
     check_raised(
-        broken, lambda: list(download.unpack(archive, tmp_path / "store", place))
+        error, words, lambda: list(download.unpack(archive, tmp_path / "store", place))
     )
     assert {path.name for path in out.rglob("*")} <= {"0.mp4"}
     assert not (tmp_path / "0.mp4").exists()
@@ -529,50 +210,42 @@ def cutting(hub, path):
 
 
 AGAIN = "It was deleted; run it again"
-DOWNLOADS = [
-    Broken(
-        "a download with another hash",
+DOWNLOADS = {
+    "a download with another hash": (
         serving(NOISE[::-1]),
-        DownloadError,
-        ("owner/set: hash.bin: received 20,000 bytes with another hash", "expected"),
+        "owner/set: hash.bin: received 20,000 bytes with another hash",
+        "expected",
         AGAIN,
     ),
-    Broken(
-        "an LFS pointer as download",
+    "an LFS pointer as download": (
         serving(POINTER),
-        DownloadError,
-        ("owner/set: pointer.bin: received a git-LFS pointer; expected 20,000 bytes",),
+        "owner/set: pointer.bin: received a git-LFS pointer; expected 20,000 bytes",
         AGAIN,
     ),
-    Broken(
-        "a download that is cut off again and again",
+    "a download that is cut off again and again": (
         cutting,
-        DownloadError,
-        ("owner/set: cut.bin: the connection to http://127.0.0.1", "broke"),
+        "owner/set: cut.bin: the connection to http://127.0.0.1",
+        "broke",
         "what has arrived is kept, and the same command goes on from there",
     ),
-    Broken(
-        "a hub that wants its licence accepted (401)",
+    "a hub that wants its licence accepted (401)": (
         refusing(401, "GatedRepo"),
-        DownloadError,
-        ("owner/set: gated.bin: the hub asks for an account",),
+        "owner/set: gated.bin: the hub asks for an account",
         "accept it at https://huggingface.co/datasets/owner/set, then run `hf auth",
     ),
-    Broken(
-        "a hub that wants a login (401)",
+    "a hub that wants a login (401)": (
         refusing(401, ""),
-        DownloadError,
-        ("owner/set: login.bin: ", "answered 401"),
+        "owner/set: login.bin: ",
+        "answered 401",
         "log in with `hf auth login` or set HF_TOKEN",
     ),
-    Broken(
-        "a hub that has no such file (404)",
+    "a hub that has no such file (404)": (
         refusing(404, "EntryNotFound"),
-        DownloadError,
-        ("owner/set: gone.bin: ", "answered 404"),
+        "owner/set: gone.bin: ",
+        "answered 404",
         "look whether the hub still lists that file",
     ),
-]
+}
 FETCH_ALL = """
 import json, sys
 from pathlib import Path
@@ -595,10 +268,10 @@ def hub_file(path, size=20_000):
 def fetched(tmp_path_factory):
     """{path: [type, message]} of all downloads, fetched by one process."""
     folder, hub = tmp_path_factory.mktemp("downloads"), Hub()
-    files = [path_in(broken) for broken in DOWNLOADS]
-    for path, broken in zip(files, DOWNLOADS, strict=True):
+    files = [path_in(words) for _, *words in DOWNLOADS.values()]
+    for path, (change, *_) in zip(files, DOWNLOADS.values(), strict=True):
         hub.files["owner/set"][path] = NOISE
-        broken.change(hub, path)
+        change(hub, path)
     facts = json.dumps([asdict(hub_file(path)) for path in files])
     ran = subprocess.run(
         [sys.executable, "-c", FETCH_ALL, facts, str(folder)],
@@ -613,103 +286,88 @@ def fetched(tmp_path_factory):
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def path_in(broken):
-    return broken.names[0].split(": ")[1]
+def path_in(words):
+    return words[0].split(": ")[1]
 
 
-@every(DOWNLOADS)
-def test_downloads(broken, fetched):
-    kind, message = fetched[path_in(broken)]
-    assert kind == broken.error.__name__
-    check_said(broken, message)
+@every(DOWNLOADS, DownloadError)
+def test_downloads(change, error, words, fetched):
+    kind, message = fetched[path_in(words)]
+    assert kind == error.__name__
+    assert [said for said in words if said not in message] == []
 
 
-HERE = [
-    Broken(
-        "a downloaded file that was changed",
+HERE = {
+    "a downloaded file that was changed": (
         lambda target: target.write_bytes(b"changed"),
-        DownloadError,
-        ("a.bin is there, but is not what owner/set lists as a.bin",),
+        "a.bin is there, but is not what owner/set lists as a.bin",
         "move it away, then run this again",
     ),
-    Broken(
-        "a disk too small for a download",
+    "a disk too small for a download": (
         lambda target: None,
-        DownloadError,
-        ("not enough disk space below", "to download huge.bin: 1,000,000,000.0 GB are"),
+        "not enough disk space below",
+        "to download huge.bin: 1,000,000,000.0 GB are",
         "make room, then run it again",
     ),
-]
+}
 
 
-@every(HERE)
-def test_downloads_that_need_no_hub(broken, tmp_path):
-    path, size = ("huge.bin", 10**18) if "huge" in str(broken) else ("a.bin", 20_000)
-    broken.change(tmp_path / path)
-    check_raised(broken, lambda: download.fetch(hub_file(path, size), tmp_path / path))
+@every(HERE, DownloadError)
+def test_downloads_that_need_no_hub(change, error, words, tmp_path):
+    path, size = ("huge.bin", 10**18) if "huge" in str(words) else ("a.bin", 20_000)
+    change(tmp_path / path)
+    check_raised(
+        error, words, lambda: download.fetch(hub_file(path, size), tmp_path / path)
+    )
 
 
 # --- parameters: run.yaml -------------------------------------------------------------
 
-PARAMETERS = [
-    Broken(
-        "an unknown parameter",
+PARAMETERS = {
+    "an unknown parameter": (
         b"run_name: a\nsft_step: 10\n",
-        ParamsFaults,
-        ("run.yaml, line 2, sft_step: no notebook declares this parameter",),
+        "run.yaml, line 2, sft_step: no notebook declares this parameter",
         "did you mean sft_steps?",
     ),
-    Broken(
-        "a number that YAML takes for a text",
+    "a number that YAML takes for a text": (
         b"run_name: a\nsft_lr: 1e-5\n",
-        ParamsFaults,
-        ("run.yaml, line 2, sft_lr: expected float, found str '1e-5'",),
+        "run.yaml, line 2, sft_lr: expected float, found str '1e-5'",
         "YAML wants a point and a sign: 1.0e-5",
     ),
-    Broken(
-        "a parameter of the wrong type",
+    "a parameter of the wrong type": (
         b"run_name: 7\n",
-        ParamsFaults,
-        ("run.yaml, line 1, run_name: expected str, found int 7",),
+        "run.yaml, line 1, run_name: expected str, found int 7",
         "put it in quotation marks",
     ),
-    Broken(
-        "a line that is no YAML",
+    "a line that is no YAML": (
         b"run_name: a\nseed: [1\n",
-        ParamsFaults,
-        ("run.yaml, line 3: not YAML (",),
+        "run.yaml, line 3: not YAML (",
         "expected lines of `key: value`",
     ),
-    Broken(
-        "parameters that are not UTF-8",
+    "parameters that are not UTF-8": (
         b"run_name: a\n# \xe9\n",
-        ParamsFaults,
-        ("run.yaml, line 2: not UTF-8",),
+        "run.yaml, line 2: not UTF-8",
         "save it as UTF-8 text",
     ),
-    Broken(
-        "a run without a name",
+    "a run without a name": (
         b"seed: 1\n",
-        ParamsFaults,
-        ("run.yaml, run_name: missing",),
+        "run.yaml, run_name: missing",
         "it names the folder of the records",
     ),
-    Broken(
-        "no params file",
+    "no params file": (
         None,
-        ParamsFaults,
-        ("run.yaml is missing",),
+        "run.yaml is missing",
         "give a file such as params/mini.yaml",
     ),
-]
+}
 
 
-@every(PARAMETERS)
-def test_parameters(broken, tmp_path):
+@every(PARAMETERS, ParamsFaults)
+def test_parameters(change, error, words, tmp_path):
     path = tmp_path / "run.yaml"
-    if broken.change is not None:
-        path.write_bytes(broken.change)
-    check_raised(broken, lambda: load_params(path))
+    if change is not None:
+        path.write_bytes(change)
+    check_raised(error, words, lambda: load_params(path))
 
 
 # --- checkpoints: a folder `model` ----------------------------------------------------
@@ -748,80 +406,62 @@ def narrower(found):
 
 WEIGHTS, DOWN = "model.safetensors", "model.layers.0.mlp.down_proj.weight"
 WHOLE = "copy or download that folder again, whole"
-CHECKPOINTS = [
-    Broken(
-        "no checkpoint folder",
+CHECKPOINTS = {
+    "no checkpoint folder": (
         shutil.rmtree,
         FileNotFoundError,
-        ("/model is missing",),
+        "/model is missing",
         "give a checkpoint folder (relative paths start at",
     ),
-    Broken(
-        "weights cut short",
-        cut(WEIGHTS),
-        ValueError,
-        ("/model/model.safetensors is damaged (",),
-        WHOLE,
-    ),
-    Broken(
-        "a checkpoint without weights",
+    "weights cut short": (cut(WEIGHTS), "/model/model.safetensors is damaged (", WHOLE),
+    "a checkpoint without weights": (
         without(WEIGHTS),
         FileNotFoundError,
-        ("/model has no model.safetensors or model.safetensors.index.json",),
+        "/model has no model.safetensors or model.safetensors.index.json",
         WHOLE,
     ),
-    Broken(
-        "weights that lack a tensor",
+    "weights that lack a tensor": (
         tensors(WEIGHTS, lambda found: found.pop(DOWN)),
-        ValueError,
-        ("/model lacks 1 of the model's tensors", "layers.0.mlp.down_proj.weight"),
+        "/model lacks 1 of the model's tensors",
+        "layers.0.mlp.down_proj.weight",
         WHOLE,
     ),
-    Broken(
-        "weights of another size than config.json says",
+    "weights of another size than config.json says": (
         tensors(WEIGHTS, narrower),
-        ValueError,
-        (
-            "/model has other shapes of 1",
-            "layers.0.mlp.down_proj.weight",
-            "config.json",
-        ),
+        "/model has other shapes of 1",
+        "layers.0.mlp.down_proj.weight",
+        "config.json",
         WHOLE,
     ),
-    Broken(
-        "a torn config.json",
+    "a torn config.json": (
         writing("config.json", '{"model_type":\n'),
-        ValueError,
-        ("/model/config.json, line 2: not JSON",),
+        "/model/config.json, line 2: not JSON",
         "mend it, or delete it and make or download it again",
     ),
-    Broken(
-        "a model that cannot see",
+    "a model that cannot see": (
         writing("config.json", '{"model_type": "bert"}'),
-        ValueError,
-        ("/model/config.json, model_type: found 'bert'",),
+        "/model/config.json, model_type: found 'bert'",
         "give a checkpoint of a model for pictures and text, such as qwen2_vl",
     ),
-    Broken(
-        "a checkpoint without tokenizer",
+    "a checkpoint without tokenizer": (
         without("tokenizer.json"),
         FileNotFoundError,
-        ("/model has no tokenizer.json or vocab.json",),
+        "/model has no tokenizer.json or vocab.json",
         WHOLE,
     ),
-]
+}
 
 
-@every(CHECKPOINTS)
-def test_checkpoints(broken, tiny_checkpoint, tmp_path):
+@every(CHECKPOINTS, ValueError)
+def test_checkpoints(change, error, words, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
-    broken.change(folder)
+    change(folder)
 
     def load():
         models.load_processor(folder)
         models.load_model(folder)
 
-    check_raised(broken, load)
+    check_raised(error, words, load)
 
 
 def lora(base, folder):
@@ -842,66 +482,56 @@ def adapter(tiny_checkpoint, tmp_path_factory):
 
 LORA, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FITTING = "load the base it was trained on, or train it again"
-ADAPTERS = [
-    Broken(
-        "no adapter folder",
+ADAPTERS = {
+    "no adapter folder": (
         shutil.rmtree,
         FileNotFoundError,
-        ("/sft is missing",),
+        "/sft is missing",
         "train it first (02_sft or 03_grpo)",
     ),
-    Broken(
-        "an adapter without its config",
+    "an adapter without its config": (
         without(CONFIG),
-        ValueError,
-        ("/sft holds neither adapter_config.json nor config.json",),
+        "/sft holds neither adapter_config.json nor config.json",
         "give the folder that 02_sft or 03_grpo wrote",
     ),
-    Broken(
-        "an adapter without its weights",
+    "an adapter without its weights": (
         without(LORA),
         FileNotFoundError,
-        ("/sft has no adapter_model.safetensors",),
+        "/sft has no adapter_model.safetensors",
         WHOLE,
     ),
-    Broken(
-        "an adapter config without its type",
+    "an adapter config without its type": (
         writing(CONFIG, "{}"),
-        ValueError,
-        ("/sft/adapter_config.json has no field peft_type",),
+        "/sft/adapter_config.json has no field peft_type",
         WHOLE,
     ),
-    Broken(
-        "adapter weights cut short",
+    "adapter weights cut short": (
         cut(LORA),
-        ValueError,
-        ("/sft/adapter_model.safetensors is damaged (",),
+        "/sft/adapter_model.safetensors is damaged (",
         WHOLE,
     ),
-    Broken(
-        "an adapter that lacks a tensor",
+    "an adapter that lacks a tensor": (
         tensors(LORA, lambda found: found.pop(min(found))),
-        ValueError,
-        ("/sft/adapter_model.safetensors does not fit", "down_proj.lora_A.weight"),
+        "/sft/adapter_model.safetensors does not fit",
+        "down_proj.lora_A.weight",
         FITTING,
     ),
-    Broken(
-        "an adapter of another base",
+    "an adapter of another base": (
         of_another_base,
-        ValueError,
-        ("/sft does not fit the model (size mismatch for", "q_proj.lora_A"),
+        "/sft does not fit the model (size mismatch for",
+        "q_proj.lora_A",
         FITTING,
     ),
-]
+}
 
 
-@every(ADAPTERS)
+@every(ADAPTERS, ValueError)
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
-def test_adapters(broken, adapter, tiny_checkpoint, tmp_path):
+def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "sft")
-    broken.change(folder)
+    change(folder)
     model = models.load_model(tiny_checkpoint)
-    check_raised(broken, lambda: models.load_adapter(model, folder))
+    check_raised(error, words, lambda: models.load_adapter(model, folder))
 
 
 def test_a_half_written_training_checkpoint_is_removed_and_that_is_said(
@@ -950,48 +580,40 @@ def not_a_step(run):
 
 
 MAKE_AGAIN = "mend it, or delete it and make or download it again"
-RUNS = [
-    Broken(
-        "an adapter trained with other settings",
+RUNS = {
+    "an adapter trained with other settings": (
         other_settings,
-        ValueError,
-        ("/adapters/sft was made with other settings", "sft_lr (0.1 there, 0.2 now)"),
+        "/adapters/sft was made with other settings",
+        "sft_lr (0.1 there, 0.2 now)",
         "Use another run_name, or delete that folder",
     ),
-    Broken(
-        "answers given with other settings",
+    "answers given with other settings": (
         answers_of_other_settings,
-        ValueError,
-        ("predictions_sft_L1.jsonl holds rows", "max_new_tokens was 40, is 256"),
+        "predictions_sft_L1.jsonl holds rows",
+        "max_new_tokens was 40, is 256",
         "Use another run_name, or delete predictions_sft_L1.*",
     ),
-    Broken(
-        "a torn line among answers",
+    "a torn line among answers": (
         torn_answers,
-        ValueError,
-        ("predictions_sft_L1.jsonl, line 2: not JSON",),
+        "predictions_sft_L1.jsonl, line 2: not JSON",
         MAKE_AGAIN,
     ),
-    Broken(
-        "a manifest that is not UTF-8",
+    "a manifest that is not UTF-8": (
         manifest_with_other_bytes,
-        ValueError,
-        ("manifest.json, line 2: not UTF-8",),
+        "manifest.json, line 2: not UTF-8",
         MAKE_AGAIN,
     ),
-    Broken(
-        "a folder named like a training checkpoint",
+    "a folder named like a training checkpoint": (
         not_a_step,
-        ValueError,
-        ("/checkpoint-20 (copy) is not the checkpoint of a step",),
+        "/checkpoint-20 (copy) is not the checkpoint of a step",
         "move it away",
     ),
-]
+}
 
 
-@every(RUNS)
-def test_run_folders(broken, tmp_path):
-    check_raised(broken, lambda: broken.change(tmp_path))
+@every(RUNS, ValueError)
+def test_run_folders(change, error, words, tmp_path):
+    check_raised(error, words, lambda: change(tmp_path))
 
 
 # --- the disk -------------------------------------------------------------------------
@@ -1049,47 +671,43 @@ def limited(write):
 
 ROOM = "make room on its disk, or see that you may write there, then run it again"
 ELSEWHERE = "free some space or give it another folder"
-DISK = [
-    Broken(
-        "a disk full at a record",
+DISK = {
+    "a disk full at a record": (
         limited(full_record),
-        OSError,
-        ("cannot be written (File too large)", "/metrics.json"),
+        "cannot be written (File too large)",
+        "/metrics.json",
         ROOM,
     ),
-    Broken(
-        "a disk full at a log",
+    "a disk full at a log": (
         limited(full_log),
-        OSError,
-        ("cannot be written (File too large)", "/rollouts.jsonl"),
+        "cannot be written (File too large)",
+        "/rollouts.jsonl",
         ROOM,
     ),
-    Broken(
-        "a disk full at trained weights",
+    "a disk full at trained weights": (
         full_adapter,
-        OSError,
-        ("cannot be written (File too large)", "/adapters/sft"),
+        "cannot be written (File too large)",
+        "/adapters/sft",
         ROOM,
     ),
-    Broken(
-        "a disk full at the frame store",
+    "a disk full at the frame store": (
         full_frame_store,
-        OSError,
-        ("the frame store cannot be written (File too large)", "/frames"),
+        "the frame store cannot be written (File too large)",
+        "/frames",
         ELSEWHERE,
     ),
-    Broken(
-        "a frame store that cannot be a folder",
+    "a frame store that cannot be a folder": (
         frames_in_a_file,
         FileExistsError,
-        ("the frame store cannot be written (File exists)", "/frames"),
+        "the frame store cannot be written (File exists)",
+        "/frames",
         ELSEWHERE,
     ),
-]
+}
 
 
-@every(DISK)
-def test_disks(broken, tmp_path):
-    check_raised(broken, lambda: broken.change(tmp_path))
+@every(DISK, OSError)
+def test_disks(change, error, words, tmp_path):
+    check_raised(error, words, lambda: change(tmp_path))
     assert not (tmp_path / "metrics.json").exists()
     assert not (tmp_path / "adapters" / "sft").exists()

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lib import (
     budget,
     compute,
+    frame_store,
     memory,
     models,
     params,
@@ -213,7 +214,7 @@ def test_tokens_are_those_that_the_model_is_given(values, data):
     for style in ("think", "direct"):
         lengths = []
         for question in asked:
-            media = video.question_media(question, sampling)
+            media = frame_store.question_media(question, sampling)
             turn = prompts.messages(prompts.prompt_text(question, style), *media)
             lengths.append(models.encode(processor, [turn])["input_ids"].shape[1])
         known = workload.sets_of(values)["L1"]

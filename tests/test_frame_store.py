@@ -16,8 +16,14 @@ import pytest
 from PIL import Image
 from test_video import write_clip
 
-from lib import frame_store, video
-from lib.frame_store import FrameFolder
+from lib import frame_store
+from lib.frame_store import (
+    FrameFolder,
+    FrameStore,
+    keep_frames,
+    kept_frames,
+    question_media,
+)
 from lib.paths import ROOT
 from lib.video import BadVideo, Sampling, read_clip, read_still
 
@@ -63,7 +69,7 @@ def numbered(folder, count):
 
 
 def held(folder):
-    """Bytes of the entries and notes; what goes while it is counted is not counted."""
+    """Bytes of the entries; what goes while it is counted is not counted."""
     found = 0
     for file in folder.glob("*.*"):
         with contextlib.suppress(FileNotFoundError):
@@ -99,16 +105,6 @@ def test_extreme_pixels_survive(value, folder, tmp_path):
     for _ in range(2):
         kept = store.read(read_still, tmp_path / "still.png", SMALL)
         assert np.array_equal(kept, pixels)
-
-
-def test_the_same_content_under_another_name_is_one_entry(noisy, folder, tmp_path):
-    copy = tmp_path / "another name.mp4"
-    copy.write_bytes(noisy.read_bytes())
-    store, reader = FrameFolder(folder, PLENTY), counted(read_clip)
-    first = store.read(reader, noisy, SMALL)
-    assert np.array_equal(store.read(reader, copy, SMALL), first)
-    assert reader.calls == ["clip.mp4"]
-    assert len(entries(folder)) == 1
 
 
 def test_changed_content_under_the_same_name_is_another_entry(folder, tmp_path):
@@ -220,17 +216,6 @@ def test_an_entry_put_in_anothers_place_is_damage(folder, tmp_path, caplog):
     for path in paths:
         frames = store.read(pixels_of, path, SMALL)
         assert np.array_equal(frames, pixels_of(path, SMALL))
-    assert len(caplog.messages) == 1
-
-
-def test_a_damaged_note_of_a_hash_is_made_anew(folder, tmp_path, caplog):
-    (path,) = numbered(tmp_path / "media", 1)
-    store, reader = FrameFolder(folder, PLENTY), counted(pixels_of)
-    store.read(reader, path, SMALL)
-    (note,) = folder.glob("*.hash")
-    note.write_bytes(cut(note.read_bytes()))
-    store.read(reader, path, SMALL)
-    assert len(reader.calls) == 1
     assert len(caplog.messages) == 1
 
 
@@ -435,23 +420,61 @@ def test_a_disk_without_space_is_a_clear_error(folder, tmp_path):
     assert "the frame store cannot be written" in last and str(folder) in last
 
 
-# --- the way in -------------------------------------------------------------------
+# --- in one process, and the way in -----------------------------------------------
+
+
+def test_a_process_decodes_once_and_hands_out_copies(tmp_path):
+    (path,) = numbered(tmp_path / "media", 1)
+    store, reader = FrameStore(PLENTY), counted(pixels_of)
+    store.read(reader, path, SMALL)[:] = 99
+    assert np.array_equal(store.read(reader, path, SMALL), pixels_of(path, SMALL))
+    assert len(reader.calls) == 1
+    store.read(reader, path, replace(SMALL, max_frames=4))
+    path.write_bytes(b"other media")
+    assert np.array_equal(store.read(reader, path, SMALL), pixels_of(path, SMALL))
+    assert len(reader.calls) == 3
+
+
+def test_a_process_is_bounded_and_drops_the_least_recently_used(tmp_path):
+    paths = numbered(tmp_path / "media", 3)
+    one = pixels_of(paths[0], SMALL).nbytes
+    store, reader = FrameStore(2 * one), counted(pixels_of)
+    for i in (0, 1, 0, 2, 0, 1):
+        store.read(reader, paths[i], SMALL)
+        assert store.used_bytes <= 2 * one
+    assert reader.calls == ["0.mp4", "1.mp4", "2.mp4", "1.mp4"]
+    small = FrameStore(one // 2)
+    assert small.read(reader, paths[0], SMALL).nbytes == one
+    assert small.used_bytes == 0
 
 
 def test_question_media_goes_through_the_folder(noisy, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "_STORE", video.FrameStore(max_bytes=0))
+    monkeypatch.setattr(frame_store, "_STORE", FrameStore(max_bytes=0))
     still = tmp_path / "still.png"
     Image.new("RGB", (84, 56), (1, 2, 3)).save(still)
     item = SimpleNamespace(video=noisy, image=still)
-    video.keep_frames(folder, max_gib=1)
+    keep_frames(folder, max_gib=1)
+    assert kept_frames() == (folder, 1)
     for _ in range(2):
-        frames, picture = video.question_media(item, SMALL)
+        frames, picture = question_media(item, SMALL)
         assert np.array_equal(frames, read_clip(noisy, SMALL))
         assert picture[0, 0].tolist() == [1, 2, 3]
     assert len(entries(folder)) == 2
-    video.keep_frames("", max_gib=1)
-    video.question_media(item, replace(SMALL, max_frames=4))
+    keep_frames("", max_gib=1)
+    question_media(item, replace(SMALL, max_frames=4))
     assert len(entries(folder)) == 2
+    assert question_media(SimpleNamespace(video=None, image=None), SMALL) == (
+        None,
+        None,
+    )
+
+
+def test_a_bad_clip_is_not_remembered(noisy, tmp_path):
+    item = SimpleNamespace(video=tmp_path / "late.mp4", image=None)
+    with pytest.raises(BadVideo, match="is missing"):
+        question_media(item, SMALL)
+    item.video.write_bytes(noisy.read_bytes())
+    assert question_media(item, SMALL)[0].shape == (8, 56, 84, 3)
 
 
 def test_the_bench_runs_and_writes_its_numbers(tmp_path):

@@ -178,10 +178,10 @@ test "$*" = "show hostnames node[1-2]" && printf '127.0.0.1\\nelsewhere\\n'
 """
 ON_TWO_NODES = """
 import pathlib, sys
-from lib import launch, video
+from lib import frame_store, launch
 from tests import launched
 folder = pathlib.Path(sys.argv[1])
-video.keep_frames(folder / "frames", 1.5)
+frame_store.keep_frames(folder / "frames", 1.5)
 print(launch.call(folder, 2, "", launched.facts, folder))
 """
 

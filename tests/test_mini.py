@@ -12,8 +12,9 @@ import decord
 import numpy as np
 import pytest
 
-from lib import paths, questions, records, rewards, stats
+from lib import paths, questions, records, stats
 from lib.blind import BlindReader
+from lib.data import letters
 from lib.mini import benchmark, lessons, world
 
 BASE = paths.ROOT / "lib/mini/base"
@@ -165,7 +166,7 @@ def test_demonstrations_are_right_but_not_always_for_right_reasons(items):
     kept = [(i, d) for i, d in zip(items["training"], taught, strict=True) if d]
     assert 0.6 < len(kept) / len(taught) < 0.95
     for item, shown in kept:
-        letter = rewards.parse_answer(shown["response"], "first_letter")
+        letter = letters.parse_answer(shown["response"], "first_letter")
         assert letter == item.episode.letter
     hasty = sum(d["response"].startswith("<think>Next is") for _, d in kept)
     assert hasty > 0

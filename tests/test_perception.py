@@ -14,8 +14,9 @@ import pytest
 
 from lib import evaluate, evidence_plots, models, perception, records
 from lib.evaluate import EvalSettings
+from lib.frame_store import question_media
 from lib.perception import Shown, ask, chosen, compare, resampled, with_other_videos
-from lib.video import BadVideo, Sampling, question_media
+from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=5, batch_size=4)

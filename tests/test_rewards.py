@@ -5,13 +5,8 @@ import re
 
 import pytest
 
-from lib.rewards import (
-    REWARDS,
-    accuracy_reward,
-    consistency_reward,
-    format_reward,
-    parse_answer,
-)
+from lib.data.letters import parse_answer
+from lib.rewards import REWARDS, accuracy_reward, consistency_reward, format_reward
 
 # completion, first_letter, lenient
 ANSWERS = [

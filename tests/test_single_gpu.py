@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from lib import chain, export, grpo, models, params, paths, records, sft
+from lib.frame_store import question_media
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.rewards import format_reward
-from lib.video import Sampling, question_media
+from lib.video import Sampling
 
 # isort: split
 import peft

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lib.frame_store import question_media
 from lib.video import (
     BadVideo,
-    FrameStore,
     Sampling,
     _squashed,
     frame_indices,
-    question_media,
     read_clip,
     read_still,
 )
@@ -373,78 +372,7 @@ def test_the_same_fault_reads_the_same_every_time(noisy, tmp_path):
 def test_a_bad_video_survives_pickling():
     error = pickle.loads(pickle.dumps(BadVideo("a.mp4", "is missing")))
     assert (str(error.path), error.why) == ("a.mp4", "is missing")
-    assert str(error).startswith("a.mp4: is missing; ")
-
-
-# --- the store ------------------------------------------------------------------
-
-
-def test_question_media(clip, tmp_path):
-    still = tmp_path / "still.png"
-    Image.new("RGB", (84, 56), (1, 2, 3)).save(still)
-    both = SimpleNamespace(video=clip, image=still)
-    frames, picture = question_media(both, SMALL)
-    assert np.array_equal(frames, read_clip(clip, SMALL))
-    assert picture[0, 0].tolist() == [1, 2, 3]
-    frames, picture = question_media(SimpleNamespace(video=None, image=still), SMALL)
-    assert frames is None
-    assert picture is not None
-    nothing = SimpleNamespace(video=None, image=None)
-    assert question_media(nothing, SMALL) == (None, None)
-
-
-def counted(calls):
-    def reader(path, sampling):
-        calls.append(path.name)
-        return np.full((10,), len(calls), np.uint8)
-
-    return reader
-
-
-@pytest.fixture
-def files(tmp_path):
-    for name in "abc":
-        (tmp_path / name).write_bytes(b"media")
-    return [tmp_path / name for name in "abc"]
-
-
-def test_the_store_decodes_once_and_hands_out_copies(files):
-    calls, store = [], FrameStore(max_bytes=100)
-    reader = counted(calls)
-    store.read(reader, files[0], SMALL)[:] = 99
-    assert store.read(reader, files[0], SMALL).tolist() == [1] * 10
-    assert calls == ["a"]
-
-
-def test_the_store_tells_samplings_and_changed_files_apart(files):
-    calls, store = [], FrameStore(max_bytes=100)
-    reader = counted(calls)
-    store.read(reader, files[0], SMALL)
-    store.read(reader, files[0], replace(SMALL, max_frames=4))
-    files[0].write_bytes(b"other media")
-    store.read(reader, files[0], SMALL)
-    assert calls == ["a"] * 3
-
-
-def test_the_store_is_bounded_and_drops_the_least_recently_used(files):
-    calls, store = [], FrameStore(max_bytes=20)
-    reader = counted(calls)
-    for name in (0, 1, 0, 2, 0, 1):
-        store.read(reader, files[name], SMALL)
-        assert store.used_bytes <= 20
-    assert calls == ["a", "b", "c", "b"]
-
-
-def test_frames_larger_than_the_store_are_still_returned(files):
-    store = FrameStore(max_bytes=5)
-    assert len(store.read(counted([]), files[0], SMALL)) == 10
-    assert store.used_bytes == 0
-
-
-def test_a_bad_clip_is_not_remembered(clip, tmp_path):
-    path = tmp_path / "late.mp4"
-    item = SimpleNamespace(video=path, image=None)
-    with pytest.raises(BadVideo, match="is missing"):
-        question_media(item, SMALL)
-    path.write_bytes(clip.read_bytes())
-    assert question_media(item, SMALL)[0].shape == (8, 56, 84, 3)
+    assert str(error) == (
+        "a.mp4: is missing; put a sound file there or, to evaluate without it, set"
+        " on_bad_video: keep_as_wrong"
+    )

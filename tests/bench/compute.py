@@ -15,7 +15,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lib import budget, compute, memory, params, paths, questions, records, workload
-from lib.video import PATCH, Sampling, question_media
+from lib.frame_store import question_media
+from lib.video import PATCH, Sampling
 
 RECORD = paths.ROOT / "outputs" / "reference" / "bench_compute.json"
 STEP = paths.ROOT / "outputs" / "reference" / "bench_grpo_step_mini.json"

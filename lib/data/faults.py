@@ -10,19 +10,18 @@ that end after the observation, and answers that were done before.
     >>> next(record_faults(record, KINDS["L1"]))
     ('question', "''", 'a text that is not empty, of 100,000 characters at most', False)
 
-The rules of a kind are one function of a record and of the names of its sound fields.
+The rules of a kind are one function, asked of records whose needed fields are sound.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from lib.rewards import format_reward
+from lib.data.letters import FORMAT, folded
 
 CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 PROGRESS = "task_progress_metadata"
@@ -39,7 +38,6 @@ DEEPEST = 20  # values within values; the deepest of a sound record has 5
 # has for itself.
 UNREADABLE = re.compile("[\ud800-\udfff\U000f0000\U000f0001]")
 CONTROL = re.compile(r"<\|\w+\|>")
-INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")
 # A letter or number in front of an option: "B. ", "(b) ", "2) ", "Option B: ", or a
 # bare "B ".
 OWN_LETTER = re.compile(
@@ -79,11 +77,9 @@ def is_relative(value: object) -> bool:
 
 def is_path(value: object) -> bool:
     """The same, of a length that a disk can have."""
-    return (
-        is_relative(value)
-        and len(value) <= 1000
-        and all(len(part.encode(errors="replace")) <= 255 for part in value.split("/"))
-    )
+    if not is_relative(value) or len(value) > 1000:
+        return False
+    return all(len(part.encode(errors="replace")) <= 255 for part in value.split("/"))
 
 
 def is_file_name(value: object) -> bool:
@@ -96,16 +92,6 @@ def shown(value: object) -> str:
     except RecursionError:
         return TOO_DEEP
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def folded(text: str) -> str:
-    """`text` without what a reader does not see: case, blanks and Unicode's forms."""
-    text = unicodedata.normalize("NFKC", INVISIBLE.sub("", text))
-    return " ".join(text.casefold().split())
-
-
-def narration(step: dict) -> str:
-    return step.get("narration_text") or step["narration"]
 
 
 TEXT = (is_text, f"a text that is not empty, of {LONGEST:,} characters at most")
@@ -132,66 +118,32 @@ LABELLED = {
     ),
 }
 MAYBE = {"video_id": TEXT, FRAME: INTEGER, "task_start_frame": INTEGER}
+# Fields whose texts a model reads, themselves or within a list.
+READ = ("question", "task_goal", "answer", PROGRESS, *CHOICES)
+READ = (*READ, "negative_answers", "candidates")
+
+
+def narration(step: dict) -> str:
+    """What was done in a step: a key of two names."""
+    words = step.get("narration_text")
+    return step.get("narration") if words is None else words
 
 
 # --- rules of texts and options -------------------------------------------------------
 
 
-def _texts(record: dict) -> Iterator[tuple[str, str]]:
-    """(field, text) for all that a model reads, and every narration."""
-    named = {name: record.get(name) for name in _NAMES}
-    for name in ("negative_answers", "candidates"):
-        named |= _items(record, name)
-    for field, step in _steps(record):
-        named |= {f"{field}.{key}": step.get(key) for key in _WORDS}
-    for i, part in enumerate(_content(record)):
-        named[f"prompt[0].content[{i}].text"] = part.get("text")
-    return ((field, text) for field, text in named.items() if is_text(text))
-
-
-_NAMES = ("question", "task_goal", "answer", *CHOICES, "response")
-_WORDS = ("narration_text", "narration")
-
-
-def _items(record: dict, name: str) -> dict[str, object]:
-    """The items of a list by field; none if it is no list."""
-    items = record.get(name)
-    return {f"{name}[{i}]": x for i, x in enumerate(items if is_list(items) else [])}
-
-
-def _steps(record: dict) -> Iterator[tuple[str, dict]]:
-    """(field, step) for every step that is an object."""
-    items = _items(record, PROGRESS).items()
-    return ((field, step) for field, step in items if isinstance(step, dict))
-
-
-def _content(record: dict) -> list[dict]:
-    """The parts of a demonstration's message, whatever else the record is."""
-    prompt = record.get("prompt")
-    message = prompt[0] if is_list(prompt) and len(prompt) == 1 else None
-    content = message.get("content") if isinstance(message, dict) else None
-    parts = content if is_list(content) else []
-    return [part for part in parts if isinstance(part, dict)]
-
-
-def _control_tokens(record: dict) -> Faults:
-    for field, text in _texts(record):
-        if token := CONTROL.search(text):
-            expected = "words alone: spell it otherwise"
-            yield field, f"{shown(token[0])} in a text", expected, UNUSABLE
-
-
-def _edge_blanks(record: dict) -> Faults:
-    for field, text in _texts(record):
-        if text != text.strip():
-            yield field, shown(text), "no blanks at the ends", USABLE
-
-
-def _not_ascii(record: dict) -> Faults:
-    for field, text in _texts(record):
-        if not text.isascii():
+def _form(value: object, field: str, ascii_only: bool) -> Faults:
+    """Blanks at the ends of a value's texts, and letters that no other file has."""
+    if isinstance(value, (dict, list)):
+        for key, part in _parts(value):
+            if key is not TWICE:
+                yield from _form(part, _joined(field, key), ascii_only)
+    elif is_text(value):
+        if value != value.strip():
+            yield field, shown(value), "no blanks at the ends", USABLE
+        if ascii_only and not value.isascii():
             expected = "plain ASCII, as everywhere else in these files"
-            yield field, shown(text), expected, USABLE
+            yield field, shown(value), expected, USABLE
 
 
 def _options(options: Mapping[str, str], gold: str) -> Faults:
@@ -204,12 +156,8 @@ def _options(options: Mapping[str, str], gold: str) -> Faults:
             found = f"{shown(option)}, equal to the answer in {gold}"
             yield field, found, "an answer that is one option only", UNUSABLE
         elif twin != field and plain != answer:
-            yield (
-                field,
-                f"{shown(option)}, equal to {twin}",
-                "different options",
-                USABLE,
-            )
+            found = f"{shown(option)}, equal to {twin}"
+            yield field, found, "different options", USABLE
     yield from _own_letters(options, shuffled=False)
 
 
@@ -232,23 +180,24 @@ def _own_letters(options: Mapping[str, str], shuffled: bool) -> Faults:
 # --- rules of the kinds ---------------------------------------------------------------
 
 
-def _planning(record: dict, sound: set[str]) -> Faults:
-    yield from _control_tokens(record)
-    yield from _edge_blanks(record)
-    yield from _not_ascii(record)
-    if FRAME in sound and record[FRAME] < 0:
-        yield FRAME, str(record[FRAME]), "a frame number from 0 on", USABLE
-    if PROGRESS in sound:
-        name = record.get("video_basename")
-        if record[PROGRESS] and not is_file_name(name):
-            expected = f"{FILE_NAME[1]}, because there is progress to show"
-            yield "video_basename", shown(name), expected, UNUSABLE
-        for field, step in _items(record, PROGRESS).items():
-            yield from _step(field, step)
-        if FRAME in sound:
-            yield from _times(record)
-        if "answer" in sound:
-            yield from _answer_done(record)
+def _planning(record: dict) -> Faults:
+    for name in READ:
+        yield from _form(record.get(name), name, ascii_only=True)
+    steps = {f"{PROGRESS}[{i}]": step for i, step in enumerate(record[PROGRESS])}
+    if steps and not is_file_name(name := record.get("video_basename")):
+        expected = f"{FILE_NAME[1]}, because there is progress to show"
+        yield "video_basename", shown(name), expected, UNUSABLE
+    for field, step in steps.items():
+        yield from _step(field, step)
+    steps = {field: step for field, step in steps.items() if isinstance(step, dict)}
+    if is_integer(record.get(FRAME)):
+        yield from _times(record[FRAME], record.get("task_start_frame"), steps)
+    said, answer = map(narration, steps.values()), folded(record["answer"])
+    is_done = [is_text(words) and folded(words) == answer for words in said]
+    if any(is_done):
+        fields = ", ".join(f for f, done in zip(steps, is_done, strict=True) if done)
+        found = f"{shown(record['answer'])}, already done in {fields}"
+        yield "answer", found, "an action not yet done", USABLE
 
 
 def _step(field: str, step: object) -> Faults:
@@ -256,57 +205,42 @@ def _step(field: str, step: object) -> Faults:
     if not isinstance(step, dict):
         yield field, shown(step), expected, UNUSABLE
         return
-    words, other = (step.get(key) for key in _WORDS)
-    if not is_text(other if words is None else words):
-        yield f"{field}.narration_text", shown(words), expected, UNUSABLE
-    elif words is None:
-        yield f"{field}.narration", shown(other), "the key narration_text", USABLE
+    if not is_text(narration(step)):
+        found = shown(step.get("narration_text"))
+        yield f"{field}.narration_text", found, expected, UNUSABLE
+    elif step.get("narration_text") is None:
+        found = shown(step["narration"])
+        yield f"{field}.narration", found, "the key narration_text", USABLE
     for key in ("start_frame", "stop_frame"):
         if not is_integer(step.get(key)):
             yield f"{field}.{key}", shown(step.get(key)), INTEGER[1], USABLE
 
 
-def _times(record: dict) -> Faults:
-    frame, steps = record[FRAME], dict(_steps(record))
-    start = record.get("task_start_frame")
-    if start is None:
-        start = next(iter(steps.values()), {}).get("start_frame")
-    if record[PROGRESS] and is_integer(start) and frame < start:
-        expected = "an observation after the clip's start"
-        yield FRAME, f"a clip of {frame - start} frames", expected, USABLE
+def _times(frame: int, start: int | None, steps: dict[str, dict]) -> Faults:
+    """The observation's frame against the clip's start and the steps' ends."""
+    if frame < 0:
+        yield FRAME, str(frame), "a frame number from 0 on", USABLE
+    if start is None and steps:
+        start = next(iter(steps.values())).get("start_frame")
+    if steps and is_integer(start) and frame < start:
+        found = f"a clip of {frame - start} frames"
+        yield FRAME, found, "an observation after the clip's start", USABLE
     for field, step in steps.items():
         start, stop = step.get("start_frame"), step.get("stop_frame")
         if is_integer(start) and start >= frame:
             found = f"{start}, not before the observation {frame}"
-            yield (
-                f"{field}.start_frame",
-                found,
-                "a start before the observation",
-                USABLE,
-            )
+            expected = "a start before the observation"
+            yield f"{field}.start_frame", found, expected, USABLE
         if is_integer(stop) and stop > frame:
             found = f"{stop}, after the observation {frame}"
             yield f"{field}.stop_frame", found, "an end before the observation", USABLE
 
 
-def _answer_done(record: dict) -> Faults:
-    answer = folded(record["answer"])
-    said = {f: step.get(_WORDS[0]) or step.get(_WORDS[1]) for f, step in _steps(record)}
-    done = [
-        f for f, words in said.items() if is_text(words) and folded(words) == answer
-    ]
-    if done:
-        found = f"{shown(record['answer'])}, already done in {', '.join(done)}"
-        yield "answer", found, "an action not yet done", USABLE
-
-
-def _validation(record: dict, sound: set[str]) -> Faults:
-    yield from _planning(record, sound)
-    if not sound.issuperset(("golden_choice_idx", *CHOICES)):
-        return
+def _validation(record: dict) -> Faults:
+    yield from _planning(record)
     letter = record["golden_choice_idx"]
     gold = CHOICES["ABCD".index(letter)]
-    if "answer" in sound and record["answer"].strip() != record[gold].strip():
+    if record["answer"].strip() != record[gold].strip():
         found = f"{shown(record['answer'])} while option {letter} is"
         found = f"{found} {shown(record[gold])}"
         yield "answer", found, "the text of the gold option", UNUSABLE
@@ -321,103 +255,88 @@ def distinct_negatives(record: dict) -> list[str]:
     return list(first.values())[1:]
 
 
-def _training(record: dict, sound: set[str]) -> Faults:
-    yield from _planning(record, sound)
-    if "negative_answers" not in sound:
-        return
-    negatives = _items(record, "negative_answers")
-    for field, negative in negatives.items():
-        if not is_text(negative):
-            yield field, shown(negative), TEXT[1], UNUSABLE
-    if "answer" not in sound:
-        return
+def _training(record: dict) -> Faults:
+    yield from _planning(record)
     count = len(distinct_negatives(record))
     if count < 3:
         found = f"{count} that differ from the answer and each other"
         yield "negative_answers", found, "at least 3 to draw from", UNUSABLE
-    named = {"answer": record["answer"]}
-    named |= {field: text for field, text in negatives.items() if is_text(text)}
-    first = {}
-    for field, text in named.items():
-        twin = first.setdefault(folded(text), field)
-        if twin != field:
-            found = f"{shown(text)}, equal to {twin.removeprefix('negative_answers')}"
+    first, texts = {folded(record["answer"]): "answer"}, {"answer": record["answer"]}
+    for i, negative in enumerate(record["negative_answers"]):
+        field = f"negative_answers[{i}]"
+        if not is_text(negative):
+            yield field, shown(negative), TEXT[1], UNUSABLE
+            continue
+        texts[field] = negative
+        if (twin := first.setdefault(folded(negative), f"[{i}]")) != f"[{i}]":
+            found = f"{shown(negative)}, equal to {twin}"
             expected = "negatives that differ from the answer and from each other"
             yield field, found, expected, USABLE
-    yield from _own_letters(named, shuffled=True)
+    yield from _own_letters(texts, shuffled=True)
 
 
-def _demonstrations(record: dict, sound: set[str]) -> Faults:
-    yield from _control_tokens(record)
-    if "prompt" in sound:
-        yield from _prompt(record["prompt"])
-        order = [part.get("type") for part in _content(record)]
-        known = [kind for kind in ("video", "image", "text") if kind in order]
-        if len(known) == len(order) and known != order:
-            found = " before ".join(map(str, order))
-            yield "prompt[0].content", found, "video before image before text", USABLE
-    if "response" in sound and not format_reward(record["response"]):
-        expected = "<think>...</think><answer>...</answer>"
-        yield "response", shown(record["response"]), expected, USABLE
+PARTS = {"video": is_path, "image": is_path, "text": is_text}  # in the order wanted
 
 
-def _prompt(prompt: list) -> Faults:
-    for field, found in _prompt_shape(prompt):
+def _demonstration(record: dict) -> Faults:
+    wrong = list(_prompt(record["prompt"]))
+    for field, found in wrong:
         expected = (
             "one user message: at most one video and one image, at least one of them,"
             " as relative paths, and one text"
         )
         yield field, found, expected, UNUSABLE
+    if not wrong:
+        order = [part["type"] for part in record["prompt"][0]["content"]]
+        if order != [kind for kind in PARTS if kind in order]:
+            found = " before ".join(order)
+            expected = "video before image before text"
+            yield "prompt[0].content", found, expected, USABLE
+    if not FORMAT.fullmatch(record["response"]):
+        expected = "<think>...</think><answer>...</answer>"
+        yield "response", shown(record["response"]), expected, USABLE
 
 
-def _prompt_shape(prompt: list) -> Iterator[tuple[str, str]]:
-    message = prompt[0] if len(prompt) == 1 else None
+def _prompt(prompt: list) -> Iterator[tuple[str, str]]:
+    """(field, what was found) of what keeps a prompt from being one whole message."""
+    message, place = prompt[0] if len(prompt) == 1 else None, "prompt[0].content"
+    content = message.get("content") if isinstance(message, dict) else None
     if len(prompt) != 1:
         yield "prompt", f"{len(prompt)} messages"
     elif not isinstance(message, dict) or message.get("role") != "user":
         yield "prompt[0]", shown(message)
-    elif not is_list(content := message.get("content")):
-        yield "prompt[0].content", shown(content)
+    elif not is_list(content):
+        yield place, shown(content)
     else:
-        yield from _content_shape(content)
+        kinds = [
+            part.get("type") if isinstance(part, dict) else None for part in content
+        ]
+        for i, kind in enumerate(kinds):
+            if kind not in list(PARTS):
+                yield f"{place}[{i}].type", shown(kind)
+            elif not PARTS[kind](content[i].get(kind)):
+                yield f"{place}[{i}].{kind}", shown(content[i].get(kind))
+        videos, images, texts = map(kinds.count, PARTS)
+        if texts != 1 or max(videos, images) > 1 or not videos + images:
+            yield place, f"{videos} videos, {images} images, {texts} texts"
 
 
-def _content_shape(content: list) -> Iterator[tuple[str, str]]:
-    sound = {"video": is_path, "image": is_path, "text": is_text}
-    kinds = Counter()
-    for i, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in list(sound):
-            yield f"prompt[0].content[{i}].type", shown(kind)
-        elif not sound[kind](part.get(kind)):
-            yield f"prompt[0].content[{i}].{kind}", shown(part.get(kind))
-        kinds[str(kind)] += 1
-    if kinds["text"] != 1 or max(kinds["video"], kinds["image"]) > 1:
-        yield "prompt[0].content", f"{dict(kinds)}"
-    elif not kinds["video"] + kinds["image"]:
-        yield "prompt[0].content", "neither video nor image"
-
-
-def _general(record: dict, sound: set[str]) -> Faults:
-    yield from _control_tokens(record)
-    yield from _edge_blanks(record)  # its questions quote subtitles in any language
-    if "candidates" not in sound:
-        return
-    named = _items(record, "candidates")
+def _general(record: dict) -> Faults:
+    for name in READ:  # its questions quote subtitles in any language
+        yield from _form(record.get(name), name, ascii_only=False)
+    named = {f"candidates[{i}]": text for i, text in enumerate(record["candidates"])}
     for field, text in named.items():
         if text == "N/A":
             found, expected = "'N/A', padding of the parquet form", "real options only"
             yield field, found, f"{expected}: drop the 'N/A'", UNUSABLE
         elif not is_text(text):
             yield field, shown(text), TEXT[1], UNUSABLE
-    if "correct_choice" in sound:
-        correct = record["correct_choice"]
-        if not 0 <= correct < len(named):
-            found = f"{correct} for {len(named)} candidates"
-            expected = "the index of a candidate, from 0 on"
-            yield "correct_choice", found, expected, UNUSABLE
-        options = {field: text for field, text in named.items() if is_text(text)}
-        yield from _options(options, f"candidates[{correct}]")
+    correct = record["correct_choice"]
+    if not 0 <= correct < len(named):
+        found = f"{correct} for {len(named)} candidates"
+        yield "correct_choice", found, "the index of a candidate, from 0 on", UNUSABLE
+    options = {field: text for field, text in named.items() if is_text(text)}
+    yield from _options(options, f"candidates[{correct}]")
 
 
 # --- the kinds ------------------------------------------------------------------------
@@ -431,7 +350,7 @@ class Kind(NamedTuple):
     name: str
     marks: tuple[str, ...]
     fields: dict[str, tuple[Callable, str]]
-    rules: Callable[[dict, set[str]], Faults]
+    rules: Callable[[dict], Faults]
     unique: tuple[tuple[tuple[str, ...], bool], ...]
     maybe: dict[str, tuple[Callable, str]] = MAYBE
     is_list: bool = False
@@ -450,12 +369,10 @@ KINDS = {  # in the order in which a record is asked for its marks
         name="LongVideoBench validation",
         marks=("candidates", "correct_choice", "option0"),
         fields={
-            "id": TEXT,
-            "question": TEXT,
+            **dict.fromkeys(("id", "question"), TEXT),
             "candidates": CANDIDATES,
-            "correct_choice": INTEGER,
+            **dict.fromkeys(("correct_choice", "duration_group"), INTEGER),
             "video_path": (is_path, "a path relative to the video folder"),
-            "duration_group": INTEGER,
         },
         rules=_general,
         unique=((("id",), UNUSABLE),),
@@ -466,7 +383,7 @@ KINDS = {  # in the order in which a record is asked for its marks
         name="SEED-Bench-R1 training with reasoning",
         marks=("prompt", "response"),
         fields={"prompt": LIST, "response": TEXT},
-        rules=_demonstrations,
+        rules=_demonstration,
         unique=((("sample_id", "response"), USABLE),),
         maybe={"sample_id": ID},
     ),
@@ -492,40 +409,47 @@ KINDS = {  # in the order in which a record is asked for its marks
 
 def record_faults(record: dict, kind: Kind) -> Faults:
     """Everything wrong within one record."""
-    odd = list(odd_parts(record))
+    odd = list(_odd(record))
     yield from odd
     if any(found == TOO_DEEP for _, found, *_ in odd):
         return  # not even a fault could show it
-    sound = set()
+    is_whole = True
     for name, (is_sound, expected) in {**kind.fields, **kind.maybe}.items():
         value, usable = record.get(name), name in kind.maybe
-        if is_sound(value):
-            sound.add(name)
-        elif not (usable and value is None):
+        if not is_sound(value) and not (usable and value is None):
+            is_whole = is_whole and usable
             found = shown(value) if name in record else "no such field"
             yield name, found, expected, usable
-    yield from kind.rules(record, sound)
+    if is_whole:
+        yield from kind.rules(record)
 
 
-def odd_parts(value: dict | list, field: str = "", depth: int = 1) -> Faults:
+def _odd(value: dict | list, field: str = "", depth: int = 1) -> Faults:
     """What nothing in a record may be, whether it is read or not."""
-    parts = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, part in parts:
+    for key, part in _parts(value):
         if key is TWICE:
             for name, values in part.items():
                 found = f"it {len(values)} times, {shown(values)}"
                 yield _joined(field, name), found, "it once", UNUSABLE
             continue
         for text in (key, part):
-            if isinstance(text, str) and not text.isascii() and UNREADABLE.search(text):
+            if isinstance(text, str) and UNREADABLE.search(text):
                 found = f"half a character, or a mark that is no text: {shown(text)}"
                 yield _joined(field, key), found, "Unicode text", UNUSABLE
+            elif isinstance(text, str) and (token := CONTROL.search(text)):
+                found = f"{shown(token[0])} in a text"
+                expected = "words alone: spell it otherwise"
+                yield _joined(field, key), found, expected, UNUSABLE
         if isinstance(part, (dict, list)):
             inner = _joined(field, key)
             if depth == DEEPEST:
                 yield inner, TOO_DEEP, f"{DEEPEST} levels at most", UNUSABLE
             else:
-                yield from odd_parts(part, inner, depth + 1)
+                yield from _odd(part, inner, depth + 1)
+
+
+def _parts(value: dict | list) -> Iterator[tuple[str | int | None, object]]:
+    return iter(value.items()) if isinstance(value, dict) else enumerate(value)
 
 
 def _joined(field: str, key: str | int) -> str:

@@ -26,20 +26,15 @@ from typing import TypeVar
 
 import torch
 
-from lib import chain, records, run_files, shards
-from lib import models as models  # first: it prepares what transformers imports
+from lib import chain, models, records, run_files, shards
+from lib.train import progress
 
 # isort: split
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
 from safetensors import SafetensorError
-from tqdm import tqdm
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated.
 warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
@@ -47,8 +42,8 @@ warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
+EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
 DELETE = "Delete that folder; training then goes on from the checkpoint before it"
-WALL_CLOCK = {"step_time": "seconds_step"}
 
 Item = TypeVar("Item")
 
@@ -90,6 +85,53 @@ def one_trainer(run: Path, label: str) -> Iterator[None]:
     # Not beside the folder: adapters/ is there once there is one.
     with run_files.one_writer(run / label, "trained") if first else nullcontext():
         yield
+
+
+def finished(
+    run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
+) -> Path:
+    """run/adapters/<label>, as the trainer that `make` gives leaves it.
+
+    A finished one of the same settings (in its file `record`) is returned at once, an
+    unfinished one goes on from run/checkpoints/<label>. Raises ValueError, naming the
+    difference, when what lies there was made with other settings.
+    """
+    folder, work = run / "adapters" / label, run / "checkpoints" / label
+    with one_trainer(run, label):
+        if not same_settings(folder / record, settings):
+            if not same_settings(work / record, settings):
+                write_settings(work / record, settings)
+            trainer = make()
+            train(trainer)
+            publish_trained(trainer, folder, record, settings)
+        if PartialState().is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def common_arguments(settings, folder: Path) -> dict:
+    """What SFT and GRPO ask of the Trainer alike, and what the kit never varies."""
+    has_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": math.ceil(settings.warmup_share * settings.steps),
+        "seed": settings.seed,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,  # the newest may be half written when the run is killed
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log NaN as 0
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not has_gpu,
+        "bf16": settings.dtype == "bfloat16",
+        "dataloader_pin_memory": has_gpu,
+        # shared_prefix.see_once: every pass uses every weight.
+        "ddp_find_unused_parameters": False,
+    }
 
 
 class MarkComplete(TrainerCallback):
@@ -223,137 +265,12 @@ def train(trainer: Trainer) -> None:
             trainer.train(resume_from_checkpoint=last and str(last))
     finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, StepBar):
+            if isinstance(callback, progress.StepBar):
                 callback.close()
 
 
-def cut_back(path: str | Path, step: int) -> None:
-    """Drop the rows of a JSON lines file that belong to later steps than `step`."""
-    rows = records.repair_jsonl(path)
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        records.write_jsonl(path, kept)
-
-
-class LogRecord(TrainerCallback):
-    """Appends one row {"step", ...numbers} to a JSON lines file for every log.
-
-    `names` maps the Trainer's keys to ours and leaves out every other key; without it
-    all keys are kept under their own names. Wall-clock numbers are kept only under keys
-    that start with "seconds". The Trainer's closing summary is no step, and no row.
-    """
-
-    def __init__(self, path: str | Path, names: Mapping[str, str] | None = None):
-        self.path = Path(path)
-        self.names = names
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            cut_back(self.path, state.global_step)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "train_runtime" in logs:
-            return
-        names = self.names or {key: WALL_CLOCK.get(key, key) for key in logs}
-        row = {ours: logs[key] for key, ours in names.items() if key in logs}
-        records.append_jsonl(self.path, [{"step": state.global_step, **row}])
-
-
-class StopDiverged(TrainerCallback):
-    """Ends a training that cannot be going well, with a FloatingPointError.
-
-    That is a loss, gradient or weight that is NaN or infinite, and gradients that are
-    all 0 in a step of which the log tells `something_to_learn`. The step is in the log
-    by then; a checkpoint of it is never marked as complete, and nothing is published.
-    """
-
-    def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
-        self.advice = diverged(settings)
-        self.something_to_learn = something_to_learn
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        for key in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(key, 0.0)):
-                raise FloatingPointError(
-                    f"step {state.global_step}: {key} is {logs[key]}; {self.advice}"
-                )
-        if logs.get("grad_norm") == 0 and self.something_to_learn(logs):
-            raise FloatingPointError(
-                f"step {state.global_step}: every gradient is exactly 0, so nothing is "
-                "learned: look at lora_alpha, and at what was changed in the model or "
-                f"its loss; or {self.advice}"
-            )
-
-    def on_save(self, args, state, control, model=None, **kwargs):
-        trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
-        bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
-        for name in filter(None, gather_object([bad])):
-            raise FloatingPointError(
-                f"step {state.global_step}: it left NaN or infinity in {name}; "
-                f"{self.advice}"
-            )
-
-    on_train_end = on_save  # nobody saw the weights of the last step
-
-
-def diverged(settings) -> str:
-    """What to look at when numbers are no longer finite."""
-    precise = settings.dtype == "float32"
-    other = "" if precise else f", or dtype = float32 (now {settings.dtype})"
-    return (
-        f"training has diverged: give a lower lr (now {settings.lr:g}){other}. Nothing "
-        "was published"
-    )
-
-
-def at_least(settings, least: Mapping[str, float]) -> None:
-    """ValueError for a number of settings that is below its least, or not finite."""
-    for name, value in vars(settings).items():
-        low = least.get(name, -math.inf)
-        if isinstance(value, int | float) and not low <= value < math.inf:
-            wanted = f"at least {low}" if name in least else "a finite number"
-            raise ValueError(f"{name} = {value}: {wanted} is needed")
-
-
-class StepBar(TrainerCallback):
-    """A progress bar over steps with the time left; `shown` {key of a log: name}."""
-
-    def __init__(self, label: str, shown: Mapping[str, str]):
-        self.label, self.shown, self.bar = label, shown, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            start = state.global_step
-            self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {
-            name: f"{logs[key]:.3g}" for key, name in self.shown.items() if key in logs
-        }
-        if self.bar is not None and shown:
-            self.bar.set_postfix(shown)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.close()
-
-    def close(self) -> None:
-        """Leave the bar as it stands; the next one is drawn in its own place."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def show_steps(trainer: Trainer, label: str, shown: Mapping[str, str]) -> None:
-    """Replace the Trainer's printed logs (left on by disable_tqdm) by a StepBar."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepBar(label, shown))
-
-
 class ExactResume:
-    """Mixin, left of a Trainer: resuming a full fine-tune restores every weight.
+    """Mixin, left of a Trainer: resuming restores all that a training goes on from.
 
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
     (`visual.*`), and the resume of its Trainer loads them into a model with the names
@@ -361,6 +278,18 @@ class ExactResume:
     `from_pretrained` converts the names, and a tensor that is missing is an error here.
     Adapters need no conversion; split weights are in checkpoints of their own form.
     """
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What a subclass must find again beside weights, optimizer and randomness."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.extra_state():
+            self.load_extra_state(load_file(Path(checkpoint) / EXTRA))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
@@ -377,6 +306,8 @@ class ExactResume:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save and (state := self.extra_state()):
+                save_file(state, folder / EXTRA)
         except (OSError, RuntimeError, SafetensorError) as error:
             free = shutil.disk_usage(self.args.output_dir).free / 2**30
             raise OSError(
@@ -389,6 +320,15 @@ class ExactResume:
         at_root = shards.output_layer_at_root(self.model)
         with at_root if self.is_fsdp_enabled else nullcontext():
             return super()._prepare_for_training(*args)
+
+
+def at_least(settings, least: Mapping[str, float]) -> None:
+    """ValueError for a number of settings that is below its least, or not finite."""
+    for name, value in vars(settings).items():
+        low = least.get(name, -math.inf)
+        if isinstance(value, int | float) and not low <= value < math.inf:
+            wanted = f"at least {low}" if name in least else "a finite number"
+            raise ValueError(f"{name} = {value}: {wanted} is needed")
 
 
 def same_settings(path: str | Path, settings: Mapping) -> bool:

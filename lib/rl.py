@@ -15,7 +15,7 @@ stands in the notebook's own parameters and cannot be given here.
 
     (method,) = read("care bonus=dense")
     settings = method.settings(batches=100, save_every=25, lr=1e-3, ...)
-    method.train(model, questions, rewards, settings, sampling, run)  # adapters/care
+    method.train(Task(model, questions, rewards, settings, sampling, run))
 
 Several methods, each from the base, are divided by a bar: "grpo | ppo | care".
 
@@ -54,13 +54,13 @@ class Method:
         """What its line says of one of its settings, or the default."""
         return self.options.get(name, self.kind.__dataclass_fields__[name].default)
 
-    def trainer(self, *given, **more) -> grpo.VideoGRPOTrainer:
-        """Its trainer, ready to start; arguments as of `grpo.grpo_trainer`."""
-        return grpo.policy_trainer(METHODS[self.name][1], *given, **more)
+    def trainer(self, task: grpo.Task) -> grpo.VideoGRPOTrainer:
+        """Its trainer, ready to start."""
+        return METHODS[self.name][1](task)
 
-    def train(self, *given, **more) -> Path:
-        """Train run/adapters/<name>; arguments and errors as of `grpo.train_grpo`."""
-        return grpo.train_policy(METHODS[self.name][1], *given, **more)
+    def train(self, task: grpo.Task) -> Path:
+        """Train run/adapters/<name>; errors as of `grpo.train`."""
+        return grpo.train(task, METHODS[self.name][1])
 
     def settings(self, batches: int, save_every: int, **shared) -> grpo.GRPOSettings:
         """Settings for so many batches of rollouts, saved every so many of them.

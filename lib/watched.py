@@ -20,7 +20,7 @@ The randomness of a group follows from seed, step and question alone. A resumed 
 therefore drops the rows from its checkpoint on and draws them again, and a kill at any
 moment neither loses a row nor leaves it twice.
 
-    train_grpo(..., run, watched=held[:2])
+    grpo.train(Task(..., run, watched=held[:2]))
     rows = records.read_jsonl(watched_path(run, "grpo"))
 """
 
@@ -32,9 +32,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import checkpoints, records, shared_prefix
+from lib import records, shared_prefix
 from lib.prompts import prompt_text
 from lib.questions import Question
+from lib.train import progress
+
+# isort: split
+from transformers import TrainerCallback
 
 
 def watched_path(run: str | Path, label: str) -> Path:
@@ -42,7 +46,7 @@ def watched_path(run: str | Path, label: str) -> Path:
     return Path(run) / f"watched_{label}.jsonl"
 
 
-class WatchGroups(checkpoints.TrainerCallback):
+class WatchGroups(TrainerCallback):
     """Records a group of each question at the start and at every checkpoint.
 
     `trainer` is a grpo.VideoGRPOTrainer, `style` that of its prompts. The last step is
@@ -55,7 +59,7 @@ class WatchGroups(checkpoints.TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            checkpoints.cut_back(self.path, state.global_step - 1)
+            progress.cut_back(self.path, state.global_step - 1)
         self.look(state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
@@ -107,7 +111,7 @@ def draw(trainer, prompt: shared_prefix.Prompt) -> list[list[int]]:
     """A group as the trainer would draw it now, as token ids."""
     with trainer.gathered():
         seen = shared_prefix.with_features(trainer.model, [prompt])
-        return trainer.rollouts(seen)[0]
+        return trainer.draw(seen)[0]
 
 
 def seed_of(seed: int, step: int, question_id: str) -> int:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from lib import (
     chain,
     evaluate,
+    grpo,
     models,
     params,
     paths,
@@ -41,7 +42,7 @@ def train(rl_line, reward, name, model="lib/mini/base", watch=0):
     asked = questions.read_training(ANNOTATIONS / "training.jsonl", DATA)
     run, settings = paths.run_dir(name), method.settings(**SHARED)
     given = (model, asked, read_rewards(reward), settings, SAMPLING, run)
-    method.train(*given, watched=asked[:watch])
+    method.train(grpo.Task(*given, watched=asked[:watch]))
     chain.close(run, "03_grpo", model=model, questions=len(asked))
     return run
 
@@ -54,7 +55,7 @@ def train_sft(name):
         **{"lora_rank": 4, "lora_alpha": 8.0, "seed": 0, "save_every": 1},
         **{"max_tokens": 1024, "warmup_share": 0.0},
     )
-    sft.train_sft("lib/mini/base", taught, settings, SAMPLING, run)
+    sft.train_sft(sft.Task("lib/mini/base", taught, settings, SAMPLING, run))
     facts = {"model": "lib/mini/base", "demonstrations": len(taught)}
     chain.close(run, "02_sft", **facts)
 

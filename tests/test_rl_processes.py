@@ -33,7 +33,7 @@ def letters(text, question):
 class Fixed:
     """Completions that depend on the prompt and their number in the group alone."""
 
-    def _draw(self, seen):
+    def draw(self, seen):
         return [
             [
                 self.completion(random.Random(f"{prompt.ids.tolist()}/{number}"))
@@ -72,8 +72,8 @@ RUNS = {
 
 def train(name, checkpoint, questions, run):
     method, settings, rewards = RUNS[name]
-    given = (checkpoint, questions, rewards, settings, SAMPLING, run)
-    grpo.train_policy(method, *given)
+    task = grpo.Task(checkpoint, questions, rewards, settings, SAMPLING, run)
+    grpo.train(task, method)
 
 
 def main(arguments: Path) -> None:
@@ -82,8 +82,9 @@ def main(arguments: Path) -> None:
     for name in RUNS:
         train(name, checkpoint, questions, folder / name)
     drawing = replace(grpo.GRPOSettings(**COMMON), extra_draws=2, kl_beta=0.0)
-    given = (checkpoint, questions, {"accuracy": letters}, drawing, SAMPLING)
-    trainer = grpo.grpo_trainer(*given, folder / "draws")
+    rewards, run = {"accuracy": letters}, folder / "draws"
+    task = grpo.Task(checkpoint, questions, rewards, drawing, SAMPLING, run)
+    trainer = grpo.VideoGRPOTrainer(task)
     checkpoints.train(trainer)
     rank = checkpoints.PartialState().process_index
     told = models.fingerprint(trainer.model)

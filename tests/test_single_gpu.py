@@ -41,8 +41,8 @@ def run(tiny_questions, tmp_path_factory):
         Demonstration(q.id, q.text, q.video, q.image, "<answer>B</answer>")
         for q in tiny_questions
     ]
-    sft.train_sft(BASE, items, SFT, SAMPLING, run)
-    grpo.train_grpo(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run)
+    sft.train_sft(sft.Task(BASE, items, SFT, SAMPLING, run))
+    grpo.train(grpo.Task(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run))
     command = "lib.seed_bench get outputs/data/seed_bench_r1 --what L1 longvideobench"
     chain.close(run, "01_data", data_command=command)
     for stage in ("02_sft", "03_grpo"):
@@ -160,14 +160,11 @@ def test_an_export_onto_another_base_is_refused(run, tmp_path):
 
 
 def test_a_run_of_all_weights_loads_as_a_whole_checkpoint(
-    tiny_checkpoint, tiny_questions, tmp_path
+    tiny_checkpoint, make_task, tmp_path
 ):
-    settings = replace(
-        GRPO, lora_rank=0, quantize=False, gradient_checkpointing=False, steps=1
-    )
-    folder = grpo.train_grpo(
-        tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING, tmp_path
-    )
+    plain = {"quantize": False, "gradient_checkpointing": False}
+    settings = replace(GRPO, lora_rank=0, steps=1, **plain)
+    folder = grpo.train(make_task(REWARDS, settings, tmp_path))
     base = models.load_model(tiny_checkpoint)
     before = models.fingerprint(base)
     loaded = models.load_adapter(base, folder)

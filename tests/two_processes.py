@@ -72,7 +72,7 @@ REWARDS = {"vowels": vowels}
 class FixedRollouts(grpo.VideoGRPOTrainer):
     """Completions that depend on the prompt and their number in the group alone."""
 
-    def _draw(self, seen):
+    def draw(self, seen):
         return [
             [
                 self.completion(f"{prompt.ids.tolist()}/{number}")
@@ -87,14 +87,18 @@ class FixedRollouts(grpo.VideoGRPOTrainer):
         return [*words, self.eos_token_ids[0]]
 
 
+def train_drawn(checkpoint, questions, settings, run, watched=()) -> None:
+    given = (checkpoint, questions, REWARDS, settings, SAMPLING, run, watched)
+    grpo.train(grpo.Task(*given))
+
+
 def train_fixed(checkpoint, questions, settings, run: Path) -> None:
-    """What train_grpo does, but with FixedRollouts."""
-    drawing = grpo.VideoGRPOTrainer
-    grpo.VideoGRPOTrainer = FixedRollouts
-    try:
-        grpo.train_grpo(checkpoint, questions, REWARDS, settings, SAMPLING, run)
-    finally:
-        grpo.VideoGRPOTrainer = drawing
+    task = grpo.Task(checkpoint, questions, REWARDS, settings, SAMPLING, run)
+    grpo.train(task, FixedRollouts)
+
+
+def train_sft(checkpoint, demonstrations: Sequence, settings, run: Path) -> None:
+    sft.train_sft(sft.Task(checkpoint, demonstrations, settings, SAMPLING, run))
 
 
 def train_uneven(checkpoint, demonstrations: Sequence, run: Path) -> None:
@@ -106,7 +110,7 @@ def train_uneven(checkpoint, demonstrations: Sequence, run: Path) -> None:
         return collate(collator, rows)
 
     sft.ResponseCollator.__call__ = tell
-    sft.train_sft(checkpoint, demonstrations, UNEVEN, SAMPLING, run)
+    train_sft(checkpoint, demonstrations, UNEVEN, run)
     sft.ResponseCollator.__call__ = collate
     records.write_json(run / f"given_{rank()}.json", given)
 
@@ -131,14 +135,14 @@ def main(arguments: Path) -> None:
     checkpoint, questions, demonstrations, folder = pickle.loads(arguments.read_bytes())
     checkpoints.publish = tell_weights(checkpoints.publish)
     three = questions[:3]
-    grpo.train_grpo(checkpoint, three, REWARDS, DRAWN, SAMPLING, folder / "drawn")
+    train_drawn(checkpoint, three, DRAWN, folder / "drawn")
     for name, settings in FIXED.items():
         train_fixed(checkpoint, questions, settings, folder / name)
-    sft.train_sft(checkpoint, demonstrations, SFT, SAMPLING, folder / "sft")
+    train_sft(checkpoint, demonstrations, SFT, folder / "sft")
     train_uneven(checkpoint, demonstrations[:6], folder / "uneven")
     try:
         odd = replace(DRAWN, prompts_per_step=3)
-        grpo.train_grpo(checkpoint, three, REWARDS, odd, SAMPLING, folder / "odd")
+        train_drawn(checkpoint, three, odd, folder / "odd")
     except ValueError as error:
         records.write_json(folder / f"odd_{rank()}.json", str(error))
 

@@ -185,6 +185,9 @@ class Ours(Timed, grpo.VideoGRPOTrainer):
     def decoding(self):
         return replace(super().decoding(), end_ids=())
 
+    def reward_functions(self):
+        return [lengths_reward]
+
 
 class Stock(Timed, StockVideo):
     """TRL's trainer with video."""
@@ -223,29 +226,23 @@ def make_trainers(
         "min_new_tokens": length,
         "suppress_tokens": suppressed,
     }
-    own = {
-        "questions": {question.id: question for question in questions},
-        "sampling": sampling,
-        "rollout_path": run / "rollouts.jsonl",
-        "rewards": {"lengths": lengths_reward},
-        "settings": settings,
-    }
-    trainers = {}
-    for name, kind, extra in (("ours", Ours, own), ("stock", Stock, {})):
-        models.seed_everything(0)
-        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
-        trainers[name] = kind(
-            model=shards.load_trainable(checkpoint, settings, args),
-            reward_funcs=[lengths_reward],
-            args=args,
-            train_dataset=Dataset.from_list(rows(questions)),
-            processing_class=models.load_processor(checkpoint),
-            peft_config=lora if settings.lora_rank else None,
-            **extra,
-        )
-        if settings.gradient_checkpointing:
-            trainers[name].model.activation_checkpointing_enable()
-    trainers["stock"].questions, trainers["stock"].sampling = own["questions"], sampling
+    rewards = {"lengths": lengths_reward}
+    task = grpo.Task(checkpoint, questions, rewards, settings, sampling, run)
+    trainers = {"ours": Ours(task)}
+    models.seed_everything(0)
+    lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
+    stock = trainers["stock"] = Stock(
+        model=shards.load_trainable(checkpoint, settings, args),
+        reward_funcs=[lengths_reward],
+        args=args,
+        train_dataset=Dataset.from_list(rows(questions)),
+        processing_class=models.load_processor(checkpoint),
+        peft_config=lora if settings.lora_rank else None,
+    )
+    stock.questions, stock.sampling = trainers["ours"].questions, sampling
+    if settings.gradient_checkpointing:
+        for trainer in trainers.values():
+            trainer.model.activation_checkpointing_enable()
     for trainer in trainers.values():
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()

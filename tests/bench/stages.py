@@ -127,7 +127,8 @@ def run_sft(checkpoint: Path, questions, shape: Shape, folder: Path) -> Meter:
     )
     items = demonstrations(questions, shape)
     outside = live_bytes()
-    trainer = sft.sft_trainer(checkpoint, items, settings, shape.sampling, folder)
+    task = sft.Task(checkpoint, items, settings, shape.sampling, folder)
+    trainer = sft.ResponseTrainer(task)
     with Meter("SFT", outside) as meter:
         trainer.train()
     return meter
@@ -156,9 +157,8 @@ def run_grpo(checkpoint: Path, questions, shape: Shape, folder: Path) -> Meter:
         pack_tokens=shape.pack_tokens,
     )
     outside = live_bytes()
-    trainer = grpo.grpo_trainer(
-        checkpoint, questions, REWARDS, settings, shape.sampling, folder
-    )
+    task = grpo.Task(checkpoint, questions, REWARDS, settings, shape.sampling, folder)
+    trainer = grpo.VideoGRPOTrainer(task)
     with Meter("update", outside) as meter:
         in_windows(trainer, meter)
         trainer.train()

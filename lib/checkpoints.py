@@ -19,8 +19,9 @@ import pickle
 import random
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,9 +32,10 @@ from lib.train import progress
 
 # isort: split
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated.
@@ -43,6 +45,7 @@ warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWar
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
 EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
+UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
 DELETE = "Delete that folder; training then goes on from the checkpoint before it"
 
 Item = TypeVar("Item")
@@ -138,30 +141,38 @@ class MarkComplete(TrainerCallback):
     """Writes complete.json into a checkpoint when everything else is in it.
 
     It says how many processes wrote the checkpoint, how their weights were split, and
-    which files belong to it, each with its SHA-256.
+    which files belong to it, each with its size.
     """
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # each process saves files of its own
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = hashes(folder, sorted(f for f in folder.rglob("*") if f.is_file()))
-        if state.is_world_process_zero:
-            marker = {"step": state.global_step, **written_by(args), "files": files}
-            records.write_json(folder / MARKER, marker)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in files}
+        marker = {"step": state.global_step, **written_by(args), "files": sizes}
+        records.write_json(folder / MARKER, marker)
 
 
-def hashes(folder: Path, files: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 by path below `folder`, "missing" for a file that is not there.
+def damage(checkpoint: Path, sizes: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the files of a checkpoint; the processes share the reading.
 
-    The processes share the work on the files that the first one knows of.
+    torch loads a file whose bytes have changed as it is, but writes a checksum of every
+    tensor into it.
     """
     state = PartialState()
-    (files,) = broadcast_object_list([list(files)])
-    own = [
-        (str(file.relative_to(folder)), records.sha256(file) if file.exists() else None)
-        for file in files[state.process_index :: state.num_processes]
-    ]
-    return {name: found or "missing" for name, found in sorted(gather_object(own))}
+    for name in sorted(sizes)[state.process_index :: state.num_processes]:
+        file = checkpoint / name
+        if not file.exists():
+            yield f"{name} is missing"
+        elif file.stat().st_size != sizes[name]:
+            yield f"{name} has {file.stat().st_size} bytes of {sizes[name]}"
+        elif zipfile.is_zipfile(file):
+            with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:
+                    continue
+            yield f"{name} is not what was written"
 
 
 def written_by(arguments: TrainingArguments) -> dict:
@@ -173,8 +184,7 @@ def written_by(arguments: TrainingArguments) -> dict:
 def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
     """Raise ValueError unless this launch can go on from a checkpoint.
 
-    Every file must be as it was written. The Trainer would go on with a fresh optimizer
-    where that file is missing, and torch loads a file with wrong bytes as it is.
+    The Trainer itself would go on with a fresh optimizer where that file is missing.
     """
     marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
     then = {name: marker.get(name, "unknown") for name in now}
@@ -190,11 +200,8 @@ def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
             raise ValueError(
                 f"{checkpoint} is damaged: {MARKER} lists no {pattern}. {DELETE}"
             )
-    found = hashes(checkpoint, [checkpoint / name for name in listed])
-    for name, wanted in listed.items():
-        if found[name] != wanted:
-            what = "missing" if found[name] == "missing" else "not what was written"
-            raise ValueError(f"{checkpoint} is damaged: {name} is {what}. {DELETE}")
+    for what in sorted(gather_object(list(damage(checkpoint, listed)))):
+        raise ValueError(f"{checkpoint} is damaged: {what}. {DELETE}")
     step, state = step_of(checkpoint), records.read_json(checkpoint / STATE)
     said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
     if said != {step}:
@@ -254,15 +261,34 @@ def last_complete(folder: str | Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+class Begin(TrainerCallback):
+    """Knows whether training has begun; what fails before is a checkpoint's loading."""
+
+    training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+
 def train(trainer: Trainer) -> None:
-    """Train to the last step, from the last complete checkpoint where there is one."""
-    last = last_complete(trainer.args.output_dir)
+    """Train to the last step, from the last complete checkpoint where there is one.
+
+    ValueError names a checkpoint that cannot be loaded.
+    """
+    last, begin = last_complete(trainer.args.output_dir), Begin()
     if last is not None:
         check_complete(last, trainer.args)
+    trainer.callback_handler.callbacks.insert(0, begin)
     safe = shards.weights_only(last, trainer.args) if last else nullcontext()
     try:
         with safe:
             trainer.train(resume_from_checkpoint=last and str(last))
+    except (*UNREADABLE, CheckpointException) as error:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if last is None or begin.training or full or str(last) in str(error):
+            raise
+        why = f"{type(error).__name__}: {error!s:.300}"
+        raise ValueError(f"{last} cannot be loaded ({why}). {DELETE}") from error
     finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, progress.StepBar):

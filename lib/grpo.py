@@ -136,7 +136,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             if self.args.world_size > 1:
                 shared_prefix.see_once(model)
         path = watched_path(run, self.label)
-        self.add_callback(WatchGroups(self, task.watched, path, STYLE))
+        self.add_callback(WatchGroups(self, task.watched, path))
         shown = {"reward": "reward", "completions/mean_length": "length"}
         progress.show_steps(self, self.label.upper(), shown)
 
@@ -190,9 +190,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         each = [own.ids.tolist() for own in self.batch.prompts]
         return [ids for ids in each for _ in range(repeats)], None, {}
 
-    def _generate_single_turn(
-        self, prompt_ids, images, multimodal_fields, num_generations, **kwargs
-    ):
+    def _generate_single_turn(self, *args, **kwargs):
         return [tokens for group in self.batch.groups for tokens in group], None
 
     @contextmanager
@@ -396,27 +394,20 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         self._metrics[mode]["kl"][-1] = self.accelerator.gather(own).mean().item()
 
     def _get_per_token_logps_and_entropies(
-        self,
-        model,
-        input_ids,
-        attention_mask,
-        logits_to_keep,
-        batch_size=None,
-        compute_entropy=False,
-        **kwargs,
+        self, model, ids, mask, width, compute_entropy=False, **kwargs
     ):
         prompts = self.in_loss["prompts"] if self.in_loss else self.batch.prompts
-        kept = attention_mask[:, -logits_to_keep:].bool()
+        kept = mask[:, -width:].bool()
         # mask_truncated hides all of a rollout that was cut off, which fills its row.
         kept |= ~kept.any(1, keepdim=True)
-        tokens = input_ids[:, -logits_to_keep:]
-        completions = [own[mask] for own, mask in zip(tokens, kept, strict=True)]
+        tokens = zip(ids[:, -width:], kept, strict=True)
+        completions = [row[own] for row, own in tokens]
         size = len(completions) // len(prompts)
         groups = [completions[i : i + size] for i in range(0, len(completions), size)]
         with self.accelerator.autocast():
             found = self._completion_scores(model, prompts, groups)
-        logps, entropies = (padded(values, logits_to_keep) for values in found)
-        if self.in_loss is not None and self.beta:
+        logps, entropies = (padded(values, width) for values in found)
+        if self.in_loss and self.beta:
             self.in_loss["policy_logps"] = logps.detach()
             if self.settings.kl_clamp:
                 self._clamp_reference(logps)

@@ -166,28 +166,6 @@ def add_critic(model) -> None:
     base.forward = types.MethodType(forward, base)
 
 
-def completion_values(
-    model,
-    prompts: Sequence[shared_prefix.Prompt],
-    completions: Sequence[Sequence[torch.Tensor]],
-    pack_tokens: int,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """shared_prefix.completion_scores with a third list: V before every token."""
-    shared_prefix.check_model(model)
-    rows = [
-        row
-        for own in zip(prompts, completions, strict=True)
-        for row in shared_prefix.make_rows(*own, pack_tokens)
-    ]
-    found: tuple[list, list, list] = ([], [], [])
-    for pack in shared_prefix.make_packs(rows, pack_tokens):
-        lengths = [len(completion) for row in pack for completion in row.completions]
-        scores = model(**shared_prefix.pack_inputs(model, pack))
-        for kept, values in zip(found, scores, strict=True):
-            kept.extend(values.split(lengths))
-    return found
-
-
 # Training
 
 
@@ -217,16 +195,13 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         return super()._generate_and_score_completions(inputs)
 
     def _completion_scores(self, model, prompts, groups):
-        pack_tokens = self.settings.pack_tokens
-        *scores, self.values = completion_values(model, prompts, groups, pack_tokens)
+        *scores, self.values = super()._completion_scores(model, prompts, groups)
         return scores
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-    ):
-        given = (model, input_ids, attention_mask, logits_to_keep)
-        found = super()._get_per_token_logps_and_entropies(*given, *args, **kwargs)
-        self.values = grpo.padded(self.values, logits_to_keep)
+    def _get_per_token_logps_and_entropies(self, model, ids, mask, width, **more):
+        given = (model, ids, mask, width)
+        found = super()._get_per_token_logps_and_entropies(*given, **more)
+        self.values = grpo.padded(self.values, width)
         if self.old_values is None:
             self.old_values = self.values.detach()
         return found

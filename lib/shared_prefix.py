@@ -24,6 +24,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -622,8 +623,9 @@ def completion_scores(
     prompts: Sequence[Prompt],
     completions: Sequence[Sequence[torch.Tensor]],
     pack_tokens: int = 16384,
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Log-probabilities and entropies of every token of every completion.
+) -> tuple[list[torch.Tensor], ...]:
+    """Log-probabilities and entropies of every token of every completion, and what else
+    the model's scoring gives.
 
     `completions[i]` are those of `prompts[i]`, each a tensor of token ids [R > 0]. The
     result holds one [R] tensor a completion, in the same order, prompt after prompt.
@@ -640,16 +642,16 @@ def completion_scores(
     pieces = [0] * len(packs)
     if shards.is_split(model):
         pieces = agreed_pieces(model, packs)
-    logps, entropies = [], []
+    scores = []
     for pack, count in zip(packs, pieces, strict=False):
         lengths = [len(completion) for row in pack for completion in row.completions]
         found = model(**pack_inputs(model, pack), pieces=count)
-        for kept, values in zip((logps, entropies), found, strict=True):
-            kept.extend(values.split(lengths))
+        scores.append([values.split(lengths) for values in found])
+    logps, *more = [list(chain(*own)) for own in zip(*scores, strict=True)]
     for count in pieces[len(packs) :]:  # other processes have more packs
-        idle, _ = model(**pack_inputs(model, [idle_row(prompts[0])]), pieces=count)
+        idle, *_ = model(**pack_inputs(model, [idle_row(prompts[0])]), pieces=count)
         logps[0] = logps[0] + 0 * idle.sum()
-    return logps, entropies
+    return logps, *more
 
 
 def agreed_pieces(model, packs: Sequence[Sequence[Row]]) -> list[int]:

@@ -33,9 +33,9 @@ import numpy as np
 import torch
 
 from lib import records, shared_prefix
-from lib.prompts import prompt_text
 from lib.questions import Question
 from lib.train import progress
+from lib.train.task import dataset_row
 
 # isort: split
 from transformers import TrainerCallback
@@ -49,13 +49,12 @@ def watched_path(run: str | Path, label: str) -> Path:
 class WatchGroups(TrainerCallback):
     """Records a group of each question at the start and at every checkpoint.
 
-    `trainer` is a grpo.VideoGRPOTrainer, `style` that of its prompts. The last step is
-    always a checkpoint. Raises BadVideo for unusable media.
+    `trainer` is a grpo.VideoGRPOTrainer. The last step is always a checkpoint. Raises
+    BadVideo for unusable media.
     """
 
-    def __init__(self, trainer, questions: Sequence[Question], path: Path, style: str):
-        self.trainer, self.questions = trainer, tuple(questions)
-        self.path, self.style = path, style
+    def __init__(self, trainer, questions: Sequence[Question], path: Path):
+        self.trainer, self.questions, self.path = trainer, questions, path
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -82,29 +81,26 @@ class WatchGroups(TrainerCallback):
             prompt = self.trainer.read_prompt(question)
             group = draw(self.trainer, prompt)
             scored = self.trainer.score(question, prompt, group)
+        ends = set(self.trainer.eos_token_ids)
+        columns = (scored["texts"], scored["rewards"], scored["total"], group)
         return {
             "step": step,
             "question_id": question.id,
-            "prompt": prompt_text(question, self.style),
+            "prompt": dataset_row(question)["prompt"],
             "gold": question.gold,
             "options": list(question.options),
-            "rollouts": self._rollouts(group, scored),
+            "rollouts": [
+                {
+                    "text": text,
+                    "rewards": rewards,
+                    "reward": total,
+                    "advantage": None,  # `look` compares whole groups
+                    "tokens": len(tokens),
+                    "truncated": tokens[-1] not in ends,
+                }
+                for text, rewards, total, tokens in zip(*columns, strict=True)
+            ],
         }
-
-    def _rollouts(self, group: list[list[int]], scored: dict[str, list]) -> list[dict]:
-        ends = set(self.trainer.eos_token_ids)
-        columns = (scored["texts"], scored["rewards"], scored["total"], group)
-        return [
-            {
-                "text": text,
-                "rewards": rewards,
-                "reward": total,
-                "advantage": None,  # `look` compares whole groups
-                "tokens": len(tokens),
-                "truncated": tokens[-1] not in ends,
-            }
-            for text, rewards, total, tokens in zip(*columns, strict=True)
-        ]
 
 
 def draw(trainer, prompt: shared_prefix.Prompt) -> list[list[int]]:

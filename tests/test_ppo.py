@@ -129,8 +129,8 @@ def test_values_are_those_of_the_plain_forward(build):
     prompts = [trainer.read_prompt(question) for question in questions]
     with torch.no_grad():
         given = (trainer.model, prompts, groups)
-        whole = ppo.completion_values(*given, 4096)
-        split = ppo.completion_values(*given, 300)
+        whole = shared_prefix.completion_scores(*given, 4096)
+        split = shared_prefix.completion_scores(*given, 300)
     places = [(0, groups[0][0]), (0, groups[0][1]), (1, groups[1][0])]
     for (which, completion), values, other in zip(
         places, whole[2], split[2], strict=True
@@ -147,7 +147,7 @@ def test_values_are_float32_under_autocast(build):
     prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         given = (trainer.model, prompts, [[torch.arange(20, 60)]])
-        (values,) = ppo.completion_values(*given, 4096)[2]
+        (values,) = shared_prefix.completion_scores(*given, 4096)[2]
     assert values.dtype == torch.float32
     assert not torch.equal(values, values.bfloat16().float())
 

@@ -8,6 +8,24 @@ study that trains it: SEED-Bench-R1, arXiv 2503.24376.
     model = load_model("lib/mini/base")
     batch = encode(processor, [messages(prompt_text(question, "think"), clip, still)])
     model.generate(**batch, max_new_tokens=40)
+
+Extend it: any Qwen2-VL checkpoint is a parameter, by its folder or hub id. Here GRPO
+goes on from what SFT left, once
+`python -m lib.models export outputs/mini/adapters/sft outputs/models/mini_sft` has
+merged it. As params/grpo_after_sft.yaml, for `python -m lib.pipeline`:
+
+    base: mini.yaml
+    run_name: grpo_after_sft
+    model: outputs/models/mini_sft  # or Qwen/Qwen2-VL-2B-Instruct
+    notebooks: [03_grpo, 04_eval]
+    asked_models: base grpo  # base: the model above
+    perception_models: base grpo
+
+A group shares its video in models of type `qwen2_vl`, `qwen2_5_vl` and `qwen3_vl`.
+Another stops with `model_type 'llava' is not supported`, until MODELS in
+lib/shared_prefix.py names it and tests/test_shared_prefix_families.py agrees. Clips go
+to Qwen2-VL alone so far: the later two need the time of each frame, which lib/video.py
+does not hand over, and `encode` refuses to guess.
 """
 
 import hashlib

@@ -19,8 +19,28 @@ stands in the notebook's own parameters and cannot be given here.
 
 Several methods, each from the base, are divided by a bar: "grpo | ppo | care".
 
-A further method is an entry of METHODS: its settings and its trainer, a subclass of
-grpo.VideoGRPOTrainer whose label is its name. README, "Extend it", has one.
+Extend it: a further method is settings, a trainer and a name. SFT never sees a wrong
+answer; what do they teach? This one learns from what did better than its group, and
+from the rest by a weight of its own (positive sample reinforcement, arXiv 2506.01347,
+on GRPO's advantages). At the end of this file:
+
+    @dataclass(frozen=True)
+    class PSRSettings(grpo.GRPOSettings):
+        wrong: float = 0.0  # weight of advantages below 0; with 1 it is GRPO
+
+
+    class VideoPSRTrainer(grpo.VideoGRPOTrainer):
+        label = "psr"
+
+        def shaped(self, advantages):
+            return advantages.where(advantages > 0, self.settings.wrong * advantages)
+
+
+    METHODS["psr"] = (PSRSettings, VideoPSRTrainer)
+
+`-p rl "grpo | psr"` trains both, `-p rl "psr wrong=0.5"` lies between them, and 04_eval
+asks all with `-p asked_models "base sft grpo psr"`. lib/ppo.py and lib/care.py are
+larger variants.
 """
 
 import difflib

@@ -153,7 +153,8 @@ def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(tiny_checkpoint
     ("wrong", "what"),
     [
         (messages("half \ud83d", None, None), "surrogates not allowed"),
-        (messages("go", None, pixels(100, 84)), "multiples of 28"),
+        (messages("go", None, pixels(100, 84)), "100x84 pixels .* multiples of 28"),
+        (messages("go", pixels(4, 56, 60), None), "multiples of 28"),
         (messages("word " * 400, None, None), "has .* tokens, the model takes 300"),
     ],
 )
@@ -166,15 +167,14 @@ def test_what_stops_a_batch_names_what_was_asked(tiny_checkpoint, wrong, what):
         models.encode(processor, [good, wrong, good], asked=asked)
 
 
-def test_encode_leaves_the_conversation_as_it_was(processor):
+def test_encoding_is_quiet_and_leaves_the_conversation_as_it_was(
+    processor, model, caplog, recwarn
+):
     conversations = mixed_conversations()
     before = copy.deepcopy(conversations)
-    models.encode(processor, conversations)
+    batch = models.encode(processor, conversations)
     assert str(conversations) == str(before)
-
-
-def test_token_types_are_those_of_the_processor(processor, model):
-    batch = models.encode(processor, mixed_conversations())
+    assert not caplog.records and not recwarn.list
     types = models.mm_token_type_ids(batch["input_ids"], model.config)
     assert torch.equal(types, batch["mm_token_type_ids"])
     assert set(types.unique().tolist()) == {0, 1, 2}
@@ -199,13 +199,6 @@ def test_a_clip_whose_positions_would_overlap_the_text_is_refused(processor, mod
 
     with pytest.raises(ValueError, match="max_frames to 6 or raise height or width"):
         models.encode(processor, [messages("go", pixels(8, 84, 56), None)])
-
-
-def test_pictures_that_cannot_be_cut_into_patches_are_refused(processor):
-    with pytest.raises(ValueError, match=r"100x84 pixels .* multiples of 28"):
-        models.encode(processor, [messages("go", None, pixels(100, 84))])
-    with pytest.raises(ValueError, match="multiples of 28"):
-        models.encode(processor, [messages("go", pixels(4, 56, 60), None)])
 
 
 def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_path):
@@ -243,13 +236,6 @@ def test_a_conversation_beyond_the_limit_is_an_error_and_never_cut(tiny_checkpoi
         models.encode(processor, [long])
 
 
-def test_encoding_is_quiet(tiny_checkpoint, caplog, recwarn):
-    processor = models.load_processor(tiny_checkpoint)
-    models.encode(processor, mixed_conversations())
-    assert not caplog.records
-    assert not recwarn.list
-
-
 @pytest.mark.parametrize(
     "path", ["./nothing", "/nothing/here", "lib/nothing", "outputs/run/merged", "here"]
 )
@@ -264,6 +250,8 @@ def test_hub_ids_and_folders_pass(tiny_checkpoint):
     assert models.checkpoint_source(tiny_checkpoint) == str(tiny_checkpoint)
     with pytest.raises(ValueError, match="float16"):
         models.load_model(tiny_checkpoint, dtype="float16")
+    with pytest.raises(FileNotFoundError, match="02_sft or 03_grpo"):
+        models.load_trained(tiny_checkpoint, "outputs/nothing/adapters/sft")
 
 
 def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
@@ -314,11 +302,6 @@ def test_an_adapter_comes_back_as_it_was_saved(tiny_checkpoint, processor, tmp_p
         assert torch.equal(loaded(**batch).logits, wanted)
     assert not loaded.training
     assert models.fingerprint(loaded) == models.fingerprint(adapted) != before
-
-
-def test_a_missing_adapter_names_the_notebook_to_run(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="02_sft or 03_grpo"):
-        models.load_adapter(model, tmp_path / "adapters" / "sft")
 
 
 def test_seeding_repeats_every_generator():

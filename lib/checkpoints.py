@@ -132,7 +132,7 @@ def common_arguments(settings, folder: Path) -> dict:
         "use_cpu": not has_gpu,
         "bf16": settings.dtype == "bfloat16",
         "dataloader_pin_memory": has_gpu,
-        # shared_prefix.see_once: every pass uses every weight.
+        # prefix.see_once: every pass uses every weight.
         "ddp_find_unused_parameters": False,
     }
 

@@ -3,7 +3,7 @@
 The RL arm of SEED-Bench-R1 (arXiv 2503.24376; released grpo.py and grpo.sh): G answers
 to a question are drawn, each gets a reward, and the policy moves towards those that did
 better than their group. Rewards, advantages, loss, metrics and checkpoints are those of
-TRL 1.16; lib/shared_prefix.py supplies rollouts and log-probabilities, because stock
+TRL 1.16; lib/model/ supplies rollouts and log-probabilities, because stock
 TRL takes video prompts and then computes the update with no video at all.
 
     settings = GRPOSettings(steps=750, prompts_per_step=8, ...)
@@ -27,12 +27,13 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, models, records, shards, shared_prefix
+from lib import checkpoints, models, records, shards
+from lib.model import encoding, prefix, rollouts, scoring
+from lib.model.prefix import Prompt
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.reward_stages import RewardStages
 from lib.rewards import parse_answer
-from lib.shared_prefix import Prompt
 from lib.train import progress
 from lib.train.task import (
     STYLE,
@@ -130,36 +131,36 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             peft_config=lora if settings.lora_rank else None,
             callbacks=[log, stop, checkpoints.MarkComplete(), shards.CheckShards()],
         )
-        shared_prefix.check_model(self.model)
+        prefix.check_model(self.model)
         for model in filter(None, (self.model, self.ref_model)):
-            shared_prefix.add_scoring(model, self.temperature)
+            scoring.add_scoring(model, self.temperature)
             if self.args.world_size > 1:
-                shared_prefix.see_once(model)
+                prefix.see_once(model)
         path = watched_path(run, self.label)
         self.add_callback(WatchGroups(self, task.watched, path))
         shown = {"reward": "reward", "completions/mean_length": "length"}
         progress.show_steps(self, self.label.upper(), shown)
 
-    def decoding(self) -> shared_prefix.Decoding:
+    def decoding(self) -> rollouts.Decoding:
         """Every sampling field, from the settings and never from the checkpoint."""
-        config = shared_prefix.base_of(self.model).config
-        return shared_prefix.Decoding(
+        config = prefix.base_of(self.model).config
+        return rollouts.Decoding(
             max_tokens=self.max_completion_length,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             end_ids=tuple(self.eos_token_ids),
             pad_id=self._tokenizer.pad_token_id,
-            suppressed=tuple(models.visual_token_ids(config)),
+            suppressed=tuple(encoding.visual_token_ids(config)),
         )
 
     def read_prompt(self, question: Question) -> Prompt:
         """The tokenized prompt of a question with its pixels. Raises BadVideo."""
-        with models.naming(question):
+        with encoding.naming(question):
             clip, still = question_media(question, self.task.sampling)
             turn = messages(prompt_text(question, STYLE), clip, still)
-            encoded = models.encode(self.processing_class, [turn])
-        return shared_prefix.make_prompt(self.model, encoded)
+            encoded = encoding.encode(self.processing_class, [turn])
+        return prefix.make_prompt(self.model, encoded)
 
     # Rollouts
 
@@ -176,7 +177,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             batch = self.batch = self._drawn(asked)
             if self.settings.extra_draws:
                 self._replace_dead_groups(batch)
-        if not shared_prefix.vision_is_frozen(self.model):
+        if not prefix.vision_is_frozen(self.model):
             # Features of a trained tower have no gradient and are not the reference's.
             batch.prompts = [replace(own, features=None) for own in batch.prompts]
         rows = [dataset_row(own) for own in batch.questions for _ in range(size)]
@@ -203,7 +204,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     def _drawn(self, questions: list[Question]) -> Rollouts:
         """A group for each of these questions."""
         prompts = [self.read_prompt(question) for question in questions]
-        seen = shared_prefix.with_features(self.model, prompts)
+        seen = prefix.with_features(self.model, prompts)
         groups = self.draw(seen)
         if not self.groups_were_compared:
             check_groups_differ(groups)
@@ -214,7 +215,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         """Groups as token ids; FloatingPointError for a policy that has become NaN."""
         how = (self.num_generations, self.decoding())
         try:
-            return shared_prefix.rollouts(self.model, seen, *how)
+            return rollouts.draw(self.model, seen, *how)
         except RuntimeError as error:  # of torch.multinomial; on a GPU an assertion
             if not re.search("probability tensor|device-side assert", str(error)):
                 raise
@@ -415,7 +416,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
 
     def _completion_scores(self, model, prompts, groups):
         pack = self.settings.pack_tokens
-        return shared_prefix.completion_scores(model, prompts, groups, pack)
+        return scoring.completion_scores(model, prompts, groups, pack)
 
     def _clamp_reference(self, logps: torch.Tensor) -> None:
         """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy.

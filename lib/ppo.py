@@ -4,7 +4,7 @@ Proximal policy optimization (arXiv 1707.06347) as it is used on language models
 state is the prompt with its video and the tokens so far, an action is the next token,
 and the reward comes with the last one. In place of GRPO's group a critic says what to
 expect: a linear head on the policy's own last hidden state, trained together with the
-policy, reads V at every position of the packed row of lib/shared_prefix.py. With T
+policy, reads V at every position of the packed row of lib/model/scoring.py. With T
 tokens, reward r at the last one and V = 0 behind it (cut off or not),
 
     delta_t = r_t + discount * V_(t+1) - V_t
@@ -41,8 +41,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lib import grpo, shared_prefix
+from lib import grpo
 from lib.grpo import Rollouts
+from lib.model import prefix
 from lib.train.task import GRPOSettings, Task
 
 HEAD = "value_head"  # name of the critic's layer in the model
@@ -135,27 +136,27 @@ def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
 def add_critic(model) -> None:
     """Give the model a value head, and its scoring forward a third result: V, [N].
 
-    `model(..., completion_labels=...)` of shared_prefix.add_scoring then returns
+    `model(..., completion_labels=...)` of scoring.add_scoring then returns
     (logps, entropies, values). V at a position is what is expected before its label is
     drawn. The head starts at 0 and computes in float32, also under autocast.
     """
-    base = shared_prefix.base_of(model)
+    base = prefix.base_of(model)
     size = base.config.get_text_config().hidden_size
     head = torch.nn.Linear(size, 1, device=base.device, dtype=torch.float32)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     setattr(base, HEAD, head)
-    scoring = base.forward
+    plain = base.forward
 
     def forward(self, *args, completion_labels=None, **kwargs):
         if completion_labels is None:
-            return scoring(*args, **kwargs)
+            return plain(*args, **kwargs)
         seen = []
         hook = self.model.register_forward_hook(
             lambda module, given, output: seen.append(output.last_hidden_state)
         )
         try:
-            scores = scoring(*args, completion_labels=completion_labels, **kwargs)
+            scores = plain(*args, completion_labels=completion_labels, **kwargs)
         finally:
             hook.remove()
         hidden = seen[0][completion_labels != -100]
@@ -284,7 +285,7 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         return loss + self.settings.value_weight * value_loss
 
     def extra_state(self) -> dict[str, torch.Tensor]:
-        return getattr(shared_prefix.base_of(self.model), HEAD).state_dict()
+        return getattr(prefix.base_of(self.model), HEAD).state_dict()
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        getattr(shared_prefix.base_of(self.model), HEAD).load_state_dict(state)
+        getattr(prefix.base_of(self.model), HEAD).load_state_dict(state)

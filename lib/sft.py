@@ -24,7 +24,8 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, models, shards, shared_prefix
+from lib import checkpoints, models, shards
+from lib.model import encoding, prefix
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.train import progress
@@ -104,7 +105,7 @@ class Task:
         for item in self.demonstrations:
             media = (item.video is not None, item.image is not None)
             told = f"{item.id}\n{media}\n{item.text}\n{item.response}\n"
-            with models.naming(item):
+            with encoding.naming(item):
                 digest.update(told.encode())
         count, hashed = len(self.demonstrations), digest.hexdigest()[:12]
         return {
@@ -138,13 +139,13 @@ class ResponseCollator:
         self.loss = loss
 
     def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
-        """The tensors of `models.encode` and labels [B, L]: -100 outside responses.
+        """The tensors of `encoding.encode` and labels [B, L]: -100 outside responses.
 
         Raises BadVideo for unusable media and ValueError for a demonstration that is
         longer than max_tokens or whose tokens are not prompt tokens + response tokens;
         both name the demonstration.
         """
-        batch = models.encode(
+        batch = encoding.encode(
             self.processor,
             [self.conversation(item) for item in demonstrations],
             padding_side="right",
@@ -161,7 +162,7 @@ class ResponseCollator:
 
     def conversation(self, item: Demonstration) -> list[dict]:
         """The user turn with its media, and the response as the assistant's turn."""
-        with models.naming(item):
+        with encoding.naming(item):
             clip, still = question_media(item, self.sampling)
         prompt = messages(item.text, clip, still)
         return [*prompt, {"role": "assistant", "content": item.response}]
@@ -185,7 +186,7 @@ class ResponseCollator:
         """
         tokenizer = self.processor.tokenizer
         end_id = tokenizer.convert_tokens_to_ids(END_OF_RESPONSE)
-        wanted = torch.tensor([*models.text_ids(tokenizer, item.response), end_id])
+        wanted = torch.tensor([*encoding.text_ids(tokenizer, item.response), end_id])
         end = int((ids == wanted[-1]).nonzero()[-1]) + 1
         span = slice(end - len(wanted), end)
         if not torch.equal(ids[span], wanted):
@@ -227,7 +228,7 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
             ],
         )
         if arguments.world_size > 1:
-            shared_prefix.see_once(self.model)
+            prefix.see_once(self.model)
         shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
         progress.show_steps(self, "SFT", shown)
 

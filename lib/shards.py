@@ -9,7 +9,7 @@ in the same order, whatever their own data are:
 
 * rollouts, whose lengths nobody knows in advance, run on weights gathered before;
 * the numbers of forward passes, and of the pieces of one, are agreed on before;
-* a forward pass runs the vision tower exactly once (`shared_prefix.see_once`).
+* a forward pass runs the vision tower exactly once (`prefix.see_once`).
 
 Nothing is taken on trust: CheckShards looks at the weights before the first step.
 

@@ -32,7 +32,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import records, shared_prefix
+from lib import records
+from lib.model import prefix
 from lib.questions import Question
 from lib.train import progress
 from lib.train.task import dataset_row
@@ -103,10 +104,10 @@ class WatchGroups(TrainerCallback):
         }
 
 
-def draw(trainer, prompt: shared_prefix.Prompt) -> list[list[int]]:
+def draw(trainer, prompt: prefix.Prompt) -> list[list[int]]:
     """A group as the trainer would draw it now, as token ids."""
     with trainer.gathered():
-        seen = shared_prefix.with_features(trainer.model, [prompt])
+        seen = prefix.with_features(trainer.model, [prompt])
         return trainer.draw(seen)[0]
 
 

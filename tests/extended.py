@@ -21,8 +21,8 @@ from lib import (
     records,
     rl,
     sft,
-    shared_prefix,
 )
+from lib.model import prefix
 from lib.reward_stages import read_rewards
 from lib.video import Sampling
 
@@ -74,7 +74,7 @@ def refusal():
     text = SimpleNamespace(_attn_implementation="sdpa")
     config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
     try:
-        shared_prefix.check_model(SimpleNamespace(config=config))
+        prefix.check_model(SimpleNamespace(config=config))
     except ValueError as error:
         return str(error)
     return ""
@@ -91,7 +91,7 @@ def main(reward, exported):
     (own,) = params.load_params(paths.ROOT / "params" / "grpo_after_sft.yaml")
     model = own.values["model"]
     evaluated(model, train("grpo", "accuracy", own.name, model))
-    told = {"model": model, "said": refusal(), "families": shared_prefix.MODELS}
+    told = {"model": model, "said": refusal(), "families": prefix.MODELS}
     records.write_json(paths.ROOT / "told.json", told)
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, grpo, paths, records, sft, shards, shared_prefix
+from lib import checkpoints, grpo, paths, records, sft, shards
+from lib.model import scoring
 from tests import two_processes
 from tests.two_processes import REWARDS, SAMPLING
 
@@ -161,7 +162,7 @@ def run_child(phase, kind, arguments, folder) -> None:
         output = os.open(folder / f"output_{rank()}.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        shared_prefix.LOGITS_AT_ONCE = POSITIONS * 466
+        scoring.LOGITS_AT_ONCE = POSITIONS * 466
         phase(kind, *arguments, folder)
         code = 0
     except BaseException:

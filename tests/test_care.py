@@ -5,8 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lib import care, grpo, models, paths, records, shared_prefix
+from lib import care, grpo, models, paths, records
 from lib.care import CARESettings, answer_likelihood, answer_span, consistency_bonus
+from lib.model import prefix
 from tests.test_grpo import SETTINGS, assert_same_run, one_step_inputs, plain_logps
 from tests.test_grpo_variants import interrupted_and_resumed
 
@@ -351,7 +352,7 @@ def test_rewards_without_accuracy_are_refused(build):
 def test_scoring_by_the_reference_is_one_row_a_group(build):
     trainer = build()
     rows = []
-    visual = shared_prefix.base_of(trainer.model).model.language_model
+    visual = prefix.base_of(trainer.model).model.language_model
     visual.register_forward_hook(
         lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
         with_kwargs=True,

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import checkpoints, grpo, models, records, shared_prefix
+from lib import checkpoints, grpo, models, records
+from lib.model import encoding, prefix
 from lib.rewards import format_reward
 from lib.train.task import GRPOSettings, batch_sizes
 from lib.video import BadVideo, Sampling
@@ -74,7 +75,7 @@ def plain_logps(trainer, question, completion):
     """Log-probabilities by one ordinary forward over prompt, pictures, completion."""
     prompt = trainer.read_prompt(question)
     ids = torch.cat([prompt.ids, completion])[None]
-    kinds = models.mm_token_type_ids(ids, trainer.model.config)
+    kinds = encoding.mm_token_type_ids(ids, trainer.model.config)
     mask = torch.ones_like(ids)
     with torch.no_grad():
         logits = trainer.model(
@@ -138,7 +139,7 @@ def test_the_update_scores_every_rollout_with_its_own_pictures(
 def test_a_step_runs_a_frozen_vision_tower_once_a_prompt(build):
     trainer = build(steps=1, kl_beta=0.1)
     calls = []
-    visual = shared_prefix.base_of(trainer.model).model.visual
+    visual = prefix.base_of(trainer.model).model.visual
     visual.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     trainer.train()
     stills, clips = 2 * 16, [2 * 2 * 16, 2 * 16]
@@ -151,7 +152,7 @@ def test_a_trained_vision_tower_gets_gradients(build):
     trainer = build(lora_rank=0, lr=1e-3)
     _, parts = one_step_inputs(trainer)
     trainer.compute_loss(trainer.model, parts[0]).backward()
-    weight = shared_prefix.base_of(trainer.model).model.visual.patch_embed.proj.weight
+    weight = prefix.base_of(trainer.model).model.visual.patch_embed.proj.weight
     assert weight.grad.norm() > 0
 
 

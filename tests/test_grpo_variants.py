@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import checkpoints, grpo, records, reward_stages, rewards, shared_prefix
+from lib import checkpoints, grpo, records, reward_stages, rewards
+from lib.model import scoring
 from tests.test_grpo import (
     REWARDS,
     SETTINGS,
@@ -232,7 +233,7 @@ def test_float32_logits_are_nearer_to_the_float32_model(build, tiny_checkpoint):
         prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
         given = (trainer.model, prompts, [completion])
         with torch.no_grad():
-            return shared_prefix.completion_scores(*given)[0][0]
+            return scoring.completion_scores(*given)[0][0]
 
     exact = logps()
     rough = logps(dtype="bfloat16")

@@ -5,7 +5,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lib import grpo, models, ppo, records, shared_prefix
+from lib import grpo, models, ppo, records
+from lib.model import encoding, prefix, scoring
 from lib.ppo import PPOSettings, generalized_advantages, value_losses
 from tests.test_grpo import SETTINGS, assert_same_run, one_step_inputs, vowels
 from tests.test_grpo_variants import (
@@ -31,7 +32,7 @@ def build(make_task, tmp_path):
 
 
 def critic(trainer):
-    return getattr(shared_prefix.base_of(trainer.model), ppo.HEAD)
+    return getattr(prefix.base_of(trainer.model), ppo.HEAD)
 
 
 # Advantages and losses
@@ -110,12 +111,12 @@ def plain_values(trainer, question, completion):
     """V before every token, by one ordinary forward over prompt and completion."""
     prompt = trainer.read_prompt(question)
     ids = torch.cat([prompt.ids, completion])[None]
-    base = shared_prefix.base_of(trainer.model)
+    base = prefix.base_of(trainer.model)
     with torch.no_grad():
         hidden = base.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=models.mm_token_type_ids(ids, base.config),
+            mm_token_type_ids=encoding.mm_token_type_ids(ids, base.config),
             **prompt.pixels,
         ).last_hidden_state[0, -len(completion) - 1 : -1]
         return critic(trainer)(hidden)[:, 0]
@@ -129,8 +130,8 @@ def test_values_are_those_of_the_plain_forward(build):
     prompts = [trainer.read_prompt(question) for question in questions]
     with torch.no_grad():
         given = (trainer.model, prompts, groups)
-        whole = shared_prefix.completion_scores(*given, 4096)
-        split = shared_prefix.completion_scores(*given, 300)
+        whole = scoring.completion_scores(*given, 4096)
+        split = scoring.completion_scores(*given, 300)
     places = [(0, groups[0][0]), (0, groups[0][1]), (1, groups[1][0])]
     for (which, completion), values, other in zip(
         places, whole[2], split[2], strict=True
@@ -147,7 +148,7 @@ def test_values_are_float32_under_autocast(build):
     prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         given = (trainer.model, prompts, [[torch.arange(20, 60)]])
-        (values,) = shared_prefix.completion_scores(*given, 4096)[2]
+        (values,) = scoring.completion_scores(*given, 4096)[2]
     assert values.dtype == torch.float32
     assert not torch.equal(values, values.bfloat16().float())
 

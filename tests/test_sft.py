@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lib import checkpoints, models, paths, records, sft
+from lib.model import encoding
 from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -69,7 +70,7 @@ def response_loss(model, collator, demonstrations):
     tokenizer, losses = collator.processor.tokenizer, []
     for item in demonstrations:
         conversation = collator.conversation(item)
-        inputs = models.encode(collator.processor, [conversation])
+        inputs = encoding.encode(collator.processor, [conversation])
         ids = inputs["input_ids"][0]
         with torch.no_grad():
             log_probs = model(**inputs).logits[0].log_softmax(-1)
@@ -229,7 +230,7 @@ def test_a_response_that_spells_control_tokens_is_learned_as_text(
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.decode(learned).startswith(said + "<|im_end|>")
     assert (learned == end).nonzero()[:, 0].tolist() == [
-        len(models.text_ids(tokenizer, said))
+        len(encoding.text_ids(tokenizer, said))
     ]
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib import checkpoints, models, paths, records, sft, shards, shared_prefix
+from lib import checkpoints, models, paths, records, sft, shards
+from lib.model import encoding, prefix, scoring
 from lib.prompts import messages, prompt_text
 from lib.train.task import STYLE
 from lib.video import question_media
@@ -199,11 +200,11 @@ def packs_of(rows, questions, processor, model):
         question = questions[group[0]["question"]]
         shown = question_media(question, two_processes.SAMPLING)
         turn = messages(prompt_text(question, STYLE), *shown)
-        encoded = models.encode(processor, [turn])
-        prompt = shared_prefix.make_prompt(model, encoded)
+        encoded = encoding.encode(processor, [turn])
+        prompt = prefix.make_prompt(model, encoded)
         completions = [torch.zeros(row["tokens"], dtype=torch.long) for row in group]
-        found += shared_prefix.make_rows(prompt, completions, sharded.FIXED.pack_tokens)
-    return shared_prefix.make_packs(found, sharded.FIXED.pack_tokens)
+        found += scoring.make_rows(prompt, completions, sharded.FIXED.pack_tokens)
+    return scoring.make_packs(found, sharded.FIXED.pack_tokens)
 
 
 def test_one_process_has_a_clip_where_the_other_has_none(demonstrations):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib import chain, export, grpo, models, params, paths, records, sft
+from lib.model import encoding
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.rewards import format_reward
@@ -64,7 +65,7 @@ def exported(run, tmp_path_factory):
 def batch(tiny_questions):
     clip, still = question_media(tiny_questions[0], SAMPLING)
     processor = models.load_processor(BASE)
-    return models.encode(processor, [messages("what next?", clip, still)])
+    return encoding.encode(processor, [messages("what next?", clip, still)])
 
 
 @torch.no_grad()

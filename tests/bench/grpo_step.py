@@ -33,7 +33,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import grpo, memory, models, paths, records, shards, shared_prefix
+from lib import grpo, memory, models, paths, records, shards
+from lib.model import encoding, prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import Sampling, question_media
@@ -63,7 +64,7 @@ class Shape:
 
 PAPER = Shape(Sampling(), words=62, tokens=883, prompts=1)
 MINI = Shape(Sampling(8, fps=2.0, height=56, width=112), 38, tokens=170, prompts=8)
-PICTURES = tuple(name for pair in shared_prefix.KINDS.values() for name in pair)
+PICTURES = tuple(name for pair in prefix.KINDS.values() for name in pair)
 # "cpu" is to weigh the parts of the work as 7B does: wide and shallow, because
 # attention weighs less the wider a layer is; vision about a third of a prompt; a small
 # vocabulary, because TRL 1.16 sends prompt positions through the output layer too,
@@ -108,7 +109,7 @@ def encoded(processor, question: Question, sampling: Sampling) -> dict:
     turn = messages(
         prompt_text(question, grpo.STYLE), *question_media(question, sampling)
     )
-    return models.encode(processor, [turn])
+    return encoding.encode(processor, [turn])
 
 
 class StockVideo(GRPOTrainer):
@@ -145,12 +146,12 @@ class StockVideo(GRPOTrainer):
     ):
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :-kept] = -100
-        config = shared_prefix.base_of(model).config
+        config = prefix.base_of(model).config
         with self.accelerator.autocast():
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
-                mm_token_type_ids=models.mm_token_type_ids(ids, config),
+                mm_token_type_ids=encoding.mm_token_type_ids(ids, config),
                 labels=labels,
                 fused_lm_head=True,
                 **self.pixels,
@@ -221,7 +222,7 @@ def make_trainers(
         **CASES[case],
     )
     args = grpo.trainer_arguments(settings, run)
-    suppressed = models.visual_token_ids(AutoConfig.from_pretrained(checkpoint))
+    suppressed = encoding.visual_token_ids(AutoConfig.from_pretrained(checkpoint))
     args.generation_kwargs = {
         "min_new_tokens": length,
         "suppress_tokens": suppressed,

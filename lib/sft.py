@@ -17,7 +17,7 @@ says over what the mean is taken. The paper trains all weights; here it is those
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -123,20 +123,14 @@ class Task:
         return checkpoints.training_order(numbers, count, self.settings.seed)
 
 
+@dataclass
 class ResponseCollator:
     """Demonstrations -> one right-padded batch with labels on the responses only."""
 
-    def __init__(
-        self,
-        processor,
-        sampling: Sampling,
-        max_tokens: int | None = None,
-        loss: str = "tokens",
-    ):
-        self.processor = processor
-        self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.loss = loss
+    processor: Callable
+    sampling: Sampling
+    max_tokens: int | None = None
+    loss: str = "tokens"
 
     def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
         """The tensors of `encoding.encode` and labels [B, L]: -100 outside responses.

@@ -3,8 +3,8 @@
 The RL arm of SEED-Bench-R1 (arXiv 2503.24376; released grpo.py and grpo.sh): G answers
 to a question are drawn, each gets a reward, and the policy moves towards those that did
 better than their group. Rewards, advantages, loss, metrics and checkpoints are those of
-TRL 1.16; lib/model/ supplies rollouts and log-probabilities, because stock
-TRL takes video prompts and then computes the update with no video at all.
+TRL 1.16; lib/model/ supplies rollouts and log-probabilities, because stock TRL takes
+video prompts and then computes the update with no video at all.
 
     settings = GRPOSettings(steps=750, prompts_per_step=8, ...)
     task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),

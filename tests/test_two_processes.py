@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lib import checkpoints, grpo, models, paths, records, sft
 from tests import two_processes
+from tests.test_grpo import without_seconds
 
 SECONDS = 600  # of a hang; an idle machine needs 15
 
@@ -80,7 +81,10 @@ def untrained_weights(trainer, folder):
     return weights_of(folder)
 
 
-@pytest.mark.parametrize("run", ["drawn", *two_processes.FIXED, "sft", "uneven"])
+RUNS = ["drawn", *two_processes.FIXED, "sft", "uneven", *two_processes.OTHERS, "draws"]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_both_processes_end_with_the_same_weights(two, run):
     told = [records.read_json(two / run / f"weights_{rank}.json") for rank in (0, 1)]
     assert told[0] == told[1]
@@ -143,6 +147,38 @@ def test_the_same_rollouts_give_the_update_of_one_process(
     fresh = grpo.VideoGRPOTrainer(grpo.Task(*arguments, *common))
     untrained = untrained_weights(fresh, tmp_path / "untrained")
     assert_same_training(two / name, tmp_path, "grpo", untrained)
+
+
+@pytest.mark.parametrize("name", two_processes.OTHERS)
+def test_the_same_rollouts_give_the_training_of_one_process(
+    two, tiny_checkpoint, tiny_questions, tmp_path, name
+):
+    """By PPO and by GRPO-CARE."""
+    two_processes.train_other(name, tiny_checkpoint, tiny_questions, tmp_path)
+    file = f"rollouts_{name}.jsonl"
+    ours, theirs = (records.read_jsonl(run / file) for run in (two / name, tmp_path))
+    for row, other in zip(ours, theirs, strict=True):
+        for key in ("advantage", "value", "reference_likelihood"):
+            assert row.pop(key, 0) == pytest.approx(other.pop(key, 0), abs=1e-4)
+        assert row.pop("rewards") == pytest.approx(other.pop("rewards"), abs=1e-5)
+        assert row == other
+    logs = [without_seconds(log_of(run, name)) for run in (two / name, tmp_path)]
+    for row, other in zip(*logs, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
+    trained, expected = (
+        weights_of(run / "adapters" / name) for run in (two / name, tmp_path)
+    )
+    assert (trained - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_each_process_replaces_its_own_dead_groups(two):
+    rows = records.read_jsonl(two / "draws" / "rollouts.jsonl")
+    replaced = records.read_jsonl(two / "draws" / "replaced_rollouts.jsonl")
+    assert len(rows) == 4 * 4 * 2
+    counted = [row["replaced_groups"] for row in log_of(two / "draws", "grpo")]
+    own = [sum(row["step"] == step for row in replaced) / 2 for step in range(1, 5)]
+    assert counted == own
+    assert sum(own) > 0
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,14 @@ import pickle
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from lib import checkpoints, grpo, models, records, sft
-from lib.video import Sampling
+from lib import care, checkpoints, grpo, models, ppo, records, sft
+from tests.test_grpo import SAMPLING, SETTINGS, vowels
 
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 # With this seed steps 1 and 3 hold the question without a video and one with a video,
 # step 2 the same question twice. Only groups with a video exceed pack_tokens, so that
 # the processes of a step need unlike numbers of forward passes.
@@ -61,34 +60,71 @@ SFT = sft.SFTSettings(
 UNEVEN = replace(SFT, steps=3, batch_size=2, gradient_accumulation=1, loss="released")
 
 
-def vowels(text, question):
-    """A reward any policy can move: the share of vowels."""
-    return sum(letter in "aeiou" for letter in text) / (len(text) + 1)
+def letters(text, question):
+    """Stands for accuracy."""
+    return float("e" in text)
 
 
 REWARDS = {"vowels": vowels}
 
 
-class FixedRollouts(grpo.VideoGRPOTrainer):
+class Fixed:
     """Completions that depend on the prompt and their number in the group alone."""
 
     def draw(self, seen):
         return [
             [
-                self.completion(f"{prompt.ids.tolist()}/{number}")
+                self.completion(random.Random(f"{prompt.ids.tolist()}/{number}"))
                 for number in range(self.num_generations)
             ]
             for prompt in seen
         ]
 
-    def completion(self, seed: str) -> list[int]:
-        draw = random.Random(seed)
+    def completion(self, draw) -> list[int]:
+        words = draw.choices(range(20, 300), k=draw.randint(1, 5))
+        answer = self._tokenizer("<answer>B</answer>")["input_ids"]
+        return [*words, *(answer if draw.random() < 0.7 else [])]
+
+
+class FixedRollouts(Fixed, grpo.VideoGRPOTrainer):
+    def completion(self, draw) -> list[int]:
         words = draw.choices(range(20, 300), k=draw.randint(1, 7))
         return [*words, self.eos_token_ids[0]]
 
 
-def train_drawn(checkpoint, questions, settings, run, watched=()) -> None:
-    given = (checkpoint, questions, REWARDS, settings, SAMPLING, run, watched)
+class FixedPPO(Fixed, ppo.VideoPPOTrainer):
+    pass
+
+
+class FixedCARE(Fixed, care.VideoCARETrainer):
+    pass
+
+
+COMMON = {**asdict(SETTINGS), "prompts_per_step": 4, "group_size": 2, "kl_beta": 0.1}
+OTHERS = {
+    "ppo": (
+        FixedPPO,
+        ppo.PPOSettings(**{**COMMON, "loss_type": "dapo", "updates_per_batch": 2}),
+        REWARDS,
+    ),
+    "care": (
+        FixedCARE,
+        care.CARESettings(**COMMON, reference_every=1, reference_decay=0.5),
+        {"accuracy": letters},
+    ),
+}
+DRAWS = replace(grpo.GRPOSettings(**COMMON), extra_draws=2, kl_beta=0.0)
+
+
+def train_other(name, checkpoint, questions, run: Path) -> None:
+    """PPO or GRPO-CARE."""
+    method, settings, rewards = OTHERS[name]
+    task = grpo.Task(checkpoint, questions, rewards, settings, SAMPLING, run)
+    grpo.train(task, method)
+
+
+def train_drawn(checkpoint, questions, settings, run, watched=(), rewards=REWARDS):
+    given = (checkpoint, questions, rewards, settings, SAMPLING, run, watched)
     grpo.train(grpo.Task(*given))
 
 
@@ -140,6 +176,10 @@ def main(arguments: Path) -> None:
         train_fixed(checkpoint, questions, settings, folder / name)
     train_sft(checkpoint, demonstrations, SFT, folder / "sft")
     train_uneven(checkpoint, demonstrations[:6], folder / "uneven")
+    for name in OTHERS:
+        train_other(name, checkpoint, questions, folder / name)
+    accuracy = {"accuracy": letters}
+    train_drawn(checkpoint, questions, DRAWS, folder / "draws", rewards=accuracy)
     try:
         odd = replace(DRAWN, prompts_per_step=3)
         train_drawn(checkpoint, three, odd, folder / "odd")

@@ -61,33 +61,33 @@ OWN = "own"
 def completion_attention(model, prompt, completion) -> np.ndarray:
     """Attention of R generated tokens, mean over heads: float32 [layers, R, P - 1 + R].
 
-    `prompt` is a `lib.shared_prefix.Prompt` of P tokens, `completion` [R] token ids.
+    `prompt` is a `lib.model.prefix.Prompt` of P tokens, `completion` [R] token ids.
     The prompt fills a cache with the attention the model has; the R rows alone are then
     computed as "eager" attention, whose weights each layer hands out: at any time there
     are those of one layer, heads x R x (P - 1 + R). Works under adapters and NF4.
 
-    Raises ValueError for a model that `lib.shared_prefix.check_model` refuses.
+    Raises ValueError for a model that `lib.model.prefix.check_model` refuses.
     """
     import torch  # here, because readers of the records should not wait for it
 
-    from lib import shared_prefix
+    from lib.model import prefix, rollouts, scoring
 
-    shared_prefix.check_model(model)
-    base = shared_prefix.base_of(model)
-    row, last = shared_prefix.Row(prompt, (completion,)), len(prompt.ids) - 1
+    prefix.check_model(model)
+    base = prefix.base_of(model)
+    row, last = scoring.Row(prompt, (completion,)), len(prompt.ids) - 1
     ids, positions = row.ids()[None], row.positions()[:, None]
     found: list[np.ndarray] = []
 
     def keep(module, inputs, outputs):
         found.append(outputs[1][0].float().mean(0).cpu().numpy())
 
-    with torch.no_grad(), shared_prefix.generating(model):
+    with torch.no_grad(), rollouts.generating(model):
         cache = base(
             input_ids=ids[:, :last],
             position_ids=positions[..., :last],
             use_cache=True,
             logits_to_keep=1,
-            **shared_prefix.picture_inputs([prompt]),
+            **prefix.picture_inputs([prompt]),
         ).past_key_values
         with _handing_out(base, keep):
             base(
@@ -223,11 +223,11 @@ def _one_thread(model) -> Iterator[None]:
 def _row(model, processor, question: Question, said: Mapping, media) -> dict:
     import torch  # here: see `completion_attention`
 
-    from lib import models, shared_prefix
+    from lib.model import encoding, prefix, scoring
 
     asked = messages(prompt_text(question, "think"), *media)
-    encoded = models.encode(processor, [asked], asked=[question])
-    prompt = shared_prefix.make_prompt(model, encoded)
+    encoded = encoding.encode(processor, [asked], asked=[question])
+    prompt = prefix.make_prompt(model, encoded)
     text = said["completion"]
     encoded = processor.tokenizer(
         text,
@@ -237,9 +237,9 @@ def _row(model, processor, question: Question, said: Mapping, media) -> dict:
     )
     ids = torch.tensor(encoded["input_ids"], device=prompt.ids.device)
     attention = completion_attention(model, prompt, ids)
-    config = shared_prefix.base_of(model).config
-    row = shared_prefix.Row(prompt, (ids,))
-    kinds = models.mm_token_type_ids(row.ids(), config).cpu().numpy()
+    config = prefix.base_of(model).config
+    row = scoring.Row(prompt, (ids,))
+    kinds = encoding.mm_token_type_ids(row.ids(), config).cpu().numpy()
     found = masses(attention, kinds)
     by_token = found.mean(0)
     parts = parts_of(text, encoded["offset_mapping"])
@@ -267,9 +267,9 @@ def _row(model, processor, question: Question, said: Mapping, media) -> dict:
 
 def _picture_map(attention, kinds, prompt, code: int, merged: int) -> list | None:
     """Mass on each visual token in its place, mean over layers and generated tokens."""
-    from lib import shared_prefix
+    from lib.model import prefix
 
-    _, grid = list(shared_prefix.KINDS.values())[code - 1]
+    _, grid = list(prefix.KINDS.values())[code - 1]
     if grid not in prompt.pixels:
         return None
     pairs, height, width = prompt.pixels[grid][0].tolist()  # one clip, one still

@@ -19,7 +19,11 @@ the mean of the others is 0.733, so the first and the last get the bonus.
     settings = CARESettings(steps=1500, prompts_per_step=4, group_size=8, lr=1e-6,
                             kl_beta=0.0, ...)   # the rest as for GRPO
     rewards = read_rewards("accuracy + format")
-    folder = train_care(model, questions, rewards, settings, Sampling(), run)
+    task = Task(model, questions, rewards, settings, Sampling(), run)
+    folder = grpo.train(task, VideoCARETrainer)   # run/adapters/care
+
+The rows of rollouts_care.jsonl also hold `reference_likelihood` (p before it is cut)
+and the consistency bonus among the rewards.
 
 The released code differs: its mean is geometric (`answer_mean`), over the letter and
 the `>` before it; its means over rollouts are over the whole batch; and under ZeRO-3
@@ -31,19 +35,18 @@ itself, which is not the average of their products.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
-from lib import checkpoints, grpo
+from lib import grpo
 from lib.data.letters import ANSWER
-from lib.grpo import GRPOSettings, Reward
-from lib.questions import Question
-from lib.video import Sampling
+from lib.train.task import GRPOSettings, Task
 
-RECORD = "care_settings.json"
+# isort: split
+
 REFERENCES = ("ema", "frozen", "policy")
 MEANS = ("arithmetic", "geometric")
 BONUSES = ("sparse", "dense")
@@ -190,7 +193,7 @@ def trained_weights(model) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in named if weight.requires_grad}
 
 
-class MoveReference(checkpoints.TrainerCallback):
+class MoveReference(TrainerCallback):
     """Moves the reference every `every` optimizer steps."""
 
     def __init__(self, reference: ReferenceWeights, decay: float, every: int):
@@ -214,38 +217,35 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         "reference_likelihood": "reference_likelihood",
     }
 
-    def __init__(self, *args, reward_funcs, rewards, settings, **kwargs):
-        if "accuracy" not in rewards:
+    def __init__(self, task: Task):
+        if "accuracy" not in task.rewards:
             raise ValueError(
-                f"the rewards {list(rewards)} lack accuracy, which GRPO-CARE's bonus "
-                "is built on"
+                f"the rewards {list(task.rewards)} lack accuracy, which GRPO-CARE's "
+                "bonus is built on"
             )
-        super().__init__(
-            *args,
-            reward_funcs=[*reward_funcs, self.consistency_bonus],
-            rewards=rewards,
-            settings=settings,
-            **kwargs,
-        )
+        super().__init__(task)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "GRPO-CARE's reference needs the trained weights whole on each device: "
                 "train on one device, or on several under torchrun without FSDP and "
                 "DeepSpeed"
             )
-        self.reference = None
+        settings, self.reference = self.settings, None
         if settings.reference != "policy":
             self.reference = ReferenceWeights(self.model)
         if settings.reference == "ema":
             how = (settings.reference_decay, settings.reference_every)
             self.add_callback(MoveReference(self.reference, *how))
 
+    def reward_functions(self) -> list[Callable]:
+        return [*super().reward_functions(), self.consistency_bonus]
+
     def consistency_bonus(self, completions, completion_ids, question_id, **kwargs):
         """A reward in TRL's form."""
-        likelihoods = self.reference_likelihoods(self._prompts, completion_ids)
-        self._columns = {"reference_likelihood": likelihoods}
+        likelihoods = self.reference_likelihoods(self.batch.prompts, completion_ids)
+        self.batch.columns = {"reference_likelihood": likelihoods}
         self._log_metric("reference_likelihood", sum(likelihoods) / len(likelihoods))
-        accuracy = self.rewards["accuracy"]
+        accuracy = self.task.rewards["accuracy"]
         accuracies = [
             accuracy(text, self.questions[name])
             for text, name in zip(completions, question_id, strict=True)
@@ -260,8 +260,8 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
             )
         ]
 
-    def _measure(self, question, prompt, group, texts) -> list[dict[str, float]]:
-        each = super()._measure(question, prompt, group, texts)
+    def measured(self, question, prompt, group, texts) -> list[dict[str, float]]:
+        each = super().measured(question, prompt, group, texts)
         accuracies = [own["accuracy"] for own in each]
         likelihoods = self.reference_likelihoods([prompt], group)
         bonus = consistency_bonus(accuracies, likelihoods, self.settings)
@@ -276,20 +276,13 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         device, size = self.model.device, self.num_generations
         answers = [torch.tensor(tokens, device=device) for tokens in completion_ids]
         groups = [answers[i : i + size] for i in range(0, len(answers), size)]
-        with self._asking_reference(), self.accelerator.autocast():
+        asked = self.reference.in_place_of_policy() if self.reference else nullcontext()
+        with asked, self.accelerator.autocast():
             logps, _ = self._completion_scores(self.model, prompts, groups)
         return [
             answer_likelihood(own, answer_span(tokens, self._text_of), self.settings)
             for tokens, own in zip(completion_ids, logps, strict=True)
         ]
-
-    @contextmanager
-    def _asking_reference(self) -> Iterator[None]:
-        if self.reference is None:
-            yield
-            return
-        with self.reference.in_place_of_policy():
-            yield
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
@@ -299,36 +292,3 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
         self.reference.load(state)
-
-
-def care_trainer(
-    model_path: str | Path,
-    questions: Sequence[Question],
-    reward_functions: Mapping[str, Reward],
-    settings: CARESettings,
-    sampling: Sampling,
-    run: Path,
-    watched: Sequence[Question] = (),
-) -> VideoCARETrainer:
-    """The trainer, ready to start, as grpo.grpo_trainer."""
-    given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.policy_trainer(VideoCARETrainer, *given, watched)
-
-
-def train_care(
-    model_path: str | Path,
-    questions: Sequence[Question],
-    reward_functions: Mapping[str, Reward],
-    settings: CARESettings,
-    sampling: Sampling,
-    run: Path,
-    watched: Sequence[Question] = (),
-) -> Path:
-    """Train an adapter; returns its folder run/adapters/care.
-
-    As grpo.train_grpo, with train_log_care.jsonl and rollouts_care.jsonl, whose rows
-    also hold `reference_likelihood` (p before it is cut) and the consistency bonus
-    among the rewards. Raises ValueError if accuracy is not among `reward_functions`.
-    """
-    given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.train_policy(VideoCARETrainer, *given, watched)

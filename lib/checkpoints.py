@@ -19,27 +19,24 @@ import pickle
 import random
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from lib import chain, records, run_files, shards
-from lib import models as models  # first: it prepares what transformers imports
+from lib import chain, models, records, run_files, shards
+from lib.train import progress
 
 # isort: split
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from safetensors import SafetensorError
-from tqdm import tqdm
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 # TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated.
 warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
@@ -47,8 +44,9 @@ warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
+EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
+UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
 DELETE = "Delete that folder; training then goes on from the checkpoint before it"
-WALL_CLOCK = {"step_time": "seconds_step"}
 
 Item = TypeVar("Item")
 
@@ -92,34 +90,89 @@ def one_trainer(run: Path, label: str) -> Iterator[None]:
         yield
 
 
+def finished(
+    run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
+) -> Path:
+    """run/adapters/<label>, as the trainer that `make` gives leaves it.
+
+    A finished one of the same settings (in its file `record`) is returned at once, an
+    unfinished one goes on from run/checkpoints/<label>. Raises ValueError, naming the
+    difference, when what lies there was made with other settings.
+    """
+    folder, work = run / "adapters" / label, run / "checkpoints" / label
+    with one_trainer(run, label):
+        if not same_settings(folder / record, settings):
+            if not same_settings(work / record, settings):
+                write_settings(work / record, settings)
+            trainer = make()
+            train(trainer)
+            publish_trained(trainer, folder, record, settings)
+        if PartialState().is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def common_arguments(settings, folder: Path) -> dict:
+    """What SFT and GRPO ask of the Trainer alike, and what the kit never varies."""
+    has_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": math.ceil(settings.warmup_share * settings.steps),
+        "seed": settings.seed,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,  # the newest may be half written when the run is killed
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log NaN as 0
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not has_gpu,
+        "bf16": settings.dtype == "bfloat16",
+        "dataloader_pin_memory": has_gpu,
+        # prefix.see_once: every pass uses every weight.
+        "ddp_find_unused_parameters": False,
+    }
+
+
 class MarkComplete(TrainerCallback):
     """Writes complete.json into a checkpoint when everything else is in it.
 
     It says how many processes wrote the checkpoint, how their weights were split, and
-    which files belong to it, each with its SHA-256.
+    which files belong to it, each with its size.
     """
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # each process saves files of its own
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = hashes(folder, sorted(f for f in folder.rglob("*") if f.is_file()))
-        if state.is_world_process_zero:
-            marker = {"step": state.global_step, **written_by(args), "files": files}
-            records.write_json(folder / MARKER, marker)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in files}
+        marker = {"step": state.global_step, **written_by(args), "files": sizes}
+        records.write_json(folder / MARKER, marker)
 
 
-def hashes(folder: Path, files: Sequence[Path]) -> dict[str, str]:
-    """SHA-256 by path below `folder`, "missing" for a file that is not there.
+def damage(checkpoint: Path, sizes: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the files of a checkpoint; the processes share the reading.
 
-    The processes share the work on the files that the first one knows of.
+    torch loads a file whose bytes have changed as it is, but writes a checksum of every
+    tensor into it.
     """
     state = PartialState()
-    (files,) = broadcast_object_list([list(files)])
-    own = [
-        (str(file.relative_to(folder)), records.sha256(file) if file.exists() else None)
-        for file in files[state.process_index :: state.num_processes]
-    ]
-    return {name: found or "missing" for name, found in sorted(gather_object(own))}
+    for name in sorted(sizes)[state.process_index :: state.num_processes]:
+        file = checkpoint / name
+        if not file.exists():
+            yield f"{name} is missing"
+        elif file.stat().st_size != sizes[name]:
+            yield f"{name} has {file.stat().st_size} bytes of {sizes[name]}"
+        elif zipfile.is_zipfile(file):
+            with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:
+                    continue
+            yield f"{name} is not what was written"
 
 
 def written_by(arguments: TrainingArguments) -> dict:
@@ -131,8 +184,7 @@ def written_by(arguments: TrainingArguments) -> dict:
 def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
     """Raise ValueError unless this launch can go on from a checkpoint.
 
-    Every file must be as it was written. The Trainer would go on with a fresh optimizer
-    where that file is missing, and torch loads a file with wrong bytes as it is.
+    The Trainer itself would go on with a fresh optimizer where that file is missing.
     """
     marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
     then = {name: marker.get(name, "unknown") for name in now}
@@ -148,11 +200,8 @@ def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
             raise ValueError(
                 f"{checkpoint} is damaged: {MARKER} lists no {pattern}. {DELETE}"
             )
-    found = hashes(checkpoint, [checkpoint / name for name in listed])
-    for name, wanted in listed.items():
-        if found[name] != wanted:
-            what = "missing" if found[name] == "missing" else "not what was written"
-            raise ValueError(f"{checkpoint} is damaged: {name} is {what}. {DELETE}")
+    for what in sorted(gather_object(list(damage(checkpoint, listed)))):
+        raise ValueError(f"{checkpoint} is damaged: {what}. {DELETE}")
     step, state = step_of(checkpoint), records.read_json(checkpoint / STATE)
     said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
     if said != {step}:
@@ -212,148 +261,42 @@ def last_complete(folder: str | Path) -> Path | None:
     return complete[-1] if complete else None
 
 
+class Begin(TrainerCallback):
+    """Knows whether training has begun; what fails before is a checkpoint's loading."""
+
+    training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+
 def train(trainer: Trainer) -> None:
-    """Train to the last step, from the last complete checkpoint where there is one."""
-    last = last_complete(trainer.args.output_dir)
+    """Train to the last step, from the last complete checkpoint where there is one.
+
+    ValueError names a checkpoint that cannot be loaded.
+    """
+    last, begin = last_complete(trainer.args.output_dir), Begin()
     if last is not None:
         check_complete(last, trainer.args)
+    trainer.callback_handler.callbacks.insert(0, begin)
     safe = shards.weights_only(last, trainer.args) if last else nullcontext()
     try:
         with safe:
             trainer.train(resume_from_checkpoint=last and str(last))
+    except (*UNREADABLE, CheckpointException) as error:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if last is None or begin.training or full or str(last) in str(error):
+            raise
+        why = f"{type(error).__name__}: {error!s:.300}"
+        raise ValueError(f"{last} cannot be loaded ({why}). {DELETE}") from error
     finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
         for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, StepBar):
+            if isinstance(callback, progress.StepBar):
                 callback.close()
 
 
-def cut_back(path: str | Path, step: int) -> None:
-    """Drop the rows of a JSON lines file that belong to later steps than `step`."""
-    rows = records.repair_jsonl(path)
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        records.write_jsonl(path, kept)
-
-
-class LogRecord(TrainerCallback):
-    """Appends one row {"step", ...numbers} to a JSON lines file for every log.
-
-    `names` maps the Trainer's keys to ours and leaves out every other key; without it
-    all keys are kept under their own names. Wall-clock numbers are kept only under keys
-    that start with "seconds". The Trainer's closing summary is no step, and no row.
-    """
-
-    def __init__(self, path: str | Path, names: Mapping[str, str] | None = None):
-        self.path = Path(path)
-        self.names = names
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            cut_back(self.path, state.global_step)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "train_runtime" in logs:
-            return
-        names = self.names or {key: WALL_CLOCK.get(key, key) for key in logs}
-        row = {ours: logs[key] for key, ours in names.items() if key in logs}
-        records.append_jsonl(self.path, [{"step": state.global_step, **row}])
-
-
-class StopDiverged(TrainerCallback):
-    """Ends a training that cannot be going well, with a FloatingPointError.
-
-    That is a loss, gradient or weight that is NaN or infinite, and gradients that are
-    all 0 in a step of which the log tells `something_to_learn`. The step is in the log
-    by then; a checkpoint of it is never marked as complete, and nothing is published.
-    """
-
-    def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
-        self.advice = diverged(settings)
-        self.something_to_learn = something_to_learn
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        for key in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(key, 0.0)):
-                raise FloatingPointError(
-                    f"step {state.global_step}: {key} is {logs[key]}; {self.advice}"
-                )
-        if logs.get("grad_norm") == 0 and self.something_to_learn(logs):
-            raise FloatingPointError(
-                f"step {state.global_step}: every gradient is exactly 0, so nothing is "
-                "learned: look at lora_alpha, and at what was changed in the model or "
-                f"its loss; or {self.advice}"
-            )
-
-    def on_save(self, args, state, control, model=None, **kwargs):
-        trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
-        bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
-        for name in filter(None, gather_object([bad])):
-            raise FloatingPointError(
-                f"step {state.global_step}: it left NaN or infinity in {name}; "
-                f"{self.advice}"
-            )
-
-    on_train_end = on_save  # nobody saw the weights of the last step
-
-
-def diverged(settings) -> str:
-    """What to look at when numbers are no longer finite."""
-    precise = settings.dtype == "float32"
-    other = "" if precise else f", or dtype = float32 (now {settings.dtype})"
-    return (
-        f"training has diverged: give a lower lr (now {settings.lr:g}){other}. Nothing "
-        "was published"
-    )
-
-
-def at_least(settings, least: Mapping[str, float]) -> None:
-    """ValueError for a number of settings that is below its least, or not finite."""
-    for name, value in vars(settings).items():
-        low = least.get(name, -math.inf)
-        if isinstance(value, int | float) and not low <= value < math.inf:
-            wanted = f"at least {low}" if name in least else "a finite number"
-            raise ValueError(f"{name} = {value}: {wanted} is needed")
-
-
-class StepBar(TrainerCallback):
-    """A progress bar over steps with the time left; `shown` {key of a log: name}."""
-
-    def __init__(self, label: str, shown: Mapping[str, str]):
-        self.label, self.shown, self.bar = label, shown, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            start = state.global_step
-            self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {
-            name: f"{logs[key]:.3g}" for key, name in self.shown.items() if key in logs
-        }
-        if self.bar is not None and shown:
-            self.bar.set_postfix(shown)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.close()
-
-    def close(self) -> None:
-        """Leave the bar as it stands; the next one is drawn in its own place."""
-        if self.bar is not None:
-            self.bar.close()
-
-
-def show_steps(trainer: Trainer, label: str, shown: Mapping[str, str]) -> None:
-    """Replace the Trainer's printed logs (left on by disable_tqdm) by a StepBar."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepBar(label, shown))
-
-
 class ExactResume:
-    """Mixin, left of a Trainer: resuming a full fine-tune restores every weight.
+    """Mixin, left of a Trainer: resuming restores all that a training goes on from.
 
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
     (`visual.*`), and the resume of its Trainer loads them into a model with the names
@@ -361,6 +304,18 @@ class ExactResume:
     `from_pretrained` converts the names, and a tensor that is missing is an error here.
     Adapters need no conversion; split weights are in checkpoints of their own form.
     """
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What a subclass must find again beside weights, optimizer and randomness."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.extra_state():
+            self.load_extra_state(load_file(Path(checkpoint) / EXTRA))
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
@@ -377,6 +332,8 @@ class ExactResume:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            if self.args.should_save and (state := self.extra_state()):
+                save_file(state, folder / EXTRA)
         except (OSError, RuntimeError, SafetensorError) as error:
             free = shutil.disk_usage(self.args.output_dir).free / 2**30
             raise OSError(
@@ -389,6 +346,15 @@ class ExactResume:
         at_root = shards.output_layer_at_root(self.model)
         with at_root if self.is_fsdp_enabled else nullcontext():
             return super()._prepare_for_training(*args)
+
+
+def at_least(settings, least: Mapping[str, float]) -> None:
+    """ValueError for a number of settings that is below its least, or not finite."""
+    for name, value in vars(settings).items():
+        low = least.get(name, -math.inf)
+        if isinstance(value, int | float) and not low <= value < math.inf:
+            wanted = f"at least {low}" if name in least else "a finite number"
+            raise ValueError(f"{name} = {value}: {wanted} is needed")
 
 
 def same_settings(path: str | Path, settings: Mapping) -> bool:

@@ -142,7 +142,7 @@ def rollouts(sizes: Sizes, work: Work, item: Item, together: int) -> Cost:
     """The G completions of a question; `together` groups grow in one batch.
 
     The prompt is encoded once, and every new token is compared with the prompt and with
-    all completions of its group (lib/shared_prefix.py).
+    all completions of its group (lib/model/scoring.py).
     """
     prompt, drawn = item.prompt, work.group * item.completion
     flop = vision(sizes, work, item, False)

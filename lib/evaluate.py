@@ -22,9 +22,10 @@ from pathlib import Path
 
 import torch
 
-from lib import chain, models, resume, shared_prefix
+from lib import chain, models, resume
 from lib.data.letters import judged
 from lib.frame_store import question_media
+from lib.model import encoding, prefix, rollouts
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import BadVideo, Sampling
@@ -223,7 +224,7 @@ def answers(
     def ask(questions: list[Question]) -> list[dict]:
         return answer(model, processor, prepare(questions), settings)
 
-    with shared_prefix.generating(model):
+    with rollouts.generating(model):
         if model.device.type == "cpu":
             yield from on_each_core(ask, batches)
         else:
@@ -265,7 +266,7 @@ def prepare_batch(
     media = question_media if shown is None else shown.media
     conversations, errors = [], {}
     for question in questions:
-        with models.naming(question):
+        with encoding.naming(question):
             try:
                 clip, still = media(question, sampling)
             except BadVideo as bad:
@@ -278,7 +279,7 @@ def prepare_batch(
     asked = [question for question in questions if question.id not in errors]
     inputs = None
     if conversations:
-        inputs = models.encode(processor, conversations, long_clips=True, asked=asked)
+        inputs = encoding.encode(processor, conversations, long_clips=True, asked=asked)
     return Batch(questions, inputs, errors)
 
 
@@ -303,21 +304,21 @@ def complete(
 
     A completion ends before <|im_end|> (or <|endoftext|>), which is counted among its
     tokens; without one within max_new_tokens it is truncated. Tokens that stand for
-    pictures cannot be generated. The model is in the state of shared_prefix.generating.
+    pictures cannot be generated. The model is in the state of rollouts.generating.
     """
     tokenizer = processor.tokenizer
     ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
-    greedy = shared_prefix.Decoding(
+    greedy = rollouts.Decoding(
         max_tokens=settings.max_new_tokens,
         temperature=0.0,
         top_k=0,
         top_p=1.0,
         end_ids=tuple(ends),
         pad_id=tokenizer.pad_token_id,
-        suppressed=tuple(models.visual_token_ids(model.config)),
+        suppressed=tuple(encoding.visual_token_ids(model.config)),
     )
-    prompts = shared_prefix.make_prompts(model, inputs)
-    groups = shared_prefix.decode(model, prompts, 1, greedy)
+    prompts = prefix.make_prompts(model, inputs)
+    groups = rollouts.decode(model, prompts, 1, greedy)
     return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 
 

@@ -4,10 +4,9 @@ Training and evaluation on N GPUs need N processes. A kernel that has touched CU
 cannot fork them (accelerate's notebook_launcher), so `call` starts `accelerate launch`
 as a child and shows in the cell what the first process prints:
 
-    adapter = launch.call(run, 2, "", sft.train_sft,
-                          model, demonstrations, settings, sampling, run)
+    adapter = launch.call(run, 2, "", sft.train_sft, task)
 
-gives what `sft.train_sft(model, ..., run)` gives on two processes; with one process and
+gives what `sft.train_sft(task)` gives on two processes; with one process and
 no accelerate config it is that very call, in the kernel. Function, arguments and result
 travel by pickle in a folder below `run`, which every node of a job can read.
 

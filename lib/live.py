@@ -1,7 +1,7 @@
 """Curves that grow in a notebook's cell while a training runs, with the time left.
 
     with live.curves(run, "grpo", total=settings.steps):
-        launch.call(run, num_processes, accelerate_config, grpo.train_grpo, ...)
+        launch.call(run, num_processes, accelerate_config, grpo.train, task)
 
 A thread reads run/train_log_<label>.jsonl, to which training appends a row a step
 (LogRecord of lib/checkpoints.py) in this process or in others, and updates one figure

@@ -23,8 +23,9 @@ from pathlib import Path
 
 import torch
 
-from lib import model_states, models, params, perception, shared_prefix
+from lib import model_states, models, params, perception
 from lib.grpo import GRPOSettings
+from lib.model import scoring
 from lib.model_states import Sharding
 from lib.video import PATCH, Sampling
 
@@ -446,8 +447,8 @@ def sft_head(sizes: Sizes, work: Work) -> int:
 
 
 def score_head(sizes: Sizes, tokens: int) -> int:
-    """A chunk of logits of shared_prefix.score in float32, four times over."""
-    chunk = max(1, shared_prefix.LOGITS_AT_ONCE // sizes.vocab)
+    """A chunk of logits of scoring.score in float32, four times over."""
+    chunk = max(1, scoring.LOGITS_AT_ONCE // sizes.vocab)
     return min(tokens, chunk) * sizes.vocab * 4 * 4
 
 

@@ -203,14 +203,14 @@ def predictions_file(run: Path, label: str, name: str, condition: str) -> Path:
 
 def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
     """Why no model of this kind can be asked under a condition, None if it can."""
-    from lib import models  # here: see `ask`
+    from lib.model import encoding
 
     other = resampled(sampling, condition)
     if condition not in LABELS and other == sampling:
         return "is what the model sees anyway"
     size = (other.max_frames, other.height, other.width, 3)
     try:
-        models.check_sizes(processor, [np.zeros(size, np.uint8)], [], long_clips=True)
+        encoding.check_sizes(processor, [np.zeros(size, np.uint8)], [], long_clips=True)
     except ValueError as refused:
         return str(refused)
     return None

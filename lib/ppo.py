@@ -4,7 +4,7 @@ Proximal policy optimization (arXiv 1707.06347) as it is used on language models
 state is the prompt with its video and the tokens so far, an action is the next token,
 and the reward comes with the last one. In place of GRPO's group a critic says what to
 expect: a linear head on the policy's own last hidden state, trained together with the
-policy, reads V at every position of the packed row of lib/shared_prefix.py. With T
+policy, reads V at every position of the packed row of lib/model/scoring.py. With T
 tokens, reward r at the last one and V = 0 behind it (cut off or not),
 
     delta_t = r_t + discount * V_(t+1) - V_t
@@ -27,23 +27,25 @@ A = 0.25, 0.5 and R = 0.75, 1.
 
     settings = PPOSettings(steps=400, prompts_per_step=8, group_size=8, lr=1e-3,
                            kl_beta=0.0, ...)   # 100 batches of rollouts, 4 steps each
-    rewards = read_rewards("accuracy")
-    folder = train_ppo(model, questions, rewards, settings, Sampling(), run)
+    task = Task(model, questions, read_rewards("accuracy"), settings, Sampling(), run)
+    folder = grpo.train(task, VideoPPOTrainer)   # run/adapters/ppo
+
+The rows of rollouts_ppo.jsonl hold the mean advantage of a rollout's tokens and
+`value`, V before the first of them. Steps that use the rollouts of the step before have
+no rewards in the log. The critic is used up in training: the adapter is the policy.
 """
 
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from lib import grpo, shared_prefix
-from lib.grpo import GRPOSettings, Reward
-from lib.questions import Question
-from lib.video import Sampling
+from lib import grpo
+from lib.grpo import Rollouts
+from lib.model import prefix
+from lib.train.task import GRPOSettings, Task
 
-RECORD = "ppo_settings.json"
 HEAD = "value_head"  # name of the critic's layer in the model
 
 
@@ -134,27 +136,27 @@ def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
 def add_critic(model) -> None:
     """Give the model a value head, and its scoring forward a third result: V, [N].
 
-    `model(..., completion_labels=...)` of shared_prefix.add_scoring then returns
+    `model(..., completion_labels=...)` of scoring.add_scoring then returns
     (logps, entropies, values). V at a position is what is expected before its label is
     drawn. The head starts at 0 and computes in float32, also under autocast.
     """
-    base = shared_prefix.base_of(model)
+    base = prefix.base_of(model)
     size = base.config.get_text_config().hidden_size
     head = torch.nn.Linear(size, 1, device=base.device, dtype=torch.float32)
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
     setattr(base, HEAD, head)
-    scoring = base.forward
+    plain = base.forward
 
     def forward(self, *args, completion_labels=None, **kwargs):
         if completion_labels is None:
-            return scoring(*args, **kwargs)
+            return plain(*args, **kwargs)
         seen = []
         hook = self.model.register_forward_hook(
             lambda module, given, output: seen.append(output.last_hidden_state)
         )
         try:
-            scores = scoring(*args, completion_labels=completion_labels, **kwargs)
+            scores = plain(*args, completion_labels=completion_labels, **kwargs)
         finally:
             hook.remove()
         hidden = seen[0][completion_labels != -100]
@@ -163,28 +165,6 @@ def add_critic(model) -> None:
         return *scores, values
 
     base.forward = types.MethodType(forward, base)
-
-
-def completion_values(
-    model,
-    prompts: Sequence[shared_prefix.Prompt],
-    completions: Sequence[Sequence[torch.Tensor]],
-    pack_tokens: int,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """shared_prefix.completion_scores with a third list: V before every token."""
-    shared_prefix.check_model(model)
-    rows = [
-        row
-        for own in zip(prompts, completions, strict=True)
-        for row in shared_prefix.make_rows(*own, pack_tokens)
-    ]
-    found: tuple[list, list, list] = ([], [], [])
-    for pack in shared_prefix.make_packs(rows, pack_tokens):
-        lengths = [len(completion) for row in pack for completion in row.completions]
-        scores = model(**shared_prefix.pack_inputs(model, pack))
-        for kept, values in zip(found, scores, strict=True):
-            kept.extend(values.split(lengths))
-    return found
 
 
 # Training
@@ -201,52 +181,52 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         "explained_variance": "explained_variance",
     }
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, task: Task):
+        super().__init__(task)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
                 "PPO's critic is not sharded: train on one device, or on several under "
                 "torchrun without FSDP and DeepSpeed"
             )
         add_critic(self.model)
-        self._values = self._old_values = None
+        self.values = self.old_values = None  # V now, and when the rollouts were drawn
 
     def _generate_and_score_completions(self, inputs):
-        self._old_values = None
+        self.old_values = None
         return super()._generate_and_score_completions(inputs)
 
     def _completion_scores(self, model, prompts, groups):
-        given = (model, prompts, groups, self.pack_tokens)
-        *scores, self._value_rows = completion_values(*given)
+        *scores, self.values = super()._completion_scores(model, prompts, groups)
         return scores
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
-    ):
-        given = (model, input_ids, attention_mask, logits_to_keep)
-        found = super()._get_per_token_logps_and_entropies(*given, *args, **kwargs)
-        self._values = grpo.padded(self._value_rows, logits_to_keep)
-        if self._old_values is None:
-            self._old_values = self._values.detach()
+    def _get_per_token_logps_and_entropies(self, model, ids, mask, width, **more):
+        given = (model, ids, mask, width)
+        found = super()._get_per_token_logps_and_entropies(*given, **more)
+        self.values = grpo.padded(self.values, width)
+        if self.old_values is None:
+            self.old_values = self.values.detach()
         return found
 
     def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
         """A critic judges each token: a group decides nothing."""
         return [[None] * len(own) for own in groups]
 
-    def _with_advantages(self, output: dict) -> dict:
+    def _with_advantages(self, output: dict, batch: Rollouts) -> dict:
         """TRL's output with advantages of each token, returns and values [B, T]."""
         mask = output["completion_mask"]
         values = self._values_when_drawn(output) * mask
-        rewards = last_token_rewards(self._own_rewards(len(mask)), mask)
+        start = self.accelerator.process_index * len(mask)
+        weights = self.reward_weights.to(batch.rewards.device)
+        own = (batch.rewards * weights).sum(1)[start : start + len(mask)]
+        rewards = last_token_rewards(own, mask)
         how = (self.settings.discount, self.settings.gae_lambda)
         advantages, returns = generalized_advantages(rewards, values, mask, *how)
         advantages = self._whitened(advantages, mask)
         means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
-        self._columns = {"advantage": means.tolist(), "value": values[:, 0].tolist()}
+        batch.columns = {"advantage": means.tolist(), "value": values[:, 0].tolist()}
         self._log_critic(values, returns, mask)
-        own = {"advantages": advantages, "returns": returns, "old_values": values}
-        return {**output, **own}
+        more = {"advantages": advantages, "returns": returns, "old_values": values}
+        return {**output, **more}
 
     def _values_when_drawn(self, output: dict) -> torch.Tensor:
         """V of the policy that drew the rollouts.
@@ -258,16 +238,10 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
             mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
             width = output["completion_ids"].shape[1]
-            self._old_values = None
+            self.old_values = None
             with torch.no_grad():
                 self._get_per_token_logps_and_entropies(self.model, ids, mask, width)
-        return self._old_values
-
-    def _own_rewards(self, count: int) -> torch.Tensor:
-        """The weighted sums of this process's rollouts, [count]."""
-        start = self.accelerator.process_index * count
-        weights = self.reward_weights.to(self._rewards.device)
-        return (self._rewards * weights).sum(1)[start : start + count]
+        return self.old_values
 
     def _whitened(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean 0 and variance 1 over the tokens of all devices."""
@@ -300,7 +274,7 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         own = grpo.unfold(inputs)
         old, returns = own["old_values"], own["returns"]
-        losses = value_losses(self._values, old, returns, self.settings.value_clip)
+        losses = value_losses(self.values, old, returns, self.settings.value_clip)
         # As TRL's mean over tokens: all tokens of the batch, over the devices' mean.
         tokens = own["num_items_in_batch"].clamp(min=1.0)
         tokens = tokens / self.accelerator.num_processes
@@ -311,41 +285,7 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         return loss + self.settings.value_weight * value_loss
 
     def extra_state(self) -> dict[str, torch.Tensor]:
-        return getattr(shared_prefix.base_of(self.model), HEAD).state_dict()
+        return getattr(prefix.base_of(self.model), HEAD).state_dict()
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        getattr(shared_prefix.base_of(self.model), HEAD).load_state_dict(state)
-
-
-def ppo_trainer(
-    model_path: str | Path,
-    questions: Sequence[Question],
-    reward_functions: Mapping[str, Reward],
-    settings: PPOSettings,
-    sampling: Sampling,
-    run: Path,
-    watched: Sequence[Question] = (),
-) -> VideoPPOTrainer:
-    """The trainer, ready to start, as grpo.grpo_trainer."""
-    given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.policy_trainer(VideoPPOTrainer, *given, watched)
-
-
-def train_ppo(
-    model_path: str | Path,
-    questions: Sequence[Question],
-    reward_functions: Mapping[str, Reward],
-    settings: PPOSettings,
-    sampling: Sampling,
-    run: Path,
-    watched: Sequence[Question] = (),
-) -> Path:
-    """Train an adapter; returns its folder run/adapters/ppo.
-
-    As grpo.train_grpo, with train_log_ppo.jsonl and rollouts_ppo.jsonl, whose rows hold
-    the mean advantage of a rollout's tokens and `value`, V before the first of them.
-    Steps that use the rollouts of the step before have no rewards in the log. The
-    critic is used up in training: the adapter is the policy alone.
-    """
-    given = (model_path, questions, reward_functions, settings, sampling, run)
-    return grpo.train_policy(VideoPPOTrainer, *given, watched)
+        getattr(prefix.base_of(self.model), HEAD).load_state_dict(state)

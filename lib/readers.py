@@ -23,7 +23,8 @@ from pathlib import Path
 
 import torch
 
-from lib import evaluate, models, records, resume, shared_prefix, tables
+from lib import evaluate, models, records, resume, tables
+from lib.model import encoding, prefix, rollouts, scoring
 from lib.paths import require
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
@@ -74,7 +75,7 @@ def readings(
         # Not in the threads below: a tokenizer that pads in one and not in another
         # mixes them up.
         encoded = [_encode(processor, batch) for batch in own]
-        with shared_prefix.generating(model):
+        with rollouts.generating(model):
             each = evaluate.on_each_core if model.device.type == "cpu" else map
             yield from each(lambda batch: _read(model, batch), encoded)
 
@@ -160,7 +161,7 @@ class Continuation:
     @classmethod
     def of(cls, tokenizer, reasoning: str, letters: str) -> "Continuation":
         text = f"<think>{reasoning}</think><answer>"
-        ids = [models.text_ids(tokenizer, text + letter) for letter in letters]
+        ids = [encoding.text_ids(tokenizer, text + letter) for letter in letters]
         columns = list(zip(*ids, strict=False))
         shared = next(i for i, column in enumerate(columns) if len(set(column)) > 1)
         tails = {x: own[shared:] for x, own in zip(letters, ids, strict=True)}
@@ -211,13 +212,13 @@ def _encode(processor, items: Sequence[Item]) -> Batch:
         for letters in [LETTERS[: len(item.question.options)]]
     ]
     asked = [item.question for item in items]
-    return Batch(items, models.encode(processor, talks, asked=asked), continuations)
+    return Batch(items, encoding.encode(processor, talks, asked=asked), continuations)
 
 
 @torch.inference_mode()
 def _read(model, batch: Batch) -> list[dict]:
     """The rows of a batch: every prompt is encoded once, its continuations packed."""
-    prompts = shared_prefix.make_prompts(model, batch.prompts)
+    prompts = prefix.make_prompts(model, batch.prompts)
     groups = [
         [ids for continuation in own.values() for ids in continuation.segments()]
         for own in batch.continuations
@@ -232,16 +233,16 @@ def _read(model, batch: Batch) -> list[dict]:
 
 def _next_tokens(model, prompts, groups) -> Iterator[torch.Tensor]:
     """Log-probabilities [tokens, vocabulary] along each segment behind its prompt."""
-    base = shared_prefix.base_of(model)
+    base = prefix.base_of(model)
     rows = [
         row
         for prompt, segments in zip(prompts, groups, strict=True)
-        for row in shared_prefix.make_rows(
+        for row in scoring.make_rows(
             prompt, [prompt.ids.new_tensor(ids) for ids in segments], PACK_TOKENS
         )
     ]
-    for pack in shared_prefix.make_packs(rows, PACK_TOKENS):
-        inputs = shared_prefix.pack_inputs(model, pack)
+    for pack in scoring.make_packs(rows, PACK_TOKENS):
+        inputs = scoring.pack_inputs(model, pack)
         del inputs["completion_labels"]
         hidden = base.model(**inputs, use_cache=False).last_hidden_state
         head = base.get_output_embeddings()

@@ -3,7 +3,7 @@
 Practice in reinforcement learning for video models is to reward the form of an answer
 first and its content later, or both with weights (Video-R1, arXiv 2503.21776; DeepSeek-
 R1, arXiv 2501.12948, section 2.2.2). SEED-Bench-R1 (arXiv 2503.24376) uses accuracy
-alone. The line is read by this grammar, in which names are those of rewards.REWARDS:
+alone. In this line the names are those of rewards.REWARDS:
 
     rewards    = stage { "|" stage }           every stage but the last has an until
     stage      = term { "+" term } [ "until" condition ]
@@ -32,51 +32,46 @@ from dataclasses import dataclass
 
 from lib.rewards import REWARDS
 
-TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d+(?:\.\d+)?|\.\d+)(?![\w.])|(?P<word>[A-Za-z_]\w*)"
-    r"|(?P<sign>[+|])|(?P<end>$))"
+COUNT, NUMBER, NAME = r"0*[1-9]\d*", r"\d+(?:\.\d+)?|\.\d+", r"[A-Za-z_]\w*"
+TERM = re.compile(rf"(?:({NUMBER})\s+)?({NAME})")
+STEPS = re.compile(rf"(?P<steps>{COUNT})\s+steps")
+REACHED = re.compile(
+    rf"(?:(?P<name>{NAME})\s+)?(?P<mean>{NUMBER})\s+over\s+(?P<over>{COUNT})"
+    rf"(?:\s+or\s+{STEPS.pattern})?"
 )
 ROUNDING = 1e-6  # logged means are of float32: 0.9 there is a little less than 0.9
 
 
 @dataclass(frozen=True)
-class Condition:
-    """When a stage ends; see the module's docstring. `steps` 0: no limit."""
+class Stage:
+    """A weighted sum of rewards, and when the next stage begins: when `reward` has
+    reached `mean`, or after `steps`. 0 steps: no limit; neither: never."""
 
+    weights: dict[str, float]
     reward: str = ""
     mean: float = math.inf
     over: int = 1
     steps: int = 0
 
-    def met(self, means: Sequence[Mapping[str, float]]) -> bool:
-        """Whether a stage of these steps, {name: mean reward} each, is over."""
+    def is_over(self, means: Sequence[Mapping[str, float]]) -> bool:
+        """Whether it is, behind these steps of it, {name: mean reward} each."""
         if self.steps and len(means) >= self.steps:
             return True
-        if math.isinf(self.mean) or len(means) < self.over:
+        if not self.reward or len(means) < self.over:
             return False
         last = [row[self.reward] for row in means[-self.over :]]
         return math.fsum(last) / self.over >= self.mean - ROUNDING
 
     def __str__(self) -> str:
-        if math.isinf(self.mean):
-            return f"{self.steps} steps"
-        limit = f" or {self.steps} steps" if self.steps else ""
-        return f"{self.reward} {self.mean:g} over {self.over}{limit}"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A weighted sum of rewards, and when the next stage begins (None: never)."""
-
-    weights: dict[str, float]
-    until: Condition | None = None
-
-    def __str__(self) -> str:
-        terms = " + ".join(
+        said = " + ".join(
             name if weight == 1 else f"{weight:g} {name}"
             for name, weight in self.weights.items()
         )
-        return terms if self.until is None else f"{terms} until {self.until}"
+        if self.reward:
+            said += f" until {self.reward} {self.mean:g} over {self.over}"
+        if self.steps:
+            said += f" {'or' if self.reward else 'until'} {self.steps} steps"
+        return said
 
 
 @dataclass(frozen=True)
@@ -85,24 +80,15 @@ class RewardStages(Mapping[str, Callable]):
 
     stages: tuple[Stage, ...]
 
-    def _names(self) -> dict[str, None]:
-        names: dict[str, None] = {}
-        for stage in self.stages:
-            names |= dict.fromkeys(stage.weights)
-            if stage.until is not None and stage.until.reward:
-                names[stage.until.reward] = None
-        return names
-
     def __getitem__(self, name: str) -> Callable:
-        if name not in self._names():
-            raise KeyError(name)
-        return REWARDS[name]
+        return {own: REWARDS[own] for own in self}[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names())
+        named = (name for own in self.stages for name in (*own.weights, own.reward))
+        return iter(dict.fromkeys(filter(None, named)))
 
     def __len__(self) -> int:
-        return len(self._names())
+        return sum(1 for _ in self)
 
     def __str__(self) -> str:
         return " | ".join(map(str, self.stages))
@@ -111,8 +97,7 @@ class RewardStages(Mapping[str, Callable]):
         """Index of the stage that follows these steps, {name: mean reward} each."""
         stage, since = 0, 0
         for done in range(1, len(means) + 1):
-            until = self.stages[stage].until
-            if until is not None and until.met(means[since:done]):
+            if self.stages[stage].is_over(means[since:done]):
                 stage, since = stage + 1, done
         return stage
 
@@ -120,102 +105,50 @@ class RewardStages(Mapping[str, Callable]):
 def read_rewards(line: str) -> RewardStages:
     """The stages that a line describes; see the module's docstring for its grammar.
 
-    Raises ValueError that names the position (from 1), what stands there and what can
-    stand there.
+    Raises ValueError that names the stage and what is wrong in it.
     """
-    return _Reader(line).rewards()
+    parts, stages = line.split("|"), []
+    for number, part in enumerate(parts, 1):
+        try:
+            stages.append(_stage(part, last=number == len(parts)))
+        except ValueError as error:
+            raise ValueError(f"reward {line!r}, stage {number}: {error}") from None
+    return RewardStages(tuple(stages))
 
 
-class _Reader:
-    """Reads a line from left to right, one token ahead."""
-
-    def __init__(self, line: str):
-        self.line, self.at = line, 0
-        self._advance()
-
-    def _advance(self) -> None:
-        match = TOKEN.match(self.line, self.at)
-        if match is None:
-            self.start = len(self.line) - len(self.line[self.at :].lstrip())
-            self.kind, self.text = "sign", self.line[self.start :].split()[0]
-            raise self._wrong("a number, a name, + or |")
-        self.kind, self.text = match.lastgroup, match[match.lastgroup]
-        self.start, self.at = match.start(match.lastgroup), match.end()
-
-    def _wrong(self, wanted: str) -> ValueError:
-        found = repr(self.text) if self.text else "the end"
-        return ValueError(
-            f"reward {self.line!r}, position {self.start + 1}: {found} stands where "
-            f"{wanted} must stand"
+def _stage(text: str, last: bool) -> Stage:
+    terms, *until = re.split(r"\s+until\b", text, maxsplit=1)
+    weights: dict[str, float] = {}
+    for term in map(str.strip, terms.split("+")):
+        found = TERM.fullmatch(term)
+        if found is None:
+            raise ValueError(f"{term!r} is no name with a weight, as 0.5 format is")
+        if found[2] in weights:
+            raise ValueError(f"{found[2]} stands in it twice")
+        weights[_known(found[2])] = float(found[1] or 1)
+    if not until and not last:
+        raise ValueError("it never ends; write 'format until 0.9 over 10' or the like")
+    if until and last:
+        raise ValueError("it is the last and has no end; add | and what follows")
+    if not until:
+        return Stage(weights)
+    condition = until[0].strip()
+    found = STEPS.fullmatch(condition) or REACHED.fullmatch(condition)
+    said = found.groupdict() if found else {}
+    mean = float(said.get("mean", 1))
+    if not found or not 0 < mean <= 1:
+        raise ValueError(
+            f"'until {condition}' is neither 'until 60 steps' nor 'until 0.9 over 10' "
+            "nor 'until format 0.9 over 10 or 60 steps', the mean above 0 and up to 1"
         )
+    steps = int(said["steps"] or 0)
+    if "mean" not in said:
+        return Stage(weights, steps=steps)
+    reward = _known(said["name"] or next(iter(weights)))
+    return Stage(weights, reward, mean, int(said["over"]), steps)
 
-    def _take(self, text: str) -> bool:
-        taken = self.text == text
-        if taken:
-            self._advance()
-        return taken
 
-    def _number(self) -> float:
-        value = float(self.text)
-        self._advance()
-        return value
-
-    def _count(self) -> int:
-        if self.kind != "number" or not self.text.isdecimal() or int(self.text) == 0:
-            raise self._wrong("a whole number of steps above 0")
-        return int(self._number())
-
-    def _name(self) -> str:
-        name = self.text
-        if name not in REWARDS:
-            raise self._wrong(f"one of the rewards {', '.join(REWARDS)}")
-        self._advance()
-        return name
-
-    def rewards(self) -> RewardStages:
-        """The whole line: stages with a bar between them, an `until` for each but the
-        last."""
-        stages = [self._stage()]
-        while self._take("|"):
-            if stages[-1].until is None:
-                raise ValueError(
-                    f"reward {self.line!r}, position {self.start + 1}: the stage before"
-                    " this one never ends; give it a condition, as in "
-                    f"'{stages[-1]} until 0.9 over 10'"
-                )
-            stages.append(self._stage())
-        if self.kind != "end":
-            raise self._wrong("+, | or until")
-        if stages[-1].until is not None:
-            raise self._wrong("| and the stage that follows")
-        return RewardStages(tuple(stages))
-
-    def _stage(self) -> Stage:
-        weights: dict[str, float] = {}
-        while not weights or self._take("+"):
-            weight = self._number() if self.kind == "number" else 1.0
-            if self.text in weights:
-                raise self._wrong("a reward that this stage does not hold yet")
-            weights[self._name()] = weight
-        until = self._condition(next(iter(weights))) if self._take("until") else None
-        return Stage(weights, until)
-
-    def _condition(self, first: str) -> Condition:
-        named = self._name() if self.kind == "word" else ""
-        following = TOKEN.match(self.line, self.at)
-        if not named and following and following["word"] == "steps":
-            return Condition(steps=self._steps())
-        if self.kind != "number" or not 0 < float(self.text) <= 1:
-            raise self._wrong("a mean reward above 0 and up to 1")
-        mean = self._number()
-        if not self._take("over"):
-            raise self._wrong("over")
-        over = self._count()
-        steps = self._steps() if self._take("or") else 0
-        return Condition(named or first, mean, over, steps)
-
-    def _steps(self) -> int:
-        count = self._count()
-        if not self._take("steps"):
-            raise self._wrong("steps")
-        return count
+def _known(name: str) -> str:
+    if name not in REWARDS:
+        raise ValueError(f"{name!r} is none of the rewards {', '.join(REWARDS)}")
+    return name

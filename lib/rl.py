@@ -15,12 +15,32 @@ stands in the notebook's own parameters and cannot be given here.
 
     (method,) = read("care bonus=dense")
     settings = method.settings(batches=100, save_every=25, lr=1e-3, ...)
-    method.train(model, questions, rewards, settings, sampling, run)  # adapters/care
+    method.train(Task(model, questions, rewards, settings, sampling, run))
 
 Several methods, each from the base, are divided by a bar: "grpo | ppo | care".
 
-A further method is an entry of METHODS: its settings and its trainer, a subclass of
-grpo.VideoGRPOTrainer whose label is its name. README, "Extend it", has one.
+Extend it: a further method is settings, a trainer and a name. SFT never sees a wrong
+answer; what do they teach? This one learns from what did better than its group, and
+from the rest by a weight of its own (positive sample reinforcement, arXiv 2506.01347,
+on GRPO's advantages). At the end of this file:
+
+    @dataclass(frozen=True)
+    class PSRSettings(grpo.GRPOSettings):
+        wrong: float = 0.0  # weight of advantages below 0; with 1 it is GRPO
+
+
+    class VideoPSRTrainer(grpo.VideoGRPOTrainer):
+        label = "psr"
+
+        def shaped(self, advantages):
+            return advantages.where(advantages > 0, self.settings.wrong * advantages)
+
+
+    METHODS["psr"] = (PSRSettings, VideoPSRTrainer)
+
+`-p rl "grpo | psr"` trains both, `-p rl "psr wrong=0.5"` lies between them, and 04_eval
+asks all with `-p asked_models "base sft grpo psr"`. lib/ppo.py and lib/care.py are
+larger variants.
 """
 
 import difflib
@@ -54,13 +74,13 @@ class Method:
         """What its line says of one of its settings, or the default."""
         return self.options.get(name, self.kind.__dataclass_fields__[name].default)
 
-    def trainer(self, *given, **more) -> grpo.VideoGRPOTrainer:
-        """Its trainer, ready to start; arguments as of `grpo.grpo_trainer`."""
-        return grpo.policy_trainer(METHODS[self.name][1], *given, **more)
+    def trainer(self, task: grpo.Task) -> grpo.VideoGRPOTrainer:
+        """Its trainer, ready to start."""
+        return METHODS[self.name][1](task)
 
-    def train(self, *given, **more) -> Path:
-        """Train run/adapters/<name>; arguments and errors as of `grpo.train_grpo`."""
-        return grpo.train_policy(METHODS[self.name][1], *given, **more)
+    def train(self, task: grpo.Task) -> Path:
+        """Train run/adapters/<name>; errors as of `grpo.train`."""
+        return grpo.train(task, METHODS[self.name][1])
 
     def settings(self, batches: int, save_every: int, **shared) -> grpo.GRPOSettings:
         """Settings for so many batches of rollouts, saved every so many of them.

@@ -11,23 +11,25 @@ says over what the mean is taken. The paper trains all weights; here it is those
                            max_tokens=8192)
     demonstrations = read_demonstrations(data / "annotations/training_with_cot.jsonl",
                                          data)
-    folder = train_sft("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
-                       Sampling(), run)
+    folder = train_sft(Task("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
+                            Sampling(), run))
     model = load_trained("Qwen/Qwen2-VL-7B-Instruct", folder)
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from lib import checkpoints, models, shards, shared_prefix
+from lib import checkpoints, models, shards
 from lib.frame_store import question_media
+from lib.model import encoding, prefix
 from lib.prompts import messages
 from lib.questions import Demonstration
+from lib.train import progress
 from lib.video import Sampling
 
 # isort: split
@@ -35,7 +37,6 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 RECORD = "sft_settings.json"
-LABEL = "sft"
 LEAST = {
     **dict.fromkeys(("steps", "batch_size", "gradient_accumulation"), 1),
     **dict.fromkeys(("save_every", "max_tokens"), 1),
@@ -88,29 +89,58 @@ class SFTSettings:
             raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, how, and where; `label` names the adapter."""
+
+    model: str | Path  # folder of a checkpoint, or hub id
+    demonstrations: Sequence[Demonstration]
+    settings: SFTSettings
+    sampling: Sampling
+    run: Path
+    label: str = "sft"
+
+    def facts(self) -> dict:
+        """Everything that decides the adapter, as plain JSON values."""
+        digest = hashlib.sha256()
+        for item in self.demonstrations:
+            media = (item.video is not None, item.image is not None)
+            told = f"{item.id}\n{media}\n{item.text}\n{item.response}\n"
+            with encoding.naming(item):
+                digest.update(told.encode())
+        count, hashed = len(self.demonstrations), digest.hexdigest()[:12]
+        return {
+            **asdict(self.settings),
+            "sampling": asdict(self.sampling),
+            "model": models.identity(self.model),
+            "demonstrations": f"{count} with sha256 {hashed}",
+        }
+
+    def order(self) -> list[int]:
+        """Numbers of the demonstrations of all steps, over all devices, in order."""
+        once = self.settings.batch_size * self.settings.gradient_accumulation
+        count = self.settings.steps * once * checkpoints.processes()
+        numbers = range(len(self.demonstrations))
+        return checkpoints.training_order(numbers, count, self.settings.seed)
+
+
+@dataclass
 class ResponseCollator:
     """Demonstrations -> one right-padded batch with labels on the responses only."""
 
-    def __init__(
-        self,
-        processor,
-        sampling: Sampling,
-        max_tokens: int | None = None,
-        loss: str = "tokens",
-    ):
-        self.processor = processor
-        self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.loss = loss
+    processor: Callable
+    sampling: Sampling
+    max_tokens: int | None = None
+    loss: str = "tokens"
 
     def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
-        """The tensors of `models.encode` and labels [B, L]: -100 outside responses.
+        """The tensors of `encoding.encode` and labels [B, L]: -100 outside responses.
 
         Raises BadVideo for unusable media and ValueError for a demonstration that is
         longer than max_tokens or whose tokens are not prompt tokens + response tokens;
         both name the demonstration.
         """
-        batch = models.encode(
+        batch = encoding.encode(
             self.processor,
             [self.conversation(item) for item in demonstrations],
             padding_side="right",
@@ -127,7 +157,7 @@ class ResponseCollator:
 
     def conversation(self, item: Demonstration) -> list[dict]:
         """The user turn with its media, and the response as the assistant's turn."""
-        with models.naming(item):
+        with encoding.naming(item):
             clip, still = question_media(item, self.sampling)
         prompt = messages(item.text, clip, still)
         return [*prompt, {"role": "assistant", "content": item.response}]
@@ -151,7 +181,7 @@ class ResponseCollator:
         """
         tokenizer = self.processor.tokenizer
         end_id = tokenizer.convert_tokens_to_ids(END_OF_RESPONSE)
-        wanted = torch.tensor([*models.text_ids(tokenizer, item.response), end_id])
+        wanted = torch.tensor([*encoding.text_ids(tokenizer, item.response), end_id])
         end = int((ids == wanted[-1]).nonzero()[-1]) + 1
         span = slice(end - len(wanted), end)
         if not torch.equal(ids[span], wanted):
@@ -163,9 +193,39 @@ class ResponseCollator:
 
 
 class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
-    """TRL's SFTTrainer that resumes exactly, with either of the two losses."""
+    """TRL's SFTTrainer for a Task, ready to start: it resumes exactly, and has either
+    of the two losses."""
 
-    mean_over = "tokens"
+    def __init__(self, task: Task):
+        settings, label, run = task.settings, task.label, Path(task.run)
+        models.seed_everything(settings.seed)
+        processor, self.mean_over = models.load_processor(task.model), settings.loss
+        collator = ResponseCollator(
+            processor, task.sampling, settings.max_tokens, settings.loss
+        )
+        # Before the model is loaded: ZeRO-3 splits it on the way.
+        arguments = trainer_arguments(settings, run / "checkpoints" / label)
+        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
+        asked = task.demonstrations
+        super().__init__(
+            model=shards.load_trainable(task.model, settings, arguments),
+            args=arguments,
+            # Only numbers pass through Arrow, which would fill absent media with None.
+            train_dataset=Dataset.from_dict({"row": task.order()}),
+            data_collator=lambda rows: collator([asked[i["row"]] for i in rows]),
+            processing_class=processor,
+            peft_config=lora if settings.lora_rank else None,
+            callbacks=[
+                progress.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
+                progress.StopDiverged(settings, lambda logs: logs["loss"] > 0),
+                checkpoints.MarkComplete(),
+                shards.CheckShards(),
+            ],
+        )
+        if arguments.world_size > 1:
+            prefix.see_once(self.model)
+        shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
+        progress.show_steps(self, "SFT", shown)
 
     def compute_loss(
         self, model, inputs, return_outputs=False, num_items_in_batch=None
@@ -188,126 +248,26 @@ def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
     return -((logps * learned).sum(-1) / learned.sum(-1)).mean()
 
 
-def train_sft(
-    model_path: str | Path,
-    demonstrations: Sequence[Demonstration],
-    settings: SFTSettings,
-    sampling: Sampling,
-    run: Path,
-    label: str = LABEL,
-) -> Path:
+def train_sft(task: Task) -> Path:
     """Train an adapter, or all weights; returns their folder run/adapters/<label>.
 
     Logs one row a step to run/train_log_<label>.jsonl (step, loss, lr, grad_norm,
-    token_accuracy) and goes on from run/checkpoints/<label> after a kill. A
-    finished adapter of the same settings is returned at once. Raises ValueError, naming
-    the difference, when what lies there was made with other settings.
+    token_accuracy) and goes on from run/checkpoints/<label> after a kill. A finished
+    adapter of the same settings is returned at once. Raises ValueError, naming the
+    difference, when what lies there was made with other settings.
     """
-    run = Path(run)
-    folder, work = run / "adapters" / label, run / "checkpoints" / label
-    wanted = all_settings(model_path, demonstrations, settings, sampling)
-    with checkpoints.one_trainer(run, label):
-        if checkpoints.same_settings(folder / RECORD, wanted):
-            return folder
-        if not checkpoints.same_settings(work / RECORD, wanted):
-            checkpoints.write_settings(work / RECORD, wanted)
-        given = (model_path, demonstrations, settings, sampling)
-        trainer = sft_trainer(*given, run, label)
-        checkpoints.train(trainer)
-        return checkpoints.publish_trained(trainer, folder, RECORD, wanted)
-
-
-def all_settings(
-    model_path: str | Path,
-    demonstrations: Sequence[Demonstration],
-    settings: SFTSettings,
-    sampling: Sampling,
-) -> dict:
-    """Everything that decides the adapter, as plain JSON values."""
-    digest = hashlib.sha256()
-    for item in demonstrations:
-        media = (item.video is not None, item.image is not None)
-        told = f"{item.id}\n{media}\n{item.text}\n{item.response}\n"
-        with models.naming(item):
-            digest.update(told.encode())
-    hashed = digest.hexdigest()[:12]
-    return {
-        **asdict(settings),
-        "sampling": asdict(sampling),
-        "model": models.identity(model_path),
-        "demonstrations": f"{len(demonstrations)} with sha256 {hashed}",
-    }
-
-
-def sft_trainer(
-    model_path: str | Path,
-    demonstrations: Sequence[Demonstration],
-    settings: SFTSettings,
-    sampling: Sampling,
-    run: Path,
-    label: str = LABEL,
-) -> ResponseTrainer:
-    """The trainer, ready to start: model, data, schedule, log and progress bar."""
-    models.seed_everything(settings.seed)
-    processor = models.load_processor(model_path)
-    collator = ResponseCollator(processor, sampling, settings.max_tokens, settings.loss)
-    # Before the model is loaded: ZeRO-3 splits it on the way.
-    arguments = trainer_arguments(settings, run / "checkpoints" / label)
-    lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
-    trainer = ResponseTrainer(
-        model=shards.load_trainable(model_path, settings, arguments),
-        args=arguments,
-        # Only row numbers pass through Arrow, which would fill absent media with None.
-        train_dataset=Dataset.from_dict({"row": row_order(demonstrations, settings)}),
-        data_collator=lambda rows: collator([demonstrations[i["row"]] for i in rows]),
-        processing_class=processor,
-        peft_config=lora if settings.lora_rank else None,
-        callbacks=[
-            checkpoints.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
-            checkpoints.StopDiverged(settings, lambda logs: logs["loss"] > 0),
-            checkpoints.MarkComplete(),
-            shards.CheckShards(),
-        ],
-    )
-    trainer.mean_over = settings.loss
-    if arguments.world_size > 1:
-        shared_prefix.see_once(trainer.model)
-    shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
-    checkpoints.show_steps(trainer, "SFT", shown)
-    return trainer
-
-
-def row_order(demonstrations: Sequence[Demonstration], settings: SFTSettings) -> list:
-    """Numbers of the demonstrations that all steps see, over all devices, in order."""
-    once = settings.batch_size * settings.gradient_accumulation
-    count = settings.steps * once * checkpoints.processes()
-    return checkpoints.training_order(range(len(demonstrations)), count, settings.seed)
+    where = (Path(task.run), task.label, RECORD)
+    return checkpoints.finished(*where, task.facts(), partial(ResponseTrainer, task))
 
 
 def trainer_arguments(settings: SFTSettings, folder: Path) -> SFTConfig:
     """The settings under TRL's names, and what the kit never varies."""
     return SFTConfig(
-        output_dir=str(folder),
-        max_steps=settings.steps,
+        **checkpoints.common_arguments(settings, folder),
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.lr,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=math.ceil(settings.warmup_share * settings.steps),
-        seed=settings.seed,
-        train_sampling_strategy="sequential",  # row_order has shuffled
-        save_strategy="steps",
-        save_steps=settings.save_every,
-        save_total_limit=2,  # the newest may be half written when the run is killed
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # it would log NaN as 0
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        bf16=settings.dtype == "bfloat16",
+        train_sampling_strategy="sequential",  # `Task.order` has shuffled
         gradient_checkpointing=settings.gradient_checkpointing,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        ddp_find_unused_parameters=False,  # see_once: every pass uses every weight
         # The collator prepares, and nothing is truncated (TRL's default: 1024 tokens).
         max_length=None,
         remove_unused_columns=False,

@@ -9,7 +9,7 @@ in the same order, whatever their own data are:
 
 * rollouts, whose lengths nobody knows in advance, run on weights gathered before;
 * the numbers of forward passes, and of the pieces of one, are agreed on before;
-* a forward pass runs the vision tower exactly once (`shared_prefix.see_once`).
+* a forward pass runs the vision tower exactly once (`prefix.see_once`).
 
 Nothing is taken on trust: CheckShards looks at the weights before the first step.
 
@@ -280,30 +280,18 @@ class CheckShards(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         asked = asked_for(args)
-        weights = dict(model.named_parameters()) if asked else {}
-        held = _zero3_share if asked == ZERO3 else _fsdp2_share
-        for name, weight in weights.items():
-            own, whole = held(weight)
-            if own is None or (own >= whole > args.world_size > 1):
+        for name, weight in model.named_parameters() if asked else ():
+            own = own_part(weight).numel()
+            whole = getattr(weight, "ds_numel", None) or weight.numel()
+            fsdp2 = isinstance(weight, DTensor)
+            split = fsdp2 if asked == FSDP2 else hasattr(weight, "ds_tensor")
+            if not split or own >= whole > args.world_size > 1:
                 raise RuntimeError(
                     f"{asked} was asked for with {args.world_size} processes, but each "
                     f"of them holds all of {name} (a {type(weight).__name__} of "
                     f"{tuple(weight.shape)}): nothing was trained. Look at the config "
                     "file that accelerate was started with"
                 )
-
-
-def _zero3_share(weight) -> tuple[int | None, int]:
-    """(numbers this process holds, numbers of all), None for a weight left alone."""
-    if not hasattr(weight, "ds_tensor"):
-        return None, weight.numel()
-    return weight.ds_tensor.numel(), weight.ds_numel
-
-
-def _fsdp2_share(weight) -> tuple[int | None, int]:
-    if not isinstance(weight, DTensor):
-        return None, weight.numel()
-    return weight.to_local().numel(), weight.numel()
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:

@@ -5,7 +5,7 @@ are of Paul Tol's muted palette (https://personal.sron.nl/~pault/), which no tra
 method of the kit has; lines of one figure also differ in their strokes.
 
 Example: `sketches.mask(visible, segments)` draws the 4-D mask of a packed row, of which
-`lib.shared_prefix.pack_inputs` makes one matrix a row and `Row.segments` the labels.
+`lib.model.scoring.pack_inputs` makes one matrix a row and `Row.segments` the labels.
 """
 
 from collections.abc import Mapping, Sequence

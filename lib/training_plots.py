@@ -143,7 +143,7 @@ def encoded_tokens(
     """What the update encodes for one group: prompt repeated, or prompt once.
 
     A prompt of `visual` and `text` tokens and the lengths of its completions, drawn to
-    scale; the totals are those of lib/shared_prefix.py, whose packed row starts each
+    scale; the totals are those of lib/model/scoring.py, whose packed row starts each
     completion from a copy of the prompt's last token.
     """
     ax = ax or plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * len(completions)))[1]

@@ -10,6 +10,41 @@ paper varies none of the three; the sizes and shares here are this kit's.
     answers_alone(noisy)[0].response  # "<answer>B</answer>"
 
 All draws depend on the seed and the ids alone, not on the order of the file.
+
+Extend it: data of your own is a folder in SEED-Bench-R1's form: annotations/, clips in
+videos/<source>/, stills in images/<source>/. Here it is made of a films.json that you
+write, {file of questions: [film, ...]}. As lib/films.py:
+
+    import sys
+
+    from lib import paths, records, training_sets
+
+
+    def record(file: str, film: dict) -> dict:
+        made = {"sample_id": film["id"], "video_source": "films"}  # L3: a text
+        made |= {"video_basename": film["clip"], "task_goal": film["goal"]}
+        made["current_observation_basename"] = film["still"]
+        made["question"] = f"What should I do next in order to {film['goal']}?"
+        made["task_progress_metadata"] = film["done"]  # narration_text, start, stop
+        made["answer"], options = film["answer"], film["options"]
+        if file == "training":
+            wrong = [option for option in options if option != film["answer"]]
+            return made | {"negative_answers": wrong}
+        made |= {f"choice_{x}": own for x, own in zip("abcd", options, strict=True)}
+        made["golden_choice_idx"] = "ABCD"[options.index(film["answer"])]
+        return made | film.get("more", {})  # domain and scenario in validation_L3
+
+
+    folder = paths.resolve(sys.argv[1])
+    films = records.read_json(folder / "films.json")
+    for file in films:  # training, validation_L1, validation_L2, validation_L3
+        made = [record(file, film) for film in films[file]]
+        records.write_jsonl(folder / "annotations" / f"{file}.jsonl", made)
+    reasoning = [film["why"] for film in films["training"]]
+    training_sets.write_demonstrations(folder, reasoning)
+
+`data_command: lib.films outputs/data/films` with `data_dir: outputs/data/films` makes
+it the data of a run; general_dir stays as it was.
 """
 
 import hashlib

@@ -20,7 +20,7 @@ The randomness of a group follows from seed, step and question alone. A resumed 
 therefore drops the rows from its checkpoint on and draws them again, and a kill at any
 moment neither loses a row nor leaves it twice.
 
-    train_grpo(..., run, watched=held[:2])
+    grpo.train(Task(..., run, watched=held[:2]))
     rows = records.read_jsonl(watched_path(run, "grpo"))
 """
 
@@ -32,9 +32,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import checkpoints, records, shared_prefix
-from lib.prompts import prompt_text
+from lib import records
+from lib.model import prefix
 from lib.questions import Question
+from lib.train import progress
+from lib.train.task import dataset_row
+
+# isort: split
+from transformers import TrainerCallback
 
 
 def watched_path(run: str | Path, label: str) -> Path:
@@ -42,20 +47,19 @@ def watched_path(run: str | Path, label: str) -> Path:
     return Path(run) / f"watched_{label}.jsonl"
 
 
-class WatchGroups(checkpoints.TrainerCallback):
+class WatchGroups(TrainerCallback):
     """Records a group of each question at the start and at every checkpoint.
 
-    `trainer` is a grpo.VideoGRPOTrainer, `style` that of its prompts. The last step is
-    always a checkpoint. Raises BadVideo for unusable media.
+    `trainer` is a grpo.VideoGRPOTrainer. The last step is always a checkpoint. Raises
+    BadVideo for unusable media.
     """
 
-    def __init__(self, trainer, questions: Sequence[Question], path: Path, style: str):
-        self.trainer, self.questions = trainer, tuple(questions)
-        self.path, self.style = path, style
+    def __init__(self, trainer, questions: Sequence[Question], path: Path):
+        self.trainer, self.questions, self.path = trainer, questions, path
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            checkpoints.cut_back(self.path, state.global_step - 1)
+            progress.cut_back(self.path, state.global_step - 1)
         self.look(state.global_step)
 
     def on_save(self, args, state, control, **kwargs):
@@ -78,36 +82,33 @@ class WatchGroups(checkpoints.TrainerCallback):
             prompt = self.trainer.read_prompt(question)
             group = draw(self.trainer, prompt)
             scored = self.trainer.score(question, prompt, group)
+        ends = set(self.trainer.eos_token_ids)
+        columns = (scored["texts"], scored["rewards"], scored["total"], group)
         return {
             "step": step,
             "question_id": question.id,
-            "prompt": prompt_text(question, self.style),
+            "prompt": dataset_row(question)["prompt"],
             "gold": question.gold,
             "options": list(question.options),
-            "rollouts": self._rollouts(group, scored),
+            "rollouts": [
+                {
+                    "text": text,
+                    "rewards": rewards,
+                    "reward": total,
+                    "advantage": None,  # `look` compares whole groups
+                    "tokens": len(tokens),
+                    "truncated": tokens[-1] not in ends,
+                }
+                for text, rewards, total, tokens in zip(*columns, strict=True)
+            ],
         }
 
-    def _rollouts(self, group: list[list[int]], scored: dict[str, list]) -> list[dict]:
-        ends = set(self.trainer.eos_token_ids)
-        columns = (scored["texts"], scored["rewards"], scored["total"], group)
-        return [
-            {
-                "text": text,
-                "rewards": rewards,
-                "reward": total,
-                "advantage": None,  # `look` compares whole groups
-                "tokens": len(tokens),
-                "truncated": tokens[-1] not in ends,
-            }
-            for text, rewards, total, tokens in zip(*columns, strict=True)
-        ]
 
-
-def draw(trainer, prompt: shared_prefix.Prompt) -> list[list[int]]:
+def draw(trainer, prompt: prefix.Prompt) -> list[list[int]]:
     """A group as the trainer would draw it now, as token ids."""
     with trainer.gathered():
-        seen = shared_prefix.with_features(trainer.model, [prompt])
-        return trainer.rollouts(seen)[0]
+        seen = prefix.with_features(trainer.model, [prompt])
+        return trainer.draw(seen)[0]
 
 
 def seed_of(seed: int, step: int, question_id: str) -> int:

@@ -213,3 +213,41 @@ def tiny_questions(tmp_path_factory):
             )
         )
     return questions
+
+
+@pytest.fixture(scope="session")
+def eight_demonstrations(tiny_questions):
+    """With responses of different lengths; the third and the sixth have no video."""
+    from lib.questions import Demonstration
+
+    return [
+        Demonstration(
+            id=f"training/{number}",
+            text=f"{question.text} A. fill B. pour",
+            video=question.video,
+            image=question.image,
+            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
+        )
+        for number, question in enumerate([*tiny_questions, *tiny_questions[:2]])
+    ]
+
+
+@pytest.fixture(scope="session")
+def demonstrations(eight_demonstrations):
+    """The first six of them."""
+    return eight_demonstrations[:6]
+
+
+@pytest.fixture(scope="session")
+def make_task(tiny_checkpoint, tiny_questions):
+    """A task of RL on the tiny checkpoint and its questions."""
+    from lib.train.task import Task
+    from lib.video import Sampling
+
+    sampling = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+
+    def make(rewards, settings, run, questions=tiny_questions, watched=()):
+        given = (tiny_checkpoint, questions, rewards, settings, sampling, run)
+        return Task(*given, watched)
+
+    return make

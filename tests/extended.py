@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from lib import (
     chain,
     evaluate,
+    grpo,
     models,
     params,
     paths,
@@ -20,8 +21,8 @@ from lib import (
     records,
     rl,
     sft,
-    shared_prefix,
 )
+from lib.model import prefix
 from lib.reward_stages import read_rewards
 from lib.video import Sampling
 
@@ -41,7 +42,7 @@ def train(rl_line, reward, name, model="lib/mini/base", watch=0):
     asked = questions.read_training(ANNOTATIONS / "training.jsonl", DATA)
     run, settings = paths.run_dir(name), method.settings(**SHARED)
     given = (model, asked, read_rewards(reward), settings, SAMPLING, run)
-    method.train(*given, watched=asked[:watch])
+    method.train(grpo.Task(*given, watched=asked[:watch]))
     chain.close(run, "03_grpo", model=model, questions=len(asked))
     return run
 
@@ -54,7 +55,7 @@ def train_sft(name):
         **{"lora_rank": 4, "lora_alpha": 8.0, "seed": 0, "save_every": 1},
         **{"max_tokens": 1024, "warmup_share": 0.0},
     )
-    sft.train_sft("lib/mini/base", taught, settings, SAMPLING, run)
+    sft.train_sft(sft.Task("lib/mini/base", taught, settings, SAMPLING, run))
     facts = {"model": "lib/mini/base", "demonstrations": len(taught)}
     chain.close(run, "02_sft", **facts)
 
@@ -73,7 +74,7 @@ def refusal():
     text = SimpleNamespace(_attn_implementation="sdpa")
     config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
     try:
-        shared_prefix.check_model(SimpleNamespace(config=config))
+        prefix.check_model(SimpleNamespace(config=config))
     except ValueError as error:
         return str(error)
     return ""
@@ -90,7 +91,7 @@ def main(reward, exported):
     (own,) = params.load_params(paths.ROOT / "params" / "grpo_after_sft.yaml")
     model = own.values["model"]
     evaluated(model, train("grpo", "accuracy", own.name, model))
-    told = {"model": model, "said": refusal(), "families": shared_prefix.MODELS}
+    told = {"model": model, "said": refusal(), "families": prefix.MODELS}
     records.write_json(paths.ROOT / "told.json", told)
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, grpo, paths, records, sft, shards, shared_prefix
+from lib import checkpoints, grpo, paths, records, sft, shards
+from lib.model import scoring
 from tests import two_processes
 from tests.two_processes import REWARDS, SAMPLING
 
@@ -28,6 +29,7 @@ from tests.two_processes import REWARDS, SAMPLING
 import deepspeed  # noqa: F401  once, before the processes are forked
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from transformers import TrainerCallback
 
 WORLD = 2
 SECONDS = 240  # of a pair that hangs; an idle machine needs 15
@@ -41,7 +43,7 @@ ADAPTER = replace(FIXED, lora_rank=4, lr=1e-2, steps=2)
 POSITIONS = 5  # that meet the output layer at once; completions are longer
 
 
-class StopAtStep2(checkpoints.TrainerCallback):
+class StopAtStep2(TrainerCallback):
     """Ends the process behind its first checkpoint, as a kill would."""
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -49,9 +51,8 @@ class StopAtStep2(checkpoints.TrainerCallback):
             raise KeyboardInterrupt
 
 
-def stopped(make, *arguments) -> None:
-    """Train to step 2 with the trainer that `make` returns, and no further."""
-    trainer = make(*arguments)
+def stopped(trainer) -> None:
+    """Train to step 2, and no further."""
     trainer.add_callback(StopAtStep2())
     try:
         checkpoints.train(trainer)
@@ -87,21 +88,22 @@ def rank() -> int:
 def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     for name, settings in (("fixed", FIXED), ("adapter", ADAPTER)):
         two_processes.train_fixed(checkpoint, questions, settings, folder / name)
-    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING)
-    drawn, train = folder / "drawn", checkpoints.train
+    train = checkpoints.train
     checkpoints.train = telling(train, folder)
-    grpo.train_grpo(*told, drawn)
+    two_processes.train_drawn(checkpoint, questions, DRAWN, folder / "drawn")
     checkpoints.train = train
-    shown = (checkpoint, demonstrations, SFT, SAMPLING)
-    sft.train_sft(*shown, folder / "sft")
+    two_processes.train_sft(checkpoint, demonstrations, SFT, folder / "sft")
     if kind == "zero3_offload":
         return
-    again = folder / "drawn_again", folder / "sft_again"
-    start(again[0] / "checkpoints/grpo" / grpo.RECORD, grpo.all_settings(*told))
+    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING, folder / "drawn_again")
     # A run that is watched must end as the one that is not.
-    stopped(grpo.grpo_trainer, *told, again[0], questions[4:])
-    start(again[1] / "checkpoints/sft" / sft.RECORD, sft.all_settings(*shown))
-    stopped(sft.sft_trainer, *shown, again[1])
+    task = grpo.Task(*told, watched=questions[4:])
+    start(task.run / "checkpoints/grpo/grpo_settings.json", task.facts())
+    stopped(grpo.VideoGRPOTrainer(task))
+    shown = (checkpoint, demonstrations, SFT, SAMPLING, folder / "sft_again")
+    lessons = sft.Task(*shown)
+    start(lessons.run / "checkpoints/sft" / sft.RECORD, lessons.facts())
+    stopped(sft.ResponseTrainer(lessons))
 
 
 def start(record: Path, settings: dict) -> None:
@@ -110,10 +112,10 @@ def start(record: Path, settings: dict) -> None:
 
 
 def second(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
-    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING)
-    grpo.train_grpo(*told, folder / "drawn_again", questions[4:])
-    shown = (checkpoint, demonstrations, SFT, SAMPLING)
-    sft.train_sft(*shown, folder / "sft_again")
+    drawn = (checkpoint, questions, DRAWN, folder / "drawn_again")
+    two_processes.train_drawn(*drawn, questions[4:])
+    shown = (checkpoint, demonstrations, SFT)
+    two_processes.train_sft(*shown, folder / "sft_again")
     arguments = sft.trainer_arguments(SFT, folder / "plain")
     try:
         whole = torch.nn.Linear(4, 4)
@@ -121,7 +123,7 @@ def second(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     except RuntimeError as error:
         records.write_json(folder / f"refused_{rank()}.json", str(error))
     try:
-        sft.train_sft(*shown, folder / "damaged")
+        two_processes.train_sft(*shown, folder / "damaged")
     except ValueError as error:
         records.write_json(folder / f"damaged_{rank()}.json", str(error))
 
@@ -160,7 +162,7 @@ def run_child(phase, kind, arguments, folder) -> None:
         output = os.open(folder / f"output_{rank()}.txt", os.O_WRONLY | os.O_CREAT)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        shared_prefix.LOGITS_AT_ONCE = POSITIONS * 466
+        scoring.LOGITS_AT_ONCE = POSITIONS * 466
         phase(kind, *arguments, folder)
         code = 0
     except BaseException:

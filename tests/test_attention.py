@@ -13,8 +13,9 @@ import torch
 from test_shared_prefix_families import encoded, family  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
-from lib import attention, evaluate, evidence_plots, models, records, shared_prefix
+from lib import attention, evaluate, evidence_plots, models, records
 from lib.frame_store import question_media
+from lib.model import encoding, prefix, rollouts
 from lib.prompts import messages, prompt_text
 from lib.video import Sampling
 
@@ -26,16 +27,16 @@ SAID = "<think>I open the fridge.</think><answer>B</answer>"
 def plain_attention(model, inputs, completion):
     """One ordinary eager forward over prompt and completion: rows of the positions that
     predict the completion, mean over heads, [layers, R, P - 1 + R]."""
-    base = shared_prefix.base_of(model)
+    base = prefix.base_of(model)
     before = base.config.get_text_config()._attn_implementation
     base.set_attn_implementation("eager")
     ids = torch.cat([inputs["input_ids"], completion[None]], 1)
     whole = {
         "input_ids": ids,
-        "mm_token_type_ids": models.mm_token_type_ids(ids, base.config),
+        "mm_token_type_ids": encoding.mm_token_type_ids(ids, base.config),
         "attention_mask": torch.ones_like(ids),
     }
-    with torch.no_grad(), shared_prefix.generating(model):
+    with torch.no_grad(), rollouts.generating(model):
         found = model(**{**inputs, **whole}, output_attentions=True).attentions
     base.set_attn_implementation(before)
     start = inputs["input_ids"].shape[1] - 1
@@ -46,7 +47,7 @@ def plain_attention(model, inputs, completion):
 def asked(processor, question):
     text = prompt_text(question, "think")
     media = question_media(question, SAMPLING)
-    return models.encode(processor, [messages(text, *media)])
+    return encoding.encode(processor, [messages(text, *media)])
 
 
 def with_adapter(model):
@@ -70,7 +71,7 @@ def test_it_is_the_models_own_attention(
     completion = torch.tensor(processor.tokenizer(SAID)["input_ids"])
     for question in tiny_questions[:3]:  # the third has no video
         inputs = asked(processor, question)
-        prompt = shared_prefix.make_prompt(tiny, inputs)
+        prompt = prefix.make_prompt(tiny, inputs)
         found = attention.completion_attention(tiny, prompt, completion)
         expected = plain_attention(tiny, inputs, completion)
         assert found.shape == expected.shape
@@ -82,7 +83,7 @@ def test_it_is_the_models_own_attention(
 def test_all_families_of_the_shared_prefix(random_model, family):  # noqa: F811
     inputs = encoded(np.random.default_rng(0), family, ("video", "image"))
     completion = torch.tensor([5, 9, 17, 4])
-    prompt = shared_prefix.make_prompt(random_model, inputs)
+    prompt = prefix.make_prompt(random_model, inputs)
     found = attention.completion_attention(random_model, prompt, completion)
     expected = plain_attention(random_model, inputs, completion)
     assert np.abs(found - expected).max() < 1e-5
@@ -93,7 +94,7 @@ def test_it_leaves_the_model_as_it_was(tiny_checkpoint, processor, tiny_question
     inputs = asked(processor, tiny_questions[0])
     with torch.no_grad():
         before = tiny(**inputs).logits
-    prompt = shared_prefix.make_prompt(tiny, inputs)
+    prompt = prefix.make_prompt(tiny, inputs)
     attention.completion_attention(tiny, prompt, torch.tensor([9, 10]))
     assert tiny.config.get_text_config()._attn_implementation == "sdpa"
     layers = tiny.model.language_model.layers
@@ -135,11 +136,11 @@ def test_a_map_has_every_patch_in_its_place(processor, tiny_checkpoint):
     for pair, row, column in [(0, 0, 1), (1, 1, 0), (2, 1, 2)]:
         clip = np.zeros((6, 84, 112, 3), np.uint8)
         clip[2 * pair, 28 * row : 28 * row + 28, 28 * column : 28 * column + 28] = 255
-        inputs = models.encode(processor, [messages("x", clip, still)])
+        inputs = encoding.encode(processor, [messages("x", clip, still)])
         patches = inputs["pixel_values_videos"].reshape(-1, 4 * 1176)  # merged by four
         token = int(patches.sum(1).argmax())
-        prompt = shared_prefix.make_prompt(tiny, inputs)
-        kinds = models.mm_token_type_ids(prompt.ids, tiny.config).numpy()
+        prompt = prefix.make_prompt(tiny, inputs)
+        kinds = encoding.mm_token_type_ids(prompt.ids, tiny.config).numpy()
         weights = np.zeros((1, 1, len(kinds)))
         weights[0, 0, np.flatnonzero(kinds == 2)[token]] = 0.3
         found = np.array(attention._picture_map(weights, kinds, prompt, 2, 2))

@@ -21,11 +21,11 @@ from lib import (
     prompts,
     questions,
     records,
-    shared_prefix,
     video,
     workload,
 )
 from lib.mini import benchmark
+from lib.model import encoding, prefix, rollouts, scoring
 from lib.model_states import Sharding, of_config
 
 BASE = paths.ROOT / "lib" / "mini" / "base"
@@ -119,22 +119,22 @@ def test_flop_are_those_that_torch_counts():
     """With eager attention, whose products torch's counter sees."""
     model = models.load_model(BASE)
     model.set_attn_implementation("eager")
-    shared_prefix.add_scoring(model)
+    scoring.add_scoring(model)
     clip = torch.zeros(8, 56, 112, 3, dtype=torch.uint8).numpy()
     turn = prompts.messages("what next? " * 30, clip, clip[0])
-    encoded = models.encode(models.load_processor(BASE), [turn])
-    prompt = shared_prefix.make_prompt(model, encoded)
+    encoded = encoding.encode(models.load_processor(BASE), [turn])
+    prompt = prefix.make_prompt(model, encoded)
     group = [torch.arange(10, 30)] * 8
     (run,) = params.load_params(MINI)
     work = replace(memory.work_of(memory.all_values(run), "cpu"), lora_rank=0)
     sizes = memory.Sizes.of(model.config)
     item = compute.Item(len(prompt.ids), 5 * 32, 32, 20)
-    decoding = shared_prefix.Decoding(20, 1.0, 0, 1.0, (-1,), 0, ())
+    decoding = rollouts.Decoding(20, 1.0, 0, 1.0, (-1,), 0, ())
 
     def scores():
-        return shared_prefix.completion_scores(model, [prompt], [group])[0]
+        return scoring.completion_scores(model, [prompt], [group])[0]
 
-    found = counted(lambda: shared_prefix.rollouts(model, [prompt], 8, decoding))
+    found = counted(lambda: rollouts.draw(model, [prompt], 8, decoding))
     wanted = compute.rollouts(sizes, work, item, 1).flop
     assert found == pytest.approx(wanted, rel=0.06)  # the last token is not fed again
     found = counted(scores)
@@ -216,7 +216,7 @@ def test_tokens_are_those_that_the_model_is_given(values, data):
         for question in asked:
             media = frame_store.question_media(question, sampling)
             turn = prompts.messages(prompts.prompt_text(question, style), *media)
-            lengths.append(models.encode(processor, [turn])["input_ids"].shape[1])
+            lengths.append(encoding.encode(processor, [turn])["input_ids"].shape[1])
         known = workload.sets_of(values)["L1"]
         text = known.text if style == "think" else known.direct
         item = workload.item_of(known, values, text, 0)

@@ -5,10 +5,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lib import care, models, paths, records, shared_prefix
+from lib import care, grpo, models, paths, records
 from lib.care import CARESettings, answer_likelihood, answer_span, consistency_bonus
-from tests.test_grpo import SAMPLING, SETTINGS, one_step_inputs, plain_logps
-from tests.test_grpo_variants import assert_same_run, interrupted_and_resumed
+from lib.model import prefix
+from tests.test_grpo import SETTINGS, assert_same_run, one_step_inputs, plain_logps
+from tests.test_grpo_variants import interrupted_and_resumed
 
 CARE = CARESettings(**asdict(SETTINGS))
 PAPER = replace(CARE, margin=0.01)
@@ -29,11 +30,10 @@ REWARDS = {"accuracy": letters}
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tiny_questions, tmp_path):
+def build(make_task, tmp_path):
     def make(rewards=REWARDS, folder=tmp_path, **changes):
-        settings = replace(CARE, **changes)
-        given = (tiny_checkpoint, tiny_questions, rewards, settings, SAMPLING, folder)
-        return care.care_trainer(*given)
+        task = make_task(rewards, replace(CARE, **changes), folder)
+        return care.VideoCARETrainer(task)
 
     return make
 
@@ -164,7 +164,7 @@ def test_training_moves_the_reference_every_so_many_steps(build, every, moves):
     start = {name: own.clone() for name, own in trainer.reference.average.items()}
     seen = []
 
-    class Watch(care.checkpoints.TrainerCallback):
+    class Watch(care.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             weights = care.trained_weights(trainer.model)
             seen.append({name: w.detach().clone() for name, w in weights.items()})
@@ -260,7 +260,7 @@ def test_a_step_uses_the_bonus_and_records_it(build, tmp_path):
     """Answers are forced by decoding them: the first tokens of a policy say nothing."""
     trainer = build(kl_beta=0.04)
     tokens = completions_of(trainer)
-    trainer._draw = lambda seen: [tokens] * len(seen)
+    trainer.draw = lambda seen: [tokens] * len(seen)
     _, (inputs,) = one_step_inputs(trainer)
     rows = records.read_jsonl(tmp_path / "rollouts_care.jsonl")
     assert [row["text"] for row in rows] == ANSWERS * 2
@@ -280,43 +280,36 @@ def test_a_step_uses_the_bonus_and_records_it(build, tmp_path):
     assert "ref_per_token_logps" in inputs, "the KL variants compare with the base"
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    tiny_checkpoint, tiny_questions, tmp_path
-):
+def test_an_interrupted_run_ends_as_an_undisturbed_one(make_task, tmp_path):
     """The reference of the resumed run is that of the checkpoint, to the last bit."""
     settings = replace(CARE, steps=6, reference_every=1, reference_decay=0.5)
-
-    def train(rewards, run):
-        given = (tiny_checkpoint, tiny_questions, rewards, settings, SAMPLING, run)
-        return care.train_care(*given)
-
-    folder = train(REWARDS, tmp_path / "one")
-    assert folder == tmp_path / "one" / "adapters" / "care"
+    one, two = (make_task(REWARDS, settings, tmp_path / name) for name in ("1", "2"))
+    folder = grpo.train(one, care.VideoCARETrainer)
+    assert folder == one.run / "adapters" / "care"
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "care_settings.json",
     ]
-    interrupted_and_resumed(train, REWARDS, 3 * 16 + 5, tmp_path / "two")
-    log = assert_same_run(tmp_path / "one", tmp_path / "two", "care")
+    interrupted_and_resumed(two, care.VideoCARETrainer, 3 * 16 + 5)
+    log = assert_same_run(one.run, two.run, "care")
     assert [row["step"] for row in log] == list(range(1, 7))
     assert all("reward_consistency_bonus" in row for row in log)
     assert all(row["reference_likelihood"] == 0 for row in log)
 
 
 def test_a_checkpoint_holds_the_reference(build, tmp_path):
+    """A random policy gives no answer, so the run above would not notice."""
     first = build(steps=2, reference_every=1, reference_decay=0.5)
     first.train()
     again = build(steps=4, reference_every=1, reference_decay=0.5)
+    start = {name: own.clone() for name, own in again.reference.average.items()}
     again.create_optimizer_and_scheduler(4)
     again._load_optimizer_and_scheduler(str(tmp_path / "checkpoints/care/checkpoint-2"))
     for name, own in first.reference.average.items():
         assert torch.equal(again.reference.average[name], own)
-    start = build(folder=tmp_path / "start").reference.average
-    assert any(
-        not torch.equal(start[name], own)
-        for name, own in again.reference.average.items()
-    )
+    average = again.reference.average
+    assert any(not torch.equal(average[name], start[name]) for name in start)
 
 
 def test_without_an_adapter_the_reference_averages_all_weights(build):
@@ -359,7 +352,7 @@ def test_rewards_without_accuracy_are_refused(build):
 def test_scoring_by_the_reference_is_one_row_a_group(build):
     trainer = build()
     rows = []
-    visual = shared_prefix.base_of(trainer.model).model.language_model
+    visual = prefix.base_of(trainer.model).model.language_model
     visual.register_forward_hook(
         lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
         with_kwargs=True,

@@ -22,6 +22,7 @@ from lib import (
     stats,
     tables,
 )
+from lib.model import encoding
 
 # isort: split
 import peft
@@ -117,7 +118,7 @@ def test_a_reasoning_that_names_a_letter_is_marked(text, named):
 def plain_probabilities(model, processor, item, thought):
     """Letter by letter, a whole sequence each, without any packing."""
     talk = messages(prompt_text(item, "think"), None, None)
-    prompt = models.encode(processor, [talk])["input_ids"][0].tolist()
+    prompt = encoding.encode(processor, [talk])["input_ids"][0].tolist()
     scores = []
     for letter in "ABCDE"[: len(item.options)]:
         text = f"<think>{thought}</think><answer>{letter}"

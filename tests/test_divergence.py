@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import checkpoints, grpo, launch, models, sft
-from lib.questions import Demonstration
+from lib import checkpoints, grpo, launch, models, rl, sft
 from tests import test_care, test_grpo, test_ppo, test_sft
 from tests.test_grpo import SAMPLING
 
@@ -17,39 +16,25 @@ from tests.test_grpo import SAMPLING
 from safetensors.torch import load_file, save_file
 
 METHODS = {
-    "grpo": (grpo.VideoGRPOTrainer, test_grpo.SETTINGS, test_grpo.REWARDS),
-    "ppo": (test_ppo.ppo.VideoPPOTrainer, test_ppo.PPO, test_ppo.REWARDS),
-    "care": (test_care.care.VideoCARETrainer, test_care.CARE, test_care.REWARDS),
+    "grpo": (test_grpo.SETTINGS, test_grpo.REWARDS),
+    "ppo": (test_ppo.PPO, test_ppo.REWARDS),
+    "care": (test_care.CARE, test_care.REWARDS),
 }
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tiny_questions):
-    return [
-        Demonstration(
-            id=question.id,
-            text=f"{question.text} A. fill B. pour",
-            video=question.video,
-            image=question.image,
-            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
-        )
-        for number, question in enumerate(tiny_questions)
-    ]
+ALL = [test_sft.SETTINGS, *(settings for settings, _ in METHODS.values())]
 
 
 @pytest.fixture
-def train(tiny_checkpoint, tiny_questions, demonstrations, tmp_path):
+def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
     """Train by a method's name, with changed settings, in tmp_path."""
 
-    def run(name, **changes):
+    def run(name, rewards=None, **changes):
         if name == "sft":
             settings = replace(test_sft.SETTINGS, **changes)
             given = (tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
-            return sft.train_sft(*given)
-        method, settings, functions = METHODS[name]
-        settings = replace(settings, **changes)
-        given = (tiny_checkpoint, tiny_questions, functions, settings, SAMPLING)
-        return grpo.train_policy(method, *given, tmp_path)
+            return sft.train_sft(sft.Task(*given))
+        settings, functions = METHODS[name]
+        task = make_task(rewards or functions, replace(settings, **changes), tmp_path)
+        return grpo.train(task, rl.METHODS[name][1])
 
     return run
 
@@ -95,36 +80,29 @@ def test_a_training_without_gradients_is_an_error(train, tmp_path, name):
     assert not (tmp_path / "adapters" / name).exists()
 
 
-def test_dead_groups_may_have_no_gradients(train, monkeypatch):
-    rewards = {"nothing": test_grpo.nothing}
-    method, settings, _ = METHODS["grpo"]
-    monkeypatch.setitem(METHODS, "grpo", (method, settings, rewards))
-    assert train("grpo", steps=2).is_dir()
+def test_dead_groups_may_have_no_gradients(train):
+    assert train("grpo", {"nothing": test_grpo.nothing}, steps=2).is_dir()
 
 
 def test_both_processes_stop_and_say_why(tiny_checkpoint, demonstrations, tmp_path):
     settings = replace(test_sft.SETTINGS, batch_size=1, lr=1e39)
-    given = (tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
+    task = sft.Task(tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
     with pytest.raises(launch.ChildFailed, match=r"step 2: it left NaN .* lower lr"):
-        launch.call(tmp_path, 2, "", sft.train_sft, *given)
+        launch.call(tmp_path, 2, "", sft.train_sft, task)
     assert [row["step"] for row in read_log(tmp_path, "sft")] == [1, 2]
     assert not (tmp_path / "adapters" / "sft").exists()
 
 
-@pytest.mark.parametrize("steps", [0, -3])
-@pytest.mark.parametrize(
-    "settings", [test_sft.SETTINGS, *(own for _, own, _ in METHODS.values())]
-)
-def test_steps_that_are_none_are_refused(settings, steps):
-    with pytest.raises(ValueError, match=rf"^steps = {steps}: at least 1"):
-        replace(settings, steps=steps)
-
-
-@pytest.mark.parametrize("lr", [math.inf, math.nan])
-def test_a_rate_that_is_no_number_is_refused(lr):
-    for settings in (test_sft.SETTINGS, *(own for _, own, _ in METHODS.values())):
+@pytest.mark.parametrize("settings", ALL)
+def test_numbers_that_train_nothing_are_refused(settings):
+    for steps in (0, -3):
+        with pytest.raises(ValueError, match=rf"^steps = {steps}: at least 1"):
+            replace(settings, steps=steps)
+    for lr in (math.inf, math.nan):
         with pytest.raises(ValueError, match=rf"^lr = {lr}: "):
             replace(settings, lr=lr)
+    with pytest.raises(ValueError, match=r"lora_alpha = .*: a finite number is needed"):
+        replace(settings, lora_alpha=math.inf)
 
 
 # What is loaded

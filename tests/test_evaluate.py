@@ -10,6 +10,7 @@ import torch
 from lib import evaluate as evaluation
 from lib import models, records
 from lib.evaluate import EvalSettings, evaluate, metrics, row
+from lib.model import encoding
 from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -60,12 +61,15 @@ def test_batches_answer_as_single_questions_do(model, processor, tiny_questions,
 
 
 def argmax_completion(model, processor, inputs):
-    banned, start = models.visual_token_ids(model.config), inputs["input_ids"].shape[1]
+    banned, start = (
+        encoding.visual_token_ids(model.config),
+        inputs["input_ids"].shape[1],
+    )
     ids = inputs["input_ids"]
     for _ in range(SETTINGS.max_new_tokens):
         inputs["input_ids"] = ids
         inputs["attention_mask"] = torch.ones_like(ids)
-        inputs["mm_token_type_ids"] = models.mm_token_type_ids(ids, model.config)
+        inputs["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
         with torch.no_grad():
             logits = model(**inputs, use_cache=False).logits[:, -1]
         logits[:, banned] = -torch.inf
@@ -98,7 +102,7 @@ def test_no_field_is_inherited_from_the_checkpoint(
 def test_a_completion_never_holds_tokens_of_pictures(
     model, processor, tiny_questions, path
 ):
-    for token in models.visual_token_ids(model.config):
+    for token in encoding.visual_token_ids(model.config):
         always(model, token)
     rows = evaluate(model, processor, tiny_questions, SETTINGS, SAMPLING, path)
     assert all(completions(rows))

@@ -1,9 +1,10 @@
-"""README's "Extend it": its examples are taken from the page and carried out.
+"""The examples of "Extend it" are taken from four docstrings and carried out.
 
-A copy of the kit is extended exactly as the page says, films are made that the data
-set tells of, and one process (extended.py) trains with what was added.
+A copy of the kit is extended exactly as they say, films are made that the data set
+tells of, and one process (extended.py) trains with what was added.
 """
 
+import ast
 import os
 import random
 import re
@@ -21,7 +22,7 @@ from lib.mini import benchmark, world
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json
 
-BLOCK = re.compile(r"^```(?:python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+EXAMPLES = ("rewards", "rl", "training_sets", "models")  # modules that hold one
 FILES = {  # file of films.json: clips in it
     "training": 4,
     "validation_L1": 2,
@@ -32,19 +33,25 @@ FILES = {  # file of films.json: clips in it
 
 @pytest.fixture(scope="module")
 def sections():
-    """{heading: text} of README's section."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    own = text.partition("\n## Extend it\n")[2].partition("\n## ")[0]
-    parts = own.split("\n### ")[1:]
-    return dict(part.split("\n", 1) for part in parts)
+    """{module: what its docstring says from "Extend it" on}."""
+    texts = {}
+    for name in EXAMPLES:
+        module = ast.parse((ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8"))
+        texts[name] = ast.get_docstring(module).partition("\nExtend it: ")[2]
+    return texts
 
 
 @pytest.fixture(scope="module")
 def blocks(sections):
-    """{heading: its one block of code}."""
-    found = {heading: BLOCK.findall(text) for heading, text in sections.items()}
-    assert all(len(own) == 1 for own in found.values())
-    return {heading: own for heading, (own,) in found.items()}
+    """{module: the indented lines, which are code}."""
+    found = {}
+    for name, text in sections.items():
+        lines = text.splitlines()
+        indented = [i for i, line in enumerate(lines) if line.startswith("    ")]
+        code = lines[indented[0] : indented[-1] + 1]
+        assert all(line.startswith("    ") or not line for line in code), name
+        found[name] = "\n".join(line[4:] for line in code) + "\n"
+    return found
 
 
 def film(file: str, number: int, folder: Path) -> dict:
@@ -97,15 +104,14 @@ def kit(films, blocks, sections):
         shutil.copytree(
             ROOT / name, kit / name, ignore=shutil.ignore_patterns("__pycache__")
         )
-    for file, heading in (("rewards", "A reward"), ("rl", "An RL variant")):
-        assert f"`lib/{file}.py`" in sections[heading]
-        with (kit / "lib" / f"{file}.py").open("a") as module:
-            module.write(f"\n\n{blocks[heading]}")
-    (kit / "lib" / "films.py").write_text(blocks["A data set"])
-    (kit / "params" / "grpo_after_sft.yaml").write_text(blocks["A model"])
-    run(kit, "-m", *found(sections["A data set"], r"data_command: ([^`]+)`").split())
-    reward = found(sections["A reward"], r'-p reward "([^"]+)"')
-    export = found(sections["A model"], r"python -m lib.models export ([^`]+)`")
+    for name in ("rewards", "rl"):
+        with (kit / "lib" / f"{name}.py").open("a") as module:
+            module.write(f"\n\n{blocks[name]}")
+    (kit / "lib" / "films.py").write_text(blocks["training_sets"])
+    (kit / "params" / "grpo_after_sft.yaml").write_text(blocks["models"])
+    run(kit, "-m", *found(sections["training_sets"], r"data_command: ([^`]+)`").split())
+    reward = found(sections["rewards"], r'-p reward "([^"]+)"')
+    export = found(sections["models"], r"python -m lib.models export ([^`]+)`")
     run(kit, str(ROOT / "tests" / "extended.py"), reward, *export.split())
     return kit
 
@@ -136,8 +142,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 def test_every_example_is_short(blocks):
-    assert list(blocks) == ["A reward", "An RL variant", "A data set", "A model"]
-    assert all(len(block.splitlines()) < 30 for block in blocks.values())
+    assert all(3 < len(block.splitlines()) < 30 for block in blocks.values())
 
 
 def test_the_reward_is_logged_and_moves_what_is_trained(kit, films):
@@ -250,7 +255,7 @@ def test_the_model_is_trained_further_and_evaluated(kit):
 
 
 def test_what_is_said_of_other_models(kit, sections):
-    text, told = sections["A model"], read_json(kit / "told.json")
+    text, told = sections["models"], read_json(kit / "told.json")
     assert told["said"].startswith(found(text, r"`(model_type 'llava'[^`]+)`"))
     assert [name for name in told["families"] if f"`{name}`" in text] == [
         *told["families"]

@@ -1,19 +1,20 @@
 """GRPO sees the pictures, keeps groups together, and survives a kill."""
 
 import os
-import signal
+import pickle
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lib import checkpoints, grpo, models, records, shared_prefix
-from lib.grpo import GRPOSettings
+from lib import checkpoints, grpo, models, records
+from lib.model import encoding, prefix
 from lib.rewards import format_reward
+from lib.train.task import GRPOSettings, batch_sizes
 from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -43,20 +44,18 @@ def nothing(text, question):
     return 0.0
 
 
-REWARDS = {"vowels": vowels, "format": lambda text, question: format_reward(text)}
+def tagged(text, question):
+    return format_reward(text)
+
+
+REWARDS = {"vowels": vowels, "format": tagged}
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tiny_questions, tmp_path):
-    def make(rewards=REWARDS, **changes):
-        return grpo.grpo_trainer(
-            tiny_checkpoint,
-            tiny_questions,
-            rewards,
-            replace(SETTINGS, **changes),
-            SAMPLING,
-            tmp_path,
-        )
+def build(make_task, tmp_path):
+    def make(rewards=REWARDS, folder=tmp_path, **changes):
+        task = make_task(rewards, replace(SETTINGS, **changes), folder)
+        return grpo.VideoGRPOTrainer(task)
 
     return make
 
@@ -76,7 +75,7 @@ def plain_logps(trainer, question, completion):
     """Log-probabilities by one ordinary forward over prompt, pictures, completion."""
     prompt = trainer.read_prompt(question)
     ids = torch.cat([prompt.ids, completion])[None]
-    kinds = models.mm_token_type_ids(ids, trainer.model.config)
+    kinds = encoding.mm_token_type_ids(ids, trainer.model.config)
     mask = torch.ones_like(ids)
     with torch.no_grad():
         logits = trainer.model(
@@ -88,7 +87,7 @@ def plain_logps(trainer, question, completion):
 def scored(trainer, inputs):
     """(row, its completion, its log-probabilities) through the trainer's own path."""
     flat = grpo.unfold(inputs)
-    trainer._prompts = inputs["prompts"]
+    trainer.in_loss = {**flat, "prompts": inputs["prompts"]}
     ids = torch.cat([flat["prompt_ids"], flat["completion_ids"]], 1)
     mask = torch.cat([flat["prompt_mask"], flat["completion_mask"]], 1)
     logps, _, _ = trainer._get_per_token_logps_and_entropies(
@@ -137,26 +136,10 @@ def test_the_update_scores_every_rollout_with_its_own_pictures(
             assert (reference[i, : len(expected)] - expected).abs().max() <= 1e-5
 
 
-def test_the_update_changes_with_the_video(build, tiny_questions):
-    trainer = build()
-    one, other = (
-        replace(tiny_questions[0], video=tiny_questions[i].video) for i in (0, 1)
-    )
-    completion = torch.arange(20, 26)
-    found = []
-    for question in (one, other):
-        prompts = [trainer.read_prompt(question)]
-        logps, _ = shared_prefix.completion_scores(
-            trainer.model, prompts, [[completion]]
-        )
-        found.append(logps[0])
-    assert (found[0] - found[1]).abs().max() > 1e-2
-
-
 def test_a_step_runs_a_frozen_vision_tower_once_a_prompt(build):
     trainer = build(steps=1, kl_beta=0.1)
     calls = []
-    visual = shared_prefix.base_of(trainer.model).model.visual
+    visual = prefix.base_of(trainer.model).model.visual
     visual.register_forward_hook(lambda module, args, out: calls.append(len(args[0])))
     trainer.train()
     stills, clips = 2 * 16, [2 * 2 * 16, 2 * 16]
@@ -169,7 +152,7 @@ def test_a_trained_vision_tower_gets_gradients(build):
     trainer = build(lora_rank=0, lr=1e-3)
     _, parts = one_step_inputs(trainer)
     trainer.compute_loss(trainer.model, parts[0]).backward()
-    weight = shared_prefix.base_of(trainer.model).model.visual.patch_embed.proj.weight
+    weight = prefix.base_of(trainer.model).model.visual.patch_embed.proj.weight
     assert weight.grad.norm() > 0
 
 
@@ -248,13 +231,18 @@ def test_sampling_fields_come_from_the_settings(build):
     } == set(decoding.suppressed)
 
 
-def test_question_order_is_epochs_of_all_questions(tiny_questions):
-    order = grpo.question_order(tiny_questions, 15, seed=3)
+def test_rows_are_epochs_of_all_questions(make_task, tiny_questions, tmp_path):
+    def order(seed, **more):
+        settings = replace(SETTINGS, steps=15, prompts_per_step=1, seed=seed)
+        task = make_task(REWARDS, settings, tmp_path, **more)
+        return [row["question_id"] for row in task.rows()]
+
     ids = {question.id for question in tiny_questions}
-    assert set(order[:6]) == set(order[6:12]) == ids
-    assert order[:6] != order[6:12]
-    assert order == grpo.question_order(tiny_questions, 15, seed=3)
-    assert order != grpo.question_order(tiny_questions, 15, seed=4)
+    assert len(order(3)) == 15
+    assert set(order(3)[:6]) == set(order(3)[6:12]) == ids
+    assert order(3) == order(3) != order(4)
+    with pytest.raises(ValueError, match=r"have only 6 .* training/1 is that"):
+        order(3, questions=[*tiny_questions, tiny_questions[1]])
 
 
 @pytest.mark.parametrize(
@@ -268,44 +256,16 @@ def test_settings_without_a_signal_are_refused(changes, message):
 
 def test_batches_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="prompts_per_backward"):
-        grpo.batch_sizes(replace(SETTINGS, prompts_per_step=4, prompts_per_backward=3))
+        batch_sizes(replace(SETTINGS, prompts_per_step=4, prompts_per_backward=3))
 
 
 # Whole runs
 
 RUN = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from tests import test_grpo
-from lib import grpo, records
-folder = Path(sys.argv[1])
-questions = test_grpo.stored_questions(folder)
-grpo.train_grpo(folder / "checkpoint", questions, test_grpo.REWARDS,
-                test_grpo.SETTINGS, test_grpo.SAMPLING, Path(sys.argv[2]))
+import pickle, sys
+from lib import grpo
+grpo.train(pickle.load(open(sys.argv[1], "rb")))
 """
-
-
-def store_questions(folder, questions):
-    records.write_json(folder / "questions.json", [asdict(q) for q in questions])
-
-
-def stored_questions(folder):
-    from lib.questions import Question
-
-    def restore(row):
-        media = {key: row[key] and Path(row[key]) for key in ("video", "image")}
-        lists = {key: tuple(row[key]) for key in ("options", "progress")}
-        return Question(**{**row, **media, **lists})
-
-    return [restore(row) for row in records.read_json(folder / "questions.json")]
-
-
-def start(folder, run):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "."}
-    command = [sys.executable, "-c", RUN, str(folder), str(run)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 
 
 def lines(path):
@@ -319,59 +279,67 @@ def without_seconds(rows):
     ]
 
 
+def assert_same_run(one, other, label):
+    """Adapters and rollouts to the last byte, logs but for their seconds."""
+    assert records.sha256(one / "adapters") == records.sha256(other / "adapters")
+    names = {path.name for path in one.glob("*rollouts*.jsonl")}
+    assert names == {path.name for path in other.glob("*rollouts*.jsonl")}
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    name = f"train_log_{label}.jsonl"
+    logs = [records.read_jsonl(folder / name) for folder in (one, other)]
+    assert without_seconds(logs[0]) == without_seconds(logs[1])
+    return logs[0]
+
+
 @pytest.fixture(scope="module")
-def finished(tiny_checkpoint, tiny_questions, tmp_path_factory):
-    """The undisturbed run: (folder of checkpoint and questions, its run folder)."""
-    folder = tiny_checkpoint.parent
-    store_questions(folder, tiny_questions)
-    run = tmp_path_factory.mktemp("undisturbed")
-    grpo.train_grpo(tiny_checkpoint, tiny_questions, REWARDS, SETTINGS, SAMPLING, run)
-    return folder, run
+def finished(make_task, tmp_path_factory):
+    """The task of an undisturbed run."""
+    task = make_task(REWARDS, SETTINGS, tmp_path_factory.mktemp("undisturbed"))
+    grpo.train(task)
+    return task
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(finished, tmp_path):
-    folder, run = finished
-    process = start(folder, tmp_path)
+    own = replace(finished, run=tmp_path)
+    (tmp_path / "task").write_bytes(pickle.dumps(own))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ".:tests"}
+    command = [sys.executable, "-c", RUN, str(tmp_path / "task")]
     complete = tmp_path / "checkpoints/grpo/checkpoint-2" / checkpoints.MARKER
-    deadline = time.monotonic() + 600
-    while not (complete.exists() and len(lines(tmp_path / "rollouts.jsonl")) >= 24):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    drawn = tmp_path / "rollouts.jsonl"
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            deadline = time.monotonic() + 600
+            while not (complete.exists() and len(lines(drawn)) >= 24):
+                assert process.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        finally:
+            process.kill()
     assert not (tmp_path / "adapters").exists()
     half = tmp_path / "checkpoints/grpo/checkpoint-4"
     half.mkdir(exist_ok=True)
     (half / checkpoints.MARKER).unlink(missing_ok=True)
 
-    assert start(folder, tmp_path).wait() == 0
+    grpo.train(own)
     assert not (tmp_path / "checkpoints/grpo").exists()
-    assert records.sha256(tmp_path / "adapters") == records.sha256(run / "adapters")
-    name = "rollouts.jsonl"
-    assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
-    name = "train_log_grpo.jsonl"
-    logs = [records.read_jsonl(place / name) for place in (tmp_path, run)]
-    assert without_seconds(logs[0]) == without_seconds(logs[1])
+    assert_same_run(tmp_path, finished.run, "grpo")
 
 
-def test_a_run_killed_behind_its_last_step_only_needs_publishing(
-    finished, tiny_questions, tmp_path
-):
-    folder, run = finished
-    arguments = (folder / "checkpoint", tiny_questions, REWARDS, SETTINGS, SAMPLING)
+def test_a_run_killed_behind_its_last_step_only_needs_publishing(finished, tmp_path):
+    own = replace(finished, run=tmp_path)
     work = tmp_path / "checkpoints" / "grpo"
-    checkpoints.write_settings(work / grpo.RECORD, grpo.all_settings(*arguments))
-    grpo.grpo_trainer(*arguments, tmp_path).train()
+    checkpoints.write_settings(work / "grpo_settings.json", own.facts())
+    grpo.VideoGRPOTrainer(own).train()
     assert (work / "checkpoint-4" / checkpoints.MARKER).exists()
     before = (tmp_path / "rollouts.jsonl").read_bytes()
-    grpo.train_grpo(*arguments, tmp_path)
+    grpo.train(own)
     assert (tmp_path / "rollouts.jsonl").read_bytes() == before
-    assert records.sha256(tmp_path / "adapters") == records.sha256(run / "adapters")
+    assert_same_run(tmp_path, finished.run, "grpo")
 
 
 def test_the_records_of_a_run(finished):
-    _, run = finished
+    run = finished.run
     log = records.read_jsonl(run / "train_log_grpo.jsonl")
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     expected = {
@@ -393,21 +361,17 @@ def test_the_records_of_a_run(finished):
     assert not [key for row in rows for key in row if "second" in key or "time" in key]
 
 
-def test_a_finished_run_returns_at_once_and_refuses_other_settings(
-    finished, tiny_questions
-):
-    folder, run = finished
-    before = records.sha256(run)
-    arguments = (folder / "checkpoint", tiny_questions, REWARDS)
-    result = grpo.train_grpo(*arguments, SETTINGS, SAMPLING, run)
-    assert result == run / "adapters" / "grpo"
-    assert records.sha256(run) == before
+def test_a_finished_run_returns_at_once_and_refuses_other_settings(finished):
+    before = records.sha256(finished.run)
+    assert grpo.train(finished) == finished.run / "adapters" / "grpo"
+    assert records.sha256(finished.run) == before
+    other = replace(finished, settings=replace(SETTINGS, lr=0.02))
     with pytest.raises(ValueError, match=r"lr \(0.01 there, 0.02 now\)"):
-        grpo.train_grpo(*arguments, replace(SETTINGS, lr=0.02), SAMPLING, run)
+        grpo.train(other)
 
 
 def test_the_adapter_loads_and_changes_the_model(finished, tiny_checkpoint):
-    _, run = finished
+    run = finished.run
     model = models.load_model(tiny_checkpoint)
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():
@@ -417,15 +381,9 @@ def test_the_adapter_loads_and_changes_the_model(finished, tiny_checkpoint):
     assert (before - after).abs().max() > 1e-3
 
 
-def test_nf4_with_checkpointing_and_kl_trains(
-    tiny_checkpoint, tiny_questions, tmp_path
-):
-    settings = replace(
-        SETTINGS, steps=2, quantize=True, gradient_checkpointing=True, kl_beta=0.1
-    )
-    grpo.train_grpo(
-        tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING, tmp_path
-    )
+def test_nf4_with_checkpointing_and_kl_trains(make_task, tmp_path):
+    changes = {"quantize": True, "gradient_checkpointing": True, "kl_beta": 0.1}
+    grpo.train(make_task(REWARDS, replace(SETTINGS, steps=2, **changes), tmp_path))
     log = records.read_jsonl(tmp_path / "train_log_grpo.jsonl")
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6)
     assert log[1]["kl"] > 0

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import checkpoints, grpo, records, reward_stages, rewards, shared_prefix
+from lib import checkpoints, grpo, records, reward_stages, rewards
+from lib.model import scoring
 from tests.test_grpo import (
     REWARDS,
-    SAMPLING,
     SETTINGS,
+    assert_same_run,
     one_step_inputs,
     plain_logps,
     vowels,
-    without_seconds,
 )
 
 COMPLETIONS = [[20, 21, 22], [23, 24, 25, 26, 27], [30, 31], [32, 33, 34, 35]]
@@ -24,11 +24,10 @@ REFERENCE = [0.5, -0.2, 14.0, 0.1]  # the reference's less the policy's
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tiny_questions, tmp_path):
+def build(make_task, tmp_path):
     def make(rewards=REWARDS, folder=tmp_path, **changes):
-        settings = replace(SETTINGS, **changes)
-        given = (tiny_checkpoint, tiny_questions, rewards, settings, SAMPLING, folder)
-        return grpo.grpo_trainer(*given)
+        task = make_task(rewards, replace(SETTINGS, **changes), folder)
+        return grpo.VideoGRPOTrainer(task)
 
     return make
 
@@ -234,7 +233,7 @@ def test_float32_logits_are_nearer_to_the_float32_model(build, tiny_checkpoint):
         prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
         given = (trainer.model, prompts, [completion])
         with torch.no_grad():
-            return shared_prefix.completion_scores(*given)[0][0]
+            return scoring.completion_scores(*given)[0][0]
 
     exact = logps()
     rough = logps(dtype="bfloat16")
@@ -340,57 +339,40 @@ class Interrupting:
         return self.reward(text, question)
 
 
-def assert_same_run(one, other, label):
-    assert records.sha256(one / "adapters") == records.sha256(other / "adapters")
-    names = {path.name for path in one.glob("*rollouts*.jsonl")}
-    assert names == {path.name for path in other.glob("*rollouts*.jsonl")}
-    for name in names:
-        assert (one / name).read_bytes() == (other / name).read_bytes()
-    name = f"train_log_{label}.jsonl"
-    logs = [records.read_jsonl(folder / name) for folder in (one, other)]
-    assert without_seconds(logs[0]) == without_seconds(logs[1])
-    return logs[0]
-
-
-def interrupted_and_resumed(train, rewards, at, run):
-    """`train(rewards, run)` that dies at a reward, and then again to its end."""
-    name, reward = next(iter(rewards.items()))
+def interrupted_and_resumed(task, method, at):
+    """Train a task that dies at a call of its first reward, and then to its end."""
+    name, reward = next(iter(task.rewards.items()))
+    broken = {**task.rewards, name: Interrupting(reward, at)}
     with pytest.raises(Killed):
-        train({**rewards, name: Interrupting(reward, at)}, run)
-    assert list((run / "checkpoints").glob(f"*/checkpoint-*/{checkpoints.MARKER}"))
-    train(rewards, run)
+        grpo.train(replace(task, rewards=broken), method)
+    assert list(task.run.glob(f"checkpoints/*/checkpoint-*/{checkpoints.MARKER}"))
+    grpo.train(task, method)
 
 
 def test_an_interrupted_run_of_all_variants_ends_as_an_undisturbed_one(
-    tiny_checkpoint, tiny_questions, tmp_path, monkeypatch
+    make_task, tmp_path, monkeypatch
 ):
     """Two updates a batch, draws, a bounded KL, a change of stage after the kill."""
     changes = {"updates_per_batch": 2, "extra_draws": 2, "kl_beta": 0.1}
     changes |= {"kl_clamp": 11.0, "steps": 8, "save_every": 4, "temperature": 2.0}
-    settings = replace(SETTINGS, **changes)
-    plan = reward_stages.read_rewards(
-        "format until 3 steps | accuracy + 0.5 consistency"
-    )
-    monkeypatch.setitem(rewards.REWARDS, "accuracy", choosy)
+    line = "format until 3 steps | accuracy + 0.5 consistency"
+    plan = reward_stages.read_rewards(line)
     monkeypatch.setitem(rewards.REWARDS, "format", vowels)
 
-    def train(run):
-        given = (tiny_checkpoint, tiny_questions, plan, settings, SAMPLING, run)
-        grpo.train_grpo(*given)
+    def train(folder, dies_at=10**9):
+        counted = Interrupting(choosy, dies_at)
+        monkeypatch.setitem(rewards.REWARDS, "accuracy", counted)
+        settings = replace(SETTINGS, **changes)
+        grpo.train(make_task(plan, settings, tmp_path / folder))
+        return dies_at - counted.left
 
-    train(tmp_path / "one")
-    counted = Interrupting(choosy, 10**9)
-    monkeypatch.setitem(rewards.REWARDS, "accuracy", counted)
-    train(tmp_path / "counted")
-    calls = 10**9 - counted.left
-    broken = tmp_path / "broken"
-    monkeypatch.setitem(rewards.REWARDS, "accuracy", Interrupting(choosy, calls - 5))
+    calls = train("one")
     with pytest.raises(Killed):
-        train(broken)
-    assert (broken / "checkpoints/grpo/checkpoint-4" / checkpoints.MARKER).exists()
-    monkeypatch.setitem(rewards.REWARDS, "accuracy", choosy)
-    train(broken)
-    log = assert_same_run(tmp_path / "one", broken, "grpo")
+        train("broken", calls - 5)
+    work = tmp_path / "broken/checkpoints/grpo"
+    assert (work / "checkpoint-4" / checkpoints.MARKER).exists()
+    train("broken")
+    log = assert_same_run(tmp_path / "one", tmp_path / "broken", "grpo")
     stages = [row["reward_stage"] for row in log if "reward_stage" in row]
     assert stages == [1, 1, 1, 2]
     for row in log[::2]:

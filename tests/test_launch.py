@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 
 from lib import launch, paths, reward_stages, rewards, sft, video
 from lib.pipeline import OwnKernel
-from lib.questions import Demonstration
 from tests import launched, two_processes
 
 SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -236,20 +235,6 @@ def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):
 # What the kit calls
 
 
-@pytest.fixture(scope="module")
-def demonstrations(tiny_questions):
-    return [
-        Demonstration(
-            id=f"{number}",
-            text=f"{question.text} A. fill B. pour",
-            video=question.video,
-            image=question.image,
-            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
-        )
-        for number, question in enumerate(tiny_questions)
-    ]
-
-
 def adapter_weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
@@ -263,8 +248,8 @@ def test_two_processes_train_the_adapter_of_one(
     for processes in (2, 1):
         run = tmp_path / str(processes)
         both = replace(settings, batch_size=2 // processes)
-        arguments = (tiny_checkpoint, demonstrations, both, SAMPLING, run)
-        adapter = launch.call(run, processes, "", sft.train_sft, *arguments)
+        task = sft.Task(tiny_checkpoint, demonstrations, both, SAMPLING, run)
+        adapter = launch.call(run, processes, "", sft.train_sft, task)
         assert adapter == run / "adapters" / "sft"
         trained[processes] = adapter_weights(adapter)
     assert trained[1].keys() == trained[2].keys()

@@ -13,6 +13,7 @@ import torch
 from tokenizers import AddedToken
 
 from lib import chain, checkpoints, models, records
+from lib.model import encoding
 from lib.paths import ROOT
 from lib.prompts import THINK_ANSWER, messages
 from lib.questions import Demonstration
@@ -46,13 +47,13 @@ def mixed_conversations():
 
 def test_left_padded_mixed_batch_gives_the_logits_of_single_samples(processor, model):
     conversations = mixed_conversations()
-    batch = models.encode(processor, conversations)
+    batch = encoding.encode(processor, conversations)
     assert batch["video_grid_thw"].tolist() == [[4, 8, 6], [2, 4, 4]]
     assert batch["image_grid_thw"].tolist() == [[1, 4, 4], [1, 6, 4]]
     with torch.no_grad():
         together = model(**batch).logits
         for row, conversation in enumerate(conversations):
-            single = models.encode(processor, [conversation])
+            single = encoding.encode(processor, [conversation])
             length = single["input_ids"].shape[1]
             assert torch.equal(
                 batch["input_ids"][row, -length:], single["input_ids"][0]
@@ -63,8 +64,8 @@ def test_left_padded_mixed_batch_gives_the_logits_of_single_samples(processor, m
 
 def test_right_padding_moves_the_same_tokens_to_the_left(processor):
     conversations = mixed_conversations()
-    left = models.encode(processor, conversations, padding_side="left")
-    right = models.encode(processor, conversations, padding_side="right")
+    left = encoding.encode(processor, conversations, padding_side="left")
+    right = encoding.encode(processor, conversations, padding_side="right")
     for row in range(len(conversations)):
         length = int(left["attention_mask"][row].sum())
         assert right["attention_mask"][row, :length].all()
@@ -77,7 +78,7 @@ def test_right_padding_moves_the_same_tokens_to_the_left(processor):
 def test_encode_adds_the_generation_prompt_only_behind_a_user(processor):
     asked = messages("what next?", None, None)
     answered = [*asked, {"role": "assistant", "content": "B"}]
-    batch = models.encode(processor, [asked, answered])
+    batch = encoding.encode(processor, [asked, answered])
     texts = processor.tokenizer.batch_decode(batch["input_ids"])
     assert texts[0].endswith("<|im_start|>assistant\n")
     assert texts[1].endswith("<|im_start|>assistant\nB<|im_end|>\n")
@@ -92,7 +93,7 @@ def test_ordinary_words_have_the_tokens_of_the_processor_alone(processor):
     ]
     conversations = [messages(x, pixels(4, 56, 56), pixels(56, 84)) for x in texts]
     conversations += [messages(x, None, None) for x in texts]
-    batch = models.encode(processor, conversations)
+    batch = encoding.encode(processor, conversations)
     for row, conversation in enumerate(conversations):
         plain = processor(
             text=processor.apply_chat_template(
@@ -129,7 +130,7 @@ def test_words_never_become_control_tokens(tiny_checkpoint, text, role):
         talk = messages("go" if role == "assistant" else words, *media)
         if role == "assistant":
             talk.append({"role": role, "content": words})
-        ids = models.encode(processor, [talk])["input_ids"][0].tolist()
+        ids = encoding.encode(processor, [talk])["input_ids"][0].tolist()
         own = set(tokenizer.added_tokens_encoder.values())
         return [token for token in ids if token in own], tokenizer.decode(ids)
 
@@ -137,14 +138,14 @@ def test_words_never_become_control_tokens(tiny_checkpoint, text, role):
         found, read = encoded(text, *media)
         assert found == encoded("words", *media)[0]
         assert text in read
-    assert tokenizer.decode(models.text_ids(tokenizer, text)) == text
+    assert tokenizer.decode(encoding.text_ids(tokenizer, text)) == text
 
 
 def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(tiny_checkpoint):
     """As in Qwen3, whose tokenizer has <think> and </think>."""
     processor = models.load_processor(tiny_checkpoint)
     processor.tokenizer.add_tokens(["<think>", "</think>"])
-    ids = models.encode(processor, [messages(THINK_ANSWER, None, None)])["input_ids"]
+    ids = encoding.encode(processor, [messages(THINK_ANSWER, None, None)])["input_ids"]
     own = processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     assert [int((ids == token).sum()) for token in own] == [2, 2]
 
@@ -153,7 +154,8 @@ def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(tiny_checkpoint
     ("wrong", "what"),
     [
         (messages("half \ud83d", None, None), "surrogates not allowed"),
-        (messages("go", None, pixels(100, 84)), "multiples of 28"),
+        (messages("go", None, pixels(100, 84)), "100x84 pixels .* multiples of 28"),
+        (messages("go", pixels(4, 56, 60), None), "multiples of 28"),
         (messages("word " * 400, None, None), "has .* tokens, the model takes 300"),
     ],
 )
@@ -163,19 +165,18 @@ def test_what_stops_a_batch_names_what_was_asked(tiny_checkpoint, wrong, what):
     asked = [Demonstration(f"training/{i}", "", None, None, "") for i in range(3)]
     good = messages("go", None, None)
     with pytest.raises(ValueError, match=f"demonstration training/1: .*{what}"):
-        models.encode(processor, [good, wrong, good], asked=asked)
+        encoding.encode(processor, [good, wrong, good], asked=asked)
 
 
-def test_encode_leaves_the_conversation_as_it_was(processor):
+def test_encoding_is_quiet_and_leaves_the_conversation_as_it_was(
+    processor, model, caplog, recwarn
+):
     conversations = mixed_conversations()
     before = copy.deepcopy(conversations)
-    models.encode(processor, conversations)
+    batch = encoding.encode(processor, conversations)
     assert str(conversations) == str(before)
-
-
-def test_token_types_are_those_of_the_processor(processor, model):
-    batch = models.encode(processor, mixed_conversations())
-    types = models.mm_token_type_ids(batch["input_ids"], model.config)
+    assert not caplog.records and not recwarn.list
+    types = encoding.mm_token_type_ids(batch["input_ids"], model.config)
     assert torch.equal(types, batch["mm_token_type_ids"])
     assert set(types.unique().tolist()) == {0, 1, 2}
 
@@ -183,11 +184,11 @@ def test_token_types_are_those_of_the_processor(processor, model):
 def test_visual_token_ids_are_the_four_marks_of_pictures(processor, model):
     names = ["vision_start", "vision_end", "image_pad", "video_pad"]
     ids = processor.tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
-    assert models.visual_token_ids(model.config) == sorted(ids)
+    assert encoding.visual_token_ids(model.config) == sorted(ids)
 
 
 def test_a_clip_whose_positions_would_overlap_the_text_is_refused(processor, model):
-    longest = models.encode(processor, [messages("go", pixels(6, 84, 56), None)])
+    longest = encoding.encode(processor, [messages("go", pixels(6, 84, 56), None)])
     positions, _ = model.model.get_rope_index(
         longest["input_ids"],
         longest["mm_token_type_ids"],
@@ -198,14 +199,7 @@ def test_a_clip_whose_positions_would_overlap_the_text_is_refused(processor, mod
     assert positions[:, 0, is_video].max() < positions[:, 0, last + 1 :].min()
 
     with pytest.raises(ValueError, match="max_frames to 6 or raise height or width"):
-        models.encode(processor, [messages("go", pixels(8, 84, 56), None)])
-
-
-def test_pictures_that_cannot_be_cut_into_patches_are_refused(processor):
-    with pytest.raises(ValueError, match=r"100x84 pixels .* multiples of 28"):
-        models.encode(processor, [messages("go", None, pixels(100, 84))])
-    with pytest.raises(ValueError, match="multiples of 28"):
-        models.encode(processor, [messages("go", pixels(4, 56, 60), None)])
+        encoding.encode(processor, [messages("go", pixels(8, 84, 56), None)])
 
 
 def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_path):
@@ -227,7 +221,7 @@ def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_
     processor = models.load_processor(folder)
     assert processor.video_processor.size["longest_edge"] == 4 * 28 * 28
     conversation = messages("go", pixels(4, 112, 84), pixels(112, 84))
-    batch = models.encode(processor, [conversation])
+    batch = encoding.encode(processor, [conversation])
     assert batch["video_grid_thw"].tolist() == [[2, 8, 6]]
     assert batch["image_grid_thw"].tolist() == [[1, 8, 6]]
 
@@ -235,19 +229,12 @@ def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_
 def test_a_conversation_beyond_the_limit_is_an_error_and_never_cut(tiny_checkpoint):
     processor = models.load_processor(tiny_checkpoint)
     long = messages("word " * 40, None, None)
-    length = models.encode(processor, [long])["input_ids"].shape[1]
+    length = encoding.encode(processor, [long])["input_ids"].shape[1]
     processor.tokenizer.model_max_length = length
-    assert models.encode(processor, [long])["input_ids"].shape[1] == length
+    assert encoding.encode(processor, [long])["input_ids"].shape[1] == length
     processor.tokenizer.model_max_length = length - 1
     with pytest.raises(ValueError, match=f"has {length} tokens, the model takes"):
-        models.encode(processor, [long])
-
-
-def test_encoding_is_quiet(tiny_checkpoint, caplog, recwarn):
-    processor = models.load_processor(tiny_checkpoint)
-    models.encode(processor, mixed_conversations())
-    assert not caplog.records
-    assert not recwarn.list
+        encoding.encode(processor, [long])
 
 
 @pytest.mark.parametrize(
@@ -264,6 +251,8 @@ def test_hub_ids_and_folders_pass(tiny_checkpoint):
     assert models.checkpoint_source(tiny_checkpoint) == str(tiny_checkpoint)
     with pytest.raises(ValueError, match="float16"):
         models.load_model(tiny_checkpoint, dtype="float16")
+    with pytest.raises(FileNotFoundError, match="02_sft or 03_grpo"):
+        models.load_trained(tiny_checkpoint, "outputs/nothing/adapters/sft")
 
 
 def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
@@ -277,7 +266,7 @@ def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
     assert all(name.startswith("model.language_model.") for name in quantized)
     weight = model.get_submodule(quantized[0]).weight
     assert weight.quant_type == "nf4" and weight.quant_state.nested
-    batch = models.encode(processor, mixed_conversations())
+    batch = encoding.encode(processor, mixed_conversations())
     with torch.no_grad():
         assert model(**batch).logits.isfinite().all()
 
@@ -299,7 +288,7 @@ def test_an_adapter_comes_back_as_it_was_saved(tiny_checkpoint, processor, tmp_p
 
     model = models.load_model(tiny_checkpoint)
     before = models.fingerprint(model)
-    batch = models.encode(processor, mixed_conversations())
+    batch = encoding.encode(processor, mixed_conversations())
     adapted = peft.get_peft_model(model, models.lora_config(rank=4, alpha=8)).eval()
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
@@ -314,11 +303,6 @@ def test_an_adapter_comes_back_as_it_was_saved(tiny_checkpoint, processor, tmp_p
         assert torch.equal(loaded(**batch).logits, wanted)
     assert not loaded.training
     assert models.fingerprint(loaded) == models.fingerprint(adapted) != before
-
-
-def test_a_missing_adapter_names_the_notebook_to_run(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="02_sft or 03_grpo"):
-        models.load_adapter(model, tmp_path / "adapters" / "sft")
 
 
 def test_seeding_repeats_every_generator():
@@ -344,8 +328,8 @@ def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(tiny_checkpoin
     )
     clip = np.zeros((4, 56, 56, 3), np.uint8)
     with pytest.raises(ValueError, match=r"Qwen2_5_VLProcessor.*Qwen2-VL checkpoint"):
-        models.encode(timed, [messages("stir", clip, None)])
-    assert len(models.encode(timed, [messages("stir", None, None)])["input_ids"]) == 1
+        encoding.encode(timed, [messages("stir", clip, None)])
+    assert len(encoding.encode(timed, [messages("stir", None, None)])["input_ids"]) == 1
 
 
 BARS = """

@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lib import grpo, models, ppo, records, shared_prefix
+from lib import grpo, models, ppo, records
+from lib.model import encoding, prefix, scoring
 from lib.ppo import PPOSettings, generalized_advantages, value_losses
-from tests.test_grpo import SAMPLING, SETTINGS, one_step_inputs, vowels
+from tests.test_grpo import SETTINGS, assert_same_run, one_step_inputs, vowels
 from tests.test_grpo_variants import (
     ADVANTAGES,
     COMPLETIONS,
-    assert_same_run,
     interrupted_and_resumed,
     token_losses,
     toy,
@@ -23,17 +23,16 @@ REWARDS = {"vowels": vowels}
 
 
 @pytest.fixture
-def build(tiny_checkpoint, tiny_questions, tmp_path):
-    def make(rewards=REWARDS, folder=tmp_path, **changes):
-        settings = replace(PPO, **changes)
-        given = (tiny_checkpoint, tiny_questions, rewards, settings, SAMPLING, folder)
-        return ppo.ppo_trainer(*given)
+def build(make_task, tmp_path):
+    def make(**changes):
+        task = make_task(REWARDS, replace(PPO, **changes), tmp_path)
+        return ppo.VideoPPOTrainer(task)
 
     return make
 
 
 def critic(trainer):
-    return getattr(shared_prefix.base_of(trainer.model), ppo.HEAD)
+    return getattr(prefix.base_of(trainer.model), ppo.HEAD)
 
 
 # Advantages and losses
@@ -112,12 +111,12 @@ def plain_values(trainer, question, completion):
     """V before every token, by one ordinary forward over prompt and completion."""
     prompt = trainer.read_prompt(question)
     ids = torch.cat([prompt.ids, completion])[None]
-    base = shared_prefix.base_of(trainer.model)
+    base = prefix.base_of(trainer.model)
     with torch.no_grad():
         hidden = base.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=models.mm_token_type_ids(ids, base.config),
+            mm_token_type_ids=encoding.mm_token_type_ids(ids, base.config),
             **prompt.pixels,
         ).last_hidden_state[0, -len(completion) - 1 : -1]
         return critic(trainer)(hidden)[:, 0]
@@ -131,8 +130,8 @@ def test_values_are_those_of_the_plain_forward(build):
     prompts = [trainer.read_prompt(question) for question in questions]
     with torch.no_grad():
         given = (trainer.model, prompts, groups)
-        whole = ppo.completion_values(*given, 4096)
-        split = ppo.completion_values(*given, 300)
+        whole = scoring.completion_scores(*given, 4096)
+        split = scoring.completion_scores(*given, 300)
     places = [(0, groups[0][0]), (0, groups[0][1]), (1, groups[1][0])]
     for (which, completion), values, other in zip(
         places, whole[2], split[2], strict=True
@@ -149,7 +148,7 @@ def test_values_are_float32_under_autocast(build):
     prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         given = (trainer.model, prompts, [[torch.arange(20, 60)]])
-        (values,) = ppo.completion_values(*given, 4096)[2]
+        (values,) = scoring.completion_scores(*given, 4096)[2]
     assert values.dtype == torch.float32
     assert not torch.equal(values, values.bfloat16().float())
 
@@ -258,22 +257,18 @@ def test_splitting_a_step_leaves_its_gradient(build, changes):
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(
-    tiny_checkpoint, tiny_questions, tmp_path
+    make_task, tmp_path, tiny_checkpoint
 ):
     settings = replace(PPO, steps=8, save_every=4, kl_beta=0.05)
-
-    def train(rewards, run):
-        given = (tiny_checkpoint, tiny_questions, rewards, settings, SAMPLING, run)
-        return ppo.train_ppo(*given)
-
-    folder = train(REWARDS, tmp_path / "one")
+    one, two = (make_task(REWARDS, settings, tmp_path / name) for name in ("1", "2"))
+    folder = grpo.train(one, ppo.VideoPPOTrainer)
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
         "ppo_settings.json",
     ]
-    interrupted_and_resumed(train, REWARDS, 3 * 8 + 3, tmp_path / "two")
-    log = assert_same_run(tmp_path / "one", tmp_path / "two", "ppo")
+    interrupted_and_resumed(two, ppo.VideoPPOTrainer, 3 * 8 + 3)
+    log = assert_same_run(one.run, two.run, "ppo")
     assert [row["step"] for row in log] == list(range(1, 9))
     assert all("value_loss" in row and "clipped_ratios" in row for row in log)
     assert all("explained_variance" in row for row in log[::2])
@@ -281,14 +276,11 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     models.load_adapter(model, folder)  # 04_eval does no more
 
 
-def test_it_improves_a_reward_with_groups_of_one(
-    tiny_checkpoint, tiny_questions, tmp_path
-):
+def test_it_improves_a_reward_with_groups_of_one(make_task, tmp_path):
     """The share of vowels, at a temperature at which a small step is felt."""
     changes = {"steps": 24, "save_every": 24, "prompts_per_step": 16, "group_size": 1}
     settings = replace(PPO, max_completion_tokens=6, temperature=0.25, **changes)
-    given = (tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING, tmp_path)
-    ppo.train_ppo(*given)
+    grpo.train(make_task(REWARDS, settings, tmp_path), ppo.VideoPPOTrainer)
     log = records.read_jsonl(tmp_path / "train_log_ppo.jsonl")
     rewards = [row["reward"] for row in log if "reward" in row]
     assert len(rewards) == 12

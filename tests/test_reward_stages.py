@@ -40,70 +40,69 @@ def test_a_line_and_what_it_says(line):
 
 
 WRONG = [
-    ("", 1, "the end"),
-    ("accuracy +", 11, "the end"),
-    ("accuracy + 0.5", 15, "the end"),
-    ("acuracy", 1, "one of the rewards accuracy, format, consistency"),
-    ("accuracy format", 10, "+, | or until"),
-    ("accuracy + -1 format", 12, "'-1'"),
-    ("accuracy * 2", 10, "a number, a name, + or |"),
-    ("0.5.5 accuracy", 1, "'0.5.5'"),
-    ("accuracy + accuracy", 12, "does not hold yet"),
-    ("format | accuracy", 10, "give it a condition, as in 'format until 0.9 over 10'"),
-    ("format until 0.9 over 10", 25, "the stage that follows"),
-    ("format until | accuracy", 14, "a mean reward"),
-    ("format until 1.5 over 10 | accuracy", 14, "a mean reward above 0 and up to 1"),
-    ("format until 0.9 | accuracy", 18, "over must stand"),
-    ("format until 0.9 over 0 | accuracy", 23, "a whole number of steps above 0"),
-    ("format until 2.5 steps | accuracy", 14, "a whole number of steps above 0"),
-    ("format until 0.9 over 10 or 5 | accuracy", 31, "steps must stand"),
-    ("format until accuracy 5 steps | accuracy", 23, "a mean reward"),
-    ("format until speed 0.5 over 5 | accuracy", 14, "one of the rewards"),
+    ("", 1, "'' is no name with a weight"),
+    ("accuracy +", 1, "'' is no name"),
+    ("accuracy + 0.5", 1, "'0.5' is no name"),
+    ("acuracy", 1, "'acuracy' is none of the rewards accuracy, format, consistency"),
+    ("accuracy format", 1, "'accuracy format' is no name"),
+    ("accuracy + -1 format", 1, "'-1 format' is no name"),
+    ("accuracy * 2", 1, "'accuracy * 2' is no name"),
+    ("0.5.5 accuracy", 1, "'0.5.5 accuracy' is no name"),
+    ("accuracy + accuracy", 1, "accuracy stands in it twice"),
+    ("format | accuracy", 1, "it never ends; write 'format until 0.9 over 10'"),
+    ("format until 0.9 over 10", 1, "it is the last and has no end"),
+    ("format until 9 steps | accuracy until 9 steps", 2, "it is the last and has no"),
+    ("format until | accuracy", 1, "'until ' is neither"),
+    ("format until 1.5 over 10 | accuracy", 1, "the mean above 0 and up to 1"),
+    ("format until 0 over 10 | accuracy", 1, "the mean above 0 and up to 1"),
+    ("format until 0.9 | accuracy", 1, "'until 0.9' is neither"),
+    ("format until 0.9 over 0 | accuracy", 1, "'until 0.9 over 0' is neither"),
+    ("format until 2.5 steps | accuracy", 1, "neither 'until 60 steps'"),
+    ("format until 0.9 over 10 or 5 | accuracy", 1, "10 or 5' is neither"),
+    ("format until accuracy 5 steps | accuracy", 1, "5 steps' is neither"),
+    ("format until speed 0.5 over 5 | accuracy", 1, "'speed' is none of the rewards"),
 ]
 
 
-@pytest.mark.parametrize(("line", "position", "told"), WRONG)
-def test_a_wrong_line_is_answered_with_the_place(line, position, told):
-    with pytest.raises(ValueError, match="position") as error:
+@pytest.mark.parametrize(("line", "stage", "told"), WRONG)
+def test_a_wrong_line_is_answered_with_the_stage(line, stage, told):
+    with pytest.raises(ValueError, match="stage") as error:
         read_rewards(line)
     message = str(error.value)
-    assert message.startswith(f"reward {line!r}, position {position}: ")
+    assert message.startswith(f"reward {line!r}, stage {stage}: ")
     assert told in message
 
 
-def stages_of(line, means):
+HALF, FULL = {"format": 0.5, "accuracy": 1.0}, {"format": 1.0, "accuracy": 1.0}
+NONE, MOST = {"format": 0.0}, {"format": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("line", "means", "stages"),
+    [
+        # (0.5 + 1 + 0.75) / 3 = 0.75; (1 + 0.75 + 1) / 3 = 0.917; it never goes back
+        (
+            "format until 0.9 over 3 | accuracy",
+            [HALF, FULL, MOST, FULL, FULL, NONE, NONE],
+            [0, 0, 0, 0, 1, 1, 1, 1],
+        ),
+        # the mean is of the steps of the stage alone
+        (
+            "format until 0.9 over 2 | accuracy until 0.9 over 2 | accuracy",
+            [FULL] * 5,
+            [0, 0, 1, 1, 2, 2],
+        ),
+        # at its limit at the latest
+        ("format until 0.9 over 2 or 3 steps | accuracy", [NONE] * 4, [0, 0, 0, 1, 1]),
+        ("format until 2 steps | accuracy", [NONE] * 4, [0, 0, 1, 1, 1]),
+        # 0.9 in float32
+        ("format until 0.9 over 1 | accuracy", [{"format": 0.8999999}], [0, 1]),
+    ],
+)
+def test_when_a_stage_ends(line, means, stages):
     """The stage before each step and after the last, numbered from 0."""
     rewards = read_rewards(line)
-    return [rewards.stage_after(means[:n]) for n in range(len(means) + 1)]
-
-
-def test_a_stage_ends_when_its_mean_is_reached():
-    means = [{"format": value} for value in (0.5, 1.0, 0.75, 1.0, 1.0, 0.0, 0.0)]
-    found = stages_of("format until 0.9 over 3 | accuracy", means)
-    # (0.5 + 1 + 0.75) / 3 = 0.75; (1 + 0.75 + 1) / 3 = 0.917; it never goes back
-    assert found == [0, 0, 0, 0, 1, 1, 1, 1]
-
-
-def test_the_mean_is_of_the_steps_of_the_stage_alone():
-    means = [{"format": 1.0, "accuracy": 1.0}] * 5
-    line = "format until 0.9 over 2 | accuracy until 0.9 over 2 | accuracy"
-    assert stages_of(line, means) == [0, 0, 1, 1, 2, 2]
-
-
-def test_a_stage_ends_at_its_limit_at_the_latest():
-    means = [{"format": 0.0}] * 4
-    assert stages_of("format until 0.9 over 2 or 3 steps | accuracy", means)[3:] == [
-        1,
-        1,
-    ]
-    assert stages_of("format until 2 steps | accuracy", means) == [0, 0, 1, 1, 1]
-
-
-def test_a_mean_that_float32_rounds_down_still_counts():
-    assert stages_of("format until 0.9 over 1 | accuracy", [{"format": 0.8999999}]) == [
-        0,
-        1,
-    ]
+    assert [rewards.stage_after(means[:n]) for n in range(len(means) + 1)] == stages
 
 
 def test_the_figure_shows_every_reward_and_where_a_stage_began():

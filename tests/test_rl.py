@@ -83,18 +83,11 @@ def test_every_method_trains_under_its_name():
         assert trainer.label == name
 
 
-def test_training_can_be_sent_to_other_processes():
-    (method,) = rl.read("ppo gae_lambda=1")
+def test_a_method_trains_by_its_own_trainer_in_other_processes_too(monkeypatch):
+    monkeypatch.setattr(rl.grpo, "train", lambda *given: given)
+    (method,) = rl.read("care bonus=dense")
     train = pickle.loads(pickle.dumps(method.train))
     assert (train.__name__, train.__self__) == ("train", method)
-
-
-def test_a_method_trains_by_its_own_trainer(monkeypatch):
-    asked = []
-    monkeypatch.setattr(rl.grpo, "train_policy", lambda *given, **more: (given, more))
-    monkeypatch.setattr(rl.grpo, "policy_trainer", lambda *given: asked.append(given))
-    (method,) = rl.read("care")
-    told = method.train("model", "questions", watched=())
-    assert told == ((care.VideoCARETrainer, "model", "questions"), {"watched": ()})
-    method.trainer("model")
-    assert asked == [(care.VideoCARETrainer, "model")]
+    assert train("task") == ("task", care.VideoCARETrainer)
+    monkeypatch.setitem(rl.METHODS, "care", (None, list))
+    assert method.trainer("task") == list("task")

@@ -187,17 +187,15 @@ def refused(path, write):
 
 
 def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpoint):
-    from lib import attention, evaluate, judge, launch, models, readers, sft
-    from tests import test_divergence, test_grpo, test_sft
+    from lib import attention, evaluate, grpo, judge, launch, models, readers, rl, sft
+    from tests import test_grpo, test_sft
 
-    method = {name: given[0] for name, given in test_divergence.METHODS.items()}
     run, sampling = tmp_path / "run", test_grpo.SAMPLING
     given = (tiny_checkpoint, [], {}, test_grpo.SETTINGS, sampling, run)
-    for name, trainer in method.items():
-        train = partial(test_divergence.grpo.train_policy, trainer, *given)
-        refused(run / name, train)
+    for name in rl.METHODS:
+        refused(run / name, partial(rl.Method(name, {}).train, grpo.Task(*given)))
     lessons = (tiny_checkpoint, [], test_sft.SETTINGS, sampling, run, "answers")
-    refused(run / "answers", partial(sft.train_sft, *lessons))
+    refused(run / "answers", partial(sft.train_sft, sft.Task(*lessons)))
 
     model = models.load_model(tiny_checkpoint)
     path, asked = run / "a.jsonl", evaluate.EvalSettings("think", 8, 4)

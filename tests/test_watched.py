@@ -7,16 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib import care, checkpoints, grpo, ppo, records, reward_stages, rewards, watched
+from lib import care, checkpoints, grpo, records, reward_stages, rewards, rl, watched
 from lib.video import BadVideo
-from tests.test_grpo import REWARDS, SAMPLING, SETTINGS, one_step_inputs, vowels
-from tests.test_grpo_variants import Killed, assert_same_run
-
-METHODS = {
-    "grpo": (grpo.train_grpo, SETTINGS),
-    "ppo": (ppo.train_ppo, ppo.PPOSettings(**asdict(SETTINGS) | {"loss_type": "dapo"})),
-    "care": (care.train_care, care.CARESettings(**asdict(SETTINGS))),
-}
+from tests.test_grpo import REWARDS, SETTINGS, assert_same_run, one_step_inputs, vowels
+from tests.test_grpo_variants import Killed
 
 
 def letters(text, question):
@@ -28,14 +22,23 @@ MEASURED = {**REWARDS, "accuracy": letters}
 
 
 @pytest.fixture(scope="module")
-def train(tiny_checkpoint, tiny_questions):
-    """Train on the first four questions, watch the last two."""
+def task(make_task, tiny_questions):
+    """A task on the first four questions that watches the last two."""
 
     def make(run, name="grpo", watching=True, measured=MEASURED, **changes):
-        start, settings = METHODS[name]
-        settings = replace(settings, **changes)
-        given = (tiny_checkpoint, tiny_questions[:4], measured, settings, SAMPLING, run)
-        start(*given, watched=tiny_questions[4:] if watching else ())
+        kind, _ = rl.METHODS[name]
+        loss = {"loss_type": "dapo"} if name == "ppo" else {}
+        settings = kind(**{**asdict(SETTINGS), **loss, **changes})
+        shown = tiny_questions[4:] if watching else ()
+        return make_task(measured, settings, run, tiny_questions[:4], shown)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def train(task):
+    def make(run, name="grpo", *given, **changes):
+        grpo.train(task(run, name, *given, **changes), rl.METHODS[name][1])
         return run
 
     return make
@@ -52,16 +55,16 @@ def rows_of(run, name="grpo"):
 
 
 def saved(run, name, step):
-    """The hashes of what a checkpoint holds: weights, optimizer, randomness.
+    """The bytes of what a checkpoint holds: weights, optimizer, randomness.
 
     Left out are the files that hold the folder's name and the seconds of steps.
     """
     folder = run / "checkpoints" / name / f"checkpoint-{step}"
-    files = records.read_json(folder / checkpoints.MARKER)["files"]
+    other = ("training_args.bin", "trainer_state.json", checkpoints.MARKER)
     return {
-        file: own
-        for file, own in files.items()
-        if file not in ("training_args.bin", "trainer_state.json")
+        file.name: file.read_bytes()
+        for file in folder.iterdir()
+        if file.name not in other
     }
 
 
@@ -82,7 +85,7 @@ def test_training_is_the_same_with_and_without(
     train, tmp_path, monkeypatch, name, changes
 ):
     # The folder of checkpoints is looked into before it goes.
-    monkeypatch.setattr(grpo.shutil, "rmtree", lambda *a, **k: None)
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda *a, **k: None)
     seen, unseen = (
         train(tmp_path / str(watching), name, watching, **changes)
         for watching in (True, False)
@@ -159,12 +162,8 @@ def test_a_change_of_the_policy_shows(train, whole, tmp_path):
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_advantages_are_those_of_a_real_step(
-    tiny_checkpoint, tiny_questions, tmp_path, scale
-):
-    settings = replace(SETTINGS, scale_rewards=scale)
-    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, settings, SAMPLING)
-    one_step_inputs(grpo.grpo_trainer(*given, tmp_path))
+def test_advantages_are_those_of_a_real_step(task, tmp_path, scale):
+    one_step_inputs(grpo.VideoGRPOTrainer(task(tmp_path, scale_rewards=scale)))
     rows = records.read_jsonl(tmp_path / "rollouts.jsonl")
     groups = [rows[:4], rows[4:]]
     totals = [[sum(row["rewards"].values()) for row in group] for group in groups]
@@ -181,16 +180,12 @@ def test_advantages_of_the_example():
     assert grpo.advantages([[1, 1, 1, 1]], "group") == [[0, 0, 0, 0]]
 
 
-def test_a_variant_that_learns_from_half_of_it_shows_half(
-    tiny_checkpoint, tiny_questions, tmp_path
-):
+def test_a_variant_that_learns_from_half_of_it_shows_half(task, tmp_path):
     class Halving(grpo.VideoGRPOTrainer):
         def shaped(self, advantages):
             return advantages / 2
 
-    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, SETTINGS, SAMPLING)
-    trainer = grpo.policy_trainer(Halving, *given, tmp_path)
-    (found,) = trainer.compared([[1, 0, 0, 1]])
+    (found,) = Halving(task(tmp_path)).compared([[1, 0, 0, 1]])
     assert found == pytest.approx([0.433, -0.433, -0.433, 0.433], abs=1e-3)
 
 
@@ -201,12 +196,10 @@ def test_a_critic_gives_no_advantage_to_a_group(train, tmp_path):
 
 
 def test_the_bonus_of_care_is_measured_by_its_reference(
-    tiny_checkpoint, tiny_questions, tmp_path, monkeypatch
+    task, tiny_questions, tmp_path, monkeypatch
 ):
     """Answers are forced: a random policy gives none."""
-    settings = METHODS["care"][1]
-    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, settings, SAMPLING)
-    trainer = care.care_trainer(*given, tmp_path, watched=tiny_questions[4:])
+    trainer = care.VideoCARETrainer(task(tmp_path, "care"))
     answers = ["<think>stir</think><answer>B</answer>", "no", "e <answer>C</answer>"]
     tokens = [trainer._tokenizer(text)["input_ids"] for text in [*answers, "e"]]
     monkeypatch.setattr(watched, "draw", lambda trainer, prompt: tokens)
@@ -219,7 +212,7 @@ def test_the_bonus_of_care_is_measured_by_its_reference(
         prompts = [trainer.read_prompt(question)]
         likelihoods = trainer.reference_likelihoods(prompts, tokens)
         accuracies = [own["rewards"]["accuracy"] for own in row["rollouts"]]
-        expected = care.consistency_bonus(accuracies, likelihoods, settings)
+        expected = care.consistency_bonus(accuracies, likelihoods, trainer.settings)
         found = [own["rewards"]["consistency_bonus"] for own in row["rollouts"]]
         assert found == pytest.approx(expected) and any(found)
         for own in row["rollouts"]:
@@ -244,15 +237,12 @@ def test_rewards_are_weighed_as_the_next_batch_weighs_them(
             assert own["reward"] == pytest.approx(total)
 
 
-def test_unusable_media_are_told_before_training(
-    tiny_checkpoint, tiny_questions, tmp_path
-):
+def test_unusable_media_are_told_before_training(task, tiny_questions, tmp_path):
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
-    question = replace(tiny_questions[4], video=broken)
-    given = (tiny_checkpoint, tiny_questions[:4], MEASURED, SETTINGS, SAMPLING)
+    asked = [replace(tiny_questions[4], video=broken)]
     with pytest.raises(BadVideo, match=r"broken\.mp4"):
-        grpo.train_grpo(*given, tmp_path / "run", watched=[question])
+        grpo.train(replace(task(tmp_path / "run"), watched=asked))
     assert not (tmp_path / "run" / "rollouts.jsonl").exists()
 
 
@@ -290,7 +280,6 @@ def lose_checkpoint_4(run):
 @pytest.mark.parametrize(
     ("number", "before", "damage"),
     [
-        (1, True, None),
         (1, False, tear),
         (2, True, None),
         (2, False, None),

@@ -12,15 +12,14 @@ import pickle
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from lib import checkpoints, grpo, models, records, sft
-from lib.video import Sampling
+from lib import care, checkpoints, grpo, models, ppo, records, sft
+from tests.test_grpo import SAMPLING, SETTINGS, vowels
 
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 # With this seed steps 1 and 3 hold the question without a video and one with a video,
 # step 2 the same question twice. Only groups with a video exceed pack_tokens, so that
 # the processes of a step need unlike numbers of forward passes.
@@ -61,40 +60,81 @@ SFT = sft.SFTSettings(
 UNEVEN = replace(SFT, steps=3, batch_size=2, gradient_accumulation=1, loss="released")
 
 
-def vowels(text, question):
-    """A reward any policy can move: the share of vowels."""
-    return sum(letter in "aeiou" for letter in text) / (len(text) + 1)
+def letters(text, question):
+    """Stands for accuracy."""
+    return float("e" in text)
 
 
 REWARDS = {"vowels": vowels}
 
 
-class FixedRollouts(grpo.VideoGRPOTrainer):
+class Fixed:
     """Completions that depend on the prompt and their number in the group alone."""
 
-    def _draw(self, seen):
+    def draw(self, seen):
         return [
             [
-                self.completion(f"{prompt.ids.tolist()}/{number}")
+                self.completion(random.Random(f"{prompt.ids.tolist()}/{number}"))
                 for number in range(self.num_generations)
             ]
             for prompt in seen
         ]
 
-    def completion(self, seed: str) -> list[int]:
-        draw = random.Random(seed)
+    def completion(self, draw) -> list[int]:
+        words = draw.choices(range(20, 300), k=draw.randint(1, 5))
+        answer = self._tokenizer("<answer>B</answer>")["input_ids"]
+        return [*words, *(answer if draw.random() < 0.7 else [])]
+
+
+class FixedRollouts(Fixed, grpo.VideoGRPOTrainer):
+    def completion(self, draw) -> list[int]:
         words = draw.choices(range(20, 300), k=draw.randint(1, 7))
         return [*words, self.eos_token_ids[0]]
 
 
+class FixedPPO(Fixed, ppo.VideoPPOTrainer):
+    pass
+
+
+class FixedCARE(Fixed, care.VideoCARETrainer):
+    pass
+
+
+COMMON = {**asdict(SETTINGS), "prompts_per_step": 4, "group_size": 2, "kl_beta": 0.1}
+OTHERS = {
+    "ppo": (
+        FixedPPO,
+        ppo.PPOSettings(**{**COMMON, "loss_type": "dapo", "updates_per_batch": 2}),
+        REWARDS,
+    ),
+    "care": (
+        FixedCARE,
+        care.CARESettings(**COMMON, reference_every=1, reference_decay=0.5),
+        {"accuracy": letters},
+    ),
+}
+DRAWS = replace(grpo.GRPOSettings(**COMMON), extra_draws=2, kl_beta=0.0)
+
+
+def train_other(name, checkpoint, questions, run: Path) -> None:
+    """PPO or GRPO-CARE."""
+    method, settings, rewards = OTHERS[name]
+    task = grpo.Task(checkpoint, questions, rewards, settings, SAMPLING, run)
+    grpo.train(task, method)
+
+
+def train_drawn(checkpoint, questions, settings, run, watched=(), rewards=REWARDS):
+    given = (checkpoint, questions, rewards, settings, SAMPLING, run, watched)
+    grpo.train(grpo.Task(*given))
+
+
 def train_fixed(checkpoint, questions, settings, run: Path) -> None:
-    """What train_grpo does, but with FixedRollouts."""
-    drawing = grpo.VideoGRPOTrainer
-    grpo.VideoGRPOTrainer = FixedRollouts
-    try:
-        grpo.train_grpo(checkpoint, questions, REWARDS, settings, SAMPLING, run)
-    finally:
-        grpo.VideoGRPOTrainer = drawing
+    task = grpo.Task(checkpoint, questions, REWARDS, settings, SAMPLING, run)
+    grpo.train(task, FixedRollouts)
+
+
+def train_sft(checkpoint, demonstrations: Sequence, settings, run: Path) -> None:
+    sft.train_sft(sft.Task(checkpoint, demonstrations, settings, SAMPLING, run))
 
 
 def train_uneven(checkpoint, demonstrations: Sequence, run: Path) -> None:
@@ -106,7 +146,7 @@ def train_uneven(checkpoint, demonstrations: Sequence, run: Path) -> None:
         return collate(collator, rows)
 
     sft.ResponseCollator.__call__ = tell
-    sft.train_sft(checkpoint, demonstrations, UNEVEN, SAMPLING, run)
+    train_sft(checkpoint, demonstrations, UNEVEN, run)
     sft.ResponseCollator.__call__ = collate
     records.write_json(run / f"given_{rank()}.json", given)
 
@@ -131,14 +171,18 @@ def main(arguments: Path) -> None:
     checkpoint, questions, demonstrations, folder = pickle.loads(arguments.read_bytes())
     checkpoints.publish = tell_weights(checkpoints.publish)
     three = questions[:3]
-    grpo.train_grpo(checkpoint, three, REWARDS, DRAWN, SAMPLING, folder / "drawn")
+    train_drawn(checkpoint, three, DRAWN, folder / "drawn")
     for name, settings in FIXED.items():
         train_fixed(checkpoint, questions, settings, folder / name)
-    sft.train_sft(checkpoint, demonstrations, SFT, SAMPLING, folder / "sft")
+    train_sft(checkpoint, demonstrations, SFT, folder / "sft")
     train_uneven(checkpoint, demonstrations[:6], folder / "uneven")
+    for name in OTHERS:
+        train_other(name, checkpoint, questions, folder / name)
+    accuracy = {"accuracy": letters}
+    train_drawn(checkpoint, questions, DRAWS, folder / "draws", rewards=accuracy)
     try:
         odd = replace(DRAWN, prompts_per_step=3)
-        grpo.train_grpo(checkpoint, three, REWARDS, odd, SAMPLING, folder / "odd")
+        train_drawn(checkpoint, three, odd, folder / "odd")
     except ValueError as error:
         records.write_json(folder / f"odd_{rank()}.json", str(error))
 

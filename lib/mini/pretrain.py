@@ -18,6 +18,7 @@ from pathlib import Path
 
 from lib import models, paths, prompts, records
 from lib.mini import binding, checkpoint, lessons, sight, world
+from lib.model import encoding
 
 import torch  # isort: skip
 import torch.nn.functional as F
@@ -82,7 +83,7 @@ def collate(processor, batch: list[lessons.Lesson]) -> dict[str, torch.Tensor]:
         turn = prompts.messages(lesson.text, lesson.clip, lesson.still)
         turn.append({"role": "assistant", "content": lesson.response})
         conversations.append(turn)
-    inputs = models.encode(processor, conversations, padding_side="right")
+    inputs = encoding.encode(processor, conversations, padding_side="right")
     ids, labels = inputs["input_ids"], torch.full_like(inputs["input_ids"], -100)
     start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
     for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):

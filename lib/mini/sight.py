@@ -11,9 +11,10 @@ import random
 
 import numpy as np
 
-from lib import models, prompts
+from lib import prompts
 from lib.mini import lessons, world
 from lib.mini.world import DOMAINS, EFFECTS
+from lib.model import encoding
 
 import torch  # isort: skip
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def batch(processor, rng: random.Random, size: int) -> dict[str, torch.Tensor]:
         shown = lessons.sampled(episode)[1::2]  # the later frame of every pair
         conversations.append(prompts.messages("", frames, None))
         words.append(word_grid(episode, shown).reshape(-1, len(WORDS)))
-    inputs = models.encode(processor, conversations)
+    inputs = encoding.encode(processor, conversations)
     return {
         "pixel_values_videos": inputs["pixel_values_videos"],
         "video_grid_thw": inputs["video_grid_thw"],

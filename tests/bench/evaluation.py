@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from lib import evaluate, models, paths, questions, records, video
 from lib.mini import benchmark
+from lib.model import encoding
 from lib.prompts import messages, prompt_text
 from tests.bench.grpo_step import spread
 
@@ -41,13 +42,13 @@ def one_at_a_time(model, processor, asked) -> list[str]:
         clip = question.video and video.read_clip(question.video, SAMPLING)
         still = question.image and video.read_still(question.image, SAMPLING)
         turn = messages(prompt_text(question, "think"), clip, still)
-        inputs = models.encode(processor, [turn])
+        inputs = encoding.encode(processor, [turn])
         with torch.inference_mode():
             ids = model.generate(
                 **inputs,
                 do_sample=False,
                 max_new_tokens=TOKENS,
-                suppress_tokens=models.visual_token_ids(model.config),
+                suppress_tokens=encoding.visual_token_ids(model.config),
                 pad_token_id=tokenizer.pad_token_id,
             )
         new = ids[0, inputs["input_ids"].shape[1] :].tolist()

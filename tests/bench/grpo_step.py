@@ -33,8 +33,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import grpo, memory, models, paths, records, shards, shared_prefix
+from lib import grpo, memory, models, paths, records, shards
 from lib.frame_store import question_media
+from lib.model import encoding, prefix
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import Sampling
@@ -64,7 +65,7 @@ class Shape:
 
 PAPER = Shape(Sampling(), words=62, tokens=883, prompts=1)
 MINI = Shape(Sampling(8, fps=2.0, height=56, width=112), 38, tokens=170, prompts=8)
-PICTURES = tuple(name for pair in shared_prefix.KINDS.values() for name in pair)
+PICTURES = tuple(name for pair in prefix.KINDS.values() for name in pair)
 # "cpu" is to weigh the parts of the work as 7B does: wide and shallow, because
 # attention weighs less the wider a layer is; vision about a third of a prompt; a small
 # vocabulary, because TRL 1.16 sends prompt positions through the output layer too,
@@ -109,7 +110,7 @@ def encoded(processor, question: Question, sampling: Sampling) -> dict:
     turn = messages(
         prompt_text(question, grpo.STYLE), *question_media(question, sampling)
     )
-    return models.encode(processor, [turn])
+    return encoding.encode(processor, [turn])
 
 
 class StockVideo(GRPOTrainer):
@@ -146,12 +147,12 @@ class StockVideo(GRPOTrainer):
     ):
         labels = ids.masked_fill(mask == 0, -100)
         labels[:, :-kept] = -100
-        config = shared_prefix.base_of(model).config
+        config = prefix.base_of(model).config
         with self.accelerator.autocast():
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
-                mm_token_type_ids=models.mm_token_type_ids(ids, config),
+                mm_token_type_ids=encoding.mm_token_type_ids(ids, config),
                 labels=labels,
                 fused_lm_head=True,
                 **self.pixels,
@@ -186,6 +187,9 @@ class Ours(Timed, grpo.VideoGRPOTrainer):
     def decoding(self):
         return replace(super().decoding(), end_ids=())
 
+    def reward_functions(self):
+        return [lengths_reward]
+
 
 class Stock(Timed, StockVideo):
     """TRL's trainer with video."""
@@ -219,34 +223,28 @@ def make_trainers(
         **CASES[case],
     )
     args = grpo.trainer_arguments(settings, run)
-    suppressed = models.visual_token_ids(AutoConfig.from_pretrained(checkpoint))
+    suppressed = encoding.visual_token_ids(AutoConfig.from_pretrained(checkpoint))
     args.generation_kwargs = {
         "min_new_tokens": length,
         "suppress_tokens": suppressed,
     }
-    own = {
-        "questions": {question.id: question for question in questions},
-        "sampling": sampling,
-        "rollout_path": run / "rollouts.jsonl",
-        "rewards": {"lengths": lengths_reward},
-        "settings": settings,
-    }
-    trainers = {}
-    for name, kind, extra in (("ours", Ours, own), ("stock", Stock, {})):
-        models.seed_everything(0)
-        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
-        trainers[name] = kind(
-            model=shards.load_trainable(checkpoint, settings, args),
-            reward_funcs=[lengths_reward],
-            args=args,
-            train_dataset=Dataset.from_list(rows(questions)),
-            processing_class=models.load_processor(checkpoint),
-            peft_config=lora if settings.lora_rank else None,
-            **extra,
-        )
-        if settings.gradient_checkpointing:
-            trainers[name].model.activation_checkpointing_enable()
-    trainers["stock"].questions, trainers["stock"].sampling = own["questions"], sampling
+    rewards = {"lengths": lengths_reward}
+    task = grpo.Task(checkpoint, questions, rewards, settings, sampling, run)
+    trainers = {"ours": Ours(task)}
+    models.seed_everything(0)
+    lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
+    stock = trainers["stock"] = Stock(
+        model=shards.load_trainable(checkpoint, settings, args),
+        reward_funcs=[lengths_reward],
+        args=args,
+        train_dataset=Dataset.from_list(rows(questions)),
+        processing_class=models.load_processor(checkpoint),
+        peft_config=lora if settings.lora_rank else None,
+    )
+    stock.questions, stock.sampling = trainers["ours"].questions, sampling
+    if settings.gradient_checkpointing:
+        for trainer in trainers.values():
+            trainer.model.activation_checkpointing_enable()
     for trainer in trainers.values():
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()

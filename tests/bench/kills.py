@@ -85,12 +85,13 @@ class Stage:
 def train_sft(data: Path, run: Path) -> None:
     file = data / "annotations" / "training_with_cot.jsonl"
     items = questions.read_demonstrations(file, data)
-    sft.train_sft(BASE, items, SFT, SAMPLING, run)
+    sft.train_sft(sft.Task(BASE, items, SFT, SAMPLING, run))
 
 
 def train_grpo(data: Path, run: Path) -> None:
     items = questions.read_training(data / "annotations" / "training.jsonl", data)
-    grpo.train_grpo(BASE, items, read_rewards("accuracy + format"), GRPO, SAMPLING, run)
+    rewards = read_rewards("accuracy + format")
+    grpo.train(grpo.Task(BASE, items, rewards, GRPO, SAMPLING, run))
 
 
 def answer(data: Path, run: Path) -> None:

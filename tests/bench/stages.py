@@ -11,8 +11,9 @@ from pathlib import Path
 import peft
 import torch
 
-from lib import evaluate, grpo, models, sft, shared_prefix
+from lib import evaluate, grpo, models, sft
 from lib.memory import Work
+from lib.model import encoding, rollouts
 from lib.questions import Demonstration, Question
 from lib.rewards import accuracy_reward
 from lib.video import Sampling
@@ -76,7 +77,7 @@ def work_of(checkpoint: Path, questions: list[Question], shape: Shape) -> Work:
     item = demonstrations(questions[:1], shape)[0]
     whole = collator([item])
     turns = [collator.conversation(item)[:1]]
-    prompt = models.encode(processor, turns)
+    prompt = encoding.encode(processor, turns)
     pixels = ("pixel_values", "pixel_values_videos")
     return Work(
         dtype=shape.dtype,
@@ -127,7 +128,8 @@ def run_sft(checkpoint: Path, questions, shape: Shape, folder: Path) -> Meter:
     )
     items = demonstrations(questions, shape)
     outside = live_bytes()
-    trainer = sft.sft_trainer(checkpoint, items, settings, shape.sampling, folder)
+    task = sft.Task(checkpoint, items, settings, shape.sampling, folder)
+    trainer = sft.ResponseTrainer(task)
     with Meter("SFT", outside) as meter:
         trainer.train()
     return meter
@@ -156,9 +158,8 @@ def run_grpo(checkpoint: Path, questions, shape: Shape, folder: Path) -> Meter:
         pack_tokens=shape.pack_tokens,
     )
     outside = live_bytes()
-    trainer = grpo.grpo_trainer(
-        checkpoint, questions, REWARDS, settings, shape.sampling, folder
-    )
+    task = grpo.Task(checkpoint, questions, REWARDS, settings, shape.sampling, folder)
+    trainer = grpo.VideoGRPOTrainer(task)
     with Meter("update", outside) as meter:
         in_windows(trainer, meter)
         trainer.train()
@@ -195,6 +196,6 @@ def run_evaluation(checkpoint: Path, questions, shape: Shape) -> Meter:
     batch = evaluate.prepare_batch(
         processor, questions[: shape.eval_batch], settings, shape.sampling
     )
-    with shared_prefix.generating(model), Meter("evaluation", outside) as meter:
+    with rollouts.generating(model), Meter("evaluation", outside) as meter:
         evaluate.answer(model, processor, batch, settings)
     return meter

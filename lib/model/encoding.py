@@ -1,0 +1,210 @@
+"""Conversations as the input tensors of a Qwen2-VL checkpoint (arXiv 2409.12191).
+
+Control tokens come from the chat template alone: whatever a text spells is text.
+
+    batch = encode(processor, [messages(prompt_text(question, "think"), clip, still)])
+    model.generate(**batch, max_new_tokens=40)
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from lib import models as models  # first: it prepares what transformers imports
+from lib.prompts import THINK_ANSWER
+from lib.questions import Demonstration, Question
+from lib.video import BadVideo
+
+# isort: split
+from transformers.utils.chat_template_utils import mark_control_tokens
+
+# Tags of the kit's own prompt: a tokenizer that knows them as tokens reads them so.
+TAGS = frozenset(re.findall(r"</?\w+>", THINK_ANSWER))
+# Processors that write seconds into a prompt or its positions. Without them they assume
+# 24 frames a second, which would be wrong in silence.
+TIMED = {"Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
+
+
+def visual_token_ids(config) -> list[int]:
+    """Ids that mark or stand for pictures; a completion must never contain them."""
+    return sorted(
+        {
+            config.image_token_id,
+            config.video_token_id,
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+        }
+    )
+
+
+def mm_token_type_ids(input_ids: torch.Tensor, config) -> torch.Tensor:
+    """Type of every token, of the same shape: 0 text, 1 image, 2 video."""
+    is_image = (input_ids == config.image_token_id).long()
+    is_video = (input_ids == config.video_token_id).long()
+    return is_image + 2 * is_video
+
+
+def encode(
+    processor,
+    conversations: list[list[dict]],
+    padding_side: str = "left",
+    long_clips: bool = False,
+    asked: Sequence[Question | Demonstration] = (),
+) -> dict[str, torch.Tensor]:
+    """Input tensors of a batch of B conversations, padded to the longest of length L.
+
+    A conversation that ends with the user gets the generation prompt. Clips are uint8
+    [T, H, W, 3] and stills uint8 [H, W, 3] in their final size: nothing is resized,
+    sampled or truncated here. Conversations with and without pictures mix freely.
+    Control tokens come from the chat template alone: whatever a text spells is text.
+
+    Returns input_ids, attention_mask and mm_token_type_ids [B, L]; for clips, in their
+    order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
+    pixel_values and image_grid_thw. Types are int64, pixels float32.
+
+    Raises ValueError for a picture whose size the model cannot take (`check_sizes`, to
+    which `long_clips` belongs), for a clip before a processor that needs frame times,
+    for a text that is no Unicode, and for a conversation that is longer than the
+    tokenizer's model_max_length. With `asked`, what each conversation is about, it
+    names the one that is to blame.
+    """
+    try:
+        return _encode(processor, conversations, padding_side, long_clips)
+    except ValueError:
+        for item, conversation in zip(asked, conversations, strict=False):
+            with naming(item):
+                _encode(processor, [conversation], padding_side, long_clips)
+        raise
+
+
+def _encode(
+    processor, conversations: list[list[dict]], padding_side: str, long_clips: bool
+) -> dict[str, torch.Tensor]:
+    clips = _parts(conversations, "video")
+    stills = _parts(conversations, "image")
+    check_sizes(processor, clips, stills, long_clips)
+    if clips and TIMED & {type(processor).__name__}:
+        raise ValueError(
+            f"{type(processor).__name__} needs the times of a clip's frames, which "
+            "lib/video.py does not hand over: use a Qwen2-VL checkpoint"
+        )
+    texts = [
+        processor.apply_chat_template(
+            conversation,
+            tokenize=False,
+            add_generation_prompt=conversation[-1]["role"] != "assistant",
+        )
+        for conversation in as_text(processor.tokenizer, conversations)
+    ]
+    "".join(texts).encode()  # of half a character a tokenizer does not say what it is
+    batch = processor(
+        text=texts,
+        videos=clips or None,
+        images=stills or None,
+        text_kwargs={
+            "padding": True,
+            "padding_side": padding_side,
+            "truncation": False,
+            "add_special_tokens": False,
+        },
+        videos_kwargs={"do_resize": False, "do_sample_frames": False},
+        images_kwargs={"do_resize": False},
+        sanitize_control_tokens=True,
+        return_tensors="pt",
+    )
+    length, limit = batch["input_ids"].shape[1], processor.tokenizer.model_max_length
+    if length > limit:
+        raise ValueError(
+            f"a conversation has {length} tokens, the model takes {limit}: lower "
+            "max_frames, height or width; nothing is cut off"
+        )
+    return dict(batch)
+
+
+def as_text(tokenizer, words: str | list[list[dict]]):
+    """`words`, a text or conversations, marked where they spell a token of their own.
+
+    What is marked becomes pieces of text in a call with `sanitize_control_tokens`, the
+    way of transformers to keep what users write apart from what its template writes.
+    Unlike there, every added token counts (<tool_call> is no "special" one), and the
+    tags of the kit's prompt do not.
+    """
+    own = sorted(set(tokenizer.added_tokens_encoder) - TAGS, key=len, reverse=True)
+    return mark_control_tokens(words, re.compile("|".join(map(re.escape, own))))
+
+
+def text_ids(tokenizer, text: str) -> list[int]:
+    """The tokens that `encode` makes of a text that stands between control tokens."""
+    marked = as_text(tokenizer, text)
+    encoded = tokenizer(marked, add_special_tokens=False, sanitize_control_tokens=True)
+    return encoded["input_ids"]
+
+
+@contextmanager
+def naming(item: Question | Demonstration) -> Iterator[None]:
+    """Let an error say which question or demonstration it is about."""
+    name = f"{type(item).__name__.lower()} {item.id}"
+    try:
+        yield
+    except BadVideo as bad:
+        raise BadVideo(bad.path, f"{bad.why} ({name})") from bad
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _parts(conversations: list[list[dict]], kind: str) -> list[np.ndarray]:
+    """All clips ("video") or stills ("image") in the order they are mentioned."""
+    return [
+        part[kind]
+        for conversation in conversations
+        for message in conversation
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+        if part["type"] == kind
+    ]
+
+
+def check_sizes(
+    processor,
+    clips: list[np.ndarray],
+    stills: list[np.ndarray],
+    long_clips: bool = False,
+) -> None:
+    """Raise ValueError for pictures that the model would take wrongly or not at all.
+
+    Height and width must be multiples of one merged patch (28 pixels). A clip's
+    temporal grid must not be longer than the longer side of its merged spatial grid:
+    transformers 5.23 continues the text right behind that side (get_rope_index of
+    Qwen2VLModel), so a longer clip would share its last positions with the text. With
+    `long_clips` it may be: for callers whose positions come from
+    `lib.model.prefix.make_prompts`, which puts the text behind the whole clip.
+    """
+    for still in stills:
+        _check_sides(still.shape[-3:-1], processor.image_processor)
+    vision = processor.video_processor
+    for clip in clips:
+        rows, columns = _check_sides(clip.shape[-3:-1], vision)
+        temporal = -(-len(clip) // vision.temporal_patch_size)
+        if temporal > max(rows, columns) and not long_clips:
+            side = vision.patch_size * vision.merge_size
+            raise ValueError(
+                f"a clip of {len(clip)} frames of {clip.shape[1]}x{clip.shape[2]} "
+                f"pixels has {temporal} temporal patches but only {rows}x{columns} "
+                "spatial ones, so its positions would overlap those of the text: "
+                f"lower max_frames to {max(rows, columns) * vision.temporal_patch_size}"
+                f" or raise height or width to {temporal * side}"
+            )
+
+
+def _check_sides(size: tuple[int, int], vision) -> tuple[int, int]:
+    """Merged patches along height and width."""
+    side = vision.patch_size * vision.merge_size
+    if size[0] % side or size[1] % side:
+        raise ValueError(
+            f"a picture of {size[0]}x{size[1]} pixels cannot be cut into patches: "
+            f"height and width must be multiples of {side}"
+        )
+    return size[0] // side, size[1] // side

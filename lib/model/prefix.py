@@ -1,0 +1,303 @@
+"""A prompt that a group shares: its tokens, positions and pictures, encoded once.
+
+In GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1) the G completions of a group share
+their prompt, and with video the prompt is most of the tokens: 883 of them, 729 visual,
+against at most 256 of a completion in SEED-Bench-R1 (arXiv 2503.24376). A frozen vision
+tower runs once a prompt, for rollouts (rollouts.py), reference and update (scoring.py).
+
+    prompt = make_prompt(model, encode(processor, [conversation]))
+    (seen,) = with_features(model, [prompt])
+"""
+
+import functools
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lib.model.encoding import mm_token_type_ids
+
+ATTENTION = ("sdpa", "eager")
+MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+KINDS = {  # kind: (pixels, grids) as the processor names them
+    "image": ("pixel_values", "image_grid_thw"),
+    "video": ("pixel_values_videos", "video_grid_thw"),
+}
+SECONDS = "second_per_grid_ts"  # Qwen2.5-VL spaces a video's positions by these
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A tokenized prompt of P tokens with its pictures.
+
+    `ids` [P]; `positions` [3, P], M-RoPE; `pixels` as the processor gives them, keys of
+    KINDS and SECONDS; `features` per kind, for each picture the vision tower's outputs,
+    or None as long as it has not run: one [tokens, hidden] tensor for the input of the
+    language model and, in Qwen3-VL, one for each of its first layers.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    pixels: dict[str, torch.Tensor] = field(default_factory=dict)
+    features: dict[str, list[tuple[torch.Tensor, ...]]] | None = None
+
+
+def base_of(model):
+    """The multimodal model inside wrappers of data parallelism and PEFT."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def check_model(model) -> None:
+    """Raise ValueError for a model whose packed rows would not be what they seem.
+
+    The attention of the language model must take a 4-D mask, and the way positions and
+    visual features enter must be one that the tests compare with the plain forward.
+    """
+    config = base_of(model).config
+    used = config.get_text_config()._attn_implementation
+    if used not in ATTENTION:
+        raise ValueError(
+            f"attention implementation {used!r} cannot take the 4-D mask of a shared "
+            f"prefix: load the model with attn_implementation in {ATTENTION}"
+        )
+    if config.model_type not in MODELS:
+        raise ValueError(
+            f"model_type {config.model_type!r} is not supported: use one of {MODELS}"
+        )
+
+
+def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
+    """The Prompts of a batch of encoded conversations, padded on either side.
+
+    `encoded` holds input_ids and attention_mask [B, L] and what the processor made of
+    all pictures. Raises ValueError where a prompt ends in a picture: completions need a
+    last text token to start from.
+    """
+    base = base_of(model)
+    given = {
+        name: torch.as_tensor(value).to(base.device) for name, value in encoded.items()
+    }
+    ids, mask = given["input_ids"], given["attention_mask"]
+    kinds = mm_token_type_ids(ids, base.config)
+    positions, _ = base.model.get_rope_index(
+        ids,
+        mm_token_type_ids=kinds,
+        attention_mask=mask,
+        **{name: given.get(name) for _, name in KINDS.values()},
+        **{SECONDS: given.get(SECONDS)},
+    )
+    pictures = {kind: _pictures(given, kind, base) for kind in KINDS}
+    prompts = []
+    for row, kept in enumerate(mask.bool()):
+        if kinds[row, kept][-1]:
+            raise ValueError("the prompt ends with a picture; end it with text")
+        pixels: dict[str, torch.Tensor] = {}
+        for code, kind in enumerate(KINDS, start=1):
+            tokens = int((kinds[row] == code).sum())
+            pixels |= _taken(pictures[kind], tokens)
+        placed = positions[:, row, kept]
+        if base.config.model_type == "qwen2_vl":  # the others' clips `encode` refuses
+            placed = behind_pictures(placed, kinds[row, kept])
+        prompts.append(Prompt(ids[row, kept], placed, pixels))
+    return prompts
+
+
+def behind_pictures(positions: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """M-RoPE positions [3, L] with what follows a picture behind all of the picture.
+
+    Qwen2-VL (arXiv 2409.12191, section 2.1) goes on one behind the largest position so
+    far, and transformers did so up to 4.57. 5.23 goes on behind the longer side, which
+    is the same unless a clip has more temporal patches than that: 32 frames of 252 x
+    252 pixels are 16 x 9 x 9, and 7 positions would be the clip's and the text's.
+    `kinds` [L] is 0 for text.
+    """
+    placed = positions.clone()
+    ends = ((kinds[:-1] != kinds[1:]) & (kinds[:-1] != 0)).nonzero()[:, 0] + 1
+    for at in ends.tolist():
+        missing = placed[:, :at].max() + 1 - placed[:, at].min()
+        placed[:, at:] += missing.clamp(min=0)
+    return placed
+
+
+def make_prompt(model, encoded: Mapping[str, torch.Tensor]) -> Prompt:
+    """The Prompt of one encoded conversation (batch size 1)."""
+    ids = torch.as_tensor(encoded["input_ids"])
+    (prompt,) = make_prompts(model, {"attention_mask": torch.ones_like(ids), **encoded})
+    return prompt
+
+
+def _pictures(given: Mapping[str, torch.Tensor], kind: str, base) -> Iterator:
+    """(tokens, tensors by name) of each picture of this kind, in order."""
+    pixels, grid = KINDS[kind]
+    if pixels not in given:
+        return
+    patches = given[grid].prod(-1).tolist()
+    merged = base.config.vision_config.spatial_merge_size**2
+    for i, part in enumerate(given[pixels].split(patches)):
+        own = {pixels: part, grid: given[grid][i : i + 1]}
+        if kind == "video" and SECONDS in given:
+            own[SECONDS] = given[SECONDS][i : i + 1]
+        yield patches[i] // merged, own
+
+
+def _taken(pictures: Iterator, tokens: int) -> dict[str, torch.Tensor]:
+    """The next pictures that together stand for `tokens` tokens."""
+    found = []
+    while tokens > 0:
+        own, tensors = next(pictures)
+        tokens -= own
+        found.append(tensors)
+    names = found[0] if found else ()
+    return {name: torch.cat([own[name] for own in found]) for name in names}
+
+
+def visual_tokens(model, prompt: Prompt) -> int:
+    """How many of the prompt's tokens stand for pictures."""
+    return int((mm_token_type_ids(prompt.ids, base_of(model).config) > 0).sum())
+
+
+def vision_is_frozen(model) -> bool:
+    """Whether no weight of the vision tower is trained."""
+    visual = base_of(model).model.visual
+    return not any(weight.requires_grad for weight in visual.parameters())
+
+
+@torch.no_grad()
+def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts with the outputs of the vision tower, run once over all of them.
+
+    Features carry no gradient: with a trained tower they are for rollouts alone.
+    """
+    inner = base_of(model).model
+    encoders = {"image": inner.get_image_features, "video": inner.get_video_features}
+    features: list[dict] = [{} for _ in prompts]
+    for kind, (pixels, grid) in KINDS.items():
+        owners = [i for i, prompt in enumerate(prompts) if pixels in prompt.pixels]
+        if not owners:
+            continue
+        given = {
+            key: torch.cat([prompts[i].pixels[key] for i in owners])
+            for key in (pixels, grid)
+        }
+        found = encoders[kind](**given, return_dict=True)
+        deep = getattr(found, "deepstack_features", None) or ()
+        outputs = iter(zip(found.pooler_output, *deep, strict=True))
+        for i in owners:
+            features[i][kind] = [next(outputs) for _ in prompts[i].pixels[grid]]
+    return [
+        replace(prompt, features=own)
+        for prompt, own in zip(prompts, features, strict=True)
+    ]
+
+
+def see_once(model) -> None:
+    """Let every forward pass of a network run its vision tower exactly once.
+
+    Stills and clips go through it together, and a pass without pictures shows it a grey
+    one that counts 0: the processes of lib/shards.py must call the same layers, though
+    one may have a clip and another a still or neither. Passes that are given features,
+    or go on behind a cache, leave the tower out.
+    """
+    inner = base_of(model).model
+    plain = inner.forward
+
+    @functools.wraps(type(inner).forward)
+    def forward(self, *args, mm_encoder_outputs=None, past_key_values=None, **kwargs):
+        pixels = {key: kwargs.pop(key, None) for key, _ in KINDS.values()}
+        own = {"past_key_values": past_key_values, **kwargs}
+        if mm_encoder_outputs is not None or past_key_values is not None:
+            return plain(*args, mm_encoder_outputs=mm_encoder_outputs, **own)
+        seen = [kind for kind, (key, _) in KINDS.items() if pixels[key] is not None]
+        if seen:
+            outputs = _seen_together(self, seen, pixels, kwargs)
+            return plain(*args, mm_encoder_outputs=outputs, **own)
+        grey = grey_picture(self.config, kwargs["input_ids"].device)
+        idle = self.get_image_features(*grey, return_dict=True)
+        output = plain(*args, **own)
+        hidden = output.last_hidden_state
+        nothing = 0 * sum(part.sum() for part in _tower_outputs(idle))
+        output.last_hidden_state = hidden + nothing.to(hidden.dtype)
+        return output
+
+    inner.forward = types.MethodType(forward, inner)
+
+
+def _seen_together(inner, kinds: list[str], pixels: Mapping, grids: Mapping) -> dict:
+    """The vision tower's outputs of each kind, from one pass over all of them."""
+    found = inner.get_image_features(
+        torch.cat([pixels[KINDS[kind][0]] for kind in kinds]),
+        torch.cat([grids[KINDS[kind][1]] for kind in kinds]),
+        return_dict=True,
+    )
+    deep = getattr(found, "deepstack_features", None) or ()
+    outputs, start = {}, 0
+    for kind in kinds:
+        own = slice(start, start + len(grids[KINDS[kind][1]]))
+        outputs[kind] = types.SimpleNamespace(
+            pooler_output=found.pooler_output[own],
+            deepstack_features=[layer[own] for layer in deep],
+        )
+        start = own.stop
+    return outputs
+
+
+def _tower_outputs(found) -> Iterator[torch.Tensor]:
+    yield from found.pooler_output
+    for layer in getattr(found, "deepstack_features", None) or ():
+        yield from layer
+
+
+def grey_picture(config, device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and grid of the smallest picture: one merged patch, at the mean."""
+    vision = config.vision_config
+    side = vision.spatial_merge_size
+    values = 3 * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.zeros(side * side, values, device=device)
+    return pixels, torch.tensor([[1, side, side]], device=device)
+
+
+def picture_inputs(prompts: Sequence[Prompt]) -> dict:
+    """Arguments of the model's forward for the pictures of a batch of prompts.
+
+    Features where the prompts have them, otherwise pixels, which run the vision tower.
+    """
+    inputs: dict = {}
+    outputs: dict = {}
+    seen = all(prompt.features is not None for prompt in prompts)
+    for kind, keys in KINDS.items():
+        owners = [prompt for prompt in prompts if keys[0] in prompt.pixels]
+        if not owners:
+            continue
+        if seen:
+            parts = [part for prompt in owners for part in prompt.features[kind]]
+            pooled, *deep = map(list, zip(*parts, strict=True))
+            outputs[kind] = types.SimpleNamespace(
+                pooler_output=pooled, deepstack_features=deep
+            )
+        else:
+            for key in keys:
+                inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])
+    return {"mm_encoder_outputs": outputs} if seen else inputs
+
+
+def as_mask(visible: torch.Tensor, model) -> torch.Tensor:
+    """A boolean [B, 1, Q, K] mask in the form the attention takes.
+
+    sdpa reads True as visible; eager adds the mask to the scores, so True would be +1.
+    """
+    base = base_of(model)
+    if base.config.get_text_config()._attn_implementation == "sdpa":
+        return visible
+    hidden = torch.finfo(base.dtype).min
+    return torch.zeros_like(visible, dtype=base.dtype).masked_fill(~visible, hidden)
+
+
+def greyed_out(prompt: Prompt) -> Prompt:
+    """The prompt with every pixel of its pictures at the processor's mean (grey)."""
+    pixels = {
+        key: torch.zeros_like(value) if key.startswith("pixel") else value
+        for key, value in prompt.pixels.items()
+    }
+    return replace(prompt, pixels=pixels, features=None)

@@ -1,0 +1,1 @@
+"""Training: SFT, GRPO and its variants, rewards, checkpoints."""

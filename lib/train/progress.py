@@ -1,0 +1,132 @@
+"""A training as it goes: a row a step, a bar, and an end where it cannot go well.
+
+Callbacks of the Trainer of transformers 5.23, used by SFT and RL alike. The log of a
+run that was killed is cut back to the step of the checkpoint that training goes on
+from, so that in the end every step has one row.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from lib import models, records, shards  # first: models prepares transformers
+
+# isort: split
+from accelerate.utils import gather_object
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+
+def cut_back(path: str | Path, step: int) -> None:
+    """Drop the rows of a JSON lines file that belong to later steps than `step`."""
+    rows = records.repair_jsonl(path)
+    kept = [row for row in rows if row["step"] <= step]
+    if len(kept) < len(rows):
+        records.write_jsonl(path, kept)
+
+
+class LogRecord(TrainerCallback):
+    """Appends one row {"step", ...numbers} to a JSON lines file for every log.
+
+    `names` maps the Trainer's keys to ours and leaves out every other key. Steps behind
+    the checkpoint that training goes on from leave this file, and those `beside` it.
+    The Trainer's closing summary is no step, and no row.
+    """
+
+    def __init__(self, path: Path, names: Mapping[str, str], beside=()):
+        self.path, self.names, self.beside = path, names, beside
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            for path in (self.path, *self.beside):
+                cut_back(path, state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        row = {ours: logs[key] for key, ours in self.names.items() if key in logs}
+        records.append_jsonl(self.path, [{"step": state.global_step, **row}])
+
+
+class StopDiverged(TrainerCallback):
+    """Ends a training that cannot be going well, with a FloatingPointError.
+
+    That is a loss, gradient or weight that is NaN or infinite, and gradients that are
+    all 0 in a step of which the log tells `something_to_learn`. The step is in the log
+    by then; a checkpoint of it is never marked as complete, and nothing is published.
+    """
+
+    def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
+        self.advice = diverged(settings)
+        self.something_to_learn = something_to_learn
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        for key in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(key, 0.0)):
+                raise FloatingPointError(
+                    f"step {state.global_step}: {key} is {logs[key]}; {self.advice}"
+                )
+        if logs.get("grad_norm") == 0 and self.something_to_learn(logs):
+            raise FloatingPointError(
+                f"step {state.global_step}: every gradient is exactly 0, so nothing is "
+                "learned: look at lora_alpha, and at what was changed in the model or "
+                f"its loss; or {self.advice}"
+            )
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
+        bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
+        for name in filter(None, gather_object([bad])):
+            raise FloatingPointError(
+                f"step {state.global_step}: it left NaN or infinity in {name}; "
+                f"{self.advice}"
+            )
+
+    on_train_end = on_save  # nobody saw the weights of the last step
+
+
+def diverged(settings) -> str:
+    """What to look at when numbers are no longer finite."""
+    precise = settings.dtype == "float32"
+    other = "" if precise else f", or dtype = float32 (now {settings.dtype})"
+    return (
+        f"training has diverged: give a lower lr (now {settings.lr:g}){other}. Nothing "
+        "was published"
+    )
+
+
+class StepBar(TrainerCallback):
+    """A progress bar over steps with the time left; `shown` {key of a log: name}."""
+
+    def __init__(self, label: str, shown: Mapping[str, str]):
+        self.label, self.shown, self.bar = label, shown, None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            start = state.global_step
+            self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = {
+            name: f"{logs[key]:.3g}" for key, name in self.shown.items() if key in logs
+        }
+        if self.bar is not None and shown:
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands; the next one is drawn in its own place."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def show_steps(trainer: Trainer, label: str, shown: Mapping[str, str]) -> None:
+    """Replace the Trainer's printed logs (left on by disable_tqdm) by a StepBar."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepBar(label, shown))

@@ -32,9 +32,10 @@ MIB = 2**20
 NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
 START = (
     "import json, sys; from lib import seed_bench as s;"
+    "from lib.data.__main__ import main;"
     "facts = json.loads(sys.argv[1]);"
     "official = {k: s.Official(**v) for k, v in facts.items()};"
-    "sys.exit(s.main(sys.argv[2:], official))"
+    "sys.exit(main(sys.argv[2:], official))"
 )
 
 
@@ -170,7 +171,7 @@ class World:
         return kept | ours | {"HF_HOME": str(self.home)} | extra
 
     def get(self, *arguments, code=START, **extra):
-        """What `python -m lib.seed_bench get` does: returncode, stdout, stderr."""
+        """What `python -m lib.data get` does: returncode, stdout, stderr."""
         return subprocess.run(
             self.command(*(arguments or ("--what", "evaluation")), code=code),
             cwd=paths.ROOT,
@@ -427,7 +428,9 @@ def test_a_hub_that_lists_another_file_than_the_official_one(world):
 
 def test_the_official_figures_are_asked_for_unless_others_are_given(world):
     given = ["get", str(world.folder), "--what", "L2", "--accept-licences"]
-    code = "import sys; from lib.seed_bench import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; from lib.data.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code, *given],
         cwd=paths.ROOT,
@@ -1012,7 +1015,7 @@ def write_one_frame(path):
 
 
 def run_check(folder, *arguments):
-    command = [sys.executable, "-m", "lib.seed_bench", "check", str(folder), *arguments]
+    command = [sys.executable, "-m", "lib.data", "check", str(folder), *arguments]
     return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
 
 

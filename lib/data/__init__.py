@@ -1,0 +1,1 @@
+"""Questions, their media and their answers, read from files and checked."""

@@ -17,8 +17,8 @@ ABOUT = """\
 MiniPlan, a generated miniature of SEED-Bench-R1, and the small model that answers it.
 
   write  clips, stills and annotations, in the files and forms of the real benchmarks:
-         2,200 training questions, 500 a level, 200 general ones (--size full: about a
-         minute and 60 MB), or 48, 16 and 16 (--size smoke). Same seed, same bytes;
+         2,200 training questions, 500 a level, 200 general ones (--size full: half a
+         minute, 40 MB), or 48, 16 and 16 (--size smoke). Same seed, same bytes;
          a folder that holds other sizes is not overwritten.
   base   the base checkpoint, which the kit brings along in lib/mini/base: 1.3 M
          parameters, taught in about 40 minutes on two cores. Killed, the same command

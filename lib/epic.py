@@ -167,9 +167,8 @@ def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
             if first != place:
                 faults.append(f"{place}, narration_id: {action.id} is also in {first}")
             actions.append(action)
-            odd["rows without narration_timestamp"] += not row.get(
-                "narration_timestamp"
-            )
+            stamp = row.get("narration_timestamp")
+            odd["rows without narration_timestamp"] += not stamp
             odd["rows of videos in EPIC's errata"] += action.video in RERELEASED
     if faults:
         raise LabelFaults(faults)
@@ -408,12 +407,14 @@ def describe(record: dict) -> str:
     lines += [
         f"excluded: {len(record['videos_excluded'])} videos that L1 uses, with"
         f" {record['rows_excluded']} rows",
-        f"questions by the rule: {record['questions_by_the_rule']}",
-        f"left out: {len(record['left_out'])}",
-        *(
-            f"  {len(videos)} because {why}, of {', '.join(dict.fromkeys(videos))}"
-            for why, videos in why_not.items()
-        ),
+        f"questions by the rule: {record['questions_by_the_rule']}, of which"
+        f" {len(record['left_out'])} are left out",
+    ]
+    lines += [
+        f"  {len(videos)} because {why}, of {', '.join(dict.fromkeys(videos))}"
+        for why, videos in why_not.items()
+    ]
+    lines += [
         f"written: {proof['questions_read_back']} questions,"
         f" {record['questions_without_progress']} without progress, from"
         f" {record['rows_used']} rows: {record['out']['file']}",

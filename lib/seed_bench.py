@@ -492,7 +492,7 @@ def _plan(
 ) -> str:
     """What a call will do, line by line."""
     files = target.files
-    free = download.gigabytes(download.free_space(target.folder))
+    free = download.told(download.free_space(target.folder))
     lines = [f"folder    {target.folder} ({free} free)"]
     lines += [f"for       {', '.join(target.chosen)}"]
     for repo, used in target.known["commits"].items():
@@ -515,10 +515,10 @@ def _plan(
     readable = [a for a in needed if not a.fault]
     for folders in dict.fromkeys(a.folders for a in readable):
         sizes = [a.size for a in readable if a.folders == folders]
-        most = f"at most {download.gigabytes(sum(sizes))} in {len(sizes)} archive(s)"
+        most = f"at most {download.told(sum(sizes))} in {len(sizes)} archive(s)"
         lines.append(f"download  {' or '.join(folders)}: {most}")
     if single:
-        size = download.gigabytes(sum(file.size for file in single))
+        size = download.told(sum(file.size for file in single))
         lines.append(f"download  at most {size} in {len(single):,} single file(s)")
     lines += [f"refused   {a.name}: {a.fault}" for a in needed if a.fault]
     if (

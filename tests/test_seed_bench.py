@@ -29,6 +29,7 @@ from made_hub import NEWEST, PINNED, Hub
 from lib import download, inventory, paths, questions, seed_bench
 from lib.data.__main__ import main
 from lib.download import HubFile
+from lib.seed_bench import LICENCES
 
 SEED, LONG = seed_bench.SEED_BENCH, seed_bench.LONG_VIDEO_BENCH
 EPIC, EGO = "EpicKitchens", "Ego4D"
@@ -899,7 +900,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(world):
         "shutil.disk_usage = lambda path: U(10**9, 10**9, 200);"
     )
     said = error(world.accept("L2", apart=True, code=small + START))
-    assert "not enough disk space" in said and "0.2 kB are free" in said
+    assert "not enough disk space" in said and "200B are free" in said
     assert not list(world.folder.rglob("*.part"))
 
 
@@ -1023,27 +1024,38 @@ def write_one_frame(path):
         container.mux(stream.encode())
 
 
-def run_check(folder, *arguments):
-    command = [sys.executable, "-m", "lib.data", "check", str(folder), *arguments]
-    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
-
-
-def test_the_check_command_prints_tables_or_json(world):
+def test_the_check_command_prints_tables_or_json(world, capsys):
     ok(world.accept())
-    ran = run_check(world.folder, "--json")
-    assert ran.returncode == 1  # the training clip was not asked for
-    report = json.loads(ran.stdout)
+    assert main(["check", str(world.folder), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)  # no training clip was asked for
     assert report["folder"] == str(world.folder) and report["decoded"] is False
     assert by_split(report["splits"])["training"]["videos"]["missing"] == 1
     ok(world.get("--what", "training_6k"))
-    said = ok(run_check(world.folder, "--decode"))
+    assert main(["check", str(world.folder), "--decode"]) == 0
+    said = capsys.readouterr().out
     assert "| validation_L3 " in said and "--decode" not in said
 
 
-def test_check_of_a_folder_that_is_none(tmp_path):
-    ran = run_check(tmp_path / "nowhere")
-    assert ran.returncode == 1
-    assert f"error: {tmp_path}/nowhere/annotations is missing" in ran.stderr
+def test_check_of_a_folder_that_is_none(tmp_path, capsys):
+    assert main(["check", f"{tmp_path}/nowhere"]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path}/nowhere/annotations is missing" in said
+
+
+@pytest.mark.parametrize("command", ["lib.data", "lib.seed_bench", "lib.mini"])
+def test_a_door_says_what_is_behind_it(command):
+    ran = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    words = ["write", "base", "Same seed, same bytes"]
+    if command != "lib.mini":
+        words = ["get", "check", "epic", "HF_TOKEN", "530 +- 110 GB"]
+        words += [licence for texts in LICENCES.values() for licence in texts]
+    said = " ".join(ran.stdout.split())
+    assert ran.returncode == 0 and not [word for word in words if word not in said]
 
 
 def test_check_counts_faults_repeats_and_unusable_records(tmp_path):

@@ -11,6 +11,7 @@ for.
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from lib import epic, inventory, paths, seed_bench
@@ -28,18 +29,14 @@ Get the benchmarks, check what a data folder holds, make more training questions
 
 A folder is what params/*.yaml call data_dir. MiniPlan needs none of this: it is made
 on the spot (python -m lib.mini --help)."""
-TERMS = """\
-licences, which `get` shows and waits for (--accept-licences):
-  EPIC-KITCHENS-100  CC BY-NC 4.0: name the source, no commercial use. It holds for
-                     L1, for the training questions, and for what `epic` makes.
-  Ego4D              a licence signed by you, https://ego4ddataset.com/ego4d-license
-                     (L2 and L3)
-  LongVideoBench     CC BY-NC-SA 4.0: also pass on under the same licence. Accept it
-                     with your account, too, on
-                     https://huggingface.co/datasets/longvideobench/LongVideoBench,
-                     then set HF_TOKEN or run `hf auth login`.
-
-"""
+WRAPPED = textwrap.TextWrapper(
+    84, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+)
+TERMS = "\n".join(
+    ["licences, which `get` shows and waits for (--accept-licences):"]
+    + [WRAPPED.fill(text) for texts in seed_bench.LICENCES.values() for text in texts]
+    + ["What `epic` makes carries the first of them.", "", seed_bench.COSTS]
+)
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -73,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m lib.data",
         usage="%(prog)s COMMAND ..., and COMMAND --help for its options",
         description=ABOUT,
-        epilog=TERMS + seed_bench.COSTS,
+        epilog=TERMS,
         formatter_class=RAW,
     )
     commands = parser.add_subparsers(
@@ -86,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     get = commands.add_parser(
         "get",
         description="Download what a data folder lacks.",
-        epilog=TERMS + seed_bench.COSTS,
+        epilog=TERMS,
         formatter_class=RAW,
     )
     get.add_argument("folder", help="relative: below the repository")

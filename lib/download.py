@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import io
 import lzma
 import os
@@ -50,6 +49,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
 
 from lib import records
@@ -77,12 +77,7 @@ UNPACK = (
 
 
 class DownloadError(Exception):
-    """What could not be downloaded or unpacked, and what to do about it; whether that
-    is the fault `of_file`, so that other files may come."""
-
-    def __init__(self, what: str, of_file: bool = False):
-        super().__init__(what)
-        self.of_file = of_file
+    """What could not be downloaded or unpacked, and what to do about it."""
 
 
 class ArchiveError(DownloadError):
@@ -103,9 +98,9 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar file, packed or not, or a zip file, in parts that follow each other;
-    `folders`, relative to the user's, are those whose files it may hold, and `fault`
-    says why it cannot be read here, if so."""
+    """A tar, packed or not, or a zip file, in parts that follow each other; `folders`,
+    relative to the user's, are those whose files it may hold, and `fault` says why it
+    cannot be read here, if so."""
 
     name: str
     parts: tuple[HubFile, ...]
@@ -126,11 +121,7 @@ class Archive:
 
     def fetch_part(self, number: int, store: Path) -> Path:
         """A part, downloaded into the folder `store` unless it is there."""
-        stored = self._stored(number, store)
-        try:
-            return fetch(self.parts[number], stored)
-        except DownloadError as error:
-            raise (ArchiveError(str(error)) if error.of_file else error) from error
+        return fetch(self.parts[number], self._stored(number, store))
 
     def drop_parts(self, store: Path, end: int) -> None:
         """Delete the downloaded parts that end at or before byte `end`."""
@@ -181,7 +172,7 @@ def fetch(file: HubFile, target: Path) -> Path:
 
     A broken connection is taken up again where it broke (to 10 MiB, the library's
     block), here a few times, then by the next call. What is complete but another file
-    is deleted. Raises DownloadError.
+    is deleted. Raises ArchiveError where other files may come, else DownloadError.
     """
     if target.is_file():
         if digest(target, like=file.digest) != file.digest:
@@ -205,12 +196,7 @@ def fetch(file: HubFile, target: Path) -> Path:
 
 def digest(path: Path, like: str) -> str:
     """Hex digest of a file, of the kind `like` is: SHA-256, or git's blob id."""
-    if len(like) == 64:
-        return records.sha256(path)
-    head = b"blob %d\0" % path.stat().st_size
-    with path.open("rb") as file:
-        git = hashlib.file_digest(file, partial(hashlib.sha1, head))
-    return git.hexdigest()
+    return records.sha256(path) if len(like) == 64 else git_hash(path.read_bytes())
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
@@ -218,8 +204,8 @@ def require_space(folder: Path, needed: int, what: str) -> None:
     free = free_space(folder)
     if free < needed:
         raise DownloadError(
-            f"not enough disk space below {folder} to {what}: {gigabytes(needed)} are"
-            f" needed, {gigabytes(free)} are free; make room, then run it again"
+            f"not enough disk space below {folder} to {what}: {told(needed)} are"
+            f" needed, {told(free)} are free; make room, then run it again"
         )
 
 
@@ -229,12 +215,9 @@ def free_space(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
-def gigabytes(size: int) -> str:
-    """Bytes in the unit in which disks are sold: "1.4 GB", below that in MB or kB."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB")):
-        if size >= unit / 10:
-            return f"{size / unit:,.1f} {name}"
-    return f"{size / 1000:,.1f} kB"
+def told(size: int) -> str:
+    """Bytes in words, in the units in which disks are sold: "1.40GB"."""
+    return tqdm.format_sizeof(size, "B")
 
 
 def _transfer(file: HubFile, part: Path) -> None:
@@ -268,24 +251,21 @@ def _transfer(file: HubFile, part: Path) -> None:
                 raise
 
 
-def _rejected(file: HubFile, part: Path) -> DownloadError:
+def _rejected(file: HubFile, part: Path) -> ArchiveError:
     """The error for a part that is complete but not the file; the part is deleted."""
     size = part.stat().st_size
     with part.open("rb") as opened:
         head = opened.read(64).lstrip().lower()
-    what = f"{size:,} bytes with another hash"
+    part.unlink()
+    what = f"{size:,} bytes" + (" with another hash" if size == file.size else "")
     if head.startswith(b"version https://git-lfs"):
         what = "a git-LFS pointer"
     elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
         what = "a web page"
-    elif size != file.size:
-        what = f"{size:,} bytes"
-    part.unlink()
-    return DownloadError(
+    return ArchiveError(
         f"{file.repo}: {file.path}: received {what}; expected {file.size:,} bytes with"
         f" the hash {file.digest}. It was deleted; run it again, and if it happens"
-        f" again look at what {constants.ENDPOINT} serves",
-        of_file=True,
+        f" again look at what {constants.ENDPOINT} serves"
     )
 
 
@@ -310,8 +290,9 @@ def _explained(what: str) -> Iterator[None]:
         todo = "run it again later, or look whether the hub still lists that file"
         if status in (401, 403):
             todo = "log in with `hf auth login` or set HF_TOKEN, then run it again"
+        kind = ArchiveError if status in (404, 410) else DownloadError
         why = f"{constants.ENDPOINT} answered {status} for {url}; {todo}"
-        raise DownloadError(f"{what}: {why}", status in (404, 410)) from error
+        raise kind(f"{what}: {why}") from error
     except httpx2.TransportError as error:
         raise DownloadError(
             f"{what}: the connection to {constants.ENDPOINT} broke ({error!r}); what"

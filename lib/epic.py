@@ -1,6 +1,6 @@
 """Training questions made from EPIC-KITCHENS-100 action labels, on the user's machine.
 
-    python -m lib.epic EPIC_100_train.csv --l1 annotations/validation_L1.jsonl \\
+    python -m lib.data epic EPIC_100_train.csv --l1 annotations/validation_L1.jsonl \\
         --out data/epic/annotations/training.jsonl --videos EPIC-KITCHENS
 
 Labels: https://github.com/epic-kitchens/epic-kitchens-100-annotations, CC BY-NC 4.0.
@@ -33,11 +33,9 @@ used to find a moment: labels count 50 or 60 frames a second, some files hold ot
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -169,9 +167,8 @@ def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
             if first != place:
                 faults.append(f"{place}, narration_id: {action.id} is also in {first}")
             actions.append(action)
-            odd["rows without narration_timestamp"] += not row.get(
-                "narration_timestamp"
-            )
+            stamp = row.get("narration_timestamp")
+            odd["rows without narration_timestamp"] += not stamp
             odd["rows of videos in EPIC's errata"] += action.video in RERELEASED
     if faults:
         raise LabelFaults(faults)
@@ -410,12 +407,14 @@ def describe(record: dict) -> str:
     lines += [
         f"excluded: {len(record['videos_excluded'])} videos that L1 uses, with"
         f" {record['rows_excluded']} rows",
-        f"questions by the rule: {record['questions_by_the_rule']}",
-        f"left out: {len(record['left_out'])}",
-        *(
-            f"  {len(videos)} because {why}, of {', '.join(dict.fromkeys(videos))}"
-            for why, videos in why_not.items()
-        ),
+        f"questions by the rule: {record['questions_by_the_rule']}, of which"
+        f" {len(record['left_out'])} are left out",
+    ]
+    lines += [
+        f"  {len(videos)} because {why}, of {', '.join(dict.fromkeys(videos))}"
+        for why, videos in why_not.items()
+    ]
+    lines += [
         f"written: {proof['questions_read_back']} questions,"
         f" {record['questions_without_progress']} without progress, from"
         f" {record['rows_used']} rows: {record['out']['file']}",
@@ -426,43 +425,3 @@ def describe(record: dict) -> str:
     if not record["clips_cut"]:
         lines.append("clips: none; run it again with --videos FOLDER to cut them")
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if questions were written, 1 on bad input, 2 on usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.epic", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("labels", nargs="+", type=Path, help="EPIC_100_train.csv")
-    parser.add_argument("--l1", type=Path, required=True, help="validation_L1.jsonl")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER/annotations/"
-    )
-    parser.add_argument("--videos", type=Path, help="folder of the EPIC videos")
-    options = parser.parse_args(arguments)
-    here = Path.cwd()  # a path typed in a shell is meant from there
-    labels, l1, out = (
-        [here / p for p in options.labels],
-        here / options.l1,
-        here / options.out,
-    )
-    videos = here / options.videos if options.videos else None
-    for path in (*labels, l1):
-        if not path.is_file():
-            parser.error(f"{path} is no file")
-    if videos and not videos.is_dir():
-        parser.error(f"{videos} is no folder")
-    if out.parent.name != "annotations" or out.suffix != ".jsonl":
-        parser.error(f"--out {out}: it must be FOLDER/annotations/NAME.jsonl")
-    if out.exists() and not record_of(out).exists():
-        parser.error(f"{out} is there and was not written by this command")
-    try:
-        print(describe(make(labels, l1, out, videos)))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

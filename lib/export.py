@@ -36,12 +36,12 @@ METHODS = {
     "care": "GRPO-CARE with its consistency bonus",
 }
 LICENCES = {  # part of the command that made the data: what its licence asks for
-    "lib.seed_bench": (
+    "seed_bench": (
         "Trained on SEED-Bench-R1, whose videos are EPIC-KITCHENS-100 (CC BY-NC 4.0, "
         "no commercial use) and Ego4D (its own signed licence)."
     ),
     "longvideobench": "Evaluated on LongVideoBench (CC BY-NC-SA 4.0).",
-    "lib.mini.benchmark": (
+    "lib.mini": (
         "Trained on MiniPlan, which is generated and free of third-party media."
     ),
 }

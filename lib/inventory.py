@@ -9,7 +9,7 @@ SEED-Bench-R1 (https://arxiv.org/abs/2503.24376) reuses.
     >>> found[0]["split"], found[0]["records"], found[0]["videos"]["missing"]
     ('training', 2200, 0)
 
-`python -m lib.seed_bench check FOLDER` prints the two tables of this module.
+`python -m lib.data check FOLDER` prints the two tables of this module.
 """
 
 from __future__ import annotations

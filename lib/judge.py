@@ -11,18 +11,21 @@ Any server that speaks POST /v1/chat/completions will do (vLLM, llama.cpp, a pai
     $ python -m lib.judge outputs/mini --url http://127.0.0.1:8000/v1 \\
           --model Qwen2.5-72B-Instruct --max-calls 600
     asks      Qwen2.5-72B-Instruct at http://127.0.0.1:8000/v1
-    about     50 questions each of base, sft, grpo on L1, L2, L3, general
-    calls     600, each tried up to 3 times; 0 are answered already
+    about     up to 50 questions each of base, sft, grpo on L1, L2, L3, general
     ...
 
 Nothing is asked before `--accept-cost`. A server that wants a key gets the one in the
 environment variable JUDGE_API_KEY; it is written nowhere. Answers are kept one by one
 in judgements_<method>_<set>.jsonl; the same command goes on where it stopped, and asks
 those again that failed. A call that fails keeps its question in the denominator.
+
+The requests are made here: `huggingface_hub.InferenceClient` reads answers of any
+length and sends the user's own hub token to any address where no key is given.
 """
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import sys
@@ -61,13 +64,11 @@ Answer given: {answer}
 
 Does the reasoning sufficiently support the answer? Say only yes or no."""
 MAX_TOKENS = 16  # of a reply
-CHARACTERS = 4  # in a token of English, roughly
 GIVE_UP = 10  # calls without an answer, one behind the other
-BUSY = (408, 409, 425, 429)  # worth another attempt, as are 500 and above
+BUSY = (408, 425, 429)  # worth another attempt, as are 500 and above
 REFUSED = (401, 403, 404, 405)  # no other call would do better
 LONGEST_REPLY = 1_000_000  # bytes; a reasoning judge writes some ten thousand
 MOST_COUNTED = 10_000_000  # tokens that a call can have
-LONGEST_WAIT = 60  # seconds, whatever a server asks for
 
 _REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
 
@@ -125,41 +126,24 @@ class Plan:
     judge: Judge
     settings: dict[Path, dict]
     jobs: tuple[Job, ...]
-    questions: int  # of each method on each set
-    methods: tuple[str, ...]
-    sets: tuple[str, ...]
-    answered: int
-    prices: tuple[float, float] | None
+    about: str
 
     @property
     def calls(self) -> list[Job]:
         return [job for job in self.jobs if job.text is not None]
 
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Estimated tokens sent, and at most received, without further attempts."""
-        calls = self.calls
-        sent = sum(len(job.text) for job in calls) // CHARACTERS
-        return sent, MAX_TOKENS * len(calls)
-
     def __str__(self) -> str:
-        judge, (sent, received) = self.judge, self.tokens
-        price = "not estimated: give prices per million tokens"
-        if self.prices is not None:
-            cost = (sent * self.prices[0] + received * self.prices[1]) / 1e6
-            price = f"about {cost:,.2f}, in the currency of the prices"
-        nothing, attempts = len(self.jobs) - len(self.calls), len(judge.waits) + 1
+        judge, calls = self.judge, self.calls
+        sent = sum(len(job.text) for job in calls) // 4  # characters of English
         return "\n".join(
             [
                 f"asks      {judge.model} at {judge.url}",
-                f"about     up to {self.questions} questions each of"
-                f" {', '.join(self.methods)} on {', '.join(self.sets)}",
-                f"calls     {len(self.calls):,}, each tried up to {attempts} times;"
-                f" {self.answered:,} are answered already",
-                f"no call   {nothing:,} without reasoning or letter: they count as no",
-                f"tokens    about {sent:,} sent (at {CHARACTERS} characters a token),"
-                f" {received:,} received at most",
-                f"price     {price}",
+                f"about     {self.about}",
+                f"calls     {len(calls):,}, each tried up to {len(judge.waits) + 1}"
+                f" times; about {sent:,} tokens sent, {MAX_TOKENS * len(calls):,}"
+                " received at most",
+                f"no call   {len(self.jobs) - len(calls):,} without reasoning or"
+                " letter: they count as no",
             ]
         )
 
@@ -169,18 +153,17 @@ def plan(
     asked: Mapping[str, Question],
     judge: Judge,
     max_calls: int | None = None,
-    prices: tuple[float, float] | None = None,
 ) -> Plan:
     """What is to be asked about a run's predictions; nothing is asked or written.
 
     `asked` are the questions by id. With `max_calls` every method is judged on the same
     sample of each set, the questions whose hash comes first, so that a larger sample
-    holds a smaller one. `prices` are those of a million tokens sent and received.
+    holds a smaller one.
 
     Raises ValueError where judgements by another judge or of other predictions lie in
     the run, and where `max_calls` is too few for one question of each.
     """
-    run, jobs, settings, answered = Path(run), [], {}, 0
+    run, jobs, settings = Path(run), [], {}
     predictions = tables.read_predictions(run)
     parts = {key: rows for key, rows in predictions.items() if key[0] in tables.METHODS}
     most = max(map(len, parts.values()))
@@ -197,12 +180,12 @@ def plan(
         known = records.repair_jsonl(path) if path.exists() else []
         done = {row["id"] for row in known if row["error"] is None}
         sample = sorted(rows, key=lambda row: _place(row["id"]))[:size]
-        answered += sum(row["id"] in done for row in sample)
         todo = [row for row in sample if row["id"] not in done]
         jobs += [Job(path, row["id"], text(asked[row["id"]], row)) for row in todo]
     jobs.sort(key=lambda job: _place(job.id))  # a part of it is a sample of all, too
-    methods, sets = (tuple(dict.fromkeys(key[i] for key in parts)) for i in (0, 1))
-    return Plan(judge, settings, tuple(jobs), size, methods, sets, answered, prices)
+    methods, sets = (", ".join(dict.fromkeys(key[i] for key in parts)) for i in (0, 1))
+    about = f"up to {size} questions each of {methods} on {sets}"
+    return Plan(judge, settings, tuple(jobs), about)
 
 
 def text(question: Question, row: Mapping) -> str | None:
@@ -231,31 +214,26 @@ def carry_out(todo: Plan) -> dict[str, int]:
     """
     _key()  # before anything is written
     run = next(iter(todo.settings)).parent
-    with run_files.one_writer(run / "judgements", "asked for"):
-        return _carry_out(todo)
-
-
-def _carry_out(todo: Plan) -> dict[str, int]:
-    for path, settings in todo.settings.items():
-        records.write_json(resume.settings_file(path), settings)
-    for job in todo.jobs:
-        if job.text is None:
-            records.append_jsonl(job.path, [_row(job.id, False)])
     counts = dict.fromkeys(("yes", "no", "failed", "tokens_in", "tokens_out"), 0)
     failed = 0
-    for job, row in _answers(todo):
-        records.append_jsonl(job.path, [row])
-        word = {True: "yes", False: "no", None: "failed"}[row["supports"]]
-        counts[word] += 1
-        for key in ("tokens_in", "tokens_out"):
-            counts[key] += row[key] or 0
-        failed = failed + 1 if row["supports"] is None else 0
-        if failed >= GIVE_UP:
-            raise JudgeError(
-                f"{failed} calls in a row brought no answer, the last one because: "
-                f"{row['error']}. See that {todo.judge.url} serves {todo.judge.model},"
-                " then run it again: what was answered is kept"
-            )
+    with run_files.one_writer(run / "judgements", "asked for"):
+        for path, settings in todo.settings.items():
+            records.write_json(resume.settings_file(path), settings)
+        for job in todo.jobs:
+            if job.text is None:
+                records.append_jsonl(job.path, [_row(job.id, False)])
+        for job, row in _answers(todo):
+            records.append_jsonl(job.path, [row])
+            counts[{True: "yes", False: "no", None: "failed"}[row["supports"]]] += 1
+            for key in ("tokens_in", "tokens_out"):
+                counts[key] += row[key] or 0
+            failed = failed + 1 if row["supports"] is None else 0
+            if failed >= GIVE_UP:
+                raise JudgeError(
+                    f"{failed} calls in a row brought no answer, the last one because:"
+                    f" {row['error']}. See that {todo.judge.url} serves"
+                    f" {todo.judge.model}, then run it again: what was answered is kept"
+                )
     return {"calls": len(todo.calls), **counts}
 
 
@@ -319,52 +297,49 @@ def _ask(
     }
     address = f"{judge.url.rstrip('/')}/chat/completions"
     for wait in (*judge.waits, None):
-        asked_for = 0.0
         try:
-            reply = _post(client, address, body)
+            status, said = _post(client, address, body)
         except (httpx2.TransportError, httpx2.DecodingError) as broken:
             told = _shown(f"{type(broken).__name__} {broken}", key)
             error = f"no reply: {told}"
         else:
-            if reply.status_code == 200:
-                return _judgement(job.id, reply, key)
-            error = f"answered {reply.status_code}: {_shown(reply.text, key)}"
-            if reply.status_code in REFUSED:
+            if status == 200:
+                return _judgement(job.id, said, key)
+            error = f"answered {status}: {_shown(said, key)}"
+            if status in REFUSED:
                 raise JudgeError(
                     f"{address} {error}. Mend the address, the model's name, or the "
                     f"key in the environment variable {KEY}; what was answered is kept"
                 )
-            if reply.status_code < 500 and reply.status_code not in BUSY:
+            if status < 500 and status not in BUSY:
                 break
-            asked_for = _seconds(reply.headers.get("Retry-After"))
-        if wait is None or stop.wait(min(max(wait, asked_for), LONGEST_WAIT)):
+        if wait is None or stop.wait(wait):
             break
     return _row(job.id, None, error)
 
 
-def _post(client: httpx2.Client, address: str, body: dict) -> httpx2.Response:
-    """The reply, of which no more is read than `LONGEST_REPLY`."""
+def _post(client: httpx2.Client, address: str, body: dict) -> tuple[int, str]:
+    """(status, text) of the reply, of which no more is read than `LONGEST_REPLY`."""
+    content = bytearray()
     with client.stream("POST", address, json=body) as reply:
-        content = bytearray()
         for part in reply.iter_bytes():
             content += part
             if len(content) > LONGEST_REPLY:
                 raise httpx2.DecodingError(f"more than {LONGEST_REPLY:,} bytes")
-    wait = {"Retry-After": reply.headers.get("Retry-After", "")}
-    return httpx2.Response(reply.status_code, headers=wait, content=bytes(content))
+    return reply.status_code, content.decode(errors="replace")
 
 
-def _judgement(key_id: str, reply: httpx2.Response, key: str) -> dict:
+def _judgement(key_id: str, reply: str, key: str) -> dict:
     """The row of a reply; one that is not a plain yes or no is a failed call."""
     try:
-        found = reply.json()
+        found = json.loads(reply)
         said = found["choices"][0]["message"]["content"]
         # A judge may reason before it says.
         word = _REPLY.fullmatch(said.rpartition("</think>")[2])
         usage = found.get("usage") or {}
         used = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return _row(key_id, None, f"no chat completion: {_shown(reply.text, key)}")
+        return _row(key_id, None, f"no chat completion: {_shown(reply, key)}")
     used = [n if type(n) is int and 0 <= n <= MOST_COUNTED else None for n in used]
     if word is None:
         error = f"neither yes nor no: {_shown(said, key)}"
@@ -395,29 +370,29 @@ def _shown(body: str, key: str) -> str:
     return shown(" ".join(body.split()), 200)
 
 
-def _seconds(header: str | None) -> float:
-    """What Retry-After asks for; 0 where it is absent or a date."""
-    return float(header) if header and re.fullmatch(r"\d{1,6}", header) else 0.0
-
-
 # --- the command line -----------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 if all was asked, 1 if not, 2 on wrong usage, 130 if interrupted."""
-    parser = _parser()
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.judge",
+        description="Ask a language model whether reasoning supports its answer.",
+    )
+    parser.add_argument("run", help="relative: below the repository")
+    parser.add_argument("--url", required=True, help="such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", required=True, help="the name the server knows")
+    parser.add_argument("--max-calls", type=int, help="a sample, the same for all")
+    parser.add_argument("--accept-cost", action="store_true")
+    parser.add_argument("--data-dir", help="if the run's own records do not name it")
+    parser.add_argument("--general-dir")
     given = parser.parse_args(arguments)
-    prices = (given.price_in, given.price_out)
-    if (None in prices) and prices != (None, None):
-        parser.error("give both --price-in and --price-out, or neither")
     try:
         run = paths.require(given.run, "give the folder of a run, below outputs/")
         chain.verify(run)
         names = tables.sets_of(tables.read_predictions(run))
         asked = tables.asked(*_data(run, given), names)
-        judge = Judge(given.url, given.model)
-        priced = None if None in prices else prices
-        todo = plan(run, asked, judge, given.max_calls, priced)
+        todo = plan(run, asked, Judge(given.url, given.model), given.max_calls)
         print(todo)
         if not given.accept_cost:
             raise JudgeError("nothing was asked: add --accept-cost if you accept that")
@@ -431,25 +406,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(", ".join(f"{key} {count:,}" for key, count in counts.items()))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.judge",
-        description="Ask a language model whether reasoning supports its answer.",
-    )
-    parser.add_argument("run", help="relative: below the repository")
-    parser.add_argument("--url", required=True, help="such as http://127.0.0.1:8000/v1")
-    parser.add_argument("--model", required=True, help="the name the server knows")
-    parser.add_argument(
-        "--max-calls", type=int, help="judge a sample, the same for all"
-    )
-    parser.add_argument("--price-in", type=float, help="of a million tokens sent")
-    parser.add_argument("--price-out", type=float, help="of a million tokens received")
-    parser.add_argument("--accept-cost", action="store_true")
-    parser.add_argument("--data-dir", help="if the run's own records do not name it")
-    parser.add_argument("--general-dir")
-    return parser
 
 
 def _data(run: Path, given: argparse.Namespace) -> tuple[str, str]:

@@ -4,7 +4,7 @@
 
 Each function here looks at one thing and returns a Check: whether it holds, and a line
 that says what was found or what to do. Nothing is downloaded and no clip is decoded
-(`python -m lib.seed_bench check FOLDER --decode` does that); a check that passes
+(`python -m lib.data check FOLDER --decode` does that); a check that passes
 can therefore still be followed by a damaged clip.
 """
 
@@ -137,7 +137,7 @@ def data(values: Mapping) -> Check:
     faulty = [r["split"] for r in found if r["usable"] < r["records"]]
     if faulty:
         text = f"records that cannot be used in {', '.join(faulty)}"
-        return Check("data", False, f"{text}: python -m lib.seed_bench check {folder}")
+        return Check("data", False, f"{text}: python -m lib.data check {folder}")
     tolerated = values["on_bad_video"] == "keep_as_wrong"
     absent = {used[r["split"]]: len(r["unreadable"]) for r in found}
     fatal = {n: c for n, c in absent.items() if c and not (tolerated and is_level(n))}
@@ -163,7 +163,7 @@ def made_by(values: Mapping, what: str) -> Check:
         return Check("data", False, f"{what}; no data_command makes it: put it there")
     book = paths.resolve(values["data_dir"]) / "downloads.json"
     accepted = "--accept-licences" in command or book.exists()
-    if command.startswith("lib.seed_bench") and not accepted:
+    if command.startswith("lib.data ") and not accepted:
         text = f"{what}; read the licences, then: python -m {command} --accept-licences"
         return Check("data", False, text)
     return Check("data", True, f"{what}; 01_data makes it: python -m {command}")

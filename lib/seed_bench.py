@@ -4,9 +4,9 @@ https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and, as the general set
 https://huggingface.co/datasets/longvideobench/LongVideoBench. FOLDER is a notebook's
 `data_dir`, FOLDER/general its `general_dir`; a relative one is below the checkout:
 
-    $ python -m lib.seed_bench get data/seed_bench_r1 --what L2 L3 --dry-run
-    $ python -m lib.seed_bench get data/seed_bench_r1 --what L2 L3 --accept-licences
-    $ python -m lib.seed_bench check data/seed_bench_r1 --decode
+    $ python -m lib.data get data/seed_bench_r1 --what L2 L3 --dry-run
+    $ python -m lib.data get data/seed_bench_r1 --what L2 L3 --accept-licences
+    $ python -m lib.data check data/seed_bench_r1 --decode
 
     annotations/*.jsonl    the official bytes; training_6k.jsonl is named training.jsonl
                            and training_with_cot_6k.jsonl training_with_cot.jsonl
@@ -25,11 +25,8 @@ come first, and without any no clip is downloaded.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
-import json
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -40,7 +37,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lib import download, inventory, paths, questions, records
+from lib import download, questions, records
 from lib.download import Archive, ArchiveError, DownloadError, HubFile
 
 SEED_BENCH = "TencentARC/SEED-Bench-R1"
@@ -58,7 +55,7 @@ CHOICES = {
     "longvideobench": ("general",),
 }
 COSTS = """\
-what to get, and the traffic it costs at most (the wanted clips alone stay on disk):
+what to `get`, and how much it downloads at most (only the wanted clips stay on disk):
   L2, L3          about 18 GB, Ego4D (estimate)
   L1              530 +- 110 GB, EPIC-KITCHENS (estimate)
   evaluation      L1, L2 and L3
@@ -495,7 +492,7 @@ def _plan(
 ) -> str:
     """What a call will do, line by line."""
     files = target.files
-    free = download.gigabytes(download.free_space(target.folder))
+    free = download.told(download.free_space(target.folder))
     lines = [f"folder    {target.folder} ({free} free)"]
     lines += [f"for       {', '.join(target.chosen)}"]
     for repo, used in target.known["commits"].items():
@@ -518,10 +515,10 @@ def _plan(
     readable = [a for a in needed if not a.fault]
     for folders in dict.fromkeys(a.folders for a in readable):
         sizes = [a.size for a in readable if a.folders == folders]
-        most = f"at most {download.gigabytes(sum(sizes))} in {len(sizes)} archive(s)"
+        most = f"at most {download.told(sum(sizes))} in {len(sizes)} archive(s)"
         lines.append(f"download  {' or '.join(folders)}: {most}")
     if single:
-        size = download.gigabytes(sum(file.size for file in single))
+        size = download.told(sum(file.size for file in single))
         lines.append(f"download  at most {size} in {len(single):,} single file(s)")
     lines += [f"refused   {a.name}: {a.fault}" for a in needed if a.fault]
     if (
@@ -570,79 +567,10 @@ def _outcome(folder: Path, wanted: set[Path]) -> str:
             *(["  ..."] if len(lacking) > 5 else []),
             "Their questions stay in the denominator and count as wrong.",
         ]
-    return "\n".join([*lines, f"Next: python -m lib.seed_bench check {folder}"])
+    return "\n".join([*lines, f"Next: python -m lib.data check {folder}"])
 
 
-# --- the command line -----------------------------------------------------------------
+if __name__ == "__main__":  # its former name
+    from lib.data.__main__ import main
 
-
-def main(
-    arguments: list[str] | None = None, official: dict[str, Official] = OFFICIAL
-) -> int:
-    """0 if all went well, 1 if not, 2 on wrong usage, 130 if interrupted."""
-    given = _parser().parse_args(arguments)
-    folder = paths.resolve(given.folder)
-    try:
-        if given.command == "check":
-            return _print_check(folder, given.decode, given.json)
-        switches = (given.subtitles, given.accept_licences, given.dry_run)
-        get(folder, given.what, *switches, official=official)
-    except (DownloadError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        again = "begins anew" if given.command == "check" else "goes on from here"
-        print(f"interrupted; the same command {again}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lib.seed_bench")
-    commands = parser.add_subparsers(dest="command", required=True)
-    getter = commands.add_parser(
-        "get",
-        help="download what is missing",
-        epilog=COSTS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    getter.add_argument("folder", help="relative: below the repository")
-    names = "{" + ",".join(CHOICES) + "}"
-    getter.add_argument(
-        "--what", nargs="+", choices=CHOICES, required=True, metavar=names, help="below"
-    )
-    getter.add_argument("--subtitles", action="store_true", help="of LongVideoBench")
-    getter.add_argument("--accept-licences", action="store_true")
-    getter.add_argument("--dry-run", action="store_true", help="show the plan only")
-    checker = commands.add_parser("check", help="count faults and missing media")
-    checker.add_argument("folder", help="relative: below the repository")
-    checker.add_argument("--json", action="store_true", help="print one JSON object")
-    checker.add_argument("--decode", action="store_true", help="read every file")
-    return parser
-
-
-def _print_check(folder: Path, decode: bool, as_json: bool) -> int:
-    """Print what a folder holds; 1 if a record or a file in it cannot be used."""
-    found = inventory.check(folder, decode=decode)
-    unreadable = {path: why for r in found for path, why in r["unreadable"].items()}
-    by_pyav = {path: why for r in found for path, why in r["by_pyav"].items()}
-    if as_json:
-        whole = {"folder": str(folder), "decoded": decode, "splits": found}
-        print(json.dumps(whole, indent=1))
-    else:
-        print(inventory.media_table(found))
-        print(inventory.fault_table(found))
-        for path, why in list(unreadable.items())[:10]:
-            print(f"{path} {why}")
-        if len(unreadable) > 10:
-            print(f"... and {len(unreadable) - 10} more; --json lists them all")
-        for path, why in by_pyav.items():
-            print(f"{path} was read by PyAV: {why}")
-        if not decode:
-            print("Files were counted, not opened: --decode reads every one.")
-    sound = all(split["usable"] == split["records"] for split in found)
-    return int(bool(unreadable) or not sound)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

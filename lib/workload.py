@@ -158,9 +158,9 @@ def sets_of(values: Mapping) -> dict[str, Asked]:
 def announced(command: str) -> dict[str, int]:
     """How many questions a data_command is going to bring, as far as that is known."""
     module, *rest = shlex.split(command) or [""]
-    if module == "lib.seed_bench":
+    if module == "lib.data":
         return PUBLISHED
-    if module == "lib.mini.benchmark":
+    if module == "lib.mini":
         parser = argparse.ArgumentParser()
         parser.add_argument("--size", default="full")
         sizes = SIZES[parser.parse_known_args(rest)[0].size]

@@ -226,10 +226,10 @@ def test_tokens_are_those_that_the_model_is_given(values, data):
 def test_what_is_not_there_is_announced_by_its_command(values, tmp_path):
     values |= {"data_dir": str(tmp_path), "general_dir": str(tmp_path)}
     values |= {"holdout_share": 0.0}
-    sets = workload.sets_of(values | {"data_command": "lib.seed_bench get x"})
+    sets = workload.sets_of(values | {"data_command": "lib.data get x"})
     assert (sets["training"].count, sets["L1"].count) == (6000, 2432)
     assert not sets["L1"].read
-    sets = workload.sets_of(values | {"data_command": "lib.mini.benchmark x"})
+    sets = workload.sets_of(values | {"data_command": "lib.mini write x"})
     assert (sets["training"].count, sets["L1"].count) == (2200, 500)
     assert workload.sets_of(values | {"data_command": ""}) == {}
 
@@ -421,8 +421,8 @@ def test_a_model_that_is_not_here_or_not_whole_fails(values, tmp_path):
 
 def test_missing_data_fails_unless_a_command_makes_it(values, tmp_path):
     values |= {"data_dir": str(tmp_path), "general_dir": str(tmp_path)}
-    assert preflight.data(values).passed  # lib.mini.benchmark makes it
-    command = "lib.seed_bench get x --what L1"
+    assert preflight.data(values).passed  # lib.mini makes it
+    command = "lib.data get x --what L1"
     check = preflight.data(values | {"data_command": command})
     assert not check.passed and f"python -m {command} --accept" in check.text
     accepted = {"data_command": f"{command} --accept-licences"}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from lib import epic
 from lib.clips import Cut, cut
+from lib.data.__main__ import main
 from lib.epic import LabelFaults, prove_disjoint, questions, read_labels, segments
 from lib.paths import ROOT
 from lib.questions import check, read_training
@@ -68,8 +69,8 @@ def run(tmp_path, capsys):
     def call(rows, *arguments, l1=("P09_01",)):
         table = write_labels(tmp_path / "labels.csv", rows)
         used = write_l1(tmp_path / "l1.jsonl", *l1)
-        command = [str(table), "--l1", str(used), "--out", str(out)]
-        code = epic.main([*command, *map(str, arguments)])
+        command = ["epic", str(table), "--l1", str(used), "--out", str(out)]
+        code = main([*command, *map(str, arguments)])
         record = json.loads(epic.record_of(out).read_text()) if code == 0 else None
         lines = out.read_text().splitlines() if code == 0 else []
         return code, "".join(capsys.readouterr()), record, list(map(json.loads, lines))
@@ -317,7 +318,7 @@ def test_what_is_no_table_of_labels(data, words, tmp_path, capsys):
     path.write_bytes(data)
     l1 = write_l1(tmp_path / "l1.jsonl", "P01_02")
     out = tmp_path / "annotations" / "training.jsonl"
-    assert epic.main([str(path), "--l1", str(l1), "--out", str(out)]) == 1
+    assert main(["epic", str(path), "--l1", str(l1), "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert "labels.csv, line" in error and words in error
 
@@ -474,7 +475,7 @@ def test_the_command_says_how_it_is_used(tmp_path, capsys):
         wrong, ("no file", "FOLDER/annotations", "--l1"), strict=True
     ):
         with pytest.raises(SystemExit) as caught:
-            epic.main(arguments)
+            main(["epic", *arguments])
         assert caught.value.code == 2
         assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [there]

@@ -75,7 +75,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status, data):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("Retry-After", "0")
         self.end_headers()
         self.wfile.write(data)
 
@@ -156,20 +155,6 @@ def test_the_judge_sees_neither_gold_nor_method(server, run, asked):
         assert judge.text(asked[row["id"]], other) == text
 
 
-def test_nothing_is_asked_before_the_cost_is_accepted(server, run, asked, capsys):
-    (run / "pipeline.json").write_text(json.dumps({"parameters": {}}))
-    arguments = [str(run), "--url", server.url, "--model", "rule"]
-    assert judge.main(arguments) == 1
-    assert "names no data_dir: give --data-dir" in capsys.readouterr().err
-    todo = plan(run, asked, quick(server), max_calls=24, prices=(2.0, 8.0))
-    lines = str(todo)
-    assert not server.asked and not list(run.glob("judgements_*"))
-    assert "up to 4 questions each of base, sft, grpo on L1, L3" in lines
-    assert f"{len(todo.calls)}, each tried up to 3 times; 0 are answered" in lines
-    sent, received = todo.tokens
-    assert f"about {(2 * sent + 8 * received) / 1e6:,.2f}" in lines
-
-
 def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     from lib.mini import benchmark
 
@@ -187,12 +172,16 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
         ]
         records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
     arguments = [str(run), "--url", server.url, "--model", "rule"]
+    assert judge.main(arguments) == 1
+    assert "names no data_dir: give --data-dir" in capsys.readouterr().err
     arguments += ["--data-dir", str(data)]
     monkeypatch.setenv(judge.KEY, SECRET)
     assert judge.main(arguments) == 1
     shown = capsys.readouterr()
-    assert "calls     9" in shown.out and "--accept-cost" in shown.err
-    assert not server.asked
+    assert "up to 3 questions each of base, sft, grpo on L1" in shown.out
+    assert "calls     9, each tried up to 3 times" in shown.out
+    assert "--accept-cost" in shown.err
+    assert not server.asked and not list(run.glob("judgements_*"))
     assert judge.main([*arguments, "--accept-cost"]) == 0
     assert "calls 9, yes 9" in capsys.readouterr().out
     assert server.keys == {f"Bearer {SECRET}"}

@@ -33,7 +33,13 @@ def small(tmp_path_factory):
 
 def asked(item):
     """The item as a reader sees it: options in a drawn order, no media."""
-    return benchmark._question(item)
+    e = item.episode
+    return questions.Question(
+        id=item.stem, level=item.split, goal=e.goal, domain=e.domain, scenario="",
+        text=lessons.question_text(e, item.image_only), answer=e.say(e.answer),
+        options=tuple(map(e.say, e.options)), gold=e.letter,
+        progress=tuple(map(e.say, e.actions)), video=None, image=None,
+    )  # fmt: skip
 
 
 def everything(folder):
@@ -179,13 +185,8 @@ def test_another_benchmark_in_the_folder_is_not_overwritten(small):
 
 def test_two_processes_make_one_benchmark(small, tmp_path):
     """As two runs of a sweep do on a fresh machine."""
-    command = [
-        sys.executable,
-        "-m",
-        "lib.mini.benchmark",
-        str(tmp_path / "b"),
-        "--size=smoke",
-    ]
+    command = [sys.executable, "-m", "lib.mini", "write", str(tmp_path / "b")]
+    command += ["--size=smoke"]
     both = [subprocess.Popen(command, cwd=paths.ROOT) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert (tmp_path / "b" / "benchmark.json").exists()

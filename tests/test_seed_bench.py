@@ -13,17 +13,23 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
 import pytest
+from huggingface_hub import constants
 from made_hub import NEWEST, PINNED, Hub
 
 from lib import download, inventory, paths, questions, seed_bench
+from lib.data.__main__ import main
 from lib.download import HubFile
+from lib.seed_bench import LICENCES
 
 SEED, LONG = seed_bench.SEED_BENCH, seed_bench.LONG_VIDEO_BENCH
 EPIC, EGO = "EpicKitchens", "Ego4D"
@@ -32,9 +38,10 @@ MIB = 2**20
 NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
 START = (
     "import json, sys; from lib import seed_bench as s;"
+    "from lib.data.__main__ import main;"
     "facts = json.loads(sys.argv[1]);"
     "official = {k: s.Official(**v) for k, v in facts.items()};"
-    "sys.exit(s.main(sys.argv[2:], official))"
+    "sys.exit(main(sys.argv[2:], official))"
 )
 
 
@@ -169,8 +176,26 @@ class World:
         ours = {"HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0"}
         return kept | ours | {"HF_HOME": str(self.home)} | extra
 
-    def get(self, *arguments, code=START, **extra):
-        """What `python -m lib.seed_bench get` does: returncode, stdout, stderr."""
+    def get(self, *arguments, **extra):
+        """What `python -m lib.data get` does: returncode, stdout, stderr."""
+        given = ["get", str(self.folder), *(arguments or ("--what", "evaluation"))]
+        official = {k: seed_bench.Official(**v) for k, v in self.facts.items()}
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+            patch.setattr(constants, "ENDPOINT", self.hub.endpoint)
+            place = f"{self.hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
+            patch.setattr(constants, "HF_HUB_OFFLINE", False)
+            for key, value in extra.items():
+                patch.setenv(key, value)
+            with redirect_stderr(err):
+                code = main(given, official)
+        return SimpleNamespace(
+            returncode=code, stdout=out.getvalue(), stderr=err.getvalue()
+        )
+
+    def get_apart(self, *arguments, code=START, **extra):
+        """The same in a process of its own."""
         return subprocess.run(
             self.command(*(arguments or ("--what", "evaluation")), code=code),
             cwd=paths.ROOT,
@@ -180,10 +205,9 @@ class World:
             timeout=300,
         )
 
-    def accept(self, *what, **extra):
-        return self.get(
-            "--what", *(what or ["evaluation"]), "--accept-licences", **extra
-        )
+    def accept(self, *what, apart=False, **extra):
+        get = self.get_apart if apart else self.get
+        return get("--what", *(what or ["evaluation"]), "--accept-licences", **extra)
 
     def present(self):
         """The media of the folder, relative, with nothing left over beside them."""
@@ -317,31 +341,9 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(world):
     assert world.hub.tokens == {("api", True), ("datasets", True), ("cdn", False)}
 
 
-def test_after_a_kill_the_next_call_goes_on(world):
-    path = large_batch(world)
-    world.hub.cuts[path] = [-15 * MIB]
-    arguments = world.command("--what", "L2", "--accept-licences")
-    running = subprocess.Popen(
-        arguments,
-        cwd=paths.ROOT,
-        env=world.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    assert world.hub.reached[path].wait(60)
-    running.kill()
-    running.wait()
-    (part,) = (world.folder / ".downloads").glob("*.part")
-    assert part.stat().st_size == 10 * MIB
-    ok(world.get("--what", "L2"))
-    asked = [span for name, span in world.hub.requests if name == path]
-    assert asked == [None, f"bytes={10 * MIB}-"]
-    assert {f"videos/{EGO}/0.mp4", f"videos/{EGO}/clip é 3.mp4"} <= world.present()
-
-
-def test_an_interrupt_is_no_traceback(world):
-    path = f"videos/{EGO}/batch_1.tar.gz"
-    world.hub.cuts[path] = [-700]
+def started(world, path, cut):
+    """`get` in a process of its own; the hub has sent it `cut` bytes of a file."""
+    world.hub.cuts[path] = [-cut]
     running = subprocess.Popen(
         world.command("--what", "L2", "--accept-licences"),
         cwd=paths.ROOT,
@@ -353,26 +355,33 @@ def test_an_interrupt_is_no_traceback(world):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert world.hub.reached[path].wait(60)
+    return running
+
+
+def test_after_a_kill_the_next_call_goes_on(world):
+    path = large_batch(world)
+    running = started(world, path, 15 * MIB)
+    (part,) = (world.folder / ".downloads").glob("*.part")
+    for _ in range(600):  # what was sent is not yet written
+        if part.stat().st_size:
+            break
+        time.sleep(0.1)
+    running.kill()
+    running.communicate()
+    assert part.stat().st_size == 10 * MIB
+    ok(world.get("--what", "L2"))
+    asked = [span for name, span in world.hub.requests if name == path]
+    assert asked == [None, f"bytes={10 * MIB}-"]
+    assert {f"videos/{EGO}/0.mp4", f"videos/{EGO}/clip é 3.mp4"} <= world.present()
+
+
+def test_a_second_process_is_kept_out_and_an_interrupt_is_no_traceback(world):
+    running = started(world, f"videos/{EGO}/batch_1.tar.gz", 700)
+    assert "another process" in error(world.get("--what", "L2"))
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "goes on from here" in said and "Traceback" not in said
-
-
-def test_two_processes_do_not_share_a_folder(world):
-    path = f"videos/{EGO}/batch_1.tar.gz"
-    world.hub.cuts[path] = [-700]
-    first = subprocess.Popen(
-        world.command("--what", "L2", "--accept-licences"),
-        cwd=paths.ROOT,
-        env=world.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    assert world.hub.reached[path].wait(60)
-    assert "another process" in error(world.get("--what", "L2"))
-    first.kill()
-    first.wait()
 
 
 # --- broken connections and contents --------------------------------------------------
@@ -427,7 +436,9 @@ def test_a_hub_that_lists_another_file_than_the_official_one(world):
 
 def test_the_official_figures_are_asked_for_unless_others_are_given(world):
     given = ["get", str(world.folder), "--what", "L2", "--accept-licences"]
-    code = "import sys; from lib.seed_bench import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        "import sys; from lib.data.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code, *given],
         cwd=paths.ROOT,
@@ -467,7 +478,9 @@ def test_a_refusal_names_the_file_and_what_to_do(world, status, words):
 
 
 def test_offline_is_said(world):
-    assert "HF_HUB_OFFLINE is set" in error(world.accept(HF_HUB_OFFLINE="1"))
+    assert "HF_HUB_OFFLINE is set" in error(
+        world.accept(apart=True, HF_HUB_OFFLINE="1")
+    )
 
 
 def test_a_portal_in_place_of_the_hub_is_said(world):
@@ -886,15 +899,15 @@ def test_a_disk_without_room_is_said_before_anything_is_written(world):
         "import shutil, collections as c; U = c.namedtuple('U', 'total used free');"
         "shutil.disk_usage = lambda path: U(10**9, 10**9, 200);"
     )
-    said = error(world.accept("L2", code=small + START))
-    assert "not enough disk space" in said and "0.2 kB are free" in said
+    said = error(world.accept("L2", apart=True, code=small + START))
+    assert "not enough disk space" in said and "200B are free" in said
     assert not list(world.folder.rglob("*.part"))
 
 
 def test_a_disk_that_fills_while_writing(world):
     world.batch(EGO, 1, [("0.mp4", os.urandom(400_000))])
     limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000));"
-    said = error(world.accept("L2", code=limit + START))
+    said = error(world.accept("L2", apart=True, code=limit + START))
     assert f"{SEED}: videos/{EGO}/batch_1.tar.gz: File too large" in said
     (part,) = (world.folder / ".downloads").glob("*.part")
     assert 0 < part.stat().st_size <= 100_000
@@ -1011,27 +1024,38 @@ def write_one_frame(path):
         container.mux(stream.encode())
 
 
-def run_check(folder, *arguments):
-    command = [sys.executable, "-m", "lib.seed_bench", "check", str(folder), *arguments]
-    return subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
-
-
-def test_the_check_command_prints_tables_or_json(world):
+def test_the_check_command_prints_tables_or_json(world, capsys):
     ok(world.accept())
-    ran = run_check(world.folder, "--json")
-    assert ran.returncode == 1  # the training clip was not asked for
-    report = json.loads(ran.stdout)
+    assert main(["check", str(world.folder), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)  # no training clip was asked for
     assert report["folder"] == str(world.folder) and report["decoded"] is False
     assert by_split(report["splits"])["training"]["videos"]["missing"] == 1
     ok(world.get("--what", "training_6k"))
-    said = ok(run_check(world.folder, "--decode"))
+    assert main(["check", str(world.folder), "--decode"]) == 0
+    said = capsys.readouterr().out
     assert "| validation_L3 " in said and "--decode" not in said
 
 
-def test_check_of_a_folder_that_is_none(tmp_path):
-    ran = run_check(tmp_path / "nowhere")
-    assert ran.returncode == 1
-    assert f"error: {tmp_path}/nowhere/annotations is missing" in ran.stderr
+def test_check_of_a_folder_that_is_none(tmp_path, capsys):
+    assert main(["check", f"{tmp_path}/nowhere"]) == 1
+    said = capsys.readouterr().err
+    assert f"error: {tmp_path}/nowhere/annotations is missing" in said
+
+
+@pytest.mark.parametrize("command", ["lib.data", "lib.seed_bench", "lib.mini"])
+def test_a_door_says_what_is_behind_it(command):
+    ran = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    words = ["write", "base", "Same seed, same bytes"]
+    if command != "lib.mini":
+        words = ["get", "check", "epic", "HF_TOKEN", "530 +- 110 GB"]
+        words += [licence for texts in LICENCES.values() for licence in texts]
+    said = " ".join(ran.stdout.split())
+    assert ran.returncode == 0 and not [word for word in words if word not in said]
 
 
 def test_check_counts_faults_repeats_and_unusable_records(tmp_path):

@@ -45,7 +45,7 @@ def run(tiny_questions, tmp_path_factory):
     ]
     sft.train_sft(sft.Task(BASE, items, SFT, SAMPLING, run))
     grpo.train(grpo.Task(BASE, tiny_questions, REWARDS, GRPO, SAMPLING, run))
-    command = "lib.seed_bench get outputs/data/seed_bench_r1 --what L1 longvideobench"
+    command = "lib.data get outputs/data/seed_bench_r1 --what L1 longvideobench"
     chain.close(run, "01_data", data_command=command)
     for stage in ("02_sft", "03_grpo"):
         chain.close(run, stage, model="lib/mini/base", questions=6)

@@ -1,6 +1,6 @@
 """Write MiniPlan to disk in the layout and schemas of SEED-Bench-R1 and LongVideoBench.
 
-`python -m lib.mini.benchmark outputs/data/miniplan` renders real h264 clips and png
+`python -m lib.mini write outputs/data/miniplan` renders real h264 clips and png
 stills and writes the annotations a loader of the real benchmarks expects (schemas:
 https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and
 https://huggingface.co/datasets/longvideobench/LongVideoBench):
@@ -18,9 +18,7 @@ step with probability 0.08 and is hasty in 15 % of its answers; like the paper's
 distilled data it is kept only where its answer is right.
 """
 
-import argparse
 import fcntl
-import json
 import os
 import random
 import shutil
@@ -33,10 +31,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lib import paths, prompts, records
+from lib import records
 from lib.mini import lessons, world
-from lib.mini.world import DOMAINS, Episode, Step
-from lib.questions import Question
+from lib.mini.world import DOMAINS, Episode
 
 SOURCE = "MiniPlan"
 TRAINING_ENVIRONMENTS = range(0, 12)
@@ -45,7 +42,6 @@ L3_ENVIRONMENTS = range(200, 216)
 GENERAL_ENVIRONMENTS = range(300, 316)
 IMAGE_ONLY_SHARE = 0.15
 TEACHER_OVERLOOKS, TEACHER_HASTY = 0.08, 0.15
-_LETTERS = "ABCDE"
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,8 @@ def demonstration(item: Item, seed: int) -> dict | None:
         thought = lessons.careful_thought(e, in_order, step)
     if step != e.answer:
         return None
-    problem = prompts.prompt_text(_question(item), "think")
+    question = lessons.question_text(e, item.image_only)
+    problem = lessons.ask(question, [e.say(s) for s in e.options], "think")
     content = [{"type": "image", "image": f"images/{SOURCE}/{item.stem}.png"}]
     if not item.image_only:
         content.insert(
@@ -194,24 +191,6 @@ def demonstration(item: Item, seed: int) -> dict | None:
         "response": lessons.answer_text(thought, e.letter),
         "reward": 1.0,
     }
-
-
-def _question(item: Item) -> Question:
-    e = item.episode
-    return Question(
-        id=f"{item.split}/{item.number}",
-        level=item.split,
-        text=lessons.question_text(e, item.image_only),
-        options=tuple(e.say(s) for s in e.options),
-        gold=e.letter,
-        answer=e.say(e.answer),
-        goal=e.goal,
-        domain=e.domain,
-        scenario=item.scenario,
-        progress=tuple(e.say(s) for s in e.actions),
-        video=None,
-        image=None,
-    )
 
 
 def make_general(count: int, seed: int) -> list[tuple[dict, Episode]]:
@@ -265,9 +244,8 @@ def _general(rng: random.Random, number: int) -> tuple[dict, Episode]:
 
 
 def _shown_step(rng: random.Random, episode: Episode) -> tuple[str, list[str]]:
-    every = [Step(e, i) for e in range(6) for i in (0, 1)]
     gold = rng.choice(episode.actions)
-    others = [episode.say(s) for s in every if s not in episode.actions]
+    others = [episode.say(s) for s in lessons.STEPS if s not in episode.actions]
     return episode.say(gold), others
 
 
@@ -392,17 +370,9 @@ def _generator_hash() -> str:
     return records.settings_hash({p.name: records.sha256(p) for p in sources})
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", help="relative: below the repository")
-    parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    sizes = replace(SIZES[given.size], seed=given.seed)
-    folder = write(paths.resolve(given.folder), sizes)
-    print(json.dumps({"folder": str(folder), **asdict(sizes)}))
+if __name__ == "__main__":  # its former name
+    import sys
 
+    from lib.mini.__main__ import main
 
-if __name__ == "__main__":
-    main()
+    raise SystemExit(main(["write", *sys.argv[1:]]))

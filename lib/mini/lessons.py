@@ -27,6 +27,9 @@ from lib.video import Sampling, frame_indices
 CAREFUL_SHARE = 0.35
 ENVIRONMENTS = range(1000, 1400)
 SAMPLING = Sampling(max_frames=8, height=world.HEIGHT, width=world.WIDTH)
+STEPS = [Step(effect, item) for effect in range(6) for item in (0, 1)]
+SHOWN_QUESTION = "Which of these steps is shown in the video?"
+OBJECT_QUESTION = "Which of these objects is in the video?"
 _LETTERS = "ABCD"
 
 
@@ -70,7 +73,8 @@ def question_text(episode: Episode, image_only: bool) -> str:
     )
 
 
-def _ask(text: str, options: list[str], style: str) -> str:
+def ask(text: str, options: list[str], style: str) -> str:
+    """The prompt of a question with these options (`lib/prompts.py`)."""
     question = Question(
         id="", level="training", text=text, options=tuple(options), gold="A",
         answer=options[0], goal="", domain="", scenario="", progress=(),
@@ -136,22 +140,27 @@ def visible_order(episode: Episode) -> tuple[Step, ...]:
 def shown_lesson(rng: random.Random) -> Lesson:
     """Which of these steps is shown in the video?"""
     episode = any_episode(rng)
-    steps = [Step(e, i) for e in range(6) for i in (0, 1)]
     gold = rng.choice(episode.actions)
-    others = [s for s in steps if s not in episode.actions]
-    options = rng.sample(others, 3)
-    place = rng.randrange(4)
-    options.insert(place, gold)
+    others = [s for s in STEPS if s not in episode.actions]
+    options, letter = _options(rng, gold, others)
     clip, _ = look(rng, episode, False, still=False)
     style = _style(rng)
     progress = ", ".join(episode.say(s) for s in episode.actions)
     thought = f"I see {progress}. It is {episode.say(gold)}."
-    text = _ask(SHOWN_QUESTION, [episode.say(s) for s in options], style)
-    return Lesson(text, _respond(style, thought, _LETTERS[place]), clip)
+    text = ask(SHOWN_QUESTION, [episode.say(s) for s in options], style)
+    return Lesson(text, _respond(style, thought, letter), clip)
 
 
-SHOWN_QUESTION = "Which of these steps is shown in the video?"
-OBJECT_QUESTION = "Which of these objects is in the video?"
+def _options(rng: random.Random, right, wrong: list) -> tuple[list, str]:
+    """The right one among three wrong ones, and its letter."""
+    options, place = rng.sample(wrong, 3), rng.randrange(4)
+    options.insert(place, right)
+    return options, _LETTERS[place]
+
+
+def _plan_or_any(rng: random.Random, episode: Episode) -> list[Step]:
+    """Half the time the four steps of the plan, else any four."""
+    return list(episode.options) if rng.random() >= 0.5 else rng.sample(STEPS, 4)
 
 
 def object_lesson(rng: random.Random) -> Lesson:
@@ -160,25 +169,23 @@ def object_lesson(rng: random.Random) -> Lesson:
     gold = rng.choice((0, 1))
     names = [n for d in DOMAINS.values() for n in d["objects"]]
     present = {episode.name(0), episode.name(1)}
-    options = rng.sample([n for n in names if n not in present], 3)
-    place = rng.randrange(4)
-    options.insert(place, episode.name(gold))
+    others = [n for n in names if n not in present]
+    options, letter = _options(rng, episode.name(gold), others)
     clip, _ = look(rng, episode, False, still=False)
     style = _style(rng)
     thought = f"I see {episode.name(0)}, {episode.name(1)}. It is {episode.name(gold)}."
-    text = _ask(OBJECT_QUESTION, options, style)
-    return Lesson(text, _respond(style, thought, _LETTERS[place]), clip)
+    text = ask(OBJECT_QUESTION, options, style)
+    return Lesson(text, _respond(style, thought, letter), clip)
 
 
 def binding_lesson(rng: random.Random) -> Lesson:
     """Text only: find a given step among the options."""
     episode = any_episode(rng)
-    steps = [Step(e, i) for e in range(6) for i in (0, 1)]
-    options = rng.sample(steps, 4)
+    options = rng.sample(STEPS, 4)
     gold = rng.randrange(4)
     said = episode.say(options[gold])
     style = rng.choice(("think", "direct"))
-    text = _ask(
+    text = ask(
         f"Next is {said}. Which is it?", [episode.say(s) for s in options], style
     )
     return Lesson(text, _respond(style, f"Next is {said}.", _LETTERS[gold]))
@@ -187,13 +194,11 @@ def binding_lesson(rng: random.Random) -> Lesson:
 def drill_lesson(rng: random.Random) -> Lesson:
     """Text only, always reasoned: half the time among the four steps of one plan."""
     episode = any_episode(rng)
-    options = list(episode.options)
-    if rng.random() < 0.5:
-        options = rng.sample([Step(e, i) for e in range(6) for i in (0, 1)], 4)
+    options = _plan_or_any(rng, episode)
     gold = rng.randrange(4)
     said = episode.say(options[gold])
     steps = [episode.say(s) for s in options]
-    text = _ask(f"Next is {said}. Which is it?", steps, "think")
+    text = ask(f"Next is {said}. Which is it?", steps, "think")
     return Lesson(text, answer_text(f"Next is {said}.", _LETTERS[gold]))
 
 
@@ -204,11 +209,9 @@ def pick_lesson(rng: random.Random) -> Lesson:
     the drill does, is solved on the way through the options and does not carry over.
     """
     episode = any_episode(rng)
-    options = list(episode.options)
-    if rng.random() < 0.5:
-        options = rng.sample([Step(e, i) for e in range(6) for i in (0, 1)], 4)
+    options = _plan_or_any(rng, episode)
     steps = [episode.say(s) for s in options]
-    text = _ask("Name each of these.", steps, "think")
+    text = ask("Name each of these.", steps, "think")
     if rng.random() < 0.7:
         text = text.removesuffix(prompts.THINK_ANSWER)
     order = rng.sample(range(4), 4)
@@ -223,7 +226,7 @@ def told_lesson(rng: random.Random) -> Lesson:
     question = f"I see {done}. What action should I take next in order to"
     style = _style(rng)
     options = [episode.say(s) for s in episode.options]
-    text = _ask(f"{question} {episode.goal}?", options, style)
+    text = ask(f"{question} {episode.goal}?", options, style)
     thought = careful_thought(episode, episode.actions, episode.answer)
     return Lesson(text, _respond(style, thought, episode.letter))
 
@@ -234,7 +237,7 @@ def plan_lesson(rng: random.Random) -> Lesson:
     episode = any_episode(rng, image_only=image_only)
     clip, still = look(rng, episode, image_only)
     style = _style(rng)
-    text = _ask(
+    text = ask(
         question_text(episode, image_only),
         [episode.say(s) for s in episode.options],
         style,

@@ -73,7 +73,7 @@ def _still(episode: Episode, actions: tuple[Step, ...]):
 def without_video(data_dir: str | Path) -> dict[str, dict]:
     """{question id: {"group", "ceiling"}} of the levels' questions that have a video.
 
-    Empty for a folder that lib.mini.benchmark did not write: there nobody knows.
+    Empty for a folder that `lib.mini write` did not write: there nobody knows.
     ValueError where it holds other questions than are made today (`lib.mini.truth`).
     """
     return {

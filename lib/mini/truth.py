@@ -64,13 +64,13 @@ def truth(question_id: str, data_dir: str | Path) -> Truth:
     if question_id not in found:
         raise KeyError(
             f"nothing is known about question {question_id!r} of {data_dir}: the truth"
-            " is known only for questions that lib.mini.benchmark wrote there"
+            " is known only for questions that `lib.mini write` wrote there"
         )
     return found[question_id]
 
 
 def known(data_dir: str | Path) -> dict[str, Truth]:
-    """{question id: its Truth} for a folder that lib.mini.benchmark wrote, else {}.
+    """{question id: its Truth} for a folder that `lib.mini write` wrote, else {}.
 
     Raises ValueError, naming file and record, where the generator of today makes other
     questions than those on disk.
@@ -121,5 +121,5 @@ def _same(path: Path, found: list[dict], made: list[dict]) -> None:
     raise ValueError(
         f"{path}, record {first}: the generator makes another question than stands"
         " there, so nothing is known about these clips: write the benchmark again into"
-        " another folder (python -m lib.mini.benchmark), and run on that"
+        " another folder (python -m lib.mini write), and run on that"
     )

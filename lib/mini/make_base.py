@@ -1,0 +1,450 @@
+"""Make the mini base checkpoint, as was done once: `python -m lib.mini base`.
+
+Phases: the vision tower by itself; text drills that tie a step to its option letter,
+with captions; simple questions; everything, with the mixed-quality planning questions
+of `lib/mini/lessons.py`; drills until the letters are solid; everything again. The loss
+is taken on responses only. It takes about 40 minutes on two idle cores. Each phase
+starts a fresh optimizer, so an interrupted run goes on with the phase it was in.
+
+What comes out is an ordinary Qwen2-VL folder: config, generation config, safetensors,
+byte-level BPE with Qwen2-VL's special tokens, image and video processors and the chat
+template of https://huggingface.co/Qwen/Qwen2-VL-7B-Instruct, so that `AutoProcessor`
+and `AutoModelForImageTextToText` load it and no code has to know that it is small.
+
+Trained on captions alone, a model this small stays blind for over a thousand steps, and
+states the right step for thousands more while it guesses the letter. `sight_loss` and
+`binding_loss` teach both directly, and say how.
+"""
+
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lib import models, paths, prompts, records
+from lib.mini import lessons, world
+from lib.mini.world import DOMAINS, EFFECTS
+from lib.model import encoding
+
+# isort: split
+import tokenizers
+import torch
+import torch.nn.functional as F
+from tokenizers import decoders, normalizers, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+BASE = paths.ROOT / "lib/mini/base"
+# (steps, {lesson: weight}); a batch holds one kind of lesson, so that text drills cost
+# no vision pass.
+PHASES = (
+    (1000, {"sight": 1}),
+    (900, {"sight": 1, "binding": 4, "told": 2, "caption": 4}),
+    (900, {"sight": 1, "binding": 1, "told": 2, "caption": 4, "shown": 2, "object": 1}),
+    (1500, {"binding": 1, "told": 2, "caption": 3, "shown": 3, "object": 1, "plan": 6}),
+    (1200, {"drill": 6, "told": 2, "caption": 1, "shown": 1}),
+    (1500, {"drill": 8, "told": 2, "caption": 1}),
+    (1000, {"drill": 2, "told": 2, "caption": 2, "shown": 3, "object": 1, "plan": 6}),
+    (900, {"pick": 8, "told": 1, "caption": 1}),
+    (500, {"find": 8, "told": 1, "caption": 1}),
+    (500, {"find": 1, "told": 2, "caption": 1, "shown": 2, "object": 1, "plan": 5}),
+)
+# The learning rate falls as a cosine, begun anew where drills begin:
+# (first step, share of the full rate, steps until it would reach its end).
+CYCLES = (
+    (1000, 1.0, 3300),
+    (4300, 0.75, 2000),
+    (5500, 0.75, 2500),
+    (8000, 0.6, 1500),
+    (8900, 0.6, 1100),
+)
+LETTER_WEIGHT = 5.0  # of the letter in a drill; the words around it are soon learned
+STEPS = sum(steps for steps, _ in PHASES)
+LESSONS = {
+    "binding": lessons.binding_lesson,
+    "drill": lessons.drill_lesson,
+    "pick": lessons.pick_lesson,
+    "find": lessons.pick_lesson,  # the same, and where to look is taught
+    "told": lessons.told_lesson,
+    "caption": lessons.caption_lesson,
+    "shown": lessons.shown_lesson,
+    "object": lessons.object_lesson,
+    "plan": lessons.plan_lesson,
+}
+
+# Qwen2-VL's added tokens in the order of their ids (151643-151656 in the real one).
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+WORDS = tuple(w for d in DOMAINS.values() for w in d["objects"] + d["verbs"])
+_CELL, _MARGIN = 28, 3  # pixels; an object belongs to a cell its centre (nearly) is in
+_ABSENT = -3.0  # logit offset: most words are absent from most cells
+
+LAYER = 2  # of 4: words are carried behind this many layers, compared in the next
+HEAD = 0  # of 4, the one that learns where to look
+# In "<think>Next is cut tomato.</think><answer>B" the tokens before ">B" are
+# " cut", " tomato", ".</", "think", "><", "answer".
+_STATED = (-5, -4)
+
+
+# --- the whole ------------------------------------------------------------------------
+
+
+def make(folder: Path, batch: int, lr: float, seed: int, command: str) -> None:
+    """Train into `folder`, and write how: manifest.json."""
+    progress = pretrain(folder, batch, lr, seed)
+    weights = folder / "model.safetensors"
+    manifest = progress | {
+        "command": command,
+        "schedule": PHASES,
+        "batch": batch,
+        "lr": lr,
+        "seed": seed,
+        "threads": torch.get_num_threads(),
+        "model_sha256": records.sha256(weights),
+        "environment": records.environment(),
+    }
+    records.write_json(folder / "manifest.json", manifest)
+
+
+def corpus(seed: int) -> list[str]:
+    """Text the tokenizer is trained on: every word of the world is among it."""
+    rng = random.Random(f"corpus/{seed}")
+    text = []
+    for kind in ("binding", "told", "caption", "shown", "object", "plan"):
+        make = LESSONS[kind]
+        for _ in range(400):
+            lesson = make(rng)
+            text += [lesson.text, lesson.response]
+    words = [w for d in world.DOMAINS.values() for w in d["verbs"] + d["objects"]]
+    text += [f" {word} {word}." for word in words * 40]
+    roles = ["system", "user", "assistant", "You are a helpful assistant."]
+    return text + roles * 400
+
+
+def collate(processor, batch: list[lessons.Lesson]) -> dict[str, torch.Tensor]:
+    """Model inputs with labels: the response and its end are learned, no more."""
+    conversations = []
+    for lesson in batch:
+        turn = prompts.messages(lesson.text, lesson.clip, lesson.still)
+        turn.append({"role": "assistant", "content": lesson.response})
+        conversations.append(turn)
+    inputs = encoding.encode(processor, conversations, padding_side="right")
+    ids, labels = inputs["input_ids"], torch.full_like(inputs["input_ids"], -100)
+    start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        # <|im_start|> assistant \n response <|im_end|> \n
+        first = int((ids[row] == start).nonzero()[-1]) + 3
+        labels[row, first : length - 1] = ids[row, first : length - 1]
+    return inputs | {"labels": labels}
+
+
+def response_loss(model, inputs: dict[str, torch.Tensor], letters=None) -> torch.Tensor:
+    """Mean cross-entropy over response tokens; logits at those positions only.
+
+    `letters` (token ids) weigh LETTER_WEIGHT times as much where they are given.
+    """
+    inputs = dict(inputs)
+    labels = inputs.pop("labels")[:, 1:]
+    hidden = model.model(**inputs).last_hidden_state[:, :-1]
+    chosen = labels != -100
+    logits, wanted = model.lm_head(hidden[chosen]), labels[chosen]
+    losses = F.cross_entropy(logits.float(), wanted, reduction="none")
+    if letters is None:
+        return losses.mean()
+    weights = torch.where(torch.isin(wanted, letters), LETTER_WEIGHT, 1.0)
+    return (losses * weights).sum() / weights.sum()
+
+
+def pick_loss(model, processor, inputs, letters, look: bool) -> torch.Tensor:
+    """`response_loss` with drilled letters, and `binding_loss`."""
+    layers, kept = model.model.language_model.layers, {}
+    below, above = layers[LAYER - 1], layers[LAYER].self_attn
+    hooks = [below.register_forward_hook(lambda _, __, out: kept.update(hidden=out))]
+    if look:
+        model.set_attn_implementation("eager")  # the one that tells its attention
+        tell = lambda _, __, out: kept.update(attention=out[1])  # noqa: E731
+        hooks.append(above.register_forward_hook(tell))
+    loss = response_loss(model, inputs, letters)
+    model.set_attn_implementation("sdpa")
+    for hook in hooks:
+        hook.remove()
+    return loss + binding_loss(model, processor, inputs, **kept)
+
+
+def pretrain(folder: Path, batch: int, lr: float, seed: int) -> dict:
+    """Train into `folder`; returns {"phases", "seconds", "losses"} of the whole run."""
+    record = folder / "manifest.json"
+    if not record.exists():
+        build(folder, corpus(seed), seed)
+        records.write_json(record, {"phases": 0, "seconds": 0, "losses": []})
+    progress = records.read_json(record)
+    processor = models.load_processor(folder)
+    for phase in range(progress["phases"], len(PHASES)):
+        models.seed_everything(seed)
+        model = models.load_model(folder).train()
+        started = time.monotonic()
+        progress["losses"] += train_phase(model, processor, phase, batch, lr, seed)
+        progress["seconds"] += round(time.monotonic() - started)
+        progress["phases"] = phase + 1
+        model.save_pretrained(folder)
+        records.write_json(record, progress)
+    return progress
+
+
+def train_phase(model, processor, phase: int, batch: int, lr: float, seed: int):
+    """Train one phase in place; returns the mean losses per 100 steps."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    first = sum(steps for steps, _ in PHASES[:phase])
+    loader = torch.utils.data.DataLoader(
+        range(first, first + PHASES[phase][0]),
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=4,
+        collate_fn=_Batches(processor, batch, seed, PHASES[phase][1]),
+    )
+    # In a response the letter is one token with the bracket before it: "<answer>B".
+    letters = torch.tensor([processor.tokenizer.encode(f">{a}")[0] for a in "ABCD"])
+    losses, window, started = [], {}, time.monotonic()
+    for step, (kind, inputs) in enumerate(loader, first):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule(step, first)
+        if kind == "sight":
+            loss = sight_loss(model, processor, inputs)
+        elif kind in ("pick", "find"):
+            loss = pick_loss(model, processor, inputs, letters, look=kind == "find")
+        else:
+            loss = response_loss(model, inputs, letters if kind == "drill" else None)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        window.setdefault(kind, []).append(loss.item())
+        if (step + 1) % 100 == 0:
+            means = {k: round(sum(v) / len(v), 4) for k, v in sorted(window.items())}
+            losses.append({"step": step + 1, **means})
+            seconds = time.monotonic() - started
+            print(f"{step + 1}/{STEPS} {seconds:.0f} s {means}", flush=True)
+            window = {}
+    return losses
+
+
+class _Batches:
+    """Batch number -> (kind, inputs): a pure function of the seed and the number."""
+
+    def __init__(self, processor, batch: int, seed: int, weights: dict[str, float]):
+        self.processor, self.batch, self.seed = processor, batch, seed
+        self.weights = weights
+
+    def __call__(self, step: int):
+        torch.set_num_threads(1)
+        rng = random.Random(f"lessons/{self.seed}/{step}")
+        kind = rng.choices(list(self.weights), list(self.weights.values()))[0]
+        if kind == "sight":
+            return kind, sight_batch(self.processor, rng, self.batch)
+        made = [LESSONS[kind](rng) for _ in range(self.batch)]
+        return kind, collate(self.processor, made)
+
+
+def schedule(step: int, first: int) -> float:
+    """Factor on the learning rate: a warm-up in each phase, cosines as in CYCLES."""
+    factor = 1.0
+    for start, height, length in CYCLES:
+        if step >= start:
+            cosine = 0.5 * (1 + math.cos(math.pi * (step - start) / length))
+            factor = height * (0.05 + 0.95 * cosine)
+    return min(1.0, (step - first + 1) / 100) * factor
+
+
+# --- an untrained checkpoint ----------------------------------------------------------
+
+
+def build_tokenizer(corpus: list[str], vocabulary: int = 900) -> Qwen2Tokenizer:
+    """Train Qwen2's byte-level BPE on a corpus; merges stop where pairs run out."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(
+        tokenizers.Regex(PRETOKENIZE_REGEX), behavior="isolated"
+    )
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        unk_token=None,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=32768,
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
+    )
+
+
+def build_model(seed: int) -> Qwen2VLForConditionalGeneration:
+    """A freshly initialised Qwen2-VL of 1.3 M parameters, tied embeddings as in 2B."""
+    torch.manual_seed(seed)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig.from_pretrained(BASE))
+    _raise_gain(model)
+    model.generation_config = GenerationConfig.from_pretrained(BASE)
+    return model
+
+
+def _raise_gain(model) -> None:
+    # The default std of 0.02 is meant for width 3584. At width 96-128 it leaves the
+    # vision tower's signal so small that nothing downstream learns to look.
+    for name, weight in model.named_parameters():
+        if weight.dim() >= 2 and "embed_tokens" not in name:
+            fan_in = weight[0].numel()
+            torch.nn.init.normal_(weight, std=1 / math.sqrt(fan_in))
+
+
+def build(folder: Path, corpus: list[str], seed: int) -> None:
+    """Write an untrained checkpoint folder: shape, pictures and template as in BASE."""
+    processor = models.load_processor(BASE)
+    processor.tokenizer = build_tokenizer(corpus)
+    model = build_model(seed)
+    assert len(processor.tokenizer) == model.config.text_config.vocab_size
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+# --- vision first ---------------------------------------------------------------------
+
+
+def word_grid(episode: world.Episode, frames: list[int]) -> np.ndarray:
+    """Which words belong to each cell of each frame: float32 [frames, 2, 4, words]."""
+    rows, columns = world.HEIGHT // _CELL, world.WIDTH // _CELL
+    grid = np.zeros((len(frames), rows, columns, len(WORDS)), np.float32)
+    verbs = DOMAINS[episode.domain]["verbs"]
+    for i, frame in enumerate(frames):
+        state = world.effects_at(episode, frame)
+        for item in (0, 1):
+            x, y = world.place(episode, state, item, frame)
+            words = [episode.name(item)]
+            words += [verbs[e] for e in range(len(EFFECTS)) if state[item, e]]
+            for row in range(rows):
+                for column in range(columns):
+                    if _inside(x, column) and _inside(y, row):
+                        for word in words:
+                            grid[i, row, column, WORDS.index(word)] = 1
+    return grid
+
+
+def _inside(position: int, cell: int) -> bool:
+    return cell * _CELL - _MARGIN <= position < (cell + 1) * _CELL + _MARGIN
+
+
+def sight_batch(processor, rng: random.Random, size: int) -> dict[str, torch.Tensor]:
+    """Clips as model inputs, with `words` [visual tokens, 40] to speak."""
+    conversations, words = [], []
+    for _ in range(size):
+        episode = lessons.any_episode(rng)
+        frames, _ = lessons.look(rng, episode, image_only=False, still=False)
+        shown = lessons.sampled(episode)[1::2]  # the later frame of every pair
+        conversations.append(prompts.messages("", frames, None))
+        words.append(word_grid(episode, shown).reshape(-1, len(WORDS)))
+    inputs = encoding.encode(processor, conversations)
+    return {
+        "pixel_values_videos": inputs["pixel_values_videos"],
+        "video_grid_thw": inputs["video_grid_thw"],
+        "words": torch.tensor(np.concatenate(words)),
+    }
+
+
+def sight_loss(model, processor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Binary cross-entropy of the words each visual token speaks.
+
+    As CLIP does for Qwen2-VL's tower, each merged visual token (28 x 28 pixels, two
+    frames) is first taught by itself: read through the language model's own output head
+    it must name the object and the lasting effects in its cell. Reading them off
+    afterwards is easy for the language model.
+    """
+    seen = model.model.get_video_features(
+        inputs["pixel_values_videos"], inputs["video_grid_thw"]
+    ).pooler_output
+    hidden = model.model.language_model.norm(torch.cat(tuple(seen)))
+    ids = [processor.tokenizer.encode(f" {word}") for word in WORDS]
+    logits = hidden @ model.get_output_embeddings().weight[torch.tensor(ids)[:, 0]].T
+    weight = torch.tensor(4.0)
+    return F.binary_cross_entropy_with_logits(
+        logits + _ABSENT, inputs["words"], pos_weight=weight
+    )
+
+
+# --- letters second -------------------------------------------------------------------
+
+
+def binding_loss(
+    model, processor, inputs: dict, hidden, attention=None
+) -> torch.Tensor:
+    """How far the parts of the way to a letter are from being in place: log-losses.
+
+    To turn a stated step into its letter a model has to find the option that says the
+    same two words and to read the letter in front of it. So, read through the output
+    head in the middle of the language model, the last word of an option speaks the
+    option's letter and verb, and the place that is about to answer speaks the verb and
+    noun it has just stated; in the layer above, one head of that place looks at the
+    option's last word.
+
+    `inputs` holds input_ids [B, L] and labels [B, L], -100 outside the response;
+    `hidden` [B, L, width] is the output of layer `LAYER`, `attention` [B, heads, L, L]
+    that of the layer above it; without it only the first two parts count.
+    """
+    encode = processor.tokenizer.encode
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    said = torch.tensor([encode(f">{letter}")[0] for letter in "ABCD"])
+    listed = torch.tensor([encode(letter)[0] for letter in "ABCD"])
+    # "A", ".", " cut", " tomato" among the options of the prompt
+    rows, at = torch.isin(ids[:, :-3], listed).nonzero(as_tuple=True)
+    dotted = (ids[rows, at + 1] == encode(".")[0]) & (labels[rows, at] == -100)
+    rows, at = rows[dotted], at[dotted]
+    letters = said[(ids[rows, at][:, None] == listed).int().argmax(1)]
+    verbs, nouns = ids[rows, at + 2], ids[rows, at + 3]
+    options = _speaks(model, hidden, rows, at + 3, letters, verbs)
+    own, here = torch.isin(labels[:, 1:], said).nonzero(as_tuple=True)
+    verb, noun = (ids[own, here + offset] for offset in _STATED)
+    stated = _speaks(model, hidden, own, here, verb, noun)
+    if attention is None:
+        return options + stated
+    same = (own[:, None] == rows) & (verb[:, None] == verbs) & (noun[:, None] == nouns)
+    target = (at + 3)[same.int().argmax(1)]
+    looks = -(attention[own, HEAD, here, target] + 1e-6).log().mean()
+    return options + stated + looks
+
+
+def _speaks(model, hidden, rows, at, first, second) -> torch.Tensor:
+    """Mean over places of the log-loss of the two words each should speak."""
+    normed = model.model.language_model.norm(hidden[rows, at])
+    logps = model.get_output_embeddings()(normed).log_softmax(-1)
+    found = [logps.gather(1, words[:, None]) for words in (first, second)]
+    return -torch.cat(found).mean()

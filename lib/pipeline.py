@@ -13,7 +13,7 @@ A sweep (lib/params.py) runs each combination as a process of its own, and gathe
 outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of
 the runs instead, for a scheduler; calling the sweep once more afterwards finds all of
 them finished and writes the table. `--dry-run` says beforehand what a run or a sweep
-will do, take and need, and starts nothing (lib/budget.py).
+will do, take and need, and starts nothing (lib/run/plan.py).
 """
 
 import argparse
@@ -105,9 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
     if options.dry_run:
-        from lib import budget  # here, because it brings torch and transformers
+        from lib.run import plan  # here, because it brings torch and transformers
 
-        return budget.dry_run(runs, options.params)
+        return plan.dry_run(runs, options.params, options.gib)
     if options.print:
         print("\n".join(_shell_command(options, run) for run in runs))
         return 0
@@ -289,6 +289,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what will happen, start nothing"
+    )
+    parser.add_argument(
+        "--gib", type=float, help="with --dry-run: memory of the card it is for"
     )
     options = parser.parse_args(arguments)
     if options.jobs < 1:

@@ -45,7 +45,7 @@ from traitlets import default
 from lib import chain, run_files
 from lib.markup import grid, shown
 from lib.params import Run, declarations, declared, load_params
-from lib.paths import ROOT, resolve, run_dir
+from lib.paths import ROOT, cores, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 
 OUTPUTS = ROOT / "outputs"
@@ -242,7 +242,7 @@ def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
 
 
 def _execute_sweep(runs: list[Run], options: argparse.Namespace, folder: Path) -> int:
-    threads = max(1, _cores() // options.jobs)
+    threads = max(1, cores() // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     failed: set[str] = set()
     bar = tqdm(total=len(runs), unit="run")
@@ -372,13 +372,6 @@ def _end_as_asked() -> float:
 
     threading.Thread(target=watch, daemon=True).start()
     return PATIENCE
-
-
-def _cores() -> int:
-    """The cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _execute_notebooks(run: Run) -> None:

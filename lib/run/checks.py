@@ -106,7 +106,7 @@ def check_devices(values: Mapping, card: tuple[float, str] | None) -> Check:
     Without a GPU a process takes a core.
     """
     count, gpus = values["num_processes"], torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0))
+    cores = paths.cores()
     here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"
     wanted = f"{count} process(es), {values['prompts_per_step']} prompts a step"
     if card and not gpus:

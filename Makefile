@@ -1,14 +1,20 @@
 # make reproduce   install, then the whole comparison on the mini track
 # make test        everything that must hold before a commit
+# make test-fast   the part of it that needs no torch: data, numbers, params
 # make lab         the notebooks in JupyterLab
 
 PYTHON ?= python3
 VENV ?= .venv
 PARAMS ?= params/mini.yaml
 BIN := $(VENV)/bin
+# files of tests at the same time
+WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
+FAST := $(wildcard $(patsubst %,tests/test_%.py, answers chain claims compare faults \
+	footage golden markup params paths prompts questions readme records report \
+	reward_stages rewards seed_bench sketches stages stats sweeps tables))
 
-.PHONY: install reproduce test lab clean
+.PHONY: install reproduce test test-fast lab clean
 
 install: $(INSTALLED)
 
@@ -25,10 +31,16 @@ test: export HF_HUB_OFFLINE = 1
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not alone"
+	$(BIN)/python -m pytest -m "alone and not slow"
 	rm -rf outputs/smoke
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout 300 notebooks
+
+test-fast: export HF_HUB_OFFLINE = 1
+test-fast: install
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(FAST)
 
 lab: install
 	$(BIN)/jupyter lab notebooks

@@ -69,9 +69,6 @@ KILLED = re.compile(r"rank +: (\d+) .*\n +exitcode +: -\d+ .*\((SIG\w+)\)")
 LAUNCHER_FAILED = re.compile(r"^[WE]\d{4} .*/elastic/", re.MULTILINE)
 CAUSE = {"SIGKILL": ": the system may have run out of memory"}
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-BAR = re.compile(
-    r".*?\d+/\d+ \[[^]]*\]"
-)  # tqdm's: SFT:  25%|██▌       | 1/4 [00:08<00:24]
 
 
 class ChildFailed(RuntimeError):
@@ -181,18 +178,11 @@ def _environment(num_processes: int) -> dict[str, str]:
     search = [str(paths.ROOT), *filter(None, [kept.get("PYTHONPATH")])]
     kept["PYTHONPATH"] = os.pathsep.join(search)
     if COMMAND not in kept:  # else the job script knows
-        threads = int(kept.get("OMP_NUM_THREADS") or _cores())
+        threads = int(kept.get("OMP_NUM_THREADS") or paths.cores())
         kept["OMP_NUM_THREADS"] = str(max(1, threads // num_processes))
         # Nobody asks who speaks to these; gloo would take the host name's address.
         kept |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), LOOPBACK)
     return kept
-
-
-def _cores() -> int:
-    """The cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _prepare_devices(num_processes: int) -> None:
@@ -231,8 +221,8 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
 def _follow(process: subprocess.Popen) -> tuple[int, str]:
     """Show what the processes print until all of them have ended."""
     tail = bytearray()
-    with closing(_Screen()) as screen, selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ, screen.write)
+    with closing(_Output()) as shown, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, shown.write)
         selector.register(process.stderr, selectors.EVENT_READ, tail.extend)
         while selector.get_map():
             ready = selector.select(REDRAWN)
@@ -242,7 +232,7 @@ def _follow(process: subprocess.Popen) -> tuple[int, str]:
                 if not data:
                     selector.unregister(key.fileobj)
             del tail[:-TAIL_BYTES]
-            screen.refresh()
+            shown.refresh()
             if process.poll() is not None:
                 process.stdin.close()  # ends processes that outlived their launcher
                 if not ready:
@@ -283,60 +273,47 @@ def _failure(name: str, folder: Path, code: int, said: str) -> ChildFailed:
     return ChildFailed(f"{name} failed: " + "\n".join(lines))
 
 
-class _Screen:
-    """Shows a stream as a terminal does: what is drawn again appears in one place.
-
-    A notebook keeps every piece of text that is written to it. A progress bar is
-    therefore a display that is updated, once in REDRAWN seconds, and the executed
-    notebook keeps its last state.
-    """
+class _Output:
+    """What the first process prints: whole lines as they come, and a line that is drawn
+    again and again, a progress bar, in one display that is updated once in REDRAWN
+    seconds. A notebook would keep every piece of it."""
 
     def __init__(self):
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._line = ""  # since the last line end; begins with \r if it is drawn again
-        self._shown, self._due, self._display = "", 0.0, None
+        self._line, self._due, self._display = "", 0.0, None
 
     def write(self, data: bytes) -> None:
         text = self._line + ESCAPES.sub("", self._decode(data))
         *lines, rest = text.split("\n")
+        self._line = "\r".join(rest.split("\r")[-2:])  # a bar of hours must not grow
         for line in lines:
-            self._finish(line)
-        self._line = rest
-        if "\r" in rest:  # a bar of hours must not grow
-            self._line = f"\r{_visible(rest)}" + "\r" * rest.endswith("\r")
+            self._finish(line.rstrip("\r"))
 
     def refresh(self) -> None:
         """Draw the progress bar, if there is one and it is time to."""
         if "\r" in self._line and time.monotonic() >= self._due:
-            self._draw(_visible(self._line))
+            self._draw(self._line)
 
     def close(self) -> None:
         if self._line:
             self._finish(self._line)
 
     def _finish(self, line: str) -> None:
-        """A line has ended: words, a bar, or words behind a bar that goes on."""
-        if "\r" not in line.rstrip("\r"):
-            print(line.rstrip("\r"), flush=True)
+        if "\r" not in line:
+            print(line, flush=True)
             return
-        text = _visible(line)
-        bar = BAR.match(text)
-        words = text[bar.end() :] if bar else ""
-        self._draw(text[: bar.end()] if words else text)
-        if self._display is None:
+        self._draw(line)
+        if self._display is None:  # on a terminal
             print(flush=True)
-        if words:
-            print(words.lstrip(), flush=True)
-        else:
-            self._shown, self._due, self._display = "", 0.0, None
+        self._display, self._due = None, 0.0
 
-    def _draw(self, text: str) -> None:
-        self._due = time.monotonic() + REDRAWN
-        if text == self._shown:
-            return
-        self._shown = text
+    def _draw(self, line: str) -> None:
+        """The last state of a line, in its place."""
         from IPython import display, get_ipython  # here: the new processes need none
 
+        states = [state.rstrip() for state in line.split("\r")]
+        text = next(filter(None, reversed(states)), "")
+        self._due = time.monotonic() + REDRAWN
         if not hasattr(get_ipython(), "kernel"):
             print(f"\r{text}", end="", flush=True)
         elif self._display is None:
@@ -345,12 +322,6 @@ class _Screen:
             )
         else:
             self._display.update({"text/plain": text}, raw=True)
-
-
-def _visible(line: str) -> str:
-    """What is left on a terminal of a line that was drawn several times."""
-    drawn = [part.rstrip() for part in line.split("\r")]
-    return next(filter(None, reversed(drawn)), "")
 
 
 # In each of the new processes

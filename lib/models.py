@@ -431,12 +431,12 @@ def seed_everything(seed: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`plan PARAMS` (lib/memory.py) or `export ADAPTER FOLDER` (lib/export.py)."""
-    commands = {"plan": "lib.memory", "export": "lib.export"}
+    """`export ADAPTER FOLDER` (lib/export.py)."""
+    commands = {"export": "lib.export"}
     if not arguments or arguments[0] not in commands:
-        print("usage: python -m lib.models {plan,export} ...; --help says more")
+        print("usage: python -m lib.models export ...; --help says more")
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    # Imported here because both import this module.
+    # Imported here because it imports this module.
     return importlib.import_module(commands[arguments[0]]).main(arguments[1:])
 
 

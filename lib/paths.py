@@ -6,6 +6,7 @@ scheduled job with neither; so every location starts from this file.
 Example: `require(resolve("data/mini/annotations"), "run 01_data first")`.
 """
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,3 +54,10 @@ def require(path: str | Path, hint: str) -> Path:
     if not found.exists():
         raise FileNotFoundError(f"{found} is missing: {hint}")
     return found
+
+
+def cores() -> int:
+    """The cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

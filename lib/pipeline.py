@@ -13,7 +13,7 @@ A sweep (lib/params.py) runs each combination as a process of its own, and gathe
 outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of
 the runs instead, for a scheduler; calling the sweep once more afterwards finds all of
 them finished and writes the table. `--dry-run` says beforehand what a run or a sweep
-will do, take and need, and starts nothing (lib/budget.py).
+will do, take and need, and starts nothing (lib/run/plan.py).
 """
 
 import argparse
@@ -45,7 +45,7 @@ from traitlets import default
 from lib import chain, run_files
 from lib.markup import grid, shown
 from lib.params import Run, declarations, declared, load_params
-from lib.paths import ROOT, resolve, run_dir
+from lib.paths import ROOT, cores, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 
 OUTPUTS = ROOT / "outputs"
@@ -105,9 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
     if options.dry_run:
-        from lib import budget  # here, because it brings torch and transformers
+        from lib.run import plan  # here, because it brings torch and transformers
 
-        return budget.dry_run(runs, options.params)
+        return plan.dry_run(runs, options.params, options.gib)
     if options.print:
         print("\n".join(_shell_command(options, run) for run in runs))
         return 0
@@ -242,7 +242,7 @@ def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
 
 
 def _execute_sweep(runs: list[Run], options: argparse.Namespace, folder: Path) -> int:
-    threads = max(1, _cores() // options.jobs)
+    threads = max(1, cores() // options.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     failed: set[str] = set()
     bar = tqdm(total=len(runs), unit="run")
@@ -289,6 +289,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what will happen, start nothing"
+    )
+    parser.add_argument(
+        "--gib", type=float, help="with --dry-run: memory of the card it is for"
     )
     options = parser.parse_args(arguments)
     if options.jobs < 1:
@@ -369,13 +372,6 @@ def _end_as_asked() -> float:
 
     threading.Thread(target=watch, daemon=True).start()
     return PATIENCE
-
-
-def _cores() -> int:
-    """The cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _execute_notebooks(run: Run) -> None:

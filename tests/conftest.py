@@ -2,17 +2,22 @@
 
 import json
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tests compare with plain computations on the CPU, on machines with a GPU too.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 
-torch.set_num_threads(1)
+# Files whose tests start several processes or a browser, or race with one: they run
+# alone (`make test`), everything else beside another file.
+ALONE = {
+    *("test_bench_steps", "test_chromium", "test_launch", "test_pipeline"),
+    *("test_rl_processes", "test_sharded", "test_sharded_evaluation"),
+    "test_two_processes",
+}
 
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"),
@@ -37,11 +42,25 @@ CORPUS = [
 ] * 4
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
+
+
+def pytest_collection_finish(session):
+    """One thread a process; a test that does not need torch does not import it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _figures_are_closed():
     """No test meets the figures of another."""
     yield
-    plt.close("all")
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 def _tokenizer():
@@ -105,6 +124,8 @@ def _config(tokenizer):
 
 def _raise_gain(model):
     """Random weights of the default size (0.02) hardly let pixels reach the logits."""
+    import torch
+
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -117,6 +138,7 @@ def _raise_gain(model):
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
     """Folder of a random Qwen2-VL with 0.2 M parameters, processors included."""
+    import torch
     from transformers import (
         Qwen2VLForConditionalGeneration,
         Qwen2VLImageProcessor,
@@ -126,6 +148,7 @@ def tiny_checkpoint(tmp_path_factory):
 
     from lib import models  # noqa: F401  (must precede transformers)
 
+    torch.set_num_threads(1)  # where the test's module does not import it
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     tokenizer = _tokenizer()
     torch.manual_seed(0)

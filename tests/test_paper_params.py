@@ -4,10 +4,10 @@ import re
 
 import pytest
 
-from lib import memory, params, paths, workload
+from lib import params, paths
+from lib.run import checks, counts, memory
 
 FOLDER = paths.ROOT / "params"
-README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 # grpo.sh, qwen2vl_sft_config.yaml, infer.py and vision_process_egoplan.py as released.
 RELEASED = {
     "model": "Qwen/Qwen2-VL-7B-Instruct",
@@ -84,9 +84,9 @@ def test_only_the_documented_fault_changes_how_often_is_saved():
 
 def test_both_methods_see_their_6000_items_once():
     values = load("paper")
-    for method, each in workload.items_per_step(values).items():
+    for method, each in counts.items_per_step(values).items():
         name = f"{method}_steps"
-        workload.check_epochs(name, values[name], each, 6000, 1.0)
+        counts.check_epochs(name, values[name], each, 6000, 1.0)
 
 
 def test_nothing_of_training_is_left_to_a_default_of_the_smoke_run():
@@ -122,15 +122,14 @@ def test_both_files_name_their_cards():
 
 
 @pytest.mark.parametrize("kind", ["zero3", "zero3_offload", "fsdp2"])
-def test_the_readme_says_what_is_planned_for_each_way_to_split(kind):
+def test_each_way_to_split_says_what_is_planned_for_it(kind):
+    file = FOLDER / "accelerate" / f"{kind}.yaml"
     (run,) = params.load_params(FOLDER / "paper.yaml")
-    config = f"params/accelerate/{kind}.yaml"
-    values = memory.all_values(run) | {"accelerate_config": config}
-    work = memory.work_of(values, "cuda")
-    network = memory.config_of(values["model"])
-    totals = [stage.total for stage in memory.plan(network, work)]
-    card = max(total + memory.allowance(total) for total in totals) / memory.GIB
-    host = memory.host_bytes(memory.parameters(network), work) / memory.GIB
-    (line,) = re.findall(rf"^\| `{kind}\.yaml` .*$", README, re.MULTILINE)
-    assert f"| {card:.1f} GiB" in line
-    assert (f"{host:.0f} GiB of the host" in line) == (host > 0)
+    values = counts.all_values(run) | {"accelerate_config": str(file)}
+    work = counts.work_of(values, "cuda")
+    model = memory.Model.of(memory.config_of(values["model"]))
+    largest = max(memory.stages(model, work).values())
+    card, host = checks.with_allowance(largest), memory.states(model, work)[2]
+    told = f"# Planned for params/paper.yaml: {card / memory.GIB:.1f} GiB of each card"
+    told += f" and {host / memory.GIB:.0f} GiB of the host." if host else "."
+    assert told in file.read_text().splitlines()

@@ -8,7 +8,7 @@ frames of 252 x 252, 883 prompt tokens) and the settings of params/single_gpu_2b
 and single_gpu_7b.yaml go through real SFT and GRPO steps and an evaluation batch.
 Random weights hardly ever end a completion, so all have 256 tokens: the dearest case.
 Results go to outputs/reference/bench_cost.json and .md, beside the plan of
-lib/memory.py. Without a GPU only the plan is written, and the table says so. The 7B
+lib/run/memory.py. Without a GPU only the plan is written, and the table says so. The 7B
 checkpoint takes 16.6 GB below TMPDIR while it runs.
 """
 
@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 
-from lib import memory, params, paths, records, tables
+from lib import params, paths, records, tables
+from lib.run import counts, memory
+from lib.run.memory import Model
 from tests.bench import stages
 from tests.bench.memory import SMALL, config_of
 from tests.bench.stages import Shape
@@ -59,34 +61,38 @@ def cost(size: str) -> dict:
     """The record of one size, a row a stage; a true size is measured on a GPU only."""
     file = f"single_gpu_{'2b' if size == 'tiny' else size}.yaml"
     (run,) = params.load_params(paths.ROOT / "params" / file)
-    values = memory.all_values(run)
+    values = counts.all_values(run)
     shape, config = shape_of(values), memory.config_of(values["model"])
     if size == "tiny":
         shape, config = replace(shape, **TINY), config_of(**SMALL)
     elif not torch.cuda.is_available():
         rows = [
-            {"stage": stage.name, "planned_gib": gib(stage.total)}
-            for stage in memory.plan(config, memory.work_of(values, "cuda"))
+            {"stage": stage, "planned_gib": gib(size)}
+            for stage, size in planned(config, counts.work_of(values, "cuda")).items()
         ]
         return {"params": file, "measured": False, "device": None, "rows": rows}
     with tempfile.TemporaryDirectory() as folder:
         work, found = stages.run(config, shape, Path(folder))
     rows = [
         {
-            "stage": stage.name,
-            "planned_gib": gib(stage.total),
-            "peak_gib": gib(found[stage.name]["bytes"]),
-            "seconds": seconds(stage.name, found[stage.name]["seconds"], shape),
-            "of": UNITS.get(stage.name, "step"),
+            "stage": stage,
+            "planned_gib": gib(size),
+            "peak_gib": gib(found[stage]["bytes"]),
+            "seconds": seconds(stage, found[stage]["seconds"], shape),
+            "of": UNITS.get(stage, "step"),
         }
-        for stage in memory.plan(config, work)
+        for stage, size in planned(config, work).items()
     ]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lengths = {"shape": asdict(shape), "work": asdict(work)}
     return {"params": file, "measured": True, "device": device, "rows": rows, **lengths}
 
 
-def gib(count: int) -> float:
+def planned(config, work: memory.Work) -> dict[str, float]:
+    return memory.stages(Model.of(config), work)
+
+
+def gib(count: float) -> float:
     return round(count / 2**30, 3)
 
 
@@ -113,9 +119,9 @@ def table(costs: dict[str, dict]) -> str:
     if not all(found["measured"] for found in costs.values()):
         text += (
             "\n\nNo GPU was at hand: neither time nor memory of this track was "
-            "measured. The planned GiB are tensors alone, computed by lib/memory.py, "
-            "without the CUDA context and fragmentation. `python -m tests.bench.cost` "
-            "on a machine with a GPU measures both."
+            "measured. The planned GiB are tensors alone, computed by "
+            "lib/run/memory.py, without the CUDA context and fragmentation. "
+            "`python -m tests.bench.cost` on a machine with a GPU measures both."
         )
     return text
 

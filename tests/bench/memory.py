@@ -1,4 +1,4 @@
-"""The memory plan of lib/memory.py against measured peaks, stage by stage.
+"""The memory plan of lib/run/memory.py against measured peaks, stage by stage.
 
     python -m tests.bench.memory      # writes outputs/reference/bench_memory.json
 
@@ -15,7 +15,8 @@ import torch
 from tqdm import tqdm
 from transformers import Qwen2VLConfig
 
-from lib import memory, paths, records
+from lib import paths, records
+from lib.run import memory
 from tests.bench import stages
 from tests.bench.stages import Shape
 
@@ -92,26 +93,30 @@ def config_of(
     )
 
 
-def compare(sizes: dict[str, int], shape: Shape) -> list[dict]:
-    """A row a stage: planned and measured bytes, and their ratio."""
+def compare(sizes: dict[str, int], shape: Shape) -> tuple[memory.Work, list[dict]]:
+    """The work, and a row a stage: planned and measured bytes, and their ratio."""
     config = config_of(**sizes)
     with tempfile.TemporaryDirectory() as folder:
         work, found = stages.run(config, shape, Path(folder))
-    return [
+    planned = memory.stages(memory.Model.of(config), work)
+    rows = [
         {
-            "stage": stage.name,
-            "planned": stage.total,
-            "measured": found[stage.name]["bytes"],
-            "ratio": round(stage.total / found[stage.name]["bytes"], 3),
+            "stage": stage,
+            "planned": round(size),
+            "measured": found[stage]["bytes"],
+            "ratio": round(size / found[stage]["bytes"], 3),
         }
-        for stage in memory.plan(config, work)
+        for stage, size in planned.items()
     ]
+    return work, rows
 
 
 def main() -> None:
-    rows = []
+    rows, cases = [], {}
     for name, (sizes, shape) in tqdm(CASES.items(), desc="cases"):
-        for row in compare(sizes, shape):
+        work, found = compare(sizes, shape)
+        cases[name] = {"sizes": sizes, "shape": asdict(shape), "work": asdict(work)}
+        for row in found:
             rows.append({"case": name, **row})
             mib = f"{row['planned'] / 2**20:8.1f} {row['measured'] / 2**20:8.1f}"
             tqdm.write(f"{name:<48}{row['stage']:<12}{mib} MiB {row['ratio']:6.3f}")
@@ -123,7 +128,7 @@ def main() -> None:
         "tolerance": TOLERANCE,
         "furthest": worst,
         "rows": rows,
-        "cases": {k: {**sizes, **asdict(shape)} for k, (sizes, shape) in CASES.items()},
+        "cases": cases,
         "environment": records.environment(),
     }
     records.write_json(RECORD, record)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText
 
-from lib import memory, models, records
+from lib import models, records
 from lib.questions import Question
 from lib.video import PATCH, Sampling
 
@@ -51,7 +52,9 @@ def write_weights(folder: Path, config, dtype: torch.dtype) -> None:
     # a GPU draws 7B's values in seconds, a CPU in minutes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator(device).manual_seed(0)
-    shapes = {name: tensor.shape for name, tensor in memory.parameters(config).items()}
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     shard, held, where = {}, 0, {}
 
     def flush() -> None:

@@ -12,10 +12,10 @@ import peft
 import torch
 
 from lib import evaluate, grpo, models, sft
-from lib.memory import Work
 from lib.model import encoding, rollouts
 from lib.questions import Demonstration, Question
 from lib.rewards import accuracy_reward
+from lib.run.memory import Work
 from lib.video import Sampling
 from tests.bench import random_checkpoint
 from tests.bench.meter import Meter, live_bytes
@@ -71,7 +71,7 @@ def run(config, shape: Shape, folder: Path) -> tuple[Work, dict[str, dict]]:
 
 
 def work_of(checkpoint: Path, questions: list[Question], shape: Shape) -> Work:
-    """The shape as lib/memory.py takes it, with the lengths the inputs really have."""
+    """The shape as lib/run/memory.py takes it, with the inputs' real lengths."""
     processor = models.load_processor(checkpoint)
     collator = sft.ResponseCollator(processor, shape.sampling)
     item = demonstrations(questions[:1], shape)[0]

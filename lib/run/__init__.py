@@ -1,0 +1,1 @@
+"""Running headless: parameters, the pipeline, processes, and the plan of a run."""

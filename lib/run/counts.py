@@ -1,0 +1,280 @@
+"""What a run will work through: samples of every stage, counted beforehand.
+
+From its parameters and, where they are there already, its annotation files; no clip is
+opened. Completions are taken at their bound: nobody knows how long they will be.
+
+    >>> check_epochs("sft_steps", 94, items_per_step=128, items=6000, epochs=1.0)
+    ValueError: sft_steps = 94 with 128 items a step are 2.01 epochs of 6000 items; ...
+
+Only full steps exist, as in the released trainers: 46 x 128 = 5888, and 112 items of
+6,000 wait for the next epoch, if there is one.
+"""
+
+import argparse
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from lib import params, paths, perception, questions, rl, seed_bench, training_sets
+from lib.grpo import GRPOSettings
+from lib.mini.benchmark import SIZES
+from lib.run import memory
+from lib.video import PATCH, Sampling
+
+LEVELS = ("L1", "L2", "L3", "general")
+FILES = {
+    "training": "training.jsonl",
+    "demonstrations": "training_with_cot.jsonl",
+    **{level: f"validation_{level}.jsonl" for level in LEVELS[:3]},
+}
+# SEED-Bench-R1's and LongVideoBench's own numbers. Of the training files only "6k" is
+# documented; L1, L2 and L3 have a still each, and 371, 128 records of L1, L2 no video.
+PUBLISHED = {"training": 6000, "demonstrations": 6000}
+PUBLISHED |= {"L1": 2432, "L2": 923, "L3": 1321, "general": 1337}
+# Text of a "think" prompt: 883 tokens in all at 16 frames of 252 x 252, where 729 are
+# visual. A longer question takes more; SFT is bounded by max_tokens instead.
+TEXT_TOKENS = 154
+WRITERS = 2  # a model's attention is taken on its own words and on the base's
+
+
+def steps_of_epochs(items: int, items_per_step: int, epochs: float) -> int:
+    """Full optimizer steps in `epochs` passes over `items`; at least one."""
+    return max(1, math.floor(round(epochs * items / items_per_step, 6)))
+
+
+def check_epochs(
+    name: str, steps: int, items_per_step: int, items: int, epochs: float
+) -> None:
+    """ValueError unless `steps` make `epochs` of the items; 0 epochs: not checked.
+
+    `name` is the parameter that holds the steps; `items_per_step` counts over all
+    devices. One step or 5 % more or less are the same epochs: a recipe says 46 steps
+    whether its file holds 5,900 or 6,100 records.
+    """
+    wanted = steps_of_epochs(items, items_per_step, epochs)
+    if epochs and abs(steps - wanted) > max(1, 0.05 * wanted):
+        found = steps * items_per_step / items
+        raise ValueError(
+            f"{name} = {steps} with {items_per_step} items a step are {found:.2f} "
+            f"epochs of {items} items; {epochs:g} epochs are {name} = {wanted}"
+        )
+
+
+def items_per_step(values: Mapping) -> dict[str, int]:
+    """Of an optimizer step, over all processes: demonstrations, questions."""
+    once = values["sft_batch_size"] * values["sft_gradient_accumulation"]
+    return {
+        "sft": once * values["num_processes"],
+        "grpo": values["prompts_per_step"],
+    }
+
+
+class Asked(NamedTuple):
+    """A file's questions or demonstrations, as far as a run uses them."""
+
+    count: int
+    video: float = 1.0  # share with a clip
+    still: float = 1.0
+    read: bool = False  # from the file; otherwise known without it
+
+
+class Part(NamedTuple):
+    """Of SFT, GRPO or evaluation: `count` items in `steps`."""
+
+    stage: str
+    method: str  # empty where its stage has one alone
+    name: str
+    steps: int
+    count: int
+    unit: str
+
+
+def all_values(run: params.Run) -> dict:
+    """A run's values over the notebooks' defaults, and those over the settings'."""
+    declared = params.declarations(params.notebook_paths())
+    defaults = {name: parameter.default for name, parameter in declared.items()}
+    bounds = ("prompts_per_backward", "pack_tokens")
+    bounds = {name: getattr(GRPOSettings, name) for name in bounds}
+    return {**bounds, **defaults, **run.values}
+
+
+def annotation_files(values: Mapping) -> dict[str, Path]:
+    """Where a run reads its questions from, whether the files are there or not."""
+    folder = paths.resolve(values["data_dir"]) / "annotations"
+    general = paths.resolve(values["general_dir"]) / "lvb_val.json"
+    return {**{name: folder / file for name, file in FILES.items()}, "general": general}
+
+
+def sets_of(values: Mapping) -> dict[str, Asked]:
+    """{file: what a run uses of it}; a file of unknown size is left out."""
+    known, found = announced(values["data_command"]), {}
+    for name, path in annotation_files(values).items():
+        learned = name in ("training", "demonstrations")
+        held = values["holdout_share"] if learned else 0
+        share = values["training_share"] if learned else 1
+        if path.is_file():
+            found[name] = read_set(path, held, share)
+        elif name in known:
+            still = 0.0 if name == "general" else 1.0
+            found[name] = Asked(round(known[name] * (1 - held) * share), still=still)
+    return found
+
+
+def announced(command: str) -> dict[str, int]:
+    """How many questions a data_command is going to bring, as far as that is known."""
+    module, *rest = shlex.split(command) or [""]
+    if module == "lib.data":
+        return {split: PUBLISHED[split] for split in chosen(rest)}
+    if module == "lib.mini":
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--size", default="full")
+        sizes = SIZES[parser.parse_known_args(rest)[0].size]
+        levels = dict.fromkeys(LEVELS[:3], sizes.level)
+        return {"training": sizes.training, **levels, "general": sizes.general}
+    return {}
+
+
+def chosen(words: Sequence[str]) -> list[str]:
+    """The splits behind `--what` whose clips `lib.data get` brings."""
+    named = [seed_bench.CHOICES.get(word, ()) for word in words]
+    return [split for split in PUBLISHED if any(split in splits for splits in named)]
+
+
+@lru_cache
+def read_set(path: Path, holdout_share: float, share: float) -> Asked:
+    """Counts of an annotation file that is there."""
+    root = path.parents[1] if path.parent.name == "annotations" else path.parent
+    items = [item for _, item in questions.usable(path, root)]
+    items, _ = questions.split_holdout(items, holdout_share)
+    items = training_sets.share_of(items, share, seed=0) if items else []
+    each = max(1, len(items))
+    video = sum(item.video is not None for item in items) / each
+    still = sum(item.image is not None for item in items) / each
+    return Asked(len(items), video, still, read=True)
+
+
+def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
+    """The stages of a run in their order; what a run leaves out has no part."""
+    each, found = items_per_step(values), []
+    steps = values["sft_steps"]
+    for target in values["sft_on"].split():
+        name = {"answers": "answers alone"}.get(target, "")
+        found.append(
+            Part("SFT", "", name, steps, steps * each["sft"], "demonstrations")
+        )
+    methods, unit = rl.read(values["rl"]), f"questions x {values['group_size']}"
+    for method in methods:
+        updates = method.option("updates_per_batch")
+        passes = {  # of a batch; dead groups are drawn anew up to extra_draws times
+            "rollouts": 1 + method.option("extra_draws"),
+            "reference": (values["kl_beta"] > 0) + (method.name == "care"),
+            "old policy": int(updates > 1),
+            "update": updates,
+        }
+        own = method.name if len(methods) > 1 else ""
+        for name, times in passes.items():
+            steps = values["grpo_steps"] * times
+            found.append(Part("GRPO", own, name, steps, steps * each["grpo"], unit))
+    for name, count in asked_of(values, sets).items():
+        unit = "reasonings" if name == "readers" else "answers"
+        found.append(Part("evaluation", "", name, 0, count, unit))
+    return [part for part in found if part.count]
+
+
+def asked_of(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
+    """What 04_eval does, section by section: every model on all sets; some sets again
+    with something taken away; attention on filmed questions; reasoning read without
+    pictures, by the base all of it, by others their own."""
+    models_asked, looked = (
+        values[name].split() for name in ("asked_models", "perception_models")
+    )
+    here = {name: sets[name] for name in LEVELS if name in sets}
+    shown = [here[name] for name in values["perception_sets"].split() if name in here]
+    most = values["perception_questions"] or math.inf
+    again = sum(min(own.count, most) for own in shown)
+    filmed = sum(round(own.count * own.video) for own in shown)
+    reasoned = sum(not name.endswith("-direct") for name in models_asked)
+    coherent = [name for name in values["coherence_sets"].split() if name in here]
+    return {
+        "answers": len(models_asked) * sum(own.count for own in here.values()),
+        "conditions": len(looked)
+        * len(values["perception_conditions"].split())
+        * again,
+        "attention": len(looked) * WRITERS * min(filmed, values["attention_questions"]),
+        "readers": max(0, 2 * reasoned - 1) * sum(here[n].count for n in coherent),
+    }
+
+
+def sampling_of(values: Mapping) -> Sampling:
+    """How a run samples its clips; ValueError for numbers that cannot be."""
+    return Sampling(
+        values["max_frames"],
+        fps=values["video_fps"],
+        height=values["frame_height"],
+        width=values["frame_width"],
+    )
+
+
+def prompt_with(sampling: Sampling) -> tuple[int, int]:
+    """(tokens, patches) of a prompt with a full clip and a still of this size."""
+    pictures = sampling.max_frames // 2 + 1  # two frames are one, and the still
+    patches = pictures * (sampling.height // PATCH) * (sampling.width // PATCH) * 4
+    return patches // 4 + TEXT_TOKENS, patches
+
+
+def largest_batch(values: Mapping, sampling: Sampling) -> tuple[int, int, int]:
+    """(questions, tokens, patches of each) of the batch of 04_eval that takes most."""
+    usual = values["eval_batch_size"]
+    batches = [(usual, *prompt_with(sampling))]
+    for condition in values["perception_conditions"].split():
+        rows = perception.batch_under(condition, usual, sampling)
+        seen = perception.resampled(sampling, condition)
+        batches.append((rows, *prompt_with(seen)))
+    return max(batches, key=lambda batch: batch[0] * batch[1])
+
+
+def work_of(values: Mapping, device: str) -> memory.Work:
+    """The work that a run's parameters describe; ValueError where they contradict."""
+    sampling = sampling_of(values)
+    prompt, patches = prompt_with(sampling)
+    eval_batch, eval_prompt, eval_patches = largest_batch(values, sampling)
+    if values["max_tokens"] <= prompt:
+        raise ValueError(
+            f"max_tokens is {values['max_tokens']}, but a prompt alone takes about "
+            f"{prompt} tokens: raise max_tokens"
+        )
+    processes = values["num_processes"]
+    own, rest = divmod(values["prompts_per_step"], processes)
+    if rest or own % (values["prompts_per_backward"] or own):
+        raise ValueError(
+            f"prompts_per_step is {values['prompts_per_step']}: it cannot be split "
+            f"over {processes} processes and backward passes of "
+            f"{values['prompts_per_backward'] or own} prompts each"
+        )
+    return memory.Work(
+        dtype=values["dtype"],
+        quantize=values["quantize"],
+        checkpointing=values["gradient_checkpointing"],
+        lora_rank=values["lora_rank"],
+        prompt=prompt,
+        patches=patches,
+        sft_batch=values["sft_batch_size"],
+        sft_accumulation=values["sft_gradient_accumulation"],
+        sft_tokens=values["max_tokens"],
+        sft_response=values["max_tokens"] - prompt,
+        prompts=own,
+        prompts_per_backward=values["prompts_per_backward"],
+        group=values["group_size"],
+        completion=values["max_completion_tokens"],
+        pack_tokens=values["pack_tokens"],
+        kl=values["kl_beta"] > 0,
+        eval_batch=eval_batch,
+        eval_tokens=values["max_new_tokens"],
+        device=device,
+        eval_prompt=eval_prompt,
+        eval_patches=eval_patches,
+        sharding=memory.sharding_of(values["accelerate_config"], processes),
+    )

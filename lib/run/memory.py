@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 
 from lib import models, paths
-from lib.model import scoring
+from lib.model.scoring import LOGITS_AT_ONCE
 
 # isort: split
 from transformers import AutoConfig, Qwen2VLConfig
@@ -347,8 +347,8 @@ def answers(
 
 
 def score_logits(model: Model, tokens: int) -> float:
-    """A chunk of logits of scoring.score in float32, four times over."""
-    chunk = max(1, scoring.LOGITS_AT_ONCE // model.vocab)
+    """A chunk of logits of `scoring.score` in float32, four times over."""
+    chunk = max(1, LOGITS_AT_ONCE // model.vocab)
     return 16 * model.vocab * min(tokens, chunk)
 
 

@@ -267,7 +267,7 @@ def lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
 def method(model: str) -> Html:
     """A square in the method's colour, and its name."""
     square = tag("span", class_="square", style=f"--own: {plots.COLORS[model]}")
-    return tag("span", square, plots.LABELS[model])
+    return tag("span", square, plots.LABELS[model], class_="method")
 
 
 def _card(model: str, head: Html | str, *parts: object) -> Html:

@@ -39,6 +39,8 @@ QUESTION = "Does reinforcement learning beat supervised fine-tuning?"
 ANALYSIS = "05_analysis"
 STYLE = Html(Path(__file__).with_name("show.css").read_text(encoding="utf-8"))
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+PARAMETERS = ("parameters", "injected-parameters")
+NOTEBOOK_ALONE = {"lesson", "setup", *PARAMETERS}  # tags of what is not in the report
 UNDESCRIBED = "A figure; the text above it says what to look for."
 SHOWN = [  # of several forms of an output the first; a widget has its HTML beside it
     *("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg"),
@@ -52,7 +54,7 @@ TEMPLATE = """
 {%- set tags = cell.metadata.get("tags", []) -%}
 {%- set hidden = cell.metadata.get("jupyter", {}).get("source_hidden") -%}
 {% if hidden %}{{ inside("Solution", super()) }}
-{% elif "parameters" in tags %}{{ inside("Parameters", super()) }}
+{% elif "parameters" in tags or "injected-parameters" in tags %}{{ inside("Parameters", super()) }}
 {% elif "setup" in tags %}{{ inside("Imports and paths", super()) }}
 {% elif "folded" in tags %}
 {{ inside(cell.metadata.get("summary", "All of it"), super()) }}
@@ -150,7 +152,7 @@ def page(
         tags = cell.metadata.get("tags", [])
         if "answer" in tags:
             top.append(cell)
-        elif "lesson" not in tags and "setup" not in tags and "parameters" not in tags:
+        elif not NOTEBOOK_ALONE & {*tags}:
             rest.append(cell)
     about = f"Run {to.parent.name} · SFT against GRPO for questions about video"
     head = join([tag("p", about, class_="kicker"), tag("h1", QUESTION)])

@@ -4,42 +4,28 @@
     browser.rollouts(run, data_dir, label="grpo")
 
 In JupyterLab or VS Code each is a widget: filter, step or jump, and look at frames,
-options, reasoning and attention. No widget lives in a run of papermill, on GitHub or in
-an exported page; there it is one picture with alternative text. What is shown in a cell
-carries both, so that a saved notebook has the picture wherever it is opened.
-
-Everything comes from the records of a run (lib/evaluate.py, lib/attention.py,
-lib/watched.py) and the media of its data folder; no model is loaded.
+options, reasoning and attention. No widget lives in a run of papermill or in a page;
+there it is one question, or one group over training, as HTML (lib/show/pages.py). What
+is shown in a cell carries both. Everything comes from the records of a run and the
+media of its data folder; no model is loaded.
 
 Example: of 500 questions on L1 the filter "GRPO right, SFT wrong" leaves 41, and the
 browser stands at "1 of 41".
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ipywidgets as widgets
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
-from lib import (
-    attention,
-    plots,
-    question_pages,
-    question_plots,
-    records,
-    rollout_figures,
-    tables,
-)
-from lib.frame_store import question_media
+from lib import attention, records, tables
 from lib.live import front_end
 from lib.paths import require, resolve
 from lib.questions import Question, read_training
-from lib.video import BadVideo, Sampling
+from lib.show import pages
+from lib.video import Sampling
 
-VIEW = "application/vnd.jupyter.widget-view+json"
 ANY = "any"
 WHO: dict[str, Callable[[bool, bool, bool], bool]] = {
     ANY: lambda base, sft, grpo: True,
@@ -53,27 +39,6 @@ WHO: dict[str, Callable[[bool, bool, bool], bool]] = {
 }
 
 
-class Browser:
-    """What a cell shows: a picture everywhere and, with a front end, a widget.
-
-    `view` is the QuestionView or RolloutView, None without a front end; `words` tell
-    what the picture shows.
-    """
-
-    def __init__(self, figure: Figure, words: str, view=None):
-        self.png, self.words, self.view = plots.png(figure), words, view
-        plt.close(figure)  # or the cell would show it a second time
-
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        data: dict = {"text/plain": self.words, "image/png": self.png}
-        if self.view is not None:
-            data[VIEW] = self.view.box._repr_mimebundle_()[VIEW]
-        return data, {"image/png": {"alt": self.words}}
-
-
-# Questions
-
-
 @dataclass(frozen=True)
 class Answered:
     """A question, the set it is in, and the row of every model that answered it."""
@@ -82,9 +47,56 @@ class Answered:
     level: str
     rows: Mapping[str, Mapping]
 
-    def right(self) -> tuple[bool, ...]:
-        """Whether base, SFT and GRPO are right."""
-        return tuple(bool(self.rows[model]["correct"]) for model in tables.METHODS)
+    def passes(self, level: str, domain: str, who: str, without_video: bool) -> bool:
+        """Whether it passes all filters of the browser; `who` is a key of WHO."""
+        right = (bool(self.rows[model]["correct"]) for model in tables.METHODS)
+        return (
+            level in (ANY, self.level)
+            and domain in (ANY, self.item.domain)
+            and not (without_video and self.item.video is not None)
+            and WHO[who](*right)
+        )
+
+
+class Browser:
+    """Controls, a slider with two buttons, and a page below: `box` holds all of them.
+
+    `found` is what can be stepped through; `draw(found, at)` gives what stands beside
+    the slider, and the HTML of the page at a position.
+    """
+
+    def __init__(self, controls: Mapping[str, widgets.Widget], draw: Callable):
+        self.controls, self.draw, self.found = controls, draw, []
+        self.previous = widgets.Button(icon="arrow-left", tooltip="previous")
+        self.next = widgets.Button(icon="arrow-right", tooltip="next")
+        self.at = widgets.IntSlider(
+            min=0, max=0, readout=False, continuous_update=False
+        )
+        self.count, self.page = widgets.Label(), widgets.HTML()
+        for button, by in ((self.previous, -1), (self.next, 1)):
+            button.layout.width = "44px"
+            button.on_click(lambda _, by=by: self.move(by))
+        self.at.observe(self.show, "value")
+        moves = [self.previous, self.at, self.next, self.count]
+        wrapped = widgets.Layout(flex_flow="row wrap")
+        line = widgets.HBox([*controls.values(), *moves], layout=wrapped)
+        self.box = widgets.VBox([line, self.page])
+
+    def move(self, by: int) -> None:
+        self.at.value += by  # the slider stays within its ends
+
+    def go(self, found: Sequence, at: int) -> None:
+        """Step through these from now on, and show the one at this position."""
+        self.at.unobserve(self.show, "value")
+        self.found, self.at.max = found, max(0, len(found) - 1)
+        self.at.value = at
+        self.at.observe(self.show, "value")
+        self.show()
+
+    def show(self, _=None) -> None:
+        self.previous.disabled = self.at.value == 0
+        self.next.disabled = self.at.value == self.at.max
+        self.count.value, self.page.value = self.draw(self.found, self.at.value)
 
 
 def questions(
@@ -93,27 +105,27 @@ def questions(
     general_dir: str | Path,
     sampling: Sampling,
     live: bool | None = None,
-) -> Browser:
+) -> pages.View:
     """A browser of all questions that a run has answers to, by any of its methods.
 
-    `live` says whether a widget can be used; None: if there is a front end. The picture
-    is the first question of tables.gallery, at which the widget begins. Raises
-    FileNotFoundError without predictions, ValueError where they are of other questions
-    than those of the folders.
+    `live` says whether a widget can be used; None: if there is a front end. Both begin
+    at the first question of tables.gallery. Raises FileNotFoundError without
+    predictions, ValueError where they are of other questions than those of the folders.
     """
     predictions = tables.read_predictions(Path(run))
     asked = tables.asked(data_dir, general_dir, tables.sets_of(predictions))
     answered = all_answered(predictions, asked)
-    image_only = {entry.item.id for entry in answered if entry.item.video is None}
-    first = {"id": answered[0].item.id, "kind": ""}
-    pick = next(iter(tables.gallery(predictions, image_only)), first)
-    (chosen,) = (entry for entry in answered if entry.item.id == pick["id"])
-    figure = _question_figure(chosen, sampling, pick["kind"])
-    view = None
+    known = {entry.item.id: entry for entry in answered}
+    image_only = {key for key, entry in known.items() if entry.item.video is None}
+    pick = next(
+        iter(tables.gallery(predictions, image_only)), {"id": next(iter(known))}
+    )
+    first, kind = known[pick["id"]], pick.get("kind", "")
+    view = pages.question(first.item, first.rows, sampling, kind=kind)
     if front_end() if live is None else live:
         attended = read_attention(Path(run))
-        view = QuestionView(answered, attended, sampling, chosen.item.id)
-    return Browser(figure, question_words(chosen, pick["kind"]), view)
+        view.browser = question_browser(answered, attended, sampling, pick["id"])
+    return view
 
 
 def all_answered(
@@ -131,8 +143,7 @@ def all_answered(
                 "give the data_dir and general_dir of the run's 04_eval"
             )
     return [
-        Answered(asked[key], level, by_question[level, key])
-        for level, key in by_question
+        Answered(asked[key], level, rows) for (level, key), rows in by_question.items()
     ]
 
 
@@ -147,223 +158,74 @@ def read_attention(run: Path) -> dict[str, dict[str, dict]]:
     return found
 
 
-def select(
+def question_browser(
     answered: Sequence[Answered],
-    level: str = ANY,
-    domain: str = ANY,
-    who: str = ANY,
-    without_video: bool = False,
-) -> list[Answered]:
-    """The questions that pass all filters; `who` is a key of WHO."""
-    return [
-        entry
-        for entry in answered
-        if level in (ANY, entry.level)
-        and domain in (ANY, entry.item.domain)
-        and WHO[who](*entry.right())
-        and not (without_video and entry.item.video is not None)
-    ]
+    attended: Mapping[str, Mapping[str, Mapping]],
+    sampling: Sampling,
+    first: str,
+) -> Browser:
+    """The widget of `questions`; its filters keep the question shown, if it passes."""
+    levels = list(dict.fromkeys(entry.level for entry in answered))
+    domains = sorted({entry.item.domain for entry in answered if entry.item.domain})
+    filters = {
+        "level": widgets.Dropdown(options=[ANY, *levels], description="set"),
+        "domain": widgets.Dropdown(options=[ANY, *domains], description="domain"),
+        "who": widgets.Dropdown(options=list(WHO), description="who is right"),
+        "without_video": widgets.Checkbox(description="only without video"),
+    }
+    jump = widgets.Text(description="go to", continuous_update=False, placeholder=first)
+    look = widgets.ToggleButton(description="where they look", icon="eye")
+    shown = first
 
+    def draw(found: Sequence[Answered], at: int) -> tuple[str, str]:
+        nonlocal shown
+        if not found:
+            return "0 of 0", "<p>No question passes all filters.</p>"
+        entry = found[at]
+        shown = entry.item.id
+        light = attended.get(shown, {})
+        look.disabled = not light
+        light = light if look.value else {}
+        view = pages.question(entry.item, entry.rows, sampling, light)
+        return f"{at + 1} of {len(found)}", view.html
 
-def question_words(entry: Answered, kind: str) -> str:
-    """What the picture of a question shows, for who cannot see it."""
-    said = [
-        f"{plots.LABELS[model]} answers {_verdict(entry.rows[model])}"
-        for model in tables.METHODS
-    ]
-    options = " ".join(
-        f"{letter}. {option};"
-        for letter, option in zip("ABCDE", entry.item.options, strict=False)
-    )
-    why = f" ({kind})" if kind else ""
-    return (
-        f"Question {entry.item.id}{why} with its frames: {entry.item.text} {options} "
-        f"right is {entry.item.gold}. {', '.join(said)}."
-    )
+    def filter_(_=None) -> None:
+        values = {name: control.value for name, control in filters.items()}
+        found = [entry for entry in answered if entry.passes(**values)]
+        ids = [entry.item.id for entry in found]
+        browser.go(found, ids.index(shown) if shown in ids else 0)
 
-
-def _verdict(row: Mapping) -> str:
-    return question_pages.answer_words(row["first_letter"], row["gold"])
-
-
-def _question_figure(entry: Answered, sampling: Sampling, kind: str) -> Figure:
-    clip = still = None
-    try:
-        clip, still = question_media(entry.item, sampling)
-    except BadVideo as bad:
-        kind = f"{kind}   (its pictures cannot be shown: {bad.path.name} {bad.why})"
-    answers = {model: entry.rows[model] for model in tables.METHODS}
-    return question_plots.question(entry.item, clip, still, answers, kind)
-
-
-class Stepper:
-    """Two buttons and a slider over positions; `show` is called at every move."""
-
-    def __init__(self, show: Callable[[], None]):
-        self.show, self.number, self.moving = show, 0, False
-        self.previous = widgets.Button(icon="arrow-left", tooltip="previous")
-        self.next = widgets.Button(icon="arrow-right", tooltip="next")
-        self.slider = widgets.IntSlider(
-            value=1, min=1, max=1, readout=False, continuous_update=False
-        )
-        self.count = widgets.Label()
-        for button in (self.previous, self.next):
-            button.layout.width = "44px"
-        self.previous.on_click(lambda _: self.move(-1))
-        self.next.on_click(lambda _: self.move(1))
-        self.slider.observe(lambda _: self._moved(), "value")
-        parts = [self.previous, self.slider, self.next, self.count]
-        self.box = widgets.HBox(parts)
-
-    @property
-    def at(self) -> int:
-        """The position, from 0."""
-        return self.slider.value - 1
-
-    def move(self, by: int) -> None:
-        self.slider.value += by  # the slider stays within its ends
-
-    def reset(self, number: int, at: int) -> None:
-        """There are `number` positions now, and this is the one to show."""
-        self.moving = True
-        self.number, self.slider.max = number, max(1, number)
-        self.slider.value = at + 1
-        self.moving = False
-        self._moved()
-
-    def _moved(self) -> None:
-        if self.moving:
-            return
-        self.previous.disabled = self.at <= 0
-        self.next.disabled = self.at >= self.number - 1
-        self.slider.disabled = self.number < 2
-        self.show()
-
-
-class QuestionView:
-    """The widget of `questions`: `box`, with its controls as attributes."""
-
-    def __init__(
-        self,
-        answered: Sequence[Answered],
-        attended: Mapping[str, Mapping[str, Mapping]],
-        sampling: Sampling,
-        first: str,
-    ):
-        self.answered, self.attended, self.sampling = answered, attended, sampling
-        self.found: list[Answered] = list(answered)
-        self.shown, self.filtering = first, False
-        levels = list(dict.fromkeys(entry.level for entry in answered))
-        self.level = widgets.Dropdown(options=[ANY, *levels], description="set")
-        self.domain = widgets.Dropdown(options=[ANY], description="domain")
-        self.who = widgets.Dropdown(options=list(WHO), description="who is right")
-        self.without_video = widgets.Checkbox(description="only without video")
-        self.jump = widgets.Text(
-            placeholder=first, description="go to", continuous_update=False
-        )
-        self.look = widgets.ToggleButton(
-            description="where they look",
-            icon="eye",
-            tooltip="attention over the frames, where it was written down",
-        )
-        self.message = widgets.Label()
-        self.page = widgets.HTML()
-        self.steps = Stepper(self._show)
-        for control in (self.level, self.domain, self.who, self.without_video):
-            control.observe(lambda _: self.filter(), "value")
-        self.jump.observe(lambda _: self._jump(), "value")
-        self.look.observe(lambda _: self._show(), "value")
-        self.box = self._arranged()
-        self.filter()
-
-    def _arranged(self) -> widgets.VBox:
-        filters = [self.level, self.domain, self.who, self.without_video]
-        for control in (self.level, self.domain, self.who, self.jump):
-            control.layout.width = "250px"
-        wrapped = widgets.Layout(flex_flow="row wrap")
-        moves = [self.steps.box, self.jump, self.look, self.message]
-        lines = [widgets.HBox(line, layout=wrapped) for line in (filters, moves)]
-        return widgets.VBox([*lines, self.page])
-
-    def filter(self) -> None:
-        """Read the filters; stay at the question that is shown, if it passes them."""
-        if self.filtering:
-            return
-        self._offer_domains()
-        self.found = select(
-            self.answered,
-            self.level.value,
-            self.domain.value,
-            self.who.value,
-            self.without_video.value,
-        )
-        ids = [entry.item.id for entry in self.found]
-        at = ids.index(self.shown) if self.shown in ids else 0
-        self.steps.reset(len(ids), at)
-
-    @contextmanager
-    def _changing_filters(self) -> Iterator[None]:
-        """Inside, a filter can be set without being applied at once."""
-        before, self.filtering = self.filtering, True
-        yield
-        self.filtering = before
-
-    def _offer_domains(self) -> None:
-        """The domains of the chosen set; another set may not have the chosen one."""
-        entries = select(self.answered, self.level.value)
-        names = {entry.item.domain for entry in entries if entry.item.domain}
-        chosen = self.domain.value
-        with self._changing_filters():
-            self.domain.options = [ANY, *sorted(names)]
-            self.domain.value = chosen if chosen in names else ANY
-        self.domain.disabled = not names
-
-    def _jump(self) -> None:
-        wanted = self.jump.value.strip()
+    def go_to(_) -> None:
+        nonlocal shown
+        wanted, jump.value = jump.value.strip(), ""
         if not wanted:
             return
-        if wanted not in {entry.item.id for entry in self.answered}:
-            known = self.answered[0].item.id
-            self.message.value = f"no question {wanted}; ids look like {known}"
+        if wanted not in {entry.item.id for entry in answered}:
+            browser.count.value = f"no question {wanted}; ids look like {first}"
             return
-        if wanted not in {entry.item.id for entry in self.found}:
-            with self._changing_filters():
-                for control in (self.level, self.domain, self.who):
-                    control.value = ANY
-                self.without_video.value = False
-        self.shown = wanted
-        self.filter()
-        self.jump.value = ""  # so that the same id can be asked for again
+        shown = wanted
+        if wanted not in {entry.item.id for entry in browser.found}:
+            for control in filters.values():
+                control.unobserve(filter_, "value")
+                control.value = False if control.value in (True, False) else ANY
+                control.observe(filter_, "value")
+        filter_()
 
-    def _show(self) -> None:
-        """Draw the question at the slider's position."""
-        self.message.value = ""
-        self.steps.count.value = f"{self.steps.at + 1} of {len(self.found)}"
-        if not self.found:
-            self.steps.count.value = "0 of 0"
-            self.page.value = "<p>No question passes all filters.</p>"
-            return
-        entry = self.found[self.steps.at]
-        self.shown = entry.item.id
-        attended = self.attended.get(entry.item.id, {})
-        self.look.disabled = not attended
-        self.page.value = question_pages.question_page(
-            entry.item,
-            entry.rows,
-            self.sampling,
-            attended if self.look.value else {},
-        )
-
-
-# Rollouts
+    browser = Browser({**filters, "jump": jump, "look": look}, draw)
+    for control in filters.values():
+        control.observe(filter_, "value")
+    jump.observe(go_to, "value")
+    look.observe(browser.show, "value")
+    filter_()
+    return browser
 
 
 def rollouts(
     run: str | Path, data_dir: str | Path, label: str = "grpo", live: bool | None = None
-) -> Browser:
+) -> pages.View:
     """A browser of the groups that were watched while a method trained.
 
-    Choose a watched question and slide over the steps. The picture is the first
+    Choose a watched question and slide over the steps. Without a widget it is the first
     question at its first, middle and last step. Raises FileNotFoundError without the
     records that 03_grpo makes, ValueError where data_dir is another run's.
     """
@@ -376,13 +238,37 @@ def rollouts(
     for row in sorted(rows, key=lambda row: row["step"]):
         groups.setdefault(row["question_id"], []).append(row)
     items = _watched_items(data_dir, groups, path)
-    first = next(iter(groups.values()))
-    shown = [first[at] for at in sorted({0, len(first) // 2, len(first) - 1})]
-    figure = rollout_figures.over_training(items[first[0]["question_id"]], shown, label)
-    view = None
+    sampling = trained_with(Path(run), label)
+    first = next(iter(groups))
+    own = groups[first]
+    some = [own[at] for at in sorted({0, len(own) // 2, len(own) - 1})]
+    view = pages.group(items[first], some, label, sampling)
     if front_end() if live is None else live:
-        view = RolloutView(groups, items, label, trained_with(Path(run), label))
-    return Browser(figure, rollout_words(shown, label), view)
+        view.browser = rollout_browser(groups, items, label, sampling)
+    return view
+
+
+def rollout_browser(
+    groups: Mapping[str, Sequence[Mapping]],
+    items: Mapping[str, Question],
+    label: str,
+    sampling: Sampling,
+) -> Browser:
+    """The widget of `rollouts`; another question is shown at the same position."""
+    question = widgets.Dropdown(options=list(groups), description="question")
+
+    def draw(rows: Sequence[Mapping], at: int) -> tuple[str, str]:
+        view = pages.group(items[question.value], [rows[at]], label, sampling)
+        return f"step {rows[at]['step']} of {rows[-1]['step']}", view.html
+
+    def choose(_=None) -> None:
+        rows = groups[question.value]
+        browser.go(rows, min(browser.at.value, len(rows) - 1))
+
+    browser = Browser({"question": question}, draw)
+    question.observe(choose, "value")
+    choose()
+    return browser
 
 
 def _watched_items(
@@ -393,65 +279,24 @@ def _watched_items(
     data = resolve(data_dir)
     file = require(data / "annotations" / "training.jsonl", "run 01_data first")
     known = {item.id: item for item in read_training(file, data)}
-    found = {}
-    for key, rows in groups.items():
+    for key in groups:
         if key not in known:
             raise ValueError(
                 f"{path} holds {key}, which {file} has not: give the data_dir that it "
                 "was trained on"
             )
-        drawn = {"options": tuple(rows[0]["options"]), "gold": rows[0]["gold"]}
-        found[key] = replace(known[key], **drawn)  # of the run's own seed
-    return found
+    return {
+        key: replace(
+            known[key], options=tuple(rows[0]["options"]), gold=rows[0]["gold"]
+        )
+        for key, rows in groups.items()
+    }
 
 
 def trained_with(run: Path, label: str) -> Sampling:
     """The sampling of frames that a method was trained with, by its settings."""
-    name = f"{label}_settings.json"
     for folder in ("adapters", "checkpoints"):
-        path = run / folder / label / name
+        path = run / folder / label / f"{label}_settings.json"
         if path.exists():
             return Sampling(**records.read_json(path)["settings"]["sampling"])
     return Sampling()
-
-
-def rollout_words(rows: Sequence[Mapping], label: str) -> str:
-    """What the picture of a watched question shows, for who cannot see it."""
-    said = "; ".join(question_pages.group_words(row) for row in rows)
-    return f"Rollouts of {plots.LABELS[label]} on {rows[0]['question_id']}: {said}."
-
-
-class RolloutView:
-    """The widget of `rollouts`: `box`, with its controls as attributes."""
-
-    def __init__(
-        self,
-        groups: Mapping[str, Sequence[Mapping]],
-        items: Mapping[str, Question],
-        label: str,
-        sampling: Sampling,
-    ):
-        self.groups, self.items = groups, items
-        self.label, self.sampling = label, sampling
-        self.question = widgets.Dropdown(options=list(groups), description="question")
-        self.page = widgets.HTML()
-        self.steps = Stepper(self._show)
-        self.question.observe(lambda _: self._choose(), "value")
-        wrapped = widgets.Layout(flex_flow="row wrap")
-        line = widgets.HBox([self.question, self.steps.box], layout=wrapped)
-        self.box = widgets.VBox([line, self.page])
-        self._choose()
-
-    def _choose(self) -> None:
-        """Show the chosen question at the position that the other one was at."""
-        rows = self.groups[self.question.value]
-        self.steps.reset(len(rows), min(self.steps.at, len(rows) - 1))
-
-    def _show(self) -> None:
-        rows = self.groups[self.question.value]
-        row = rows[self.steps.at]
-        self.steps.count.value = f"step {row['step']} of {rows[-1]['step']}"
-        item = self.items[self.question.value]
-        self.page.value = question_pages.group_page(
-            item, row, self.label, self.sampling
-        )

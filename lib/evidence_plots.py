@@ -6,8 +6,6 @@ lib/attention.py and lib/coherence.py found.
 Example: `plots.save(evidence_plots.perception(found, "L1"), folder / "seen.png")`.
 """
 
-import re
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -19,15 +17,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from lib.plots import COLORS, DASHES, LABELS, WIDTH, bar, interval, tidy
-from lib.question_plots import CONDITIONS, in_words
-from lib.questions import Question
 
 GROUPS = {
     "all": "all questions",
     "needed": "the still leaves several answers open: the video is needed",
     "not needed": "the still alone would do",
 }
-TAG = re.compile(r"</?(?:think|answer)>")
+CONDITIONS = {
+    "seen": "all as\nit is",
+    "shuffled": "frames\nshuffled",
+    "one_frame": "last\nframe",
+    "other_video": "another\nvideo",
+    "no_video": "no\nvideo",
+    "no_pictures": "no\npictures",
+}
 COHERENCE = {  # what lib.coherence measures, as a title
     "consistent": "answer is the step that\nthe reasoning names (exact)",
     "follows": "that step follows from the\nstated progress (exact)",
@@ -129,70 +132,6 @@ def attention_tokens(found: Mapping, text: str) -> Figure:
     _name_text(figure, text, rows[0]["n"])
     _above(figure, models, {})
     return figure
-
-
-def attention_frames(
-    item: Question,
-    clip: np.ndarray,
-    still: np.ndarray | None,
-    rows: Mapping[str, Mapping],
-    answers: Mapping[str, Mapping],
-) -> Figure:
-    """One question's frames and still, the brighter the more each method attends.
-
-    `rows` {model: its row of `lib.attention.attend`}, `answers` {model: its prediction
-    row}. A column is a pair of frames, which the model reads as one (the second is
-    drawn); brightness has one scale for all rows, the numbers are shares of attention.
-    """
-    maps = {
-        model: [*row["video_map"], *(row["still_map"] or [])]
-        for model, row in rows.items()
-    }
-    brightest = max(np.max(values) for values in maps.values())
-    pictures = list(clip[1::2]) + ([still] if still is not None else [])
-    names = [f"frames {2 * i + 1}–{2 * i + 2}" for i in range(len(clip) // 2)]
-    names += ["still"] * (still is not None)
-    kind = "The brighter, the more attention while answering; %: share of all attention"
-    asked = in_words(item, kind)
-    head, line = 0.12 + 0.13 * (1 + asked.count("\n")), 0.42
-    picture = WIDTH / len(pictures) * clip.shape[1] / clip.shape[2]
-    height = head + (len(maps) + 1) * (picture + line)
-    figure = plt.figure(figsize=(WIDTH, height))
-    figure.text(0, 1, asked, fontsize=8, va="top")
-    for row, model in enumerate([None, *maps]):
-        bottom = height - head - (row + 1) * (picture + line) + 0.16
-        for column, (name, pixels) in enumerate(zip(names, pictures, strict=True)):
-            left, width = column / len(pictures), 0.98 / len(pictures)
-            ax = figure.add_axes((left, bottom / height, width, picture / height))
-            ax.axis("off")
-            if model is None:
-                ax.imshow(pixels, interpolation="nearest")
-                label = name
-            else:
-                share = np.array(maps[model][column])
-                ax.imshow(lit(pixels, share / brightest), interpolation="nearest")
-                label = f"{100 * share.sum():.1f} %"
-            style = {"ha": "center", "va": "top", "transform": ax.transAxes}
-            ax.text(0.5, -0.03, label, fontsize=7, **style)
-        title = "what is shown"
-        if model is not None:
-            answer = answers[model]
-            words = " ".join(TAG.sub(" ", answer["completion"]).split())
-            title = f"{LABELS[model]}: {answer['first_letter'] or 'no answer'} "
-            title += f"({'right' if answer['correct'] else 'wrong'})   "
-            title += textwrap.shorten(words, 90, placeholder=" [...]")
-        style = {"color": COLORS.get(model, "0"), "weight": "bold", "va": "bottom"}
-        top = (bottom + picture + 0.04) / height
-        figure.text(0, top, title, fontsize=7.5, **style)
-    return figure
-
-
-def lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Pixels [h, w, 3] on a dark ground, as bright as `light` [rows, columns], 0 to 1,
-    says of each patch."""
-    rows, columns = (pixels.shape[i] // light.shape[i] for i in (0, 1))
-    light = light.repeat(rows, 0).repeat(columns, 1)[..., None]
-    return (pixels * (0.12 + 0.88 * light)).astype(np.uint8)
 
 
 def coherence(

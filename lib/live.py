@@ -3,11 +3,10 @@
     with live.curves(run, "grpo", total=settings.steps):
         launch.call(run, num_processes, accelerate_config, grpo.train, task)
 
-A thread reads run/train_log_<label>.jsonl, to which training appends a row a step
-(LogRecord of lib/checkpoints.py) in this process or in others, and updates one figure
-in the cell that started it: reward and length for RL, loss and token accuracy for SFT.
-Without a front end nobody looks, so a run of papermill draws it once, at the end. A
-training that had finished before adds no rows, and nothing is drawn.
+A thread reads run/train_log_<label>.jsonl, to which training appends a row a step, and
+updates one figure in the cell that started it. Without a front end nobody looks, so a
+run of papermill draws it once, at the end. A training that had finished before adds no
+rows, and nothing is drawn.
 
 Example: an earlier run did 20 of 100 steps. The log stands at step 20 when training
 goes on, and at step 50 a minute later: 30 steps a minute, so about 1:40 is left.
@@ -17,7 +16,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
@@ -47,37 +46,30 @@ def curves(run: str | Path, label: str, total: int) -> Iterator[None]:
     An interrupt leaves the last state and says from where the cell would go on; like
     every other error it is raised again. No thread outlives the block.
     """
-    training = _Training(Path(run), label, total)
+    training, stop = _Training(Path(run), label, total), threading.Event()
+
+    def look() -> None:
+        while not stop.wait(INTERVAL):
+            training.look()
+
+    # Which cell a display belongs to is in the context; a thread would begin without.
+    thread = threading.Thread(target=copy_context().run, args=(look,), daemon=True)
     if front_end():
-        training.take_place()
+        training.show(f"{plots.LABELS[label]}: curves from step 1 on")  # above the bars
+        thread.start()
     try:
-        with _repeated(training.look):
-            yield
+        yield
     except BaseException as error:
+        _end(stop, thread)
         training.stopped(error)
         raise
+    _end(stop, thread)
     training.finished()
 
 
-@contextmanager
-def _repeated(look: Callable[[], None]) -> Iterator[None]:
-    """Call `look` every INTERVAL seconds beside the block, if somebody may see it."""
-    stop = threading.Event()
-
-    def repeat() -> None:
-        while not stop.wait(INTERVAL):
-            look()
-
-    # Which cell a display belongs to is in the context; a thread would begin without.
-    thread = threading.Thread(target=copy_context().run, args=(repeat,), daemon=True)
-    if not front_end():
-        yield
-        return
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    if thread.is_alive():
         thread.join()
 
 
@@ -92,69 +84,64 @@ class _Training:
         self.seen: list[tuple[float, int]] = []  # seconds, steps done
         self.handle = None
 
-    def take_place(self) -> None:
-        """Stand above the progress bars, which are printed from now on."""
-        self.show({"text/plain": f"{plots.LABELS[self.label]}: curves from step 1 on"})
-
     def look(self) -> None:
         """Draw the log with the time left, if it has changed."""
         version = _version(self.log)
         if version == self.drawn:
             return
         self.drawn, rows = version, read_rows(self.log)
-        self.seen.append((time.monotonic(), _step(rows)))
+        self.seen.append((time.monotonic(), rows[-1]["step"] if rows else 0))
         left = time_left(self.seen, self.total)
-        self.draw(rows, "" if left is None else f", about {clock(left)} left")
+        self.draw("" if left is None else f", about {clock(left)} left")
 
     def finished(self) -> None:
         """Draw the whole log with the time it took, if any of it is new."""
         if _version(self.log) != self.before:
-            took = clock(time.monotonic() - self.began)
-            self.draw(read_rows(self.log), f"; this cell took {took}")
+            self.draw(f"; this cell took {clock(time.monotonic() - self.began)}")
         elif self.handle is not None:
-            words = f"{plots.LABELS[self.label]} had been trained before"
-            self.show({"text/plain": words})
+            self.show(f"{plots.LABELS[self.label]} had been trained before")
 
     def stopped(self, error: BaseException) -> None:
         """Draw what there is; after an interrupt, also say what the cell would do."""
         if isinstance(error, KeyboardInterrupt):
-            again = self._again()
-            self.draw(read_rows(self.log), f": interrupted.\n{again}")
+            from lib import checkpoints  # here: it loads torch, as training already has
+
+            folder = self.run / "checkpoints" / self.label
+            complete = folder.glob(f"checkpoint-*/{checkpoints.MARKER}")
+            steps = [checkpoints.step_of(mark.parent) for mark in complete]
+            again = "Run this cell again to start over: there is no checkpoint yet."
+            if steps:
+                last = f"the last checkpoint, step {max(steps)}."
+                again = f"Run this cell again to go on from {last}"
+            self.draw(f": interrupted.\n{again}")
             print(again)  # for who cannot see the picture
         elif _version(self.log) != self.before:
-            self.draw(read_rows(self.log), f": stopped by {type(error).__name__}")
+            self.draw(f": stopped by {type(error).__name__}")
 
-    def _again(self) -> str:
-        from lib import checkpoints  # here: it loads torch, as training already has
-
-        folder = self.run / "checkpoints" / self.label
-        complete = folder.glob(f"checkpoint-*/{checkpoints.MARKER}")
-        step = max((checkpoints.step_of(mark.parent) for mark in complete), default=0)
-        if not step:
-            return "Run this cell again to start over: there is no checkpoint yet."
-        return f"Run this cell again to go on from the last checkpoint, step {step}."
-
-    def draw(self, rows: Sequence[Mapping], state: str) -> None:
+    def draw(self, state: str) -> None:
         """Show the curves under "GRPO, step 12 of 100" and `state`, in one display."""
-        name = plots.LABELS[self.label]
-        words = f"{name}, step {_step(rows)} of {self.total}{state}"
-        bundle: dict[str, str | bytes] = {"text/plain": words}
+        rows = read_rows(self.log)
+        step = rows[-1]["step"] if rows else 0
+        words = f"{plots.LABELS[self.label]}, step {step} of {self.total}{state}"
+        figure = None
         if rows:
             figure = training_plots.training_so_far(rows, self.label, self.total)
             figure.suptitle(words, fontsize=9)
-            bundle["image/png"] = plots.png(figure)
-        self.show(bundle)
+        self.show(words, figure)
 
-    def show(self, bundle: dict[str, str | bytes]) -> None:
-        """Put the bundle into the one display; its words are the picture's alt text."""
+    def show(self, words: str, figure=None) -> None:
+        """Put words, or a figure with them as its text, into the one display."""
         if get_ipython() is None:  # a script: there is no cell to draw in
             return
-        alt = {"image/png": {"alt": str(bundle["text/plain"]).replace("\n", " ")}}
-        shown = {"raw": True, "metadata": alt if "image/png" in bundle else {}}
+        bundle, metadata = {"text/plain": words}, {}
+        if figure is not None:
+            bundle["image/png"] = plots.png(figure)
+            metadata = {"image/png": {"alt": words.replace("\n", " ")}}
         if self.handle is None:
-            self.handle = display(bundle, display_id=True, **shown)
+            shown = {"display_id": True, "raw": True}
+            self.handle = display(bundle, metadata=metadata, **shown)
         else:
-            self.handle.update(bundle, **shown)
+            self.handle.update(bundle, metadata=metadata, raw=True)
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -184,10 +171,6 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def _step(rows: Sequence[Mapping]) -> int:
-    return rows[-1]["step"] if rows else 0
 
 
 def _version(path: Path) -> tuple[int, int] | None:

@@ -8,16 +8,11 @@ text become markup.
 
     >>> tag("td", "a < b", tag("b", "&"), class_="number")
     '<td class="number">a &lt; b<b>&amp;</b></td>'
-    >>> prose("**L1**: run `make test`")
-    '<strong>L1</strong>: run <code>make test</code>'
 """
 
 import re
-import struct
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
 LONGEST = 120  # characters of a stranger's text within a message
 # What markdown, or TeX in it, takes for more than a character: `<` before a tag, `_` at
@@ -26,7 +21,6 @@ ACTIVE = re.compile(
     r"[`$\\*]|<(?![\s=])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|~(?=~)"
 )
 EMPTY = {"img", "meta", "link", "line", "circle", "path"}  # have no end tag
-PIXELS_AN_INCH = 150 / 96  # of lib.plots.save, over those of CSS
 
 
 def shown(text: object, most: int | None = None) -> str:
@@ -107,81 +101,4 @@ def join(parts: Iterable[object], between: str = "") -> Html:
             text if isinstance(text, Html) else escape(str(text), quote=False)
             for text in texts
         )
-    )
-
-
-def prose(text: str) -> Html:
-    """A sentence with the markdown of lib/report.py: **strong**, *em* and `code`."""
-    safe = escape(text, quote=False)
-    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
-    safe = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
-    return Html(re.sub(r"(?<![*\w])\*([^*\s][^*]*)\*(?!\w)", r"<em>\1</em>", safe))
-
-
-def bullets(items: Iterable[object]) -> Html:
-    """A list; nothing where there are no items."""
-    items = [tag("li", item) for item in items]
-    return tag("ul", *items) if items else Html("")
-
-
-def table(
-    caption: str,
-    columns: Sequence[object],
-    rows: Iterable[Sequence[object]],
-    class_: str = "",
-) -> Html:
-    """A table in a box that scrolls by itself; see `body` for the rows."""
-    return framed(caption, columns, [body(columns, rows)], class_)
-
-
-def framed(
-    caption: str, columns: Sequence[object], bodies: Sequence[Html], class_: str = ""
-) -> Html:
-    """A table of several bodies below one head."""
-    head = tag("tr", *(tag("th", column, scope="col") for column in columns))
-    whole = tag(
-        "table", tag("caption", caption), tag("thead", head), *bodies, class_=class_
-    )
-    box = {"role": "region", "tabindex": "0", "aria_label": caption}
-    return tag("div", whole, class_="scroll", **box)
-
-
-def body(
-    columns: Sequence[object], rows: Iterable[Sequence[object]], title: object = None
-) -> Html:
-    """The rows of a table, the first cell of each its header, below a title of theirs.
-
-    Every cell carries the name of its column, for phones, where rows become cards.
-    """
-    lines = []
-    if title is not None:
-        span = {"colspan": len(columns), "scope": "rowgroup"}
-        lines.append(tag("tr", tag("th", title, **span), class_="group"))
-    for first, *rest in rows:
-        labels = [re.sub(r"<[^>]*>", "", str(column)) for column in columns[1:]]
-        cells = [
-            tag("td", cell, data_label=label)
-            for cell, label in zip(rest, labels, strict=True)
-        ]
-        lines.append(tag("tr", tag("th", first, scope="row"), *cells))
-    return tag("tbody", *lines)
-
-
-def folded(summary: object, *parts: object) -> Html:
-    """Parts that a reader opens; printed open."""
-    return tag("details", tag("summary", summary), *parts)
-
-
-def png(path: Path, alt: str) -> Html:
-    """A PNG file within the page, at the size it was drawn for."""
-    data = path.read_bytes()
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) < 24:
-        raise ValueError(f"{path} is not a PNG: delete it and run its notebook again")
-    width, height = struct.unpack(">II", data[16:24])
-    return tag(
-        "img",
-        src=f"data:image/png;base64,{b64encode(data).decode()}",
-        alt=alt,
-        width=round(width / PIXELS_AN_INCH),
-        height=round(height / PIXELS_AN_INCH),
     )

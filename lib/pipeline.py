@@ -7,7 +7,7 @@ A run leaves its executed notebooks and records in outputs/<run_name>/. Calling 
 goes on where it stopped: a notebook that has finished is not run again unless its code,
 its parameters, anything in lib/, the content of its data or checkpoint, or a notebook
 before it has changed. A run with 05_analysis ends with its report,
-outputs/<run_name>/report.html (lib/page.py).
+outputs/<run_name>/report.html (lib/show/report.py).
 
 A sweep (lib/params.py) runs each combination as a process of its own, and gathers
 outputs/<sweep>/runs.json and runs.md, one row a run. `--print` shows the commands of
@@ -418,9 +418,9 @@ def _has_analysis(run: Run) -> bool:
 
 
 def _write_report(run: Run) -> None:
-    from lib import page  # here, because it brings matplotlib and nbconvert
+    from lib.show import report  # here, because it brings matplotlib and nbconvert
 
-    page.write(OUTPUTS / run.name)
+    report.write(OUTPUTS / run.name)
     _write_state(run.name, _state(run.name) | {"reported": _executed(run)})
 
 

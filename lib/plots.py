@@ -1,7 +1,7 @@
 """The look of every figure, and the figures of results: accuracy, sweeps, claims.
 
 One function a figure: rows in, axes (or a figure of several axes) out. So it is in
-lib/training_plots.py, lib/question_plots.py and lib/evidence_plots.py too.
+lib/training_plots.py and lib/evidence_plots.py too.
 
 Rows are the dicts that `lib.report` makes from a run's records; accuracies come in as
 shares and are drawn in per cent. A method has the same colour in every figure, from the

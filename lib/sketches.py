@@ -63,17 +63,6 @@ def _token_names(segments: np.ndarray) -> list[str]:
     return names
 
 
-def pictures(shown: Mapping[str, np.ndarray]) -> Figure:
-    """uint8 [H, W, 3] pictures side by side, each below its title."""
-    figure, axes = plt.subplots(1, len(shown), figsize=(WIDTH, 1.8), squeeze=False)
-    for ax, (title, pixels) in zip(axes[0], shown.items(), strict=True):
-        ax.imshow(pixels, interpolation="nearest")
-        ax.set_title(title, fontsize=8, loc="left")
-        ax.axis("off")
-    figure.tight_layout()
-    return figure
-
-
 def token_losses(
     tokens: Sequence[str], losses: Sequence[float | None], ax: Axes | None = None
 ) -> Axes:

@@ -21,6 +21,15 @@ PARTS = {  # of what a language model reads in one update
     "text of the prompt": "#999999",
     "completions": "#56B4E9",
 }
+PANELS = {
+    "reward": "mean reward of a rollout",
+    "dead_groups": "share of groups with equal rewards",
+    "completion_length": "length, tokens",
+    "truncated": "share cut at the token limit",
+    "entropy": "entropy, nats a token",
+    "kl": "KL to the reference, nats a token",
+}
+SHARES = ("dead_groups", "truncated")
 
 
 def sft_curve(
@@ -36,33 +45,28 @@ def sft_curve(
 
 
 def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
-    """The six curves that show whether RL learned, and what it paid for it."""
-    panels = (
-        ("reward", "mean reward of a rollout"),
-        ("dead_groups", "share of groups without\nany reward difference"),
-        ("completion_length", "completion length (tokens)"),
-        ("truncated", "share of rollouts cut\nat the token limit"),
-        ("entropy", "entropy (nats a token)"),
-        ("kl", "KL to the reference\n(nats a token)"),
+    """The curves that show whether RL learned, and what it paid for it; up to six."""
+    known = [key for key in PANELS if any(row.get(key) is not None for row in log)]
+    lines = -(-max(1, len(known)) // 2)
+    figure, axes = plt.subplots(
+        lines,
+        2,
+        figsize=(WIDTH, 0.5 + 1.75 * lines),
+        squeeze=False,
+        layout="constrained",
     )
-    figure, axes = plt.subplots(3, 2, figsize=(WIDTH, 5.6), sharex=True)
-    for ax in axes[-1]:
-        ax.set_xlabel("optimizer step")
-    for ax, (key, label) in zip(axes.flat, panels, strict=True):
-        if key == "kl" and all(row.get(key) is None for row in log):
-            place = {"ha": "center", "va": "center", "transform": ax.transAxes}
-            ax.text(0.5, 0.5, "no KL term in this run", fontsize=8, **place)
-            ax.axis("off")
-            axes[1, 1].tick_params(labelbottom=True)  # now the last of its column
-            axes[1, 1].set_xlabel("optimizer step")
-            continue
+    for ax, key in zip(axes.flat, known, strict=False):
         _curve(ax, log, key, COLORS[method])
-        ax.set_ylabel(label, fontsize=8)
-        if key in ("dead_groups", "truncated"):
+        ax.set_title(PANELS[key], fontsize=8.5, loc="left")
+        ax.tick_params(labelsize=8)
+        if key in SHARES:
             ax.set_ylim(-0.03, 1.03)
-    title = f"{LABELS[method]}: every step (thin) and running mean (thick)"
+    for ax in axes.flat[len(known) :]:
+        ax.axis("off")
+    title = f"{LABELS[method]} by optimizer step: each (thin), running mean (thick)"
+    missing = [key for key in PANELS if key not in known]
+    title += f"\nnot in the log: {', '.join(missing)}" if missing else ""
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     return figure
 
 
@@ -178,6 +182,22 @@ def encoded_tokens(
     tidy(ax, "x")
     ax.tick_params(axis="y", length=0)
     return ax
+
+
+def told(log: Sequence[Mapping], keys: Sequence[str]) -> str:
+    """A log in words: means of the first and the last tenth of its steps.
+
+    >>> told([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}], ["loss", "kl"])
+    'loss from 2 to 1 in 2 steps'
+    """
+    said = []
+    for key in keys:
+        values = [row[key] for row in log if row.get(key) is not None]
+        some = max(1, len(values) // 10)
+        if values:
+            first, last = np.mean(values[:some]), np.mean(values[-some:])
+            said.append(f"{PANELS.get(key, key)} from {first:.3g} to {last:.3g}")
+    return f"{'; '.join(said)} in {len(log)} steps"
 
 
 def _curve(

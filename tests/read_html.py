@@ -52,6 +52,8 @@ class Page(HTMLParser):
             texts.append(data)
 
     def handle_endtag(self, tag):
+        if tag in VOID:
+            return
         name, texts = self._open.pop()
         assert name == tag, f"</{tag}> closes <{name}>"
         text = " ".join(" ".join(texts).split())

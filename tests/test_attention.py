@@ -6,7 +6,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -286,16 +285,3 @@ def test_figures_hold_the_numbers(run, tiny_questions):
     assert drawn[0] == pytest.approx([15, 35]) and drawn[2] == pytest.approx([45, 65])
     tokens = evidence_plots.attention_tokens(found, "own").axes[0].get_lines()
     assert [len(line.get_xdata()) for line in tokens] == [3, 3, 3]
-    rows = attention.read_rows(run, "own")
-    shown = {name: own["L1/a"] for name, own in rows.items()}
-    answer = {"completion": SAID, "first_letter": "B", "correct": True}
-    clip = np.full((4, 28, 56, 3), 200, np.uint8)
-    answers = dict.fromkeys(shown, answer)
-    figure = evidence_plots.attention_frames(
-        tiny_questions[0], clip, clip[0], shown, answers
-    )
-    text = " ".join(t.get_text() for t in figure.findobj(plt.Text))
-    assert "frames 3–4" in text and "7.0 %" in text and "10.0 %" in text
-    assert "GRPO: B (right)   I open the fridge. B" in text
-    lit = figure.axes[3].images[0].get_array()  # of the first method, first pair
-    assert lit[0, 0, 0] < lit[0, -1, 0] < 200

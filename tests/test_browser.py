@@ -1,20 +1,16 @@
 """The browsers, driven by their controls as a person would, and what they then show."""
 
-import json
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
 from made_run import edit_row, write_run
-from matplotlib.colors import to_hex
-from nbclient import NotebookClient
 
-from lib import attention, browser, live, plots, rollout_figures, tables
-from lib.paths import ROOT
+from lib import attention, browser, live, plots, tables
 from lib.records import read_jsonl, write_json, write_jsonl
+from lib.show import pages
 from lib.video import Sampling
 
 SAMPLING = Sampling(8, height=56, width=56)
@@ -90,7 +86,12 @@ def opened(run, live=True):
 
 @pytest.fixture
 def view(run, asked):
-    return opened(run).view
+    return opened(run).browser
+
+
+def shown(view):
+    """The id of the question that the page is of."""
+    return view.found[view.at.value].item.id
 
 
 def right(run, model):
@@ -106,52 +107,31 @@ def right(run, model):
 # What a cell holds
 
 
-def test_without_a_front_end_it_is_one_picture_with_words(run, asked):
-    found = opened(run, live=None)
-    data, metadata = found._repr_mimebundle_()
-    assert sorted(data) == ["image/png", "text/plain"] and found.view is None
-    assert data["image/png"].startswith(b"\x89PNG")
-    assert metadata["image/png"]["alt"] == data["text/plain"]
+def test_without_a_front_end_it_is_one_question_as_html(run, asked):
+    view = opened(run, live=None)
+    data = view._repr_mimebundle_()
+    assert sorted(data) == ["text/html", "text/plain"] and view.browser is None
     (pick, *_) = tables.gallery(tables.read_predictions(run), set())
-    words = data["text/plain"]
-    assert words.startswith(f"Question {pick['id']} ({pick['kind']})")
-    item = asked[pick["id"]]
-    assert item.text in words and f"right is {item.gold}" in words
-    assert all(option in words for option in item.options)
-    assert f"GRPO answers {item.gold}, right" in words
+    item, text = asked[pick["id"]], Page(data["text/html"]).text
+    assert f"{pick['id']} · {pick['kind']}" in text and item.text in text
+    assert all(option in text for option in item.options)
+    right = f"Question {pick['id']}, right is {item.gold}."
+    assert data["text/plain"].startswith(right)
+    assert f"GRPO: {item.gold}, right." in data["text/plain"]
 
 
 @pytest.mark.parametrize("mark", live.FRONT_ENDS)
-def test_with_a_front_end_it_is_a_widget_and_the_picture(run, asked, mark, monkeypatch):
+def test_with_a_front_end_it_is_a_widget_and_the_question(
+    run, asked, mark, monkeypatch
+):
     monkeypatch.setenv(mark, "1")
-    found = opened(run, live=None)
-    data, _ = found._repr_mimebundle_()
-    assert sorted(data) == [browser.VIEW, "image/png", "text/plain"]
-    assert data[browser.VIEW]["model_id"] == found.view.box.model_id
-    assert found.view.shown in found.words, "the widget begins with the picture"
-
-
-IN_A_KERNEL = """
-import sys; sys.path.insert(0, ".")
-import ipywidgets
-from matplotlib import pyplot
-from lib.browser import Browser
-class View: box = ipywidgets.Label("x") if LIVE else None
-Browser(pyplot.figure(figsize=(1, 1)), "words", View if LIVE else None)
-"""
-
-
-@pytest.mark.parametrize("looked_at", [True, False])
-def test_an_executed_notebook_keeps_the_picture(looked_at):
-    source = IN_A_KERNEL.replace("LIVE", str(looked_at))
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    where = {"metadata": {"path": str(ROOT)}}
-    NotebookClient(notebook, resources=where, timeout=120).execute()
-    (output,) = notebook.cells[0].outputs
-    assert output.data["text/plain"] == "words" and output.data["image/png"]
-    assert output.metadata["image/png"]["alt"] == "words"
-    assert (browser.VIEW in output.data) == looked_at
-    assert ("widgets" in notebook.metadata) == looked_at, "no widget state to carry"
+    view = opened(run, live=None)
+    data = view._repr_mimebundle_()
+    assert sorted(data) == [pages.WIDGET, "text/html", "text/plain"]
+    assert data[pages.WIDGET]["model_id"] == view.browser.box.model_id
+    (pick, *_) = tables.gallery(tables.read_predictions(run), set())
+    assert pick["id"] in view.html, "the widget begins with the question"
+    assert pick["id"] in view.browser.page.value
 
 
 # Questions
@@ -160,8 +140,8 @@ def test_an_executed_notebook_keeps_the_picture(looked_at):
 def test_it_begins_with_all_questions_at_the_one_chosen_by_rule(view, asked):
     assert len(view.found) == 48
     ids = [entry.item.id for entry in view.found]
-    assert view.steps.count.value == f"{ids.index(view.shown) + 1} of 48"
-    assert view.level.options == ("any", "L1", "L2", "L3", "general")
+    assert view.count.value == f"{ids.index(shown(view)) + 1} of 48"
+    assert view.controls["level"].options == ("any", "L1", "L2", "L3", "general")
 
 
 @pytest.mark.parametrize("who", list(browser.WHO)[1:])
@@ -176,89 +156,83 @@ def test_the_filter_of_who_is_right_does_what_it_says(view, run, who):
         "all three right": lambda k: base[k] + sft[k] + grpo[k] == 3,
         "all three wrong": lambda k: base[k] + sft[k] + grpo[k] == 0,
     }[who]
-    view.who.value = who
+    view.controls["who"].value = who
     wanted = {key for key in grpo if says(key)}
     assert {entry.item.id for entry in view.found} == wanted
-    assert view.steps.count.value.endswith(f" of {len(wanted)}")
+    assert view.count.value.endswith(f" of {len(wanted)}")
 
 
 def test_sets_domains_and_missing_videos_filter_together(view):
-    view.level.value = "L3"
-    assert view.domain.options[1:] == ("Daily life", "Hobbies", "Recreation", "Work")
-    view.domain.value = "Hobbies"
+    view.controls["level"].value = "L3"
+    domains = ("Daily life", "Hobbies", "Recreation", "Work")
+    assert view.controls["domain"].options[1:] == domains
+    view.controls["domain"].value = "Hobbies"
     assert [e.item.id for e in view.found] == ["L3/1", "L3/5", "L3/9"]
-    view.without_video.value = True
+    view.controls["without_video"].value = True
     assert [e.item.id for e in view.found] == ["L3/5"]
     assert all(e.item.video is None for e in view.found)
 
 
-def test_a_set_without_the_chosen_domain_lets_it_go(view):
-    view.level.value = "L3"
-    view.domain.value = "Work"
-    view.level.value = "L1"
-    assert (view.domain.value, len(view.found)) == ("any", 12)
-    assert view.domain.options == ("any", "Daily life")
-
-
 def test_filters_keep_the_question_that_is_shown_if_it_passes(view):
-    view.jump.value = "L3/5"
-    view.level.value = "L3"
+    view.controls["jump"].value = "L3/5"
+    view.controls["level"].value = "L3"
     ids = [entry.item.id for entry in view.found]
-    assert view.shown == "L3/5" and view.steps.at == ids.index("L3/5")
-    view.level.value = "L2"
-    assert view.steps.count.value == "1 of 12" and view.shown == "L2/0"
+    assert shown(view) == "L3/5" and view.at.value == ids.index("L3/5")
+    view.controls["level"].value = "L2"
+    assert view.count.value == "1 of 12" and shown(view) == "L2/0"
 
 
 def test_buttons_and_slider_step_through_what_is_found(view):
-    view.level.value = "L2"
+    view.controls["level"].value = "L2"
     ids = [entry.item.id for entry in view.found]
-    view.steps.slider.value = 1
-    assert view.steps.previous.disabled and not view.steps.next.disabled
-    view.steps.next.click()
-    assert view.shown == ids[1] and view.steps.count.value == "2 of 12"
+    view.at.value = 0
+    assert view.previous.disabled and not view.next.disabled
+    view.next.click()
+    assert shown(view) == ids[1] and view.count.value == "2 of 12"
     assert ids[1] in Page(view.page.value).text
-    view.steps.previous.click()
-    assert view.shown == ids[0]
-    view.steps.slider.value = 12
-    assert view.shown == ids[-1] and view.steps.next.disabled
+    view.previous.click()
+    assert shown(view) == ids[0]
+    view.at.value = 11
+    assert shown(view) == ids[-1] and view.next.disabled
 
 
 def test_a_jump_to_what_is_filtered_out_opens_the_filters(view):
-    view.level.value = "L1"
-    view.who.value = "all three wrong"
-    view.jump.value = " L3/7 "
-    assert view.shown == "L3/7" and len(view.found) == 48
-    assert (view.level.value, view.who.value) == ("any", "any")
+    view.controls["level"].value = "L1"
+    view.controls["who"].value = "all three wrong"
+    view.controls["jump"].value = " L3/7 "
+    assert shown(view) == "L3/7" and len(view.found) == 48
+    assert (view.controls["level"].value, view.controls["who"].value) == ("any", "any")
     assert "L3/7" in Page(view.page.value).text
-    view.steps.next.click()
-    view.jump.value = "L3/7"
-    assert view.shown == "L3/7", "the same id can be asked for again"
+    view.next.click()
+    view.controls["jump"].value = "L3/7"
+    assert shown(view) == "L3/7", "the same id can be asked for again"
 
 
 def test_a_jump_to_nowhere_says_so_and_stays(view):
-    before = view.shown
-    view.jump.value = "L9/1"
-    assert view.message.value == "no question L9/1; ids look like L1/0"
-    assert view.shown == before
-    view.steps.next.click()
-    assert view.message.value == ""
+    before = shown(view)
+    view.controls["jump"].value = "L9/1"
+    assert view.count.value == "no question L9/1; ids look like L1/2"
+    assert shown(view) == before
+    view.next.click()
+    assert view.count.value.endswith(" of 48")
 
 
 def test_nothing_found_is_said(view):
-    view.level.value, view.domain.value = "L3", "Hobbies"
-    view.without_video.value = True
+    view.controls["level"].value, view.controls["domain"].value = "L3", "Hobbies"
+    view.controls["without_video"].value = True
     (entry,) = view.found
-    fitting = [who for who, holds in browser.WHO.items() if holds(*entry.right())]
-    view.who.value = next(who for who in browser.WHO if who not in fitting)
+    right_ = [entry.rows[model]["correct"] for model in tables.METHODS]
+    fitting = [who for who, holds in browser.WHO.items() if holds(*right_)]
+    view.controls["who"].value = next(who for who in browser.WHO if who not in fitting)
     assert "No question passes" in view.page.value
-    assert view.steps.count.value == "0 of 0"
-    assert view.steps.previous.disabled and view.steps.next.disabled
-    view.who.value = fitting[0]
-    assert view.steps.count.value == "1 of 1" and "L3/5" in view.page.value
+    assert view.count.value == "0 of 0"
+    assert view.previous.disabled and view.next.disabled
+    view.controls["who"].value = fitting[0]
+    assert view.count.value == "1 of 1" and "L3/5" in view.page.value
 
 
 def test_a_page_shows_pictures_options_and_every_answer(view, asked, run):
-    view.jump.value = "L1/0"
+    view.controls["jump"].value = "L1/0"
     page, item = Page(view.page.value), asked["L1/0"]
     assert page.alts == [f"frame {n} of 8" for n in range(1, 9)] + ["the still image"]
     assert item.text in page.text
@@ -276,13 +250,13 @@ def test_a_page_shows_pictures_options_and_every_answer(view, asked, run):
 
 
 def test_a_question_without_a_video_says_so(view):
-    view.jump.value = "L1/2"
+    view.controls["jump"].value = "L1/2"
     page = Page(view.page.value)
     assert page.alts == ["the still image"] and "No video" in page.text
 
 
 def test_what_a_model_wrote_is_text_and_never_markup(view):
-    view.jump.value = "L1/1"
+    view.controls["jump"].value = "L1/1"
     page = Page(view.page.value)
     assert NASTY in page.text
     assert "script" not in page.tags and page.tags.count("img") == len(page.alts) == 9
@@ -292,23 +266,23 @@ def test_a_video_that_cannot_be_read_is_told_in_words(run, asked, tmp_path):
     for key, item in asked.items():
         asked[key] = replace(item, video=tmp_path / "gone.mp4")
     found = opened(run)
-    text = Page(found.view.page.value).text
+    text = Page(found.browser.page.value).text
     assert "Its pictures cannot be shown: gone.mp4 is missing." in text
-    assert found.png.startswith(b"\x89PNG")
+    assert "gone.mp4 is missing" in found.html
 
 
 def test_attention_is_shown_where_it_was_recorded(view):
-    view.jump.value = "L1/0"
-    assert not view.look.disabled and len(Page(view.page.value).alts) == 9
-    view.look.value = True
+    view.controls["jump"].value = "L1/0"
+    assert not view.controls["look"].disabled and len(Page(view.page.value).alts) == 9
+    view.controls["look"].value = True
     alts = Page(view.page.value).alts
     assert len(alts) == 9 + 3 * 5
     assert alts[9] == "frames 1–2: 4.0 % of the attention of base"
     assert alts[-1] == "still: 8.0 % of the attention of GRPO"
-    view.jump.value = "L1/2"  # has no video
+    view.controls["jump"].value = "L1/2"  # has no video
     assert Page(view.page.value).alts[1] == "still: 8.0 % of the attention of base"
-    view.jump.value = "L1/3"  # was left out
-    assert view.look.disabled and len(Page(view.page.value).alts) == 9
+    view.controls["jump"].value = "L1/3"  # was left out
+    assert view.controls["look"].disabled and len(Page(view.page.value).alts) == 9
 
 
 def test_answers_to_other_questions_are_refused(run, asked):
@@ -318,6 +292,19 @@ def test_answers_to_other_questions_are_refused(run, asked):
 
 
 # Rollouts over training
+
+
+def test_rollouts_are_three_steps_without_a_front_end(trained):
+    view = browser.rollouts(trained, trained)
+    text = Page(view.html).text
+    assert view.browser is None and len(Page(view.html).alts) == 5
+    assert all(f"at {step}" in text for step in (0, 20, 40)) and "at 10" not in text
+    assert view.words == (
+        "Rollouts of GRPO on training/0: step 0: mean reward 1.00 of 2 rollouts; "
+        "step 20: mean reward 1.00 of 2 rollouts; "
+        "step 40: mean reward 1.00 of 2 rollouts."
+    )
+
 
 STEPS = (0, 10, 20, 30, 40)
 
@@ -351,45 +338,34 @@ def trained(tmp_path, tiny_questions, monkeypatch):
     return tmp_path
 
 
-def test_rollouts_are_one_picture_without_a_front_end(trained):
-    found = browser.rollouts(trained, trained)
-    data, _ = found._repr_mimebundle_()
-    assert sorted(data) == ["image/png", "text/plain"] and found.view is None
-    assert data["text/plain"] == (
-        "Rollouts of GRPO on training/0: step 0: mean reward 1.00 of 2 rollouts; "
-        "step 20: mean reward 1.00 of 2 rollouts; "
-        "step 40: mean reward 1.00 of 2 rollouts."
-    )
-
-
 def test_options_stand_as_the_seed_of_the_run_drew_them(trained, tiny_questions):
     path = trained / "watched_grpo.jsonl"
     rows = read_jsonl(path)
     drawn = [{**r, "options": r["options"][::-1], "gold": "C"} for r in rows]
     write_jsonl(path, drawn)
     first = tiny_questions[0]
-    item = browser.rollouts(trained, trained, live=True).view.items[first.id]
-    assert (item.options, item.gold) == (first.options[::-1], "C")
-    assert (item.text, item.video) == (first.text, first.video)
+    text = Page(browser.rollouts(trained, trained).html).text
+    assert f"C. {first.options[::-1][2]}  ← right answer" in text
+    assert first.text in text and first.options != first.options[::-1]
 
 
 def test_the_slider_goes_over_the_steps_of_the_chosen_question(trained):
     found = browser.rollouts(trained, trained, live=True)
-    view = found.view
-    assert view.box.model_id == found._repr_mimebundle_()[0][browser.VIEW]["model_id"]
-    assert view.steps.count.value == "step 0 of 40"
+    view = found.browser
+    assert view.box.model_id == found._repr_mimebundle_()[pages.WIDGET]["model_id"]
+    assert view.count.value == "step 0 of 40"
     for step in STEPS[1:]:
-        view.steps.next.click()
-        assert view.steps.count.value == f"step {step} of 40"
+        view.next.click()
+        assert view.count.value == f"step {step} of 40"
         assert f"at {step}" in Page(view.page.value).text
-    assert view.steps.next.disabled
-    view.question.value = "training/1"
-    assert view.steps.count.value == "step 40 of 40"
+    assert view.next.disabled
+    view.controls["question"].value = "training/1"
+    assert view.count.value == "step 40 of 40"
     assert "training/1" in Page(view.page.value).text
 
 
 def test_a_group_shows_texts_rewards_and_advantages(trained, tiny_questions):
-    view = browser.rollouts(trained, trained, live=True).view
+    view = browser.rollouts(trained, trained, live=True).browser
     page = Page(view.page.value)
     assert len(page.alts) == 5, "frames as the policy saw them: 4, and the still"
     assert "1: B, right" in page.text and "2: no answer" in page.text
@@ -405,7 +381,7 @@ def test_a_group_shows_texts_rewards_and_advantages(trained, tiny_questions):
     blue = plots.COLORS["grpo"]
     assert f"({blue} 0 0) left / 60%" in page.styles, "above the mean: to the right"
     assert f"({blue} 0 0) right / 20%" in page.styles
-    view.steps.slider.value = 2
+    view.at.value = 1
     assert "nothing is learned from this group" in Page(view.page.value).text
 
 
@@ -415,7 +391,7 @@ def test_a_method_without_advantages_shows_none(trained, tiny_questions):
         own["advantage"] = None
     write_jsonl(trained / "watched_ppo.jsonl", [row])
     found = browser.rollouts(trained, trained, label="ppo", live=True)
-    assert "advantage" not in Page(found.view.page.value).text
+    assert "advantage" not in Page(found.browser.page.value).text
     assert "nothing is learned" not in found.words
 
 
@@ -433,29 +409,3 @@ def test_watched_questions_of_other_data_are_refused(trained, monkeypatch):
     monkeypatch.setattr(browser, "read_training", lambda *_: [])
     with pytest.raises(ValueError, match="holds training/0, which"):
         browser.rollouts(trained, trained)
-
-
-def test_the_figure_has_a_column_a_step(tiny_questions):
-    rows = [watched_row(step, tiny_questions[0]) for step in (0, 20, 40)]
-    rows[2]["rollouts"][0]["advantage"] = None
-    figure = rollout_figures.over_training(tiny_questions[0], rows, "grpo")
-    words = " ".join(text.get_text() for text in figure.findobj(plt.Text))
-    bars = [patch for ax in figure.axes for patch in ax.patches]
-    plt.close(figure)
-    for step in (0, 20, 40):
-        assert f"GRPO, step {step}: mean reward 1.00" in words
-        assert f"<think>at {step}</think>" in words
-    assert "B. cut the onion   ← right answer" in words
-    assert words.count("advantage +1.50") == 2 and words.count("advantage −0.50") == 3
-    widths = [round(bar.get_width(), 6) for bar in bars]
-    assert widths == [0.3, -0.1, 0.3, -0.1, -0.1]
-    filled = {to_hex(bar.get_facecolor()) for bar in bars if bar.get_width() > 0}
-    assert filled == {plots.COLORS["grpo"].lower()}
-
-
-def test_long_rollouts_are_shortened_in_the_figure():
-    own = rollout("word " * 200, 0.0, 0.0, truncated=True)
-    text = rollout_figures._text(own)
-    assert "[...]" in text and "cut off at the" in text
-    assert max(map(len, text.split("\n"))) <= rollout_figures.CHARACTERS
-    assert len(json.dumps(text)) < 2 * rollout_figures.LONGEST

@@ -6,8 +6,9 @@ import shutil
 import pytest
 from made_run import edit_row
 
-from lib import chain, page, paths, records, report
+from lib import chain, paths, records, report
 from lib.chain import NotAsLeft, close, seal, verify
+from lib.show import report as show
 
 STAGES = ("01_data", "02_sft", "03_grpo", "04_eval", "05_analysis")
 
@@ -230,7 +231,7 @@ def test_an_executed_notebook_is_the_one_that_was_executed(run):
 
 def test_no_door_shows_a_number_of_such_a_run(run):
     edit_row(run / "predictions_sft_L1.jsonl", 1, id="other")
-    for door in (page.write, report.reference_record):
+    for door in (show.write, report.reference_record):
         with pytest.raises(NotAsLeft, match=r"predictions_sft_L1\.jsonl, line 2"):
             door(run)
 

@@ -26,7 +26,7 @@ RUN = "walked"  # name of the headless run
 DESKTOP = {"width": 1280, "height": 900}
 LOG = "train_log_grpo.jsonl"
 GROUNDS = "all => all.map(one => getComputedStyle(one).backgroundColor)"
-STDERR = '[data-mime-type="application/vnd.jupyter.stderr"]'
+STDERR = ".output_stderr"
 STEPS = 40  # of a training that is interrupted: enough to be in time
 
 

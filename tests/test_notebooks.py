@@ -63,13 +63,27 @@ def test_cells_are_short(code):
     assert long == {}
 
 
-def test_it_defines_nothing(code):
-    """Definitions belong in lib/, where they are tested and have one copy."""
+def test_it_defines_nothing_but_lessons(code):
+    """Definitions belong in lib/, where they are tested and have one copy; what is
+    defined to be understood (03: a policy that can be seen) is tagged so."""
     definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     for cell in code:
+        if "lesson" in cell.metadata.get("tags", []):
+            continue
         nodes = ast.walk(ast.parse(cell.source))
         found = [node.name for node in nodes if isinstance(node, definitions)]
         assert found == [], f"in the cell:\n{cell.source}"
+
+
+def test_every_figure_has_its_words(code):
+    """Figures are shown by `pages.show`, which refuses to leave out the words."""
+    for cell in code:
+        assert "plots.save(" not in cell.source and "pyplot" not in cell.source
+
+
+def test_parameters_and_imports_are_folded_on_pages(code):
+    for cell, tag in zip(code, ("parameters", "setup", "setup"), strict=False):
+        assert tag in cell.metadata["tags"]
 
 
 def test_it_declares_its_parameters(path):

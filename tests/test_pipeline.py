@@ -356,8 +356,14 @@ def write(run):
 """
 
 
+def write_report_module(kit):
+    folder = kit.root / "lib" / "show"
+    folder.mkdir()
+    (folder / "report.py").write_text(PAGE)
+
+
 def test_a_run_with_an_analysis_ends_with_its_report(kit):
-    (kit.root / "lib" / "page.py").write_text(PAGE)
+    write_report_module(kit)
     early = "open(f'../outputs/{run_name}/report.html', 'w').close()"
     kit.notebook("01_one", noting("one"))
     kit.notebook("05_analysis", noting("five"), early)
@@ -387,7 +393,7 @@ def test_a_run_with_an_analysis_ends_with_its_report(kit):
 
 
 def test_a_sweep_writes_the_report_that_a_finished_run_lacks(kit):
-    (kit.root / "lib" / "page.py").write_text(PAGE)
+    write_report_module(kit)
     kit.notebook("05_analysis", noting("{seed}"), parameters="seed: int = 0  # any")
     kit.params("sweep: {seed: [1]}\n", "seeds.yaml")
     assert kit.run("seeds.yaml")[0] == 0
@@ -399,7 +405,7 @@ def test_a_sweep_writes_the_report_that_a_finished_run_lacks(kit):
 
 
 def test_without_an_analysis_there_is_no_report(kit):
-    (kit.root / "lib" / "page.py").write_text(PAGE)
+    write_report_module(kit)
     kit.notebook("01_one", noting("one"))
     kit.notebook("05_analysis", noting("five"))
     kit.params("run_name: a\nnotebooks: [01_one]\n")

@@ -11,7 +11,7 @@ from made_run import ABILITY, grpo_log, predictions
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from lib import plots, question_plots, tables, training_plots
+from lib import plots, tables, training_plots
 from lib.questions import Question
 
 CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
@@ -97,20 +97,20 @@ def test_an_undecided_difference_is_an_open_marker():
 
 def test_a_key_that_was_not_logged_is_named():
     figure = training_plots.grpo_curves(grpo_log())
-    assert "“entropy” is not in the log" in words(figure)
-    assert "“kl” is not in the log" not in words(figure)
+    assert "not in the log: entropy" in words(figure)
+    assert len([ax for ax in figure.axes if ax.has_data()]) == 5
 
 
 def test_curves_of_another_method_have_its_name_and_colour():
     figure = training_plots.grpo_curves(grpo_log(), "ppo")
-    assert "PPO: every step (thin) and running mean (thick)" in words(figure)
+    assert "PPO by optimizer step" in words(figure)
     thick = figure.axes[0].get_lines()[1]
     assert thick.get_color() == plots.COLORS["ppo"]
 
 
 def test_a_method_without_an_entry_has_a_look_of_its_own():
     figure = training_plots.grpo_curves(grpo_log(), "psr")
-    assert "PSR: every step (thin) and running mean (thick)" in words(figure)
+    assert "PSR by optimizer step" in words(figure)
     assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
 
 
@@ -132,18 +132,6 @@ def test_power_is_drawn_by_number_of_questions_with_the_published_gap():
     assert lines["500"] == pytest.approx(np.array([[1, 0.5], [2, 1.0]]))
     assert pytest.approx([2.2, 2.2]) in [line.get_xdata() for line in ax.get_lines()]
     assert "15 % of the questions" in ax.get_title()
-
-
-def test_what_is_shown_stands_in_a_row_with_its_shape():
-    still = CLIP[0]
-    pictures = {"seen": (CLIP, still), "frames_2": (CLIP[:2], still)}
-    figure = question_plots.as_shown({**pictures, "no_pictures": (None, None)})
-    said = words(figure)
-    assert "all as it is\n10 × 8 × 16" in said and "frames 2\n2 × 8 × 16" in said
-    assert said.count("(nothing)") == 2
-    sheets = [ax.images[0].get_array().shape[:2] for ax in figure.axes if ax.images]
-    # rows of eight frames with gaps of a pixel: two for ten frames, one for two
-    assert sheets == [(17, 135), (8, 16), (8, 135), (8, 16)]
 
 
 def test_right_rollouts_of_several_methods_are_counted_by_batch():
@@ -184,41 +172,6 @@ def test_every_seed_is_a_dot():
     dots = ax.collections[0].get_offsets()[:, 1]
     assert dots.tolist() == pytest.approx([45, 50, 55])
     assert "3 training seeds" in words(ax.figure)
-
-
-def test_a_question_is_shown_whole():
-    answers = {
-        "base": {"completion": "stop", "first_letter": None, "correct": False},
-        "grpo": {
-            "completion": "<think>it is $wet$</think><answer>B</answer>",
-            "first_letter": "B",
-            "correct": True,
-        },
-    }
-    figure = question_plots.question(ITEM, CLIP, CLIP[0], answers, "only GRPO right")
-    figure.canvas.draw()  # dollar signs must not be read as formulas
-    text = words(figure)
-    assert "base: no answer (wrong)" in text and "GRPO: B (right)" in text
-    assert "B. wash it   ← right answer" in text and "it is $wet$" in text
-    assert all(option in text for option in ITEM.options)
-    assert "L1/7   only GRPO right" in text
-    assert len([image for ax in figure.axes for image in ax.images]) == 2
-
-
-def test_a_question_without_a_video_says_so():
-    answers = {"sft": {"completion": "", "first_letter": None, "correct": False}}
-    figure = question_plots.question(ITEM, None, CLIP[0], answers)
-    assert "none in this question" in words(figure)
-    assert [len(ax.images) for ax in figure.axes] == [0, 1]
-
-
-def test_the_strip_keeps_the_frames_in_order():
-    """10 frames of 8 x 16 stand 4 a row, a pixel apart."""
-    strip = question_plots._strip(CLIP)
-    assert strip.shape == (3 * 9 - 1, 4 * 17 - 1, 3)
-    assert (strip[:8, 17:33] == CLIP[1]).all()
-    assert (strip[9:17, :16] == CLIP[4]).all()
-    assert (strip[18:26, 17:33] == CLIP[9]).all()
 
 
 def test_save_leaves_one_whole_png(tmp_path):

@@ -27,14 +27,6 @@ def test_tokens_of_a_packed_row_are_named():
     assert names == ["p1", "p2", "p3", "a1", "p3", "b1", "b2"]
 
 
-def test_pictures_stand_below_their_titles():
-    shown = {"with": np.zeros((4, 6, 3), np.uint8), "without": np.ones((4, 6, 3))}
-    figure = sketches.pictures(shown)
-    assert [ax.get_title(loc="left") for ax in figure.axes] == ["with", "without"]
-    drawn = [ax.images[0].get_array() for ax in figure.axes]
-    assert (drawn[0] == 0).all() and (drawn[1] == 1).all()
-
-
 def test_the_loss_is_the_mean_of_what_is_learned():
     ax = sketches.token_losses(["\n", "<think>", "B"], [None, 1.0, 2.0])
     assert [bar.get_height() for bar in ax.containers[0]] == [1.0, 2.0]

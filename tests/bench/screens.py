@@ -2,7 +2,7 @@
 
     python -m tests.bench.screens outputs/mini --out outputs/reference/screens
 
-The run's executed notebooks are shown as their pages (lib/notebook_pages.py): the top
+The run's executed notebooks are shown as their pages (lib/show/report.py): the top
 and, beside it, the part with most pictures. Both browsers and a training with its
 curves are shown in JupyterLab, where 03 and 05 are run once more in a copy of the kit,
 on copies of the run's records. The report is shown on a phone and at a desk, by day and
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the PNGs")
     options = parser.parse_args()
     run = paths.require(options.run, "run the notebooks first: python -m lib.pipeline")
-    paths.require(run / "report.html", f"write it with python -m lib.page {run}")
+    paths.require(run / "report.html", f"write it with python -m lib.show.report {run}")
     options.out.mkdir(parents=True, exist_ok=True)
     with jupyter.chromium() as browser:
         for pictures in (report_views, notebook_pages, in_jupyter):

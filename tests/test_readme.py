@@ -1,0 +1,99 @@
+"""README: its numbers stand in committed records, its links and commands work."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from lib.paths import ROOT
+from lib.records import read_json
+
+REFERENCE = ROOT / "outputs" / "reference"
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(
+    {*re.findall(r"^(?:sbatch \S+ )?(python -m lib\.[^#\n]+)", TEXT, re.M)}
+)
+
+
+def test_it_is_short_enough_to_read():
+    assert len(TEXT.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!http|#)([^)]+)\)", TEXT))
+def test_links_lead_to_files(link):
+    assert (ROOT / link).exists()
+
+
+@pytest.mark.parametrize(
+    "path", {*re.findall(r"`((?:lib|tests|params|outputs/reference)/[^`\s]+)`", TEXT)}
+)
+def test_named_files_are_there(path):
+    assert (ROOT / path).exists()
+
+
+def test_folders_name_the_file_to_begin_with():
+    rows = re.findall(r"^\| `(lib/\w+/)` \| [^|]+ \| ([^|]+) \|$", TEXT, re.M)
+    assert len(rows) == 8
+    for folder, begin in rows:
+        for name in re.findall(r"`(\w+\.py)`", begin):
+            assert (ROOT / folder / name).exists(), folder + name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_doors_know_the_words_of_commands(command):
+    _, _, module, *words = shlex.split(command)
+    known = words[:1] if words and words[0].isalpha() else []
+    shown = subprocess.run(
+        [sys.executable, "-m", module, *known, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    for option in (word for word in words if word.startswith("--")):
+        assert option in shown.stdout
+
+
+def test_minutes_are_those_of_the_committed_run():
+    run = read_json(REFERENCE / "mini" / "mini.json")
+    for notebook, seconds in run["seconds"].items():
+        assert re.search(rf"`{notebook}` .* \| {seconds / 60:.1f} \|", TEXT)
+    minutes = f"{sum(run['seconds'].values()) / 60:.0f} minutes"
+    held = f"{max(run['peak_memory_gib'].values()):.1f} GiB"
+    assert f"| {minutes}, {held} |" in TEXT
+    assert f"compares base, SFT and GRPO: {minutes} on" in TEXT
+
+
+@pytest.mark.parametrize("size", ["2b", "7b"])
+def test_costs_of_one_gpu_are_those_measured(size):
+    found = read_json(REFERENCE / "bench_cost.json")["costs"][size]
+    assert found["measured"] and "H100" in found["device"]
+    took = {row["stage"]: row["seconds"] for row in found["rows"]}
+    step = took["rollout"] + took["reference"] + took["update"]
+    said = (
+        f"H100: SFT {took['SFT']:.1f} s a demonstration, GRPO {step:.1f} s a step, "
+        f"{took['evaluation']:.1f} s a question"
+    )
+    assert re.search(rf"single_gpu_{size}.yaml.*{re.escape(said)}", TEXT)
+
+
+def test_verdicts_are_counted_right():
+    claims = read_json(REFERENCE / "claims" / "claims.json")
+    count = Counter(claim["verdict"] for claim in claims)
+    said = (
+        f"{count['supported']} are supported, {count['not supported']} are not "
+        f"supported and {count['undecidable']} cannot be decided"
+    )
+    assert f"{len(claims)} claims" in TEXT and said in " ".join(TEXT.split())
+
+
+def test_tallies_are_those_of_the_benches():
+    text = " ".join(TEXT.split())
+    kills = read_json(REFERENCE / "bench_kills.json")
+    assert f"{kills['equal']} of {kills['kills']} runs that were killed" in text
+    tampering = read_json(REFERENCE / "bench_tampering.json")
+    assert tampering["noticed"] == tampering["tamperings"]
+    assert f"Of {tampering['tamperings']} random changes" in text

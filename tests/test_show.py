@@ -1,0 +1,413 @@
+"""The report and the pages of a run: what a stranger with a phone or a reader gets."""
+
+import os
+import re
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import nbformat
+import pytest
+from made_run import edit_row, write_run
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from read_html import Page, fetched
+
+from lib import chain, claim_records, claims, plots, report, stats, tables
+from lib.paths import ROOT
+from lib.records import read_json
+from lib.show import answer, pages
+from lib.show import report as show
+
+HOSTILE = '</dd></main><script>alert("&amp;")</script><img src=http://x.org/a.png>'
+PNG = "iVBORw0KGgo="
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def shown(view):
+    """A view as the output of a cell."""
+    return new_output("execute_result", view._repr_mimebundle_())
+
+
+def cell(*outputs, source="1", tags=(), **metadata):
+    metadata |= {"tags": list(tags)} if tags else {}
+    return new_code_cell(source, outputs=list(outputs), metadata=metadata)
+
+
+def printed(text):
+    return new_output("stream", name="stdout", text=text)
+
+
+def picture(**metadata):
+    data = {"image/png": PNG, "text/plain": "a picture"}
+    return new_output("display_data", data, metadata={"image/png": metadata})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_questions):
+    """A run whose 05_analysis has each kind of cell, and one hostile completion."""
+    folder = write_run(tmp_path_factory.mktemp("runs") / "mini", n=40)
+    edit_row(folder / "predictions_sft_L1.jsonl", 0, completion=HOSTILE)
+    predictions = tables.read_predictions(folder)
+    table = tables.accuracy_table(predictions)
+    compared = tables.comparisons(predictions, 200, 0)
+    claimed = claims.table(claim_records.Records([folder]), 200, 0)
+    manifest = read_json(folder / "manifest.json")
+    rows = {m: predictions[m, "L1"][0] for m in tables.METHODS}
+    sampling = pages.Sampling(8, height=56, width=56)
+    question = pages.question(tiny_questions[0], rows, sampling)
+    wide = tables.accuracy_markdown(table)
+    hostile = tables.grid([["said", "by"], [HOSTILE, "SFT"]])
+    markdown = [
+        new_output("display_data", {"text/markdown": t}) for t in (wide, hostile)
+    ]
+    published = tables.published_differences()
+    cells = [
+        new_markdown_cell("# 05 · Analysis", metadata={"tags": ["lesson"]}),
+        cell(source="run_name = 'x'", tags=["parameters"]),
+        cell(source="import os", tags=["setup"]),
+        new_markdown_cell("## 1 What was *run*\n\n$\\frac{1}{G}$ and $$\\left( x$$"),
+        cell(shown(answer.facts(manifest, "outputs/data/x"))),
+        cell(printed("whole"), tags=["folded"], summary="The <whole> manifest"),
+        new_markdown_cell("## 2 Numbers"),
+        cell(*markdown, source='tables.grid("code")'),
+        cell(picture(alt='bars "x" > y', width=300), picture()),
+        cell(printed(HOSTILE + "\x1b[31mred\x1b[0m")),
+        cell(shown(question)),
+        cell(printed("a lesson"), tags=["lesson"]),
+        cell(printed("solved"), jupyter={"source_hidden": True}, tags=["lesson"]),
+        cell(shown(answer.claimed(claimed, first=(1, 2, 3, 5, 8)))),
+        new_markdown_cell("## What we see"),
+        cell(shown(answer.answer(compared, published)), tags=["answer"]),
+        cell(shown(answer.gaps(manifest, table, claimed, {"size_9x9": "<no>"}))),
+    ]
+    state = {"application/vnd.jupyter.widget-state+json": {"state": {"m": {}}}}
+    node = new_notebook(cells=cells, metadata={"widgets": state})
+    nbformat.write(node, folder / "05_analysis.ipynb")
+    first = new_notebook(cells=[new_markdown_cell("# 01 · Data"), cell(printed("1"))])
+    nbformat.write(first, folder / "01_data.ipynb")
+    chain.seal(folder, "01_data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(run):
+    path = show.write(run)
+    assert path == run / "report.html"
+    assert not [left for left in run.iterdir() if left.name.endswith(".tmp")]
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def notebook(html, run):
+    return (run / "05_analysis.html").read_text(encoding="utf-8")
+
+
+def words(html):
+    """The text of a page, without its style."""
+    text = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    text = re.sub(r"<[^>]*>", "", text)
+    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&#34;", '"')):
+        text = text.replace(entity, character)
+    return " ".join(text.replace("&quot;", '"').replace("&amp;", "&").split())
+
+
+# --- one file for everybody -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["report", "05_analysis", "01_data"])
+def test_one_file_that_fetches_nothing_and_runs_nothing(html, run, name):
+    text = (run / f"{name}.html").read_text(encoding="utf-8")
+    read = Page(text)
+    assert text.startswith("<!DOCTYPE html>") and read.unclosed == []
+    assert fetched(read) == [] and len(read.ids) == len(set(read.ids))
+    names = {element for element, _ in read.elements}
+    assert not names & {"script", "iframe", "object", "embed", "base", "form"}
+    assert not any(key.startswith("on") for _, given in read.elements for key in given)
+    assert "url(" not in text and "@import" not in text and "model_id" not in text
+    metas = {
+        m.get("name") or m.get("http-equiv"): m.get("content") for m in read.all("meta")
+    }
+    assert metas["Content-Security-Policy"].startswith(
+        "default-src 'none'; img-src data:"
+    )
+    assert metas["viewport"] == "width=device-width, initial-scale=1"
+    assert metas["color-scheme"] == "light dark"
+    for query in ("prefers-color-scheme: dark", "print", "max-width: 40rem"):
+        assert re.search(rf"@media [^{{]*{query}", text)
+    assert "::details-content" in text  # what is folded is printed
+
+
+def test_text_of_a_model_stays_text_wherever_it_is_shown(html, notebook):
+    for text in (html, notebook):
+        assert words(text).count(HOSTILE) == 3  # table, printed, a question's card
+        assert "<script" not in text and "x.org" not in str(fetched(Page(text)))
+        assert "<no>" in words(text) and "The <whole> manifest" in words(text)
+
+
+def test_the_answer_comes_first_and_lessons_stay_in_the_notebook(html, notebook):
+    said = words(html)
+    order = [
+        show.QUESTION,
+        "Filled: the interval",
+        "1 What was run",
+        "2 Numbers",
+        "Of 21",
+    ]
+    places = [said.index(text) for text in order]
+    assert places == sorted(places)
+    for text in ("a lesson", "solved", "import os", "run_name", "tables.grid", "05 · "):
+        assert text not in said.replace("05 analysis", "")
+        assert text in words(notebook)
+    levels = [level for level, _ in Page(html).headings]
+    assert levels.count(1) == 1 and all(b <= a + 1 for a, b in pairwise(levels))
+
+
+def test_what_is_long_is_folded(html, notebook):
+    report_, page = (Page(text).details for text in (html, notebook))
+    assert [text.split()[0] for text in report_[:1]] == ["The"]
+    assert sum(text.startswith("why") for text in report_) == 21
+    (rest,) = (text for text in report_ if text.startswith("The other 16 claims"))
+    assert "The levels are ordered" in rest and "on L2, in new" not in rest
+    starts = ("Parameters", "Imports and paths", "The <whole> manifest", "Solution")
+    assert all(any(text.startswith(start) for text in page) for start in starts)
+
+
+def test_every_picture_has_a_text_and_enlarges(html):
+    read = Page(html)
+    alts = [given["alt"] for given in read.all("img")]
+    assert (
+        'bars "x" > y' in alts and show.UNDESCRIBED in alts and "frame 1 of 8" in alts
+    )
+    assert all(given["src"].startswith("data:image/png") for given in read.all("img"))
+    targets = re.findall(r'<span class="picture" id="([^"]*)"><a href="#\1"', html)
+    assert len(targets) == len(alts) > 9
+    backs = re.findall(r'<a class="close" href="#([^"]*)"', html)
+    assert set(backs) <= set(read.ids) and len(backs) == len(alts)
+
+
+def test_contents_and_the_way_to_every_page(html, run):
+    for name, following in (
+        ("report", "01_data"),
+        ("01_data", "05_analysis"),
+        ("05_analysis", "report"),
+    ):
+        text = (run / f"{name}.html").read_text(encoding="utf-8")
+        links = [given["href"] for given in Page(text).all("a")]
+        pages_ = {"report.html", "01_data.html", "05_analysis.html"}
+        assert pages_ <= set(links) and links[-1] == f"{following}.html"
+        assert {link[1:] for link in links if link[0] == "#"} <= set(Page(text).ids)
+    beside = [
+        given["href"]
+        for given in Page(html).all("a")
+        if "05_analysis.html#" in given["href"]
+    ]
+    ids = Page((run / "05_analysis.html").read_text(encoding="utf-8")).ids
+    assert beside and {link.partition("#")[2] for link in beside} <= set(ids)
+    assert 'href="#1-what-was-run">1 What was run</a>' in html
+
+
+def test_a_wide_table_names_its_columns_for_phones(html):
+    start = html.index('<table class="wide">')
+    (head, *_rows), *_ = Page(
+        html[start : html.index("</table>", start) + 8]
+    ).tables.values()
+    assert head[:3] == ["method", "set", "n"]
+    cells = re.findall(r'<td data-label="([^"]*)"', html[start:])
+    assert [cell.replace("\u00a0", " ") for cell in cells[: len(head)]] == head
+    assert "<table>\n<thead>\n<tr>\n<th>said</th>" in html
+
+
+@pytest.mark.parametrize(
+    "latex",
+    [
+        r"\mathbb{E}_{q \sim P(Q)}",
+        r"D_{\mathrm{KL}}\left[\pi_\theta \,\|\, \pi_{\text{ref}}\right]",
+        r"\hat{A}_{i,t} = \frac{r_i - \operatorname{mean}(r)}{\operatorname{std}(r)}",
+        r"L = -\frac{1}{G} \sum_{i=1}^{G} \left( e^{d} - d - 1 \right)",
+    ],
+)
+def test_formulas_are_mathml_and_text_is_escaped(latex):
+    made = Page(show.formula(latex, "block"))
+    assert made.unclosed == [] and made.elements[0][0] == "math"
+    assert show.formula(r"\left( <b>", "inline") == r"<code>\left( &lt;b&gt;</code>"
+    assert "<script" not in show.formula(r"\text{<script>x}", "inline")
+
+
+# --- when it is written ---------------------------------------------------------------
+
+
+def test_a_page_is_made_again_only_when_its_notebook_has_changed(html, run):
+    files = sorted(run.glob("*.html"))
+    for path in files:
+        path.write_text("as it was" + path.read_text())
+        os.utime(path, (2**31, 2**31))  # the clock was ahead when it was made
+    first = (run / "01_data.ipynb").read_text()
+    (run / "01_data.ipynb").write_text(first + "\n")
+    show.write(run)
+    kept = {path.stem for path in files if path.read_text().startswith("as it was")}
+    assert kept == {"05_analysis", "report"}
+    (run / "01_data.ipynb").write_text(first)
+    show.main([str(run)])
+    assert not any(path.read_text().startswith("as it was") for path in files)
+
+
+def test_without_an_executed_analysis_there_is_no_report(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"lib\.pipeline"):
+        show.write(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="run 05_analysis first"):
+        show.write(tmp_path)
+    with pytest.raises(ValueError, match=r"01_data.ipynb was not run"):
+        show.write(tmp_path, ROOT / "notebooks")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notebooks_run_by_hand_lie_elsewhere(run, tmp_path, capsys):
+    show.main([str(tmp_path), "--notebooks", str(run)])
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert (tmp_path / "05_analysis.html").exists()
+
+
+# --- the answer -----------------------------------------------------------------------
+
+
+def rows(**ends):
+    row = {"a": "grpo", "b": "sft", "difference": 0.0}
+    return [
+        row | {"set": k, "low": low, "high": high} for k, (low, high) in ends.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        (
+            {"L1": (0.01, 0.05), "L2": (-0.05, -0.01), "general": (-0.01, 0.01)},
+            "GRPO is ahead of SFT on L1; SFT is ahead of GRPO on L2; the general set "
+            "is undecided.",
+        ),
+        (
+            {"L1": (0.0, 0.05), "L2": (-0.05, 0.0)},
+            "Undecided: GRPO and SFT cannot be told apart on L1 and L2.",
+        ),
+        ({"L3": (-0.3, -0.1)}, "SFT is ahead of GRPO on L3."),
+        ({}, "This run compares no GRPO with SFT."),
+    ],
+)
+def test_the_lead_says_ahead_only_outside_the_interval(ends, said):
+    view = answer.answer(rows(**ends), tables.published_differences())
+    assert view.words == said and said in words(view.html)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ahead"),
+    [(0.1, 0.3, "grpo"), (-0.3, -0.1, "sft"), (-0.1, 0.3, None)],
+)
+def test_an_interval_is_filled_only_if_it_excludes_zero(low, high, ahead):
+    row = {"set": "L1", "a": "grpo", "b": "sft", "low": low, "high": high}
+    row["difference"] = (low + high) / 2
+    paper = {"difference": 0.02, "low": -0.01, "high": 0.05}
+    drawn = Page(answer.interval(row, paper, 0.4))
+    (point,), whole = drawn.all("circle"), drawn.all("svg")[0]
+    assert ("filled" in point["class"]) == bool(ahead)
+    assert whole.get("style") == (f"--own: {plots.COLORS[ahead]}" if ahead else None)
+    assert point["cx"] == f"{50 + 125 * row['difference']:.2f}%"
+    span = tables.span(row["difference"], row["low"], row["high"], signed=True)
+    assert span in whole["aria-label"]
+
+
+def test_words_of_the_answer_are_those_of_the_records(run, html):
+    compared = tables.comparisons(tables.read_predictions(run), 200, 0)
+    for row in compared:
+        if (row["a"], row["b"]) == ("grpo", "sft"):
+            said = report.verdict(row["set"], row).replace("**", "")
+            assert said in words(html).replace("\u00a0", " ")
+
+
+def test_sets_stand_across():
+    made = answer.across(rows(L1=(0.01, 0.05), L2=(-0.05, 0.01)), answer.gap)
+    assert (
+        "| GRPO − SFT | 0.0 [+1.0, +5.0] GRPO ahead | 0.0 [−5.0, +1.0] undecided |"
+        in made
+    )
+    low, high = stats.wilson_interval(5, 20)
+    share = {"model": "psr", "set": "L1", "accuracy": 0.25, "low": low, "high": high}
+    assert f"| PSR | {tables.span(0.25, low, high)} |" in answer.across(
+        [share], answer.share
+    )
+
+
+def test_every_claim_has_its_verdict_in_words(run, html):
+    claimed = claims.table(claim_records.Records([run]), 200, 0)
+    said = words(html).replace("\u00a0", " ")
+    for row in claimed:
+        part = claims.decisive(row)
+        place = said.index(f"{row['number']}. {row['claim']}")
+        own = said[place : said.index("why", place)]
+        assert row["verdict"] in own and answer.SIGNS[row["verdict"]] in own
+        if part.get("effect") is not None:
+            ends = part["effect"], part["low"], part["high"]
+            assert f"here {tables.span(*ends, signed=True)}" in own
+            assert f"{part['n']:,} questions × {part['seeds']} seed" in own
+
+
+def test_what_was_run_and_what_failed():
+    place = {"git_commit": "abc", "git_dirty": True, "python": "3.11", "cpu_count": 2}
+    place |= {"packages": {"torch": "2.13"}, "platform": "Linux", "gpu": None}
+    manifest = {
+        "01_data": {"environment": place, "faults": {"a.jsonl": 3, "b.jsonl": 0}},
+        "02_sft": {"environment": place | {"gpu": "H100"}, "seed": 1, "seconds": 5},
+        "03_grpo": {"environment": place, "seed": 2, "peak_memory_gib": 2.5},
+    }
+    said = words(answer.facts(manifest, "outputs/<data>").html)
+    for text in (
+        "outputs/<data>",
+        "1; 2",
+        "commit abc with changes",
+        "no GPU, 2; H100, 2",
+    ):
+        assert text in said
+    assert "5 s of work, at most 2.50 GiB" in said and "not recorded" in said
+    table = [{"model": "sft", "set": "L1", "n": 4, "failed_videos": 3}]
+    missing = [{"number": 15, "verdict": claims.MISSING}]
+    said = answer.gaps(manifest, table, missing, {"size_9x9": "too <large>"}).words
+    for text in (
+        "a.jsonl holds 3 faults",
+        "SFT on L1: 3 of 4 videos could not be read",
+        "not asked, size 9x9: too <large>",
+        "claims 15",
+        "different seeds",
+    ):
+        assert text in said
+    assert "b.jsonl" not in said
+
+
+# --- figures --------------------------------------------------------------------------
+
+
+def test_a_figure_needs_words(tmp_path):
+    with pytest.raises(ValueError, match=r"x\.png: a figure needs a text"):
+        pages.show(plt.figure(), tmp_path / "x.png", " ")
+    plt.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cell_shows_a_figure_once_with_its_words(tmp_path):
+    source = (
+        "import sys; sys.path.insert(0, '.')\nfrom matplotlib import pyplot\n"
+        "from lib.show import pages\n"
+        f"pages.show(pyplot.figure(figsize=(3, 1)), r'{tmp_path}/x.png', 'words')"
+    )
+    notebook = new_notebook(cells=[new_code_cell(source)])
+    where = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(notebook, resources=where, timeout=240).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output.data["text/plain"] == "words" and output.data["image/png"]
+    assert output.metadata["image/png"]["alt"] == "words"
+    assert (tmp_path / "x.png").exists()
+
+
+def test_shares_in_words():
+    table = [
+        {"model": m, "set": "L1", "accuracy": a} for m, a in (("sft", 0.5), ("x", 1))
+    ]
+    assert pages.told(table, "set") == "L1: SFT 50.0 %, X 100.0 %"

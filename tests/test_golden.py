@@ -1,0 +1,257 @@
+"""Numbers stay: what the committed records, and a made run, say today and said before.
+
+Effects are held to the last shown digit, interval ends to a point (they are drawn),
+verdicts exactly. After a change that is meant, write tests/golden anew:
+`PYTHONPATH=tests python -m tests.test_golden`.
+"""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from made_run import answering, write_run
+
+from lib import (
+    attention,
+    claims,
+    coherence,
+    evidence,
+    perception,
+    report,
+    sweeps,
+    tables,
+)
+from lib.claim_records import Records
+from lib.paths import ROOT
+from lib.records import read_json, read_jsonl, write_json, write_jsonl, write_text
+
+GOLDEN = ROOT / "tests" / "golden"
+REFERENCE = ROOT / "outputs" / "reference"
+NOISE = 0.01  # of the end of an interval
+LEVELS = ("L1", "L2", "L3")
+GROUPS = {
+    f"{name}/{i}": {"group": "needed", "ceiling": 0.5}
+    if i % 3
+    else {"group": "open", "ceiling": 1.0}
+    for name in LEVELS
+    for i in range(200)
+}
+
+
+def share(*place):
+    """Numbers from 0 to 1, one a question, that depend on these words alone."""
+    seed = [sum(ord(c) * (i + 1) for i, c in enumerate(str(word))) for word in place]
+    return np.random.default_rng(seed).random(200)
+
+
+def reasoned(model, name):
+    said = dict.fromkeys(("next", "false_object", "judge", "judge_error"))
+    rows = []
+    own = {key: share(model, name, key) for key in ("holds", "reads", "false", "text")}
+    for i in range(200):
+        row = {**said, "id": f"{name}/{i}", "answer": "A", "judged": False}
+        holds, reads = own["holds"][i] < 0.8, own["reads"][i] < 0.9
+        row |= {"consistent": "yes" if holds else "no", "follows": "yes"}
+        row |= {"progress": "right" if own["text"][i] < 0.6 else "wrong"}
+        row |= {"false_step": "yes" if own["false"][i] < 0.1 else "no"}
+        row |= {"correct": bool(own["text"][i] < 0.5), "consistent_other": "no"}
+        row |= {"base_reader": bool(holds == reads), "own_reader": bool(holds)}
+        row |= {"implied_base": "A" if holds == reads else "B", "names_letter": False}
+        row |= {f"implied_{key}": "B" for key in ("base_none", "own_other", "own_none")}
+        row |= {"implied_base_other": "AB"[bool(reads)]}
+        row |= {"verbatim": bool(own["false"][i] < 0.3), "overlap": own["text"][i]}
+        row |= {"verbatim_flawless": True, "overlap_flawless": 0.5}
+        rows.append(row)
+    return rows
+
+
+def looked(model, name):
+    """Three layers, a letter in most completions, and a question without numbers."""
+    rows = []
+    draws = zip(share(model, "v"), share(model, "s"), strict=True)
+    for i, (video, still) in enumerate(draws):
+        clip = [video * layer for layer in (0.3, 0.5, 0.7)]
+        layers = [[v, still / 5, 1 - v - still / 5] for v in clip]
+        mean = np.mean(layers, 0).tolist()
+        rows.append(
+            {"id": f"{name}/{i}", "n": 2 + i % 2, "retokenized": False}
+            | {"by_layer": layers, "by_token": [mean] * (2 + i % 2)}
+            | {"parts": {"first": mean, "reasoning": mean}, "equal": [0.4, 0.1, 0.5]}
+        )
+        rows[-1]["parts"]["letter"] = mean if i % 5 else None
+    return [{"id": f"{name}/0", "left_out": "its clip cannot be read"}, *rows[1:40]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return write_made(tmp_path_factory.mktemp("made") / "run")
+
+
+def write_made(run):
+    """A run with all kinds of records, 200 questions a set."""
+    write_run(run, n=200)
+    asked = {"conditions": ["no_video"], "left_out": {}, "sets": ["L1", "L3"]}
+    write_json(run / "perception_asked.json", asked | {"count": 200, "seed": 0})
+    for model in ("base", "sft", "grpo"):
+        for name in (*LEVELS, "general"):
+            write_jsonl(run / f"coherence_{model}_{name}.jsonl", reasoned(model, name))
+        for name in asked["sets"]:
+            rows = read_jsonl(run / f"predictions_{model}_{name}.jsonl")
+            right = share(model, name, "no video") < 0.3
+            file = run / f"predictions_{model}_{name}.no_video.jsonl"
+            write_jsonl(file, map(answering, rows, right))
+            for path in (file, run / f"predictions_{model}_{name}.jsonl"):
+                sampling = {"max_frames": 8, "height": 56, "width": 112}
+                facts = {"model": model, "sampling": sampling}
+                write_json(path.with_suffix(".settings.json"), facts)
+        for text in ("", ".on_base"):
+            rows = looked(model + text, "L1")
+            write_jsonl(run / f"attention_{model}{text}.jsonl", rows)
+    return run
+
+
+def measured(run):
+    """{what: [effect, low, high]} of all that is measured on a run."""
+    found = {}
+
+    def add(rows, kind, keys, value, ends=("low", "high")):
+        for row in rows:
+            name = " ".join([kind, *(str(row[key]) for key in keys)])
+            found[name] = [row[value], *(row[end] for end in ends)]
+
+    predictions = tables.read_predictions(run)
+    add(tables.accuracy_table(predictions), "", ("model", "set"), "accuracy")
+    pairs = (*tables.COMPARISONS, ("base-direct", "base"))
+    compared = tables.comparisons(predictions, 2000, 0, pairs)
+    add(compared, "", ("a", "b", "set"), "difference")
+    apart = tables.out_of_distribution(predictions, 2000, 0)
+    add(apart, "less", ("there", "here"), "difference")
+    for name, field in (("L3", "domain"), ("general", "duration_group")):
+        rows = tables.group_table(predictions, name, field)
+        add(rows, name, ("model", field), "accuracy")
+    questions = {
+        row["id"]: SimpleNamespace(video=f"{i}", image=None)
+        for name in (*LEVELS, "general")
+        for i, row in enumerate(predictions["base", name])
+    }
+    levels = {key: item for key, item in questions.items() if key[0] == "L"}
+    seen = perception.compare(run, levels, GROUPS, 2000, 0)
+    place = ("set", "group")
+    costs = [row for row in seen["accuracy"] if row["condition"] != "seen"]
+    ends = ("difference_low", "difference_high")
+    add(costs, "cost", (*place, "model", "condition"), "difference", ends)
+    add(seen["gains"], "shrinks", (*place, "a", "b", "condition"), "difference")
+    add(seen["needs"], "needs", ("set", "model", "condition"), "difference")
+    models, sets = tables.METHODS, (*LEVELS, "general")
+    rows = coherence.read_rows(run, models, sets)
+    said = coherence.summary(rows, {key: key for key in questions}, 2000, 0)
+    keys = ("model", "set", "measure")
+    add(said["shares"], "says", keys, "share")
+    add(said["controls"], "control", keys, "share")
+    add(said["differences"], "says", ("a", "b", "set", "measure"), "difference")
+    keys = ("model", "sets", "first", "second", "reasoning")
+    add(said["agreement"], "kappa", keys, "kappa")
+    attended = attention.summarise(run, ["own", "base"], 2000, 0)
+    add(attended["masses"], "mass", ("text", "model", "where", "kind"), "mean")
+    keys = ("text", "a", "b", "where", "kind")
+    add(attended["differences"], "mass", keys, "difference")
+    return found
+
+
+def verdicts(run):
+    """{claim part: [verdict, effect, low, high]} on a made run and the real sweeps."""
+    records = Records(run, sweeps=REFERENCE / "sweeps")
+    return {
+        f"{row['number']} {part['name']}": [part["verdict"]]
+        + [part.get(key) for key in ("effect", "low", "high")]
+        for row in claims.table(records, 2000)
+        for part in (*row["parts"], *row["beside"])
+    }
+
+
+def same(now, then):
+    assert list(now) == list(then)
+    moved = {
+        name: (now[name], value)
+        for name, value in then.items()
+        if None not in (*now[name], *value)
+        and (
+            abs(now[name][0] - value[0]) > 5e-7
+            or np.abs(np.subtract(now[name][1:], value[1:])).max() > NOISE
+        )
+    }
+    assert not moved
+
+
+def test_every_number_of_a_made_run_stays(made):
+    same(measured(made), read_json(GOLDEN / "made.json"))
+
+
+def test_every_verdict_of_a_made_run_stays(made):
+    now, then = verdicts(made), read_json(GOLDEN / "claims.json")
+    assert {k: v[0] for k, v in now.items()} == {k: v[0] for k, v in then.items()}
+    same(*({k: v[1:] for k, v in some.items()} for some in (now, then)))
+
+
+def test_the_results_of_five_seeds_stay():
+    block = report.readme_block(REFERENCE / "mini_seeds").splitlines()
+    golden = (GOLDEN / "results.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in block if line.startswith(("|", "- "))] == golden
+
+
+def test_the_tables_of_the_sweeps_stay():
+    files = sorted((REFERENCE / "sweeps").glob("*.json"))
+    assert len(files) == 6
+    for path in files:
+        text = path.with_suffix(".md").read_text(encoding="utf-8")
+        assert sweeps.markdown(read_json(path)) == text, path.name
+
+
+def test_the_claims_are_as_their_record_has_them():
+    rows = read_json(REFERENCE / "claims" / "claims.json")
+    text = (REFERENCE / "claims" / "claims.md").read_text(encoding="utf-8")
+    assert f"{claims.markdown(rows)}\n{claims.sentences(rows)}" == text
+    for row in rows:
+        parts = row["parts"]
+        assert row["verdict"] == claims.combined(
+            [part["verdict"] for part in parts], row["needs_any"]
+        )
+        for part in (part for part in parts if "low" in part):
+            size = part["paper"] and part["paper"]["effect"]
+            ends = part["low"], part["high"], part["above"]
+            assert part["verdict"] == claims.verdict(*ends, size)
+
+
+def test_the_tables_of_the_evidence_stay():
+    seen, said = (
+        read_json(REFERENCE / "evidence" / f"{name}.json")
+        for name in ("perception", "coherence")
+    )
+    text = (REFERENCE / "evidence" / "evidence.md").read_text(encoding="utf-8")
+    made = [evidence.seen_markdown(seen), evidence.coherence_markdown(said)]
+    made += [evidence.coherence_markdown(said, "general")]
+    made += [evidence.agreement_sentence(said)]
+    assert text == "\n".join(made)
+
+
+def rounded(found):
+    """Seven digits, one entry a line."""
+    lines = []
+    for key, row in found.items():
+        kept = [round(v, 7) if isinstance(v, float) else v for v in row]
+        lines.append(f"  {json.dumps(key)}: {json.dumps(kept)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = write_made(Path(folder) / "run")
+        write_text(GOLDEN / "made.json", rounded(measured(run)))
+        write_text(GOLDEN / "claims.json", rounded(verdicts(run)))
+    block = report.readme_block(REFERENCE / "mini_seeds").splitlines()
+    kept = [line for line in block if line.startswith(("|", "- "))]
+    write_text(GOLDEN / "results.md", "\n".join(kept) + "\n")

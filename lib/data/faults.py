@@ -34,8 +34,8 @@ TWICE = None  # key of what a record has twice, {name: values}: no JSON has such
 LONGEST = 100_000  # characters of a text; more than any model reads
 TOO_DEEP = "values too deep within values"
 DEEPEST = 20  # values within values; the deepest of a sound record has 5
-# Halves of characters, which no file can hold, and the two marks that `encoding.encode`
-# has for itself.
+# Halves of characters, which no file can hold, and the two marks that encoding a text
+# (`lib/model/encoding.py`) has for itself.
 UNREADABLE = re.compile("[\ud800-\udfff\U000f0000\U000f0001]")
 CONTROL = re.compile(r"<\|\w+\|>")
 # A letter or number in front of an option: "B. ", "(b) ", "2) ", "Option B: ", or a

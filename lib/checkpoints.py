@@ -360,25 +360,17 @@ def at_least(settings, least: Mapping[str, float]) -> None:
 def same_settings(path: str | Path, settings: Mapping) -> bool:
     """Whether `path` exists and records the same settings (plain JSON values).
 
-    Raises ValueError naming every differing setting: what was made with other settings
-    must not be mixed with, or taken for, what these settings would make.
+    Raises ValueError naming every differing setting.
     """
     path = Path(path)
-    if not path.exists():
-        return False
-    found = records.read_json(path)["settings"]
-    missing = object()
-    differing = [
-        f"{key} ({found.get(key)!r} there, {settings.get(key)!r} now)"
-        for key in sorted({*found, *settings})
-        if found.get(key, missing) != settings.get(key, missing)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path.parent} was made with other settings: {', '.join(differing)}. "
-            "Use another run_name, or delete that folder to train again"
+    if path.exists():
+        records.refuse_other(
+            records.read_json(path)["settings"],
+            settings,
+            f"{path.parent} was made with other settings",
+            "Use another run_name, or delete that folder to train again",
         )
-    return True
+    return path.exists()
 
 
 def write_settings(

@@ -158,19 +158,19 @@ def settings_hash(settings: Mapping) -> str:
 
 
 def refuse_other(found: Mapping, wanted: Mapping, what: str, then: str) -> None:
-    """ValueError "`what`: lr was 0.1, is 0.2. `then`" where settings differ.
+    """ValueError "`what`: lr (0.1 there, 0.2 now). `then`" where settings differ.
 
     What was made with other settings must not be mixed with, or taken for, what these
     would make.
     """
     missing = object()
     differing = [
-        f"{key} was {found.get(key)!r}, is {wanted.get(key)!r}"
+        f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
         for key in sorted({*found, *wanted})
         if found.get(key, missing) != wanted.get(key, missing)
     ]
     if differing:
-        raise ValueError(f"{what}: {'; '.join(differing)}. {then}")
+        raise ValueError(f"{what}: {', '.join(differing)}. {then}")
 
 
 def environment() -> dict:

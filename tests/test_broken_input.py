@@ -590,7 +590,7 @@ RUNS = {
     "answers given with other settings": (
         answers_of_other_settings,
         "predictions_sft_L1.jsonl holds rows",
-        "max_new_tokens was 40, is 256",
+        "max_new_tokens (40 there, 256 now)",
         "Use another run_name, or delete predictions_sft_L1.*",
     ),
     "a torn line among answers": (

@@ -75,14 +75,14 @@ def test_batches_of_some_items_are_made_again(path):
 
 def test_rows_of_other_settings_are_refused_by_name(path):
     finished(path, seed=1, shown=None)
-    with pytest.raises(ValueError, match=r"seed was 1, is 2\. Use another run_name"):
+    with pytest.raises(ValueError, match=r"seed \(1 there, 2 now\)\. Use another"):
         finished(path, seed=2, shown=None)
-    with pytest.raises(ValueError, match="size was 2, is 3"):
+    with pytest.raises(ValueError, match=r"size \(2 there, 3 now\)"):
         finished(path, seed=1, shown=None, size=3)
-    with pytest.raises(ValueError, match="shown was None, is None"):  # it was given
-        finished(path, seed=1)
+    with pytest.raises(ValueError, match=r"shown \(None there, None now\)"):
+        finished(path, seed=1)  # there it was given
     path.rename(resume.partial_file(path, 1))
-    with pytest.raises(ValueError, match="seed was 1, is 2"):
+    with pytest.raises(ValueError, match=r"seed \(1 there, 2 now\)"):
         finished(path, seed=2, shown=None)
     resume.settings_file(path).unlink()
     with pytest.raises(ValueError, match=r"settings\.json is missing"):

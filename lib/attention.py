@@ -37,6 +37,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lib import paths, plots, records, run_files, stats, tables
+from lib.data.letters import THINK
 from lib.frame_store import question_media
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
@@ -49,7 +50,6 @@ PARTS = {
     "reasoning": "reasoning",
     "letter": "answer letter",
 }
-THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 LETTER = re.compile(r"<answer>\s*([A-E])")
 DIGITS = 5  # of a mass in the records
 OWN = "own"
@@ -140,7 +140,7 @@ def parts_of(text: str, spans: Sequence[tuple[int, int]]) -> dict[str, list[int]
     """
     parts = {"first": list(range(min(FIRST, len(spans))))}
     for name, found in (
-        ("reasoning", THOUGHT.search(text)),
+        ("reasoning", THINK.search(text)),
         ("letter", LETTER.search(text)),
     ):
         start, end = found.span(1) if found else (0, 0)

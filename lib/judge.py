@@ -40,9 +40,9 @@ from tqdm import tqdm
 
 from lib import chain, paths, records, resume, run_files, tables
 from lib.markup import shown
-from lib.prompts import option_lines
+from lib.prompts import LETTERS, option_lines
 from lib.questions import Question
-from lib.readers import LETTERS, reasoning_of
+from lib.readers import reasoning_of
 
 KEY = "JUDGE_API_KEY"
 PROMPT = """\

@@ -26,10 +26,9 @@ import torch
 from lib import evaluate, models, records, resume, tables
 from lib.model import encoding, prefix, rollouts, scoring
 from lib.paths import require
-from lib.prompts import messages, prompt_text
+from lib.prompts import LETTERS, messages, prompt_text
 from lib.questions import Question
 
-LETTERS = "ABCDE"
 VARIANTS = ("own", "other", "none")  # whose reasoning a reader gets
 READERS = ("base", "own")
 PACK_TOKENS = 16384  # of one forward pass, padding included

@@ -62,17 +62,6 @@ def cut(video: Path, cuts: list[Cut]) -> dict[Cut, str]:
     return failed
 
 
-def facts(video: Path) -> tuple[float | None, float | None]:
-    """(seconds, frames a second) as the file states them; None for what it does not."""
-    try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            length = stream.duration and float(stream.duration * stream.time_base)
-            return length, stream.average_rate and float(stream.average_rate)
-    except (av.FFmpegError, IndexError):
-        return None, None
-
-
 def _cut_together(
     shown: Iterator[tuple[av.VideoFrame, float]], start: float, cuts: list[Cut]
 ) -> list[Cut]:

@@ -33,8 +33,6 @@ used to find a moment: labels count 50 or 60 frames a second, some files hold ot
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -43,6 +41,7 @@ from itertools import groupby, pairwise
 from operator import attrgetter
 from pathlib import Path
 
+import pandas
 from tqdm import tqdm
 
 from lib import clips, records
@@ -181,27 +180,23 @@ def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
 
 def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict]]:
     """(line, row by column) of a CSV file; none where it has faults as a whole."""
-    data, rows, reader = file.read_bytes(), [], None
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        faults.append(f"{file}, line {line}: not UTF-8")
+        table = pandas.read_csv(
+            file, dtype=str, keep_default_na=False, index_col=False
+        ).fillna("")
+    except (ValueError, pandas.errors.ParserError) as error:  # not UTF-8, or nothing
+        faults.append(f"{file}, line 1: no table of labels ({error})")
         return []
-    except csv.Error as error:
-        faults.append(f"{file}, line {reader.reader.line_num}: not CSV ({error})")
-        return []
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    missing = [name for name in COLUMNS if name not in table.columns]
     if missing:
         faults.append(
             f"{file}, line 1: no column {', '.join(missing)}; expected action labels"
             " such as EPIC_100_train.csv"
         )
         return []
-    if not rows:
+    if table.empty:
         faults.append(f"{file}, line 2: no rows")
-    return rows
+    return list(enumerate(table.to_dict("records"), 2))
 
 
 def _action(row: dict, place: str, faults: list[str]) -> Action | None:
@@ -209,7 +204,7 @@ def _action(row: dict, place: str, faults: list[str]) -> Action | None:
     known = len(faults)
 
     def value(column, sound, convert, expected):
-        text = (row[column] or "").strip()
+        text = row[column].strip()
         if sound(text):
             return convert(text)
         faults.append(f"{place}, {column}: found {text!r}; expected {expected}")
@@ -301,41 +296,28 @@ def prove_disjoint(written: Path, l1: Path) -> dict[str, int]:
 # --- clips ----------------------------------------------------------------------------
 
 
-def cut_media(
-    items: list[Item], folder: Path, root: Path
-) -> tuple[dict[str, str], Counter]:
+def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
     """Cut the media of all questions from the videos anywhere below a folder.
 
-    Returns ({id of an answer: why it could not be cut}, counts of what is odd about the
-    videos but does no harm). What is there already is not cut again.
+    Returns {id of an answer: why it could not be cut}. What is there already is not cut
+    again.
     """
     found = (path for path in folder.rglob("*") if path.suffix.lower() == ".mp4")
     files = {path.stem: path for path in sorted(found)}
     for kind in ("videos", "images"):
         (root / kind / SOURCE).mkdir(parents=True, exist_ok=True)
-    failed, odd = {}, Counter()
+    failed = {}
     with tqdm(total=len(items), unit="question", desc="cutting") as bar:
         for video, group in groupby(items, key=lambda item: item.answer.video):
             cuts = {item: item.cut(root) for item in group}
             why = dict.fromkeys(cuts.values(), "the video is missing")
             if video in files:
-                _note_oddities(files[video], cuts, odd)
                 why = clips.cut(files[video], list(cuts.values()))
             for item, wanted in cuts.items():
                 if wanted in why:
                     failed[item.answer.id] = f"{video}: {why[wanted]}"
             bar.update(len(cuts))
-    return failed, odd
-
-
-def _note_oddities(file: Path, items: Iterable[Item], odd: Counter) -> None:
-    length, fps = clips.facts(file)
-    actions = {action for item in items for action in item.segment}
-    if length:
-        late = sum(action.stop > length for action in actions)
-        odd["rows that end after their video"] += late
-    if fps and all(abs(fps - action.fps) > 1 for action in actions):
-        odd["videos whose frames the labels count at another rate"] += 1
+    return failed
 
 
 # --- the command ----------------------------------------------------------------------
@@ -356,8 +338,7 @@ def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
     }
     items = [item for item in ruled if item.answer.id not in left_out]
     if videos:
-        failed, odd_videos = cut_media(items, videos, root)
-        left_out, odd = left_out | failed, odd + odd_videos
+        left_out |= cut_media(items, videos, root)
     kept = [item for item in items if item.answer.id not in left_out]
     if not kept:
         reasons = [f"{n} of {why}" for why, n in Counter(left_out.values()).items()]

@@ -68,7 +68,6 @@ GIVE_UP = 10  # calls without an answer, one behind the other
 BUSY = (408, 425, 429)  # worth another attempt, as are 500 and above
 REFUSED = (401, 403, 404, 405)  # no other call would do better
 LONGEST_REPLY = 1_000_000  # bytes; a reasoning judge writes some ten thousand
-MOST_COUNTED = 10_000_000  # tokens that a call can have
 
 _REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
 
@@ -204,9 +203,8 @@ def text(question: Question, row: Mapping) -> str | None:
 def carry_out(todo: Plan) -> dict[str, int]:
     """Ask, and keep each answer as it comes.
 
-    A row is {id, supports: True, False or None, error, tokens_in, tokens_out}; tokens
-    as the server counts them, None where it does not. A failed call has supports None
-    and an error. Returns {calls, yes, no, failed, tokens_in, tokens_out}.
+    A row is {id, supports: True, False or None, error}; a failed call has supports None
+    and an error. Returns {calls, yes, no, failed}.
 
     Raises JudgeError where the server refuses all calls (key, address, model) and after
     `GIVE_UP` calls in a row without an answer; what was answered is kept. Raises
@@ -214,7 +212,7 @@ def carry_out(todo: Plan) -> dict[str, int]:
     """
     _key()  # before anything is written
     run = next(iter(todo.settings)).parent
-    counts = dict.fromkeys(("yes", "no", "failed", "tokens_in", "tokens_out"), 0)
+    counts = dict.fromkeys(("yes", "no", "failed"), 0)
     failed = 0
     with run_files.one_writer(run / "judgements", "asked for"):
         for path, settings in todo.settings.items():
@@ -225,8 +223,6 @@ def carry_out(todo: Plan) -> dict[str, int]:
         for job, row in _answers(todo):
             records.append_jsonl(job.path, [row])
             counts[{True: "yes", False: "no", None: "failed"}[row["supports"]]] += 1
-            for key in ("tokens_in", "tokens_out"):
-                counts[key] += row[key] or 0
             failed = failed + 1 if row["supports"] is None else 0
             if failed >= GIVE_UP:
                 raise JudgeError(
@@ -332,35 +328,18 @@ def _post(client: httpx2.Client, address: str, body: dict) -> tuple[int, str]:
 def _judgement(key_id: str, reply: str, key: str) -> dict:
     """The row of a reply; one that is not a plain yes or no is a failed call."""
     try:
-        found = json.loads(reply)
-        said = found["choices"][0]["message"]["content"]
+        said = json.loads(reply)["choices"][0]["message"]["content"]
         # A judge may reason before it says.
         word = _REPLY.fullmatch(said.rpartition("</think>")[2])
-        usage = found.get("usage") or {}
-        used = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return _row(key_id, None, f"no chat completion: {_shown(reply, key)}")
-    used = [n if type(n) is int and 0 <= n <= MOST_COUNTED else None for n in used]
     if word is None:
-        error = f"neither yes nor no: {_shown(said, key)}"
-        return _row(key_id, None, error, *used)
-    return _row(key_id, word[1].lower() == "yes", None, *used)
+        return _row(key_id, None, f"neither yes nor no: {_shown(said, key)}")
+    return _row(key_id, word[1].lower() == "yes")
 
 
-def _row(
-    key_id: str,
-    supports: bool | None,
-    error: str | None = None,
-    tokens_in: int | None = 0,
-    tokens_out: int | None = 0,
-) -> dict:
-    return {
-        "id": key_id,
-        "supports": supports,
-        "error": error,
-        "tokens_in": tokens_in,
-        "tokens_out": tokens_out,
-    }
+def _row(key_id: str, supports: bool | None, error: str | None = None) -> dict:
+    return {"id": key_id, "supports": supports, "error": error}
 
 
 def _shown(body: str, key: str) -> str:

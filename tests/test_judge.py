@@ -138,10 +138,9 @@ def test_every_completion_is_judged_once_by_what_it_says(server, run, asked):
         text = judge.text(asked[row["id"]], row)
         expected = text is not None and verdict(text) == "Yes."
         assert said[row["id"]]["supports"] is expected
-    without = sum(row["first_letter"] is None for row in rows)
-    assert without and sum(row["tokens_in"] == 0 for row in judged(run)) == without
+    assert any(row["first_letter"] is None for row in rows)  # for which nobody is asked
     assert counts["yes"] + counts["no"] == counts["calls"] == len(server.asked)
-    assert counts["failed"] == 0 and counts["tokens_in"] == 100 * counts["calls"]
+    assert counts["failed"] == 0
     assert all(body["temperature"] == 0 for body in server.bodies)
 
 
@@ -330,9 +329,8 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
     assert server.asked == [] and sorted(run.iterdir()) == before
 
 
-def reply(content='"yes"', usage="{}"):
-    message = f'{{"message": {{"content": {content}}}}}'
-    return f'{{"choices": [{message}], "usage": {usage}}}'.encode()
+def reply(content):
+    return f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -360,12 +358,3 @@ def test_a_strange_reply_is_a_failed_call_in_plain_words(
         (row,) = records.read_jsonl(path)
         assert row["error"].startswith(told) and row["error"].isprintable()
         assert len(row["error"]) < 300 and row["supports"] is None
-
-
-@pytest.mark.parametrize("count", ["-5", "1e24", "1" + "0" * 24, "true", "NaN", '"9"'])
-def test_a_count_that_cannot_be_is_not_known(server, run, asked, count):
-    usage = f'{{"prompt_tokens": {count}, "completion_tokens": 3}}'
-    server.faults = [reply(usage=usage)] * 6
-    counts = carry_out(plan(run, asked, Judge(server.url, "m"), max_calls=6))
-    assert counts["yes"] == 6
-    assert (counts["tokens_in"], counts["tokens_out"]) == (0, 18)

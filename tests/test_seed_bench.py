@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 import os
+import resource
 import signal
 import stat
 import struct
@@ -15,8 +16,10 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,9 +30,12 @@ from huggingface_hub import constants
 from made_hub import NEWEST, PINNED, Hub
 
 from lib import download, inventory, paths, questions, seed_bench
+from lib.data import faults
 from lib.data.__main__ import main
 from lib.download import HubFile
 from lib.seed_bench import LICENCES
+
+FRAME = "current_observation_frame"
 
 SEED, LONG = seed_bench.SEED_BENCH, seed_bench.LONG_VIDEO_BENCH
 EPIC, EGO = "EpicKitchens", "Ego4D"
@@ -167,47 +173,47 @@ class World:
         path = f"videos/{source}/batch_{number}.tar.gz"
         self.hub.files[SEED][path] = tar(members, **how)
 
-    def command(self, *arguments, code=START):
-        given = ["get", str(self.folder), *arguments]
-        return [sys.executable, "-c", code, json.dumps(self.facts), *given]
-
-    def environment(self, **extra):
-        kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-        ours = {"HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0"}
-        return kept | ours | {"HF_HOME": str(self.home)} | extra
-
-    def get(self, *arguments, **extra):
+    def get(self, *arguments, facts=None, offline=False, token=None):
         """What `python -m lib.data get` does: returncode, stdout, stderr."""
         given = ["get", str(self.folder), *(arguments or ("--what", "evaluation"))]
-        official = {k: seed_bench.Official(**v) for k, v in self.facts.items()}
+        facts = self.facts if facts is None else facts
+        official = {k: seed_bench.Official(**v) for k, v in facts.items()}
         out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "ENDPOINT", self.hub.endpoint)
             place = f"{self.hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
             patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
-            patch.setattr(constants, "HF_HUB_OFFLINE", False)
-            for key, value in extra.items():
-                patch.setenv(key, value)
-            with redirect_stderr(err):
+            patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+            if token:
+                patch.setenv("HF_TOKEN", token)
+            with redirect_stdout(out), redirect_stderr(err):
                 code = main(given, official)
         return SimpleNamespace(
             returncode=code, stdout=out.getvalue(), stderr=err.getvalue()
         )
 
-    def get_apart(self, *arguments, code=START, **extra):
-        """The same in a process of its own."""
-        return subprocess.run(
-            self.command(*(arguments or ("--what", "evaluation")), code=code),
-            cwd=paths.ROOT,
-            env=self.environment(**extra),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+    def accept(self, *what, **how):
+        what = what or ["evaluation"]
+        return self.get("--what", *what, "--accept-licences", **how)
 
-    def accept(self, *what, apart=False, **extra):
-        get = self.get_apart if apart else self.get
-        return get("--what", *(what or ["evaluation"]), "--accept-licences", **extra)
+    def start(self, path, cut):
+        """`get` in a process of its own; the hub has sent it `cut` bytes of a file."""
+        self.hub.cuts[path] = [-cut]
+        kept = {k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
+        ours = {"HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0"}
+        given = ["get", str(self.folder), "--what", "L2", "--accept-licences"]
+        running = subprocess.Popen(
+            [sys.executable, "-c", START, json.dumps(self.facts), *given],
+            cwd=paths.ROOT,
+            env=kept | ours | {"HF_HOME": str(self.home)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell's background jobs ignore interrupts, and so would this one.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert self.hub.reached[path].wait(60)
+        return running
 
     def present(self):
         """The media of the folder, relative, with nothing left over beside them."""
@@ -337,30 +343,13 @@ def test_what_no_archive_holds_is_said_once_all_were_read(world):
 
 
 def test_the_token_goes_to_the_hub_and_not_to_its_storage(world):
-    ok(world.accept("L2", HF_TOKEN="hf_secret"))
+    ok(world.accept("L2", token="hf_secret"))
     assert world.hub.tokens == {("api", True), ("datasets", True), ("cdn", False)}
-
-
-def started(world, path, cut):
-    """`get` in a process of its own; the hub has sent it `cut` bytes of a file."""
-    world.hub.cuts[path] = [-cut]
-    running = subprocess.Popen(
-        world.command("--what", "L2", "--accept-licences"),
-        cwd=paths.ROOT,
-        env=world.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs ignore interrupts, and so would this one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    assert world.hub.reached[path].wait(60)
-    return running
 
 
 def test_after_a_kill_the_next_call_goes_on(world):
     path = large_batch(world)
-    running = started(world, path, 15 * MIB)
+    running = world.start(path, 15 * MIB)
     (part,) = (world.folder / ".downloads").glob("*.part")
     for _ in range(600):  # what was sent is not yet written
         if part.stat().st_size:
@@ -376,7 +365,7 @@ def test_after_a_kill_the_next_call_goes_on(world):
 
 
 def test_a_second_process_is_kept_out_and_an_interrupt_is_no_traceback(world):
-    running = started(world, f"videos/{EGO}/batch_1.tar.gz", 700)
+    running = world.start(f"videos/{EGO}/batch_1.tar.gz", 700)
     assert "another process" in error(world.get("--what", "L2"))
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
@@ -434,19 +423,10 @@ def test_a_hub_that_lists_another_file_than_the_official_one(world):
     assert "validation_L2.jsonl" in said and "the official file has 000" in said
 
 
-def test_the_official_figures_are_asked_for_unless_others_are_given(world):
-    given = ["get", str(world.folder), "--what", "L2", "--accept-licences"]
-    code = (
-        "import sys; from lib.data.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *given],
-        cwd=paths.ROOT,
-        env=world.environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert seed_bench.OFFICIAL["L2"].sha256 in error(ran)
+def test_the_official_figures_are_those_that_are_asked_for(world):
+    facts = {split: file._asdict() for split, file in seed_bench.OFFICIAL.items()}
+    assert facts["L2"]["sha256"] in error(world.accept("L2", facts=facts))
+    assert main.__defaults__ == (None, seed_bench.OFFICIAL)
 
 
 def test_an_annotation_file_that_was_changed_is_not_overwritten(world):
@@ -463,7 +443,8 @@ def test_an_annotation_file_that_was_changed_is_not_overwritten(world):
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        ((401, "GatedRepo"), "accept it at https://huggingface.co/datasets/Tencent"),
+        ((401, "GatedRepo"), f"accept it at https://huggingface.co/datasets/{SEED}, "),
+        ((401, "GatedRepo"), "run `hf auth login` or set HF_TOKEN"),
         ((404, "EntryNotFound"), "answered 404"),
         ((500, ""), "answered 500"),
     ],
@@ -478,9 +459,7 @@ def test_a_refusal_names_the_file_and_what_to_do(world, status, words):
 
 
 def test_offline_is_said(world):
-    assert "HF_HUB_OFFLINE is set" in error(
-        world.accept(apart=True, HF_HUB_OFFLINE="1")
-    )
+    assert "HF_HUB_OFFLINE is set" in error(world.accept(offline=True))
 
 
 def test_a_portal_in_place_of_the_hub_is_said(world):
@@ -516,7 +495,7 @@ def test_a_member_that_is_no_plain_file_within_stops_it(world, media, kind):
     world.batch(EGO, 1, [("3.mp4", media["1.mp4"]), (member, data)])
     said = error(world.accept("L2"))
     name = member if isinstance(member, str) else member.name
-    assert f"videos/{EGO}/batch_1.tar.gz: the member {questions.shown(name)}" in said
+    assert f"videos/{EGO}/batch_1.tar.gz: the member {faults.shown(name)}" in said
     assert words in said
     assert not list(world.folder.parent.rglob("0.mp4"))
 
@@ -543,19 +522,18 @@ def test_an_archive_that_ends_too_early(world, media, share, mode):
     assert not [name for name in world.present() if name.startswith("videos")]
 
 
-def test_an_archive_that_is_none(world):
-    path = f"videos/{EGO}/batch_1.tar.gz"
-    world.hub.files[SEED][path] = b"no archive at all " * 100
-    assert f"{path}: cannot be read to its end" in error(world.accept("L2"))
-
-
-def test_two_members_for_one_place_leave_it_empty(world, media):
-    twice = [("a/0.mp4", media["0.mp4"]), ("b/0.mp4", media["1.mp4"])]
-    world.batch(EGO, 1, twice)
-    said = error(world.accept("L2"))
-    assert "'a/0.mp4' and 'b/0.mp4' would both be" in said
-    assert not [name for name in world.present() if name.startswith("videos")]
-    assert "'a/0.mp4' and 'b/0.mp4' would both be" in error(world.get("--what", "L2"))
+@pytest.mark.parametrize("there", [False, True])
+def test_two_members_for_one_place_leave_it_as_it_was(world, media, there):
+    second = media["0.mp4" if there else "1.mp4"]
+    world.batch(EGO, 1, [("a/0.mp4", media["0.mp4"]), ("b/0.mp4", second)])
+    path = world.folder / f"videos/{EGO}/0.mp4"
+    if there:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(media["0.mp4"])
+    for get in (world.accept, lambda _: world.get("--what", "L2")):
+        assert "'a/0.mp4' and 'b/0.mp4' would both be" in error(get("L2"))
+        assert path.exists() == there
+    assert not there or path.read_bytes() == media["0.mp4"]
 
 
 def test_a_place_taken_by_another_size_is_not_overwritten(world, media):
@@ -584,10 +562,9 @@ def of_method(data, method, version=20):
 
 def test_an_archive_that_cannot_be_used_does_not_stop_the_others(world, media):
     """One of each kind comes before the sound one; the end names them all."""
-    whole = {f"videos/{EGO}/batch_1.tar.gz": "batch_99.tar.gz"}
-    for path, name in whole.items():
-        sound = world.hub.files[SEED].pop(path)
-        world.hub.files[SEED][f"videos/{EGO}/{name}"] = sound
+    listed = world.hub.files[SEED]
+    sound = listed.pop(f"videos/{EGO}/batch_1.tar.gz")
+    listed[f"videos/{EGO}/batch_99.tar.gz"] = sound
     members = [("0.mp4", os.urandom(400))]
     stored = bytearray(gzip.compress(tar([("0.mp4", b"x" * 4000)], mode="w"), 0))
     stored[2000] ^= 1
@@ -627,15 +604,6 @@ def test_what_a_kill_left_is_swept_and_nothing_else(world, media):
         (folder / name).write_bytes(b"half")
     ok(world.accept("L2"))
     assert {p.name for p in folder.iterdir()} == {"0.mp4", NAMES[3], mine}
-
-
-def test_a_file_that_was_there_is_not_deleted_for_two_members(world, media):
-    world.batch(EGO, 1, [("a/0.mp4", media["0.mp4"]), ("b/0.mp4", media["0.mp4"])])
-    path = world.folder / f"videos/{EGO}/0.mp4"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(media["0.mp4"])
-    assert "'a/0.mp4' and 'b/0.mp4' would both be" in error(world.accept("L2"))
-    assert path.read_bytes() == media["0.mp4"]
 
 
 # --- the forms in which a hub can hold stills and clips -------------------------------
@@ -894,20 +862,22 @@ def test_a_packed_archive_in_parts_is_read_to_its_checksum(world, media):
 # --- the disk -------------------------------------------------------------------------
 
 
-def test_a_disk_without_room_is_said_before_anything_is_written(world):
-    small = (
-        "import shutil, collections as c; U = c.namedtuple('U', 'total used free');"
-        "shutil.disk_usage = lambda path: U(10**9, 10**9, 200);"
-    )
-    said = error(world.accept("L2", apart=True, code=small + START))
+def test_a_disk_without_room_is_said_before_anything_is_written(world, monkeypatch):
+    room = SimpleNamespace(total=10**9, used=10**9, free=200)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: room)
+    said = error(world.accept("L2"))
     assert "not enough disk space" in said and "200B are free" in said
     assert not list(world.folder.rglob("*.part"))
 
 
 def test_a_disk_that_fills_while_writing(world):
     world.batch(EGO, 1, [("0.mp4", os.urandom(400_000))])
-    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000));"
-    said = error(world.accept("L2", apart=True, code=limit + START))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        said = error(world.accept("L2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert f"{SEED}: videos/{EGO}/batch_1.tar.gz: File too large" in said
     (part,) = (world.folder / ".downloads").glob("*.part")
     assert 0 < part.stat().st_size <= 100_000
@@ -959,14 +929,6 @@ def test_the_general_set_goes_on_in_the_part_where_it_stopped(world):
     ok(world.get("--what", "longvideobench"))
     assert {p.name for p in (world.folder / "general/videos").iterdir()} == set(clips)
     assert not set(world.hub.fetched()) & {f"videos.tar.part.a{x}" for x in "abc"}
-
-
-def test_a_gated_set_says_where_to_accept(world):
-    publish_general(world)
-    world.hub.status["lvb_val.json"] = (401, "GatedRepo")
-    said = error(world.accept("longvideobench"))
-    assert f"{LONG}: lvb_val.json: " in said
-    assert f"https://huggingface.co/datasets/{LONG}" in said and "HF_TOKEN" in said
 
 
 # --- checking -------------------------------------------------------------------------
@@ -1100,17 +1062,19 @@ def test_the_known_faults_of_real_records(tmp_path):
 
     # independent counts of the notes
     steps = [(row, row["task_progress_metadata"]) for row in rows]
-    steps = [(row, found) for row, found in steps if found]
-    lengths = [r["current_observation_frame"] - s[0]["start_frame"] for r, s in steps]
-    stops = [r["current_observation_frame"] != s[-1]["stop_frame"] for r, s in steps]
-    overlaps = [
-        any(s[i]["start_frame"] < s[i - 1]["stop_frame"] for i in range(1, len(s)))
-        for _, s in steps
-    ]
-    notes = report["notes"]
+    steps = [(row[FRAME], found) for row, found in steps if found]
+    notes, counts = report["notes"], Counter()
     for limit in (15, 30, 60):
-        short = sum(length <= limit for length in lengths)
-        assert notes[f"clip of at most {limit} frames by its labels"] == short > 0
-    assert notes["steps overlap"] == sum(overlaps) > 0
-    assert notes["the last step stops before or after the observation"] == sum(stops)
+        note = f"clip of at most {limit} frames by its labels"
+        counts[note] = sum(
+            end - found[0]["start_frame"] <= limit for end, found in steps
+        )
+    counts["steps overlap"] = sum(
+        any(b["start_frame"] < a["stop_frame"] for a, b in pairwise(found))
+        for _, found in steps
+    )
+    counts["the last step stops before or after the observation"] = sum(
+        end != found[-1]["stop_frame"] for end, found in steps
+    )
+    assert min(counts.values()) > 0 and counts.items() <= notes.items()
     assert report["without_video"] == 200 - len(steps)

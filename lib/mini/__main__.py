@@ -64,9 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _make_base(folder: Path, given: argparse.Namespace) -> None:
-    from lib.mini import (
-        make_base,
-    )  # here: it imports torch, for which `write` waits not
+    # here, because transformers comes in with it, for which `write` need not wait
+    from lib.mini import make_base
 
     command = " ".join(["python -m lib.mini", *sys.argv[1:]])
     make_base.make(folder, given.batch, given.lr, given.seed, command)

@@ -1,9 +1,9 @@
 """Make the mini base checkpoint, as was done once: `python -m lib.mini base`.
 
 Phases: the vision tower by itself; text drills that tie a step to its option letter,
-with captions; simple questions; everything, with the mixed-quality planning questions
-of `lib/mini/lessons.py`; drills until the letters are solid; everything again. The loss
-is taken on responses only. It takes about 40 minutes on two idle cores. Each phase
+with captions; simple questions; everything, with mixed-quality planning questions
+(`lib/mini/base_lessons.py`); drills until the letters are solid; everything again. The
+loss is taken on responses only. It takes about 40 minutes on two idle cores. Each phase
 starts a fresh optimizer, so an interrupted run goes on with the phase it was in.
 
 What comes out is an ordinary Qwen2-VL folder: config, generation config, safetensors,
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import models, paths, prompts, records
-from lib.mini import lessons, world
+from lib.mini import base_lessons, lessons, world
 from lib.mini.world import DOMAINS, EFFECTS
 from lib.model import encoding
 
@@ -69,15 +69,15 @@ CYCLES = (
 LETTER_WEIGHT = 5.0  # of the letter in a drill; the words around it are soon learned
 STEPS = sum(steps for steps, _ in PHASES)
 LESSONS = {
-    "binding": lessons.binding_lesson,
-    "drill": lessons.drill_lesson,
-    "pick": lessons.pick_lesson,
-    "find": lessons.pick_lesson,  # the same, and where to look is taught
-    "told": lessons.told_lesson,
-    "caption": lessons.caption_lesson,
-    "shown": lessons.shown_lesson,
-    "object": lessons.object_lesson,
-    "plan": lessons.plan_lesson,
+    "binding": base_lessons.binding_lesson,
+    "drill": base_lessons.drill_lesson,
+    "pick": base_lessons.pick_lesson,
+    "find": base_lessons.pick_lesson,  # the same, and where to look is taught
+    "told": base_lessons.told_lesson,
+    "caption": base_lessons.caption_lesson,
+    "shown": base_lessons.shown_lesson,
+    "object": base_lessons.object_lesson,
+    "plan": base_lessons.plan_lesson,
 }
 
 # Qwen2-VL's added tokens in the order of their ids (151643-151656 in the real one).
@@ -143,7 +143,7 @@ def corpus(seed: int) -> list[str]:
     return text + roles * 400
 
 
-def collate(processor, batch: list[lessons.Lesson]) -> dict[str, torch.Tensor]:
+def collate(processor, batch: list[base_lessons.Lesson]) -> dict[str, torch.Tensor]:
     """Model inputs with labels: the response and its end are learned, no more."""
     conversations = []
     for lesson in batch:
@@ -369,8 +369,8 @@ def sight_batch(processor, rng: random.Random, size: int) -> dict[str, torch.Ten
     conversations, words = [], []
     for _ in range(size):
         episode = lessons.any_episode(rng)
-        frames, _ = lessons.look(rng, episode, image_only=False, still=False)
-        shown = lessons.sampled(episode)[1::2]  # the later frame of every pair
+        frames, _ = base_lessons.look(rng, episode, image_only=False, still=False)
+        shown = base_lessons.sampled(episode)[1::2]  # the later frame of every pair
         conversations.append(prompts.messages("", frames, None))
         words.append(word_grid(episode, shown).reshape(-1, len(WORDS)))
     inputs = encoding.encode(processor, conversations)

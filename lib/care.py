@@ -39,13 +39,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import TrainerCallback
 
 from lib import grpo
 from lib.data.letters import ANSWER
 from lib.train.task import GRPOSettings, Task
 
 # isort: split
+from transformers import TrainerCallback
 
 REFERENCES = ("ema", "frozen", "policy")
 MEANS = ("arithmetic", "geometric")

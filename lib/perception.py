@@ -163,8 +163,8 @@ def ask(
     Leaves predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate.py makes
     them, and in ASKED what was asked. Returns {condition: why} for conditions that the
     model cannot be asked under: a clip of so many frames of that size would be refused
-    (`lib.models.check_sizes`), or it is what the model sees anyway. All processes that
-    call this together answer a share each.
+    (`check_sizes` of lib/model/encoding.py), or it is what the model sees anyway. All
+    processes that call this together answer a share each.
     """
     from lib import evaluate, resume  # here: who reads records should not need torch
 

@@ -13,8 +13,8 @@ Extend it: a further reward is a function and a name. At the end of this file:
 
     def progress(completion: str, question: Question) -> float:
         # Share of the steps done so far that the reasoning names in their own words.
-        reasoning = _plain(_reasoning(completion))
-        named = [_plain(step) in reasoning for step in question.progress]
+        reasoning = folded(_reasoning(completion))
+        named = [folded(step) in reasoning for step in question.progress]
         return sum(named) / len(named) if named else 0.0
 
 

@@ -156,26 +156,30 @@ def test_a_trained_vision_tower_gets_gradients(build):
     assert weight.grad.norm() > 0
 
 
+def step_gradient(trainer):
+    """Of one step, from an adapter and rollouts that every call finds alike."""
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.manual_seed(len(name))
+            torch.nn.init.normal_(weight, std=0.05)
+    torch.manual_seed(1)
+    _, parts = one_step_inputs(trainer)
+    for part in parts:
+        trainer.compute_loss(trainer.model, part).backward()
+    grads = [w.grad.flatten() for w in trainer.model.parameters() if w.requires_grad]
+    return torch.cat(grads)
+
+
+SPLITS = [{"prompts_per_backward": 1}, {"pack_tokens": 300}]
+
+
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_splitting_a_step_leaves_its_gradient(build, loss_type):
-    found = []
-    for changes in ({}, {"prompts_per_backward": 1}, {"pack_tokens": 300}):
-        trainer = build(prompts_per_step=3, loss_type=loss_type, **changes)
-        for name, weight in trainer.model.named_parameters():
-            if "lora_B" in name:
-                torch.manual_seed(len(name))
-                torch.nn.init.normal_(weight, std=0.05)
-        torch.manual_seed(1)
-        _, parts = one_step_inputs(trainer)
-        for part in parts:
-            trainer.compute_loss(trainer.model, part).backward()
-        grads = [
-            w.grad.flatten() for w in trainer.model.parameters() if w.requires_grad
-        ]
-        found.append(torch.cat(grads))
-    assert found[0].norm() > 0
-    for other in found[1:]:
-        assert (other - found[0]).norm() / found[0].norm() <= 1e-5
+    common = {"prompts_per_step": 3, "loss_type": loss_type}
+    whole, *split = (step_gradient(build(**common, **own)) for own in ({}, *SPLITS))
+    assert whole.norm() > 0
+    for other in split:
+        assert (other - whole).norm() / whole.norm() <= 1e-5
 
 
 def test_no_reference_is_computed_without_kl(build):

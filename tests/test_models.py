@@ -1,5 +1,6 @@
 """Loading checkpoints and encoding conversations, with the traps of these versions."""
 
+import ast
 import copy
 import json
 import re
@@ -483,3 +484,20 @@ def test_a_fingerprint_knows_the_scale_of_an_adapter(tiny_checkpoint, trained):
     records.write_json(trained / models.ADAPTER, config | {"lora_alpha": 16})
     base = models.load_model(tiny_checkpoint)
     assert models.fingerprint(models.load_adapter(base, trained)) != before
+
+
+LIBRARIES = {"transformers", "trl", "peft", "datasets", "accelerate"}
+
+
+def test_what_prepares_the_libraries_is_imported_before_them():
+    """Otherwise a module could not be the first that somebody imports."""
+    for path in sorted((ROOT / "lib").rglob("*.py")):
+        names = []
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                names.append(node.module)
+            elif isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+        roots = [name.partition(".")[0] for name in names]
+        early = roots[: roots.index("lib")] if "lib" in roots else roots
+        assert not LIBRARIES & set(early), path

@@ -30,14 +30,8 @@ TIMED = {"Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
 
 def visual_token_ids(config) -> list[int]:
     """Ids that mark or stand for pictures; a completion must never contain them."""
-    return sorted(
-        {
-            config.image_token_id,
-            config.video_token_id,
-            config.vision_start_token_id,
-            config.vision_end_token_id,
-        }
-    )
+    kinds = ("image", "video", "vision_start", "vision_end")
+    return sorted({getattr(config, f"{kind}_token_id") for kind in kinds})
 
 
 def mm_token_type_ids(input_ids: torch.Tensor, config) -> torch.Tensor:

@@ -39,8 +39,8 @@ QUESTION = "Does reinforcement learning beat supervised fine-tuning?"
 ANALYSIS = "05_analysis"
 STYLE = Html(Path(__file__).with_name("show.css").read_text(encoding="utf-8"))
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-PARAMETERS = ("parameters", "injected-parameters")
-NOTEBOOK_ALONE = {"lesson", "setup", *PARAMETERS}  # tags of what is not in the report
+# Tags of what is not in the report.
+NOTEBOOK_ALONE = {"lesson", "setup", "parameters", "injected-parameters"}
 UNDESCRIBED = "A figure; the text above it says what to look for."
 SHOWN = [  # of several forms of an output the first; a widget has its HTML beside it
     *("text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg"),

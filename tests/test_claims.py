@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
+from lib.claim_records import Missing, Records, Term, source_videos
 from made_run import ABILITY, DOMAINS, answering, edit_row, predictions, write_run
 
 from lib import claims, plots, report, tables
-from lib.claim_records import Missing, Records, Term, source_videos
 from lib.claims import MISSING, OPEN, REFUTED, SUPPORTED
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json, write_jsonl

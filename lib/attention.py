@@ -39,7 +39,7 @@ from tqdm import tqdm
 
 from lib import paths, records, run_files
 from lib.frame_store import question_media
-from lib.methods import KINDS, METHODS
+from lib.methods import METHODS
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import BadVideo, Sampling

@@ -11,6 +11,7 @@ from lib.analysis import answers, compare
 from lib.analysis import readme as report
 from lib.paths import ROOT
 from lib.records import read_json, write_json
+from tests.bench.performance import performance
 
 REFERENCE = ROOT / "outputs" / "reference"
 
@@ -244,6 +245,11 @@ def test_readme_says_what_the_committed_records_say():
     source = block.rsplit("python -m lib.report readme ", 1)[1].split("`")[0]
     assert ROOT.joinpath(source).is_relative_to(REFERENCE)
     assert block + report.END == report.results(source)
+
+
+def test_performance_says_what_the_bench_records_say():
+    text = (REFERENCE / "performance.md").read_text(encoding="utf-8")
+    assert text == performance(REFERENCE)
 
 
 def test_readme_names_the_minutes_of_its_record():

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib.methods import KINDS, SEEN, SETS
+from lib.methods import KINDS, SEEN, SETS, in_order
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl, settings_hash
 from lib.tables import read_rows, same_questions
@@ -76,11 +76,14 @@ def read(
     """
     parts, asked = [], {}
     for seed, run in by_seed(runs).items():
-        for path in sorted(run.glob("*_*.jsonl")):
-            found = FILE.fullmatch(path.name)
-            if found and found["condition"] != "partial":
-                own = found.groupdict()
-                parts.append(_rows(path, own, asked).assign(seed=seed))
+        files = ((FILE.fullmatch(path.name), path) for path in run.glob("*_*.jsonl"))
+        named = [(own.groupdict(), path) for own, path in files if own]
+        models = in_order(own["model"] or own["looks"] for own, _ in named)
+        for model in models:
+            for own, path in sorted(named, key=lambda pair: pair[1].name):
+                mine = model == (own["model"] or own["looks"])
+                if mine and own["condition"] != "partial":
+                    parts.append(_rows(path, own, asked).assign(seed=seed))
     if not parts:
         raise FileNotFoundError(f"{runs} holds no predictions: run 04_eval first")
     frame = pd.concat(parts, ignore_index=True)

@@ -66,6 +66,8 @@ def attended(
 def _of_text(answers: pd.DataFrame, text: str) -> tuple[pd.DataFrame, dict]:
     """The numbers of questions that have them for all, with `where` and `kind`."""
     own = answers[answers.measure.astype(str).str.startswith(f"{text}, ")]
+    if own.empty:
+        raise ValueError(f"no question has attention of all methods on {text}")
     own = own.astype({"measure": str, "model": str})
     asked = own.groupby("model").id.agg(frozenset)
     for model, ids in asked.items():
@@ -79,7 +81,7 @@ def _of_text(answers: pd.DataFrame, text: str) -> tuple[pd.DataFrame, dict]:
     facts = {"asked": own.id.nunique(), "left_out": len(out)}
     own = own[~own.id.isin(out) & (own.kind != "")]
     if own.empty:
-        raise ValueError(f"no question has attention of all methods on {text}")
+        raise ValueError(f"{text}: every question was left out for some method")
     return own, facts | {"retokenized": int(again.value.sum())}
 
 

@@ -84,6 +84,8 @@ def contrast(
     found, videos = matrices(answers, terms)
     parts = [values for _, values in found.values()]
     clusters = [[videos[key] for key in ids] for ids, _ in found.values()]
+    if len(parts[0]) > 1 and sum(map(len, clusters)) < 2:
+        raise Missing("a single question, which has no interval over seeds")
     result = stats.contrast(parts, clusters, samples, seed, _bounds(terms, found))
     wins, losses = (int((way * parts[0] > 0).sum()) for way in (1, -1))
     return result | {"wins": wins, "losses": losses, "sets": list(found)}
@@ -147,7 +149,10 @@ def table(
             if other == where or other not in cells:
                 continue
             terms.append((-1, other))
-        found = contrast(cells, terms, samples, seed)
+        try:
+            found = contrast(cells, terms, samples, seed)
+        except Missing:  # too few questions, or none in common
+            continue
         if not less:  # few seeds can carry an interval beyond what a share can be
             found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
         rows.append(where | found | {value: found["effect"]})

@@ -81,7 +81,7 @@ def seen(
         whole = right[right.set == name]
         for group, ids in _members(questions, groups).items():
             inside = whole[whole.id.isin(ids)]
-            if inside.empty:
+            if inside.id.nunique() < 2:
                 continue
             place = {"set": name, "group": group}
             rows = _costs(inside, place, draws)
@@ -180,7 +180,7 @@ def _needs(
         whole[whole.id.isin(members[group])].assign(set=group)
         for group in (NEEDED, NOT_NEEDED)
     ]
-    if any(side.empty for side in sides):
+    if any(side.id.nunique() < 2 for side in sides):
         return []
     both = compare.Cells(pd.concat(sides), ("set", "condition", "model"))
     for shown in [c for c in whole.condition.unique() if c != SEEN]:

@@ -201,9 +201,9 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
 def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     """Accuracy against what a sweep varies: a panel a set, mean and interval.
 
-    Rows of lib/sweeps.py, `table`. Numbers stand at equal distances below curves with
-    bands, words in the order of the file beside points with bars. Chance is drawn where
-    a method comes down to it.
+    Rows of `sweep_table` (lib/analysis/readme.py). Numbers stand at equal distances
+    below curves with bands, words in the order of the file beside points with bars.
+    Chance is drawn where a method comes down to it.
     """
     values = list(dict.fromkeys(row[key] for row in rows))
     numbers = all(isinstance(value, int | float) for value in values)

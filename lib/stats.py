@@ -185,7 +185,7 @@ def mean_over_seeds(values: np.ndarray) -> dict:
         raise ValueError(f"expected [seeds, at least 2 questions], got {values.shape}")
     seeds, n = values.shape
     variance, freedom = _variance_of_mean(values)
-    half = float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) * sqrt(variance)
+    half = _quantile(freedom) * sqrt(variance)
     if 1 < seeds < ENOUGH_SEEDS:
         half = max(half, _half_of_few_seeds(values))
     mean = float(values.mean())
@@ -267,17 +267,22 @@ def paired_power(difference: float, discordant: float, n: int) -> float:
     return power(difference, error, half=Z * sqrt(discordant / n))
 
 
+def _mean_squares(values: np.ndarray) -> tuple[float, float, float]:
+    """Of seeds, questions and the rest, of [seeds, n]; see `mean_over_seeds`."""
+    seeds, n = values.shape
+    by_seed, by_question = values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_question + values.mean()
+    noise = float((rest**2).sum()) / ((seeds - 1) * (n - 1))
+    return n * by_seed.var(ddof=1), seeds * by_question.var(ddof=1), noise
+
+
 def _variance_of_mean(values: np.ndarray) -> tuple[float, float]:
     """Variance of the mean of [seeds, n] and its degrees of freedom."""
     seeds, n = values.shape
-    by_seed, by_question = values.mean(1), values.mean(0)
-    question = seeds * by_question.var(ddof=1)
     if seeds == 1:
-        return question / n, n - 1
-    seed = n * by_seed.var(ddof=1)
-    rest = values - by_seed[:, None] - by_question + values.mean()
+        return values[0].var(ddof=1) / n, n - 1
+    seed, question, noise = _mean_squares(values)
     freedom = (seeds - 1) * (n - 1)
-    noise = (rest**2).sum() / freedom
     # (weight, mean square, degrees of freedom) of the components that are not negative
     terms = [(1, seed, seeds - 1)] if seed > noise else []
     terms += [(1, question, n - 1)] if question > noise else []
@@ -286,6 +291,21 @@ def _variance_of_mean(values: np.ndarray) -> tuple[float, float]:
     total = sum(weight * square for weight, square, _ in terms)
     spread = sum((weight * square) ** 2 / df for weight, square, df in terms)
     return total / (seeds * n), max(1.0, total**2 / spread) if spread else freedom
+
+
+def _half_of_few_seeds(values: np.ndarray) -> float:
+    """Half the interval of the mean of [seeds, n] with a quantile a component."""
+    seeds, n = values.shape
+    seed, question, noise = _mean_squares(values)
+    question = max(0.0, question - noise)
+    squares = ((seeds - 1, seed), (n - 1, question))
+    total = sum(_quantile(freedom) ** 2 * square for freedom, square in squares)
+    return sqrt(total / (seeds * n))
+
+
+def _quantile(freedom: float) -> float:
+    """How many standard errors of Student's t a 95 % interval reaches."""
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def _contrast(
@@ -337,24 +357,6 @@ def _telling(part: np.ndarray, labels: Sequence) -> int:
     kinds, counts = np.unique(values, return_counts=True)
     other = values != kinds[counts.argmax()]
     return len({label for label, tells in zip(labels, other, strict=True) if tells})
-
-
-def _half_of_few_seeds(values: np.ndarray) -> float:
-    """Half the interval of the mean of [seeds, n] with a quantile a component."""
-    seeds, n = values.shape
-    by_seed, by_question = values.mean(1), values.mean(0)
-    rest = values - by_seed[:, None] - by_question + values.mean()
-    noise = (rest**2).sum() / ((seeds - 1) * (n - 1)) / (seeds * n)
-    seed = float(by_seed.var(ddof=1)) / seeds
-    question = max(0.0, float(by_question.var(ddof=1)) / n - noise)
-    return sqrt(_squared(seeds - 1, seed) + _squared(n - 1, question))
-
-
-def _squared(freedom: int, variance: float) -> float:
-    """The square of t(freedom) standard errors; 0 where nothing varies."""
-    if not variance:
-        return 0.0
-    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2)) ** 2 * variance
 
 
 def _contributions(part: np.ndarray, labels: Sequence) -> np.ndarray:

@@ -56,7 +56,7 @@ def run(tmp_path_factory, tiny_questions):
     rows = {m: predictions[m, "L1"][0] for m in tables.METHODS}
     sampling = pages.Sampling(8, height=56, width=56)
     question = pages.question(tiny_questions[0], rows, sampling)
-    wide = tables.accuracy_markdown(table)
+    wide = compare.accuracies_markdown(table)
     hostile = tables.grid([["said", "by"], [HOSTILE, "SFT"]])
     markdown = [
         new_output("display_data", {"text/markdown": t}) for t in (wide, hostile)

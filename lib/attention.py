@@ -22,7 +22,8 @@ Attention is no explanation: what a model loses without a picture is in
     rows = attend(grpo, processor, questions, answered, sampling)
     rows[0]["parts"]["letter"]  # [0.05, 0.01, 0.94]: video, still, text
     write_rows(run, "grpo", OWN, rows)  # attention_grpo.jsonl
-    summarise(run, [OWN, "base"], samples=2000, seed=0)  # attention.json
+
+lib/analysis/attended.py compares them.
 
 Example: 8 frames of 56 x 112 pixels are 4 frame pairs of 2 x 4 visual tokens. In a
 context of 180 tokens, equal attention would put 32 / 180 = 0.18 on the video.
@@ -36,20 +37,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from lib import paths, plots, records, run_files, stats, tables
+from lib import paths, records, run_files
 from lib.data.letters import THINK
 from lib.frame_store import question_media
+from lib.methods import METHODS
 from lib.prompts import messages, prompt_text
 from lib.questions import Question
 from lib.video import BadVideo, Sampling
 
-KINDS = ("video", "still", "text")
 FIRST = 3  # generated tokens that count as the first ones
-PARTS = {
-    "first": f"first {FIRST} tokens",
-    "reasoning": "reasoning",
-    "letter": "answer letter",
-}
 LETTER = re.compile(r"<answer>\s*([A-E])")
 DIGITS = 5  # of a mass in the records
 OWN = "own"
@@ -281,7 +277,7 @@ def _rounded(values: np.ndarray) -> list:
     return np.asarray(values, dtype=float).round(DIGITS).tolist()
 
 
-# Summarising: from the records alone
+# Records
 
 
 def rows_file(run: Path, model: str, text: str) -> Path:
@@ -301,113 +297,19 @@ def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
     ValueError where the methods were not asked the same questions, or none has any.
     """
     found = {}
-    for model in tables.METHODS:
+    for model in METHODS:
         path = paths.require(rows_file(run, model, text), "run 04_eval first")
         found[model] = {row["id"]: row for row in records.read_jsonl(path)}
-        if set(found[model]) != set(found[tables.METHODS[0]]):
+        if set(found[model]) != set(found[METHODS[0]]):
             raise ValueError(f"{path} holds other questions than the base's rows")
     whole = [
         key
-        for key in found[tables.METHODS[0]]
+        for key in found[METHODS[0]]
         if not any("left_out" in found[model][key] for model in found)
     ]
     if not whole:
         raise ValueError(f"{run}: no question has attention of all methods on {text}")
     return {model: {key: rows[key] for key in whole} for model, rows in found.items()}
-
-
-def summarise(run: Path, texts: Sequence[str], samples: int, seed: int) -> dict:
-    """Means over questions with 95 % bootstrap intervals, for each of the `texts`.
-
-    `texts` are OWN or the method whose completions all read. Returns, and writes to
-    attention.json, flat rows with n, the number of questions behind them:
-    * masses: text, model, where, kind, mean, low, high, and `equal`, the share under
-      equal attention (for all layers and single ones). `where` is "all layers",
-      "layer 1" ... or a part of PARTS, over all layers;
-    * differences: text, a, b, where, kind, difference (a - b on the same questions),
-      low, high;
-    * by_token: text, model, token (from 1), video, still, over the questions with at
-      least that many tokens.
-    """
-    found: dict = {"texts": [], "masses": [], "differences": [], "by_token": []}
-    for text in texts:
-        rows = read_rows(run, text)
-        path = rows_file(run, tables.METHODS[0], text)
-        asked, kept = len(records.read_jsonl(path)), len(rows[tables.METHODS[0]])
-        odd = sum(row["retokenized"] for own in rows.values() for row in own.values())
-        counts = {"asked": asked, "left_out": asked - kept, "retokenized": odd}
-        found["texts"].append({"text": text, **counts})
-        found["masses"] += _masses(rows, {"text": text}, samples, seed)
-        found["differences"] += _differences(rows, {"text": text}, samples, seed)
-        found["by_token"] += _by_token(rows, {"text": text})
-    records.write_json(run / "attention.json", found)
-    return found
-
-
-def _places(row: Mapping) -> dict[str, list | None]:
-    """{where: [video, still, text]} of a row."""
-    layers = np.array(row["by_layer"])
-    singles = {f"layer {i}": layer for i, layer in enumerate(layers, 1)}
-    return {"all layers": layers.mean(0), **singles, **row["parts"]}
-
-
-def _masses(rows: Mapping, place: dict, samples: int, seed: int) -> list[dict]:
-    found = []
-    for model, own in rows.items():
-        equal = np.mean([row["equal"] for row in own.values()], 0)
-        by_where = _gathered([_places(row) for row in own.values()])
-        for where, values in by_where.items():
-            for k, kind in enumerate(KINDS):
-                low, high = stats.bootstrap_interval(values[:, k], None, samples, seed)
-                row = {**place, "model": model, "where": where, "kind": kind}
-                row |= {"n": len(values), "mean": values[:, k].mean()}
-                row |= {"low": low, "high": high}
-                if where not in PARTS:
-                    row["equal"] = equal[k]
-                found.append(row)
-    return found
-
-
-def _differences(rows: Mapping, place: dict, samples: int, seed: int) -> list[dict]:
-    found = []
-    for a, b in tables.COMPARISONS:
-        pairs = [(_places(rows[a][key]), _places(rows[b][key])) for key in rows[a]]
-        gaps = [
-            {
-                where: None
-                if one[where] is None or other[where] is None
-                else np.subtract(one[where], other[where])
-                for where in one
-            }
-            for one, other in pairs
-        ]
-        for where, values in _gathered(gaps).items():
-            for k, kind in enumerate(KINDS):
-                low, high = stats.bootstrap_interval(values[:, k], None, samples, seed)
-                row = {**place, "a": a, "b": b, "where": where, "kind": kind}
-                row |= {"n": len(values), "difference": values[:, k].mean()}
-                found.append(row | {"low": low, "high": high})
-    return found
-
-
-def _gathered(places: Sequence[Mapping]) -> dict[str, np.ndarray]:
-    """{where: [questions that have it, 3]}; a part that nobody has is left out."""
-    found = {
-        where: [own[where] for own in places if own[where] is not None]
-        for where in places[0]
-    }
-    return {where: np.array(values) for where, values in found.items() if values}
-
-
-def _by_token(rows: Mapping, place: dict) -> list[dict]:
-    found = []
-    for model, own in rows.items():
-        for at in range(max(row["n"] for row in own.values())):
-            seen = [row["by_token"][at] for row in own.values() if row["n"] > at]
-            video, still, _ = np.mean(seen, 0)
-            row = {**place, "model": model, "token": at + 1, "n": len(seen)}
-            found.append(row | {"video": video, "still": still})
-    return found
 
 
 def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
@@ -421,33 +323,3 @@ def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
         if said["grpo"][key]["correct"] and not said["base"][key]["correct"]:
             return key
     return filmed[0]
-
-
-def differences_markdown(found: Mapping, text: str) -> str:
-    """Mass of each method by part, and what training changes, in per cent."""
-    wheres = ["all layers", *PARTS]
-    rows = [
-        row
-        for row in found["differences"]
-        if row["text"] == text and row["where"] in wheres and row["kind"] != "text"
-    ]
-    means = {
-        (row["model"], row["where"], row["kind"]): row["mean"]
-        for row in found["masses"]
-        if row["text"] == text
-    }
-    labels = plots.LABELS
-    columns = {
-        "while writing": lambda r: PARTS.get(r["where"], "everything"),
-        "attention on": lambda r: r["kind"],
-        "comparison": lambda r: f"{labels[r['a']]} − {labels[r['b']]}",
-        "n": lambda r: r["n"],
-        "% of attention": lambda r: " − ".join(
-            tables.percent(means[model, r["where"], r["kind"]])
-            for model in (r["a"], r["b"])
-        ),
-        "difference, points": lambda r: tables.span(
-            r["difference"], r["low"], r["high"], signed=True
-        ),
-    }
-    return tables.markdown(rows, columns)

@@ -4,7 +4,7 @@
 follow-up GRPO-CARE (arXiv 2506.16141), in our own words, with the published figures,
 what would confirm or refute each, and its parts. A part is one number: a weighted sum
 of means over questions, ["grpo L1", "-sft L1"] for a paired difference; what its terms
-read stands in lib/claim_records.py. Its sign is chosen so that the claim says it is
+read stands in lib/analysis/terms.py. Its sign is chosen so that the claim says it is
 above `above` (0 unless given). The smallest effect that matters is `size`: what the
 paper published for the same sum.
 
@@ -61,13 +61,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lib import chain, plots, stats, tables
-from lib.claim_records import LEVELS, Missing, Records, Term
+from lib.analysis import compare
+from lib.analysis.compare import Missing
+from lib.analysis.terms import Records, Term
 from lib.markup import Marked, literal
-from lib.paths import ROOT, require, resolve
+from lib.methods import LEVELS
+from lib.paths import require, resolve
 from lib.records import read_json, write_json, write_text
 from lib.tables import points
 
-BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 SUPPORTED, REFUTED = "supported", "not supported"
 OPEN, MISSING = "undecidable", "not measured"
 FACTS = (
@@ -266,16 +268,12 @@ def behind(records: Records, number: int, name: str = "") -> dict:
 
     Returns name, "for" and "against": ids that pull the effect up or down, those with
     the strongest pull (most seeds) first. For ["grpo L1", "-sft L1"] these are the
-    questions that only GRPO, or only SFT, got right. Missing without single answers.
+    questions that only GRPO, or only SFT, got right.
     """
     claim = next(claim for claim in claims() if claim["number"] == number)
     parts = [*claim["parts"], *claim.get("beside", [])]
     part = next(part for part in parts if name in ("", part["name"]))
-    pulls = {
-        key: pull
-        for ids, values in records.matrices(_terms(part, records)).values()
-        for key, pull in zip(ids, values.mean(0).tolist(), strict=True)
-    }
+    pulls = records.pulls(_terms(part, records))
     order = sorted(pulls, key=lambda key: -abs(pulls[key]))
     return {
         "name": part["name"],
@@ -351,23 +349,6 @@ def sentences(rows: Sequence[Mapping]) -> str:
         measured = [part for part in row["beside"] if part["verdict"] != MISSING]
         lines += [f"  - beside it, {p['name']}: {p['sentence']}" for p in measured]
     return "\n".join(lines) + "\n"
-
-
-def readme_block(folder: str | Path) -> str:
-    """README's table of claims, markers included, from the claims.json of a folder."""
-    folder = resolve(folder)
-    rows = read_json(require(folder / "claims.json", "make it: python -m lib.claims"))
-    shown = folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder
-    caption = (
-        "Effects in points with 95 % intervals. *paper* and *its own counts say*: the "
-        "published numbers, unpaired, one run each. *here*: MiniPlan, paired by "
-        "question, for other questions and training seeds. *power*: the chance to see "
-        "an effect of the paper's size here. *Undecidable*: the interval holds nothing "
-        f"and the paper's effect alike. `{shown}/claims.md` has a sentence on each, "
-        "with the command for what was not measured. Written by "
-        f"`python -m lib.report claims {shown}`."
-    )
-    return "\n".join([BEGIN, markdown(rows), caption, END])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -454,7 +435,7 @@ def _paired_power(row: Mapping) -> float | None:
 
 def _counted() -> dict[str, dict]:
     """{"L1" or "L3 domain=Work": n, correct, printed}: the cells with counts."""
-    paper = tables.published()
+    paper = compare.published()
     found = dict(paper["sets"])
     found |= {f"L3 domain={name}": row for name, row in paper["domains"].items()}
     durations = paper["durations"].items()

@@ -1,11 +1,12 @@
 """Figures of the evidence: what was seen, where models look, what reasoning supports.
 
-One function a figure, as in lib/plots.py. What comes in is what lib/perception.py,
-lib/attention.py and lib/coherence.py found.
+One function a figure, as in lib/plots.py. What comes in is what seen, attended and
+reasoned of lib/analysis found.
 
 Example: `plots.save(evidence_plots.perception(found, "L1"), folder / "seen.png")`.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
@@ -16,32 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from lib.plots import COLORS, DASHES, LABELS, WIDTH, bar, interval, tidy
+from lib.analysis.reasoned import MEASURES
+from lib.methods import COLORS, LABELS, condition
+from lib.plots import DASHES, WIDTH, bar, interval, tidy
 
 GROUPS = {
     "all": "all questions",
     "needed": "the still leaves several answers open: the video is needed",
     "not needed": "the still alone would do",
-}
-CONDITIONS = {
-    "seen": "all as\nit is",
-    "shuffled": "frames\nshuffled",
-    "one_frame": "last\nframe",
-    "other_video": "another\nvideo",
-    "no_video": "no\nvideo",
-    "no_pictures": "no\npictures",
-}
-COHERENCE = {  # what lib.coherence measures, as a title
-    "consistent": "answer is the step that\nthe reasoning names (exact)",
-    "follows": "that step follows from the\nstated progress (exact)",
-    "progress": "stated progress is\nwhat happened (exact)",
-    "false_step": "states a step that\ndid not happen (exact)",
-    "base_reader": "the base draws the same\nanswer from the reasoning",
-    "own_reader": "the model itself, without\npictures, draws the same",
-    "judge": "a language model judges:\nreasoning supports answer",
-    "verbatim": "word for word in the\ntraining reasoning",
-    "overlap": "4-grams that stand in the\ntraining reasoning",
-    "false_object": "names an object that\nis not in the scene (exact)",
 }
 NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lead to it
 
@@ -49,7 +32,7 @@ NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lea
 def perception(found: Mapping, name: str) -> Figure:
     """Accuracy of each method with something taken away, a panel a group of questions.
 
-    `found` is what `lib.perception.compare` returns, `name` one of its sets. A dotted
+    `found` is of lib/analysis/seen.py, `name` one of its sets. A dotted
     line marks, where it is known, what an ideal reader gets right without the video.
     """
     rows = [row for row in found["accuracy"] if row["set"] == name]
@@ -72,7 +55,7 @@ def perception(found: Mapping, name: str) -> Figure:
         ax.set_ylim(0, 104)
         ax.set_ylabel("accuracy (%)", fontsize=8)
         tidy(ax)
-    labels = [CONDITIONS.get(c, c.replace("_", "\n")) for c in conditions]
+    labels = [textwrap.fill(condition(c), 8) for c in conditions]
     ax.set_xticks(range(len(conditions)), labels, fontsize=8)
     lines = {"chance": DASHES}
     if len(groups) > 1:
@@ -84,7 +67,7 @@ def perception(found: Mapping, name: str) -> Figure:
 def attention_layers(found: Mapping, text: str) -> Figure:
     """Mass on the video and on the still by layer, means over questions with intervals.
 
-    `found` is what `lib.attention.summarise` returns, `text` one of its texts. The
+    `found` is of lib/analysis/attended.py, `text` one of its texts. The
     dotted line is what equal attention to everything would give.
     """
     rows = [
@@ -92,16 +75,21 @@ def attention_layers(found: Mapping, text: str) -> Figure:
         for row in found["masses"]
         if row["text"] == text and row["where"].startswith("layer ")
     ]
+    if_equal = {
+        (row["model"], row["kind"]): 100 * row["mean"]
+        for row in found["masses"]
+        if (row["text"], row["where"]) == (text, "equal")
+    }
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
     for ax, kind in zip(axes, ("video", "still"), strict=True):
         for model in models:
             own = [r for r in rows if (r["model"], r["kind"]) == (model, kind)]
             layers = [int(row["where"].split()[1]) for row in own]
-            mean, low, high, equal = (
-                [100 * row[key] for row in own]
-                for key in ("mean", "low", "high", "equal")
+            mean, low, high = (
+                [100 * row[key] for row in own] for key in ("mean", "low", "high")
             )
+            equal = [if_equal[model, kind]] * len(layers)
             ax.plot(layers, mean, color=COLORS[model], marker="o", ms=3, lw=1.5)
             ax.fill_between(layers, low, high, color=COLORS[model], alpha=0.2, lw=0)
             ax.plot(layers, equal, color=COLORS[model], ls=":", lw=1)
@@ -141,12 +129,12 @@ def coherence(
 ) -> Figure:
     """A panel a measure: share of the questions by method and set, with intervals.
 
-    `rows` and `floors` are shares and controls of lib.coherence.summary: {model, set,
-    measure, share, low, high}; the floor of a reader, with another question's
+    `rows` and `floors` are shares and controls of lib/analysis/reasoned.py: {model,
+    set, measure, share, low, high}; the floor of a reader, with another question's
     reasoning, is dotted. `flawless` marks what a flawless reasoner would repeat of
     the training reasoning.
     """
-    measures = [m for m in COHERENCE if any(row["measure"] == m for row in rows)]
+    measures = [m for m in MEASURES if any(row["measure"] == m for row in rows)]
     lines = -(-len(measures) // 3)
     size = (1.3 * WIDTH, 0.3 + 1.9 * lines)
     figure, axes = plt.subplots(lines, 3, figsize=size, squeeze=False)
@@ -168,7 +156,7 @@ def coherence(
         for row in (row for row in flawless if measure in row):
             at = sets.index(row["set"])
             ax.hlines(100 * row[measure], at - 0.4, at + 0.4, color="0.1", ls=DASHES)
-        ax.set_title(COHERENCE[measure], fontsize=8)
+        ax.set_title(MEASURES[measure], fontsize=8)
         ax.set_xticks(range(len(sets)), sets, fontsize=8)
         ax.set_xlim(-0.6, len(sets) - 0.4)
         ax.set_ylim(-4, 104)
@@ -187,7 +175,7 @@ def coherence(
 def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figure:
     """Right or wrong answer by reasoning that supports it or not: a square a method.
 
-    `rows` are the answers of lib.coherence.summary, counts {model, measure,
+    `rows` are the answers of lib/analysis/reasoned.py, counts {model, measure,
     right_supported, right_unsupported, wrong_supported, wrong_unsupported}, added up
     over the sets given. A row of squares a measure; the orange cell holds right letters
     below reasoning that does not lead to them.
@@ -201,7 +189,7 @@ def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figur
             own = [r for r in rows if (r["model"], r["measure"]) == (model, measure)]
             _cells(ax, own, COLORS[model])
             ax.set_title(LABELS[model], fontsize=8, color=COLORS[model], weight="bold")
-        line[0].set_ylabel(COHERENCE[measure], fontsize=7)
+        line[0].set_ylabel(MEASURES[measure], fontsize=7)
         line[0].set_yticks([0, 1], ["yes", "no, or\nnot said"], fontsize=8)
     figure.tight_layout()
     return figure

@@ -17,9 +17,8 @@ in every condition; only what is shown differs:
 
     ask(model, processor, {"L1": questions}, ["no_video"], settings, sampling, run,
         "grpo", count=500, seed=0)    # predictions_grpo_L1.no_video.jsonl
-    compare(run, asked, samples=10_000, seed=0)["gains"][0]
-    # {"a": "grpo", "b": "base", "condition": "no_video", "gain": 0.44,
-    #  "gain_then": 0.31, "difference": 0.13, "low": 0.08, "high": 0.18, ...}
+
+lib/analysis/seen.py says what each condition costs.
 """
 
 import random
@@ -30,25 +29,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import paths, plots, records, stats, tables
+from lib import records
 from lib.frame_store import question_media
+from lib.methods import ASKED, CONDITIONS, SEEN
 from lib.questions import Question
 from lib.video import Sampling
 
-SEEN = "seen"
-LABELS = {
-    SEEN: "all as it is",
-    "shuffled": "frames shuffled",
-    "one_frame": "last frame only",
-    "other_video": "another video",
-    "no_video": "no video",
-    "no_pictures": "no pictures",
-}
 FRAMES, SIZE = r"frames_(\d+)", r"size_(\d+)x(\d+)"
-ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed"
-ASKED = "perception_asked.json"
-# What may differ between the rows of a condition and those of all as it is.
-MAY_DIFFER = {"questions", "shown", "sampling", "batch_size"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +65,7 @@ class Shown:
 
 def check_condition(condition: str) -> None:
     """Raise ValueError for a name that is no condition."""
-    known = [name for name in LABELS if name != SEEN]
+    known = [name for name in CONDITIONS if name != SEEN]
     if condition not in known and not re.fullmatch(f"{FRAMES}|{SIZE}", condition):
         raise ValueError(
             f"condition {condition!r} is unknown; use {', '.join(known)}, "
@@ -206,7 +193,7 @@ def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
     from lib.model import encoding
 
     other = resampled(sampling, condition)
-    if condition not in LABELS and other == sampling:
+    if condition not in CONDITIONS and other == sampling:
         return "is what the model sees anyway"
     size = (other.max_frames, other.height, other.width, 3)
     try:
@@ -214,293 +201,3 @@ def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
     except ValueError as refused:
         return str(refused)
     return None
-
-
-# Comparing
-
-
-def compare(
-    run: Path,
-    questions: Mapping[str, Question],
-    groups: Mapping[str, Mapping] | None = None,
-    samples: int = 10_000,
-    seed: int = 0,
-) -> dict:
-    """What each condition costs each method, from the records of a run alone.
-
-    `questions` are those asked, by id. `groups` {id: {"group", "ceiling"}} is what a
-    generated benchmark knows of its questions (`lib/mini/still_reader.py`). With
-    several sets there is one more that holds them all, "L1+L3".
-
-    Returns, and writes to perception.json, conditions, left_out, count, seed, and
-    * accuracy: for each set, group, model and condition n, accuracy with Wilson
-      interval, chance, parse_failure, and the paired difference to all as it is
-      (difference, difference_low, difference_high, p; negative: it costs answers);
-    * gains: for each pair of methods (a, b) the gain a - b with all as it is, gain_then
-      under the condition, and their difference with interval (positive: the gain
-      shrinks), all on the same questions;
-    * ceilings: for each set and group of `groups` how often an ideal reader without the
-      video is right;
-    * needs: for each model and condition, what it costs where the video is needed (the
-      ceiling is below 1) less what it costs elsewhere.
-
-    FileNotFoundError names missing predictions, ValueError rows of other settings.
-    """
-    asked = read_asked(run)
-    members = members_of(questions, groups or {})
-    found = {**asked, "accuracy": [], "gains": [], "ceilings": [], "needs": []}
-    for name, rows in read_answers(run, asked).items():
-        for group, ids in members.items():
-            inside = _inside(rows, ids)
-            if not inside[SEEN, "base"]:
-                continue
-            place = {"set": name, "group": group}
-            found["accuracy"] += _accuracies(inside, place, samples, seed)
-            found["gains"] += _gains(inside, place, samples, seed)
-            if group not in (ALL, WITH_VIDEO):
-                ceilings = [groups[r["id"]]["ceiling"] for r in inside[SEEN, "base"]]
-                entry = {"n": len(ceilings), "ceiling": float(np.mean(ceilings))}
-                found["ceilings"].append(place | entry)
-        needed, rest = (_inside(rows, members[g]) for g in (NEEDED, NOT_NEEDED))
-        if needed[SEEN, "base"] and rest[SEEN, "base"]:
-            found["needs"] += _needs(needed, rest, {"set": name}, samples, seed)
-    records.write_json(run / "perception.json", found)
-    return found
-
-
-Answers = dict[tuple[str, str], list[dict]]  # {(condition, model): rows by id}
-
-
-def read_asked(run: Path) -> dict:
-    """What `ask` asked: conditions, left_out, sets, count, seed."""
-    return records.read_json(paths.require(run / ASKED, "run 04_eval first"))
-
-
-def read_answers(run: Path, asked: Mapping) -> dict[str, Answers]:
-    """{set: rows under each condition and with all as it is, the same questions}.
-
-    With several sets there is one more that holds them all, "L1+L3".
-    """
-    sets = asked["sets"] if asked["conditions"] else []
-    answers = {name: _read_set(run, name, asked) for name in sets}
-    if len(answers) > 1:
-        answers["+".join(answers)] = _pooled(list(answers.values()))
-    return answers
-
-
-def _read_set(run: Path, name: str, asked: Mapping) -> Answers:
-    """Rows of a set under each condition and with all as it is, the same questions."""
-    found: Answers = {}
-    for model in tables.METHODS:
-        seen_file = predictions_file(run, model, name, SEEN)
-        rows = tables.read_rows(paths.require(seen_file, "run 04_eval first"))
-        seen = {row["id"]: row for row in rows}
-        for condition in asked["conditions"]:
-            file = predictions_file(run, model, name, condition)
-            rows = tables.read_rows(paths.require(file, "run 04_eval first"))
-            _check_settings(seen_file, file)
-            missing = [row["id"] for row in rows if row["id"] not in seen]
-            if missing:
-                raise ValueError(f"{seen_file} lacks {missing[0]}, which {file} has")
-            found[condition, model] = sorted(rows, key=lambda row: row["id"])
-            found[SEEN, model] = [seen[row["id"]] for row in found[condition, model]]
-    return found
-
-
-def _check_settings(seen: Path, other: Path) -> None:
-    """ValueError unless only what is shown differs between two files of rows."""
-    was, now = (
-        records.read_json(
-            paths.require(file.with_suffix(".settings.json"), "run 04_eval first")
-        )
-        for file in (seen, other)
-    )
-    for key in sorted({*was, *now} - MAY_DIFFER):
-        if was.get(key) != now.get(key):
-            raise ValueError(
-                f"{other} cannot be compared with {seen.name}: {key} is "
-                f"{now.get(key)!r} and there {was.get(key)!r}; delete {other.stem}.* "
-                "and run 04_eval again"
-            )
-
-
-def _pooled(parts: Sequence[Answers]) -> Answers:
-    return {key: [row for part in parts for row in part[key]] for key in parts[0]}
-
-
-def members_of(
-    questions: Mapping[str, Question], groups: Mapping[str, Mapping]
-) -> dict[str, set]:
-    """{group: ids in it}; a question is in several. `groups` as of `compare`."""
-    members = {ALL: set(questions)}
-    members[WITH_VIDEO] = {key for key, item in questions.items() if item.video}
-    members[NEEDED] = {key for key, entry in groups.items() if entry["ceiling"] < 1}
-    members[NOT_NEEDED] = set(groups) - members[NEEDED]
-    for key, entry in groups.items():
-        members.setdefault(entry["group"], set()).add(key)
-    return members
-
-
-def _inside(answers: Answers, ids: set) -> Answers:
-    return {
-        key: [row for row in rows if row["id"] in ids] for key, rows in answers.items()
-    }
-
-
-def _accuracies(answers: Answers, place: dict, samples: int, seed: int) -> list[dict]:
-    found = []
-    taken = dict.fromkeys(key for key, _ in answers if key != SEEN)
-    for condition in (SEEN, *taken):
-        for model in tables.METHODS:
-            rows = answers[condition, model]
-            right = tables.correct(rows)
-            low, high = stats.wilson_interval(int(right.sum()), len(rows))
-            row = {
-                **place,
-                "model": model,
-                "condition": condition,
-                "n": len(rows),
-                "accuracy": float(right.mean()),
-                "low": low,
-                "high": high,
-                "chance": float(np.mean([1 / len(row["options"]) for row in rows])),
-                "parse_failure": float(np.mean([not row["parsed"] for row in rows])),
-            }
-            if condition != SEEN:
-                change = right - tables.correct(answers[SEEN, model])
-                wins, losses = int((change > 0).sum()), int((change < 0).sum())
-                low, high = _ends(_means(change, samples, np.random.default_rng(seed)))
-                row |= {
-                    "difference": float(change.mean()),
-                    "difference_low": low,
-                    "difference_high": high,
-                    "p": stats.mcnemar_exact(wins, losses),
-                }
-            found.append(row)
-    return found
-
-
-def _gains(answers: Answers, place: dict, samples: int, seed: int) -> list[dict]:
-    """Does a's gain over b shrink? Question by question, so that pairs stay pairs."""
-    found = []
-    for condition in dict.fromkeys(key for key, _ in answers if key != SEEN):
-        for a, b in tables.COMPARISONS:
-            gain, then = (
-                tables.correct(answers[shown, a]) - tables.correct(answers[shown, b])
-                for shown in (SEEN, condition)
-            )
-            means = _means(gain - then, samples, np.random.default_rng(seed))
-            low, high = _ends(means)
-            row = {
-                **place,
-                "a": a,
-                "b": b,
-                "condition": condition,
-                "n": len(gain),
-                "gain": float(gain.mean()),
-                "gain_then": float(then.mean()),
-                "difference": float((gain - then).mean()),
-                "low": low,
-                "high": high,
-            }
-            found.append(row)
-    return found
-
-
-def _needs(
-    needed: Answers, rest: Answers, place: dict, samples: int, seed: int
-) -> list[dict]:
-    """Other questions on either side, so each side is resampled by itself."""
-    found = []
-    for condition, model in needed:
-        if condition == SEEN:
-            continue
-        there, here = (
-            tables.correct(side[SEEN, model]) - tables.correct(side[condition, model])
-            for side in (needed, rest)
-        )
-        rng = np.random.default_rng(seed)
-        low, high = _ends(_means(there, samples, rng) - _means(here, samples, rng))
-        row = {
-            **place,
-            "model": model,
-            "condition": condition,
-            "n_needed": len(there),
-            "n_not_needed": len(here),
-            "cost_needed": float(there.mean()),
-            "cost_not_needed": float(here.mean()),
-            "difference": float(there.mean() - here.mean()),
-            "low": low,
-            "high": high,
-        }
-        found.append(row)
-    return found
-
-
-def _means(values: np.ndarray, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of `samples` resamples of the questions: float [samples].
-
-    The bootstrap of lib/stats.py: to draw n of n questions whose values are few whole
-    numbers is to draw how often each value comes, which is a hundred times faster.
-    """
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = rng.multinomial(len(values), counts / len(values), samples)
-    return drawn @ distinct / len(values)
-
-
-def _ends(means: np.ndarray) -> tuple[float, float]:
-    tail = 50 * (1 - stats.CONFIDENCE)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def accuracy_markdown(found: Mapping, name: str, group: str = ALL) -> str:
-    """One line a condition: accuracy of each method and what the condition costs it."""
-    rows = {
-        (row["condition"], row["model"]): row
-        for row in found["accuracy"]
-        if (row["set"], row["group"]) == (name, group)
-    }
-
-    def cell(condition: str, model: str) -> str:
-        row = rows[condition, model]
-        text = tables.percent(row["accuracy"])
-        if condition == SEEN:
-            return text
-        ends = (row["difference"], row["difference_low"], row["difference_high"])
-        return f"{text} ({tables.span(*ends, signed=True)})"
-
-    columns = {f"shown, n = {rows[SEEN, 'base']['n']}": label_of} | {
-        f"{plots.LABELS[model]} %": lambda condition, m=model: cell(condition, m)
-        for model in tables.METHODS
-    }
-    return tables.markdown([SEEN, *found["conditions"]], columns)
-
-
-def gains_markdown(found: Mapping, name: str, group: str = ALL) -> str:
-    """One line a condition: by how many points each gain shrinks."""
-    rows = {
-        (row["condition"], row["a"], row["b"]): row
-        for row in found["gains"]
-        if (row["set"], row["group"]) == (name, group)
-    }
-
-    def cell(condition: str, a: str, b: str) -> str:
-        row = rows[condition, a, b]
-        shrinks = tables.span(row["difference"], row["low"], row["high"], signed=True)
-        gains = f"{tables.percent(row['gain'])} → {tables.percent(row['gain_then'])}"
-        return f"{gains}, shrinks by {shrinks}"
-
-    named = plots.LABELS
-    columns = {"shown": label_of} | {
-        f"{named[a]} − {named[b]}, points": lambda condition, a=a, b=b: cell(
-            condition, a, b
-        )
-        for a, b in tables.COMPARISONS
-    }
-    return tables.markdown(found["conditions"], columns)
-
-
-def label_of(condition: str) -> str:
-    """A condition in words."""
-    return LABELS.get(condition, condition.replace("_", " "))

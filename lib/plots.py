@@ -5,7 +5,7 @@ lib/training_plots.py and lib/evidence_plots.py too.
 
 Rows are the dicts that `lib.report` makes from a run's records; accuracies come in as
 shares and are drawn in per cent. A method has the same colour in every figure, from the
-colour-blind safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/); black
+colour-blind safe palette of lib/methods.py; black
 diamonds are the paper's numbers (SEED-Bench-R1, arXiv 2503.24376).
 
 Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
@@ -13,7 +13,7 @@ Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
 
 import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -23,50 +23,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lib import records
+from lib.methods import COLORS, LABELS, difference
 from lib.stats import wilson_interval
 
 # A text of the data is no TeX: a domain may hold a dollar sign.
 plt.rcParams["text.parse_math"] = False
-OWN = "#882255"  # of every method without a colour here, such as a reader's RL variant
-
-
-class ByMethod(dict):
-    """{method: its look}; `other` makes that of a method without an entry."""
-
-    def __init__(self, known: Mapping[str, str], other: Callable[[str], str]):
-        super().__init__(known)
-        self.other = other
-
-    def __missing__(self, method: str) -> str:
-        return self.other(method)
-
-
-COLORS = ByMethod(
-    {
-        "base": "#7f7f7f",
-        "base-direct": "#CC79A7",
-        "sft": "#E69F00",
-        "grpo": "#0072B2",
-        "sft-answers": "#D55E00",
-        "ppo": "#56B4E9",
-        "care": "#009E73",
-        "paper": "#000000",
-    },
-    other=lambda method: OWN,
-)
-LABELS = ByMethod(
-    {
-        "base": "base",
-        "base-direct": "base, direct answer",
-        "sft": "SFT",
-        "grpo": "GRPO",
-        "sft-answers": "SFT, answers alone",
-        "ppo": "PPO",
-        "care": "GRPO-CARE",
-        "paper": "paper (Qwen2-VL-7B)",
-    },
-    other=str.upper,
-)
 GROUP_LABELS = {
     "L1": "L1: same\nenvironments",
     "L2": "L2: new\nenvironments",
@@ -151,8 +112,7 @@ def differences(
     ax = ax or plt.subplots(figsize=(0.75 * WIDTH, height))[1]
     ticks, y = [], 0.0
     for a, b in blocks:
-        title = f"{LABELS[a]} − {LABELS[b]}"
-        ticks.append((y, title, "bold"))
+        ticks.append((y, difference(a, b), "bold"))
         for row in (row for row in rows if (row["a"], row["b"]) == (a, b)):
             y += 1
             _difference(ax, y, row, (published or {}).get((a, b, row["set"])))
@@ -241,9 +201,9 @@ def seeds(rows: Sequence[Mapping], ax: Axes | None = None) -> Axes:
 def sweep(rows: Sequence[Mapping], key: str) -> Figure:
     """Accuracy against what a sweep varies: a panel a set, mean and interval.
 
-    Rows of lib/sweeps.py, `table`. Numbers stand at equal distances below curves with
-    bands, words in the order of the file beside points with bars. Chance is drawn where
-    a method comes down to it.
+    Rows of `sweep_table` (lib/analysis/readme.py). Numbers stand at equal distances
+    below curves with bands, words in the order of the file beside points with bars.
+    Chance is drawn where a method comes down to it.
     """
     values = list(dict.fromkeys(row[key] for row in rows))
     numbers = all(isinstance(value, int | float) for value in values)

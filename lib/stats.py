@@ -5,8 +5,9 @@ question: that removes the difficulty of the questions from the comparison. Noth
 here reads files or needs a model; correctness comes in as arrays of 0 and 1.
 
 * one accuracy: Wilson's score interval (Wilson 1927), which stays within 0 and 1;
-* two methods on the same questions: percentile bootstrap over questions of the paired
-  difference, and the exact McNemar test (McNemar 1947) on the discordant ones;
+* two methods on the same questions: percentile bootstrap over questions (or their
+  videos, `Resampling`) of the paired difference, and the exact McNemar test (McNemar
+  1947) on the discordant ones;
 * several seeds: seeds and questions are both random and crossed (every seed answers
   every question), so the interval adds both components of variance (Searle, Casella
   and McCulloch 1992, chapter 4), see `mean_over_seeds`;
@@ -22,12 +23,13 @@ difference is (8 - 2) / 20 = 0.30 and the exact McNemar p is
 2 * (C(10,0) + C(10,1) + C(10,2)) / 2**10 = 0.109: not yet a finding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from math import comb, sqrt
 from statistics import NormalDist
 
 import numpy as np
+from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
@@ -48,44 +50,57 @@ def wilson_interval(k: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    clusters: Sequence | None = None,
-    samples: int = 10_000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean of `values` [n] over resampled questions.
+class Resampling:
+    """Resamples of clusters, drawn once for all that is measured on them.
 
-    With `clusters` [n] (the video a question is about, say) whole clusters are drawn,
-    because questions on one video are not independent.
+    A resample draws as many clusters (the video a question is about, say) as there are,
+    with replacement, and takes the mean over all their values. Drawing once makes a
+    hundred intervals cheap, and lets several means come from the same resamples.
     """
-    means = bootstrap_means(values, clusters, samples, np.random.default_rng(seed))
-    return _percentiles(means)
+
+    def __init__(self, clusters: Iterable, samples: int, seed: int | Sequence[int]):
+        names = sorted({*clusters})
+        self.place = {name: i for i, name in enumerate(names)}
+        self.weights = np.empty((samples, len(names)), np.float32)
+        rng = np.random.default_rng(seed)
+        chunk = max(1, CELLS_AT_ONCE // len(names))
+        for start in range(0, samples, chunk):
+            part = self.weights[start : start + chunk]
+            drawn = rng.integers(len(names), size=part.shape)
+            drawn += len(names) * np.arange(len(part))[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=part.size)
+            part[:] = counts.reshape(part.shape)
+
+    def means(self, values: Sequence[float], clusters: Sequence) -> np.ndarray:
+        """The mean of `values` [n] in each resample: [samples]; NaN where a resample
+        has none of them."""
+        at = [self.place[name] for name in clusters]
+        size = self.weights.shape[1]
+        sums = np.bincount(at, weights=_finite(values), minlength=size)
+        counts = np.bincount(at, minlength=size)
+        if (counts == 1).all():
+            return self.weights @ sums.astype(np.float32) / size
+        both = np.stack([sums, counts], 1)
+        totals = self.weights @ both.astype(np.float32)  # one type, or no BLAS
+        with np.errstate(invalid="ignore"):
+            return totals[:, 0] / totals[:, 1]
 
 
-def bootstrap_means(
-    values: Sequence[float],
-    clusters: Sequence | None,
-    samples: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Means of `samples` resamples of `values` [n], drawn by cluster: float [samples].
+@lru_cache(maxsize=8)
+def resampling(clusters: tuple, samples: int, seed: int, part: int = 0) -> Resampling:
+    """The resamples of these clusters, drawn once; each part of a sum has its own."""
+    return Resampling(clusters, samples, [seed, part])
 
-    A resample draws as many clusters as there are, with replacement, and takes the mean
-    over all their values. Without clusters every value is its own.
-    """
-    values = _finite(values)
-    labels = np.arange(len(values)) if clusters is None else np.asarray(clusters)
-    if len(labels) != len(values):
-        raise ValueError(f"{len(labels)} cluster labels for {len(values)} values")
-    _, index = np.unique(labels, return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    means, chunk = np.empty(samples), max(1, CELLS_AT_ONCE // len(sums))
-    for start in range(0, samples, chunk):
-        size = min(chunk, samples - start)
-        drawn = rng.integers(len(sums), size=(size, len(sums)))
-        means[start : start + size] = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return means
+
+def percentiles(values: np.ndarray) -> tuple[float | None, float | None]:
+    """The ends of a 95 % interval of drawn values; resamples without one do not count,
+    which only happens where a judge saw a few questions."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None, None
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(values, [tail, 100 - tail])
+    return float(low), float(high)
 
 
 def mcnemar_exact(wins: int, losses: int) -> float:
@@ -96,59 +111,6 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     n, fewer = wins + losses, min(wins, losses)
     tail = sum(comb(n, i) for i in range(fewer + 1))
     return min(1.0, 2 * tail / 2**n)
-
-
-def paired_difference(
-    correct_a: Sequence[float],
-    correct_b: Sequence[float],
-    clusters: Sequence | None = None,
-    samples: int = 10_000,
-    seed: int = 0,
-) -> dict:
-    """Accuracy of a minus accuracy of b on the same questions [n], in the same order.
-
-    Returns difference, low, high (95 % percentile bootstrap over questions, or over
-    clusters), p (exact McNemar; it knows nothing of clusters), n, wins (only a right),
-    losses (only b right).
-    """
-    a, b = _finite(correct_a), _finite(correct_b)
-    if a.shape != b.shape:
-        raise ValueError(f"paired methods need the same questions: {len(a)}, {len(b)}")
-    low, high = bootstrap_interval(a - b, clusters, samples, seed)
-    wins, losses = int((a > b).sum()), int((a < b).sum())
-    return {
-        "difference": float((a - b).mean()),
-        "low": low,
-        "high": high,
-        "p": mcnemar_exact(wins, losses),
-        "n": len(a),
-        "wins": wins,
-        "losses": losses,
-    }
-
-
-def difference_of_differences(
-    there: tuple[Sequence[float], Sequence[float]],
-    here: tuple[Sequence[float], Sequence[float]],
-    samples: int = 10_000,
-    seed: int = 0,
-) -> dict:
-    """Is a's advantage over b larger `there` than `here`? Each is a pair (a, b).
-
-    The two sets hold different questions, so each is resampled by itself. Returns
-    difference = (a - b there) - (a - b here), low, high, n_there, n_here.
-    """
-    gaps = [_finite(a) - _finite(b) for a, b in (there, here)]
-    rng = np.random.default_rng(seed)
-    far, near = (bootstrap_means(gap, None, samples, rng) for gap in gaps)
-    low, high = _percentiles(far - near)
-    return {
-        "difference": float(gaps[0].mean() - gaps[1].mean()),
-        "low": low,
-        "high": high,
-        "n_there": len(gaps[0]),
-        "n_here": len(gaps[1]),
-    }
 
 
 def contrast(
@@ -196,28 +158,6 @@ def contrast(
     return found
 
 
-def contrast_of_means(effects: Sequence[float], question_error: float) -> dict:
-    """`contrast` where only each seed's mean is known, not its single answers.
-
-    `effects` [seeds] are the seeds' contrasts; `question_error` is an upper bound of
-    the standard error that the choice of questions adds to each of them.
-    """
-    effects = _finite(effects)
-    seeds, question = len(effects), question_error**2
-    between = float(effects.var(ddof=1)) / seeds if seeds > 1 else 0.0
-    half = sqrt(_squared(seeds - 1, between) + Z**2 * question)
-    mean = float(effects.mean())
-    return {
-        "effect": mean,
-        "low": mean - half,
-        "high": mean + half,
-        "error": sqrt(between + question),
-        "sd": float(effects.std(ddof=1)) if seeds > 1 else None,
-        "seeds": seeds,
-        "varies": "seeds and questions" if seeds > 1 else "questions",
-    }
-
-
 def mean_over_seeds(values: np.ndarray) -> dict:
     """Mean of `values` [seeds, n] with a 95 % interval for other seeds and questions.
 
@@ -245,7 +185,7 @@ def mean_over_seeds(values: np.ndarray) -> dict:
         raise ValueError(f"expected [seeds, at least 2 questions], got {values.shape}")
     seeds, n = values.shape
     variance, freedom = _variance_of_mean(values)
-    half = t_quantile(0.5 + CONFIDENCE / 2, freedom) * sqrt(variance)
+    half = _quantile(freedom) * sqrt(variance)
     if 1 < seeds < ENOUGH_SEEDS:
         half = max(half, _half_of_few_seeds(values))
     mean = float(values.mean())
@@ -259,20 +199,6 @@ def mean_over_seeds(values: np.ndarray) -> dict:
         "n": n,
         "varies": "seeds and questions" if seeds > 1 else "questions",
     }
-
-
-@lru_cache(maxsize=1024)
-def t_quantile(share: float, freedom: float) -> float:
-    """Quantile of Student's t for 0.5 <= share < 1 and freedom >= 1.
-
-    With t = sqrt(freedom) * tan(angle) the density becomes cos(angle)**(freedom - 1)
-    on 0 .. pi/2: smooth and bounded, so a fine trapezoid sum is exact enough (1e-6).
-    """
-    angle = np.linspace(0, np.pi / 2, 100_001)
-    density = np.cos(angle) ** (freedom - 1)
-    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    at = np.interp(2 * share - 1, area / area[-1], angle)
-    return float(sqrt(freedom) * np.tan(at))
 
 
 def unpaired_difference(k_a: int, n_a: int, k_b: int, n_b: int) -> dict:
@@ -341,17 +267,22 @@ def paired_power(difference: float, discordant: float, n: int) -> float:
     return power(difference, error, half=Z * sqrt(discordant / n))
 
 
+def _mean_squares(values: np.ndarray) -> tuple[float, float, float]:
+    """Of seeds, questions and the rest, of [seeds, n]; see `mean_over_seeds`."""
+    seeds, n = values.shape
+    by_seed, by_question = values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_question + values.mean()
+    noise = float((rest**2).sum()) / ((seeds - 1) * (n - 1))
+    return n * by_seed.var(ddof=1), seeds * by_question.var(ddof=1), noise
+
+
 def _variance_of_mean(values: np.ndarray) -> tuple[float, float]:
     """Variance of the mean of [seeds, n] and its degrees of freedom."""
     seeds, n = values.shape
-    by_seed, by_question = values.mean(1), values.mean(0)
-    question = seeds * by_question.var(ddof=1)
     if seeds == 1:
-        return question / n, n - 1
-    seed = n * by_seed.var(ddof=1)
-    rest = values - by_seed[:, None] - by_question + values.mean()
+        return values[0].var(ddof=1) / n, n - 1
+    seed, question, noise = _mean_squares(values)
     freedom = (seeds - 1) * (n - 1)
-    noise = (rest**2).sum() / freedom
     # (weight, mean square, degrees of freedom) of the components that are not negative
     terms = [(1, seed, seeds - 1)] if seed > noise else []
     terms += [(1, question, n - 1)] if question > noise else []
@@ -360,6 +291,21 @@ def _variance_of_mean(values: np.ndarray) -> tuple[float, float]:
     total = sum(weight * square for weight, square, _ in terms)
     spread = sum((weight * square) ** 2 / df for weight, square, df in terms)
     return total / (seeds * n), max(1.0, total**2 / spread) if spread else freedom
+
+
+def _half_of_few_seeds(values: np.ndarray) -> float:
+    """Half the interval of the mean of [seeds, n] with a quantile a component."""
+    seeds, n = values.shape
+    seed, question, noise = _mean_squares(values)
+    question = max(0.0, question - noise)
+    squares = ((seeds - 1, seed), (n - 1, question))
+    total = sum(_quantile(freedom) ** 2 * square for freedom, square in squares)
+    return sqrt(total / (seeds * n))
+
+
+def _quantile(freedom: float) -> float:
+    """How many standard errors of Student's t a 95 % interval reaches."""
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def _contrast(
@@ -376,12 +322,13 @@ def _contrast(
         sums = sum(part.mean(1) for part in parts)
         found = mean_over_seeds(sums[:, None] + shares.shape[1] * shares)
         return {"effect": found.pop("mean"), **found, **counts}
-    rng = np.random.default_rng(seed)
     means = sum(
-        bootstrap_means(part[0], _numbered(labels), samples, rng)
-        for part, labels in pairs
+        resampling(tuple(_numbered(labels)), samples, seed, k).means(
+            part[0], _numbered(labels)
+        )
+        for k, (part, labels) in enumerate(pairs)
     )
-    low, high = _percentiles(means)
+    low, high = percentiles(means)
     return {
         "effect": float(sum(part.mean() for part in parts)),
         "low": low,
@@ -412,24 +359,6 @@ def _telling(part: np.ndarray, labels: Sequence) -> int:
     return len({label for label, tells in zip(labels, other, strict=True) if tells})
 
 
-def _half_of_few_seeds(values: np.ndarray) -> float:
-    """Half the interval of the mean of [seeds, n] with a quantile a component."""
-    seeds, n = values.shape
-    by_seed, by_question = values.mean(1), values.mean(0)
-    rest = values - by_seed[:, None] - by_question + values.mean()
-    noise = (rest**2).sum() / ((seeds - 1) * (n - 1)) / (seeds * n)
-    seed = float(by_seed.var(ddof=1)) / seeds
-    question = max(0.0, float(by_question.var(ddof=1)) / n - noise)
-    return sqrt(_squared(seeds - 1, seed) + _squared(n - 1, question))
-
-
-def _squared(freedom: int, variance: float) -> float:
-    """The square of t(freedom) standard errors; 0 where nothing varies."""
-    if not variance:
-        return 0.0
-    return t_quantile(0.5 + CONFIDENCE / 2, freedom) ** 2 * variance
-
-
 def _contributions(part: np.ndarray, labels: Sequence) -> np.ndarray:
     """What each cluster adds to the mean of part [seeds, n]: [seeds, clusters]."""
     index = _numbered(labels)
@@ -448,9 +377,3 @@ def _finite(values: Sequence[float]) -> np.ndarray:
             "a failed question counts as 0 and is never left out"
         )
     return array
-
-
-def _percentiles(means: np.ndarray) -> tuple[float, float]:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)

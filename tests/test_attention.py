@@ -12,7 +12,7 @@ import torch
 from test_shared_prefix_families import encoded, family  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
-from lib import attention, evaluate, evidence_plots, models, records
+from lib import attention, evaluate, models, records
 from lib.frame_store import question_media
 from lib.model import encoding, prefix, rollouts
 from lib.prompts import messages, prompt_text
@@ -225,36 +225,6 @@ def run(tmp_path):
     return tmp_path
 
 
-def one(rows, **wanted):
-    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
-    return row
-
-
-def test_summary_by_hand(run):
-    found = attention.summarise(run, [attention.OWN], 200, 0)
-    assert records.read_json(run / "attention.json") == found
-    (text,) = found["texts"]
-    assert text == {"text": "own", "asked": 3, "left_out": 1, "retokenized": 0}
-    row = one(found["masses"], model="grpo", where="layer 2", kind="video")
-    assert (row["n"], row["equal"]) == (2, pytest.approx(0.2))
-    assert row["mean"] == pytest.approx(np.mean([0.6, 0.7]))
-    assert row["low"] == pytest.approx(0.6) and row["high"] == pytest.approx(0.7)
-    gap = one(
-        found["differences"], a="grpo", b="base", where="all layers", kind="video"
-    )
-    ends = [gap["difference"], gap["low"], gap["high"]]
-    assert ends == pytest.approx([0.3, 0.3, 0.3])
-    pair = one(found["differences"], a="sft", b="base", where="letter", kind="video")
-    assert pair["n"] == 1  # of two questions SFT gave one a letter
-    ns = [r["n"] for r in found["by_token"] if r["model"] == "base"]
-    assert ns == [2, 2, 1]
-    table = attention.differences_markdown(found, "own")
-    line = (
-        "| everything | video | GRPO − base | 2 | 55.0 − 25.0 | +30.0 [+30.0, +30.0] |"
-    )
-    assert line in table
-
-
 def test_methods_with_other_questions_are_not_compared(run):
     rows = records.read_jsonl(run / "attention_grpo.jsonl")
     records.write_jsonl(run / "attention_grpo.jsonl", rows[1:])
@@ -276,12 +246,3 @@ def test_the_example_is_chosen_by_rule(run):
 
     assert attention.example(rows, said(grpo=["L1/b"])) == "L1/b"
     assert attention.example(rows, said(grpo=["L1/b"], base=["L1/b"])) == "L1/a"
-
-
-def test_figures_hold_the_numbers(run, tiny_questions):
-    found = attention.summarise(run, ["own"], 50, 0)
-    layers = evidence_plots.attention_layers(found, "own").axes[0].get_lines()
-    drawn = [line.get_ydata().tolist() for line in layers if line.get_marker() == "o"]
-    assert drawn[0] == pytest.approx([15, 35]) and drawn[2] == pytest.approx([45, 65])
-    tokens = evidence_plots.attention_tokens(found, "own").axes[0].get_lines()
-    assert [len(line.get_xdata()) for line in tokens] == [3, 3, 3]

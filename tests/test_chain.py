@@ -6,7 +6,8 @@ import shutil
 import pytest
 from made_run import edit_row
 
-from lib import chain, paths, records, report
+from lib import chain, paths, records
+from lib.analysis import readme
 from lib.chain import NotAsLeft, close, seal, verify
 from lib.show import report as show
 
@@ -231,7 +232,7 @@ def test_an_executed_notebook_is_the_one_that_was_executed(run):
 
 def test_no_door_shows_a_number_of_such_a_run(run):
     edit_row(run / "predictions_sft_L1.jsonl", 1, id="other")
-    for door in (show.write, report.reference_record):
+    for door in (show.write, readme.reference_record):
         with pytest.raises(NotAsLeft, match=r"predictions_sft_L1\.jsonl, line 2"):
             door(run)
 

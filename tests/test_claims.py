@@ -5,17 +5,16 @@ import matplotlib
 matplotlib.use("Agg")
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from made_run import ABILITY, DOMAINS, answering, edit_row, predictions, write_run
+from made_run import DOMAINS, answering, predictions, write_run
 
-from lib import claims, plots, report, tables
-from lib.claim_records import Missing, Records, Term, source_videos
+from lib import claims, plots
+from lib.analysis import answers, compare
+from lib.analysis.terms import Records, Term
 from lib.claims import MISSING, OPEN, REFUTED, SUPPORTED
-from lib.paths import ROOT
+from lib.methods import SETS
 from lib.records import read_json, read_jsonl, write_json, write_jsonl
 
 SAMPLES = 400
@@ -51,8 +50,8 @@ def row_of(effect, low, high, size=None, above=0.0, seeds=3):
     return row | {"above": above, "paper": paper}
 
 
-def write_sweep(folder, name, values, labels=("grpo", "sft"), single=True, n=200):
-    """runs.json of a sweep of 3 seeds: `values` {(value): accuracy}; returns folder."""
+def write_sweep(folder, name, values, labels=("grpo", "sft"), n=200):
+    """The record of a sweep of 3 seeds: `values` {value: accuracy}; returns folder."""
     rows = []
     for value, ability in values.items():
         for seed in range(3):
@@ -60,15 +59,22 @@ def write_sweep(folder, name, values, labels=("grpo", "sft"), single=True, n=200
             metrics = {}
             for label in labels:
                 for level in ("L1", "L2", "L3"):
-                    right = rng.random(n) < ability
-                    entry = {"n": n, "accuracy": float(right.mean())}
-                    if single:
-                        entry["correct"] = "".join("01"[int(r)] for r in right)
-                    metrics.setdefault(label, {})[level] = entry
+                    right = "".join("01"[int(r < ability)] for r in rng.random(n))
+                    metrics.setdefault(label, {})[level] = {"n": n, "correct": right}
             row = {"run": f"{name}-{value}-{seed}", "seed": seed, "status": "finished"}
             rows.append(row | {name: value, "seconds": 1.0, "metrics": metrics})
     write_json(folder / f"{name}.json", rows)
     return folder
+
+
+def write_condition(run, label, level, condition, rows):
+    """The rows of a condition, with the settings that 04_eval leaves beside rows."""
+    sampling = {"max_frames": 8, "height": 56, "width": 112}
+    seen = run / f"predictions_{label}_{level}.jsonl"
+    file = run / f"predictions_{label}_{level}.{condition}.jsonl"
+    write_jsonl(file, rows)
+    for path in (seen, file):
+        write_json(path.with_suffix(".settings.json"), {"sampling": sampling})
 
 
 def write_coherence(run, label, share, **fields):
@@ -124,7 +130,7 @@ def test_published_counts_give_the_printed_percentages():
         "sft general duration_group=3600": pytest.approx(36.35, abs=0.005),
     }
     shares = claims.published_shares("sbr")
-    for where, entry in tables.published()["sets"].items():
+    for where, entry in compare.published()["sets"].items():
         for label, printed in entry["printed"].items():
             share, n = shares[f"{label} {where}"]
             assert n == entry["n"]
@@ -274,11 +280,11 @@ def test_the_sentence_in_full():
 
 
 def test_a_paired_part_is_the_comparison_of_the_analysis(made):
-    """The same bootstrap as tables.comparisons: same seed, same interval."""
+    """The same contrast: same seed, same interval."""
     run, _, rows = made
     compared = {
         (r["a"], r["b"], r["set"]): r
-        for r in tables.comparisons(tables.read_predictions(run), SAMPLES, 0)
+        for r in compare.differences(compare.right(answers.read(run)), samples=SAMPLES)
     }
     for number, level in ((1, "L1"), (2, "L2"), (3, "L3"), (6, "general")):
         part, row = part_of(rows, number), compared["grpo", "sft", level]
@@ -328,7 +334,7 @@ def test_verdicts_follow_what_was_simulated(tmp_path):
 def test_a_few_equal_answers_decide_nothing(tmp_path):
     """16 questions that all methods answer alike do not refute the paper."""
     run = write_run(tmp_path / "run", n=16)
-    for level in tables.SETS:
+    for level in SETS:
         rows = read_jsonl(run / f"predictions_base_{level}.jsonl")
         for model in ("sft", "grpo"):
             write_jsonl(run / f"predictions_{model}_{level}.jsonl", rows)
@@ -344,37 +350,6 @@ def test_power_grows_with_the_size_and_is_reported(made):
     beside = part_of(rows, 6, "GRPO − direct answers of the base, general")
     assert beside["power"] is None and beside["detectable"] > 0
     assert 0 < part_of(rows, 1)["paper_paired_power"] < 1
-
-
-def test_questions_on_one_recording_are_one_cluster(run, tmp_path):
-    """Four questions a recording, all alike: the interval is twice as wide."""
-    rng = np.random.default_rng(3)
-    for model in ("grpo", "sft"):
-        path = run / f"predictions_{model}_L1.jsonl"
-        rows = sorted(read_jsonl(path), key=lambda row: int(row["id"][3:]))
-        right = np.repeat(rng.random(10) < 0.5, 4)
-        write_jsonl(path, map(answering, rows, right))
-    annotations = tmp_path / "data/annotations/validation_L1.jsonl"
-    asked = [{"sample_id": i, "video_id": f"P{i // 4}"} for i in range(40)]
-    write_jsonl(annotations, asked)
-    pair = [Term.read("grpo L1"), Term.read("-sft L1")]
-    alone = Records(run).contrast(pair, 4000, 0)
-    whole = Records(run, tmp_path / "data").contrast(pair, 4000, 0)
-    assert (alone["clusters"], whole["clusters"]) == (40, 10)
-    width = [row["high"] - row["low"] for row in (alone, whole)]
-    assert width[1] / width[0] == pytest.approx(2, rel=0.15)
-
-
-def test_the_recording_of_a_text_id(tmp_path):
-    write_jsonl(
-        tmp_path / "annotations/validation_L3.jsonl",
-        [{"sample_id": "a_b_0"}, {"sample_id": "a_b_1"}, {"sample_id": "c_0"}],
-    )
-    assert source_videos(tmp_path, "L3") == {
-        "L3/a_b_0": "a_b",
-        "L3/a_b_1": "a_b",
-        "L3/c_0": "c",
-    }
 
 
 def test_behind_names_the_discordant_questions(made):
@@ -421,24 +396,17 @@ def test_a_missing_method_is_missing_and_not_zero(run):
     assert "predictions_sft_L1.jsonl" in row["sentence"]
 
 
-def test_without_video_the_same_questions_count(made, tmp_path):
+def test_without_video_the_same_questions_count(tmp_path):
     """A condition that was asked of a part: with the video, only that part counts."""
     run = write_run(tmp_path / "run", n=100, sets=("L1", "L3"))
-    for model in ("grpo", "base"):
+    gain = 0
+    for model, way in (("grpo", 1), ("base", -1)):
         rows = read_jsonl(run / f"predictions_{model}_L1.jsonl")[:60]
+        gain += way * np.mean([row["correct"] for row in rows])
         blind = [answering(row, False) for row in rows]
-        write_jsonl(run / f"predictions_{model}_L1.no_video.jsonl", blind)
-    records = Records(run, sweeps=tmp_path)
-    part = part_of(claims.table(records, SAMPLES), 8)
-    right = {
-        model: [
-            row["correct"]
-            for row in read_jsonl(run / f"predictions_{model}_L1.jsonl")[:60]
-        ]
-        for model in ("grpo", "base")
-    }
+        write_condition(run, model, "L1", "no_video", blind)
+    part = part_of(claims.table(Records(run, sweeps=tmp_path), SAMPLES), 8)
     assert part["n"] == 60 and part["sets"] == ["L1"]
-    gain = np.mean(right["grpo"]) - np.mean(right["base"])
     assert part["effect"] == pytest.approx(gain)
 
 
@@ -446,16 +414,24 @@ def test_more_frames_means_more_than_the_models_see(run):
     for frames in (4, 16):
         rows = read_jsonl(run / "predictions_grpo_L1.jsonl")
         better = [answering(row, frames == 16) for row in rows]
-        write_jsonl(run / f"predictions_grpo_L1.frames_{frames}.jsonl", better)
-    settings = run / "predictions_grpo_L1.settings.json"
-    seen = {"max_frames": 8, "height": 56, "width": 112}
-    write_json(settings, {"sampling": seen})
+        write_condition(run, "grpo", "L1", f"frames_{frames}", better)
     row = claims.table(Records(run, sweeps=run), SAMPLES)[10]
     assert row["verdict"] == SUPPORTED
     assert row["parts"][1]["verdict"] == MISSING  # no larger pictures; one is enough
     assert row["parts"][0]["records"][1].endswith("predictions_grpo_L1.jsonl")
-    write_json(settings, {"sampling": seen | {"max_frames": 16}})
+    settings = run / "predictions_grpo_L1.settings.json"
+    usual = {"max_frames": 16, "height": 56, "width": 112}
+    write_json(settings, {"sampling": usual})
     assert claims.table(Records(run, sweeps=run), SAMPLES)[10]["verdict"] == MISSING
+
+
+def test_a_seed_that_was_asked_more_counts_alone_there(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(3)]
+    rows = read_jsonl(runs[1] / "predictions_grpo_L1.jsonl")
+    write_condition(runs[1], "grpo", "L1", "no_video", rows)
+    found = Records(runs, sweeps=tmp_path)
+    assert {*found.rows(Term.read("grpo L1")).seed} == {0, 1, 2}
+    assert {*found.rows(Term.read("grpo L1 condition=no_video")).seed} == {1}
 
 
 def test_coherence_counts_what_says_nothing_as_unsupported(tmp_path):
@@ -483,7 +459,9 @@ def test_a_judge_counts_where_the_truth_is_not_known(tmp_path):
 def test_attention_is_read_by_question(run):
     for label, visual in (("grpo", 0.3), ("sft", 0.2)):
         layers = [[visual - 0.05, 0.05, 1 - visual]] * 2
-        rows = [{"id": f"L1/{i}", "by_layer": layers} for i in range(9)]
+        row = {"by_layer": layers, "by_token": layers[:1], "parts": {}}
+        row |= {"equal": layers[0], "retokenized": False}
+        rows = [row | {"id": f"L1/{i}"} for i in range(9)]
         rows.append({"id": "L1/9", "left_out": "the completion is empty"})
         write_jsonl(run / f"attention_{label}.jsonl", rows)
     rows = claims.table(Records(run, sweeps=run), SAMPLES)
@@ -493,7 +471,7 @@ def test_attention_is_read_by_question(run):
 
 def test_care_is_compared_with_grpo(tmp_path):
     run = write_run(tmp_path / "run", n=60)
-    for level in tables.SETS:
+    for level in SETS:
         rows = read_jsonl(run / f"predictions_grpo_{level}.jsonl")
         better = [answering(row, True) for row in rows]
         write_jsonl(run / f"predictions_care_{level}.jsonl", better)
@@ -506,11 +484,9 @@ def test_care_is_compared_with_grpo(tmp_path):
     assert "published for Qwen2.5-VL-7B" in claims.markdown(rows)
 
 
-@pytest.mark.parametrize("single", [True, False])
-def test_sweeps_with_and_without_single_answers(run, tmp_path, single):
-    """Without them the questions count as unpaired: the same effect, wider."""
-    write_sweep(tmp_path, "label_noise", {0.0: 0.8, 0.2: 0.7, 0.4: 0.5}, single=single)
-    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.599}, single=single)
+def test_ends_of_a_sweep(run, tmp_path):
+    write_sweep(tmp_path, "label_noise", {0.0: 0.8, 0.2: 0.7, 0.4: 0.5})
+    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.599})
     records = Records(run, sweeps=tmp_path)
     rows = claims.table(records, SAMPLES)
     noise, kl = part_of(rows, 14), part_of(rows, 17)
@@ -518,22 +494,7 @@ def test_sweeps_with_and_without_single_answers(run, tmp_path, single):
     assert (noise["verdict"], noise["seeds"], noise["n"]) == (SUPPORTED, 3, 600)
     assert kl["low"] < 0 < kl["high"]
     assert noise["records"] == [str(tmp_path / "label_noise.json")]
-    if single:
-        assert claims.behind(records, 14)["for"]
-    else:
-        with pytest.raises(Missing, match="single answers"):
-            claims.behind(records, 14)
-
-
-def test_means_alone_are_wider_than_single_answers(run, tmp_path):
-    widths = []
-    for single in (True, False):
-        folder = tmp_path / str(single)
-        write_sweep(folder, "kl", {0.0: 0.6, 0.1: 0.55}, single=single)
-        part = part_of(claims.table(Records(run, sweeps=folder), SAMPLES), 17)
-        widths.append((part["effect"], part["error"]))
-    assert widths[0][0] == pytest.approx(widths[1][0])
-    assert widths[0][1] < widths[1][1]
+    assert claims.behind(records, 14)["for"]
 
 
 def test_variants_of_a_sweep_are_found_by_name(run, tmp_path):
@@ -545,7 +506,8 @@ def test_variants_of_a_sweep_are_found_by_name(run, tmp_path):
     table = claims.table(Records(run, sweeps=tmp_path), SAMPLES)
     assert table[17]["verdict"] == SUPPORTED
     assert table[18]["verdict"] == MISSING
-    assert "care.json with bonus=sparse reference=frozen" in table[18]["sentence"]
+    said = table[18]["sentence"]
+    assert "care.json with" in said and "bonus=sparse reference=frozen" in said
 
 
 def test_unfinished_runs_of_a_sweep_are_not_zero(run, tmp_path):
@@ -576,49 +538,6 @@ def test_several_seeds_carry_seeds_and_questions(tmp_path):
     assert part["varies"] == "seeds and questions"
     assert "one training seed" not in part["sentence"]
     assert len(part["records"]) == 10
-
-
-def test_runs_of_other_settings_are_not_pooled(tmp_path):
-    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
-    state = read_json(runs[1] / "pipeline.json")
-    state["parameters"]["data_dir"] = "outputs/data/y"
-    write_json(runs[1] / "pipeline.json", state)
-    with pytest.raises(ValueError, match="more than their seed"):
-        Records(runs)
-    with pytest.raises(ValueError, match="both of seed 0"):
-        Records([runs[0], runs[0]])
-
-
-def test_seeds_that_were_asked_more_are_pooled_where_all_have_answers(tmp_path):
-    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(3)]
-    state = read_json(runs[1] / "pipeline.json")
-    more = state["parameters"] | {"perception_conditions": "no_video"}
-    write_json(runs[1] / "pipeline.json", {**state, "parameters": more})
-    found = Records(runs, sweeps=tmp_path)
-    assert set(found.answers(Term.read("grpo L1"))) == {0, 1, 2}
-    seen = runs[1] / "predictions_grpo_L1.jsonl"
-    (runs[1] / "predictions_grpo_L1.no_video.jsonl").write_text(seen.read_text())
-    assert set(found.answers(Term.read("grpo L1 condition=no_video"))) == {1}
-
-
-def test_runs_of_other_questions_are_not_pooled(tmp_path):
-    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
-    for model in ABILITY:
-        edit_row(runs[1] / f"predictions_{model}_L1.jsonl", 0, gold="D")
-    with pytest.raises(ValueError, match="other questions"):
-        claims.table(Records(runs, sweeps=tmp_path), SAMPLES)
-
-
-def test_a_lost_row_is_not_compared(run):
-    path = run / "predictions_grpo_L1.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match="other questions"):
-        claims.table(Records(run, sweeps=run), SAMPLES)
-
-
-def test_a_run_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="python -m lib"):
-        Records(tmp_path / "none")
 
 
 @pytest.mark.parametrize("text", ["grpo", "grpo L1 no_video", "", "grpo L1 value="])
@@ -716,22 +635,3 @@ def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
     with pytest.raises(SystemExit):
         claims.main([str(other), "--only", "22", "--out", str(out)])
     assert "invalid choice: 22" in capsys.readouterr().err
-
-
-def test_no_torch():
-    """Verdicts are read on machines without torch."""
-    code = "import sys; from lib import claims; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
-
-
-def test_the_table_of_the_readme_is_written_from_the_record(run, tmp_path):
-    rows = claims.table(Records(run), SAMPLES)
-    claims.write(tmp_path, rows)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{claims.BEGIN}\nOUTDATED\n{claims.END}\nafter\n")
-    report.write_block(readme, claims.readme_block(tmp_path))
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n")
-    assert "OUTDATED" not in text and claims.markdown(rows) in text
-    with pytest.raises(FileNotFoundError, match=r"claims.json.*lib.claims"):
-        claims.readme_block(tmp_path / "nowhere")

@@ -1,72 +1,66 @@
-"""What is averaged over seeds is what the rows of the seeds say, one by one."""
+"""What was seen, what reasoning supports, where they look: by hand, and drawn."""
 
+import json
 from types import SimpleNamespace
 
 import matplotlib
 
 matplotlib.use("Agg")
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from made_run import answering
 
-from lib import coherence, evidence, perception, stats, tables
-from lib.records import read_json, write_json, write_jsonl
+from lib import evidence_plots, stats, tables
+from lib.analysis import answers, attended, reasoned, seen
+from lib.analysis.readme import evidence_markdown, labels_of
+from lib.methods import ASKED, METHODS
+from lib.records import read_jsonl, write_json, write_jsonl
 
-IDS = [f"L1/{i}" for i in range(12)]
-ASKED = {"conditions": ["no_video"], "left_out": {}, "sets": ["L1"], "count": 12}
+DRAWS = {"samples": 500, "seed": 0}
+IDS = [f"L1/{i}" for i in range(6)]
 QUESTIONS = {
-    key: SimpleNamespace(level="L1", video=f"{key}.mp4", image=None) for key in IDS
-}
-GROUPS = {
-    key: {"group": "needed" if i < 4 else "open", "ceiling": 0.5 if i < 4 else 1.0}
+    key: SimpleNamespace(video=None if i in (2, 5) else f"{i}.mp4")
     for i, key in enumerate(IDS)
 }
+RIGHT = {  # by question 0 to 5
+    ("base", "seen"): (1, 0, 0, 0, 0, 1),
+    ("sft", "seen"): (1, 1, 0, 0, 1, 1),
+    ("grpo", "seen"): (1, 1, 1, 1, 1, 1),
+    ("base", "no_video"): (1, 0, 0, 0, 0, 1),
+    ("sft", "no_video"): (1, 0, 0, 0, 1, 1),
+    ("grpo", "no_video"): (0, 0, 1, 1, 0, 1),
+}
+GROUPS = {
+    "L1/0": {"group": "needed", "ceiling": 0.5},
+    "L1/1": {"group": "needed", "ceiling": 0.7},
+    "L1/3": {"group": "open", "ceiling": 1.0},
+    "L1/4": {"group": "open", "ceiling": 1.0},
+}
 
 
-def drawn(*place):
-    """Right or wrong for each question, as these words decide."""
-    seed = [sum(map(ord, str(word))) for word in place]
-    return np.random.default_rng(seed).random(len(IDS)) < 0.6
+def write_seen(run, seed=0, name="L1"):
+    """A run of six questions; from one seed to the next the answers move on by one."""
+    for (model, condition), right in RIGHT.items():
+        ending = "" if condition == "seen" else f".{condition}"
+        file = run / f"predictions_{model}_{name}{ending}.jsonl"
+        options = ["wash cup", "dry cup", "cut cup", "tie cup"]
+        row = {"options": options, "gold": "A", "truncated": False}
+        ids = [key.replace("L1", name) for key in IDS]
+        asked = ({"id": key} | row for key in ids)
+        write_jsonl(file, map(answering, asked, np.roll(right, seed)))
+        write_json(file.with_suffix(".settings.json"), {"model": model})
+    asked = {"conditions": ["no_video"], "left_out": {}, "sets": ["L1"], "count": 6}
+    write_json(run / ASKED, asked | {"seed": 0})
+    write_json(run / "pipeline.json", {"parameters": {"seed": seed}})
+    return run
 
 
-def prediction(key, right):
-    options = ["wash cup", "dry cup", "cut cup", "tie cup"]
-    asked = {"id": key, "options": options, "gold": "A", "truncated": False}
-    return answering(asked, right)
-
-
-@pytest.fixture
-def runs(tmp_path):
-    found = {}
-    for seed in (0, 1, 2):
-        run = found[seed] = tmp_path / f"seed{seed}"
-        write_json(run / perception.ASKED, {**ASKED, "seed": 0})
-        for model in tables.METHODS:
-            for condition in (perception.SEEN, "no_video"):
-                right = drawn(model, condition, seed)
-                file = perception.predictions_file(run, model, "L1", condition)
-                rows = [prediction(*pair) for pair in zip(IDS, right, strict=True)]
-                write_jsonl(file, rows)
-                write_json(file.with_suffix(".settings.json"), {"model": model})
-            write_jsonl(run / f"coherence_{model}_L1.jsonl", reasoned(model, seed))
-    return found
-
-
-def reasoned(model, seed):
-    """Rows of lib.coherence: the reader errs on the first question alone."""
-    rows = []
-    for i, right in enumerate(drawn(model, "consistent", seed)):
-        row = dict.fromkeys(("next", "false_object", "judge", "judge_error"))
-        row |= {"id": IDS[i], "answer": "A", "correct": True, "judged": False}
-        row |= {"consistent": "yes" if right else "no", "consistent_other": "no"}
-        row |= {"follows": "yes", "progress": "right", "false_step": "no"}
-        row |= {"base_reader": bool(right) != (i == 0), "own_reader": bool(right)}
-        row |= {f"implied_{control}": "B" for control in coherence.CONTROLS}
-        row |= {"names_letter": False, "verbatim": False, "overlap": 0.25}
-        row |= {"verbatim_flawless": None, "overlap_flawless": None}
-        rows.append(row)
-    return rows
+def looked(runs, groups=GROUPS, questions=QUESTIONS):
+    frame = answers.read(runs)
+    return seen.seen(frame, seen.asked_of(runs), questions, groups, **DRAWS)
 
 
 def one(rows, **wanted):
@@ -74,83 +68,295 @@ def one(rows, **wanted):
     return row
 
 
-def test_accuracy_and_cost_are_those_of_all_seeds(runs):
-    found = evidence.seen_over_seeds(runs, QUESTIONS, GROUPS)
-    seen, without = (
-        np.array([drawn("grpo", shown, seed) for seed in runs], float)
-        for shown in (perception.SEEN, "no_video")
-    )
+def words(figure):
+    return " ".join(text.get_text() for text in figure.findobj(plt.Text))
+
+
+# --- seen -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    return looked([write_seen(tmp_path_factory.mktemp("seen"))])
+
+
+def test_costs_by_hand(found):
     row = one(found["accuracy"], model="grpo", condition="no_video", group="all")
-    over = stats.mean_over_seeds(without)
-    assert (row["accuracy"], row["low"]) == (over["mean"], max(0, over["low"]))
-    assert row["high"] == min(1, over["high"])
-    lost = stats.mean_over_seeds(seen - without)
-    assert (row["cost"], row["cost_low"]) == (lost["mean"], lost["low"])
-    assert (row["n"], row["seeds"], row["chance"]) == (12, 3, 0.25)
-    needed = one(
-        found["accuracy"], model="grpo", condition=perception.SEEN, group="needed"
-    )
-    assert needed["n"] == 4 and needed["accuracy"] == seen[:, :4].mean()
-    assert one(found["ceilings"], group="needed")["ceiling"] == 0.5
+    assert (row["n"], row["accuracy"], row["chance"]) == (6, 0.5, 0.25)
+    assert row["cost"] == pytest.approx(0.5)
+    assert row["cost_low"] <= 0.5 <= row["cost_high"]
+    row = one(found["accuracy"], model="grpo", condition="no_video", group="with video")
+    assert (row["n"], row["accuracy"]) == (4, 0.25)
+    row = one(found["accuracy"], model="sft", condition="seen", group="needed")
+    assert (row["n"], row["accuracy"]) == (2, 1.0)
+    assert one(found["ceilings"], group="needed")["ceiling"] == pytest.approx(0.6)
 
 
-def test_the_cost_in_the_table_is_a_loss_with_its_ends_in_order(runs):
-    found = evidence.seen_over_seeds(runs, QUESTIONS, GROUPS)
-    row = one(found["accuracy"], model="sft", condition="no_video", group="all")
+def test_a_gain_that_is_perception_shrinks_without_the_video(found):
+    row = one(found["gains"], a="grpo", b="base", condition="no_video", group="all")
+    assert row["gain"] == pytest.approx(4 / 6)
+    assert row["gain_then"] == pytest.approx(1 / 6)
+    assert row["difference"] == pytest.approx(3 / 6)
+    assert row["low"] < row["difference"] < row["high"]
+    needed = one(found["needs"], model="grpo")  # 1.0 where it is, 0.5 elsewhere
+    assert needed["difference"] == pytest.approx(0.5)
+
+
+def test_several_sets_are_also_put_together(tmp_path):
+    run = write_seen(write_seen(tmp_path), name="L3")
+    asked = json.loads((run / ASKED).read_text())
+    write_json(run / ASKED, {**asked, "sets": ["L1", "L3"]})
+    more = {key.replace("L1", "L3"): item for key, item in QUESTIONS.items()}
+    rows = looked([run], {}, QUESTIONS | more)["accuracy"]
+    sizes = {row["set"]: row["n"] for row in rows if row["group"] == "all"}
+    assert sizes == {"L1": 6, "L3": 6, "L1+L3": 12}
+
+
+def test_what_was_not_answered_is_named(tmp_path):
+    run = write_seen(tmp_path)
+    (run / "predictions_grpo_L1.no_video.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match=r"grpo_L1\.no_video.*04_eval"):
+        looked([run])
+
+
+def test_over_seeds_the_seed_varies_too(tmp_path):
+    runs = [write_seen(tmp_path / f"seed{seed}", seed) for seed in range(3)]
+    found = looked(runs)
+    row = one(found["accuracy"], model="grpo", condition="no_video", group="all")
+    values = [np.roll(RIGHT["grpo", "no_video"], seed) for seed in range(3)]
+    assert (row["accuracy"], row["seeds"]) == (pytest.approx(np.mean(values)), 3)
     ends = (-row[key] for key in ("cost", "cost_high", "cost_low"))
-    assert tables.span(*ends, signed=True) in evidence.seen_markdown(found)
-    assert "L1, 12 questions × 3 seeds" in evidence.seen_markdown(found)
-
-
-def test_runs_that_asked_other_questions_are_refused(runs):
-    write_json(runs[1] / perception.ASKED, {**ASKED, "seed": 1})
+    text = seen.markdown(found)
+    assert tables.span(*ends, signed=True) in text
+    assert "L1, 6 questions × 3 seeds" in text
+    write_json(runs[1] / ASKED, {"conditions": [], "sets": ["L1"]})
     with pytest.raises(ValueError, match=r"seed1.*perception_asked\.json differs"):
-        evidence.seen_over_seeds(runs, QUESTIONS, GROUPS)
+        seen.asked_of(runs)
 
 
-def test_shares_and_agreement_are_those_of_the_rows(runs):
-    given = (runs, tables.METHODS, QUESTIONS, 200, 0)
-    found = evidence.coherence_over_seeds(*given)
-    right = np.array([drawn("grpo", "consistent", seed) for seed in runs], float)
-    row = one(found["shares"], model="grpo", measure="consistent")
-    assert row["set"] == "levels" and row["share"] == right.mean()
-    assert row["low"] == max(0, stats.mean_over_seeds(right)["low"])
-    agreed = one(
-        found["agreement"],
-        model="grpo",
-        second="base_reader",
-        reasoning="own",
-        first="consistent",
-    )
-    assert agreed["n"] == 36
-    assert agreed["only_first"] + agreed["only_second"] == 3  # one question a seed
-    text = evidence.agreement_sentence(found)
-    assert f"| GRPO | own | 36 | {100 * 33 / 36:.1f} |" in text
+def test_tables_and_figure_say_the_same(found):
+    table = seen.markdown(found)
+    assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
+    assert "| no video | 33.3 (0.0 [" in table and "| 50.0 (−16.7 [" in table
+    assert "66.7 → 16.7, shrinks by +50.0" in seen.gains_markdown(found)
+    figure = evidence_plots.perception(found, "L1")
+    heights = [round(bar.get_height(), 1) for bar in figure.axes[0].patches]
+    assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
+    text = words(figure)
+    assert "all questions (n = 6)" in text and "video is needed (n = 2)" in text
 
 
-def test_a_measure_that_a_seed_lacks_counts_only_shared_questions(runs):
-    path = runs[2] / "coherence_sft_L1.jsonl"
-    rows = reasoned("sft", 2)
-    rows[3]["consistent"] = None
+# --- reasoned -------------------------------------------------------------------------
+
+
+def write_reasoned(run, seed=0):
+    """GRPO's letter is the stated step on 8 of 12 questions, SFT's always, the base
+    gives no reasoning; the reader errs on the first question of GRPO alone."""
+    ids = [f"L1/{i}" for i in range(12)]
+    options = ["wash cup", "dry cup", "cut cup", "tie cup"]
+    asked = [{"id": k, "options": options, "gold": "A", "truncated": 0} for k in ids]
+    for model in METHODS:
+        right = [model != "grpo" or i % 3 > 0 for i in range(12)]
+        path = run / f"predictions_{model}_L1.jsonl"
+        write_jsonl(path, map(answering, asked, right))
+        rows = []
+        for i, key in enumerate(ids):
+            says = {"base": "absent", "sft": "yes"}.get(model, "yes" if i % 3 else "no")
+            holds = says == "yes"
+            row = {"id": key, "answer": "A", "judged": False, "judge": None}
+            row |= {"consistent": says, "consistent_other": "no", "follows": "yes"}
+            row |= {"progress": "right", "false_step": "no", "false_object": None}
+            row |= {"base_reader": holds != (model == "grpo" and i == 0)}
+            row |= {"own_reader": holds, "verbatim": False, "overlap": 0.25}
+            row |= {f"implied_{control}": "B" for control in answers.CONTROLS}
+            row |= {"verbatim_flawless": True, "overlap_flawless": 0.5}
+            rows.append(row)
+        write_jsonl(run / f"coherence_{model}_L1.jsonl", rows)
+    write_json(run / "pipeline.json", {"parameters": {"seed": seed}})
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_reasoned(tmp_path_factory.mktemp("reasoned"))
+
+
+@pytest.fixture(scope="module")
+def said(run):
+    return reasoned.reasoned(answers.read(run), **DRAWS)
+
+
+def test_a_run_with_known_faults_is_measured_as_it_is(said):
+    share = {(r["model"], r["measure"]): r["share"] for r in said["shares"]}
+    assert share["base", "consistent"] == 0  # no reasoning, and still among the 12
+    assert share["sft", "consistent"] == share["sft", "progress"] == 1
+    assert share["grpo", "consistent"] == pytest.approx(8 / 12)
+    assert share["grpo", "overlap"] == 0.25
+    assert ("sft", "judge") not in share and ("sft", "false_object") not in share
+    lost = one(said["differences"], a="grpo", b="sft", measure="consistent")
+    assert lost["difference"] == pytest.approx(-4 / 12)
+    assert lost["low"] <= -4 / 12 <= lost["high"] <= 0
+    cells = {(r["model"], r["measure"]): r for r in said["answers"]}
+    assert cells["grpo", "consistent"]["wrong_unsupported"] == 4
+    assert cells["base", "consistent"]["right_unsupported"] == 12
+    assert said["flawless"] == [{"set": "L1", "n": 12, "overlap": 0.5, "verbatim": 1.0}]
+    json.dumps(said, allow_nan=False)
+
+
+def test_a_judged_part_counts_by_itself(run, tmp_path):
+    for path in run.glob("*.jsonl"):
+        (tmp_path / path.name).write_text(path.read_text())
+    path = tmp_path / "coherence_grpo_L1.jsonl"
+    rows = read_jsonl(path)
+    for row, judge in zip(rows, (True, False, None, True), strict=False):
+        row |= {"judged": True, "judge": judge}
     write_jsonl(path, rows)
-    found = evidence.coherence_over_seeds(runs, tables.METHODS, QUESTIONS, 50, 0)
-    assert one(found["shares"], model="sft", measure="consistent")["n"] == 11
-    assert one(found["shares"], model="grpo", measure="consistent")["n"] == 12
+    found = reasoned.reasoned(answers.read(tmp_path), **DRAWS)["shares"]
+    judged = [r for r in found if r["measure"] == "judge"]
+    assert [(r["model"], r["n"], r["share"]) for r in judged] == [("grpo", 4, 0.5)]
 
 
-def test_readme_block_is_written_from_the_records(runs, tmp_path):
-    seen = evidence.seen_over_seeds(runs, QUESTIONS, GROUPS)
-    seen["left_out"] = {"frames_32": "a clip of 32 frames is refused"}
-    coherent = evidence.coherence_over_seeds(runs, tables.METHODS, QUESTIONS, 50, 0)
-    write_json(tmp_path / "perception.json", seen)
-    write_json(tmp_path / "coherence.json", coherent)
-    block = evidence.readme_block(tmp_path)
-    assert block.startswith(evidence.BEGIN) and block.endswith(evidence.END)
-    assert "Could not be asked: frames 32 (a clip of 32 frames is refused)." in block
-    again = read_json(tmp_path / "coherence.json")
-    assert evidence.coherence_markdown(again) in block
+def test_agreement_of_reader_and_truth_is_counted(said):
+    own = one(
+        said["agreement"],
+        **{"model": "grpo", "first": "consistent", "second": "base_reader"},
+        reasoning="own",
+    )
+    assert (own["n"], own["both"], own["neither"]) == (12, 8, 3)
+    assert own["only_second"] == 1
+    kinds = {(r["model"], r["second"], r["reasoning"]): r for r in said["agreement"]}
+    assert kinds["grpo", "base_reader", "with other"]["n"] == 24
+    assert ("base", "own_reader", "own") not in kinds  # the same reader
 
 
-def test_models_whose_reasoning_was_not_read_everywhere_are_left_out(runs):
+def test_kappa_of_a_known_table():
+    """Cohen's 1960 kappa by hand: 20, 5, 10, 15 of 50 agree in 0.7, 0.5 expected."""
+    cells = {(1, 1): 20, (1, 0): 5, (0, 1): 10, (0, 0): 15}
+    pairs = [pair for pair, count in cells.items() for _ in range(count)]
+    pairs = [(*pair, i) for i, pair in enumerate(pairs)]
+    drawn = stats.resampling(tuple(range(50)), 2000, 0)
+    found = reasoned.agreement(pairs, drawn)
+    assert found["kappa"] == pytest.approx(0.4)
+    assert found["low"] < 0.2 < 0.4 < found["high"] < 0.7
+    counts = [found[k] for k in ("both", "only_first", "only_second", "neither")]
+    assert counts == [20, 5, 10, 15]
+    constant = reasoned.agreement([(1, 1, i) for i in range(50)], drawn)
+    assert constant["kappa"] is constant["low"] is None
+    assert reasoned.kappa_text(constant) == "not defined"
+    low = {"kappa": 0.08, "low": -0.012, "high": 0.213}
+    assert reasoned.kappa_text(low) == "0.08 [−0.01, 0.21]"
+
+
+def test_over_seeds_the_levels_stand_together(run, tmp_path, found):
+    runs = [run, write_reasoned(tmp_path / "other", seed=1)]
+    path = runs[1] / "coherence_sft_L1.jsonl"
+    rows = read_jsonl(path)
+    rows[3]["consistent"] = None  # only what all seeds say counts
+    write_jsonl(path, rows)
+    over = reasoned.reasoned(answers.read(runs), **DRAWS)
+    row = one(over["shares"], model="sft", measure="consistent")
+    assert (row["set"], row["n"], row["seeds"], row["share"]) == ("levels", 11, 2, 1)
+    assert one(over["shares"], model="grpo", measure="consistent")["n"] == 12
+    assert over["differences"] == []
+    over["shares"] += [row | {"set": "general"} for row in over["shares"]]
+    text = evidence_markdown(found, over)
+    assert "| % of answers, levels: 12 questions × 2 seeds |" in text
+    assert f"| GRPO | own | 24 | {100 * 22 / 24:.1f} |" in text
     (runs[0] / "coherence_care_L1.jsonl").write_text("")
-    assert evidence.labels_of(runs.values()) == list(tables.METHODS)
+    assert labels_of(runs) == list(METHODS)  # care's was not read in every run
+    (runs[0] / "coherence_care_L1.jsonl").unlink()
+
+
+def test_tables_hold_the_shares_and_the_counts(said):
+    lines = reasoned.shares_markdown(said).splitlines()
+    line = next(line for line in lines if line.startswith("| answer is the step"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[1:3] == ["L1", "12"] and cells[3].startswith("0.0 [0.0, ")
+    assert cells[5].startswith("66.7 [") and cells[6].startswith("−33.3 [")
+    table = reasoned.agreement_markdown(said)
+    assert "not defined" in table  # of base, all of whose answers have no reasoning
+    assert len(table.splitlines()) == 2 + len(said["agreement"])
+
+
+def test_figures_hold_the_shares_and_the_cells(said):
+    shown = (said[key] for key in ("shares", "controls", "flawless"))
+    figure = evidence_plots.coherence(*shown)
+    panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert len(panels) == len({row["measure"] for row in said["shares"]})
+    panel = panels[reasoned.MEASURES["consistent"]]
+    points = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    drawn = [line.get_ydata()[0] for line in points]
+    assert drawn == pytest.approx([0, 100, 100 * 8 / 12])
+    measures = ["consistent", "follows"]
+    figure = evidence_plots.supported_answers(said["answers"], measures)
+    assert len(figure.axes) == 6
+    grpo = " ".join(text.get_text() for text in figure.axes[2].texts)
+    assert "66.7 %\n8" in grpo and "33.3 %\n4" in grpo
+    assert "SFT" in words(figure)
+
+
+# --- attended -------------------------------------------------------------------------
+
+
+def looks(key, video, tokens=2, letter=True):
+    """Two layers that put `video` and `video` + 0.2 on the video, 0.1 on the still."""
+    layers = [[v, 0.1, 0.9 - v] for v in (video, video + 0.2)]
+    mean = [video + 0.1, 0.1, 0.8 - video]
+    parts = {"first": mean, "reasoning": mean, "letter": mean if letter else None}
+    row = {"id": key, "n": tokens, "retokenized": False, "equal": [0.2, 0.05, 0.75]}
+    return row | {"by_layer": layers, "by_token": [mean] * tokens, "parts": parts}
+
+
+def write_looks(run):
+    for model, shift in {"base": 0.0, "sft": 0.1, "grpo": 0.3}.items():
+        rows = [
+            looks("L1/a", 0.1 + shift, 3),
+            looks("L1/b", 0.2 + shift, 2, letter=model != "sft"),
+            looks("L1/c", 0.3 + shift, 2),
+        ]
+        if model == "sft":
+            rows[2] = {"id": "L1/c", "left_out": "the completion is empty"}
+        write_jsonl(run / f"attention_{model}.jsonl", rows)
+    return run
+
+
+def test_attention_by_hand(tmp_path):
+    found = attended.attended(answers.read(write_looks(tmp_path)), ["own"], **DRAWS)
+    (text,) = found["texts"]
+    assert text == {"text": "own", "asked": 3, "left_out": 1, "retokenized": 0}
+    row = one(found["masses"], model="grpo", where="layer 2", kind="video")
+    assert (row["n"], row["mean"]) == (2, pytest.approx(0.65))
+    assert (row["low"], row["high"]) == (pytest.approx(0.6), pytest.approx(0.7))
+    equal = one(found["masses"], model="grpo", where="equal", kind="video")
+    assert equal["mean"] == pytest.approx(0.2)
+    gap = one(
+        found["differences"], a="grpo", b="base", where="all layers", kind="video"
+    )
+    assert [gap[key] for key in ("difference", "low", "high")] == pytest.approx(
+        [0.3] * 3
+    )
+    pair = one(found["differences"], a="sft", b="base", where="letter", kind="video")
+    assert pair["n"] == 1  # of two questions SFT gave one a letter
+    ns = [r["n"] for r in found["by_token"] if r["model"] == "base"]
+    assert ns == [2, 2, 1] and found["by_token"][0]["text"] == "own"
+    line = (
+        "| everything | video | GRPO − base | 2 | 55.0 − 25.0 | +30.0 [+30.0, +30.0] |"
+    )
+    assert line in attended.markdown(found, "own")
+    layers = evidence_plots.attention_layers(found, "own").axes[0].get_lines()
+    drawn = [line.get_ydata().tolist() for line in layers if line.get_marker() == "o"]
+    assert drawn[0] == pytest.approx([15, 35]) and drawn[2] == pytest.approx([45, 65])
+    dotted = [line.get_ydata().tolist() for line in layers if line.get_marker() != "o"]
+    assert dotted[0] == pytest.approx([20, 20])
+    tokens = evidence_plots.attention_tokens(found, "own").axes[0].get_lines()
+    assert [len(line.get_xdata()) for line in tokens] == [3, 3, 3]
+
+
+def test_attention_of_other_questions_is_not_compared(tmp_path):
+    path = write_looks(tmp_path) / "attention_grpo.jsonl"
+    write_jsonl(path, read_jsonl(path)[1:])
+    with pytest.raises(ValueError, match="attention_grpo"):
+        attended.attended(answers.read(tmp_path), ["own"])
+    frame = pd.concat([answers.read(tmp_path)[:0]])
+    with pytest.raises(ValueError, match="no question has attention"):
+        attended.attended(frame, ["own"])

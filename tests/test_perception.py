@@ -8,14 +8,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pytest
 
-from lib import evaluate, evidence_plots, models, perception, records
+from lib import evaluate, models, perception, records
 from lib.evaluate import EvalSettings
 from lib.frame_store import question_media
-from lib.perception import Shown, ask, chosen, compare, resampled, with_other_videos
+from lib.perception import Shown, ask, chosen, resampled, with_other_videos
 from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -188,129 +186,3 @@ def test_what_no_model_of_the_kind_can_be_asked_is_left_out_with_its_reason(
     assert "must be multiples of 32" in why
     with pytest.raises(ValueError, match="'blind' is unknown"):
         ask(model, processor, {}, ["blind"], *given)
-
-
-# Comparing
-
-
-def answered(question, right):
-    letter = question.gold if right else "ABCD"["ABCD".index(question.gold) - 1]
-    return evaluate.row(question, SETTINGS, f"<answer>{letter}</answer>", 4)
-
-
-RIGHT = {  # by question 0 to 5
-    ("base", "seen"): (1, 0, 0, 0, 0, 1),
-    ("sft", "seen"): (1, 1, 0, 0, 1, 1),
-    ("grpo", "seen"): (1, 1, 1, 1, 1, 1),
-    ("base", "no_video"): (1, 0, 0, 0, 0, 1),
-    ("sft", "no_video"): (1, 0, 0, 0, 1, 1),
-    ("grpo", "no_video"): (0, 0, 1, 1, 0, 1),
-}
-GROUPS = {
-    "training/0": {"group": "needed", "ceiling": 0.5},
-    "training/1": {"group": "needed", "ceiling": 0.7},
-    "training/3": {"group": "hand", "ceiling": 1.0},
-    "training/4": {"group": "open", "ceiling": 1.0},
-}
-
-
-@pytest.fixture
-def run(tiny_questions, tmp_path):
-    for (model, condition), right in RIGHT.items():
-        pairs = zip(tiny_questions, right, strict=True)
-        file = perception.predictions_file(tmp_path, model, "L1", condition)
-        records.write_jsonl(file, [answered(*pair) for pair in pairs])
-        facts = {"model": model, "decoding": "greedy", "questions": condition}
-        records.write_json(file.with_suffix(".settings.json"), facts)
-    asked = {"conditions": ["no_video"], "left_out": {}, "sets": ["L1"], "count": 6}
-    records.write_json(tmp_path / perception.ASKED, asked | {"seed": 0})
-    return tmp_path
-
-
-@pytest.fixture
-def found(run, tiny_questions):
-    asked = {question.id: question for question in tiny_questions}
-    return compare(run, asked, GROUPS, samples=500, seed=0)
-
-
-def one(rows, **wanted):
-    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
-    return row
-
-
-def test_costs_by_hand(found, run):
-    assert records.read_json(run / "perception.json") == found
-    row = one(found["accuracy"], model="grpo", condition="no_video", group="all")
-    assert (row["n"], row["accuracy"]) == (6, 0.5)
-    assert row["difference"] == pytest.approx(-0.5)
-    assert row["difference_low"] <= -0.5 <= row["difference_high"] <= 0
-    assert row["p"] == pytest.approx(0.25)  # three lost, none won: 2 / 2 ** 3
-    row = one(found["accuracy"], model="grpo", condition="no_video", group="with video")
-    assert (row["n"], row["accuracy"]) == (4, 0.25)
-    row = one(found["accuracy"], model="sft", condition="seen", group="needed")
-    assert (row["n"], row["accuracy"]) == (2, 1.0)
-    assert one(found["ceilings"], group="needed")["ceiling"] == pytest.approx(0.6)
-
-
-def test_a_gain_that_is_perception_shrinks_without_the_video(found):
-    row = one(found["gains"], a="grpo", b="base", condition="no_video", group="all")
-    assert row["gain"] == pytest.approx(4 / 6)
-    assert row["gain_then"] == pytest.approx(1 / 6)
-    assert row["difference"] == pytest.approx(3 / 6)
-    assert row["low"] < row["difference"] < row["high"]
-    needed = one(found["needs"], model="grpo")
-    assert needed["cost_needed"] == 1.0 and needed["cost_not_needed"] == 0.5
-    assert needed["difference"] == 0.5
-
-
-def test_the_fast_bootstrap_is_that_of_stats():
-    values = np.random.default_rng(0).integers(-2, 3, 300).astype(float)
-    low, high = perception._ends(
-        perception._means(values, 20_000, np.random.default_rng(1))
-    )
-    plain = perception.stats.bootstrap_interval(values, None, 20_000, 2)
-    assert (low, high) == pytest.approx(plain, abs=0.006)
-
-
-def test_several_sets_are_also_put_together(run, tiny_questions):
-    for file in list(run.glob("predictions_*_L1*")):
-        text = file.read_text().replace("training/", "more/")
-        file.with_name(file.name.replace("_L1", "_L3")).write_text(text)
-    asked = records.read_json(run / perception.ASKED)
-    records.write_json(run / perception.ASKED, {**asked, "sets": ["L1", "L3"]})
-    both = {q.id: q for q in tiny_questions}
-    both |= {key.replace("training", "more"): item for key, item in both.items()}
-    rows = compare(run, both, samples=50)["accuracy"]
-    sizes = {row["set"]: row["n"] for row in rows if row["group"] == "all"}
-    assert sizes == {"L1": 6, "L3": 6, "L1+L3": 12}
-
-
-def test_rows_that_differ_in_more_than_what_is_shown_are_refused(run, tiny_questions):
-    asked = {question.id: question for question in tiny_questions}
-    file = run / "predictions_sft_L1.no_video.settings.json"
-    facts = records.read_json(file)
-    records.write_json(file, {**facts, "model": "another"})
-    with pytest.raises(ValueError, match=r"predictions_sft_L1\.no_video.*model is"):
-        compare(run, asked)
-    records.write_json(file, facts)
-    seen = run / "predictions_sft_L1.jsonl"
-    rows = records.read_jsonl(seen)
-    records.write_jsonl(seen, rows[:-1])
-    with pytest.raises(ValueError, match=r"lacks training/5"):
-        compare(run, asked)
-    records.write_jsonl(seen, rows)
-    (run / "predictions_grpo_L1.no_video.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match="04_eval"):
-        compare(run, asked)
-
-
-def test_tables_and_figure_say_the_same(found):
-    table = perception.accuracy_markdown(found, "L1")
-    assert "| no video | 33.3 (0.0 [0.0, 0.0]) |" in table
-    assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
-    assert "66.7 → 16.7, shrinks by +50.0" in perception.gains_markdown(found, "L1")
-    figure = evidence_plots.perception(found, "L1")
-    heights = [round(bar.get_height(), 1) for bar in figure.axes[0].patches]
-    assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
-    text = " ".join(t.get_text() for t in figure.findobj(plt.Text))
-    assert "all questions (n = 6)" in text and "video is needed (n = 2)" in text

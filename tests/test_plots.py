@@ -11,7 +11,8 @@ from made_run import ABILITY, grpo_log, predictions
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from lib import plots, tables, training_plots
+from lib import plots, training_plots
+from lib.analysis import compare
 from lib.questions import Question
 
 CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
@@ -45,7 +46,7 @@ def words(figure):
 
 
 def test_bars_are_the_accuracies_in_the_method_colours(made):
-    rows = tables.accuracy_table(made)
+    rows = compare.accuracies(made)
     ax = plots.accuracy(rows, "set")
     bars = [
         (to_hex(bar.get_facecolor()), round(bar.get_height(), 6)) for bar in ax.patches
@@ -59,15 +60,15 @@ def test_bars_are_the_accuracies_in_the_method_colours(made):
 
 
 def test_interval_ends_are_drawn(made):
-    row = tables.accuracy_table(made)[0]
+    row = compare.accuracies(made)[0]
     ax = plots.accuracy([row], "set")
     ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
     assert ends[0] == pytest.approx([100 * row["low"], 100 * row["high"]])
 
 
 def test_the_paper_is_drawn_only_where_it_has_the_group(made):
-    rows = [r for r in tables.accuracy_table(made) if r["model"] == "sft"]
-    published = {"L1": tables.published()["sets"]["L1"]}
+    rows = [r for r in compare.accuracies(made) if r["model"] == "sft"]
+    published = {"L1": compare.published()["sets"]["L1"]}
     ax = plots.accuracy(rows, "set", published)
     drawn = [line.get_ydata()[0] for line in ax.get_lines() if line.get_marker() == "D"]
     assert drawn == pytest.approx([100 * 1065 / 2432])
@@ -75,7 +76,7 @@ def test_the_paper_is_drawn_only_where_it_has_the_group(made):
 
 def test_chance_follows_the_options():
     rows = [predictions("sft", "general", 10, 0)]
-    row = {"model": "sft", "set": "general", **tables.summary(rows[0])}
+    row = {"model": "sft", "set": "general", **compare.summary(rows[0])}
     ax = plots.accuracy([row], "set")
     levels = [segment[0][1] for c in ax.collections for segment in c.get_segments()]
     assert pytest.approx(22.5) in levels
@@ -196,7 +197,7 @@ def test_encoded_tokens_are_drawn_to_scale():
 
 @pytest.mark.parametrize("text", ["$x^2$", "$", r"$\frac{1}", "a $5 and $6 b", "\\"])
 def test_a_text_of_the_data_is_no_formula(made, text, tmp_path):
-    rows = [{**row, "domain": text} for row in tables.accuracy_table(made)]
+    rows = [{**row, "domain": text} for row in compare.accuracies(made)]
     ax = plots.accuracy(rows, "domain")
     plots.save(ax, tmp_path / "domains.png")
     (label,) = ax.get_xticklabels()

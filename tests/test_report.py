@@ -1,13 +1,17 @@
-"""README's block follows from committed records, and from nothing else."""
+"""README's block and the records behind it follow from runs, and from nothing else."""
 
 import json
 
+import numpy as np
 import pytest
 from made_run import edit_row, write_run
 
-from lib import chain, evidence, performance, report, stats, sweeps, tables
+from lib import chain, methods, plots, stats, tables
+from lib.analysis import answers, compare
+from lib.analysis import readme as report
 from lib.paths import ROOT
 from lib.records import read_json, write_json
+from tests.bench.performance import performance
 
 REFERENCE = ROOT / "outputs" / "reference"
 
@@ -88,23 +92,24 @@ def test_what_is_asked_beside_the_answers_is_no_setting_of_theirs(tmp_path):
 
 def test_means_and_differences_are_those_of_the_rows(runs, records):
     read = report.read_reference(records)
-    means = {(r["model"], r["set"]): r for r in report.seeds_table(read)}
+    frame = report.of_records(read)
+    means = {(r["model"], r["set"]): r for r in report.accuracies(frame)}
     predictions = [tables.read_predictions(run) for run in runs]
     sft = [[r["correct"] for r in p["sft", "L2"]] for p in predictions]
     grpo = [[r["correct"] for r in p["grpo", "L2"]] for p in predictions]
     expected = stats.mean_over_seeds(sft)
-    assert means["sft", "L2"]["mean"] == expected["mean"]
-    assert means["sft", "L2"]["low"] == expected["low"]
-    compared = report.seeds_comparisons(read)
+    assert means["sft", "L2"]["mean"] == pytest.approx(expected["mean"])
+    assert means["sft", "L2"]["low"] == pytest.approx(expected["low"])
+    compared = report.differences(frame)
     found = next(r for r in compared if (r["a"], r["b"], r["set"])[1:] == ("sft", "L2"))
     gap = [
         [int(a) - int(b) for a, b in zip(x, y, strict=True)]
         for x, y in zip(grpo, sft, strict=True)
     ]
-    assert found["difference"] == stats.mean_over_seeds(gap)["mean"]
-    assert (found["low"], found["high"]) == tuple(
-        stats.mean_over_seeds(gap)[key] for key in ("low", "high")
-    )
+    expected = stats.mean_over_seeds(gap)
+    assert found["difference"] == pytest.approx(expected["mean"])
+    ends = expected["low"], expected["high"]
+    assert (found["low"], found["high"]) == pytest.approx(ends)
 
 
 def test_other_rl_is_compared_with_grpo_where_there_is_any(records):
@@ -118,25 +123,26 @@ def test_other_rl_is_compared_with_grpo_where_there_is_any(records):
         ]
         write_json(path, record)
     read = report.read_reference(records)
-    found = [r for r in report.seeds_comparisons(read) if r["a"] == "ppo"]
-    means = {(r["model"], r["set"]): r["mean"] for r in report.seeds_table(read)}
-    assert [(r["b"], r["set"]) for r in found] == [("grpo", s) for s in tables.SETS]
+    frame = report.of_records(read)
+    found = [r for r in report.differences(frame) if r["a"] == "ppo"]
+    means = {(r["model"], r["set"]): r["mean"] for r in report.accuracies(frame)}
+    assert [(r["b"], r["set"]) for r in found] == [("grpo", s) for s in methods.SETS]
     for row in found:
         gap = 1 - 2 * means["grpo", row["set"]]
         assert row["difference"] == pytest.approx(gap)
-    assert "| PPO − GRPO, points |" in report.readme_block(records)
+    assert "| PPO − GRPO, points |" in report.results(records)
 
 
 def test_the_base_model_is_the_same_in_every_seed(records):
-    rows = report.seeds_table(report.read_reference(records))
+    rows = report.accuracies(report.of_records(report.read_reference(records)))
     base = next(r for r in rows if (r["model"], r["set"]) == ("base", "L1"))
     assert base["sd"] == 0 and len(set(base["by_seed"])) == 1
 
 
 def test_the_block_answers_on_every_level(records):
-    block = report.readme_block(records)
+    block = report.results(records)
     assert block.startswith(report.BEGIN) and block.endswith(report.END)
-    for name in tables.SETS:
+    for name in methods.SETS:
         assert f"- **{name}** ({report.MEANING[name]}): " in block
     lines = [line for line in block.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
@@ -148,9 +154,9 @@ def test_the_block_answers_on_every_level(records):
 def test_write_readme_block_changes_nothing_else(records, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.BEGIN}\nold\n{report.END}\nrest\n")
-    block = report.write_block(readme, report.readme_block(records))
+    block = report.write_block(readme, report.results(records))
     assert readme.read_text() == f"# Title\n{block}\nrest\n"
-    report.write_block(readme, report.readme_block(records))
+    report.write_block(readme, report.results(records))
     assert readme.read_text() == f"# Title\n{block}\nrest\n"
 
 
@@ -158,7 +164,7 @@ def test_a_readme_without_markers_is_left_alone(records, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Title\n{report.END}\n")
     with pytest.raises(ValueError, match="once each"):
-        report.write_block(readme, report.readme_block(records))
+        report.write_block(readme, report.results(records))
     assert readme.read_text() == f"# Title\n{report.END}\n"
 
 
@@ -212,10 +218,11 @@ def test_command_line_writes_records_and_a_figure(runs, tmp_path, capsys):
 
 def test_write_results_round_trip(runs):
     predictions = tables.read_predictions(runs[0])
+    right = compare.right(answers.read(runs[0]))
     results = {
-        "accuracy": tables.accuracy_table(predictions),
-        "comparisons": tables.comparisons(predictions, 200, 0),
-        "out_of_distribution": tables.out_of_distribution(predictions, 200, 0),
+        "accuracy": compare.accuracies(predictions),
+        "comparisons": compare.differences(right, samples=200),
+        "out_of_distribution": compare.out_of_distribution(right, samples=200),
     }
     text = report.write_results(runs[0], results)
     kept = read_json(runs[0] / "results.json")
@@ -237,25 +244,12 @@ def test_readme_says_what_the_committed_records_say():
     block = readme[readme.index(report.BEGIN) : readme.index(report.END)]
     source = block.rsplit("python -m lib.report readme ", 1)[1].split("`")[0]
     assert ROOT.joinpath(source).is_relative_to(REFERENCE)
-    assert block + report.END == report.readme_block(source)
+    assert block + report.END == report.results(source)
 
 
-def test_readme_says_what_the_bench_records_say():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme[readme.index(performance.BEGIN) : readme.index(performance.END)]
-    folder = ROOT / "outputs/reference"
-    assert block + performance.END == performance.performance_block(folder)
-
-
-def test_readme_says_what_the_evidence_over_seeds_says():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme[readme.index(evidence.BEGIN) : readme.index(evidence.END)]
-    assert block + evidence.END == evidence.readme_block(REFERENCE / "evidence")
-
-
-def test_readme_says_what_the_sweeps_say():
-    block = sweeps.readme_block(REFERENCE / "sweeps")
-    assert block in (ROOT / "README.md").read_text()
+def test_performance_says_what_the_bench_records_say():
+    text = (REFERENCE / "performance.md").read_text(encoding="utf-8")
+    assert text == performance(REFERENCE)
 
 
 def test_readme_names_the_minutes_of_its_record():
@@ -264,4 +258,84 @@ def test_readme_names_the_minutes_of_its_record():
     for notebook, seconds in took.items():
         (line,) = [x for x in readme.splitlines() if x.startswith(f"| `{notebook}` |")]
         assert line.endswith(f"| {seconds / 60:.1f} |")
-    assert f"on all levels: {sum(took.values()) / 60:.0f} minutes on two CPU" in readme
+    assert f"{sum(took.values()) / 60:.0f} minutes on two CPU cores" in readme
+
+
+# --- sweeps ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A sweep of two shares x three seeds, and a run that failed."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    rows = []
+    for share in (0.5, 1.0):
+        for seed in range(3):
+            name = f"size-training_share={share}-seed={seed}"
+            run = write_run(outputs / name, seed=seed + int(10 * share), n=40)
+            row = {"run": name, "training_share": share, "seed": seed}
+            row |= {"status": "finished", "seconds": 60.0}
+            rows.append(row | {"metrics": read_json(run / "metrics.json")})
+    failed = {"run": "size-x", "training_share": 0.1, "seed": 0, "status": "failed"}
+    write_json(outputs / "size" / "runs.json", [*rows, failed])
+    return outputs / "size"
+
+
+def test_a_sweep_s_record_holds_every_answer_and_the_failed_run(folder):
+    rows = report.sweep_record(folder)
+    assert len(rows) == 7 and rows[-1]["status"] == "failed"
+    assert "metrics" not in rows[-1]
+    entry = rows[4]["metrics"]["grpo"]["L2"]
+    answered = tables.read_predictions(folder.parent / rows[4]["run"])["grpo", "L2"]
+    assert entry["correct"] == "".join(str(int(row["correct"])) for row in answered)
+    assert entry["accuracy"] == entry["correct"].count("1") / 40
+    with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.pipeline"):
+        report.sweep_record(folder.parent)
+
+
+def test_a_sweep_s_table_is_the_mean_over_seeds_of_each_value(folder):
+    rows = report.sweep_record(folder)
+    assert report.varied(rows) == ["training_share"]
+    made = report.sweep_table(rows)
+    assert {row["training_share"] for row in made} == {0.5, 1.0}
+    place = {"training_share": 0.5, "model": "sft", "set": "L3"}
+    (row,) = [r for r in made if all(r[key] == place[key] for key in place)]
+    texts = [r["metrics"]["sft"]["L3"]["correct"] for r in rows[:3]]
+    expected = stats.mean_over_seeds([[float(c) for c in text] for text in texts])
+    for key in ("mean", "low", "high", "seeds"):
+        assert row[key] == pytest.approx(expected[key])
+    assert row["low"] < row["mean"] < row["high"] and row["chance"] == 0.25
+
+
+def test_the_command_writes_a_sweep_s_record_table_and_figure(folder, tmp_path, capsys):
+    report.main(["sweep", str(folder), "--out", str(tmp_path)])
+    assert read_json(tmp_path / "size.json") == report.sweep_record(folder)
+    text = (tmp_path / "size.md").read_text()
+    assert text in capsys.readouterr().out
+    assert text.count("\n| 0.5 |") == 4 and "GRPO" in text
+    assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("values", [(1.0, 0.5), ("sparse", "dense")])
+@pytest.mark.parametrize("low", [0.1, 0.3])
+def test_the_figure_holds_every_mean_at_its_value(values, low):
+    """Numbers in their order below curves, words in the order given beside points.
+
+    Chance, 0.25 here, has a line and its name only where a method comes down to it.
+    """
+    made = [
+        {"kind": value, "model": model, "set": "L1", "seeds": 3}
+        | {"mean": mean + i / 10, "low": low, "high": 0.9, "chance": 0.25}
+        for i, value in enumerate(values)
+        for model, mean in (("grpo", 0.5), ("sft", 0.3))
+    ]
+    figure = plots.sweep(made, "kind")
+    (ax,), numbers = figure.axes, values[0] == 1.0
+    axis = ax.get_xticklabels() if numbers else ax.get_yticklabels()
+    labels = [label.get_text() for label in axis]
+    assert labels == (["0.5", "1"] if numbers else list(values))
+    lines = {tuple(np.round(line.get_xydata()[:, int(numbers)])) for line in ax.lines}
+    expected = {(60, 50), (40, 30)} if numbers else {(50, 60), (30, 40)}
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("chance" in named) == (low == 0.1)
+    assert lines == (expected | {(25, 25)} if low == 0.1 else expected)

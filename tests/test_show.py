@@ -12,7 +12,8 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from read_html import Page, fetched
 
-from lib import chain, claim_records, claims, plots, report, stats, tables
+from lib import chain, claims, plots, stats, tables
+from lib.analysis import answers, compare, readme, terms
 from lib.paths import ROOT
 from lib.records import read_json
 from lib.show import answer, pages
@@ -48,19 +49,19 @@ def run(tmp_path_factory, tiny_questions):
     folder = write_run(tmp_path_factory.mktemp("runs") / "mini", n=40)
     edit_row(folder / "predictions_sft_L1.jsonl", 0, completion=HOSTILE)
     predictions = tables.read_predictions(folder)
-    table = tables.accuracy_table(predictions)
-    compared = tables.comparisons(predictions, 200, 0)
-    claimed = claims.table(claim_records.Records([folder]), 200, 0)
+    table = compare.accuracies(predictions)
+    compared = compare.differences(compare.right(answers.read(folder)), samples=200)
+    claimed = claims.table(terms.Records([folder]), 200, 0)
     manifest = read_json(folder / "manifest.json")
     rows = {m: predictions[m, "L1"][0] for m in tables.METHODS}
     sampling = pages.Sampling(8, height=56, width=56)
     question = pages.question(tiny_questions[0], rows, sampling)
-    wide = tables.accuracy_markdown(table)
+    wide = compare.accuracies_markdown(table)
     hostile = tables.grid([["said", "by"], [HOSTILE, "SFT"]])
     markdown = [
         new_output("display_data", {"text/markdown": t}) for t in (wide, hostile)
     ]
-    published = tables.published_differences()
+    published = compare.published_differences()
     cells = [
         new_markdown_cell("# 05 · Analysis", metadata={"tags": ["lesson"]}),
         cell(source="run_name = 'x'", tags=["parameters"]),
@@ -294,7 +295,7 @@ def rows(**ends):
     ],
 )
 def test_the_lead_says_ahead_only_outside_the_interval(ends, said):
-    view = answer.answer(rows(**ends), tables.published_differences())
+    view = answer.answer(rows(**ends), compare.published_differences())
     assert view.words == said and said in words(view.html)
 
 
@@ -316,10 +317,10 @@ def test_an_interval_is_filled_only_if_it_excludes_zero(low, high, ahead):
 
 
 def test_words_of_the_answer_are_those_of_the_records(run, html):
-    compared = tables.comparisons(tables.read_predictions(run), 200, 0)
+    compared = compare.differences(compare.right(answers.read(run)), samples=200)
     for row in compared:
         if (row["a"], row["b"]) == ("grpo", "sft"):
-            said = report.verdict(row["set"], row).replace("**", "")
+            said = readme.verdict(row["set"], row).replace("**", "")
             assert said in words(html).replace("\u00a0", " ")
 
 
@@ -337,7 +338,7 @@ def test_sets_stand_across():
 
 
 def test_every_claim_has_its_verdict_in_words(run, html):
-    claimed = claims.table(claim_records.Records([run]), 200, 0)
+    claimed = claims.table(terms.Records([run]), 200, 0)
     said = words(html).replace("\u00a0", " ")
     for row in claimed:
         part = claims.decisive(row)

@@ -65,9 +65,7 @@ def test_mcnemar_of_many_questions_is_finite():
 
 def test_bootstrap_against_the_exact_distribution():
     """Two of five: a resample's mean is Binomial(5, 0.4) / 5."""
-    means = stats.bootstrap_means(
-        [1, 1, 0, 0, 0], None, 50_000, np.random.default_rng(0)
-    )
+    means = stats.resampling(tuple("abcde"), 50_000, 0).means([1, 1, 0, 0, 0], "abcde")
     for k in range(6):
         exact = comb(5, k) * 0.4**k * 0.6 ** (5 - k)
         assert np.mean(np.isclose(means, k / 5)) == pytest.approx(exact, abs=0.01)
@@ -75,49 +73,43 @@ def test_bootstrap_against_the_exact_distribution():
 
 def test_bootstrap_draws_whole_clusters():
     """Clusters (1, 1, 1) and (0): a mean is 1, 0, or that of one of each, 0.75."""
-    means = stats.bootstrap_means(
-        [1, 1, 1, 0], list("aaab"), 4_000, np.random.default_rng(0)
-    )
+    means = stats.Resampling("ab", 4_000, 0).means([1, 1, 1, 0], "aaab")
     values, counts = np.unique(means, return_counts=True)
     assert values.tolist() == [0, 0.75, 1]
     assert counts / 4_000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    some = stats.Resampling("ab", 4_000, 0).means([1, 1], "aa")  # none of b
+    assert stats.percentiles(some) == (1, 1) and np.isnan(some).any()
+    assert stats.percentiles(np.array([np.nan])) == (None, None)
 
 
-def test_bootstrap_in_chunks_is_the_bootstrap(monkeypatch):
-    values = np.random.default_rng(1).random(50)
-    whole = stats.bootstrap_interval(values, samples=1_000, seed=3)
+def test_bootstrap_is_drawn_from_its_seed_alone(monkeypatch):
+    """In chunks of any size, whatever the global state; each part has its own draws."""
+    whole = stats.Resampling(range(50), 1_000, [3, 0]).weights
+    np.random.seed(99)
     monkeypatch.setattr(stats, "CELLS_AT_ONCE", 50 * 7)
-    assert stats.bootstrap_interval(values, samples=1_000, seed=3) == whole
+    assert (stats.Resampling(range(50), 1_000, [3, 0]).weights == whole).all()
+    for other in ([4, 0], [3, 1]):
+        assert (stats.Resampling(range(50), 1_000, other).weights != whole).any()
 
 
-def test_same_seed_same_interval():
-    values = np.random.default_rng(1).random(50)
-    first = stats.bootstrap_interval(values, seed=5)
-    np.random.seed(99)  # the global state must not matter
-    assert stats.bootstrap_interval(values, seed=5) == first
-    assert stats.bootstrap_interval(values, seed=6) != first
-
-
-def test_paired_difference_by_hand():
-    a = [1] * 8 + [0] * 2 + [1] * 5 + [0] * 5
-    b = [0] * 8 + [1] * 2 + [1] * 5 + [0] * 5
-    row = stats.paired_difference(a, b, seed=0)
-    assert (row["wins"], row["losses"], row["n"]) == (8, 2, 20)
-    assert row["difference"] == pytest.approx(0.30)
-    assert row["p"] == stats.mcnemar_exact(8, 2)
+def test_a_paired_difference_by_hand():
+    a = np.array([1] * 8 + [0] * 2 + [1] * 5 + [0] * 5)
+    b = np.array([0] * 8 + [1] * 2 + [1] * 5 + [0] * 5)
+    row = stats.contrast([a - b])
+    assert (row["effect"], row["n"], row["clusters"]) == (pytest.approx(0.30), 20, 20)
     # normal interval: 0.3 ± 1.96 sqrt((0.5 - 0.09) / 20) = 0.019 .. 0.581
     assert row["low"] == pytest.approx(0.019, abs=0.04)
     assert row["high"] == pytest.approx(0.581, abs=0.04)
 
 
-def test_paired_difference_covers():
+def test_a_paired_difference_covers():
     """The 95 % interval holds the true difference in 91-98 % of 300 sets."""
     rng = np.random.default_rng(0)
     held = []
     for seed in range(300):
         hardness = rng.random(150)
         a, b = rng.random(150) < hardness, rng.random(150) < hardness**2
-        row = stats.paired_difference(a, b, samples=500, seed=seed)
+        row = stats.contrast([a.astype(float) - b], samples=500, seed=seed)
         held.append(row["low"] <= 1 / 2 - 1 / 3 <= row["high"])
     assert 0.91 < np.mean(held) < 0.98
 
@@ -125,36 +117,22 @@ def test_paired_difference_covers():
 def test_clusters_widen_the_interval():
     """Ten copies of 30 questions are 30 questions, not 300."""
     rng = np.random.default_rng(0)
-    a, b = (rng.random((2, 30)) < [[0.6], [0.4]]).repeat(10, axis=1)
-    clusters = np.arange(30).repeat(10)
-    plain = stats.paired_difference(a, b)
-    by_video = stats.paired_difference(a, b, clusters)
-    width = [row["high"] - row["low"] for row in (plain, by_video)]
+    a, b = (rng.random((2, 30)) < [[0.6], [0.4]]).repeat(10, axis=1).astype(float)
+    rows = [stats.contrast([a - b], own) for own in (None, [np.arange(30).repeat(10)])]
+    width = [row["high"] - row["low"] for row in rows]
     assert width[1] / width[0] == pytest.approx(sqrt(10), rel=0.1)
 
 
-@pytest.mark.parametrize("a, b", [([1, 0], [1]), ([], []), ([1, float("nan")], [1, 0])])
-def test_paired_difference_refuses_unpaired_answers(a, b):
-    with pytest.raises(ValueError):
-        stats.paired_difference(a, b)
-
-
-def test_difference_of_differences_by_hand():
-    there, here = ([1, 1, 1, 0], [0, 0, 1, 0]), ([1, 0], [1, 0])
-    row = stats.difference_of_differences(there, here)
-    assert row["difference"] == 0.5
-    assert (row["n_there"], row["n_here"]) == (4, 2)
-    # the set without differences adds no spread: the interval is that of `there`
-    alone = stats.paired_difference(*there)
-    assert (row["low"], row["high"]) == pytest.approx((alone["low"], alone["high"]))
-
-
-@pytest.mark.parametrize(
-    "share, freedom, table",
-    [(0.975, 1, 12.7062), (0.975, 4, 2.7764), (0.95, 10, 1.8125), (0.975, 1e5, 1.96)],
-)
-def test_t_quantile_is_that_of_the_tables(share, freedom, table):
-    assert stats.t_quantile(share, freedom) == pytest.approx(table, abs=2e-3)
+def test_a_difference_of_differences_resamples_each_side():
+    """Its standard error is that of two independent means."""
+    rng = np.random.default_rng(0)
+    there, here = rng.integers(-1, 2, (2, 60)).astype(float)
+    row = stats.contrast([there, -here], samples=4000)
+    assert row["effect"] == pytest.approx(there.mean() - here.mean())
+    expected = sqrt((there.var() + here.var()) / 60)
+    assert row["error"] == pytest.approx(expected, rel=0.05)
+    alone = stats.contrast([there, np.zeros(9)], samples=4000)
+    assert alone["high"] == stats.contrast([there], samples=4000)["high"]
 
 
 def test_one_seed_is_the_t_interval_over_questions():
@@ -209,26 +187,6 @@ def test_published_z_by_hand():
 
 
 # --- several parts, clusters, few seeds -----------------------------------------------
-
-
-def test_a_contrast_of_one_part_is_the_paired_difference():
-    a, b = np.random.default_rng(0).integers(0, 2, (2, 80))
-    clusters = np.arange(80) // 3
-    row = stats.contrast([a - b], [clusters], samples=500, seed=4)
-    pair = stats.paired_difference(a, b, clusters, samples=500, seed=4)
-    assert row["effect"] == pytest.approx(pair["difference"])
-    assert (row["low"], row["high"]) == (pair["low"], pair["high"])
-    assert (row["n"], row["clusters"], row["seeds"]) == (80, 27, 1)
-
-
-def test_a_contrast_of_two_parts_is_the_difference_of_differences():
-    rng = np.random.default_rng(0)
-    there, here = rng.integers(0, 2, (2, 2, 60))
-    row = stats.contrast([there[0] - there[1], here[1] - here[0]], samples=4000)
-    other = stats.difference_of_differences(tuple(there), tuple(here), samples=4000)
-    assert row["effect"] == pytest.approx(other["difference"])
-    assert row["low"] == pytest.approx(other["low"], abs=0.02)
-    assert row["high"] == pytest.approx(other["high"], abs=0.02)
 
 
 def test_a_contrast_over_seeds_is_the_mean_over_seeds():
@@ -299,6 +257,8 @@ def test_a_contrast_refuses_what_does_not_fit():
         stats.contrast([np.ones((2, 5)), np.ones((3, 5))])
     with pytest.raises(ValueError, match="labels"):
         stats.contrast([np.random.default_rng(0).random((2, 5))], [[1, 2]])
+    with pytest.raises(ValueError, match="never left out"):
+        stats.contrast([np.array([1, float("nan")])])
 
 
 @pytest.mark.parametrize("seed_spread", [0.0, 0.2, 0.8])
@@ -323,16 +283,6 @@ def test_few_seeds_only_ever_widen_the_interval(monkeypatch):
     usual = [stats.mean_over_seeds(values) for values in drawn]
     more = [a["high"] - b["high"] for a, b in zip(wide, usual, strict=True)]
     assert min(more) == 0 and max(more) > 0.05
-
-
-def test_means_alone_without_question_noise_is_the_t_interval():
-    row = stats.contrast_of_means([0.2, 0.5, 0.6], 0.0)
-    half = 4.3027 * np.std([0.2, 0.5, 0.6], ddof=1) / sqrt(3)
-    assert row["high"] - row["effect"] == pytest.approx(half, rel=1e-3)
-    one = stats.contrast_of_means([0.3], 0.1)
-    assert (one["low"], one["high"]) == pytest.approx(
-        (0.3 - 0.196, 0.3 + 0.196), abs=1e-4
-    )
 
 
 def test_the_committed_coverage_is_honest():
@@ -426,7 +376,8 @@ def test_the_bootstrap_is_that_of_scipy():
     found = bootstrap(
         (values,), np.mean, n_resamples=20_000, method="percentile", rng=1
     ).confidence_interval
-    ends = stats.bootstrap_interval(values, samples=20_000)
+    row = stats.contrast([values], samples=20_000)
+    ends = row["low"], row["high"]
     assert ends == pytest.approx((found.low, found.high), abs=0.01)
 
 

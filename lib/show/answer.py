@@ -9,7 +9,8 @@ Example: with GRPO − SFT on L1 at +3.0 points (+0.4 to +5.6) and on L2 at +1.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lib import claims, plots, report, tables
+from lib import claims, plots, tables
+from lib.analysis import readme
 from lib.markup import Html, grid, join, tag
 from lib.show.pages import View
 
@@ -53,7 +54,7 @@ def answer(compared: Iterable[Mapping], published: Mapping) -> View:
     """The lead, and a line a set: GRPO − SFT said in words and its interval drawn.
 
     Rows have a, b, set, difference, low and high, in shares; `published` are those of
-    `tables.published_differences`.
+    `compare.published_differences`.
     """
     rows = [row for row in compared if (row["a"], row["b"]) == ("grpo", "sft")]
     paper = {row["set"]: published["grpo", "sft", row["set"]] for row in rows}
@@ -66,7 +67,7 @@ def answer(compared: Iterable[Mapping], published: Mapping) -> View:
             interval(row, paper[row["set"]], widest),
         )
         for row in rows
-        for _, name, words in [report.verdict(row["set"], row).split("**")]
+        for _, name, words in [readme.verdict(row["set"], row).split("**")]
     ]
     names = [tag("span", name) for name in ("← SFT ahead", "0", "GRPO ahead →")]
     parts = [

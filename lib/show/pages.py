@@ -27,9 +27,9 @@ from PIL import Image
 
 from lib import plots, tables
 from lib.data.letters import parse_answer
-from lib.evidence_plots import CONDITIONS
 from lib.frame_store import question_media
 from lib.markup import Html, tag
+from lib.methods import condition
 from lib.questions import Question
 from lib.video import BadVideo, Sampling
 
@@ -136,7 +136,7 @@ def conditions(
     """
     parts = []
     for name, (clip, still) in shown.items():
-        words = CONDITIONS.get(name, name.replace("_", " ")).replace("\n", " ")
+        words = condition(name)
         if clip is not None:
             words += f": {len(clip)} frames of {clip.shape[1]} × {clip.shape[2]}"
         drawn = _pictures(clip, still) or [tag("p", "(nothing)", class_="aside")]

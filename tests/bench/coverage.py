@@ -43,7 +43,6 @@ def cases() -> list[dict]:
         for seed_sd in (0.0, 0.15, 0.5):
             case = {"seeds": seeds, "a_video": 1, "seed_sd": seed_sd}
             found.append({"kind": "difference of differences", **case})
-            found.append({"kind": "difference of means alone", **case})
     return [{"seed_sd": 0.0} | case for case in found]
 
 
@@ -78,11 +77,6 @@ def intervals(rng: np.random.Generator, case: Mapping) -> dict[str, dict]:
     seeds = tuple(rng.normal(0, case["seed_sd"], size))
     (a, b), videos = answers(rng, case, seeds)
     seed = int(rng.integers(2**31))
-    if case["kind"] == "difference of means alone":
-        shares = a.mean(), b.mean()
-        error = np.sqrt(sum(p * (1 - p) / QUESTIONS for p in shares))
-        found = stats.contrast_of_means(a.mean(1) - b.mean(1), error)
-        return {"as built": found}
     parts, labels = [a - b], [videos]
     if case["kind"] == "difference of differences":
         (c, d), others = answers(rng, case, seeds)  # the same models, other questions

@@ -22,7 +22,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lib import chain, paths, records, report
+from lib import chain, paths, records
+from lib.analysis import readme
 from lib.show import report as show
 
 ARTEFACTS = {
@@ -168,7 +169,7 @@ def attempt(run: Path, kind: str, draw: random.Random) -> dict:
 
 def accusation(run: Path) -> str | None:
     """What the doors say against a run; None if they show its numbers."""
-    for door in (show.write, report.reference_record):
+    for door in (show.write, readme.reference_record):
         try:
             door(run)
         except (ValueError, OSError, KeyError) as error:

@@ -1,7 +1,7 @@
-"""README's block on time and memory, written from the committed bench records.
+"""outputs/reference/performance.md: time and memory, from the committed bench records.
 
     python -m tests.bench.grpo_step            # and the other benches
-    python -m lib.report performance outputs/reference
+    python -m tests.bench.performance outputs/reference
 
 A ratio is the other program's seconds over the kit's, the median over pairs of runs in
 one process. "limit" is what the count of tokens alone would give: the tokens that a
@@ -11,13 +11,13 @@ Example: 8 completions of 64 tokens behind a prompt of 883 are 8 x 947 = 7,576 t
 repeated and 882 + 512 = 1,394 packed, a limit of 5.4.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from lib.markup import Marked, grid
-from lib.records import read_json
+from lib.records import read_json, write_text
 
-BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 CASES = {"full": "all weights", "lora": "LoRA", "nf4": "LoRA on NF4"}
 SHARED = (
     "The rollout stays behind its limit because tokens are drawn one after another: "
@@ -34,15 +34,15 @@ NO_GPU = (
 )
 
 
-def performance_block(folder: str | Path) -> str:
-    """README's performance block, markers included, from the records in `folder`."""
+def performance(folder: str | Path) -> str:
+    """The text of performance.md, from the records in `folder`."""
     folder = Path(folder)
     steps = {
         name: read_json(folder / f"bench_grpo_step{name}.json")
         for name in ("", "_mini")
     }
     lines = [
-        BEGIN,
+        "# What it costs\n",
         "One GRPO step of 8 completions: how many times faster than stock TRL 1.16 "
         "with video, and the share of its memory that the update takes:",
         "",
@@ -54,9 +54,8 @@ def performance_block(folder: str | Path) -> str:
         kills_sentence(read_json(folder / "bench_kills.json")),
         "",
         cost_table(folder),
-        END,
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 STEP_HEAD = [
@@ -214,3 +213,8 @@ def measured_note(costs: Mapping[str, Mapping]) -> str:
 
 def _spread(ratio: Mapping) -> str:
     return f"{ratio['median']:.1f} ({ratio['least']:.1f} to {ratio['most']:.1f})"
+
+
+if __name__ == "__main__":
+    records = Path(sys.argv[1])
+    write_text(records / "performance.md", performance(records))

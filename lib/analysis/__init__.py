@@ -1,0 +1,1 @@
+"""What the records say: answers, comparisons, claims, figures, README's table."""

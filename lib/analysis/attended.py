@@ -1,0 +1,112 @@
+"""Where a model looks while it writes: shares of attention (lib/attention.py).
+
+Attention says where a model looks and not what it makes of it; what a model loses
+without a picture is in lib/analysis/seen.py.
+
+    found = attended(answers)
+    found["masses"][0]  # {"text": "own", "where": "all layers", "kind": "video", ...}
+
+Example: three questions, one of them left out for SFT: means of two questions.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from lib import tables
+from lib.analysis import compare
+from lib.analysis.compare import kept
+from lib.methods import KINDS, difference
+
+PARTS = {
+    "first": "first 3 tokens",
+    "reasoning": "reasoning",
+    "letter": "answer letter",
+}
+
+
+def attended(
+    answers: pd.DataFrame,
+    texts: Sequence[str] = ("own", "base"),
+    samples: int = compare.SAMPLES,
+    seed: int = 0,
+) -> dict:
+    """Means over questions, while each method writes its own words ("own") or all are
+    given those of one; only questions count that have numbers for every method.
+
+    * texts: text, asked, left_out, retokenized (rows whose text gives other tokens);
+    * masses: text, model, where, kind, n, seeds, mean, low, high. `where` is "all
+      layers", "layer 1" ..., a part of PARTS, or "equal": what equal attention to all
+      that is visible would give;
+    * differences: text, a, b, where, kind, n, seeds, difference, low, high;
+    * by_token: text, model, token (from 1), n, video, still.
+
+    ValueError where the methods were not asked the same questions, or none has numbers.
+    """
+    found: dict = {"texts": [], "masses": [], "differences": [], "by_token": []}
+    for text in texts:
+        own, facts = _of_text(answers, text)
+        found["texts"].append({"text": text} | facts)
+        token = own["where"].str.startswith("token ")
+        by, draws = ("model", "where", "kind"), {"samples": samples, "seed": seed}
+        rows = compare.table(own[~token], by, value="mean", **draws)
+        found["masses"] += [{"text": text} | kept(row, *by, "mean") for row in rows]
+        some = own[~token & (own["where"] != "equal")]
+        rows = compare.differences(some, by=by[1:], **draws)
+        keys = ("a", "b", *by[1:], "difference")
+        found["differences"] += [{"text": text} | kept(row, *keys) for row in rows]
+        seen = own[token & own.kind.isin(KINDS[:2])]
+        for (model, where), rows in seen.groupby(list(by[:2]), sort=False):
+            row = {"text": text, "model": model, "token": int(where.split()[1])}
+            row |= {"n": rows.id.nunique(), **rows.groupby("kind").value.mean()}
+            found["by_token"].append(row)
+    return found
+
+
+def _of_text(answers: pd.DataFrame, text: str) -> tuple[pd.DataFrame, dict]:
+    """The numbers of questions that have them for all, with `where` and `kind`."""
+    own = answers[answers.measure.astype(str).str.startswith(f"{text}, ")]
+    if own.empty:
+        raise ValueError(f"no question has attention of all methods on {text}")
+    own = own.astype({"measure": str, "model": str})
+    asked = own.groupby("model").id.agg(frozenset)
+    for model, ids in asked.items():
+        if ids != asked.iloc[0]:
+            raise ValueError(f"attention_{model}: other questions than the other rows")
+    named = own.measure.str.split(", ", expand=True)
+    # One set, whatever levels the questions are of.
+    own = own.assign(where=named[1], kind=named[2], set="")
+    out = set(own.id[(own["where"] == "left out") & (own.value == 1)])
+    again = own[(own["where"] == "retokenized") & ~own.id.isin(out)]
+    facts = {"asked": own.id.nunique(), "left_out": len(out)}
+    own = own[~own.id.isin(out) & (own.kind != "")]
+    if own.empty:
+        raise ValueError(f"{text}: every question was left out for some method")
+    return own, facts | {"retokenized": int(again.value.sum())}
+
+
+def markdown(found: Mapping, text: str) -> str:
+    """Mass of each method by part, and what training changes, in per cent."""
+    wheres = ["all layers", *PARTS]
+    rows = [
+        row
+        for row in found["differences"]
+        if row["text"] == text and row["where"] in wheres and row["kind"] != KINDS[-1]
+    ]
+    means = {
+        (row["model"], row["where"], row["kind"]): row["mean"]
+        for row in found["masses"]
+        if row["text"] == text
+    }
+    columns = {
+        "while writing": lambda row: PARTS.get(row["where"], "everything"),
+        "attention on": lambda row: row["kind"],
+        "comparison": lambda row: difference(row["a"], row["b"]),
+        "n": lambda row: row["n"],
+        "% of attention": lambda row: " − ".join(
+            tables.percent(means[model, row["where"], row["kind"]])
+            for model in (row["a"], row["b"])
+        ),
+        "difference, points": compare.spans("difference", signed=True),
+    }
+    return tables.markdown(rows, columns)

@@ -1,0 +1,92 @@
+"""Methods, sets, levels: their names, their order and their colours, in one place.
+
+A method has the same colour in every figure and on every page, from the colour-blind
+safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/). A method that stands
+nowhere here, such as a reader's own RL variant, comes last, in capitals and purple.
+
+    >>> LABELS["care"], LABELS["psr"], in_order(["psr", "ppo", "base"])
+    ('GRPO-CARE', 'PSR', ['base', 'ppo', 'psr'])
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+METHODS = ("base", "sft", "grpo")
+# The order of those that need not be there; others follow by name.
+MODELS = (*METHODS, "base-direct", "sft-answers", "ppo", "care")
+PAIRS = (("grpo", "sft"), ("sft", "base"), ("grpo", "base"))
+OTHER_RL = (("ppo", "grpo"), ("care", "grpo"))  # compared where the records have them
+LEVELS, GENERAL = ("L1", "L2", "L3"), "general"
+SETS = (*LEVELS, GENERAL)
+MEANING = {
+    "L1": "same environments as in training",
+    "L2": "new environments",
+    "L3": "new environments and new tasks",
+    "general": "general video questions",
+}
+KINDS = ("video", "still", "text")  # what attention rests on
+ASKED = "perception_asked.json"  # in a run: what was asked with something taken away
+SEEN = "seen"
+CONDITIONS = {  # what is shown in place of all as it is; also frames_N and size_HxW
+    SEEN: "all as it is",
+    "shuffled": "frames shuffled",
+    "one_frame": "last frame only",
+    "other_video": "another video",
+    "no_video": "no video",
+    "no_pictures": "no pictures",
+}
+OWN = "#882255"  # of every method without a colour here
+
+
+class ByMethod(dict):
+    """{method: its look}; `other` makes that of a method without an entry."""
+
+    def __init__(self, known: Mapping[str, str], other: Callable[[str], str]):
+        super().__init__(known)
+        self.other = other
+
+    def __missing__(self, method: str) -> str:
+        return self.other(method)
+
+
+COLORS = ByMethod(
+    {
+        "base": "#7f7f7f",
+        "base-direct": "#CC79A7",
+        "sft": "#E69F00",
+        "grpo": "#0072B2",
+        "sft-answers": "#D55E00",
+        "ppo": "#56B4E9",
+        "care": "#009E73",
+        "paper": "#000000",
+    },
+    other=lambda method: OWN,
+)
+LABELS = ByMethod(
+    {
+        "base": "base",
+        "base-direct": "base, direct answer",
+        "sft": "SFT",
+        "grpo": "GRPO",
+        "sft-answers": "SFT, answers alone",
+        "ppo": "PPO",
+        "care": "GRPO-CARE",
+        "paper": "paper (Qwen2-VL-7B)",
+    },
+    other=str.upper,
+)
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Each model once, in the order of every table and figure."""
+    found = {*models}
+    return [*(m for m in MODELS if m in found), *sorted(found - {*MODELS})]
+
+
+def condition(name: str) -> str:
+    """A condition in words."""
+    return CONDITIONS.get(name, name.replace("_", " "))
+
+
+def difference(a: str, b: str) -> str:
+    """Two methods as a difference, "GRPO − SFT"."""
+    return f"{LABELS[a]} − {LABELS[b]}"

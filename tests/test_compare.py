@@ -1,0 +1,308 @@
+"""Answers as one table, and what is measured on it, against counts made by hand."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_run import edit_row, write_run
+
+from lib import methods, stats, tables
+from lib.analysis import answers, compare
+from lib.paths import ROOT
+from lib.records import read_json, read_jsonl, write_json, write_jsonl
+
+DRAWS = {"samples": 500, "seed": 0}
+GAP = [(1, {"model": "grpo", "set": "L1"}), (-1, {"model": "sft", "set": "L1"})]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("run"), seed=0, n=400)
+
+
+@pytest.fixture(scope="module")
+def predictions(made):
+    return tables.read_predictions(made)
+
+
+@pytest.fixture(scope="module")
+def right(made):
+    return compare.right(answers.read(made))
+
+
+@pytest.fixture
+def small(tmp_path):
+    return write_run(tmp_path / "run", n=12, sets=("L1",))
+
+
+def of(rows, **wanted):
+    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
+    return row
+
+
+def test_no_torch():
+    """Records are read in a second, and on machines without torch or a display."""
+    code = "import sys; from lib.analysis import attended, reasoned, seen, terms; "
+    code += "assert not {'torch', 'matplotlib'} & {*sys.modules}; "
+    code += "from lib import claims; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --- the table of all answers ---------------------------------------------------------
+
+
+def test_every_answer_is_a_row_and_every_reading_of_it(made):
+    frame = answers.read(made)
+    assert len(frame) == 4 * 4 * 400 * len(answers.ASKED)
+    own = compare.select(frame, {"model": "sft", "set": "L3", "measure": "parsed"})
+    rows = tables.read_rows(made / "predictions_sft_L3.jsonl")
+    assert own.value.tolist() == [float(row["parsed"]) for row in rows]
+    assert own.domain.tolist() == [row["domain"] for row in rows]
+    assert {*own.condition} == {"seen"} and {*own.seed} == {0}
+
+
+def test_rows_are_read_again_and_must_be_of_the_same_questions(small):
+    path = small / "predictions_sft_L1.jsonl"
+    whole, right = path.read_text(), read_jsonl(path)[4]["correct"]
+    edit_row(path, 4, correct=not right)
+    with pytest.raises(ValueError, match="line 5: correct is"):
+        answers.read(small)
+    path.write_text(whole)
+    edit_row(path, 4, gold="D")
+    with pytest.raises(ValueError, match="differ in 1 questions, first L1/4"):
+        answers.read(small)
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(ValueError, match="differ in 1 questions"):
+        answers.read(small)
+
+
+def test_rows_that_differ_in_more_than_what_is_shown_are_refused(small):
+    seen = small / "predictions_sft_L1.jsonl"
+    blind = small / "predictions_sft_L1.no_video.jsonl"
+    blind.write_text(seen.read_text())
+    with pytest.raises(FileNotFoundError, match=r"settings\.json.*04_eval"):
+        answers.read(small)
+    for file, facts in ((seen, {"model": "x"}), (blind, {"model": "x", "shown": 1})):
+        write_json(file.with_suffix(".settings.json"), facts)
+    frame = answers.read(small)
+    assert {*frame.condition} == {"seen", "no_video"}
+    write_json(blind.with_suffix(".settings.json"), {"model": "another"})
+    with pytest.raises(ValueError, match=r"predictions_sft_L1\.no_video.*model is"):
+        answers.read(small)
+    rows = read_jsonl(seen)
+    write_jsonl(seen, rows[:-1])
+    with pytest.raises(ValueError):
+        answers.read(small)
+    assert len(rows) == 12
+
+
+def test_questions_on_one_recording_are_one_cluster(small, tmp_path):
+    asked = [{"sample_id": i, "video_id": f"P{i // 4}"} for i in range(12)]
+    write_jsonl(tmp_path / "data/annotations/validation_L1.jsonl", asked)
+    alone, whole = (
+        compare.contrast(compare.right(answers.read(small, *data)), GAP)
+        for data in ((), (tmp_path / "data",))
+    )
+    assert (alone["clusters"], whole["clusters"]) == (12, 3)
+    assert alone["effect"] == whole["effect"]
+
+
+def test_the_recording_of_a_text_id(tmp_path):
+    rows = [{"sample_id": key} for key in ("a_b_0", "a_b_1", "c_0")]
+    write_jsonl(tmp_path / "annotations/validation_L3.jsonl", rows)
+    found = answers.source_videos(tmp_path, "L3")
+    assert found == {"L3/a_b_0": "a_b", "L3/a_b_1": "a_b", "L3/c_0": "c"}
+
+
+def test_runs_that_are_not_of_one_kind_are_not_pooled(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
+    assert answers.read(runs).seed.nunique() == 2
+    with pytest.raises(ValueError, match="both of seed 0"):
+        answers.read([runs[0], runs[0]])
+    with pytest.raises(FileNotFoundError, match="python -m lib"):
+        answers.read(tmp_path / "none")
+    state = read_json(runs[1] / "pipeline.json")
+    more = state["parameters"] | {"perception_conditions": "no_video"}
+    write_json(runs[1] / "pipeline.json", {**state, "parameters": more})
+    assert answers.read(runs).seed.nunique() == 2  # asked more, of the same models
+    other = state["parameters"] | {"data_dir": "outputs/data/y"}
+    write_json(runs[1] / "pipeline.json", {**state, "parameters": other})
+    with pytest.raises(ValueError, match="more than their seed"):
+        answers.read(runs)
+
+
+def test_a_run_without_answers_says_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run 04_eval first"):
+        answers.read(tmp_path)
+
+
+# --- contrasts ------------------------------------------------------------------------
+
+
+def test_differences_pair_the_questions(right, predictions):
+    rows = compare.differences(right, **DRAWS)
+    assert len(rows) == 3 * 4
+    row = of(rows, a="grpo", b="base", set="L2")
+    pairs = list(zip(predictions["grpo", "L2"], predictions["base", "L2"], strict=True))
+    assert row["wins"] == sum(a["correct"] > b["correct"] for a, b in pairs)
+    assert row["difference"] == pytest.approx((row["wins"] - row["losses"]) / 400)
+    assert row["p"] == stats.mcnemar_exact(row["wins"], row["losses"])
+    assert 0 < row["low"] < row["difference"] < row["high"] and row["p"] < 0.001
+
+
+def test_a_swapped_pair_has_the_opposite_sign(right):
+    there, back = (
+        compare.contrast(right, [(way * weight, where) for weight, where in GAP])
+        for way in (1, -1)
+    )
+    assert there["effect"] == -back["effect"]
+    assert there["low"] == pytest.approx(-back["high"], abs=0.005)
+    assert (there["wins"], there["losses"]) == (back["losses"], back["wins"])
+
+
+def test_only_what_all_terms_have_counts(right):
+    """A question that one side lacks, or a seed, is in no difference."""
+    lost = right.drop(right.index[(right.model == "sft") & (right.id == "L1/7")])
+    assert compare.contrast(lost, GAP)["n"] == 399
+    seeds = [right, right[right.model == "grpo"].assign(seed=1)]
+    assert compare.contrast(pd.concat(seeds), GAP)["seeds"] == 1
+    with pytest.raises(compare.Missing, match="no answers"):
+        compare.contrast(right[right.model == "grpo"], GAP)
+    odd = right[(right.model == "sft") ^ right.id.str.endswith("1")]
+    with pytest.raises(compare.Missing, match="no seed and question"):
+        compare.contrast(odd, GAP)
+
+
+def test_out_of_distribution_compares_the_gaps(right):
+    rows = compare.out_of_distribution(right, **DRAWS)
+    assert [(row["there"], row["here"]) for row in rows] == [("L2", "L1"), ("L3", "L1")]
+    gaps = compare.differences(right, [("grpo", "sft")], samples=10)
+    gap = {row["set"]: row["difference"] for row in gaps}
+    assert rows[1]["difference"] == pytest.approx(gap["L3"] - gap["L1"])
+    assert (rows[1]["n_there"], rows[1]["n_here"]) == (400, 400)
+
+
+def test_several_seeds_are_the_mean_over_seeds(tmp_path):
+    runs = [write_run(tmp_path / f"run{seed}", seed, n=60) for seed in range(3)]
+    right = compare.right(answers.read(runs))
+    values = np.array(
+        [
+            [row["correct"] for row in tables.read_predictions(run)["sft", "L2"]]
+            for run in runs
+        ],
+        dtype=float,
+    )
+    row = of(compare.table(right, ("model", "set")), model="sft", set="L2")
+    expected = stats.mean_over_seeds(values)
+    for key in ("low", "high", "sd", "seeds"):
+        assert row[key] == pytest.approx(expected[key])
+    assert row["effect"] == pytest.approx(values.mean())
+    less = compare.table(right, ("model", "set"), {"model": "base"})
+    assert {r["model"] for r in less} == {"sft", "grpo", "base-direct"}
+    found = of(compare.differences(right), a="sft", b="base", set="L2")
+    assert of(less, model="sft", set="L2")["effect"] == found["difference"]
+    assert found["p"] is None
+
+
+def test_shares_of_attention_are_not_taken_for_coin_tosses(right):
+    """Two equal questions: right and wrong say little, a measured share is exact."""
+    few = right[right.id.isin(["L1/0", "L1/1"]) & (right.model == "sft")]
+    means = [
+        compare.table(few.assign(value=value), ("model",))[0] for value in (1.0, 0.3)
+    ]
+    assert means[0]["low"] < 0.6 and means[0]["high"] == 1
+    assert means[1]["low"] == means[1]["high"] == pytest.approx(0.3)
+
+
+# --- accuracies -----------------------------------------------------------------------
+
+
+def test_accuracy_counts_every_question(made, predictions):
+    metrics = read_json(made / "metrics.json")
+    for row in compare.accuracies(predictions):
+        assert row["n"] == 400
+        assert row["accuracy"] == metrics[row["model"]][row["set"]]["accuracy"]
+        ends = stats.wilson_interval(round(row["accuracy"] * 400), 400)
+        assert (row["low"], row["high"]) == ends
+        assert row["accuracy_lenient"] > row["accuracy"]
+        chance = (1 / 4 + 1 / 5) / 2 if row["set"] == "general" else 0.25
+        assert row["chance"] == pytest.approx(chance)
+
+
+def test_what_goes_wrong_stays_in_the_denominator(small):
+    for number in range(12):
+        path = small / "predictions_sft_L1.jsonl"
+        edit_row(path, number, completion="", error="x: truncated")
+    row = compare.summary(tables.read_predictions(small)["sft", "L1"])
+    assert (row["n"], row["accuracy"], row["failed_videos"]) == (12, 0, 12)
+    assert row["parse_failure"] == 1
+    assert compare.contrast(compare.right(answers.read(small)), GAP)["n"] == 12
+
+
+def test_groups_add_up(predictions):
+    rows = compare.accuracies(predictions, "L3", "domain")
+    for model in methods.METHODS:
+        own = [row for row in rows if row["model"] == model]
+        assert [row["domain"] for row in own] == sorted({r["domain"] for r in own})
+        assert sum(row["n"] for row in own) == 400
+        right = sum(round(row["accuracy"] * row["n"]) for row in own)
+        assert right == sum(r["correct"] for r in predictions[model, "L3"])
+
+
+# --- the paper, and text --------------------------------------------------------------
+
+
+def test_published_counts_give_the_printed_percentages():
+    paper = compare.published()
+    entries = {**paper["sets"], **paper["domains"]}
+    for name, entry in entries.items():
+        digits = 1 if name == "general" else 2
+        for model, count in entry["correct"].items():
+            share = round(100 * count / entry["n"], digits)
+            misprint = (name, model) == ("Hobbies", "base")
+            assert (share == entry["printed"][model]) != misprint, (name, model)
+
+
+@pytest.mark.parametrize(
+    "parts, whole, n", [("domains", "L3", 1321), ("durations", "general", 1337)]
+)
+def test_published_groups_add_up(parts, whole, n):
+    paper = compare.published()
+    entries = paper[parts].values()
+    assert sum(entry["n"] for entry in entries) == n
+    for model in methods.METHODS:
+        right = sum(entry["correct"][model] for entry in entries)
+        assert right == paper["sets"][whole]["correct"][model]
+
+
+def test_published_differences_are_the_known_ones():
+    """RL against SFT: 2.2, 6.1 and 6.7 points on L1, L2 and L3."""
+    rows = compare.published_differences()
+    gaps = [rows["grpo", "sft", name]["difference"] for name in methods.LEVELS]
+    assert [round(100 * gap, 1) for gap in gaps] == [2.2, 6.1, 6.7]
+
+
+def test_markdown_tables_are_whole(predictions, right):
+    rows = compare.accuracies(predictions)
+    compared = compare.differences(right, samples=50)
+    apart = compare.out_of_distribution(right, samples=50)
+    for text, count in (
+        (compare.accuracies_markdown(rows), 16),
+        (compare.differences_markdown(compared), 12),
+        (compare.out_of_distribution_markdown(apart), 2),
+        (compare.beside_paper_markdown(rows), 4),
+    ):
+        lines = text.splitlines()
+        assert len(lines) == 2 + count
+        assert len({line.count("|") for line in lines}) == 1
+    assert "PSR" in compare.accuracies_markdown([rows[0] | {"model": "psr"}])
+
+
+def test_a_cell_without_a_row_is_a_dash():
+    rows = [{"a": "x", "b": "1", "v": "v1"}, {"a": "y", "b": "2", "v": "v2"}]
+    text = compare.markdown(
+        rows, {"a": lambda r: r["a"]}, lambda r: r["b"], lambda r: r["v"]
+    )
+    assert text.splitlines()[2:] == ["| x | v1 | – |", "| y | – | v2 |"]

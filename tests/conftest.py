@@ -138,14 +138,16 @@ def _raise_gain(model):
 def tiny_checkpoint(tmp_path_factory):
     """Folder of a random Qwen2-VL with 0.2 M parameters, processors included."""
     import torch
+
+    from lib import models  # noqa: F401  (must precede transformers)
+
+    # isort: split
     from transformers import (
         Qwen2VLForConditionalGeneration,
         Qwen2VLImageProcessor,
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
     )
-
-    from lib import models  # noqa: F401  (must precede transformers)
 
     torch.set_num_threads(1)  # where the test's module does not import it
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"

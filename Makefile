@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 INSTALLED := $(VENV)/.installed
 FAST := $(wildcard $(patsubst %,tests/test_%.py, answers chain claims compare faults \
-	footage golden markup params paths prompts questions readme records report \
+	footage golden markup params paths prompts questions readme records \
 	reward_stages rewards seed_bench sketches stages stats sweeps tables))
 
 .PHONY: install reproduce test test-fast lab clean

@@ -84,15 +84,17 @@ class ParamsFaults(ValueError):
 
 @dataclass(frozen=True)
 class _Given:
-    """A key of a params file with its YAML node."""
+    """A key of a params file with its YAML node, and the faults found so far."""
 
     key: str
     node: yaml.Node
     file: Path
+    faults: list[str]
 
-    def fault(self, text: str, node: yaml.Node | None = None) -> str:
+    def fault(self, text: str, node: yaml.Node | None = None) -> None:
         line = (node or self.node).start_mark.line + 1
-        return f"{self.file}, line {line}, {shown(self.key, LONGEST)}: {text}"
+        name = shown(self.key, LONGEST)
+        self.faults.append(f"{self.file}, line {line}, {name}: {text}")
 
 
 class _Plain(yaml.SafeLoader):
@@ -164,12 +166,10 @@ def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
     known = {name: parameter.type for name, parameter in parameters.items()}
     faults: list[str] = []
     given, axes = _collect(Path(path), faults)
-    chosen = _chosen(given.pop("notebooks", None), available, faults)
-    values = {
-        key: _checked(item, item.node, known, faults) for key, item in given.items()
-    }
+    chosen = _chosen(given.pop("notebooks", None), available)
+    values = {key: _checked(item, item.node, known) for key, item in given.items()}
     varied = [
-        [(item.key, _checked(item, node, known, faults)) for node in item.node.value]
+        [(item.key, _checked(item, node, known)) for node in item.node.value]
         for item in axes
     ]
     runs = [] if faults else _expand(Path(path), values, chosen, varied, faults)
@@ -289,20 +289,20 @@ def _collect(
     if own is None:
         return {}, []
     base, sweep = own.pop("base", None), own.pop("sweep", None)
-    axes = _axes(sweep, own, faults) if sweep else []
+    axes = _axes(sweep, own) if sweep else []
     if not above:
         _check_named(path, own, sweep, faults)
     elif sweep:
-        faults.append(sweep.fault(f"{above[-1]} starts from this file; no sweep here"))
+        sweep.fault(f"{above[-1]} starts from this file; no sweep here")
     inherited: dict[str, _Given] = {}
     if base:
         source = path.parent / shown(base.node.value, LONGEST)
         if not isinstance(base.node, yaml.ScalarNode):
-            faults.append(base.fault("expected the path of a params file"))
+            base.fault("expected the path of a params file")
         elif source.resolve() in {p.resolve() for p in (*above, path)}:
-            faults.append(base.fault(f"{source} starts from this file"))
+            base.fault(f"{source} starts from this file")
         elif not source.is_file():
-            faults.append(base.fault(f"{source} is missing"))
+            base.fault(f"{source} is missing")
         else:
             inherited, _ = _collect(source, faults, (*above, path))
             inherited.pop("run_name", None)
@@ -313,58 +313,55 @@ def _collect(
 
 def _read(path: Path, faults: list[str]) -> dict[str, _Given] | None:
     """The keys of one file; None, with a fault added, if it cannot be read."""
+    raw, loader = b"", None
     try:
-        text = path.read_text(encoding="utf-8")
-        loader = _Plain(text)
+        raw = path.read_bytes()
+        loader = _Plain(raw.decode("utf-8"))
         tree = loader.get_single_node()
+        if isinstance(tree, yaml.MappingNode):
+            return _keys(tree, path, faults)
+        line, why = 1, LINES
     except FileNotFoundError:
         faults.append(f"{path} is missing: give a file such as params/mini.yaml")
         return None
     except UnicodeDecodeError as error:
-        line = path.read_bytes().count(b"\n", 0, error.start) + 1
-        faults.append(f"{path}, line {line}: not UTF-8; save it as UTF-8 text")
-        return None
+        line = raw.count(b"\n", 0, error.start) + 1
+        why = "not UTF-8; save it as UTF-8 text"
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        faults.append(f"{path}, line {line}: not YAML ({error.problem}); {LINES}")
-        return None
+        why = f"not YAML ({error.problem}); {LINES}"
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        found = f"a control character, {error.character:#04x}"
-        faults.append(f"{path}, line {line}: {found}; {LINES}")
-        return None
+        line = raw.decode("utf-8").count("\n", 0, error.position) + 1
+        why = f"a control character, {error.character:#04x}; {LINES}"
     except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
-        faults.append(f"{path}, line {loader.line + 1}: not YAML ({error}); {LINES}")
-        return None
-    if not isinstance(tree, yaml.MappingNode):
-        faults.append(f"{path}, line 1: {LINES}")
-        return None
-    return _keys(tree, path, faults)
+        line, why = loader.line + 1, f"not YAML ({error}); {LINES}"
+    faults.append(f"{path}, line {line}: {why}")
+    return None
 
 
 def _keys(tree: yaml.MappingNode, path: Path, faults: list[str]) -> dict[str, _Given]:
     found: dict[str, _Given] = {}
     for key_node, node in tree.value:
-        item = _Given(str(key_node.value), node, path)
+        item = _Given(str(key_node.value), node, path, faults)
         if item.key in found:
-            faults.append(item.fault("given twice", key_node))
+            item.fault("given twice", key_node)
         found[item.key] = item
     return found
 
 
-def _axes(sweep: _Given, own: dict[str, _Given], faults: list[str]) -> list[_Given]:
+def _axes(sweep: _Given, own: dict[str, _Given]) -> list[_Given]:
     """The swept keys, each with a node that is a list."""
     if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
-        faults.append(sweep.fault("expected lines of `key: [value, value]` below it"))
+        sweep.fault("expected lines of `key: [value, value]` below it")
         return []
     axes = []
-    for key, item in _keys(sweep.node, sweep.file, faults).items():
+    for key, item in _keys(sweep.node, sweep.file, sweep.faults).items():
         if key == "run_name":
-            faults.append(item.fault("a sweep names its runs itself"))
+            item.fault("a sweep names its runs itself")
         elif key in own:
-            faults.append(item.fault("given here and outside the sweep"))
+            item.fault("given here and outside the sweep")
         elif not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
-            faults.append(item.fault("expected a list of values, such as [0, 1]"))
+            item.fault("expected a list of values, such as [0, 1]")
         else:
             axes.append(item)
     return axes
@@ -374,46 +371,42 @@ def _check_named(
     path: Path, own: dict[str, _Given], sweep: _Given | None, faults: list[str]
 ) -> None:
     if sweep and "run_name" in own:
-        faults.append(own["run_name"].fault("a sweep is named after its file"))
+        own["run_name"].fault("a sweep is named after its file")
     if not sweep and "run_name" not in own:
         faults.append(f"{path}, run_name: missing; it names the folder of the records")
 
 
-def _chosen(
-    item: _Given | None, available: list[Path], faults: list[str]
-) -> tuple[Path, ...]:
+def _chosen(item: _Given | None, available: list[Path]) -> tuple[Path, ...]:
     """The notebooks that a file names, all where it names none."""
     if item is None:
         return tuple(available)
     if not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
-        faults.append(item.fault("expected a list of names, such as [02_sft, 04_eval]"))
+        item.fault("expected a list of names, such as [02_sft, 04_eval]")
         return ()
     named = {shown(node.value, LONGEST): node for node in item.node.value}
     stems = [notebook.stem for notebook in available]
     for name, node in named.items():
         if name not in stems:
             there = f"there is no notebook {name}; there are {', '.join(stems)}"
-            faults.append(item.fault(there, node))
+            item.fault(there, node)
     return tuple(notebook for notebook in available if notebook.stem in named)
 
 
-def _checked(
-    item: _Given, node: yaml.Node, known: dict[str, type], faults: list[str]
-) -> Any:
+def _checked(item: _Given, node: yaml.Node, known: dict[str, type]) -> Any:
     """The value of a node, of the declared type; a fault is added if it is not."""
     kind = str if item.key == "run_name" else known.get(item.key)
     if kind is None:
-        faults.append(item.fault(_unknown(item.key, known), node))
+        item.fault(_unknown(item.key, known), node)
         return None
     try:
         value = yaml.SafeLoader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError) as error:
         why = shown(error, LONGEST)
-        faults.append(item.fault(f"not a value of YAML ({why})", node))
+        item.fault(f"not a value of YAML ({why})", node)
         return None
     wrong = _mismatch(value, kind) or _misread(node.value, value)
     if wrong:
-        faults.append(item.fault(wrong, node))
+        item.fault(wrong, node)
         return None
     return kind(value)
 

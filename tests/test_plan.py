@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -524,6 +523,8 @@ def test_too_little_memory_and_disk_fail(values, tmp_path):
     check = checks.check_memory(stages, replace(given, lora_rank=0), 1.0, "a card")
     assert not check.passed and "accelerate_config" in check.text
     assert checks.check_memory(stages, given, 100.0, "a card").passed
+    tensors = max(stages.values()) / memory.GIB  # without the allowance they fit
+    assert not checks.check_memory(stages, given, tensors + 0.1, "a card").passed
     assert not checks.check_host(10**15).passed
     (check,) = checks.check_disk({tmp_path / "a": 10**18, tmp_path / "b" / "c": 1})
     assert not check.passed and "GB free" in check.text
@@ -571,6 +572,8 @@ def test_an_earlier_run_of_the_same_kind_gives_the_hours(values, tmp_path):
     }
     assert hours(group_size=4) == {"SFT": 60, "evaluation": 40}
     assert hours(dtype="bfloat16") == {}
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "pipeline.json").write_text("{")
     there["03_grpo"]["environment"] = {"cpu_count": 999, "gpu": None}
     records.write_json(run / "manifest.json", there)
     assert hours().keys() == {"SFT", "evaluation"}
@@ -580,7 +583,7 @@ def test_hours_of_the_single_gpu_files_are_measured_seconds_times_counts(tmp_pat
     took = records.read_json(plan.COSTS)["costs"]["2b"]["rows"]
     took = {row["stage"]: row["seconds"] for row in took}
     values = values_of("single_gpu_2b")
-    parts = counts.parts_of(values, counts.PUBLISHED and counts.sets_of(values))
+    parts = counts.parts_of(values, counts.sets_of(values))
     found = plan.hours_of(values, parts, tmp_path)
     wanted = 750 * (took["rollout"] + took["reference"] + took["update"]) / 3600
     assert found["GRPO"].hours == pytest.approx(wanted)
@@ -592,15 +595,14 @@ def test_hours_of_the_single_gpu_files_are_measured_seconds_times_counts(tmp_pat
     assert plan.hours_of(values_of("paper"), parts, tmp_path) == {}
 
 
-def test_a_disk_is_asked_for_all_runs_of_a_sweep_and_frames_once(tmp_path):
+def test_a_disk_is_asked_for_all_runs_of_a_sweep_and_for_frames_once(
+    tmp_path, monkeypatch
+):
+    kept = {(tmp_path / "frames", "frame store"): 10}
+    of_runs = [{**kept, (tmp_path / name, "checkpoints"): 5} for name in ("a", "b")]
     run = params.Run("a", {})
-    disks = {(tmp_path / name, "what"): 10 for name in ("a", "frames")}
-    plans = [
-        plan.Plan(run, {}, {}, [], {}, {**disks, (tmp_path / n, "x"): 5}, {}, (), [])
-        for n in ("b", "c")
-    ]
-    wanted: Counter = Counter()
-    for own in plans:
-        wanted |= own.folders
-    assert sum(wanted.values()) == 10 + 10 + 5 + 5
-    assert plan.disk_of_all(plans)[0].passed
+    plans = [plan.Plan(run, {}, {}, [], {}, disk, {}, (), []) for disk in of_runs]
+    asked = []
+    monkeypatch.setattr(checks, "check_disk", asked.append)
+    plan.disk_of_all(plans)
+    assert sum(asked[0].values()) == 10 + 5 + 5

@@ -18,6 +18,7 @@ import shlex
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -46,21 +47,21 @@ ROLLOUT_BYTES, PREDICTION_BYTES, TOKEN_BYTES = 160, 320, 5
 READING_BYTES = 620  # with its share of a row of coherence_*.jsonl; mini run
 NOTEBOOK_BYTES = 15_000_000  # five executed, their pages, figures; mini run
 KEPT_OF_FRAMES = 0.54  # outputs/reference/bench_frame_store.json: kept_over_raw
-# What must be the same for seconds of a question or step to be those of another run.
-ALIKE = ("model", "dtype", "quantize", "num_processes", "lora_rank", "max_frames")
-ALIKE += ("frame_height", "frame_width", "gradient_checkpointing", "accelerate_config")
+# What must be the same for seconds of a question or step to be those of another run;
+# HERE: of an earlier one on this machine, too.
+ALIKE = "model dtype quantize num_processes lora_rank max_frames frame_height "
+ALIKE += "frame_width gradient_checkpointing accelerate_config"
 OF_STAGE = {
-    "SFT": ("sft_batch_size", "max_tokens", "sft_on"),
-    "GRPO": (
-        "group_size",
-        "prompts_per_step",
-        "max_completion_tokens",
-        "kl_beta",
-        "rl",
-    ),
-    "evaluation": ("max_new_tokens",),
+    "SFT": "sft_batch_size max_tokens sft_on",
+    "GRPO": "group_size prompts_per_step max_completion_tokens kl_beta rl",
+    "evaluation": "max_new_tokens",
 }
-HERE = ("data_dir", "general_dir", "eval_batch_size")  # of an earlier run, too
+HERE = {
+    "SFT": "data_dir",
+    "GRPO": "data_dir",
+    "evaluation": "data_dir general_dir eval_batch_size asked_models coherence_sets "
+    "perception_conditions attention_questions",
+}
 WIDTH = 100
 
 
@@ -297,22 +298,31 @@ def as_earlier(
     found: dict[str, Hours] = {}
     states = outputs.glob("*/pipeline.json")
     for state in sorted(states, key=lambda path: -path.stat().st_mtime):
-        recorded, name = records.read_json(state), state.parent.name
-        manifest = state.with_name("manifest.json")
-        there = records.read_json(manifest) if manifest.exists() else {}
-        earlier = counts.all_values(params.Run(name, recorded["parameters"]))
-        for stage, notebook in STAGES.items():
-            took = recorded["notebooks"].get(notebook, {}).get("seconds")
-            alike = (*ALIKE, *HERE, *OF_STAGE[stage])
-            same = all(earlier.get(key) == values.get(key) for key in alike)
-            on = there.get(notebook, {}).get("environment", {})
-            if not (took and same and machine().items() <= on.items()):
-                continue
-            now = worked(stage, parts)
-            before = worked(stage, counts.parts_of(earlier, counts.sets_of(earlier)))
-            if now and before and stage not in found:
-                found[stage] = Hours(took * now / before / 3600, f"as {name} took here")
+        with suppress(ValueError, LookupError, OSError):  # records of another kit
+            found = {**as_one(values, parts, state), **found}
     return found
+
+
+def as_one(values: Mapping, parts: Sequence[Part], state: Path) -> dict[str, Hours]:
+    """The same from one earlier run, whose pipeline.json this is."""
+    found, recorded, name = {}, records.read_json(state), state.parent.name
+    stages = records.read_json(state.with_name("manifest.json"))
+    earlier = counts.all_values(params.Run(name, recorded["parameters"]))
+    for stage, notebook in STAGES.items():
+        took = recorded["notebooks"].get(notebook, {}).get("seconds")
+        there = stages.get(notebook, {}).get("environment", {})
+        on_this = machine().items() <= there.items()
+        if took and on_this and alike(values, earlier, stage, HERE[stage]):
+            before = counts.parts_of(earlier, counts.sets_of(earlier))
+            share = worked(stage, parts) / worked(stage, before)
+            found[stage] = Hours(took * share / 3600, f"as {name} took here")
+    return found
+
+
+def alike(a: Mapping, b: Mapping, stage: str, more: str = "") -> bool:
+    """Whether two runs take as long for the same work in a stage."""
+    names = f"{ALIKE} {OF_STAGE[stage]} {more}".split()
+    return all(a.get(name) == b.get(name) for name in names)
 
 
 def worked(stage: str, parts: Iterable[Part]) -> int:
@@ -337,8 +347,7 @@ def measured_elsewhere(values: Mapping, parts: Sequence[Part]) -> dict[str, Hour
         theirs, rows = counts.all_values(run), cost["rows"] if cost["measured"] else []
         took = {row["stage"]: row["seconds"] for row in rows}
         for stage in STAGES:
-            alike = (*ALIKE, *OF_STAGE[stage])
-            if took and all(theirs.get(key) == values.get(key) for key in alike):
+            if took and alike(values, theirs, stage):
                 spent = sum(
                     seconds(part, took) for part in parts if part.stage == stage
                 )

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -309,7 +311,7 @@ def test_what_is_not_there_is_announced_by_its_command(values, tmp_path):
 # The command
 
 
-def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path, capsys):
+def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path):
     file = write_params(tmp_path, data)
     file.write_text(file.read_text().replace("run_name: a", "run_name: dry_of_a_test"))
 
@@ -317,8 +319,10 @@ def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path, capsys):
         return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
     before = tree(tmp_path) | tree(data)
-    code, text = dry_run(file, capsys)
-    assert code == 0 and "every check passed" in text
+    command = [sys.executable, "-m", "lib.pipeline", str(file), "--dry-run"]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    text = done.stdout
+    assert done.returncode == 0 and "every check passed" in text, done.stderr
     assert tree(tmp_path) | tree(data) == before
     assert not list((paths.ROOT / "outputs").glob("*dry_of_a_test*"))
     assert row(text, "SFT ") == ["100", "3,200", "demonstrations"]

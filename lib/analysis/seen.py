@@ -61,8 +61,9 @@ def seen(
     * accuracy: for each set, group, model and condition n, seeds, accuracy with ends,
       chance, and what the condition costs on the same questions: cost, cost_low,
       cost_high (negative: it gains answers);
-    * gains: for each pair of methods (a, b) the gain a - b with all as it is, gain_then
-      under the condition, and their difference with ends (positive: it shrinks);
+    * gains: for all questions and each pair of methods (a, b) the gain a - b with all
+      as it is, gain_then under the condition, and their difference with ends (positive:
+      it shrinks);
     * ceilings: how often an ideal reader without the video is right, by group;
     * needs: for each model and condition, what it costs where the video is needed (the
       ceiling is below 1) less what it costs elsewhere.
@@ -86,7 +87,8 @@ def seen(
             place = {"set": name, "group": group}
             rows = _costs(inside, place, draws)
             found["accuracy"] += rows
-            found["gains"] += _gains(inside, rows, place, draws)
+            if group == ALL:
+                found["gains"] += _gains(inside, rows, place, draws)
             if group not in (ALL, WITH_VIDEO):
                 known = [groups[key]["ceiling"] for key in inside.id.unique()]
                 entry = {"n": len(known), "ceiling": float(np.mean(known))}

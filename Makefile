@@ -24,7 +24,7 @@ $(INSTALLED): requirements.txt
 	touch $@
 
 reproduce: install
-	$(BIN)/python -m lib.pipeline $(PARAMS)
+	$(BIN)/python -m lib.run.pipeline $(PARAMS)
 
 # nbval runs the notebooks with their defaults, which write outputs/smoke; no network.
 test: export HF_HUB_OFFLINE = 1

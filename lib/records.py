@@ -205,7 +205,8 @@ def record_stage(run: Path, stage: str, **facts: Any) -> None:
 def peak_memory_gib() -> float:
     """The largest resident memory of this process so far, in GiB.
 
-    Neither GPU memory nor that of other processes, such as those lib/launch.py starts.
+    Neither GPU memory nor that of other processes, such as those lib/run/launch.py
+    starts.
     """
     status = Path("/proc/self/status")
     if status.exists():

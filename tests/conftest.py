@@ -139,7 +139,7 @@ def tiny_checkpoint(tmp_path_factory):
     """Folder of a random Qwen2-VL with 0.2 M parameters, processors included."""
     import torch
 
-    from lib import models  # noqa: F401  (must precede transformers)
+    from lib.model import models  # noqa: F401  (must precede transformers)
 
     # isort: split
     from transformers import (
@@ -171,14 +171,14 @@ def tiny_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def processor(tiny_checkpoint):
     """Of the tiny checkpoint, like `model`; modules that use another have their own."""
-    from lib import models
+    from lib.model import models
 
     return models.load_processor(tiny_checkpoint)
 
 
 @pytest.fixture
 def model(tiny_checkpoint):
-    from lib import models
+    from lib.model import models
 
     return models.load_model(tiny_checkpoint)
 
@@ -209,7 +209,7 @@ def _write_still(path, rng):
 @pytest.fixture(scope="session")
 def tiny_questions(tmp_path_factory):
     """Six questions with real media; the third and the sixth have no video."""
-    from lib.questions import Question
+    from lib.data.questions import Question
 
     folder = tmp_path_factory.mktemp("media")
     rng = np.random.default_rng(0)
@@ -242,7 +242,7 @@ def tiny_questions(tmp_path_factory):
 @pytest.fixture(scope="session")
 def eight_demonstrations(tiny_questions):
     """With responses of different lengths; the third and the sixth have no video."""
-    from lib.questions import Demonstration
+    from lib.data.questions import Demonstration
 
     return [
         Demonstration(
@@ -265,8 +265,8 @@ def demonstrations(eight_demonstrations):
 @pytest.fixture(scope="session")
 def make_task(tiny_checkpoint, tiny_questions):
     """A task of RL on the tiny checkpoint and its questions."""
+    from lib.data.video import Sampling
     from lib.train.task import Task
-    from lib.video import Sampling
 
     sampling = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 

@@ -10,21 +10,14 @@ outputs/ of the copy.
 import sys
 from types import SimpleNamespace
 
-from lib import (
-    chain,
-    evaluate,
-    grpo,
-    models,
-    params,
-    paths,
-    questions,
-    records,
-    rl,
-    sft,
-)
-from lib.model import prefix
-from lib.reward_stages import read_rewards
-from lib.video import Sampling
+from lib import chain, paths, records
+from lib.data import questions
+from lib.data.video import Sampling
+from lib.evaluate import evaluate
+from lib.model import models, prefix
+from lib.run import params
+from lib.train import grpo, rl, sft
+from lib.train.reward_stages import read_rewards
 
 SAMPLING = Sampling(max_frames=8, height=56, width=112)
 SHARED = {

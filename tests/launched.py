@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from lib import frame_store
+from lib.data import frame_store
 
 LONG = 600  # seconds; nothing that works waits for so long
 
@@ -90,7 +90,8 @@ def listening(folder: Path) -> list[str]:
 
 def die_answering(*arguments) -> None:
     """`evaluate.with_model`, killed behind a batch once both processes have one."""
-    from lib import evaluate, records
+    from lib import records
+    from lib.evaluate import evaluate
 
     append = records.append_jsonl
 

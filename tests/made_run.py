@@ -15,7 +15,8 @@ ENVIRONMENT = {"git_commit": "0" * 40, "python": "3.11", "gpu": None, "cpu_count
 
 
 def predictions(model, name, n, seed):
-    """Rows as lib.evaluate writes them; questions are as hard for every model."""
+    """Rows as lib.evaluate.evaluate writes them; questions are as hard for every
+    model."""
     hardness = np.random.default_rng(7).normal(0, 0.15, n)
     # greedy decoding: the base model answers alike in every run
     draw = np.random.default_rng([list(ABILITY).index(model), ord(name[1]), seed])
@@ -60,7 +61,8 @@ def answering(row, right):
 
 
 def grpo_log(steps=40):
-    """Rows as lib.grpo logs them; `entropy` is left out, as an older log might."""
+    """Rows as lib.train.grpo logs them; `entropy` is left out, as an older log
+    might."""
     rng = np.random.default_rng(1)
     return [
         {

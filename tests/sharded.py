@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from lib import checkpoints, grpo, paths, records, sft, shards
-from lib.model import scoring
+from lib import paths, records
+from lib.model import scoring, shards
+from lib.train import checkpoints, grpo, sft
 from tests import two_processes
 from tests.two_processes import REWARDS, SAMPLING
 

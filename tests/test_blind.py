@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from lib.blind import BlindReader, features
-from lib.questions import Question
+from lib.data.blind import BlindReader, features
+from lib.data.questions import Question
 
 
 def make_question(number: int, leak: bool) -> Question:

@@ -23,12 +23,16 @@ import numpy as np
 import pytest
 from made_hub import PINNED, Hub
 
-from lib import chain, checkpoints, download, epic, frame_store, models, paths, resume
+from lib import chain, paths
 from lib import records as run_records
-from lib.download import Archive, ArchiveError, DownloadError, HubFile
-from lib.epic import LabelFaults
-from lib.params import ParamsFaults, load_params
-from lib.video import Sampling
+from lib.data import download, epic, frame_store
+from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
+from lib.data.epic import LabelFaults
+from lib.data.video import Sampling
+from lib.evaluate import resume
+from lib.model import models
+from lib.run.params import ParamsFaults, load_params
+from lib.train import checkpoints
 
 # isort: split
 from peft import get_peft_model
@@ -249,7 +253,7 @@ DOWNLOADS = {
 FETCH_ALL = """
 import json, sys
 from pathlib import Path
-from lib.download import HubFile, fetch
+from lib.data.download import HubFile, fetch
 said = {}
 for facts in json.loads(sys.argv[1]):
     try:
@@ -652,7 +656,7 @@ def full_frame_store(folder):
 
 
 def noise_for(path, sampling):
-    """A reader of lib/video.py as far as the store can tell."""
+    """A reader of lib/data/video.py as far as the store can tell."""
     return np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)
 
 

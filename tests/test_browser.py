@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from made_run import edit_row, write_run
 
-from lib import attention, browser, live, plots, tables
+from lib.analysis import plots
+from lib.data.video import Sampling
+from lib.evaluate import attention, tables
 from lib.records import read_jsonl, write_json, write_jsonl
-from lib.show import pages
-from lib.video import Sampling
+from lib.show import browser, live, pages
 
 SAMPLING = Sampling(8, height=56, width=56)
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)> & more"

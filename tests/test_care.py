@@ -5,9 +5,15 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lib import care, grpo, models, paths, records
-from lib.care import CARESettings, answer_likelihood, answer_span, consistency_bonus
-from lib.model import prefix
+from lib import paths, records
+from lib.model import models, prefix
+from lib.train import care, grpo
+from lib.train.care import (
+    CARESettings,
+    answer_likelihood,
+    answer_span,
+    consistency_bonus,
+)
 from tests.test_grpo import SETTINGS, assert_same_run, one_step_inputs, plain_logps
 from tests.test_grpo_variants import interrupted_and_resumed
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from lib import checkpoints, grpo, models, records, shards
-from lib.train import progress
+from lib import records
+from lib.model import models, shards
+from lib.train import checkpoints, grpo, progress
 from tests.test_grpo import REWARDS, SETTINGS
 
 # isort: split

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from made_run import DOMAINS, answering, predictions, write_run
 
-from lib import claims, plots
-from lib.analysis import answers, compare
+from lib.analysis import answers, claims, compare, plots
+from lib.analysis.claims import MISSING, OPEN, REFUTED, SUPPORTED
 from lib.analysis.terms import Records, Term
-from lib.claims import MISSING, OPEN, REFUTED, SUPPORTED
 from lib.methods import SETS
 from lib.records import read_json, read_jsonl, write_json, write_jsonl
 
@@ -78,7 +77,8 @@ def write_condition(run, label, level, condition, rows):
 
 
 def write_coherence(run, label, share, **fields):
-    """Rows as lib.coherence writes them, with `share` of the answers supported."""
+    """Rows as lib.evaluate.coherence writes them, with `share` of the answers
+    supported."""
     for level in ("L1", "L2", "L3"):
         path = run / f"predictions_{label}_{level}.jsonl"
         rows = [

@@ -10,24 +10,19 @@ import torch
 matplotlib.use("Agg")
 
 
-from lib import (
-    coherence,
-    models,
-    questions,
-    readers,
-    records,
-    tables,
-)
-from lib.model import encoding
+from lib import records
+from lib.data import questions
+from lib.evaluate import coherence, readers, tables
+from lib.model import encoding, models
 
 # isort: split
 import peft
 
-from lib.coherence import TrainingReasoning
+from lib.data.prompts import messages, prompt_text
+from lib.evaluate.coherence import TrainingReasoning
+from lib.evaluate.readers import reasoning_of
 from lib.methods import METHODS
 from lib.mini import benchmark, lessons, reasoning, truth, world
-from lib.prompts import messages, prompt_text
-from lib.readers import reasoning_of
 
 SIZES = benchmark.Sizes(training=12, level=12, general=18)
 BASE = "lib/mini/base"

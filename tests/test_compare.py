@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from made_run import edit_row, write_run
 
-from lib import methods, stats, tables
-from lib.analysis import answers, compare
+from lib import methods
+from lib.analysis import answers, compare, stats
+from lib.evaluate import tables
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json, write_jsonl
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import checkpoints, grpo, launch, models, rl, sft
+from lib.model import models
+from lib.run import launch
+from lib.train import checkpoints, grpo, rl, sft
 from tests import test_care, test_grpo, test_ppo, test_sft
 from tests.test_grpo import SAMPLING
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import epic
-from lib.clips import Cut, cut
+from lib.data import epic
 from lib.data.__main__ import main
-from lib.epic import LabelFaults, prove_disjoint, questions, read_labels, segments
+from lib.data.clips import Cut, cut
+from lib.data.epic import LabelFaults, prove_disjoint, questions, read_labels, segments
+from lib.data.questions import check, read_training
+from lib.data.video import Sampling, read_clip
 from lib.paths import ROOT
-from lib.questions import check, read_training
-from lib.video import Sampling, read_clip
 
 REAL = ROOT.parent / "shared" / "data" / "EPIC_100_validation.csv"
 COLUMNS = [

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import evaluate as evaluation
-from lib import models, records
-from lib.evaluate import EvalSettings, evaluate, metrics, row
-from lib.model import encoding
-from lib.video import BadVideo, Sampling
+from lib import records
+from lib.data.video import BadVideo, Sampling
+from lib.evaluate import evaluate as evaluation
+from lib.evaluate.evaluate import EvalSettings, evaluate, metrics, row
+from lib.model import encoding, models
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=12, batch_size=4)

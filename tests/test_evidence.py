@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from made_run import answering
 
-from lib import evidence_plots, stats, tables
-from lib.analysis import answers, attended, reasoned, seen
+from lib.analysis import answers, attended, evidence_plots, reasoned, seen, stats
 from lib.analysis.readme import evidence_markdown, labels_of
+from lib.evaluate import tables
 from lib.methods import ASKED, METHODS
 from lib.records import read_jsonl, write_json, write_jsonl
 

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from lib import questions, run_files
+from lib import run_files
+from lib.data import questions
 from lib.mini import benchmark, world
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json
@@ -111,7 +112,7 @@ def kit(films, blocks, sections):
     (kit / "params" / "grpo_after_sft.yaml").write_text(blocks["models"])
     run(kit, "-m", *found(sections["training_sets"], r"data_command: ([^`]+)`").split())
     reward = found(sections["rewards"], r'-p reward "([^"]+)"')
-    export = found(sections["models"], r"python -m lib.models export ([^`]+)`")
+    export = found(sections["models"], r"python -m lib.model.models export ([^`]+)`")
     run(kit, str(ROOT / "tests" / "extended.py"), reward, *export.split())
     return kit
 
@@ -211,7 +212,7 @@ def test_the_variants_option_leads_back_to_grpo(kit):
         adapters["psr"], weights(kit / "outputs" / "both" / "adapters" / "psr")
     )
     card = (kit / "outputs" / "psr" / "README.md").read_text()
-    assert "the method `psr` of `lib/rl.py`" in card
+    assert "the method `psr` of `lib/train/rl.py`" in card
 
 
 def test_the_data_set_has_no_faults(kit, films):

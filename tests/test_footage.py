@@ -10,7 +10,7 @@ import decord
 import numpy as np
 import pytest
 
-from lib import clips, footage, inventory
+from lib.data import clips, footage, inventory
 
 HEIGHT, WIDTH, FPS = 64, 112, 10
 X264 = {"preset": "ultrafast", "crf": "18"}

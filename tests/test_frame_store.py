@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 from test_video import write_clip
 
-from lib import frame_store
-from lib.frame_store import (
+from lib.data import frame_store
+from lib.data.frame_store import (
     FrameFolder,
     FrameStore,
     keep_frames,
     kept_frames,
     question_media,
 )
+from lib.data.video import BadVideo, Sampling, read_clip, read_still
 from lib.paths import ROOT
-from lib.video import BadVideo, Sampling, read_clip, read_still
 
 SMALL = Sampling(max_frames=8, min_frames=4, fps=2.0, height=56, width=84)
 PLENTY = 2**30
@@ -313,7 +313,7 @@ import json, sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 import numpy as np
-from lib.frame_store import FrameFolder
+from lib.data.frame_store import FrameFolder
 from test_frame_store import SMALL, held, pixels_of
 store = FrameFolder({folder!r}, {bound})
 print("ready", flush=True)

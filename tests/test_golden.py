@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from made_run import answering, write_run
 
-from lib import claims, methods, tables
-from lib.analysis import answers, attended, compare, readme, reasoned, seen
-from lib.claims import Records
+from lib import methods
+from lib.analysis import answers, attended, claims, compare, readme, reasoned, seen
+from lib.analysis.claims import Records
+from lib.evaluate import tables
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json, write_jsonl, write_text
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import checkpoints, grpo, models, records
-from lib.model import encoding, prefix
-from lib.rewards import format_reward
+from lib import records
+from lib.data.video import BadVideo, Sampling
+from lib.model import encoding, models, prefix
+from lib.train import checkpoints, grpo
+from lib.train.rewards import format_reward
 from lib.train.task import GRPOSettings, batch_sizes
-from lib.video import BadVideo, Sampling
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = GRPOSettings(

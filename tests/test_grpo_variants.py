@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import checkpoints, grpo, records, reward_stages, rewards
+from lib import records
 from lib.model import scoring
+from lib.train import checkpoints, grpo, reward_stages, rewards
 from tests.test_grpo import (
     REWARDS,
     SETTINGS,

@@ -8,10 +8,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from made_run import predictions, write_run
 
-from lib import evaluate, judge, records, tables
-from lib.judge import Judge, JudgeError, carry_out, plan
-from lib.questions import Question
-from lib.readers import reasoning_of
+from lib import records
+from lib.data.questions import Question
+from lib.evaluate import evaluate, judge, tables
+from lib.evaluate.judge import Judge, JudgeError, carry_out, plan
+from lib.evaluate.readers import reasoning_of
 
 SECRET = "sk-very-secret-1234"
 

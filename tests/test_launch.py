@@ -20,8 +20,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from safetensors.torch import load_file
 
-from lib import launch, paths, reward_stages, rewards, sft, video
-from lib.pipeline import OwnKernel
+from lib import paths
+from lib.data import video
+from lib.run import launch
+from lib.run.pipeline import OwnKernel
+from lib.train import reward_stages, rewards, sft
 from tests import launched, two_processes
 
 SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)

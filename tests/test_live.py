@@ -10,8 +10,10 @@ from made_run import grpo_log
 from matplotlib.colors import to_hex
 from nbclient import NotebookClient
 
-from lib import checkpoints, live, plots, training_plots
+from lib.analysis import plots
 from lib.records import append_jsonl, write_json, write_jsonl
+from lib.show import live, training_plots
+from lib.train import checkpoints
 
 LOG = "train_log_grpo.jsonl"
 

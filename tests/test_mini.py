@@ -12,9 +12,10 @@ import decord
 import numpy as np
 import pytest
 
-from lib import paths, questions, records, stats
-from lib.blind import BlindReader
-from lib.data import letters
+from lib import paths, records
+from lib.analysis import stats
+from lib.data import letters, questions
+from lib.data.blind import BlindReader
 from lib.mini import benchmark, lessons, world
 
 BASE = paths.ROOT / "lib/mini/base"

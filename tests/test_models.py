@@ -13,11 +13,12 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from lib import chain, checkpoints, models, records
-from lib.model import encoding
+from lib import chain, records
+from lib.data.prompts import THINK_ANSWER, messages
+from lib.data.questions import Demonstration
+from lib.model import encoding, models
 from lib.paths import ROOT
-from lib.prompts import THINK_ANSWER, messages
-from lib.questions import Demonstration
+from lib.train import checkpoints
 
 
 @pytest.fixture(scope="module")

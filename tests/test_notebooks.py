@@ -7,7 +7,7 @@ import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from lib.params import NOTEBOOKS, declarations, declared, notebook_paths
+from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
 NAMES = ["01_data", "02_sft", "03_grpo", "04_eval", "05_analysis"]
 LONGEST_CELL = 20

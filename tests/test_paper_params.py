@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from lib import params, paths
-from lib.run import checks, counts, memory
+from lib import paths
+from lib.run import checks, counts, memory, params
 
 FOLDER = paths.ROOT / "params"
 # grpo.sh, qwen2vl_sft_config.yaml, infer.py and vision_process_egoplan.py as released.

@@ -7,7 +7,8 @@ import nbformat
 import pytest
 from papermill.translators import translate_parameters
 
-from lib.params import (
+from lib.paths import ROOT
+from lib.run.params import (
     ParamsFaults,
     check_given,
     declarations,
@@ -15,8 +16,7 @@ from lib.params import (
     load_params,
     notebook_paths,
 )
-from lib.paths import ROOT
-from lib.pipeline import load_params as pipeline_load_params
+from lib.run.pipeline import load_params as pipeline_load_params
 
 PARAMS = ROOT / "params"
 FILES = [
@@ -336,7 +336,7 @@ def test_every_name_of_a_sweep_is_looked_at(tmp_path, notebooks):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"base": "paper.yaml", "run_name": "a"}, "python -m lib.pipeline FILE"),
+        ({"base": "paper.yaml", "run_name": "a"}, "python -m lib.run.pipeline FILE"),
         ({"sweep": {"seed": [0, 1]}}, "papermill does not read `sweep`"),
         ({"seeed": 1}, "no notebook declares this parameter; did you mean seed"),
         (

@@ -10,11 +10,13 @@ matplotlib.use("Agg")
 
 import pytest
 
-from lib import evaluate, models, perception, records
-from lib.evaluate import EvalSettings
-from lib.frame_store import question_media
-from lib.perception import Shown, ask, chosen, resampled, with_other_videos
-from lib.video import BadVideo, Sampling
+from lib import records
+from lib.data.frame_store import question_media
+from lib.data.video import BadVideo, Sampling
+from lib.evaluate import evaluate, perception
+from lib.evaluate.evaluate import EvalSettings
+from lib.evaluate.perception import Shown, ask, chosen, resampled, with_other_videos
+from lib.model import models
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=5, batch_size=4)

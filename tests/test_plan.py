@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import models, params, paths, pipeline, questions, records
+from lib import paths, records
+from lib.data import questions
 from lib.mini import benchmark
-from lib.run import checks, counts, memory, plan
+from lib.model import models
+from lib.run import checks, counts, memory, params, pipeline, plan
 from lib.run.memory import Model, Sharding, Work, sharding_of
 from tests.bench import cost
 
@@ -319,7 +321,7 @@ def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path):
         return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
     before = tree(tmp_path) | tree(data)
-    command = [sys.executable, "-m", "lib.pipeline", str(file), "--dry-run"]
+    command = [sys.executable, "-m", "lib.run.pipeline", str(file), "--dry-run"]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
     text = done.stdout
     assert done.returncode == 0 and "every check passed" in text, done.stderr

@@ -11,9 +11,9 @@ from made_run import ABILITY, grpo_log, predictions
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from lib import plots, training_plots
-from lib.analysis import compare
-from lib.questions import Question
+from lib.analysis import compare, plots
+from lib.data.questions import Question
+from lib.show import training_plots
 
 CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
 ITEM = Question(

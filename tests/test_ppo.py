@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from lib import grpo, models, ppo, records
-from lib.model import encoding, prefix, scoring
-from lib.ppo import PPOSettings, generalized_advantages, value_losses
+from lib import records
+from lib.model import encoding, models, prefix, scoring
+from lib.train import grpo, ppo
+from lib.train.ppo import PPOSettings, generalized_advantages, value_losses
 from tests.test_grpo import (
     SETTINGS,
     SPLITS,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib.prompts import DIRECT, THINK_ANSWER, messages, option_lines, prompt_text
-from lib.questions import Question
+from lib.data.prompts import DIRECT, THINK_ANSWER, messages, option_lines, prompt_text
+from lib.data.questions import Question
 
 
 def question(options):

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from lib import paths
-from lib.prompts import THINK_ANSWER
-from lib.questions import (
+from lib.data.prompts import THINK_ANSWER
+from lib.data.questions import (
     DataFaults,
     check,
     main,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from made_run import edit_row, write_run
 
-from lib import chain, methods, plots, stats, tables
-from lib.analysis import answers, compare
+from lib import chain, methods
+from lib.analysis import answers, compare, plots, stats
 from lib.analysis import readme as report
+from lib.evaluate import tables
 from lib.paths import ROOT
 from lib.records import read_json, write_json
 from tests.bench.performance import performance
@@ -289,7 +290,7 @@ def test_a_sweep_s_record_holds_every_answer_and_the_failed_run(folder):
     answered = tables.read_predictions(folder.parent / rows[4]["run"])["grpo", "L2"]
     assert entry["correct"] == "".join(str(int(row["correct"])) for row in answered)
     assert entry["accuracy"] == entry["correct"].count("1") / 40
-    with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.pipeline"):
+    with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.run.pipeline"):
         report.sweep_record(folder.parent)
 
 

@@ -4,7 +4,8 @@ from collections import namedtuple
 
 import pytest
 
-from lib import records, resume
+from lib import records
+from lib.evaluate import resume
 
 Item = namedtuple("Item", "id")
 BATCHES = [[Item("c"), Item("a")], [Item("b"), Item("d")], [Item("e")]]

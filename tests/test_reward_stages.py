@@ -8,9 +8,9 @@ matplotlib.use("Agg")
 
 import pytest
 
-from lib import training_plots
-from lib.reward_stages import read_rewards
-from lib.rewards import REWARDS
+from lib.show import training_plots
+from lib.train.reward_stages import read_rewards
+from lib.train.rewards import REWARDS
 
 LINES = {
     "accuracy": ["accuracy"],

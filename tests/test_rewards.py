@@ -6,7 +6,12 @@ import re
 import pytest
 
 from lib.data.letters import parse_answer
-from lib.rewards import REWARDS, accuracy_reward, consistency_reward, format_reward
+from lib.train.rewards import (
+    REWARDS,
+    accuracy_reward,
+    consistency_reward,
+    format_reward,
+)
 
 # completion, first_letter, lenient
 ANSWERS = [

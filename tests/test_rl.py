@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from lib import care, grpo, ppo, rl
+from lib.train import care, grpo, ppo, rl
 
 SHARED = {
     "prompts_per_step": 2,

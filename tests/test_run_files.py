@@ -187,7 +187,10 @@ def refused(path, write):
 
 
 def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpoint):
-    from lib import attention, evaluate, grpo, judge, launch, models, readers, rl, sft
+    from lib.evaluate import attention, evaluate, judge, readers
+    from lib.model import models
+    from lib.run import launch
+    from lib.train import grpo, rl, sft
     from tests import test_grpo, test_sft
 
     run, sampling = tmp_path / "run", test_grpo.SAMPLING

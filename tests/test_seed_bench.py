@@ -29,11 +29,11 @@ import pytest
 from huggingface_hub import constants
 from made_hub import NEWEST, PINNED, Hub
 
-from lib import download, inventory, paths, questions, seed_bench
-from lib.data import faults
+from lib import paths
+from lib.data import download, faults, inventory, questions, seed_bench
 from lib.data.__main__ import main
-from lib.download import HubFile
-from lib.seed_bench import LICENCES
+from lib.data.download import HubFile
+from lib.data.seed_bench import LICENCES
 
 FRAME = "current_observation_frame"
 
@@ -1004,7 +1004,7 @@ def test_check_of_a_folder_that_is_none(tmp_path, capsys):
     assert f"error: {tmp_path}/nowhere/annotations is missing" in said
 
 
-@pytest.mark.parametrize("command", ["lib.data", "lib.seed_bench", "lib.mini"])
+@pytest.mark.parametrize("command", ["lib.data", "lib.data.seed_bench", "lib.mini"])
 def test_a_door_says_what_is_behind_it(command):
     ran = subprocess.run(
         [sys.executable, "-m", command, "--help"],

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import checkpoints, models, paths, records, sft
-from lib.model import encoding
-from lib.video import BadVideo, Sampling
+from lib import paths, records
+from lib.data.video import BadVideo, Sampling
+from lib.model import encoding, models
+from lib.train import checkpoints, sft
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = sft.SFTSettings(

@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib import checkpoints, models, paths, records, sft, shards
-from lib.frame_store import question_media
-from lib.model import encoding, prefix, scoring
-from lib.prompts import messages, prompt_text
+from lib import paths, records
+from lib.data.frame_store import question_media
+from lib.data.prompts import messages, prompt_text
+from lib.model import encoding, models, prefix, scoring, shards
+from lib.train import checkpoints, sft
 from lib.train.task import STYLE
 from tests import sharded, two_processes
 from tests.sharded import KINDS

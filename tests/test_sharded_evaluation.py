@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from lib import evaluate, launch, records, resume
-from lib.video import Sampling
+from lib import records
+from lib.data.video import Sampling
+from lib.evaluate import evaluate, resume
+from lib.run import launch
 from tests import launched
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -98,6 +100,6 @@ def test_killed_two_processes_go_on_with_what_is_missing(
 
 def test_a_bad_clip_of_one_process_ends_both_with_its_name(resumed):
     run, said = resumed
-    assert "lib.video.BadVideo: " in said and "broken.mp4: is empty" in said
+    assert "lib.data.video.BadVideo: " in said and "broken.mp4: is empty" in said
     assert "(question training/4)" in said
     assert not (run / "predictions_base_bad.jsonl").exists()

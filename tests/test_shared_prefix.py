@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from lib import models, training_plots
-from lib.model import encoding, prefix, rollouts, scoring
+from lib.data.prompts import messages
+from lib.model import encoding, models, prefix, rollouts, scoring
 from lib.model.prefix import make_prompt
 from lib.model.rollouts import Decoding
 from lib.model.scoring import add_scoring, completion_scores
-from lib.prompts import messages
+from lib.show import training_plots
 
 TEXTS = ["open the fridge", "what action should I take next?", "stir", "B. wash"]
 

@@ -12,8 +12,9 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from read_html import Page, fetched
 
-from lib import chain, claims, plots, stats, tables
-from lib.analysis import answers, compare, readme, terms
+from lib import chain
+from lib.analysis import answers, claims, compare, plots, readme, stats, terms
+from lib.evaluate import tables
 from lib.paths import ROOT
 from lib.records import read_json
 from lib.show import answer, pages

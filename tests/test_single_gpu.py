@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib import chain, export, grpo, models, params, paths, records, sft
-from lib.frame_store import question_media
-from lib.model import encoding
-from lib.prompts import messages
-from lib.questions import Demonstration
-from lib.rewards import format_reward
-from lib.video import Sampling
+from lib import chain, paths, records
+from lib.data.frame_store import question_media
+from lib.data.prompts import messages
+from lib.data.questions import Demonstration
+from lib.data.video import Sampling
+from lib.model import encoding, models
+from lib.run import export, params
+from lib.train import grpo, sft
+from lib.train.rewards import format_reward
 
 # isort: split
 import peft

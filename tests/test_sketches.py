@@ -6,7 +6,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 
-from lib import sketches
+from lib.show import sketches
 
 SEGMENTS = [0, 0, 1, 1, 2, 2, 2]
 

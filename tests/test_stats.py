@@ -6,7 +6,8 @@ from math import comb, sqrt
 import numpy as np
 import pytest
 
-from lib import paths, stats
+from lib import paths
+from lib.analysis import stats
 from lib.records import read_json
 
 

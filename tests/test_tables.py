@@ -3,7 +3,7 @@
 import pytest
 from made_run import edit_row, write_run
 
-from lib import tables
+from lib.evaluate import tables
 from lib.records import read_jsonl
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from lib import questions, records, training_sets
+from lib import records
+from lib.data import questions, training_sets
+from lib.data.prompts import prompt_text
+from lib.data.questions import Demonstration, Question
 from lib.mini import benchmark
-from lib.prompts import prompt_text
-from lib.questions import Demonstration, Question
 
 
 def made(number: int, count: int = 4) -> Question:

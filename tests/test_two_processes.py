@@ -13,7 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib import checkpoints, grpo, models, paths, records, sft
+from lib import paths, records
+from lib.model import models
+from lib.train import checkpoints, grpo, sft
 from tests import two_processes
 from tests.test_grpo import without_seconds
 

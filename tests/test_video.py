@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib.frame_store import question_media
-from lib.video import (
+from lib.data.frame_store import question_media
+from lib.data.video import (
     BadVideo,
     Sampling,
     _squashed,

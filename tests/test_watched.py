@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib import care, checkpoints, grpo, records, reward_stages, rewards, rl, watched
-from lib.video import BadVideo
+from lib import records
+from lib.data.video import BadVideo
+from lib.train import care, checkpoints, grpo, reward_stages, rewards, rl, watched
 from tests.test_grpo import REWARDS, SETTINGS, assert_same_run, one_step_inputs, vowels
 from tests.test_grpo_variants import Killed
 

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
-from lib import care, checkpoints, grpo, models, ppo, records, sft
+from lib import records
+from lib.model import models
+from lib.train import care, checkpoints, grpo, ppo, sft
 from tests.test_grpo import SAMPLING, SETTINGS, vowels
 
 # With this seed steps 1 and 3 hold the question without a video and one with a video,

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lib.evaluate.tables import read_rows, same_questions
 from lib.methods import KINDS, SEEN, SETS, in_order
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl, settings_hash
-from lib.tables import read_rows, same_questions
 
 ASKED = ("correct", "correct_lenient", "parsed", "truncated")  # of a prediction
 SAID = {  # of a row of coherence_*.jsonl: the word that counts as 1, if words count
@@ -207,13 +207,13 @@ def by_seed(runs: str | Path | Sequence[str | Path]) -> dict[int, Path]:
     single = isinstance(runs, str | Path)
     folders = [resolve(run) for run in ([runs] if single else runs)]
     if len(folders) == 1:
-        require(folders[0], "run it with python -m lib.pipeline")
+        require(folders[0], "run it with python -m lib.run.pipeline")
         state = folders[0] / "pipeline.json"
         given = read_json(state)["parameters"] if state.exists() else {}
         return {given.get("seed", 0): folders[0]}
     found, settings = {}, {}
     for run in folders:
-        path = require(run / "pipeline.json", "run it with python -m lib.pipeline")
+        path = require(run / "pipeline.json", "run it with python -m lib.run.pipeline")
         given = dict(read_json(path)["parameters"])
         seed = given.pop("seed", 0)
         given = {k: v for k, v in given.items() if k not in ("run_name", *ASKED_BESIDE)}

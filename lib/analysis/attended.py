@@ -1,4 +1,4 @@
-"""Where a model looks while it writes: shares of attention (lib/attention.py).
+"""Where a model looks while it writes: shares of attention (lib/evaluate/attention.py).
 
 Attention says where a model looks and not what it makes of it; what a model loses
 without a picture is in lib/analysis/seen.py.
@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from lib import tables
 from lib.analysis import compare
 from lib.analysis.compare import kept
+from lib.evaluate import tables
 from lib.methods import KINDS, difference
 
 PARTS = {

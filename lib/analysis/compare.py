@@ -4,7 +4,7 @@ One function for every number of the kit: `contrast` of some selections of the a
 (lib/analysis/answers.py), each with a weight. Weight 1 alone is a mean; 1 and -1 on the
 same questions a paired difference; on two sets a difference of differences. Questions
 on one video are drawn together. With one seed the interval is a bootstrap over videos,
-with several it also carries the training seed (lib/stats.py).
+with several it also carries the training seed (lib/analysis/stats.py).
 
     terms = [(1, {"model": "grpo", "set": "L1"}), (-1, {"model": "sft", "set": "L1"})]
     contrast(right(answers), terms)["effect"]  # GRPO - SFT on L1
@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import stats, tables
+from lib.analysis import stats
+from lib.evaluate import tables
 from lib.methods import LABELS, METHODS, PAIRS, SEEN, SETS, difference
 from lib.records import read_json
 
@@ -265,8 +266,8 @@ def summary(rows: Sequence[Mapping]) -> dict:
 
 @lru_cache
 def published() -> dict:
-    """The numbers of the paper, with their sources (lib/published.json)."""
-    return read_json(Path(__file__).parents[1] / "published.json")
+    """The numbers of the paper, with their sources (lib/analysis/published.json)."""
+    return read_json(Path(__file__).with_name("published.json"))
 
 
 def published_groups(field: str) -> dict:

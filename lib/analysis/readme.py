@@ -21,8 +21,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import chain, evidence_plots, plots, tables
-from lib.analysis import answers, compare, reasoned, seen
+from lib import chain
+from lib.analysis import answers, compare, evidence_plots, plots, reasoned, seen
+from lib.evaluate import tables
+from lib.evaluate.tables import percent, span
 from lib.markup import Marked, code, grid
 from lib.methods import (
     ASKED,
@@ -39,7 +41,6 @@ from lib.methods import (
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, settings_hash, write_json, write_text
-from lib.tables import percent, span
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 FIXED = ("run", "seed", "status", "seconds", "metrics", "git_commit")  # of a sweep
@@ -154,7 +155,7 @@ def reference_record(run: Path) -> dict:
     run = resolve(run)
     chain.verify(run)
     predictions = tables.read_predictions(run)
-    state = require(run / "pipeline.json", "run it with python -m lib.pipeline")
+    state = require(run / "pipeline.json", "run it with python -m lib.run.pipeline")
     state = read_json(state)
     given = dict(state["parameters"])
     if "seed" not in given:
@@ -341,7 +342,9 @@ def sweep_record(folder: str | Path) -> list[dict]:
     A run that failed, or waits, stays in it with its status and without numbers.
     """
     folder = resolve(folder)
-    path = require(folder / "runs.json", "run the sweep with python -m lib.pipeline")
+    path = require(
+        folder / "runs.json", "run the sweep with python -m lib.run.pipeline"
+    )
     rows = []
     for row in read_json(path):
         if "metrics" in row:
@@ -419,7 +422,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     for run in found.values():
         chain.verify(run)
     first = next(iter(found.values()))
-    given = require(first / "pipeline.json", "run it with python -m lib.pipeline")
+    given = require(first / "pipeline.json", "run it with python -m lib.run.pipeline")
     given = read_json(given)["parameters"]
     folders = given["data_dir"], given["general_dir"]
     asked = tables.asked(*folders, SETS)

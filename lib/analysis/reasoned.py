@@ -1,4 +1,5 @@
-"""Does the reasoning support the answer? By measure, method and set (lib/coherence.py).
+"""Does the reasoning support the answer? By measure, method and set
+(lib/evaluate/coherence.py).
 
 Each measure is a share of the answers; which of two measures can be trusted where the
 truth is not known, says how far they agree where it is.
@@ -15,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from lib import stats, tables
-from lib.analysis import compare
+from lib.analysis import compare, stats
 from lib.analysis.answers import CONTROLS, SAID
 from lib.analysis.compare import kept
+from lib.evaluate import tables
 from lib.methods import GENERAL, LABELS, METHODS, SEEN, SETS, in_order
 
 MEASURES = {  # of coherence, as a title

@@ -1,4 +1,5 @@
-"""Does a model look? The same questions with something taken away (lib/perception.py).
+"""Does a model look? The same questions with something taken away
+(lib/evaluate/perception.py).
 
 SEED-Bench-R1 (arXiv 2503.24376) says that RL mainly improves perception. If RL's gain
 over the base is perception, it must shrink without the video.
@@ -18,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import tables
 from lib.analysis import compare
 from lib.analysis.compare import kept
+from lib.data.questions import Question
+from lib.evaluate import tables
 from lib.methods import ASKED, LABELS, METHODS, PAIRS, SEEN, condition, difference
 from lib.paths import require
-from lib.questions import Question
 from lib.records import read_json
 
 ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed"

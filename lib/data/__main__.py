@@ -14,8 +14,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-from lib import epic, inventory, paths, seed_bench
-from lib.download import DownloadError
+from lib import paths
+from lib.data import epic, inventory, seed_bench
+from lib.data.download import DownloadError
 
 ABOUT = """\
 Get the benchmarks, check what a data folder holds, make more training questions.

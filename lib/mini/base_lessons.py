@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib import prompts
+from lib.data import prompts
+from lib.data.video import Sampling, frame_indices
 from lib.mini import world
 from lib.mini.lessons import (
     OBJECT_QUESTION,
@@ -34,7 +35,6 @@ from lib.mini.lessons import (
     visible_order,
 )
 from lib.mini.world import DOMAINS, Episode, Step
-from lib.video import Sampling, frame_indices
 
 CAREFUL_SHARE = 0.35
 SAMPLING = Sampling(max_frames=8, height=world.HEIGHT, width=world.WIDTH)

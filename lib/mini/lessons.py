@@ -10,10 +10,10 @@ scenes are: environments that no level has.
 
 import random
 
-from lib import prompts
+from lib.data import prompts
+from lib.data.questions import Question
 from lib.mini import world
 from lib.mini.world import DOMAINS, Episode, Step
-from lib.questions import Question
 
 ENVIRONMENTS = range(1000, 1400)
 STEPS = [Step(effect, item) for effect in range(6) for item in (0, 1)]
@@ -52,7 +52,7 @@ def question_text(episode: Episode, image_only: bool) -> str:
 
 
 def ask(text: str, options: list[str], style: str) -> str:
-    """The prompt of a question with these options (`lib/prompts.py`)."""
+    """The prompt of a question with these options (`lib/data/prompts.py`)."""
     question = Question(
         id="", level="training", text=text, options=tuple(options), gold="A",
         answer=options[0], goal="", domain="", scenario="", progress=(),

@@ -24,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lib import models, paths, prompts, records
+from lib import paths, records
+from lib.data import prompts
 from lib.mini import base_lessons, lessons, world
 from lib.mini.world import DOMAINS, EFFECTS
-from lib.model import encoding
+from lib.model import encoding, models
 
 # isort: split
 import tokenizers

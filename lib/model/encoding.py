@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from lib import models as models  # first: it prepares what transformers imports
-from lib.prompts import THINK_ANSWER
-from lib.questions import Demonstration, Question
-from lib.video import BadVideo
+from lib.data.prompts import THINK_ANSWER
+from lib.data.questions import Demonstration, Question
+from lib.data.video import BadVideo
+from lib.model import models as models  # first: it prepares what transformers imports
 
 # isort: split
 from transformers.utils.chat_template_utils import mark_control_tokens
@@ -83,7 +83,7 @@ def _encode(
     if clips and TIMED & {type(processor).__name__}:
         raise ValueError(
             f"{type(processor).__name__} needs the times of a clip's frames, which "
-            "lib/video.py does not hand over: use a Qwen2-VL checkpoint"
+            "lib/data/video.py does not hand over: use a Qwen2-VL checkpoint"
         )
     texts = [
         processor.apply_chat_template(

@@ -196,9 +196,9 @@ def see_once(model) -> None:
     """Let every forward pass of a network run its vision tower exactly once.
 
     Stills and clips go through it together, and a pass without pictures shows it a grey
-    one that counts 0: the processes of lib/shards.py must call the same layers, though
-    one may have a clip and another a still or neither. Passes that are given features,
-    or go on behind a cache, leave the tower out.
+    one that counts 0: the processes of lib/model/shards.py must call the same layers,
+    though one may have a clip and another a still or neither. Passes that are given
+    features, or go on behind a cache, leave the tower out.
     """
     inner = base_of(model).model
     plain = inner.forward

@@ -21,7 +21,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from lib import shards
+from lib.model import shards
 from lib.model.encoding import mm_token_type_ids
 from lib.model.prefix import Prompt, as_mask, base_of, check_model, picture_inputs
 

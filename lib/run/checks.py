@@ -19,10 +19,14 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from lib import evaluate, inventory, models, paths, reward_stages, rl
+from lib import paths
+from lib.data import inventory
+from lib.evaluate import evaluate
+from lib.model import models
 from lib.run import counts, memory
 from lib.run.counts import LEVELS, Asked
 from lib.run.memory import GIB
+from lib.train import reward_stages, rl
 
 # isort: split
 from huggingface_hub import snapshot_download

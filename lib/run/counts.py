@@ -18,11 +18,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from lib import params, paths, perception, questions, rl, seed_bench, training_sets
-from lib.grpo import GRPOSettings
+from lib import paths
+from lib.data import questions, seed_bench, training_sets
+from lib.data.video import PATCH, Sampling
+from lib.evaluate import perception
 from lib.mini.benchmark import SIZES
-from lib.run import memory
-from lib.video import PATCH, Sampling
+from lib.run import memory, params
+from lib.train import rl
+from lib.train.grpo import GRPOSettings
 
 LEVELS = ("L1", "L2", "L3", "general")
 FILES = {

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import yaml
 
-from lib import models, paths
+from lib import paths
+from lib.model import models
 from lib.model.scoring import LOGITS_AT_ONCE
 
 # isort: split
@@ -239,7 +240,8 @@ def checkpoint_bytes(model: Model, work: Work) -> int:
 
 def beside(model: Model, work: Work) -> tuple[float, float]:
     """Bytes of (a reference; the rest of the weights, which rollouts gather:
-    lib/shards.py) where all weights are trained. An adapter is switched off instead."""
+    lib/model/shards.py) where all weights are trained. An adapter is switched off
+    instead."""
     own = work.sharding
     loaded = 2 if own.kind == "zero3" else 4
     reference = model.numbers * loaded / (own.processes if own.kind else 1)

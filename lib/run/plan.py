@@ -1,7 +1,7 @@
 """What a run will do, need and take, said before it starts: `--dry-run`.
 
-    python -m lib.pipeline params/paper.yaml --dry-run
-    python -m lib.pipeline params/single_gpu_7b.yaml --dry-run --gib 24
+    python -m lib.run.pipeline params/paper.yaml --dry-run
+    python -m lib.run.pipeline params/single_gpu_7b.yaml --dry-run --gib 24
 
 Counts what each stage works through (lib/run/counts.py), adds up memory
 (lib/run/memory.py) and disk, then looks at all that must hold first
@@ -25,11 +25,13 @@ from typing import NamedTuple
 
 import torch
 
-from lib import params, paths, records, rl, seed_bench
-from lib.run import checks, counts, memory
+from lib import paths, records
+from lib.data import seed_bench
+from lib.run import checks, counts, memory, params
 from lib.run.checks import GB, Check
 from lib.run.counts import Asked, Part
 from lib.run.memory import GIB, Model, Work
+from lib.train import rl
 
 # isort: split
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -37,10 +39,12 @@ from huggingface_hub.constants import HF_HUB_CACHE
 COSTS = paths.ROOT / "outputs" / "reference" / "bench_cost.json"
 STAGES = {"SFT": "02_sft", "GRPO": "03_grpo", "evaluation": "04_eval"}
 # GB of all archives of a source, and of the largest one, which is there while it is
-# read (estimates, lib/seed_bench.py): the wanted clips alone stay.
+# read (estimates, lib/data/seed_bench.py): the wanted clips alone stay.
 ARCHIVES_GB = {"EpicKitchens": 530, "Ego4D": 18, None: 161.5}  # None: LongVideoBench
 IN_TRANSIT_GB = 5.3
-KEPT_CHECKPOINTS = 2  # and a third while it is written: lib/sft.py, lib/grpo.py
+KEPT_CHECKPOINTS = (
+    2  # and a third while it is written: lib/train/sft.py, lib/train/grpo.py
+)
 # Bytes of a record's text: measured on mini runs (242 a rollout of 22 tokens, 417 a
 # prediction of 22), plus five letters for every further token.
 ROLLOUT_BYTES, PREDICTION_BYTES, TOKEN_BYTES = 160, 320, 5

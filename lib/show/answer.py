@@ -9,8 +9,8 @@ Example: with GRPO − SFT on L1 at +3.0 points (+0.4 to +5.6) and on L2 at +1.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lib import claims, plots, tables
-from lib.analysis import readme
+from lib.analysis import claims, plots, readme
+from lib.evaluate import tables
 from lib.markup import Html, grid, join, tag
 from lib.show.pages import View
 
@@ -134,7 +134,7 @@ def gap(row: Mapping) -> str:
 def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
     """The paper's claims with their verdicts: those numbered `first`, the rest folded.
 
-    `rows` are those of `lib.claims.table`.
+    `rows` are those of `lib.analysis.claims.table`.
     """
     verdicts = [row["verdict"] for row in rows]
     counts = [f"{verdicts.count(v)} {v}" for v in SIGNS if v in verdicts]
@@ -189,7 +189,7 @@ def gaps(
 ) -> View:
     """What failed and what is missing, a line each.
 
-    `left_out` {what was not asked: why}, of lib/perception.py.
+    `left_out` {what was not asked: why}, of lib/evaluate/perception.py.
     """
     seeds = {stage["seed"] for stage in manifest.values() if "seed" in stage}
     said = [

@@ -1,8 +1,8 @@
 """What a cell shows: a figure with its words, a question, a group of rollouts.
 
-Each view exists once, as HTML, for JupyterLab, for a browser of lib/browser.py, for an
-executed notebook's page and for the report. Pictures are data URIs with alternative
-text; every word of a question or a model is escaped by `markup.tag`.
+Each view exists once, as HTML, for JupyterLab, for a browser of lib/show/browser.py,
+for an executed notebook's page and for the report. Pictures are data URIs with
+alternative text; every word of a question or a model is escaped by `markup.tag`.
 
     pages.show(plots.accuracy(rows, "set"), figures / "accuracy.png", "Bars of ...")
     pages.question(item, answers, sampling, attended)  # last value of a cell
@@ -25,13 +25,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib import plots, tables
+from lib.analysis import plots
+from lib.data.frame_store import question_media
 from lib.data.letters import parse_answer
-from lib.frame_store import question_media
+from lib.data.questions import Question
+from lib.data.video import BadVideo, Sampling
+from lib.evaluate import tables
 from lib.markup import Html, tag
 from lib.methods import condition
-from lib.questions import Question
-from lib.video import BadVideo, Sampling
 
 STYLE = Html(Path(__file__).with_name("views.css").read_text(encoding="utf-8"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -50,7 +51,7 @@ class View:
 
     def __init__(self, parts: Iterable[object], words: str):
         self.html = tag("div", tag("style", STYLE), *parts, class_="looked")
-        self.words, self.browser = words, None  # a Browser of lib/browser.py
+        self.words, self.browser = words, None  # a Browser of lib/show/browser.py
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, object]:
         data: dict = {"text/html": str(self.html), "text/plain": self.words}
@@ -96,8 +97,8 @@ def question(
     """A question's pictures, its options and what each method said.
 
     `answers` {model: its prediction row}; `attended` {model: its row of
-    lib.attention.attend} shows the pictures once more, lit by attention; `kind` says
-    why the question is shown.
+    lib.evaluate.attention.attend} shows the pictures once more, lit by attention;
+    `kind` says why the question is shown.
     """
     parts = [
         *_asked(item, sampling, item.options, item.gold, answers, attended or {}, kind),
@@ -114,7 +115,7 @@ def group(
     item: Question, rows: Sequence[Mapping], label: str, sampling: Sampling
 ) -> View:
     """A watched question and its group of rollouts at each step of `rows`, rows of
-    watched_<label>.jsonl (lib/watched.py)."""
+    watched_<label>.jsonl (lib/train/watched.py)."""
     first = rows[0]
     letters = "ABCDE"[: len(first["options"])]
     parts = _asked(item, sampling, first["options"], first["gold"], {}, {}, "")
@@ -130,7 +131,8 @@ def group(
 def conditions(
     shown: Mapping[str, tuple[np.ndarray | None, np.ndarray | None]],
 ) -> View:
-    """One question under each condition of lib/perception.py, before it is asked.
+    """One question under each condition of lib/evaluate/perception.py, before it is
+    asked.
 
     `shown` {condition: (clip [T, H, W, 3] or None, still [H, W, 3] or None)}.
     """

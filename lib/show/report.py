@@ -115,7 +115,7 @@ def write(run: str | Path, notebooks: str | Path = "", anew: bool = False) -> Pa
     FileNotFoundError without 05_analysis, ValueError where a record is not as it was
     left.
     """
-    folder = require(run, "run the notebooks first: python -m lib.pipeline")
+    folder = require(run, "run the notebooks first: python -m lib.run.pipeline")
     chain.verify(folder)
     source = resolve(notebooks) if notebooks else folder
     last = require(source / f"{ANALYSIS}.ipynb", "run 05_analysis first")

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lib import models, records, shards  # first: models prepares transformers
+from lib import records
+from lib.model import models, shards  # first: models prepares transformers
 
 # isort: split
 from accelerate.utils import gather_object

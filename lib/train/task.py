@@ -17,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lib import checkpoints, models
-from lib.prompts import prompt_text
-from lib.questions import Question
-from lib.reward_stages import RewardStages
-from lib.video import Sampling
+from lib.data.prompts import prompt_text
+from lib.data.questions import Question
+from lib.data.video import Sampling
+from lib.model import models
+from lib.train import checkpoints
+from lib.train.reward_stages import RewardStages
 
 # isort: split
 from trl import GRPOConfig
@@ -107,8 +108,9 @@ class Task:
     """What is trained, on what, by which rewards, how, and where it is written.
 
     `rewards` maps a name to a function of completion text and question; their sum is
-    the reward, or what RewardStages (lib/reward_stages.py) make of them. The groups of
-    the `watched` questions are recorded (lib/watched.py); they decide nothing.
+    the reward, or what RewardStages (lib/train/reward_stages.py) make of them. The
+    groups of the `watched` questions are recorded (lib/train/watched.py); they decide
+    nothing.
     """
 
     model: str | Path  # folder of a checkpoint, or hub id

@@ -2,11 +2,11 @@
 # A run on several nodes of a SLURM cluster. From the root of the checkout, which all
 # nodes must see under the same path:
 #
-#     sbatch params/accelerate/slurm.sh python -m lib.pipeline params/MINE.yaml
+#     sbatch params/accelerate/slurm.sh python -m lib.run.pipeline params/MINE.yaml
 #
 # where params/MINE.yaml has `num_processes: 16`, the GPUs of all nodes together, and the
 # `accelerate_config` that fits. The command runs on the first node; its notebooks train
-# and evaluate on all of them, through LAUNCH_COMMAND (lib/launch.py). A job that was
+# and evaluate on all of them, through LAUNCH_COMMAND (lib/run/launch.py). A job that was
 # stopped goes on where it was when it is submitted, or queued by SLURM, once more.
 # Partition, account and the times are your cluster's: add or change them here.
 #

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from lib import params, paths, records, tables
-from lib.run import counts, memory
+from lib import paths, records
+from lib.evaluate import tables
+from lib.run import counts, memory, params
 from lib.run.memory import Model
 from tests.bench import stages
 from tests.bench.memory import SMALL, config_of

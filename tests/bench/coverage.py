@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of lib/stats.py hold the truth: a simulation.
+"""How often the 95 % intervals of lib/analysis/stats.py hold the truth: a simulation.
 
     python -m tests.bench.coverage             # one CPU core, 1 minute
 
@@ -8,9 +8,9 @@ video it is about, of the training seed and of the single answer, of their own; 
 true difference is the model's mean. Each case draws 500 data sets and counts the
 intervals that hold it; of a true 95 % that gives 93.0 to 96.8 %, by chance.
 
-Beside the intervals as lib/stats.py makes them stand three that it does not make, to
-show what they would miss: `clusters ignored`, `seeds ignored` (the seeds' mean answer
-as if of one run) and `not widened` (below five seeds the interval of five).
+Beside the intervals as lib/analysis/stats.py makes them stand three that it does not
+make, to show what they would miss: `clusters ignored`, `seeds ignored` (the seeds' mean
+answer as if of one run) and `not widened` (below five seeds the interval of five).
 """
 
 import argparse
@@ -19,7 +19,8 @@ from collections.abc import Mapping
 import numpy as np
 from tqdm import tqdm
 
-from lib import paths, records, stats
+from lib import paths, records
+from lib.analysis import stats
 
 RECORD = paths.ROOT / "outputs/reference/coverage.json"
 ABILITIES = 0.4, 0.0  # of the two methods, on the logit scale

@@ -21,10 +21,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import evaluate, models, paths, questions, records, video
+from lib import paths, records
+from lib.data import questions, video
+from lib.data.prompts import messages, prompt_text
+from lib.evaluate import evaluate
 from lib.mini import benchmark
-from lib.model import encoding
-from lib.prompts import messages, prompt_text
+from lib.model import encoding, models
 from tests.bench.grpo_step import spread
 
 RECORD = paths.ROOT / "outputs/reference/bench_evaluation.json"

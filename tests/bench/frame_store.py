@@ -1,4 +1,4 @@
-"""How much faster the frame store reads a clip than `lib/footage.py` decodes it.
+"""How much faster the frame store reads a clip than `lib/data/footage.py` decodes it.
 
     python tests/bench/frame_store.py VIDEO.mp4 ... [--out RESULT.json]
     python tests/bench/frame_store.py --small --out RESULT.json    # seconds, no video
@@ -26,8 +26,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from lib import records  # noqa: E402
-from lib.frame_store import FrameFolder  # noqa: E402
-from lib.video import Sampling, read_clip  # noqa: E402
+from lib.data.frame_store import FrameFolder  # noqa: E402
+from lib.data.video import Sampling, read_clip  # noqa: E402
 
 OUT = ROOT / "outputs" / "reference" / "bench_frame_store.json"
 CUTS = (4, 3, 2)  # seconds

@@ -33,13 +33,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from lib import grpo, models, paths, records, shards
-from lib.frame_store import question_media
-from lib.model import encoding, prefix
-from lib.prompts import messages, prompt_text
-from lib.questions import Question
+from lib import paths, records
+from lib.data.frame_store import question_media
+from lib.data.prompts import messages, prompt_text
+from lib.data.questions import Question
+from lib.data.video import Sampling
+from lib.model import encoding, models, prefix, shards
 from lib.run import memory
-from lib.video import Sampling
+from lib.train import grpo
 from tests.bench.memory import config_of
 from tests.bench.random_checkpoint import BASE, write_checkpoint, write_questions
 

@@ -36,10 +36,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lib import checkpoints, evaluate, grpo, models, paths, questions, records, sft
+from lib import paths, records
+from lib.data import questions
+from lib.data.video import Sampling
+from lib.evaluate import evaluate
 from lib.mini import benchmark
-from lib.reward_stages import read_rewards
-from lib.video import Sampling
+from lib.model import models
+from lib.train import checkpoints, grpo, sft
+from lib.train.reward_stages import read_rewards
 
 BASE = paths.ROOT / "lib" / "mini" / "base"
 SAMPLING = Sampling(max_frames=4, fps=2.0, height=56, width=112)

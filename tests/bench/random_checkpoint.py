@@ -20,9 +20,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText
 
-from lib import models, records
-from lib.questions import Question
-from lib.video import PATCH, Sampling
+from lib import records
+from lib.data.questions import Question
+from lib.data.video import PATCH, Sampling
+from lib.model import models
 
 BASE = models.paths.ROOT / "lib" / "mini" / "base"
 SHARD_BYTES = 2**30

@@ -68,7 +68,7 @@ def now(way):
 
     import torch
 
-    from lib import footage, video
+    from lib.data import footage, video
 
     torch.set_num_threads(1)
     sampling = video.Sampling()

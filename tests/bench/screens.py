@@ -21,8 +21,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from lib import live, paths, records
-from lib.params import declared
+from lib import paths, records
+from lib.run.params import declared
+from lib.show import live
 from tests import jupyter
 
 BYTES = 150_000
@@ -208,7 +209,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run that has its report")
     parser.add_argument("--out", type=Path, required=True, help="folder of the PNGs")
     options = parser.parse_args()
-    run = paths.require(options.run, "run the notebooks first: python -m lib.pipeline")
+    run = paths.require(
+        options.run, "run the notebooks first: python -m lib.run.pipeline"
+    )
     paths.require(run / "report.html", f"write it with python -m lib.show.report {run}")
     options.out.mkdir(parents=True, exist_ok=True)
     with jupyter.chromium() as browser:

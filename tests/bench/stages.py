@@ -11,12 +11,13 @@ from pathlib import Path
 import peft
 import torch
 
-from lib import evaluate, grpo, models, sft
-from lib.model import encoding, rollouts
-from lib.questions import Demonstration, Question
-from lib.rewards import accuracy_reward
+from lib.data.questions import Demonstration, Question
+from lib.data.video import Sampling
+from lib.evaluate import evaluate
+from lib.model import encoding, models, rollouts
 from lib.run.memory import Work
-from lib.video import Sampling
+from lib.train import grpo, sft
+from lib.train.rewards import accuracy_reward
 from tests.bench import random_checkpoint
 from tests.bench.meter import Meter, live_bytes
 

@@ -1,0 +1,506 @@
+"""The paper's claims, each measured on records, with a verdict that can be followed.
+
+`claims.json` holds 21 claims: 14 of SEED-Bench-R1 (arXiv 2503.24376) and 7 of its
+follow-up GRPO-CARE (arXiv 2506.16141), in our own words, with the published figures,
+what would confirm or refute each, and its parts. A part is one number: a weighted sum
+of means over questions, ["grpo L1", "-sft L1"] for a paired difference; what its terms
+read stands in lib/analysis/terms.py. Its sign is chosen so that the claim says it is
+above `above` (0 unless given). The smallest effect that matters is `size`: what the
+paper published for the same sum.
+
+The verdict on a part, from its 95 % interval [low, high], asked in this order:
+
+    supported       low > above
+    not supported   high < above: the opposite holds; or high < size: it may be nothing,
+                    and is not as large as in the paper
+    undecidable     anything else: above and size both lie in the interval, or nobody
+                    published a size
+    not measured    records are missing; the sentence says which and what writes them
+
+An effect above zero but below the paper's is thus supported, and its sentence says that
+it is smaller. A claim of several parts needs all of them: not measured if one is not,
+else not supported if one is not, else undecidable if one is, else supported. One that
+`needs_any` needs one of those measured: supported if one is, not supported if none can
+be. Parts `beside` a claim decide nothing.
+
+What the rule does not do: it takes the paper's effect as known, which it is not (see
+its own intervals), and as that of any model on any questions, so "not supported" is
+said of what was measured here. It does not correct for the number of comparisons: of 40
+claims without any effect one comes out as supported, and a claim of k parts comes out
+as not supported by chance in up to k times 2.5 %. And with one run the interval is that
+of other questions, not of other training seeds; the sentence then says so.
+
+Where fewer than 10 questions of a set tell methods apart, its interval is widened
+(`stats.contrast`): equal answers to 16 questions do not show that two methods are
+equal.
+
+The paper's own counts get the same rule without a size: its intervals are unpaired,
+because its single answers are not public.
+
+    records = Records("outputs/mini", "outputs/data/miniplan")
+    rows = table(records)
+    rows[0]["verdict"], rows[0]["sentence"]
+    behind(records, 1)["against"]  # ids of questions that only SFT got right
+
+    python -m lib.analysis.claims outputs/mini_seeds-seed=* --out
+    outputs/reference/claims
+    python -m lib.analysis.claims outputs/mini --only 7 14 --out
+    outputs/reference/claims
+
+The second measures two claims and leaves the others as they were: those on sweeps rest
+on outputs/reference/sweeps alone, and any run will do, which says where the data lies.
+
+With fewer than five runs the interval carries a small-sample quantile (4.3 for three
+seeds): it is honest and wide, and most differences of a few points stay undecidable.
+
+Example: of 40 questions GRPO alone is right on 14, SFT alone on 4: +25 points, interval
++5 to +43, supported. With 5 and 4 it is +2.5 (-13 to +19), which holds both zero and
+the paper's +2.2: undecidable.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lib import chain
+from lib.analysis import compare, plots, stats
+from lib.analysis.compare import Missing
+from lib.analysis.terms import Records, Term
+from lib.evaluate import tables
+from lib.evaluate.tables import points
+from lib.markup import Marked, literal
+from lib.methods import LEVELS
+from lib.paths import require, resolve
+from lib.records import read_json, write_json, write_text
+
+SUPPORTED, REFUTED = "supported", "not supported"
+OPEN, MISSING = "undecidable", "not measured"
+FACTS = (
+    *("number", "claim", "source", "url", "third_party", "table", "other_base"),
+    *("confirms", "refutes", "needs", "needs_any"),
+)
+NOTHING_KNOWN = dict.fromkeys(("low", "high", "z", "power", "verdict", "n"))
+
+
+def claims() -> list[dict]:
+    """The 21 claims as claims.json has them."""
+    return _data()["claims"]
+
+
+def table(
+    records: Records, samples: int = 10_000, seed: int = 0, only: Sequence[int] = ()
+) -> list[dict]:
+    """One row a claim: what is claimed, what was measured, verdict and sentence.
+
+    `only`: the numbers of those to measure, all if none is given. A row holds FACTS,
+    verdict, sentence, published_verdict (None without counts), parts (those that
+    decide) and beside, measured by `measure`. `samples` and `seed` are of the
+    bootstrap.
+    """
+    asked = [claim for claim in claims() if not only or claim["number"] in only]
+    return [_row(claim, records, samples, seed) for claim in asked]
+
+
+def measure(
+    claim: Mapping, part: Mapping, records: Records, samples: int, seed: int
+) -> dict:
+    """One part of a claim on the records.
+
+    Returns name, above, paper (see `published`), verdict, sentence, records (the files)
+    and, where those are there: effect, low, high, error, n, clusters, seeds, sets,
+    measure, discordant, power (to find the paper's effect; None unless it is above) and
+    detectable (the effect that would be found four times in five). For a paired
+    comparison paper_paired_power is what McNemar's test could have found with the
+    paper's n and size, had it had the discordance seen here.
+    """
+    row = {
+        "name": part["name"],
+        "above": part.get("above", 0.0),
+        "paper": published(claim, part),
+    }
+    try:
+        terms = _terms(part, records)
+        row |= records.contrast(terms, samples, seed)
+    except Missing as missing:
+        row |= {"verdict": MISSING, "records": []}
+        return row | {"sentence": _needs(claim, missing)}
+    size = row["paper"] and row["paper"]["effect"]
+    half = (row["high"] - row["low"]) / 2
+    sought = size is not None and size > row["above"]
+    row |= {
+        "sets": list(dict.fromkeys(term.set for term in terms)),
+        "records": records.paths(terms),
+        "verdict": verdict(row["low"], row["high"], row["above"], size),
+        "power": None,
+        "detectable": row["above"] + stats.detectable(row["error"], half),
+        "paper_paired_power": _paired_power(row),
+    }
+    if sought:
+        row["power"] = stats.power(size - row["above"], row["error"], half)
+    return row | {"sentence": sentence(part, row)}
+
+
+def verdict(low: float, high: float, above: float, size: float | None) -> str:
+    """supported, not supported or undecidable: the rule of the module's docstring."""
+    if low > above:
+        return SUPPORTED
+    if high < above or (size is not None and high < size):
+        return REFUTED
+    return OPEN
+
+
+def combined(verdicts: Sequence[str], needs_any: bool = False) -> str:
+    """The verdict on a claim from those on its parts, by the same docstring."""
+    order = (MISSING, REFUTED, OPEN, SUPPORTED)
+    if needs_any:
+        order = (SUPPORTED, OPEN, REFUTED, MISSING)
+    return next(found for found in order if found in verdicts)
+
+
+def sentence(part: Mapping, row: Mapping) -> str:
+    """What a measured part says, in words no stronger than its interval.
+
+    `part` says in `more` and `less` what an effect above or below `above` means.
+    """
+    size = row["paper"] and row["paper"]["effect"]
+    numbers = (
+        f"{points(row['effect'])} points (95 % interval {points(row['low'])} to "
+        f"{points(row['high'])}{_one_seed(row)})"
+    )
+    if row["low"] > row["above"]:
+        return f"{part['more']}: {numbers}{_beside_size(row, size)}"
+    if row["high"] < row["above"]:
+        return f"{part['less']}: {numbers}"
+    if size is not None and row["high"] < size:
+        return f"not seen at the paper's size, {points(size)}: {numbers}"
+    holds = f"the interval holds {points(row['above'])}"
+    if size is None:
+        return f"undecided: {numbers}; {holds}, and no size was published"
+    paper = "and" if row["low"] <= size else "; above"
+    return f"undecided: {numbers}; {holds} {paper} the paper's {points(size)}"
+
+
+def published(claim: Mapping, part: Mapping) -> dict | None:
+    """The published number for a part, None where there is none.
+
+    Returns effect, low, high, z, power (of its own comparison, for its own effect),
+    verdict (of its own counts), n (of each of its terms) and shares {term: share}. All
+    but the first and last are None where no n was published, or where claims.json gives
+    the `size` itself: a mean over benchmarks, or a bound that the claim sets.
+    """
+    if "size" in part:
+        return {"effect": part["size"], **NOTHING_KNOWN, "shares": {}}
+    shares = published_shares(claim["table"]) if "table" in claim else {}
+    terms = [Term.read(text) for text in part.get("paper", part["effect"])]
+    spread = [one for term in terms for one in term.over(LEVELS)]
+    if any(str(term) not in shares for term in spread):
+        return None
+    found = [(term.weight, *shares[str(term)]) for term in spread]
+    used = {str(term): shares[str(term)][0] for term in spread}
+    if any(n is None for *_, n in found):
+        effect = sum(weight * share for weight, share, _ in found)
+        return {"effect": effect, **NOTHING_KNOWN, "shares": used}
+    above, row = part.get("above", 0.0), stats.unpaired_contrast(found)
+    return {
+        **{key: row[key] for key in ("effect", "low", "high", "z")},
+        "power": stats.power(row["effect"] - above, row["error"]),
+        "verdict": verdict(row["low"], row["high"], above, None),
+        "n": [n for *_, n in found],
+        "shares": used,
+    }
+
+
+def published_shares(name: str) -> dict[str, tuple[float, int | None]]:
+    """{"grpo L1": (share, n)} of a published table: sbr, care or care_general.
+
+    sbr is lib/analysis/published.json, whose counts give the printed percentages; the
+    others have percentages alone (claims.json). n is None where it is not published.
+    """
+    if name == "sbr":
+        return {
+            f"{label} {where}": (count / entry["n"], entry["n"])
+            for where, entry in _counted().items()
+            for label, count in entry["correct"].items()
+        }
+    entry = _data()["tables"][name]
+    return {
+        f"{label} {where}": (value / 100, entry["n"].get(where))
+        for label, row in entry["printed"].items()
+        for where, value in row.items()
+    }
+
+
+def reachable(printed: float, n: int, decimals: int) -> list[int]:
+    """The counts out of n whose percentage is printed so.
+
+    >>> reachable(46.01, 2432, 2), reachable(32.30, 295, 2)
+    ([1119], [])
+    """
+    half = 0.5 * 10**-decimals + 1e-9  # a half may be rounded up or down
+    near = range(int((printed - half) * n / 100), int((printed + half) * n / 100) + 2)
+    return [k for k in near if k <= n and abs(100 * k / n - printed) <= half]
+
+
+def unreachable_cells() -> list[dict]:
+    """Printed percentages that no number of right answers gives.
+
+    Rows hold table, cell, printed, n and nearest, the percentage of the nearest count.
+    """
+    cells = [
+        ("sbr", f"{label} {where}", value, entry["n"], entry.get("decimals", 2))
+        for where, entry in _counted().items()
+        for label, value in entry["printed"].items()
+    ]
+    for name, entry in _data()["tables"].items():
+        cells += [
+            (name, f"{label} {where}", value, entry["n"][where], 1)
+            for label, row in entry["printed"].items()
+            for where, value in row.items()
+            if where in entry["n"]
+        ]
+    return [
+        {"table": name, "cell": cell, "printed": value, "n": n}
+        | {"nearest": 100 * round(value * n / 100) / n}
+        for name, cell, value, n, decimals in cells
+        if not reachable(value, n, decimals)
+    ]
+
+
+def behind(records: Records, number: int, name: str = "") -> dict:
+    """The questions that a part of a claim rests on: its first one, or that of a name.
+
+    Returns name, "for" and "against": ids that pull the effect up or down, those with
+    the strongest pull (most seeds) first. For ["grpo L1", "-sft L1"] these are the
+    questions that only GRPO, or only SFT, got right.
+    """
+    claim = next(claim for claim in claims() if claim["number"] == number)
+    parts = [*claim["parts"], *claim.get("beside", [])]
+    part = next(part for part in parts if name in ("", part["name"]))
+    pulls = records.pulls(_terms(part, records))
+    order = sorted(pulls, key=lambda key: -abs(pulls[key]))
+    return {
+        "name": part["name"],
+        "for": [key for key in order if pulls[key] > 0],
+        "against": [key for key in order if pulls[key] < 0],
+    }
+
+
+def with_earlier(folder: str | Path, rows: Sequence[Mapping]) -> list[dict]:
+    """All claims: these rows, and the others as the claims.json of a folder has them.
+
+    FileNotFoundError without that file, ValueError where the text, the sources or the
+    rule of another claim has changed since.
+    """
+    path = require(resolve(folder) / "claims.json", "make it once without --only")
+    found = {row["number"]: row for row in (*read_json(path), *rows)}
+    for claim in claims():
+        row = found[claim["number"]]
+        stale = [key for key in FACTS if key in claim and row[key] != claim[key]]
+        if stale:
+            raise ValueError(
+                f"{path}: {', '.join(stale)} of claim {claim['number']} changed since, "
+                "measure it anew"
+            )
+    return [found[claim["number"]] for claim in claims()]
+
+
+def write(folder: str | Path, rows: Sequence[Mapping]) -> Path:
+    """Write the rows as claims.json into a folder; returns its path."""
+    path = resolve(folder) / "claims.json"
+    write_json(path, rows)
+    return path
+
+
+def decisive(row: Mapping) -> Mapping:
+    """The part behind the verdict of a row of `table`.
+
+    Of several with that verdict: of not supported ones the one furthest from being
+    supported, of the others the nearest to failing (or, where any part is enough, the
+    strongest).
+    """
+    same = [part for part in row["parts"] if part["verdict"] == row["verdict"]]
+    if row["verdict"] == MISSING:
+        return same[0]
+    end = "high" if row["verdict"] == REFUTED else "low"
+    choose = max if row["needs_any"] else min
+    return choose(same, key=lambda part: part[end] - part["above"])
+
+
+def markdown(rows: Sequence[Mapping]) -> str:
+    """A line a claim with the part that decides it; effects are in points."""
+    columns = {
+        "#": lambda row: row["number"],
+        "claim": lambda row: row["claim"] + _other_base(row),
+        "decided by": lambda row: decisive(row)["name"],
+        "paper": lambda row: _effect(decisive(row)["paper"]),
+        "its own counts say": lambda row: row["published_verdict"] or "–",
+        "here": lambda row: _effect(decisive(row)),
+        "n × seeds": lambda row: _size(decisive(row)),
+        "power": lambda row: _power(decisive(row)),
+        "verdict": lambda row: Marked(
+            f"**{literal(row['verdict'])}**{_at_size(decisive(row))}"
+        ),
+    }
+    return tables.markdown(rows, columns)
+
+
+def sentences(rows: Sequence[Mapping]) -> str:
+    """A line a claim with what its numbers say; below, what was measured beside it."""
+    lines = []
+    for row in rows:
+        lines.append(f"- **{row['number']}** {row['sentence']}")
+        measured = [part for part in row["beside"] if part["verdict"] != MISSING]
+        lines += [f"  - beside it, {p['name']}: {p['sentence']}" for p in measured]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: the claims on one run, or on several that differ in seed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.analysis.claims", description=main.__doc__
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--out", required=True, type=Path, help="claims.json, md, png")
+    numbers = [claim["number"] for claim in claims()]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        type=int,
+        default=[],
+        choices=numbers,
+        metavar="NUMBER",
+        help="measure these claims, keep the others as OUT has them",
+    )
+    options = parser.parse_args(arguments)
+    for run in options.runs:
+        chain.verify(resolve(run))
+    state = require(
+        resolve(options.runs[0]) / "pipeline.json",
+        "run it with python -m lib.run.pipeline",
+    )
+    given = read_json(state)["parameters"]
+    folders = (given.get(name, "") for name in ("data_dir", "general_dir"))
+    records = Records(options.runs, *folders)
+    rows, out = table(records, only=options.only), resolve(options.out)
+    rows = with_earlier(out, rows) if options.only else rows
+    text = f"{markdown(rows)}\n{sentences(rows)}"
+    write_text(out / "claims.md", text)
+    plots.save(plots.claims(rows), out / "claims.png")
+    print(f"{text}\n{write(out, rows)}")
+
+
+def _row(claim: Mapping, records: Records, samples: int, seed: int) -> dict:
+    absent = {"third_party": "", "table": "", "other_base": "", "needs_any": False}
+    facts = absent | claim
+    row = {key: facts[key] for key in FACTS}
+    row["parts"], row["beside"] = (
+        [measure(claim, part, records, samples, seed) for part in claim.get(key, [])]
+        for key in ("parts", "beside")
+    )
+    own = [part["paper"] and part["paper"]["verdict"] for part in row["parts"]]
+    row["verdict"] = combined(
+        [part["verdict"] for part in row["parts"]], row["needs_any"]
+    )
+    row["published_verdict"] = combined(own) if all(own) else None
+    return row | {"sentence": _sentence(row)}
+
+
+def _sentence(row: Mapping) -> str:
+    """The sentence of the decisive part, after a count where there are several."""
+    said, verdicts = decisive(row)["sentence"], [p["verdict"] for p in row["parts"]]
+    if len(verdicts) == 1 or set(verdicts) == {MISSING}:
+        return said
+    counts = [
+        f"{verdicts.count(found)} {found}"
+        for found in (SUPPORTED, REFUTED, OPEN, MISSING)
+        if found in verdicts
+    ]
+    name = decisive(row)["name"]
+    return f"of {len(verdicts)} parts {', '.join(counts)}. {name}: {said}"
+
+
+def _terms(part: Mapping, records: Records) -> list[Term]:
+    """The terms of a part, `levels` as the levels that have records."""
+    terms = [Term.read(text) for text in part["effect"]]
+    spread = [term for term in terms if term.set == "levels"]
+    levels = records.levels(spread) if spread else []
+    return [one for term in terms for one in term.over(levels)]
+
+
+def _paired_power(row: Mapping) -> float | None:
+    paper, discordant = row["paper"], row["discordant"]
+    if not paper or not paper["n"] or not discordant:
+        return None
+    if abs(paper["effect"]) > discordant:
+        return None
+    return stats.paired_power(paper["effect"], discordant, paper["n"][0])
+
+
+def _counted() -> dict[str, dict]:
+    """{"L1" or "L3 domain=Work": n, correct, printed}: the cells with counts."""
+    paper = compare.published()
+    found = dict(paper["sets"])
+    found |= {f"L3 domain={name}": row for name, row in paper["domains"].items()}
+    durations = paper["durations"].items()
+    found |= {f"general duration_group={name}": row for name, row in durations}
+    third_party = {"decimals": 1}  # LongVideoBench, as another paper prints it
+    return {
+        name: row | (third_party if name.startswith("general") else {})
+        for name, row in found.items()
+    }
+
+
+def _data() -> dict:
+    return read_json(Path(__file__).with_name("claims.json"))
+
+
+def _needs(claim: Mapping, missing: Missing) -> str:
+    needs = claim["needs"]
+    return f"not measured: needs {missing}; {needs['what']}, `{needs['command']}`"
+
+
+def _at_size(part: Mapping) -> str:
+    """What a part that is not supported leaves open: a smaller effect."""
+    smaller = part["verdict"] == REFUTED and part["high"] >= part["above"]
+    return " at the paper's size" if smaller else ""
+
+
+def _one_seed(row: Mapping) -> str:
+    return ", one training seed" if row["seeds"] == 1 else ""
+
+
+def _beside_size(row: Mapping, size: float | None) -> str:
+    if size is None or row["low"] <= size <= row["high"]:
+        return ""
+    than = "less" if row["high"] < size else "more"
+    return f", {than} than the paper's {points(size)}"
+
+
+def _effect(row: Mapping | None) -> str:
+    if not row or "effect" not in row:
+        return "–"
+    text = points(row["effect"])
+    if row["low"] is None:
+        return text
+    return f"{text} [{points(row['low'])}, {points(row['high'])}]"
+
+
+def _size(row: Mapping) -> str:
+    return f"{row['n']:,} × {row['seeds']}" if "n" in row else "–"
+
+
+def _power(row: Mapping) -> str:
+    """The power to find the paper's effect, or which one has a power of 80 %."""
+    if "detectable" not in row:
+        return "–"
+    if row["power"] is not None:
+        return f"{100 * row['power']:.0f} %"
+    return f"80 % at {points(row['detectable'])}"
+
+
+def _other_base(row: Mapping) -> str:
+    return f" (published for {row['other_base']})" if row["other_base"] else ""
+
+
+if __name__ == "__main__":
+    main()

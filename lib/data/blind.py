@@ -1,0 +1,84 @@
+"""How far the text alone carries: a reader of question and options without the video.
+
+A benchmark for video understanding is worth little if its answers can be guessed from
+their wording. So a linear reader is trained on the training questions and asked the
+evaluation questions; it sees words of the option, their pairs with the question's words
+and with the other options' words, their order, and the letter. What it gains over
+chance is what any method can gain without looking (compare claim 8 of SEED-Bench-R1,
+arXiv 2503.24376, on perception).
+
+    reader = BlindReader.fit(training)
+    stats.wilson_interval(sum(reader.right(level)), len(level))  # holds 25 %?
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from lib.data.questions import Question
+
+FEATURES = 2**15
+_EPOCHS, _LR, _DECAY = 60, 0.05, 1e-4
+
+
+def features(question: Question, place: int) -> list[int]:
+    """Hashed features of option number `place`; the same in every process."""
+    asked = question.text.lower().replace(",", " ").replace("?", " ").split()
+    words = question.options[place].lower().split()
+    others = {
+        word
+        for index, option in enumerate(question.options)
+        if index != place
+        for word in option.lower().split()
+    }
+    names = [f"letter {place}"]
+    for word in words:
+        names.append(f"word {word}")
+        names.append(f"at {[i for i, w in enumerate(asked) if w == word][:1]}")
+        names += [f"asked {word} {other}" for other in sorted(set(asked))]
+        names += [f"beside {word} {other}" for other in sorted(others)]
+    return [zlib.crc32(name.encode()) % FEATURES for name in names]
+
+
+class BlindReader:
+    """A linear score for each option; the highest one is the answer."""
+
+    def __init__(self):
+        self.weights = torch.nn.EmbeddingBag(FEATURES, 1, mode="sum")
+        torch.nn.init.zeros_(self.weights.weight)
+
+    @classmethod
+    def fit(cls, questions: Sequence[Question]) -> "BlindReader":
+        """Softmax regression over the options of each question, from zero weights."""
+        reader, bags = cls(), _bags(questions)
+        gold = torch.tensor(["ABCDE".index(question.gold) for question in questions])
+        parameters = reader.weights.parameters()
+        optimizer = torch.optim.Adam(parameters, lr=_LR, weight_decay=_DECAY)
+        for _ in range(_EPOCHS):
+            optimizer.zero_grad()
+            cross_entropy(reader._scores(*bags), gold).backward()
+            optimizer.step()
+        return reader
+
+    @torch.no_grad()
+    def right(self, questions: Sequence[Question]) -> list[bool]:
+        """Whether it answers each question rightly, in the order given."""
+        places = self._scores(*_bags(questions)).argmax(1).tolist()
+        pairs = zip(questions, places, strict=True)
+        return [question.gold == "ABCDE"[place] for question, place in pairs]
+
+    def _scores(self, flat, starts, counts: list[int]) -> torch.Tensor:
+        """[questions, options]; an option that a question does not have is -inf."""
+        scores = self.weights(flat, starts)[:, 0].split(counts)
+        return pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
+
+
+def _bags(questions: Sequence[Question]) -> tuple:
+    """Features of all options in a line, where each option starts, options each has."""
+    lists = [features(q, place) for q in questions for place in range(len(q.options))]
+    starts = torch.tensor([0, *map(len, lists[:-1])]).cumsum(0)
+    flat = torch.tensor([feature for found in lists for feature in found])
+    return flat, starts, [len(question.options) for question in questions]

@@ -1,0 +1,156 @@
+"""Clips and stills cut from long videos, by time.
+
+`lib/data/epic.py` names the moments. A clip shows what the video shows from `start` to
+`end`, 10 frames a second and 256 pixels high: the paper's sampling takes at most 2
+frames a second of it and squashes them to 252 x 252. The still is the frame that stands
+at `end`. Both stand upright, however the video was filmed. Clips that start together
+are decoded together, once.
+
+    >>> cut("P01_11.MP4", [Cut(12.5, 40.0, Path("clip.mp4"), Path("still.png"))])
+    {}
+
+Time is the time stamp of each frame, counted from the video's first: neither frame
+numbers nor the frame rate decide what is cut. A file appears under its own name when it
+is complete; one that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from pathlib import Path
+
+import av
+from av.video.frame import PictureType
+
+from lib.data.footage import upright
+
+FPS, HEIGHT = 10, 256
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to cut; times in seconds. Without `clip`, the still alone."""
+
+    start: float
+    end: float
+    clip: Path | None
+    still: Path
+
+    @property
+    def is_there(self) -> bool:
+        return self.still.exists() and (self.clip is None or self.clip.exists())
+
+
+def cut(video: Path, cuts: list[Cut]) -> dict[Cut, str]:
+    """Make the files that are not there; returns why for each cut that failed."""
+    todo = sorted((c for c in cuts if not c.is_there), key=attrgetter("start", "end"))
+    failed = {}
+    for start, group in groupby(todo, key=attrgetter("start")):
+        together = list(group)
+        try:
+            with av.open(str(video)) as container:
+                container.streams.video[0].thread_type = "AUTO"
+                left = _cut_together(_shown(container, start), start, together)
+            failed.update(dict.fromkeys(left, "it lies past the end of the video"))
+        except (av.FFmpegError, IndexError) as error:
+            why = f"the video cannot be decoded ({type(error).__name__})"
+            failed.update({c: why for c in together if not c.is_there})
+    return failed
+
+
+def _cut_together(
+    shown: Iterator[tuple[av.VideoFrame, float]], start: float, cuts: list[Cut]
+) -> list[Cut]:
+    """Make the files of cuts that start together; returns those the video ends before.
+
+    Every pending clip gets a frame at every tick of a tenth of a second: the one that
+    stands then, so that sources of any frame rate keep their pace.
+    """
+    pending, ticks = list(cuts), 0
+    clips = {}
+    try:
+        for frame, until in shown:
+            small = _small(frame)
+            while (tick := start + ticks / FPS) < until:
+                for wanted in pending:
+                    if wanted.clip and tick <= wanted.end:
+                        if wanted not in clips:
+                            clips[wanted] = _Clip(wanted.clip, small.width)
+                        clips[wanted].add(small)
+                ticks += 1
+            while pending and pending[0].end < until:
+                done = pending.pop(0)
+                if done.clip:
+                    clips.pop(done).finish()
+                _write_still(small, done.still)
+            if not pending:
+                break
+    finally:
+        for clip in clips.values():
+            clip.drop()
+    return pending
+
+
+def _shown(container, begin: float) -> Iterator[tuple[av.VideoFrame, float]]:
+    """(frame, time until which it stands), from the one that stands at `begin` on."""
+    stream = container.streams.video[0]
+    offset = float((stream.start_time or 0) * stream.time_base)
+    # To the key frame before; a second early, because seeking goes by decoding order.
+    target = max(0.0, begin - 1) + offset
+    container.seek(round(target / stream.time_base), stream=stream)
+    frames = container.decode(stream)
+    last = next(frames, None)
+    for frame in frames:
+        if frame.time - offset > begin:
+            yield last, frame.time - offset
+        last = frame
+    if last is not None:
+        yield last, last.time - offset + float(1 / stream.average_rate)
+
+
+def _small(frame: av.VideoFrame) -> av.VideoFrame:
+    if frame.side_data.get("DISPLAYMATRIX") is not None:
+        pixels = upright(frame.to_ndarray(format="rgb24"), frame)
+        frame = av.VideoFrame.from_ndarray(pixels)
+    width = 2 * round(HEIGHT * frame.width / frame.height / 2)
+    small = frame.reformat(width=width, height=HEIGHT, format="yuv420p")
+    small.pict_type = PictureType.NONE  # else x264 makes the source's key frames anew
+    return small
+
+
+def _write_still(frame: av.VideoFrame, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    frame.to_image().save(unfinished, "PNG")
+    os.replace(unfinished, path)
+
+
+class _Clip:
+    """An h264 clip in the making, renamed to its own name when it is complete."""
+
+    def __init__(self, path: Path, width: int):
+        self.path, self.unfinished = path, path.with_name(f".{path.name}.tmp")
+        self._container = av.open(str(self.unfinished), "w", format="mp4")
+        self._stream = self._container.add_stream("libx264", rate=FPS)
+        self._stream.width, self._stream.height = width, HEIGHT
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.options = {"preset": "veryfast", "x264-params": "mbtree=0"}
+        self._stream.codec_context.thread_count = 1  # same frames, same bytes
+        self._count = 0
+
+    def add(self, frame: av.VideoFrame) -> None:
+        frame.pts, frame.time_base = self._count, 1 / self._stream.average_rate
+        self._count += 1
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        os.replace(self.unfinished, self.path)
+
+    def drop(self) -> None:
+        self._container.close()
+        self.unfinished.unlink(missing_ok=True)

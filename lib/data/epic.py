@@ -1,0 +1,409 @@
+"""Training questions made from EPIC-KITCHENS-100 action labels, on the user's machine.
+
+    python -m lib.data epic EPIC_100_train.csv --l1 annotations/validation_L1.jsonl \\
+        --out data/epic/annotations/training.jsonl --videos EPIC-KITCHENS
+
+Labels: https://github.com/epic-kitchens/epic-kitchens-100-annotations, CC BY-NC 4.0.
+What is written carries that licence too. The questions have the form of EgoPlan's
+(https://arxiv.org/abs/2312.06722), from which SEED-Bench-R1's training set was made:
+
+* A video's actions, in the order of their start, are cut into segments at a pause of
+  more than 10 s (from the end of one action to the start of the next) and after 20
+  actions.
+* Each action that differs from the one before it, and has at least 3 different others
+  in its segment, is an answer. The others, all from the same segment and so from the
+  same video, are the wrong answers. What came before it in the segment is the progress;
+  the first action of a segment has none and is asked with an image alone.
+* The observation is half a second before the answer starts, as it is in most records of
+  L1 that can be compared with the labels. The clip runs from the segment's start to it.
+
+EgoPlan had its goals written by GPT-4 and its questions filtered by people; here there
+is neither. No goal is given at all: EPIC-KITCHENS-55 describes whole videos and fewer
+than half of these, and the last action of a segment would name one of the options.
+
+All videos that L1 uses are left out. That is proven on the written file: it is read
+back and its videos are compared with L1's.
+
+Moments are the labels' timestamps. Frame numbers are copied into the records but never
+used to find a moment: labels count 50 or 60 frames a second, some files hold others.
+
+    >>> [[action.text for action in segment] for segment in segments(actions)]
+    [['take cup', 'open tap', 'fill cup', 'close tap'], ['take pan', ...]]
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from operator import attrgetter
+from pathlib import Path
+
+import pandas
+from tqdm import tqdm
+
+from lib import records
+from lib.data import clips
+from lib.data.clips import Cut
+from lib.data.faults import FRAME, PROGRESS, STILL
+from lib.data.questions import read_training
+
+GAP, LONGEST, WRONG = 10.0, 20, 3  # seconds, actions, different wrong answers
+LEAD = 0.5  # seconds from the observation to the answer's start
+SOURCE = "EpicKitchens"
+LABELS = "https://github.com/epic-kitchens/epic-kitchens-100-annotations"
+L1_RECORDS, L1_VIDEOS = 2432, 436  # of the official validation_L1.jsonl
+RERELEASED = ("P01_109", "P27_103")
+VIDEO_ID = re.compile(r"P\d\d_\d{2,3}")
+TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+COLUMNS = (
+    *("narration_id", "video_id", "narration"),
+    *("start_timestamp", "stop_timestamp", "start_frame", "stop_frame"),
+)
+NOTICE = """\
+The questions in annotations/, and the clips and stills cut for them, are made from
+EPIC-KITCHENS-100 (Damen et al., "Rescaling Egocentric Vision", IJCV 2022) and carry its
+licence, CC BY-NC 4.0 (https://creativecommons.org/licenses/by-nc/4.0/): name the
+source, and no commercial use.
+"""
+
+
+@dataclass(frozen=True)
+class Action:
+    """One row of the labels; times in seconds, frames as the labels count them."""
+
+    id: str
+    video: str
+    text: str
+    start: float
+    stop: float
+    start_frame: int
+    stop_frame: int
+
+    @property
+    def fps(self) -> int:
+        """Frames a second by which the labels count, 50 or 60."""
+        return round(self.stop_frame / self.stop)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question: `segment[index]` is the answer."""
+
+    segment: tuple[Action, ...]
+    index: int
+
+    @property
+    def answer(self) -> Action:
+        return self.segment[self.index]
+
+    def cut(self, root: Path) -> Cut:
+        """Its clip and still below `root`. Their names tell what they show, the video
+        and the milliseconds, so that what was cut before can be kept."""
+        video, end = self.answer.video, max(0.0, self.answer.start - LEAD)
+        start = self.segment[0].start if self.index else end
+        name = f"{video}_{1000 * start:.0f}-{1000 * end:.0f}.mp4"
+        clip = root / "videos" / SOURCE / name if self.index else None
+        still = root / "images" / SOURCE / f"{video}_{1000 * end:.0f}.png"
+        return Cut(start, end, clip, still)
+
+    def record(self) -> dict:
+        """The record as SEED-Bench-R1's training files hold it."""
+        answer, before, media = (
+            self.answer,
+            self.segment[: self.index],
+            self.cut(Path()),
+        )
+        texts = dict.fromkeys(action.text for action in self.segment)
+        seen = "the progress shown in the video and " if before else ""
+        steps = [
+            {
+                "narration_text": action.text,
+                "start_frame": action.start_frame,
+                "stop_frame": action.stop_frame,
+            }
+            for action in before
+        ]
+        return {
+            "sample_id": answer.id,
+            "video_source": SOURCE,
+            "video_id": answer.video,
+            "task_goal": "not stated",
+            "question": f"Considering {seen}my current observation shown in the image,"
+            " what action should I take next?",
+            "answer": answer.text,
+            "negative_answers": [text for text in texts if text != answer.text],
+            FRAME: max(0, answer.start_frame - round(LEAD * answer.fps)),
+            PROGRESS: steps,
+            "video_basename": media.clip.name if media.clip else None,
+            STILL: media.still.name,
+        }
+
+
+# --- labels ---------------------------------------------------------------------------
+
+
+class LabelFaults(ValueError):
+    """Every fault of the label files, each with file, line and column."""
+
+    def __init__(self, faults: list[str]):
+        super().__init__("\n".join([*faults, f"mend these, or get {LABELS} again"]))
+        self.faults = faults
+
+
+def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
+    """The actions of label files in EPIC_100_train.csv's form, and counts of what is
+    odd in them but does no harm. Raises LabelFaults with every fault of every file."""
+    actions, odd, faults, seen = [], Counter(), [], {}
+    for file in files:
+        for line, row in _rows(file, faults):
+            place = f"{file}, line {line}"
+            action = _action(row, place, faults)
+            if action is None:
+                continue
+            first = seen.setdefault(action.id, place)
+            if first != place:
+                faults.append(f"{place}, narration_id: {action.id} is also in {first}")
+            actions.append(action)
+            stamp = row.get("narration_timestamp")
+            odd["rows without narration_timestamp"] += not stamp
+            odd["rows of videos in EPIC's errata"] += action.video in RERELEASED
+    if faults:
+        raise LabelFaults(faults)
+    ordered = sorted(actions, key=attrgetter("video", "start_frame"))
+    odd["rows that start before the one before them ends"] = sum(
+        a.video == b.video and b.start < a.stop for a, b in pairwise(ordered)
+    )
+    return actions, odd
+
+
+def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict]]:
+    """(line, row by column) of a CSV file; none where it has faults as a whole."""
+    try:
+        table = pandas.read_csv(
+            file, dtype=str, keep_default_na=False, index_col=False
+        ).fillna("")
+    except (ValueError, pandas.errors.ParserError) as error:  # not UTF-8, or nothing
+        faults.append(f"{file}, line 1: no table of labels ({error})")
+        return []
+    missing = [name for name in COLUMNS if name not in table.columns]
+    if missing:
+        faults.append(
+            f"{file}, line 1: no column {', '.join(missing)}; expected action labels"
+            " such as EPIC_100_train.csv"
+        )
+        return []
+    if table.empty:
+        faults.append(f"{file}, line 2: no rows")
+    return list(enumerate(table.to_dict("records"), 2))
+
+
+def _action(row: dict, place: str, faults: list[str]) -> Action | None:
+    """The action of a row; None, with faults added, if the row is unsound."""
+    known = len(faults)
+
+    def value(column, sound, convert, expected):
+        text = row[column].strip()
+        if sound(text):
+            return convert(text)
+        faults.append(f"{place}, {column}: found {text!r}; expected {expected}")
+        return None
+
+    name = value("narration_id", bool, str, "a name")
+    video = value("video_id", VIDEO_ID.fullmatch, str, "an id such as P01_11")
+    text = value("narration", bool, str, "words")
+    time = (TIMESTAMP.fullmatch, _seconds, "HH:MM:SS.ss")
+    frame = (str.isdecimal, int, "a whole number")
+    times = [value(f"{end}_timestamp", *time) for end in ("start", "stop")]
+    frames = [value(f"{end}_frame", *frame) for end in ("start", "stop")]
+    for unit, ends in (("timestamp", times), ("frame", frames)):
+        if None not in ends and ends[0] >= ends[1]:
+            found = f"found {row[f'stop_{unit}']!r}"
+            faults.append(
+                f"{place}, stop_{unit}: {found}; expected one after the start"
+            )
+    if len(faults) > known:
+        return None
+    return Action(name, video, text, *times, *frames)
+
+
+def _seconds(timestamp: str) -> float:
+    hours, minutes, seconds = TIMESTAMP.fullmatch(timestamp).groups()
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def read_videos(file: Path) -> tuple[int, set[str]]:
+    """(records, ids of their EPIC videos) of an annotation file; ValueError where one
+    has no such id, because then it could not be said which videos the file uses."""
+    rows = records.read_jsonl(file)
+    for line, record in enumerate(rows, 1):
+        video = record.get("video_id")
+        if not isinstance(video, str) or not VIDEO_ID.fullmatch(video):
+            raise ValueError(
+                f"{file}, line {line}, video_id: found {video!r}; expected the id of an"
+                " EPIC-KITCHENS video such as P01_11"
+            )
+    if not rows:
+        raise ValueError(f"{file} has no records")
+    return len(rows), {record["video_id"] for record in rows}
+
+
+# --- questions ------------------------------------------------------------------------
+
+
+def segments(
+    actions: Iterable[Action], gap: float = GAP
+) -> Iterator[tuple[Action, ...]]:
+    """Each video's actions by their start, cut at pauses over `gap` s and after 20."""
+    segment: list[Action] = []
+    for action in sorted(actions, key=attrgetter("video", "start_frame")):
+        if segment and (
+            action.video != segment[-1].video
+            or action.start - segment[-1].stop > gap
+            or len(segment) == LONGEST
+        ):
+            yield tuple(segment)
+            segment = []
+        segment.append(action)
+    if segment:
+        yield tuple(segment)
+
+
+def questions(segment: tuple[Action, ...]) -> Iterator[Item]:
+    """The questions that a segment gives."""
+    texts = [action.text for action in segment]
+    for i, text in enumerate(texts):
+        repeats = i > 0 and text == texts[i - 1]
+        if not repeats and len(set(texts) - {text}) >= WRONG:
+            yield Item(segment, i)
+
+
+def prove_disjoint(written: Path, l1: Path) -> dict[str, int]:
+    """Read both files and count; ValueError if any video is in both."""
+    (questions, ours), (_, held) = read_videos(written), read_videos(l1)
+    if ours & held:
+        both = ", ".join(sorted(ours & held))
+        raise ValueError(f"{written} uses videos of {l1}: {both}; do not train on it")
+    return {
+        "questions_read_back": questions,
+        "their_videos": len(ours),
+        "videos_of_l1": len(held),
+        "in_both": len(ours & held),
+    }
+
+
+# --- clips ----------------------------------------------------------------------------
+
+
+def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
+    """Cut the media of all questions from the videos anywhere below a folder.
+
+    Returns {id of an answer: why it could not be cut}. What is there already is not cut
+    again.
+    """
+    found = (path for path in folder.rglob("*") if path.suffix.lower() == ".mp4")
+    files = {path.stem: path for path in sorted(found)}
+    for kind in ("videos", "images"):
+        (root / kind / SOURCE).mkdir(parents=True, exist_ok=True)
+    failed = {}
+    with tqdm(total=len(items), unit="question", desc="cutting") as bar:
+        for video, group in groupby(items, key=lambda item: item.answer.video):
+            cuts = {item: item.cut(root) for item in group}
+            why = dict.fromkeys(cuts.values(), "the video is missing")
+            if video in files:
+                why = clips.cut(files[video], list(cuts.values()))
+            for item, wanted in cuts.items():
+                if wanted in why:
+                    failed[item.answer.id] = f"{video}: {why[wanted]}"
+            bar.update(len(cuts))
+    return failed
+
+
+# --- the command ----------------------------------------------------------------------
+
+
+def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
+    """Write the questions, a notice and the record of how they were made; returns the
+    record. LabelFaults or ValueError where an input cannot be used."""
+    root = out.parents[1]
+    actions, odd = read_labels(labels)
+    l1_records, held = read_videos(l1)
+    used = [action for action in actions if action.video not in held]
+    ruled = [item for segment in segments(used) for item in questions(segment)]
+    left_out = {
+        item.answer.id: f"{item.answer.video}: the clip would have fewer than 2 frames"
+        for item in ruled
+        if (media := item.cut(root)).clip and media.end - media.start < 1 / clips.FPS
+    }
+    items = [item for item in ruled if item.answer.id not in left_out]
+    if videos:
+        left_out |= cut_media(items, videos, root)
+    kept = [item for item in items if item.answer.id not in left_out]
+    if not kept:
+        reasons = [f"{n} of {why}" for why, n in Counter(left_out.values()).items()]
+        raise ValueError("\n".join(["no question is left to write", *reasons]))
+    records.write_jsonl(out, [item.record() for item in kept])
+    proof = prove_disjoint(out, l1)
+    read_training(out, root)
+    record = {
+        "settings": {"gap": GAP, "longest": LONGEST, "wrong": WRONG, "lead": LEAD},
+        "labels": {str(file): records.sha256(file) for file in labels},
+        "l1": {"file": str(l1), "sha256": records.sha256(l1), "records": l1_records},
+        "out": {"file": str(out), "sha256": records.sha256(out)},
+        "rows": len(actions),
+        "odd": dict(+odd),
+        "videos_excluded": sorted({action.video for action in actions} & held),
+        "rows_excluded": len(actions) - len(used),
+        "rows_used": len({action for item in kept for action in item.segment}),
+        "questions_by_the_rule": len(ruled),
+        "questions_without_progress": sum(item.index == 0 for item in kept),
+        "clips_cut": videos is not None,
+        "left_out": left_out,
+        "proof": proof,
+    }
+    records.write_json(record_of(out), record)
+    records.write_text(root / "NOTICE.txt", NOTICE)
+    return record
+
+
+def record_of(out: Path) -> Path:
+    return out.with_suffix(".made.json")
+
+
+def describe(record: dict) -> str:
+    """The record in words."""
+    l1, proof, why_not = record["l1"], record["proof"], {}
+    for reason in record["left_out"].values():
+        video, why = reason.split(": ", 1)
+        why_not.setdefault(why, []).append(video)
+    lines = [f"labels: {record['rows']} rows"]
+    lines += [f"  {count} {what}: used" for what, count in record["odd"].items()]
+    lines.append(f"L1: {l1['records']} records on {proof['videos_of_l1']} videos")
+    if (l1["records"], proof["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
+        lines.append(
+            f"  NOT the official file, which has {L1_RECORDS} records on {L1_VIDEOS}"
+            " videos: videos that only the official file uses are not excluded"
+        )
+    lines += [
+        f"excluded: {len(record['videos_excluded'])} videos that L1 uses, with"
+        f" {record['rows_excluded']} rows",
+        f"questions by the rule: {record['questions_by_the_rule']}, of which"
+        f" {len(record['left_out'])} are left out",
+    ]
+    lines += [
+        f"  {len(videos)} because {why}, of {', '.join(dict.fromkeys(videos))}"
+        for why, videos in why_not.items()
+    ]
+    lines += [
+        f"written: {proof['questions_read_back']} questions,"
+        f" {record['questions_without_progress']} without progress, from"
+        f" {record['rows_used']} rows: {record['out']['file']}",
+        f"proof, read back from it: {proof['their_videos']} videos, of which"
+        f" {proof['in_both']} are among L1's {proof['videos_of_l1']}",
+        "licence: CC BY-NC 4.0, as NOTICE.txt beside annotations/ says",
+    ]
+    if not record["clips_cut"]:
+        lines.append("clips: none; run it again with --videos FOLDER to cut them")
+    return "\n".join(lines)

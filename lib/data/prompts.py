@@ -1,0 +1,86 @@
+"""The two prompts, and the chat message that carries video, still and text.
+
+The thinking prompt is the paper's (SEED-Bench-R1, https://arxiv.org/abs/2503.24376;
+`infer.py` and `grpo.py` of github.com/TencentARC/SEED-Bench-R1): the question, one
+option a line as "A. ...", then `THINK_ANSWER`. Training, evaluation and the untrained
+model all get the same words, and the default chat template adds the system prompt.
+
+    >>> print(prompt_text(question, "think"))
+    Considering the progress shown in the video and my current observation shown in
+    the image, what action should I take next in order to store cereal?
+    A. put cereal box into cupboard
+    B. take cereal bag
+    C. open cupboard
+    D. put cereal bag into cereal box
+     Output the thinking process in <think> </think> and final answer in ...
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lib.data.questions import Question
+
+# QUESTION_TEMPLATE of the released infer.py and grpo.py, word for word. The space
+# before "Output" (it starts the line after the options) and the one after the last
+# full stop are theirs; a tokenizer sees both, so both stay.
+THINK_ANSWER = (
+    " Output the thinking process in <think> </think> and final answer in"
+    " <answer> </answer> tags, i.e., <think> reasoning process here </think>"
+    "<answer> answer here </answer>. "
+)
+
+# The usual one-letter instruction of multiple-choice evaluation (LLaVA-1.5,
+# https://arxiv.org/abs/2310.03744, section 3.2). The paper has no direct baseline.
+DIRECT = "Answer with the option's letter from the given choices directly."
+
+STYLES = {"think": THINK_ANSWER, "direct": DIRECT}
+LETTERS = "ABCDE"
+
+
+def option_lines(options: tuple[str, ...]) -> str:
+    """One line an option, lettered from A: `A. first` newline `B. second` ..."""
+    if not 2 <= len(options) <= len(LETTERS):
+        raise ValueError(
+            f"{len(options)} options; a question has between 2 and {len(LETTERS)}"
+        )
+    return "\n".join(
+        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
+    )
+
+
+def prompt_text(question: Question, style: str) -> str:
+    """The whole user text of a question; style "think" (the paper's) or "direct".
+
+    Raises ValueError for another style and for a text that is no Unicode.
+    """
+    if style not in STYLES:
+        raise ValueError(
+            f"style {style!r} is unknown; it must be one of {list(STYLES)}"
+        )
+    text = f"{question.text}\n{option_lines(question.options)}\n{STYLES[style]}"
+    try:
+        text.encode()  # what has half a character can be neither hashed nor read
+    except UnicodeEncodeError as error:
+        raise ValueError(f"question {question.id}: {error}") from error
+    return text
+
+
+def messages(
+    text: str, clip: np.ndarray | None, still: np.ndarray | None
+) -> list[dict]:
+    """One user turn: video [T, H, W, 3] first, then image [H, W, 3], then the text.
+
+    An absent visual is left out altogether: Qwen2-VL's template also draws a
+    placeholder for a key whose value is None.
+    """
+    content = []
+    if clip is not None:
+        content.append({"type": "video", "video": clip})
+    if still is not None:
+        content.append({"type": "image", "image": still})
+    content.append({"type": "text", "text": text})
+    return [{"role": "user", "content": content}]

@@ -1,0 +1,473 @@
+"""Questions and demonstrations, read from the benchmarks' own files and checked.
+
+Reads the annotation files of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376,
+https://huggingface.co/datasets/TencentARC/SEED-Bench-R1) and LongVideoBench
+(https://arxiv.org/abs/2407.15754). `lib/data/faults.py` says what a sound record is;
+every reader reports all faults of a file at once, each with its line, its field, what
+was found and what was expected.
+
+    >>> questions = read_validation("annotations/validation_L1.jsonl", root, "L1")
+    >>> questions[0].id, questions[0].gold, questions[0].options[0]
+    ('L1/115', 'A', 'put cereal box into cupboard')
+
+    $ python -m lib.data.questions check annotations/validation_L1.jsonl
+    /data/annotations/validation_L1.jsonl: SEED-Bench-R1 validation, L1 or L2
+    records: 2432, of which 2431 can be used
+    media needed: 2060 videos, 2431 stills (371 records without video)
+    faults: 1, of which 1 make a record unusable
+    /data/annotations/validation_L1.jsonl:2: answer: found 'take bag' while ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import hashlib
+import json
+import random
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from lib import paths
+from lib.data import faults
+from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
+
+
+@dataclass(frozen=True)
+class Question:
+    """A multiple-choice question; `options[letters.index(gold)] == answer`.
+
+    `video` is None where nothing has happened yet (image only), `image` in the general
+    set. `domain` and `scenario` are empty where the file has none (training, L1, L2).
+    """
+
+    id: str  # "L1/115", "training/7", "general/<id>"
+    level: str  # "training", "L1", "L2", "L3", "general"
+    text: str
+    options: tuple[str, ...]
+    gold: str
+    answer: str
+    goal: str
+    domain: str
+    scenario: str
+    progress: tuple[str, ...]
+    video: Path | None
+    image: Path | None
+    duration_group: int | None = None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A worked example: the whole user text (options and instruction in it), the media
+    and the response to learn. `id` is that of the training question it answers."""
+
+    id: str
+    text: str
+    video: Path | None
+    image: Path | None
+    response: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with one field; `usable` if the record can still be read."""
+
+    file: str
+    line: int
+    field: str
+    found: str
+    expected: str
+    usable: bool
+
+    def __str__(self) -> str:
+        mark = " (usable)" if self.usable else ""
+        return (
+            f"{self.file}:{self.line}: {self.field}: found {self.found};"
+            f" expected {self.expected}{mark}"
+        )
+
+
+class DataFaults(ValueError):
+    """A file with records that cannot be used; `faults` holds every one of them."""
+
+    def __init__(self, faults: list[Fault]):
+        super().__init__(faults)
+        self.faults = faults
+
+    def __str__(self) -> str:
+        head = (
+            f"{len(self.faults)} fault(s) make records unusable; nothing was read: mend"
+            " these lines, or get the file again"
+        )
+        return "\n".join([head, *map(str, self.faults)])
+
+
+# --- reading --------------------------------------------------------------------------
+
+
+def read_validation(
+    path: str | Path, media_root: str | Path, level: str
+) -> list[Question]:
+    """The questions of validation_L1, L2 or L3, options in the file's order.
+
+    Media are `<media_root>/videos/<video_source>/<video_basename>` and
+    `<media_root>/images/<video_source>/<current_observation_basename>`; whether they
+    exist shows when they are read. Raises DataFaults.
+    """
+    if level not in ("L1", "L2", "L3"):
+        raise ValueError(f"level {level!r} is unknown; it must be L1, L2 or L3")
+    return _read(path, media_root, level)
+
+
+def read_training(
+    path: str | Path, media_root: str | Path, seed: int = 0
+) -> list[Question]:
+    """The training questions, each with three of its negative answers drawn.
+
+    Draw and order are seeded by f"{seed}/{sample_id}", so those of one question depend
+    on no other question (the released grpo.py draws unseeded). Negatives that repeat
+    each other or the answer are left out of the draw. Raises DataFaults.
+    """
+    return _read(path, media_root, "training", seed)
+
+
+def read_demonstrations(
+    path: str | Path, media_root: str | Path
+) -> list[Demonstration]:
+    """The records of training_with_cot: `prompt` messages and a `response`.
+
+    The schema is inferred from the code that reads the file (the released sft.py),
+    which does not touch `sample_id`. Where that is absent the id is made of the line
+    number, "training/line-12", and matches no training question. Raises DataFaults.
+    """
+    return _read(path, media_root, "demonstrations")
+
+
+def read_general(path: str | Path, media_root: str | Path) -> list[Question]:
+    """The questions of LongVideoBench's lvb_val.json, a list with 4 or 5 candidates.
+
+    Video only, no still and no subtitles, as the paper does it; the clip is
+    `<media_root>/videos/<video_path>`. Raises DataFaults.
+    """
+    return _read(path, media_root, "general")
+
+
+def split_holdout(
+    items: Iterable, share: float, salt: str = "holdout"
+) -> tuple[list, list]:
+    """(kept, held): about `share` of the items are held out, chosen by their id alone.
+
+    Whatever else is in the list, an id falls on the same side; so a training question
+    and its demonstration do, read from two files.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share = {share} must lie between 0 and 1")
+    kept, held = [], []
+    for item in items:
+        digest = hashlib.sha256(f"{salt}/{item.id}".encode()).digest()
+        drawn = int.from_bytes(digest[:8], "big") / 2**64
+        (held if drawn < share else kept).append(item)
+    return kept, held
+
+
+def _read(path: str | Path, media_root: str | Path, kind: str, seed: int = 0) -> list:
+    """What each record of a file gives; DataFaults if any cannot be used."""
+    hint = "an annotation file; 01_data says where it comes from"
+    file = _survey(paths.require(path, hint), kind)
+    if unusable := [fault for fault in file.faults if not fault.usable]:
+        raise DataFaults(unusable)
+    root = paths.resolve(media_root)
+    return [_item(record, line, root, kind, seed) for line, record in file.sound]
+
+
+def _item(
+    record: dict, line: int, root: Path, kind: str, seed: int = 0
+) -> Question | Demonstration:
+    if kind == "demonstrations":
+        return _demonstration(record, line, root)
+    if kind == "general":
+        return _general(record, root)
+    if kind == "training":
+        rng = random.Random(f"{seed}/{record['sample_id']}")
+        options = [*rng.sample(faults.distinct_negatives(record), 3), record["answer"]]
+        rng.shuffle(options)
+        correct = options.index(record["answer"])
+    else:
+        options = [record[choice] for choice in CHOICES]
+        correct = "ABCD".index(record["golden_choice_idx"])
+    source, steps = record["video_source"], record[PROGRESS]
+    return Question(
+        id=f"{kind}/{record['sample_id']}",
+        level=kind,
+        text=record["question"],
+        options=tuple(options),
+        gold="ABCD"[correct],
+        answer=options[correct],
+        goal=record["task_goal"],
+        domain=_text_or_empty(record, "domain"),
+        scenario=_text_or_empty(record, "scenario"),
+        progress=tuple(map(faults.narration, steps)),
+        video=root / "videos" / source / record["video_basename"] if steps else None,
+        image=root / "images" / source / record[STILL],
+    )
+
+
+def _demonstration(record: dict, line: int, root: Path) -> Demonstration:
+    parts = {part["type"]: part for part in record["prompt"][0]["content"]}
+    number = record.get("sample_id")
+    return Demonstration(
+        id=f"training/{number if faults.is_id(number) else f'line-{line}'}",
+        text=parts["text"]["text"],
+        video=root / parts["video"]["video"] if "video" in parts else None,
+        image=root / parts["image"]["image"] if "image" in parts else None,
+        response=record["response"],
+    )
+
+
+def _general(record: dict, root: Path) -> Question:
+    correct = record["correct_choice"]
+    return Question(
+        id=f"general/{record['id']}",
+        level="general",
+        text=record["question"],
+        options=tuple(record["candidates"]),
+        gold="ABCDE"[correct],
+        answer=record["candidates"][correct],
+        goal="",
+        domain=_text_or_empty(record, "topic_category"),
+        scenario=_text_or_empty(record, "question_category"),
+        progress=(),
+        video=root / "videos" / record["video_path"],
+        image=None,
+        duration_group=record["duration_group"],
+    )
+
+
+def _text_or_empty(record: dict, name: str) -> str:
+    return record[name] if faults.is_text(record.get(name)) else ""
+
+
+# --- checking -------------------------------------------------------------------------
+
+
+class Survey(NamedTuple):
+    """What a file holds: its kind (None: not recognised), the number of records, the
+    (line, record) that can be used, and every fault, by line."""
+
+    kind: str | None
+    count: int
+    sound: list[tuple[int, dict]]
+    faults: list[Fault]
+
+
+NO_FILES = {  # how a file begins that holds no records: what it is, and what to do
+    (b"version https://git-lfs",): (
+        "a git-LFS pointer",
+        "the file itself: run `git lfs pull`",
+    ),
+    (b"<!doctype", b"<html", b"<?xml"): (
+        "a web page, no JSON",
+        "the file itself: download it again",
+    ),
+    (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): (
+        "a byte order mark",
+        "UTF-8 without one",
+    ),
+}
+FORMS = ("one JSON object a line", "one JSON list")
+
+
+def _survey(path: Path, kind: str | None = None) -> Survey:
+    """Read a file of a kind, or of the kind that most records show by their keys.
+
+    In a list a field is named with its record, "[12].candidates" for the thirteenth:
+    such a file may be a single line.
+    """
+    data, sound, found, seen = path.read_bytes(), [], [], {}
+    head = data.lstrip()[:99].lower()
+    is_list = head[:1] == b"["
+    no_file = [said for begins, said in NO_FILES.items() if head.startswith(begins)]
+    rows = [] if no_file else list((_of_list if is_list else _of_lines)(data))
+    if not (rows or no_file):
+        no_file = [("no record", "records")]
+    parsed = [(line, row) for line, row in rows if not isinstance(row, Exception)]
+    kind = kind or _recognised(parsed)
+
+    def fault(line: int, *named) -> None:
+        found.append(Fault(str(path), line, *named))
+
+    for said in no_file:
+        fault(1, "file", *said, UNUSABLE)
+    if parsed and kind is None:
+        marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
+        known = "; or ".join(marks)
+        none = "no field of a known kind of file"
+        fault(parsed[0][0], "record", none, known, UNUSABLE)
+    elif parsed and KINDS[kind].is_list != is_list:
+        fault(1, "file", FORMS[is_list], FORMS[not is_list], UNUSABLE)
+    for index, (line, record) in enumerate(rows):
+        place = f"[{index}]" if is_list else ""
+        if isinstance(record, Exception):
+            fault(line, "record", _why(record), FORMS[is_list], UNUSABLE)
+        elif kind and not isinstance(record, dict):
+            said = (faults.shown(record), "a JSON object")
+            fault(line, place or "record", *said, UNUSABLE)
+        elif kind:
+            wrong = [
+                *faults.record_faults(record, KINDS[kind]),
+                *faults.repeats(record, line, KINDS[kind], seen),
+            ]
+            for field, *rest in wrong:
+                fault(line, f"{place}.{field}" if place else field, *rest)
+            if all(usable for *_, usable in wrong):
+                sound.append((line, record))
+    return Survey(kind, len(rows), sound, sorted(found, key=lambda f: f.line))
+
+
+def _recognised(rows: list[tuple[int, object]]) -> str | None:
+    """The kind most records show by their keys; None where none shows any."""
+    votes = Counter()
+    for _, record in rows:
+        keys = record.keys() if isinstance(record, dict) else ()
+        marked = (name for name, kind in KINDS.items() if {*kind.marks} & {*keys})
+        votes[next(marked, None)] += 1
+    del votes[None]
+    return max(votes, key=votes.get) if votes else None
+
+
+def _of_lines(data: bytes) -> Iterator[tuple[int, object]]:
+    """(line, value, or what kept it from being read) of JSON lines."""
+    for line, text in enumerate(data.split(b"\n"), 1):
+        if text.strip():
+            try:
+                yield line, DECODER.decode(text.decode())
+            except (ValueError, RecursionError) as error:
+                yield line, error
+
+
+def _of_list(data: bytes) -> Iterator[tuple[int, object]]:
+    """The same of a JSON list, with the line on which each value begins."""
+    line = 1
+    try:
+        text = data.decode()
+        with suppress(RecursionError):  # below it has the place of its record
+            json.loads(text, parse_int=str)  # so that every mark is where it must be
+        at, counted = text.index("[") + 1, 0
+        while True:
+            while text[at] in " \t\r\n,":
+                at += 1
+            if text[at] == "]":
+                return
+            line, counted = line + text.count("\n", counted, at), at
+            value, at = DECODER.raw_decode(text, at)
+            yield line, value
+    except UnicodeDecodeError as error:
+        yield 1 + data.count(b"\n", 0, error.start), error
+    except json.JSONDecodeError as error:
+        yield error.lineno, error
+    except (RecursionError, IndexError) as error:  # the end was not looked for
+        yield line, error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "what is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"what is no JSON ({error.msg} at column {error.colno})"
+    return f"what is no JSON ({TOO_DEEP})"
+
+
+def _with_repeats(pairs: list[tuple[str, object]]) -> dict:
+    """A record; what it has twice is kept under `faults.TWICE`."""
+    values = defaultdict(list)
+    for name, value in pairs:
+        values[name].append(value)
+    record = {name: own[-1] for name, own in values.items()}
+    if len(record) < len(pairs):
+        twice = {name: own for name, own in values.items() if len(own) > 1}
+        record[faults.TWICE] = twice
+    return record
+
+
+def _integer(digits: str) -> int | str:
+    """A number of more digits than any count has stays a text."""
+    return int(digits) if len(digits) < 20 else digits
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_with_repeats, parse_int=_integer)
+
+
+def check(path: str | Path) -> dict:
+    """What a file is and holds: {file, kind, records, usable, media, faults}.
+
+    The kind is recognised by the fields. `media` counts the different videos and stills
+    the usable records need, and the records without video.
+    """
+    path = paths.require(path, "nothing to check")
+    kind, count, sound, found = _survey(path)
+    items = [_item(record, line, Path(), kind) for line, record in sound]
+    return {
+        "file": str(path),
+        "kind": KINDS[kind].name if kind else "not recognised",
+        "records": count,
+        "usable": len(sound),
+        "media": {
+            "videos": len({item.video for item in items} - {None}),
+            "stills": len({item.image for item in items} - {None}),
+            "image_only": sum(item.video is None for item in items),
+        },
+        "faults": found,
+    }
+
+
+def usable(
+    path: str | Path, media_root: str | Path
+) -> list[tuple[dict, Question | Demonstration]]:
+    """(record, what is read from it) for all that can be used in a file of any kind.
+
+    For looking at a file whatever its faults; what trains or evaluates uses the readers
+    above, which refuse a file with records that cannot be used.
+    """
+    file = _survey(paths.require(path, "nothing to check"))
+    root = paths.resolve(media_root)
+    return [(record, _item(record, n, root, file.kind)) for n, record in file.sound]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 if every record can be used, 1 if not, 2 on wrong usage."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.data.questions", description="List every fault of a file."
+    )
+    parser.add_argument("command", choices=["check"])
+    parser.add_argument("file", help="an annotation file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    path = Path.cwd() / options.file  # a path typed in a shell is meant from there
+    if not path.is_file():
+        parser.error(f"{path} is no file")
+    report = check(path)
+    found, media = report["faults"], report["media"]
+    unusable = sum(not fault.usable for fault in found)
+    if options.json:
+        as_json = {**report, "faults": [asdict(fault) for fault in found]}
+        print(json.dumps(as_json, indent=1))
+        return int(unusable > 0)
+    print(
+        f"{report['file']}: {report['kind']}",
+        f"records: {report['records']}, of which {report['usable']} can be used",
+        f"media needed: {media['videos']} videos, {media['stills']} stills"
+        f" ({media['image_only']} records without video)",
+        f"faults: {len(found)}, of which {unusable} make a record unusable",
+        *found,
+        sep="\n",
+    )
+    return int(unusable > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Frames of a clip and the observation still, as the paper samples and resizes them.
+
+Rule of the released code (SEED-Bench-R1, https://arxiv.org/abs/2503.24376,
+`vision_process_egoplan.py`): two frames a second, at least 4 and at most 16, an even
+count (Qwen2-VL merges two frames into one patch), evenly spaced from the first frame
+to the last; every frame and still is squashed to 252 x 252, aspect ignored: frames by
+torchvision's bicubic with antialias, stills by Pillow's.
+
+    >>> frame_indices(250, 25.0, Sampling())          # ten seconds: 16 frames
+    [0, 17, 33, 50, 66, 83, 100, 116, 133, 149, 166, 183, 199, 216, 232, 249]
+
+Frames are evenly spaced by index, among those that the film shows
+(`lib/data/footage.py`): evenly in time only where the frame rate is constant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from lib.data import footage, torchvision_cpu  # noqa: F401  before torchvision
+
+from torchvision.transforms import InterpolationMode  # isort: skip
+from torchvision.transforms.functional import resize  # isort: skip
+
+PATCH = 28  # pixels a side of one merged visual token: 14 x 14 patches, merged 2 x 2
+# What Pillow's decoders raise at damage, each its own: SyntaxError is PNG's.
+DAMAGED = (OSError, SyntaxError, ValueError, TypeError, RuntimeError)
+
+
+class BadVideo(Exception):
+    """A clip or still that cannot be used; `path` says which and `why` says what is
+    wrong with it, in words that are the same at every reading of the same file."""
+
+    def __init__(self, path: str | Path, why: str):
+        super().__init__(str(path), why)  # both in args, so that it can be pickled
+        self.path = Path(path)
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.why}; put a sound file there or, to evaluate without"
+            " it, set on_bad_video: keep_as_wrong"
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many frames a clip gives and how large they are; defaults are the paper's."""
+
+    max_frames: int = 16
+    min_frames: int = 4
+    fps: float = 2.0
+    height: int = 252
+    width: int = 252
+
+    def __post_init__(self) -> None:
+        for name in ("max_frames", "min_frames"):
+            value = getattr(self, name)
+            if value < 2 or value % 2:
+                raise ValueError(
+                    f"{name} = {value}: it must be even and at least 2, because"
+                    " Qwen2-VL merges two frames into one patch"
+                )
+        if self.min_frames > self.max_frames:
+            raise ValueError(
+                f"min_frames = {self.min_frames} is larger than"
+                f" max_frames = {self.max_frames}"
+            )
+        if not self.fps > 0:
+            raise ValueError(f"fps = {self.fps}: it must be above zero")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value < PATCH or value % PATCH:
+                raise ValueError(
+                    f"{name} = {value}: it must be a multiple of {PATCH} pixels, the"
+                    " side of one visual token"
+                )
+
+
+def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[int]:
+    """Indices of the sampled frames, ascending, from 0 to `n_frames` - 1.
+
+    A clip shorter than `min_frames` gives its frames down to an even count, as the
+    released code does. Raises ValueError below two frames or without a frame rate.
+    """
+    if n_frames < 2:
+        raise ValueError(f"has {n_frames} frame(s); at least 2 are needed")
+    if not (math.isfinite(clip_fps) and clip_fps > 0):
+        raise ValueError(f"has the frame rate {clip_fps}; it must be above zero")
+    wanted = max(n_frames / clip_fps * sampling.fps, sampling.min_frames)
+    count = 2 * math.floor(min(wanted, sampling.max_frames, n_frames) / 2)
+    # round(linspace(0, n_frames - 1, count)) in whole numbers. `count` is even, so
+    # count - 1 is odd and no position lies half way between two frames.
+    last = count - 1
+    return [(2 * i * (n_frames - 1) + last) // (2 * last) for i in range(count)]
+
+
+def read_clip(path: str | Path, sampling: Sampling) -> np.ndarray:
+    """The sampled frames of a clip, uint8 [T, H, W, 3]; BadVideo if that fails."""
+    return read_clip_and_say(path, sampling)[0]
+
+
+def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[np.ndarray, str]:
+    """`read_clip`, and why PyAV had to read it, "" where decord did."""
+    require_media(path)
+    try:
+        choose = partial(frame_indices, sampling=sampling)
+        frames, why_pyav = footage.read(path, choose)
+    except (footage.Unreadable, ValueError) as error:
+        raise BadVideo(path, str(error)) from error
+    return np.stack([_squashed(frame, sampling) for frame in frames]), why_pyav
+
+
+def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
+    """An observation still, uint8 [H, W, 3], as a viewer shows it: turned as its EXIF
+    says, 16 bits brought to 8, laid on white. BadVideo if it cannot be read."""
+    require_media(path)
+    try:
+        with Image.open(path) as image:
+            # Phones add a smaller copy behind the picture (MPO): the first one counts.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise BadVideo(path, f"holds {image.n_frames} pictures, not one")
+            picture = _on_white(ImageOps.exif_transpose(image), path)
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        raise BadVideo(path, "Pillow cannot decode it as a picture") from error
+    if picture.size != (sampling.width, sampling.height):
+        size = (sampling.width, sampling.height)
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+def _on_white(image: Image.Image, path: str | Path) -> Image.Image:
+    """Any picture as RGB of 8 bits, transparency laid on white."""
+    if image.mode[0] in "IF":
+        return Image.fromarray(_eight_bits(np.asarray(image), path)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _eight_bits(grey: np.ndarray, path: str | Path) -> np.ndarray:
+    """Grey values [H, W] as uint8. Whole numbers reach to 65,535 whatever they hold;
+    floats reach to 1, or to 255 where one is larger. Others have no known white."""
+    is_float = grey.dtype.kind == "f"
+    white = 65_535 if not is_float else 1 if grey.max() <= 1 else 255
+    if not (grey.min() >= 0 and grey.max() <= white):
+        what = f"holds grey values from {grey.min():g} to {grey.max():g}"
+        raise BadVideo(path, f"{what}, of which 0 to {white} can be shown")
+    return (grey * (255 / white) + 0.5).astype(np.uint8)
+
+
+def require_media(path: str | Path) -> None:
+    """BadVideo unless `path` is a file whose first bytes could be media."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise BadVideo(path, "is missing")
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:  # a name too long, no permission
+        raise BadVideo(path, f"cannot be opened ({error.strerror})") from error
+    if not head:
+        raise BadVideo(path, "is empty (zero bytes)")
+    head = head.lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        raise BadVideo(path, "is a git-LFS pointer, not the file: run `git lfs pull`")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise BadVideo(path, "is a web page, not the file: download it again")
+
+
+def _squashed(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:
+    """Pixels [h, w, 3] of a frame at the sampling's size; untouched if they have it."""
+    frame = torch.from_numpy(pixels).permute(2, 0, 1)
+    size, mode = [sampling.height, sampling.width], InterpolationMode.BICUBIC
+    return resize(frame, size, mode, antialias=True).permute(1, 2, 0).numpy()

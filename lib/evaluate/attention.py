@@ -1,0 +1,326 @@
+"""Where a model looks while it writes: attention from generated to visual tokens.
+
+SEED-Bench-R1 (arXiv 2503.24376) and GRPO-CARE (arXiv 2506.16141, figure 2) show maps of
+"output-to-visual tokens" attention and do not say how they are made. Here
+
+* the completion is given to the model token by token behind its prompt (teacher
+  forcing); the row of a generated token is the softmax attention of the position that
+  predicts it, so the first one is read at the prompt's last token;
+* a layer's attention is the mean over its heads, and the mass on video, still or text
+  is the sum over the positions of that kind. The three masses of a row add up to 1;
+* text is all the rest, prompt, chat template and the completion so far. It holds the
+  first tokens of the conversation, on which many heads rest when they have nothing to
+  read, so differences between models say more than heights;
+* beside the masses stands the share that equal attention to every position that can be
+  seen would give;
+* a model reads its own completion, or all models the same one. The first mixes looking
+  with saying, the second is looking alone.
+
+Attention is no explanation: what a model loses without a picture is in
+`lib/evaluate/perception.py`.
+
+    rows = attend(grpo, processor, questions, answered, sampling)
+    rows[0]["parts"]["letter"]  # [0.05, 0.01, 0.94]: video, still, text
+    write_rows(run, "grpo", OWN, rows)  # attention_grpo.jsonl
+
+lib/analysis/attended.py compares them.
+
+Example: 8 frames of 56 x 112 pixels are 4 frame pairs of 2 x 4 visual tokens. In a
+context of 180 tokens, equal attention would put 32 / 180 = 0.18 on the video.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from lib import paths, records, run_files
+from lib.data.frame_store import question_media
+from lib.data.letters import THINK
+from lib.data.prompts import messages, prompt_text
+from lib.data.questions import Question
+from lib.data.video import BadVideo, Sampling
+from lib.methods import METHODS
+
+FIRST = 3  # generated tokens that count as the first ones
+LETTER = re.compile(r"<answer>\s*([A-E])")
+DIGITS = 5  # of a mass in the records
+OWN = "own"
+
+
+# Measuring
+
+
+def completion_attention(model, prompt, completion) -> np.ndarray:
+    """Attention of R generated tokens, mean over heads: float32 [layers, R, P - 1 + R].
+
+    `prompt` is a `lib.model.prefix.Prompt` of P tokens, `completion` [R] token ids.
+    The prompt fills a cache with the attention the model has; the R rows alone are then
+    computed as "eager" attention, whose weights each layer hands out: at any time there
+    are those of one layer, heads x R x (P - 1 + R). Works under adapters and NF4.
+
+    Raises ValueError for a model that `lib.model.prefix.check_model` refuses.
+    """
+    import torch  # here, because readers of the records should not wait for it
+
+    from lib.model import prefix, rollouts, scoring
+
+    prefix.check_model(model)
+    base = prefix.base_of(model)
+    row, last = scoring.Row(prompt, (completion,)), len(prompt.ids) - 1
+    ids, positions = row.ids()[None], row.positions()[:, None]
+    found: list[np.ndarray] = []
+
+    def keep(module, inputs, outputs):
+        found.append(outputs[1][0].float().mean(0).cpu().numpy())
+
+    with torch.no_grad(), rollouts.generating(model):
+        cache = base(
+            input_ids=ids[:, :last],
+            position_ids=positions[..., :last],
+            use_cache=True,
+            logits_to_keep=1,
+            **prefix.picture_inputs([prompt]),
+        ).past_key_values
+        with _handing_out(base, keep):
+            base(
+                input_ids=ids[:, last:],
+                position_ids=positions[..., last:],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+    return np.stack(found)
+
+
+@contextmanager
+def _handing_out(base, keep) -> Iterator[None]:
+    """`keep` gets the attention weights of each layer, which only "eager" hands out."""
+    before = base.config.get_text_config()._attn_implementation
+    layers = base.model.language_model.layers
+    base.set_attn_implementation({"text_config": "eager"})
+    hooks = [layer.self_attn.register_forward_hook(keep) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        base.set_attn_implementation({"text_config": before})
+
+
+def masses(attention: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Mass on video, still and text: [layers, R, 3] from [layers, R, K].
+
+    `kinds` [K] is 0 text, 1 still, 2 video, as `lib.model.models.mm_token_type_ids` has
+    it.
+    """
+    return np.stack([attention[..., kinds == k].sum(-1) for k in (2, 1, 0)], -1)
+
+
+def equal_shares(kinds: np.ndarray, generated: int) -> np.ndarray:
+    """What equal attention to all visible positions would put on video, still and text:
+    [R, 3]. Generated token i sees the prompt's and i earlier ones of the completion."""
+    visible = len(kinds) - generated + 1 + np.arange(generated)
+    counts = np.array([(kinds == 2).sum(), (kinds == 1).sum()])
+    visual = counts / visible[:, None]
+    return np.concatenate([visual, 1 - visual.sum(1, keepdims=True)], 1)
+
+
+def parts_of(text: str, spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
+    """Which tokens are the first ones, the reasoning, the answer letter; maybe none.
+
+    `spans` are the tokens' places in `text` (start, end). The reasoning is the text of
+    the first <think>...</think>, the letter that of the paper's rule.
+    """
+    parts = {"first": list(range(min(FIRST, len(spans))))}
+    for name, found in (
+        ("reasoning", THINK.search(text)),
+        ("letter", LETTER.search(text)),
+    ):
+        start, end = found.span(1) if found else (0, 0)
+        parts[name] = [
+            i for i, (low, high) in enumerate(spans) if low < end and start < high
+        ]
+    return parts
+
+
+def attend(
+    model,
+    processor,
+    questions: Sequence[Question],
+    answered: Sequence[Mapping],
+    sampling: Sampling,
+) -> list[dict]:
+    """One row a question: where the model looks while it writes the completion of
+    `answered`, rows of lib/evaluate/evaluate.py under the thinking prompt.
+
+    id, n (generated tokens, without the end token), `retokenized` (the text gives
+    another number of tokens than were generated), tokens of video, still and prompt,
+    and the masses on video, still and text: by_layer [layers, 3], by_token [n, 3] (mean
+    over layers), parts {part: [3]}, equal [3]; video_map [pairs, rows, columns] and
+    still_map [1, rows, columns] (mean over layers and tokens). `left_out` says why a
+    question has no numbers: nothing was said, or its video cannot be read.
+    """
+    texts, rows = {row["id"]: row for row in answered}, []
+    with _one_thread(model):
+        for question in tqdm(questions, desc="attention", mininterval=1):
+            said, why = texts[question.id], None
+            if not said["completion"]:
+                why = said["error"] or "the completion is empty"
+            else:
+                try:
+                    media = question_media(question, sampling)
+                except BadVideo as bad:
+                    why = f"{bad.path.name} {bad.why}"
+            rows.append(
+                {"id": question.id, "left_out": why}
+                if why
+                else _row(model, processor, question, said, media)
+            )
+    return rows
+
+
+def measure(
+    model,
+    processor,
+    questions: Sequence[Question],
+    said: Mapping[str, Sequence[Mapping]],
+    sampling: Sampling,
+    run: Path,
+    label: str,
+) -> None:
+    """Write the rows of one model for each text of `said`, {text: prediction rows}.
+
+    A text is OWN or the method that wrote it. Busy (lib/run_files.py) while another
+    process measures the same.
+    """
+    for text, answered in said.items():
+        with run_files.one_writer(rows_file(run, label, text), "measured"):
+            found = attend(model, processor, questions, answered, sampling)
+            write_rows(run, label, text, found)
+
+
+@contextmanager
+def _one_thread(model) -> Iterator[None]:
+    """On a CPU: operations this small only wait for a second thread."""
+    import torch  # here: see `completion_attention`
+
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _row(model, processor, question: Question, said: Mapping, media) -> dict:
+    import torch  # here: see `completion_attention`
+
+    from lib.model import encoding, prefix, scoring
+
+    asked = messages(prompt_text(question, "think"), *media)
+    encoded = encoding.encode(processor, [asked], asked=[question])
+    prompt = prefix.make_prompt(model, encoded)
+    text = said["completion"]
+    encoded = processor.tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,  # a completion has none: those it spells are text
+        return_offsets_mapping=True,
+    )
+    ids = torch.tensor(encoded["input_ids"], device=prompt.ids.device)
+    attention = completion_attention(model, prompt, ids)
+    config = prefix.base_of(model).config
+    row = scoring.Row(prompt, (ids,))
+    kinds = encoding.mm_token_type_ids(row.ids(), config).cpu().numpy()
+    found = masses(attention, kinds)
+    by_token = found.mean(0)
+    parts = parts_of(text, encoded["offset_mapping"])
+    counts = {name: int((kinds == k).sum()) for name, k in (("video", 2), ("still", 1))}
+    merged = config.vision_config.spatial_merge_size
+    maps = {
+        name: _picture_map(attention, kinds, prompt, code, merged)
+        for name, code in (("video_map", 2), ("still_map", 1))
+    }
+    return {
+        "id": question.id,
+        "n": len(ids),
+        "retokenized": len(ids) + (not said["truncated"]) != said["tokens"],
+        "tokens": counts | {"prompt": len(prompt.ids)},
+        "by_layer": _rounded(found.mean(1)),
+        "by_token": _rounded(by_token),
+        "parts": {
+            name: _rounded(by_token[at].mean(0)) if at else None
+            for name, at in parts.items()
+        },
+        "equal": _rounded(equal_shares(kinds, len(ids)).mean(0)),
+        **maps,
+    }
+
+
+def _picture_map(attention, kinds, prompt, code: int, merged: int) -> list | None:
+    """Mass on each visual token in its place, mean over layers and generated tokens."""
+    from lib.model import prefix
+
+    _, grid = list(prefix.KINDS.values())[code - 1]
+    if grid not in prompt.pixels:
+        return None
+    pairs, height, width = prompt.pixels[grid][0].tolist()  # one clip, one still
+    at = attention[..., kinds == code].mean((0, 1))
+    return _rounded(at.reshape(pairs, height // merged, width // merged))
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.asarray(values, dtype=float).round(DIGITS).tolist()
+
+
+# Records
+
+
+def rows_file(run: Path, model: str, text: str) -> Path:
+    """attention_grpo.jsonl, or attention_grpo.on_base.jsonl where all read the base's
+    completions."""
+    return run / f"attention_{model}{'' if text == OWN else f'.on_{text}'}.jsonl"
+
+
+def write_rows(run: Path, model: str, text: str, rows: Sequence[Mapping]) -> None:
+    """Write the rows of `attend`."""
+    records.write_jsonl(rows_file(run, model, text), rows)
+
+
+def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
+    """{method: {id: row}} of the questions that have numbers for every method.
+
+    ValueError where the methods were not asked the same questions, or none has any.
+    """
+    found = {}
+    for model in METHODS:
+        path = paths.require(rows_file(run, model, text), "run 04_eval first")
+        found[model] = {row["id"]: row for row in records.read_jsonl(path)}
+        if set(found[model]) != set(found[METHODS[0]]):
+            raise ValueError(f"{path} holds other questions than the base's rows")
+    whole = [
+        key
+        for key in found[METHODS[0]]
+        if not any("left_out" in found[model][key] for model in found)
+    ]
+    if not whole:
+        raise ValueError(f"{run}: no question has attention of all methods on {text}")
+    return {model: {key: rows[key] for key in whole} for model, rows in found.items()}
+
+
+def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
+    """Id of one question to look at, by rule: the first, by id, that has a video, that
+    GRPO answers and the base does not; where there is none, the first with a video.
+
+    `rows` as `read_rows` gives them, `said` {method: {id: its prediction}}.
+    """
+    filmed = sorted(key for key, row in rows["base"].items() if row["video_map"])
+    for key in filmed:
+        if said["grpo"][key]["correct"] and not said["base"][key]["correct"]:
+            return key
+    return filmed[0]

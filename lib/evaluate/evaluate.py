@@ -1,0 +1,403 @@
+"""Answer questions greedily in batches and keep one row a question.
+
+Protocol of SEED-Bench-R1 (arXiv 2503.24376, released infer.py): video, then image, then
+the text with its options in the order of the file; one completion of at most 256
+tokens; the first letter in the first <answer> tag against the gold letter. Its shipped
+settings amount to greedy decoding, because top_k = 1 is inherited from the checkpoint;
+here nothing is inherited: the most likely token is taken, whatever a checkpoint says.
+
+    settings = EvalSettings("think", max_new_tokens=256, batch_size=8)
+    rows = evaluate(model, processor, questions, settings, Sampling(),
+                    run / "predictions_base_L1.jsonl")
+    metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
+
+A killed run goes on with the batches that are missing, on any number of processes, and
+rows of other settings are refused (lib/evaluate/resume.py).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from lib import chain
+from lib.data.frame_store import question_media
+from lib.data.letters import judged
+from lib.data.prompts import messages, prompt_text
+from lib.data.questions import Question
+from lib.data.video import BadVideo, Sampling
+from lib.evaluate import resume
+from lib.model import encoding, models, prefix, rollouts
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+POLICIES = ("raise", "keep_as_wrong")
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How questions are asked; decoding is always greedy.
+
+    `style` is "think" (the paper's prompt) or "direct" (one letter). `on_bad_video`
+    says what an unusable clip or still does: "raise" ends the evaluation,
+    "keep_as_wrong" keeps the question in the denominator with an empty completion.
+    """
+
+    style: str
+    max_new_tokens: int
+    batch_size: int
+    on_bad_video: str = "raise"
+
+    def __post_init__(self):
+        if self.style not in ("think", "direct"):
+            raise ValueError(f"style is {self.style!r}: use 'think' or 'direct'")
+        if self.on_bad_video not in POLICIES:
+            raise ValueError(
+                f"on_bad_video is {self.on_bad_video!r}: use one of {POLICIES}"
+            )
+        for name in ("max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be 1 or more"
+                )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Questions of one batch, their tensors (None if all failed), and what failed."""
+
+    questions: list[Question]
+    inputs: dict[str, torch.Tensor] | None
+    errors: dict[str, str]
+
+
+def evaluate(
+    model,
+    processor,
+    questions: Sequence[Question],
+    settings: EvalSettings,
+    sampling: Sampling,
+    path: str | Path,
+    shown=None,
+) -> list[dict]:
+    """Rows of all questions in their order, also written to `path`.
+
+    Goes on where a killed call stopped and returns a finished file at once, but for
+    questions that failed for a file that is another one now. A row is made by `row`.
+    `shown` (lib/evaluate/perception.py) shows a model something else in place of a
+    question's own clip and still, and is recorded with the settings. All processes that
+    call this together answer a share each and return all rows.
+
+    Raises BadVideo (naming the question and the file) under on_bad_video = "raise",
+    ValueError where an answered question shows other pictures now, and what
+    `resume.finish` raises.
+    """
+    path = Path(path)
+    return resume.finish(
+        path,
+        partition(questions, settings),
+        lambda: all_settings(model, questions, settings, sampling, shown),
+        lambda own: answers(model, processor, own, settings, sampling, shown),
+        [question.id for question in questions],
+        "answered",
+        lambda rows: reopened(path, questions, rows),
+    )
+
+
+def evaluate_sets(
+    model,
+    processor,
+    asked: Mapping[str, EvalSettings],
+    sets: Mapping[str, Sequence[Question]],
+    sampling: Sampling,
+    run: Path,
+) -> dict[tuple[str, str], list[dict]]:
+    """Ask one model all sets under all settings: rows by (label, set).
+
+    Rows also go to run/predictions_<label>_<set>.jsonl, `label` being a key of `asked`.
+    """
+    return {
+        (label, name): evaluate(
+            model,
+            processor,
+            questions,
+            settings,
+            sampling,
+            Path(run) / f"predictions_{label}_{name}.jsonl",
+        )
+        for label, settings in asked.items()
+        for name, questions in sets.items()
+    }
+
+
+def with_model(
+    model_path: str | Path,
+    trained: Path | None,
+    dtype: str,
+    quantize: bool,
+    work: Callable,
+    *arguments,
+):
+    """`work(model, processor, *arguments)`, for lib/run/launch.py.
+
+    The model is that of `model_path`, with what training left in the folder `trained`.
+    Each process loads the whole model, on its own GPU where there are some.
+    """
+    resume.processes()  # gives this one its GPU, which load_model takes
+    processor = models.load_processor(model_path)
+    model = models.load_trained(model_path, trained, dtype, quantize)
+    return work(model, processor, *arguments)
+
+
+def all_settings(
+    model,
+    questions: Sequence[Question],
+    settings: EvalSettings,
+    sampling: Sampling,
+    shown=None,
+) -> dict:
+    """Everything that decides the rows, as plain JSON values."""
+    asked = (f"{q.id}\n{q.gold}\n{prompt_text(q, settings.style)}" for q in questions)
+    return {
+        **asdict(settings),
+        "decoding": "greedy",
+        "sampling": asdict(sampling),
+        "model": models.fingerprint(model),
+        "questions": resume.digest(asked),
+        **({} if shown is None else {"shown": asdict(shown)}),
+    }
+
+
+def partition(
+    questions: Sequence[Question], settings: EvalSettings
+) -> list[list[Question]]:
+    """The batches: always the same ones, of prompts of like shape to save padding."""
+
+    def shape(question: Question) -> tuple:
+        text = prompt_text(question, settings.style)
+        return question.video is None, question.image is None, len(text)
+
+    alike = sorted(questions, key=shape)  # stable: equal shapes keep their order
+    size = settings.batch_size
+    return [alike[start : start + size] for start in range(0, len(alike), size)]
+
+
+def reopened(path: Path, questions: Sequence[Question], rows: list[dict]) -> set[str]:
+    """Ids of the questions that failed for a clip or still that is another file now.
+
+    ValueError where an answered question shows other pictures now.
+    """
+    now = {question.id: pictures(question) for question in questions}
+    moved = [row for row in rows if row.get("media") != now.get(row["id"])]
+    if answered := sorted(row["id"] for row in moved if row["error"] is None):
+        raise ValueError(
+            f"{path}: {len(answered)} questions, first {answered[0]}, were answered on "
+            f"other clips or stills than lie there now: delete {path.stem}.* in "
+            f"{path.parent} to evaluate again"
+        )
+    return {row["id"] for row in moved}
+
+
+def pictures(question: Question) -> list[str | None]:
+    """The content of clip and still, as `chain.content` tells it."""
+    return [path and chain.content(path) for path in (question.video, question.image)]
+
+
+def answers(
+    model,
+    processor,
+    batches: list[list[Question]],
+    settings: EvalSettings,
+    sampling: Sampling,
+    shown=None,
+) -> Iterator[list[dict]]:
+    """The rows of each batch, in order.
+
+    On a CPU as many batches are worked on as there are threads, with one thread each:
+    small operations gain little from a second one, and what a batch gives does not
+    depend on their number. On a GPU the next batch is read while one is answered.
+    """
+
+    def prepare(questions: list[Question]) -> Batch:
+        return prepare_batch(processor, questions, settings, sampling, shown)
+
+    def ask(questions: list[Question]) -> list[dict]:
+        return answer(model, processor, prepare(questions), settings)
+
+    with rollouts.generating(model):
+        if model.device.type == "cpu":
+            yield from on_each_core(ask, batches)
+        else:
+            for batch in one_ahead(prepare, batches):
+                yield answer(model, processor, batch, settings)
+
+
+def on_each_core(work: Callable, items: Sequence) -> Iterator:
+    """`work(item)` for each item in order, one torch thread an item."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(work, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # of MKL, which is not set by thread
+
+
+def one_ahead(work: Callable, items: Sequence) -> Iterator:
+    """`work(item)` for each item in order, always one item ahead in a thread."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        coming = None
+        for item in items:
+            current, coming = coming, thread.submit(work, item)
+            if current is not None:
+                yield current.result()
+        if coming is not None:
+            yield coming.result()
+
+
+def prepare_batch(
+    processor,
+    questions: list[Question],
+    settings: EvalSettings,
+    sampling: Sampling,
+    shown=None,
+) -> Batch:
+    """Read the media and encode the prompts, left padded."""
+    media = question_media if shown is None else shown.media
+    conversations, errors = [], {}
+    for question in questions:
+        with encoding.naming(question):
+            try:
+                clip, still = media(question, sampling)
+            except BadVideo as bad:
+                if settings.on_bad_video == "raise":
+                    raise
+                errors[question.id] = f"{bad.path.name} {bad.why}"
+                continue
+        text = prompt_text(question, settings.style)
+        conversations.append(messages(text, clip, still))
+    asked = [question for question in questions if question.id not in errors]
+    inputs = None
+    if conversations:
+        inputs = encoding.encode(processor, conversations, long_clips=True, asked=asked)
+    return Batch(questions, inputs, errors)
+
+
+def answer(model, processor, batch: Batch, settings: EvalSettings) -> list[dict]:
+    """One row for each question of the batch, in its order."""
+    completions = iter(())
+    if batch.inputs is not None:
+        completions = iter(complete(model, processor, batch.inputs, settings))
+    return [
+        row(question, settings, error=batch.errors[question.id])
+        if question.id in batch.errors
+        else row(question, settings, *next(completions))
+        for question in batch.questions
+    ]
+
+
+@torch.inference_mode()
+def complete(
+    model, processor, inputs: dict[str, torch.Tensor], settings: EvalSettings
+) -> list[tuple[str, int, bool]]:
+    """(completion, its number of tokens, truncated) of each of B prompts [B, L].
+
+    A completion ends before <|im_end|> (or <|endoftext|>), which is counted among its
+    tokens; without one within max_new_tokens it is truncated. Tokens that stand for
+    pictures cannot be generated. The model is in the state of rollouts.generating.
+    """
+    tokenizer = processor.tokenizer
+    ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
+    greedy = rollouts.Decoding(
+        max_tokens=settings.max_new_tokens,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        end_ids=tuple(ends),
+        pad_id=tokenizer.pad_token_id,
+        suppressed=tuple(encoding.visual_token_ids(model.config)),
+    )
+    prompts = prefix.make_prompts(model, inputs)
+    groups = rollouts.decode(model, prompts, 1, greedy)
+    return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
+
+
+def cut(tokenizer, tokens: list[int], ends: list[int]) -> tuple[str, int, bool]:
+    """(text before the first end token, tokens up to and with it, none found).
+
+    Special tokens are no part of the text, as in the rewards and the released code.
+    """
+    first = next((i for i, token in enumerate(tokens) if token in ends), None)
+    text = tokenizer.decode(tokens[:first], skip_special_tokens=True)
+    return text, len(tokens) if first is None else first + 1, first is None
+
+
+def row(
+    question: Question,
+    settings: EvalSettings,
+    completion: str = "",
+    tokens: int = 0,
+    truncated: bool = False,
+    error: str | None = None,
+) -> dict:
+    """The record of one answered, or failed, question.
+
+    What the completion says is `letters.judged`; tokens includes the end token, error
+    names what is wrong with the video or is None; media is the content of clip and
+    still (`pictures`).
+    """
+    return {
+        "id": question.id,
+        "level": question.level,
+        "domain": question.domain,
+        "scenario": question.scenario,
+        "duration_group": question.duration_group,
+        "gold": question.gold,
+        "options": list(question.options),
+        "completion": completion,
+        **judged(completion, question.options, question.gold, settings.style),
+        "truncated": truncated,
+        "tokens": tokens,
+        "error": error,
+        "media": pictures(question),
+    }
+
+
+def metrics(rows: Sequence[dict]) -> dict:
+    """Accuracies and shares over all rows; a failed item counts as a wrong answer.
+
+    Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
+    parse_failure_lenient (share without a letter), truncated, failed (share with an
+    unusable video), mean_tokens, by_domain and by_duration_group ({name: {n, accuracy,
+    accuracy_lenient}}, empty where no row has a domain or duration group).
+    """
+    if not rows:
+        raise ValueError("no rows: metrics of nothing are not defined")
+
+    def scores(rows: Sequence[dict]) -> dict:
+        accuracy, lenient = (
+            share(row[key] for row in rows) for key in ("correct", "correct_lenient")
+        )
+        return {"n": len(rows), "accuracy": accuracy, "accuracy_lenient": lenient}
+
+    def scores_by(key: str) -> dict[str, dict]:
+        values = sorted({row[key] for row in rows if row[key]})
+        return {str(v): scores([row for row in rows if row[key] == v]) for v in values}
+
+    return {
+        **scores(rows),
+        "parse_failure": share(not row["parsed"] for row in rows),
+        "parse_failure_lenient": share(row["lenient"] is None for row in rows),
+        "truncated": share(row["truncated"] for row in rows),
+        "failed": share(row["error"] is not None for row in rows),
+        "mean_tokens": share(row["tokens"] for row in rows),
+        "by_domain": scores_by("domain"),
+        "by_duration_group": scores_by("duration_group"),
+    }
+
+
+def share(values) -> float:
+    """The mean of numbers or booleans."""
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,0 +1,163 @@
+"""Rows of many items, one each, that survive a kill: answers, readings.
+
+The batches are a fixed partition of the items, and several processes (started by
+torchrun or lib/run/launch.py) share them out. Rows of a finished batch go to
+NAME.partial.jsonl at once, those of process N > 0 to NAME.partial-N.jsonl. So a killed
+call goes on with the batches that are missing, with any number of processes, and ends
+with the same bytes as an undisturbed one; NAME.settings.json says what made the rows,
+and rows of other settings are refused.
+
+Example: of batches [a, b] and [c, d] a kill left the rows of a, b and c, and half of
+d's. `finish` keeps a and b, makes the second batch anew and writes all four.
+"""
+
+import glob
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lib import records, run_files
+from lib.model import models as models  # first: it prepares what transformers imports
+
+# isort: split
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+Batches = Sequence[Sequence]  # of items with an `id` each
+
+
+def finish(
+    path: Path,
+    batches: Batches,
+    settings: Callable[[], Mapping],
+    make: Callable[[Batches], Iterable[list[dict]]],
+    order: Sequence[str],
+    doing: str,
+    again: Callable[[list[dict]], set[str]] = lambda rows: set(),
+) -> list[dict]:
+    """One row for each id of `order`, made where it is missing; also in `path`.
+
+    `make` gives the rows of each batch it gets; `settings`, plain JSON values, decide
+    them. A finished file is kept, but for the batches with an item of `again(rows)`.
+    All processes that call this together make a share each and return all rows.
+
+    Raises ValueError where rows of other settings, or of other items, lie at `path`,
+    and Busy (lib/run_files.py) while another process is `doing` this.
+    """
+    if len(set(order)) < len(order):
+        raise ValueError("two questions have the same id: rows could not be told apart")
+    state = processes()
+    first, count, missing = state.is_main_process, state.num_processes, []
+    # The processes of one launch are one writer.
+    with run_files.one_writer(path, doing) if first else nullcontext():
+        if first:
+            missing = _missing(path, batches, settings(), again)
+        (missing,) = broadcast_object_list([missing])
+        own = [batches[n] for n in missing[state.process_index :: count]]
+        partial, todo = partial_file(path, state.process_index), sum(map(len, own))
+        before = len(order) - sum(len(batches[n]) for n in missing)
+        name = path.stem if count == 1 else f"{path.stem}, 1 of {count} shares"
+        # One bar is enough: the other processes have as much to do.
+        with tqdm(None, name, before + todo, disable=not first, initial=before) as bar:
+            for rows in make(own):
+                records.append_jsonl(partial, rows)
+                bar.update(len(rows))
+        state.wait_for_everyone()
+        if first and not path.exists():
+            files = partial_files(path)
+            rows = {row["id"]: row for f in files for row in records.read_jsonl(f)}
+            records.write_jsonl(path, [rows[key] for key in order])
+            _remove(files)
+        state.wait_for_everyone()
+        return records.read_jsonl(path)
+
+
+def processes() -> PartialState:
+    """This process among those that work together; each has a device of its own.
+
+    Without a GPU, accelerate sees other processes only if told that it is on CPU. Who
+    is done first waits for long: a process that fails is ended by its launcher.
+    """
+    on_cpu = not torch.cuda.is_available()
+    return PartialState(cpu=on_cpu, timeout=timedelta(hours=2))
+
+
+def settings_file(path: Path) -> Path:
+    """predictions_x.settings.json beside predictions_x.jsonl."""
+    return path.with_suffix(".settings.json")
+
+
+def partial_file(path: Path, process: int) -> Path:
+    """predictions_x.partial.jsonl; predictions_x.partial-N.jsonl of process N > 0."""
+    return path.with_suffix(f".partial{f'-{process}' if process else ''}.jsonl")
+
+
+def partial_files(path: Path) -> list[Path]:
+    """Those that exist, of any number of processes."""
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.partial*.jsonl"))
+
+
+def digest(texts: Iterable[str]) -> str:
+    """What stands for many texts in settings: "2 with sha256 5d41402abc4b"."""
+    texts = list(texts)
+    found = hashlib.sha256("".join(texts).encode()).hexdigest()
+    return f"{len(texts)} with sha256 {found[:12]}"
+
+
+def refuse_other_settings(path: Path, wanted: Mapping) -> None:
+    """Raise ValueError, naming each difference, when rows of other settings exist."""
+    if not path.exists() and not partial_files(path):
+        return
+    file, delete = settings_file(path), f"delete {path.stem}.* in {path.parent}"
+    if not file.exists():
+        raise ValueError(
+            f"{path.name} has rows but {file.name} is missing, so nobody can tell what "
+            f"made them: {delete} and evaluate again"
+        )
+    records.refuse_other(
+        records.read_json(file),
+        wanted,
+        f"{path} holds rows of other settings",
+        f"Use another run_name, or {delete} to evaluate again",
+    )
+
+
+def whole_batches(partial: Path, batches: Batches) -> list[dict]:
+    """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
+    rows = records.repair_jsonl(partial)
+    ids = [{item.id for item in batch} for batch in batches]
+    found = {row["id"] for row in rows}
+    if not found <= set().union(*ids):
+        raise ValueError(f"{partial} holds other rows than the batches have: delete it")
+    whole = set().union(*(batch for batch in ids if batch <= found))
+    kept = [row for row in rows if row["id"] in whole]
+    if len(kept) < len(rows):
+        records.write_jsonl(partial, kept)
+    return kept
+
+
+def _missing(path: Path, batches: Batches, settings: Mapping, again) -> list[int]:
+    """Numbers of the batches still to make for `path`, which is made ready for them."""
+    refuse_other_settings(path, settings)
+    if path.exists():
+        _remove(partial_files(path))  # left by a kill right behind the last write
+        rows = records.read_jsonl(path)
+        if not (anew := again(rows)):
+            return []
+        known = [row for row in rows if row["id"] not in anew]
+        records.write_jsonl(partial_file(path, 0), known)
+        path.unlink()
+    records.write_json(settings_file(path), settings)
+    kept = [row for file in partial_files(path) for row in whole_batches(file, batches)]
+    found = {row["id"] for row in kept}
+    return [n for n, batch in enumerate(batches) if batch[0].id not in found]
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink()

@@ -1,0 +1,190 @@
+"""A run's rows of predictions, checked as they are read, and numbers as text.
+
+A run folder holds predictions_<model>_<set>.jsonl, one row a question; whoever shows a
+number or a question reads them here. Sets are named as in SEED-Bench-R1 (arXiv
+2503.24376): L1 same environments as in training, L2 new environments, L3 new
+environments and new tasks; `general` is a benchmark of another kind.
+
+    >>> span(0.473, 0.449, 0.498), points(-0.012)
+    ('47.3 [44.9, 49.8]', '−1.2')
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from lib.data import questions
+from lib.data.letters import judged
+from lib.markup import grid
+from lib.methods import METHODS, SETS, in_order
+from lib.paths import require, resolve
+from lib.records import read_json, read_jsonl
+
+FIELDS = ("id", "gold", "options", "completion", "correct", "correct_lenient", "parsed")
+FIELDS += ("truncated",)
+FILE = re.compile(rf"predictions_(.+)_({'|'.join(SETS)})\.jsonl")
+
+Predictions = dict[tuple[str, str], list[dict]]
+
+
+# Rows
+
+
+def read_predictions(run: Path) -> Predictions:
+    """{(model, set): rows sorted by id} of a run, the same questions for every model.
+
+    A set counts as evaluated when any model has predictions on it; then base, SFT and
+    GRPO must all have them. FileNotFoundError names a missing file; ValueError names
+    the file, line and field, or the questions, that make a comparison impossible.
+    """
+    found: Predictions = {}
+    for name in SETS:
+        present = predicted(run, name)
+        for model in in_order((*METHODS, *present)) if present else ():
+            path = run / f"predictions_{model}_{name}.jsonl"
+            require(path, "run 04_eval first")
+            found[model, name] = sorted(read_rows(path), key=lambda row: row["id"])
+            same_questions(found["base", name], found[model, name], path)
+    if not found:
+        raise FileNotFoundError(f"{run} holds no predictions: run 04_eval first")
+    return found
+
+
+def predicted(run: Path, name: str) -> list[str]:
+    """The models that have predictions on a set, in the order of every table."""
+    found = (FILE.fullmatch(path.name) for path in run.glob("predictions_*.jsonl"))
+    return in_order(own[1] for own in found if own and own[2] == name)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of predictions, in their order; each must be what its completion says, read
+    again. ValueError names the file, the line and the field."""
+    rows, settings = read_jsonl(path), path.with_suffix(".settings.json")
+    style = "direct" if "-direct_" in path.name else "think"
+    style = read_json(settings).get("style", style) if settings.exists() else style
+    if not rows:
+        raise ValueError(f"{path} is empty: run 04_eval again")
+    ids: set = set()
+    for number, row in enumerate(rows, 1):
+        for field in FIELDS:
+            if field not in row:
+                raise ValueError(f"{path}, line {number}: no field `{field}`")
+        said = judged(row["completion"], row["options"], row["gold"], style)
+        for field, value in said.items():
+            if row.get(field, value) != value:
+                raise ValueError(
+                    f"{path}, line {number}: {field} is {row.get(field)!r}, but the "
+                    f"completion says {value!r}: bring the row back, or evaluate again"
+                )
+        if row["id"] in ids:
+            raise ValueError(f"{path}, line {number}: question {row['id']} twice")
+        ids.add(row["id"])
+    return rows
+
+
+def same_questions(first: Sequence[dict], rows: Sequence[dict], path: Path) -> None:
+    """ValueError unless the rows of a file answer the questions of the `first` one."""
+    known, here = (
+        {row["id"]: (row["gold"], row["options"]) for row in own}
+        for own in (first, rows)
+    )
+    if known != here:
+        differ = sorted(k for k in known | here if known.get(k) != here.get(k))
+        raise ValueError(
+            f"{path} and the first file of its set differ in {len(differ)} questions, "
+            f"first {differ[0]}: methods and seeds are compared on the same questions, "
+            "evaluate both again"
+        )
+
+
+def questions_hash(rows: Iterable[Mapping]) -> str:
+    """12 hex digits of ids, options and right letters, in the order given."""
+    asked = [(row["id"], row["options"], row["gold"]) for row in rows]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
+
+
+def asked(
+    data_dir: str | Path, general_dir: str | Path, sets: Iterable[str]
+) -> dict[str, questions.Question]:
+    """{id: Question} of some sets, as the annotation files have them."""
+    data, general, found = resolve(data_dir), resolve(general_dir), []
+    for name in sets:
+        if name == "general":
+            found += questions.read_general(general / "lvb_val.json", general)
+        else:
+            path = data / "annotations" / f"validation_{name}.jsonl"
+            found += questions.read_validation(path, data, name)
+    return {question.id: question for question in found}
+
+
+def sets_of(predictions: Predictions) -> list[str]:
+    """The sets of a run, in the order of the paper."""
+    return list(dict.fromkeys(name for _, name in predictions))
+
+
+def by_id(predictions: Predictions, model: str) -> dict[str, dict]:
+    """{question id: row} of everything that a model was asked as it is."""
+    own = (rows for (label, _), rows in predictions.items() if label == model)
+    return {row["id"]: row for rows in own for row in rows}
+
+
+def gallery(predictions: Predictions, image_only: set[str]) -> list[dict]:
+    """Up to four questions worth a look: {"kind", "id", "set"}, by rule, not by taste.
+
+    The first question, by id, of each kind; a question is shown once, and only if its
+    pictures could be read. `image_only` holds the ids of questions without a video.
+    """
+    kinds: dict[str, Callable[[str, tuple], bool]] = {
+        "only GRPO right": lambda _, right: right == (False, False, True),
+        "only SFT right": lambda _, right: right == (False, True, False),
+        "base right, both trained ones wrong": lambda _, right: (
+            right == (True, False, False)
+        ),
+        "image only, methods disagree": lambda key, right: (
+            key in image_only and len({*right}) > 1
+        ),
+    }
+    picks: dict[str, dict] = {}
+    for kind, holds in kinds.items():
+        for key, name, rows in _by_question(predictions):
+            right = tuple(bool(row["correct"]) for row in rows)
+            readable = all(row.get("error") is None for row in rows)
+            if key not in picks and readable and holds(key, right):
+                picks[key] = {"kind": kind, "id": key, "set": name}
+                break
+    return list(picks.values())
+
+
+def _by_question(predictions: Predictions) -> Iterator[tuple[str, str, tuple]]:
+    """(id, set, rows of base, SFT and GRPO), sets in order, ids in order."""
+    for name in sets_of(predictions):
+        for rows in zip(*(predictions[m, name] for m in METHODS), strict=True):
+            yield rows[0]["id"], name, rows
+
+
+# Text
+
+
+def markdown(rows: Iterable, columns: Mapping[str, Callable]) -> str:
+    """A table: one line a row, each column {header: function of the row}."""
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    return grid([list(columns), *cells])
+
+
+def span(value: float, low: float, high: float, signed: bool = False) -> str:
+    """A share with its interval in per cent or points: 47.3 [44.9, 49.8]."""
+    one = points if signed else percent
+    return f"{one(value)} [{one(low)}, {one(high)}]"
+
+
+def percent(share: float) -> str:
+    """A share in per cent with one decimal."""
+    return f"{100 * share:.1f}".replace("-", "−")
+
+
+def points(share: float) -> str:
+    """A difference of shares in points, with its sign; what rounds to 0 has none."""
+    text = f"{100 * share:+.1f}".replace("-", "−")
+    return "0.0" if text[1:] == "0.0" else text

@@ -1,0 +1,445 @@
+"""Load a Qwen2-VL checkpoint, and what training made of it.
+
+A checkpoint is a local folder (below the repository root, or absolute) or a hub id;
+both go through the same Auto classes. Architecture: Qwen2-VL, arXiv 2409.12191; the
+study that trains it: SEED-Bench-R1, arXiv 2503.24376.
+
+    processor = load_processor("lib/mini/base")
+    model = load_trained("lib/mini/base", run / "adapters" / "grpo")
+
+Extend it: any Qwen2-VL checkpoint is a parameter, by its folder or hub id. Here GRPO
+goes on from what SFT left, once
+`python -m lib.model.models export outputs/mini/adapters/sft outputs/models/mini_sft`
+has merged it. As params/grpo_after_sft.yaml, for `python -m lib.run.pipeline`:
+
+    base: mini.yaml
+    run_name: grpo_after_sft
+    model: outputs/models/mini_sft  # or Qwen/Qwen2-VL-2B-Instruct
+    notebooks: [03_grpo, 04_eval]
+    asked_models: base grpo  # base: the model above
+    perception_models: base grpo
+
+A group shares its video in models of type `qwen2_vl`, `qwen2_5_vl` and `qwen3_vl`.
+Another stops with `model_type 'llava' is not supported`, until MODELS in
+lib/model/prefix.py names it and tests/test_shared_prefix_families.py agrees. Clips go
+to Qwen2-VL alone so far: the later two need the time of each frame, which
+lib/data/video.py does not hand over, and lib/model/encoding.py refuses to guess.
+"""
+
+import hashlib
+import importlib
+import logging
+import os
+import random
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import tqdm.asyncio
+import tqdm.auto
+
+from lib import chain, paths, records
+from lib.data import torchvision_cpu as torchvision_cpu  # before transformers
+
+# On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# What is imported below takes its progress bars from here. In a kernel they would be
+# widgets, of which an executed notebook keeps a word that they cannot be displayed;
+# so let them be what they are in a terminal.
+tqdm.auto.tqdm = tqdm.asyncio.tqdm
+# DeepSpeed, which TRL imports wherever it is installed, warns on stdout of what it
+# detects and at every change of the order of layers; only its errors concern us.
+logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
+# TRL 1.16 and peft 0.21 still use this name of transformers, whatever we write.
+OLD_NAME = "`(is_)?gradient_checkpointing` is deprecated"
+warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
+
+# isort: split
+import peft  # noqa: E402
+from huggingface_hub import snapshot_download  # noqa: E402
+from peft.tuners.lora import LoraLayer  # noqa: E402
+from safetensors import SafetensorError, safe_open  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+)
+from transformers.models.auto.modeling_auto import (  # noqa: E402
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+from transformers.utils import (  # noqa: E402
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
+
+# The projections of the language model. "all-linear" would adapt the vision tower too,
+# and an adapter on lm_head breaks the fused log-probabilities of TRL 1.16.
+LORA_TARGETS = (
+    r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+)
+# bitsandbytes in transformers 5 matches names from their start, so "visual" alone would
+# skip nothing, and a list of one's own drops the default that keeps lm_head.
+NOT_QUANTIZED = ["model.visual", "lm_head"]
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+MODEL_FILES = (("config.json",), (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
+PROCESSOR_FILES = (
+    ("config.json",),
+    ("tokenizer.json", "vocab.json"),
+    ("processor_config.json", "preprocessor_config.json"),
+)
+COPY = "copy or download that folder again, whole"
+FITTING = "load the base it was trained on, or train it again"
+
+
+def checkpoint_source(path: str | Path) -> str:
+    """Absolute folder for a local checkpoint, the string itself for a hub id.
+
+    Anything that can be meant as a folder must be one: a mistyped path is an error here
+    and never becomes a look-up on the hub.
+    """
+    text = str(path)
+    folder = paths.resolve(text)
+    if folder.is_dir():
+        return str(folder)
+    parts = Path(text).parts
+    looks_local = (
+        isinstance(path, Path)
+        or text.startswith((".", "/", "~"))
+        or len(parts) != 2
+        or paths.resolve(parts[0]).is_dir()
+    )
+    if looks_local:
+        raise FileNotFoundError(
+            f"{folder} is missing: give a checkpoint folder (relative paths start at "
+            f"{paths.ROOT}) or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
+        )
+    return text
+
+
+def load_processor(path: str | Path):
+    """The checkpoint's processor; resizing and frame sampling stay with
+    lib/data/video.py.
+
+    Raises FileNotFoundError for a local folder that is not there or lacks a file, and
+    ValueError for a damaged one.
+    """
+    source = checkpoint_source(path)
+    check_files(source, PROCESSOR_FILES)
+    processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    processor.video_processor.do_sample_frames = False
+    # Acts on resizing only, which is off; unset it warns on every first call.
+    processor.video_processor.cap_pixels_per_frame = False
+    return processor
+
+
+def load_model(
+    path: str | Path,
+    dtype: str = "float32",
+    quantize: bool = False,
+    placed: bool = True,
+):
+    """The checkpoint's model in eval mode, on the GPU where there is one.
+
+    `dtype` is float32 or bfloat16. `quantize` stores the language model's matrices as
+    NF4 with double quantisation (QLoRA, arXiv 2305.14314); the vision tower and lm_head
+    keep `dtype`. `placed` is False where a trainer will split the weights over
+    processes and move them itself. Raises FileNotFoundError for a local folder that is
+    not there or lacks a file, and ValueError for a damaged one and for weights that are
+    not the model's.
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
+    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    model = load_whole(
+        AutoModelForImageTextToText,
+        checkpoint_source(path),
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        quantization_config=nf4(dtype) if quantize else None,
+        device_map={"": device} if placed else None,
+    )
+    return model.eval()
+
+
+def check_files(source: str | Path, needed: tuple[tuple[str, ...], ...]) -> None:
+    """FileNotFoundError unless the folder `source` has one file of each of `needed`,
+    ValueError if one is damaged. A hub id passes: its files were checked on arrival."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    for names in needed:
+        file = next((folder / n for n in names if (folder / n).is_file()), None)
+        if file is None:
+            raise FileNotFoundError(f"{folder} has no {' or '.join(names)}: {COPY}")
+        if file.name == SAFE_WEIGHTS_INDEX_NAME:
+            parts = sorted(set(records.read_json(file)["weight_map"].values()))
+            check_files(folder, tuple((part,) for part in parts))
+        elif file.suffix == ".safetensors":
+            _tensor_names(file)
+        else:
+            records.read_json(file)
+
+
+def _tensor_names(file: Path) -> set[str]:
+    """The names in a safetensors file; ValueError if its head or its length is off."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            return set(tensors.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}): {COPY}") from error
+
+
+def load_whole(kind, source: str | Path, **options):
+    """`kind.from_pretrained`, with a ValueError where the library would go on with
+    random numbers: for tensors that the checkpoint lacks or has in another shape."""
+    check_files(source, MODEL_FILES)
+    _check_type(source)
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    options["trust_remote_code"] = False  # nor is anybody asked in a terminal
+    model, info = kind.from_pretrained(source, **options)
+    other = [name for name, *_ in info["mismatched_keys"]]
+    for names, what in (
+        (info["missing_keys"], "lacks"),
+        (other, "has other shapes of"),
+    ):
+        if names:
+            first = min(names)
+            raise ValueError(
+                f"{source} {what} {len(names)} of the model's tensors, such as {first}:"
+                f" its weights and config.json do not belong together; {COPY}"
+            )
+    _check_finite(model.named_parameters(), source)
+    return model
+
+
+def not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    for name, tensor in named:
+        if quantized := getattr(tensor, "quant_state", None):
+            tensor = quantized.offset  # the mean of all scales
+        if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if not torch.stack(tensor.detach().aminmax()).isfinite().all():
+            return name
+    return None
+
+
+def _check_finite(named: Iterable[tuple[str, torch.Tensor]], source) -> None:
+    if name := not_finite(named):
+        raise ValueError(
+            f"{source}: {name} holds NaN or infinity: its training diverged, or the "
+            f"file is damaged; take other weights, or {COPY}"
+        )
+
+
+def say_dtype(folder: Path, dtype: str) -> None:
+    """Let the config of a checkpoint name the type that its weights are stored in."""
+    config = records.read_json(folder / "config.json")
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        if "dtype" in part:
+            part["dtype"] = dtype
+    records.write_json(folder / "config.json", config)
+
+
+def say_base(folder: Path) -> None:
+    """Let an adapter's config name a local base as any machine may have it: relative to
+    the checkout, or by the folder's own name."""
+    config = records.read_json(folder / ADAPTER)
+    base = Path(config.get("base_model_name_or_path") or "")
+    if base.is_absolute():
+        below = base.is_relative_to(paths.ROOT)
+        said = base.relative_to(paths.ROOT).as_posix() if below else base.name
+        records.write_json(
+            folder / ADAPTER, {**config, "base_model_name_or_path": said}
+        )
+
+
+def _check_type(source: str | Path) -> None:
+    """ValueError if the folder `source` holds a model that cannot see."""
+    if not Path(source).is_dir():
+        return
+    file = Path(source) / "config.json"
+    found = records.read_json(file).get("model_type")
+    if found not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ValueError(
+            f"{file}, model_type: found {found!r}: give a checkpoint of a model for"
+            " pictures and text, such as qwen2_vl"
+        )
+
+
+def nf4(dtype: str) -> BitsAndBytesConfig:
+    """4-bit NormalFloat with double quantisation, computing in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=NOT_QUANTIZED,
+    )
+
+
+def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfig:
+    """LoRA (arXiv 2106.09685) on the language model's projections only."""
+    return peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=LORA_TARGETS,
+        # No task: then PEFT notes the base's class, and AutoPeftModel can load it.
+    )
+
+
+def load_trained(
+    model_path: str | Path,
+    folder: str | Path | None,
+    dtype: str = "float32",
+    quantize: bool = False,
+):
+    """The model that training left in `folder`, in eval mode; without one, the base.
+
+    `model_path` is the base: a LoRA adapter is put on top of it, and a folder with
+    whole weights stands for itself. Raises as `load_model` and `load_adapter` do.
+    """
+    if folder is None:
+        return load_model(model_path, dtype, quantize)
+    folder = trained_folder(folder)
+    chain.check_trained(folder, identity(model_path))
+    if (folder / ADAPTER).exists():
+        return load_adapter(load_model(model_path, dtype, quantize), folder)
+    return load_model(folder, dtype, quantize)
+
+
+def trained_folder(folder: str | Path) -> Path:
+    """The absolute folder; FileNotFoundError if it is missing, ValueError if it holds
+    neither an adapter nor a checkpoint."""
+    folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
+    if not any((folder / name).exists() for name in (ADAPTER, "config.json")):
+        raise ValueError(
+            f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
+            " checkpoint; give the folder that 02_sft or 03_grpo wrote"
+        )
+    return folder
+
+
+def load_adapter(model, folder: str | Path):
+    """`model` with what training left in `folder`, in eval mode.
+
+    A LoRA adapter is put on top of it. Training with lora_rank = 0 leaves a whole
+    checkpoint instead: all weights of `model` are replaced by it, in the model's type.
+    Raises FileNotFoundError for a missing folder or file, ValueError for a folder that
+    is neither or damaged, for one that belongs to another base, and for a whole
+    checkpoint that a quantized model cannot take.
+    """
+    folder = trained_folder(folder)
+    chain.check_trained(folder)
+    if (folder / ADAPTER).exists():
+        return _with_adapter(model, folder).eval()
+    if getattr(model, "is_quantized", False):
+        raise ValueError(
+            f"{folder} is a whole checkpoint, but the model is quantized: load it with "
+            "quantize = False"
+        )
+    trained = load_whole(type(model), folder, dtype=model.dtype)
+    with _fitting(folder):
+        model.load_state_dict(trained.state_dict(), strict=True)
+    return model.eval()
+
+
+def _with_adapter(model, folder: Path) -> peft.PeftModel:
+    """PEFT itself only warns of tensors that are missing, and drops those it has no
+    place for."""
+    check_files(folder, ((ADAPTER,), (ADAPTER_WEIGHTS,)))
+    config = records.read_json(folder / ADAPTER)
+    if not isinstance(config, dict) or "peft_type" not in config:
+        raise ValueError(f"{folder / ADAPTER} has no field peft_type: {COPY}")
+    if config["peft_type"] != "LORA":
+        kind = str(config["peft_type"])
+        raise ValueError(f"{folder / ADAPTER}: peft_type is {kind[:50]!r}, not LORA")
+    with _fitting(folder):
+        try:
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error!s:.200}"
+            raise ValueError(f"{folder / ADAPTER}: {what}; {COPY}") from error
+    wanted = peft.get_peft_model_state_dict(adapted)
+    _check_finite(wanted.items(), folder / ADAPTER_WEIGHTS)
+    if odd := set(wanted) ^ _tensor_names(folder / ADAPTER_WEIGHTS):
+        raise ValueError(
+            f"{folder / ADAPTER_WEIGHTS} does not fit the model: {len(odd)} tensors,"
+            f" such as {min(odd)}, are only in one of them; {FITTING}"
+        )
+    return adapted
+
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """torch's list of tensors that do not fit as a ValueError that names the folder."""
+    try:
+        yield
+    except RuntimeError as error:
+        head, _, rest = str(error).partition("\n")
+        if "loading state_dict" not in head:
+            raise
+        first = rest.strip().partition("\n")[0]
+        raise ValueError(
+            f"{folder} does not fit the model ({first:.200}); {FITTING}"
+        ) from error
+
+
+def identity(model_path: str | Path) -> str:
+    """Which base a path or hub id names: 12 digits of a folder's SHA-256, or the id
+    with its commit, `Qwen/Qwen2-VL-2B-Instruct@895c3a4`, as it is on the hub now."""
+    source = checkpoint_source(model_path)
+    if Path(source).is_dir():
+        return records.sha256(source)[:12]
+    commit = snapshot_download(source, allow_patterns="config.json")
+    return f"{source}@{Path(commit).name}"
+
+
+def fingerprint(model) -> str:
+    """12 hex digits over names, shapes and up to 1,024 spread values of every tensor,
+    and over the scale of every adapter, which no tensor holds.
+
+    Training moves every value of a matrix, so a sample tells models and adapters apart
+    as a full hash would, without reading all gigabytes of a 7B model.
+    """
+    digest = hashlib.sha256()
+    scales = [m.scaling for m in model.modules() if isinstance(m, LoraLayer)]
+    digest.update(f"{scales}".encode() if scales else b"")
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().flatten()
+        sample = values[:: max(1, values.numel() // 1024)].cpu().contiguous()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch, and ask torch for deterministic algorithms."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Would write NaN into every fresh buffer first, to show up reads of memory that was
+    # never written: a debugging aid, and a third of an SFT step on CPU.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def main(arguments: list[str]) -> int:
+    """`export ADAPTER FOLDER` (lib/run/export.py)."""
+    commands = {"export": "lib.run.export"}
+    if not arguments or arguments[0] not in commands:
+        print("usage: python -m lib.model.models export ...; --help says more")
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    # Imported here because it imports this module.
+    return importlib.import_module(commands[arguments[0]]).main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

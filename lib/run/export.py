@@ -1,0 +1,166 @@
+"""An adapter merged into its base, as an ordinary checkpoint with a model card.
+
+    python -m lib.model.models export outputs/mini/adapters/grpo outputs/mini/merged
+
+The base is loaded in bfloat16, never quantized, whatever the adapter was trained on;
+each matrix and its adapter are added in float32 and the sum is stored in bfloat16. What
+comes out loads with `AutoModelForImageTextToText.from_pretrained`, processor and
+tokenizer included. An adapter trained on NF4 weights (QLoRA, arXiv 2305.14314) has seen
+rounded ones; here it is added to the exact ones, so answers can differ in single cases.
+
+The model card README.md (https://huggingface.co/docs/hub/model-cards) says only what
+the run's records say; it is put into the export and into the adapter's folder.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from lib import chain, paths, records
+from lib.analysis import stats
+from lib.model import models
+from lib.train import rl
+
+# isort: split
+import peft
+from huggingface_hub import ModelCard, ModelCardData
+from peft.tuners.lora import LoraLayer
+
+METHODS = {
+    "sft": "supervised fine-tuning on demonstrations",
+    "sft-answers": "supervised fine-tuning on answers alone",
+    **{name: f"the method `{name}` of `lib/train/rl.py`" for name in rl.METHODS},
+    "grpo": "GRPO with a reward for the right answer",
+    "ppo": "PPO with a learned critic",
+    "care": "GRPO-CARE with its consistency bonus",
+}
+LICENCES = {  # part of the command that made the data: what its licence asks for
+    "seed_bench": (
+        "Trained on SEED-Bench-R1, whose videos are EPIC-KITCHENS-100 (CC BY-NC 4.0, "
+        "no commercial use) and Ego4D (its own signed licence)."
+    ),
+    "longvideobench": "Evaluated on LongVideoBench (CC BY-NC-SA 4.0).",
+    "lib.mini": (
+        "Trained on MiniPlan, which is generated and free of third-party media."
+    ),
+}
+CARD = paths.ROOT / "lib/train/card.md"  # a template of jinja
+
+
+def export(adapter: str | Path, folder: str | Path) -> Path:
+    """Merge `adapter` (outputs/<run>/adapters/<method>) into its base, in `folder`.
+
+    The folder appears by one rename, whole or not at all. Raises FileExistsError for
+    one that is not empty, FileNotFoundError for a missing adapter or manifest, and
+    ValueError for a base that is not the one the adapter was trained on.
+    """
+    adapter, folder = paths.resolve(adapter), paths.resolve(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty: give a folder that is not there")
+    base, card = trained_on(adapter)["model"], model_card(adapter)
+    model = models.load_trained(base, adapter, "bfloat16")
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    with records.written(folder):
+        merged(model).save_pretrained(unfinished)
+        models.load_processor(base).save_pretrained(unfinished)
+    for place in (unfinished, adapter):
+        records.write_text(place / "README.md", card)
+    os.replace(unfinished, folder)
+    return folder
+
+
+@torch.no_grad()
+def merged(model):
+    """The base model with its adapters added; one without adapters as it is."""
+    if not isinstance(model, peft.PeftModel):
+        return model
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight
+            (name,) = layer.active_adapters
+            weight.copy_(weight.float() + layer.get_delta_weight(name).float())
+    return model.unload()
+
+
+def trained_on(adapter: Path) -> dict:
+    """What the run's manifest says of the training that left this adapter."""
+    if adapter.name not in METHODS:
+        raise ValueError(f"{adapter}: expected .../adapters/sft or .../adapters/grpo")
+    stage = "02_sft" if adapter.name.startswith("sft") else "03_grpo"
+    paths.require(adapter, "train it first (02_sft or 03_grpo)")
+    file = adapter.parents[1] / "manifest.json"
+    manifest = records.read_json(paths.require(file, f"run {stage} to its end"))
+    if stage not in manifest:
+        raise ValueError(f"{file} has no stage {stage}: run that notebook to its end")
+    made = manifest.get("01_data", {}).get("data_command", "not recorded")
+    return {"data_command": made, **manifest[stage]}
+
+
+def model_card(adapter: Path) -> str:
+    """Base, data, method, settings, results, origin, licences and limits."""
+    run, facts = adapter.parents[1], trained_on(adapter)
+    chain.verify(run)
+    (record,) = adapter.glob("*_settings.json")
+    base, data = facts["model"], facts["data_command"]
+    # A local base has no name on the hub.
+    named = {} if paths.resolve(base).is_dir() else {"base_model": base}
+    front = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    licences = [text for name, text in LICENCES.items() if name in data.lower()]
+    card = ModelCard.from_template(
+        ModelCardData(**front, **named),
+        template_path=str(CARD),
+        base=base,
+        label=adapter.name,
+        method=METHODS[adapter.name],
+        run=run.name,
+        made=facts["environment"],
+        data=data,
+        asked=facts.get("questions", facts.get("demonstrations")),
+        measured=measured(run, adapter.name),
+        settings=records.read_json(record)["settings"],
+        licences=licences or ["The licence of the data is not recorded."],
+    )
+    return str(card)
+
+
+def measured(run: Path, label: str) -> list[list]:
+    """Set, n, accuracy and the base's of every set; nothing before 04_eval asked it."""
+    file = run / "metrics.json"
+    metrics = records.read_json(file) if file.exists() else {}
+    base = metrics.get("base", {})
+    return [
+        [name, own["n"], percent(own), percent(base.get(name))]
+        for name, own in metrics.get(label, {}).items()
+    ]
+
+
+def percent(found: dict | None) -> str:
+    """46.0 [44.0, 48.0]"""
+    if found is None:
+        return ""
+    right = round(found["accuracy"] * found["n"])
+    low, high = stats.wilson_interval(right, found["n"])
+    return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0, or 2 when nothing was written."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.model.models export",
+        description="Merge an adapter into its base: a bf16 checkpoint and its card.",
+    )
+    parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")
+    parser.add_argument("folder", help="to be made; must not hold anything")
+    options = parser.parse_args(arguments)
+    try:
+        print(f"exported to {export(options.adapter, options.folder)}")
+    except (OSError, ValueError) as error:
+        print(f"nothing was exported: {error}", file=sys.stderr)
+        return 2
+    return 0

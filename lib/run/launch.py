@@ -1,0 +1,379 @@
+"""Call a function of the kit in several processes, from a cell of a notebook.
+
+Training and evaluation on N GPUs need N processes. A kernel that has touched CUDA
+cannot fork them (accelerate's notebook_launcher), so `call` starts `accelerate launch`
+as a child and shows in the cell what the first process prints:
+
+    adapter = launch.call(run, 2, "", sft.train_sft, task)
+
+gives what `sft.train_sft(task)` gives on two processes; with one process and
+no accelerate config it is that very call, in the kernel. Function, arguments and result
+travel by pickle in a folder below `run`, which every node of a job can read.
+
+No process outlives the call. The standard input of each is a pipe whose other end only
+the caller holds, and a process that sees it close kills its process group. That holds
+for a killed kernel and a killed launcher alike, and on other nodes, where srun forwards
+it. A parent-death signal would not do: torch starts the processes in sessions of their
+own, below a launcher that would outlive the kernel, or below another machine's srun.
+
+On one machine everything listens on loopback alone.
+
+On several nodes the environment variable LAUNCH_COMMAND holds the command that starts
+`accelerate launch` on each of them; params/accelerate/slurm.sh is a job that sets it.
+"""
+
+import codecs
+import gc
+import os
+import pickle
+import re
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from lib import paths, records, run_files
+from lib.data import frame_store
+
+COMMAND = "LAUNCH_COMMAND"
+ONE_MACHINE = ("--num_machines", "1", "--main_process_port", "0")  # 0: a free one
+START = "from lib import launch; launch.start()"
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+# Without a config of ours accelerate would read the one in the user's home. Without GPU
+# this type starts CPU processes; its CPU type would start only one.
+PLAIN = {
+    "compute_environment": "LOCAL_MACHINE",
+    "distributed_type": "MULTI_GPU",
+    "mixed_precision": "no",
+}
+# What launchers tell their processes; from a kernel it would mislead the new ones.
+RANKS = re.compile(
+    r"((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)"
+    r"|(ACCELERATE|FSDP|TORCHELASTIC|PET|PMI|OMPI|MV2)_.*"
+)
+CALL, RESULT = "call.pickle", "result.pickle"
+GRACE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0))  # seconds, then SIGKILL
+REDRAWN = 1.0  # seconds between two states of a progress bar
+TAIL_BYTES = 16000  # of what the launcher and the processes but the first one said
+# How torch's launcher tells of processes that did not end by themselves.
+KILLED = re.compile(r"rank +: (\d+) .*\n +exitcode +: -\d+ .*\((SIG\w+)\)")
+LAUNCHER_FAILED = re.compile(r"^[WE]\d{4} .*/elastic/", re.MULTILINE)
+CAUSE = {"SIGKILL": ": the system may have run out of memory"}
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class ChildFailed(RuntimeError):
+    """A process of a call failed; the text ends with its own traceback."""
+
+
+def call(
+    run: str | Path,
+    num_processes: int,
+    accelerate_config: str,
+    function: Callable,
+    *arguments: Any,
+) -> Any:
+    """`function(*arguments)` on `num_processes` processes; returns the first one's.
+
+    `accelerate_config` is a file such as params/accelerate/*.yaml, or "" for plain data
+    parallelism. Interrupting ends all processes. Raises ChildFailed with the traceback
+    of the process that failed first, FileNotFoundError for a missing config, ValueError
+    for something that another process could not load, and Busy (lib/run_files.py) while
+    another kernel makes the same call for the run.
+    """
+    if num_processes < 1:
+        raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
+    if num_processes == 1 and not accelerate_config:
+        return function(*arguments)
+    with _folder(Path(run), function) as folder:
+        _write_call(folder, function, arguments)
+        command = _command(num_processes, accelerate_config, folder)
+        _prepare_devices(num_processes)
+        code, said = _run(command, _environment(num_processes))
+        if code:
+            raise _failure(function.__name__, folder, code, said)
+        return pickle.loads((folder / RESULT).read_bytes())
+
+
+@contextmanager
+def _folder(run: Path, function: Callable) -> Iterator[Path]:
+    """An empty folder for one call, removed afterwards."""
+    folder = run.resolve() / f"launch_{function.__name__}"
+    with run_files.one_writer(folder, "used"):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed kernel
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Pickler(pickle.Pickler):
+    """Refuses what another process would look for in vain."""
+
+    def reducer_override(self, obj):
+        if getattr(obj, "__module__", None) == "__main__":
+            raise pickle.PicklingError(f"{obj!r} is defined in the notebook")
+        return NotImplemented
+
+
+def _write_call(folder: Path, function: Callable, arguments: tuple) -> None:
+    try:
+        with open(folder / CALL, "wb") as file:
+            _Pickler(file).dump((function, arguments, frame_store.kept_frames()))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{function.__name__} cannot run in other processes: {error}; define "
+            "functions, such as rewards, at the top level of a module of lib/"
+        ) from error
+
+
+def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[str]:
+    """The command line that starts `main` in each process."""
+    launcher = [sys.executable, "-c", START, *ONE_MACHINE]
+    config = folder / "plain.json"
+    if accelerate_config:
+        config = paths.require(accelerate_config, "see params/accelerate")
+    else:
+        records.write_json(config, PLAIN)
+    return [
+        *(shlex.split(os.environ.get(COMMAND, "")) or launcher),
+        *("--num_processes", str(num_processes), "--config_file", str(config)),
+        *("-m", "lib.run.launch", str(folder / CALL)),
+    ]
+
+
+def start() -> None:
+    """`accelerate launch` of one machine, whose rendezvous listens on loopback alone.
+
+    torch's own listens on every address, to whoever speaks, for pickles among others.
+    """
+    from accelerate.commands import launch
+    from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
+
+    whole = static_tcp_rendezvous.TCPStore
+
+    def store(host: str, port: int, world: int, serves: bool, *rest, **options):
+        if serves:
+            listening = socket.create_server(("127.0.0.1", port))
+            options["master_listen_fd"] = listening.detach()
+        return whole(host, port, world, serves, *rest, **options)
+
+    static_tcp_rendezvous.TCPStore = store
+    launch.main()
+
+
+def _environment(num_processes: int) -> dict[str, str]:
+    """This process's environment, without its ranks and with a share of its cores."""
+    kept = {key: own for key, own in os.environ.items() if not RANKS.fullmatch(key)}
+    search = [str(paths.ROOT), *filter(None, [kept.get("PYTHONPATH")])]
+    kept["PYTHONPATH"] = os.pathsep.join(search)
+    if COMMAND not in kept:  # else the job script knows
+        threads = int(kept.get("OMP_NUM_THREADS") or paths.cores())
+        kept["OMP_NUM_THREADS"] = str(max(1, threads // num_processes))
+        # Nobody asks who speaks to these; gloo would take the host name's address.
+        kept |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), LOOPBACK)
+    return kept
+
+
+def _prepare_devices(num_processes: int) -> None:
+    """See that there is a GPU for each, and free what this process no longer uses."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return
+    here = torch.cuda.device_count()
+    if COMMAND not in os.environ and num_processes > here:
+        raise ValueError(
+            f"num_processes = {num_processes}, but this machine has {here} GPUs: "
+            "lower it, or use several machines (params/accelerate/slurm.sh)"
+        )
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code of the launcher, and the end of what it and silent processes said."""
+    process = subprocess.Popen(
+        command,
+        cwd=paths.ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # an interrupt of the kernel's group is not theirs
+    )
+    with process:
+        try:
+            return _follow(process)
+        finally:
+            _end(process)
+
+
+def _follow(process: subprocess.Popen) -> tuple[int, str]:
+    """Show what the processes print until all of them have ended."""
+    tail = bytearray()
+    with closing(_Output()) as shown, selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ, shown.write)
+        selector.register(process.stderr, selectors.EVENT_READ, tail.extend)
+        while selector.get_map():
+            ready = selector.select(REDRAWN)
+            for key, _ in ready:
+                data = os.read(key.fd, 1 << 16)
+                key.data(data)
+                if not data:
+                    selector.unregister(key.fileobj)
+            del tail[:-TAIL_BYTES]
+            shown.refresh()
+            if process.poll() is not None:
+                process.stdin.close()  # ends processes that outlived their launcher
+                if not ready:
+                    break
+    return process.wait(), tail.decode(errors="replace")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the launcher and every process below it, gently at first."""
+    try:
+        for number, seconds in GRACE:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
+    finally:  # also when it is interrupted once more
+        process.stdin.close()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _failure(name: str, folder: Path, code: int, said: str) -> ChildFailed:
+    """The error to raise, from what the processes left and the launcher said."""
+    lines = [
+        f"process {process} was ended by {signal_name}{CAUSE.get(signal_name, '')}"
+        for process, signal_name in KILLED.findall(said)
+        if signal_name != "SIGTERM"  # the launcher's, when another one had failed
+    ]
+    errors = [records.read_json(file) for file in folder.glob("error_*.json")]
+    if errors:
+        first = min(errors, key=lambda error: error["time"])
+        lines += [f"in process {first['process']}:", first["traceback"].rstrip()]
+    if not lines:
+        lines = [
+            f"exit code {code}; the last lines were",
+            LAUNCHER_FAILED.split(said)[0],
+        ]
+    return ChildFailed(f"{name} failed: " + "\n".join(lines))
+
+
+class _Output:
+    """What the first process prints: whole lines as they come, and a line that is drawn
+    again and again, a progress bar, in one display that is updated once in REDRAWN
+    seconds. A notebook would keep every piece of it."""
+
+    def __init__(self):
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._line, self._due, self._display = "", 0.0, None
+
+    def write(self, data: bytes) -> None:
+        text = self._line + ESCAPES.sub("", self._decode(data))
+        *lines, rest = text.split("\n")
+        self._line = "\r".join(rest.split("\r")[-2:])  # a bar of hours must not grow
+        for line in lines:
+            self._finish(line.rstrip("\r"))
+
+    def refresh(self) -> None:
+        """Draw the progress bar, if there is one and it is time to."""
+        if "\r" in self._line and time.monotonic() >= self._due:
+            self._draw(self._line)
+
+    def close(self) -> None:
+        if self._line:
+            self._finish(self._line)
+
+    def _finish(self, line: str) -> None:
+        if "\r" not in line:
+            print(line, flush=True)
+            return
+        self._draw(line)
+        if self._display is None:  # on a terminal
+            print(flush=True)
+        self._display, self._due = None, 0.0
+
+    def _draw(self, line: str) -> None:
+        """The last state of a line, in its place."""
+        from IPython import display, get_ipython  # here: the new processes need none
+
+        states = [state.rstrip() for state in line.split("\r")]
+        text = next(filter(None, reversed(states)), "")
+        self._due = time.monotonic() + REDRAWN
+        if not hasattr(get_ipython(), "kernel"):
+            print(f"\r{text}", end="", flush=True)
+        elif self._display is None:
+            self._display = display.display(
+                {"text/plain": text}, raw=True, display_id=True
+            )
+        else:
+            self._display.update({"text/plain": text}, raw=True)
+
+
+# In each of the new processes
+
+
+def main(file: Path) -> None:
+    """What every process does: load the call, make it, leave result or error."""
+    process = int(os.environ.get("RANK", "0"))
+    _end_with_the_caller()
+    # The first one talks to the notebook; what others say is kept with the launcher's.
+    os.dup2(*((2, 1) if process else (1, 2)))
+    try:
+        function, arguments, frames = pickle.loads(file.read_bytes())
+        frame_store.keep_frames(*frames)
+        result = function(*arguments)
+    except KeyboardInterrupt:
+        os._exit(128 + signal.SIGINT)
+    except BaseException as error:
+        _leave_error(file.parent, process, error)
+        os._exit(1)  # at once: a regular exit may wait for the other processes
+    if process == 0:
+        (file.parent / RESULT).write_bytes(pickle.dumps(result))
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _end_with_the_caller() -> None:
+    """Kill this process and its children once the caller's end of stdin closes."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _leave_error(folder: Path, process: int, error: BaseException) -> None:
+    """error_N.json for the notebook: the traceback from the called function on."""
+    steps = error.__traceback__.tb_next or error.__traceback__
+    text = "".join(traceback.format_exception(type(error), error, steps))
+    content = {
+        "time": time.time(),
+        "process": process,
+        "traceback": text,
+    }
+    records.write_json(folder / f"error_{process}.json", content)
+    if process:  # also where the folder of another node is not seen in time
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

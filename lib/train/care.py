@@ -1,0 +1,294 @@
+"""GRPO-CARE: GRPO with a bonus for reasoning from which the answer follows.
+
+Consistency-aware reinforcement learning (arXiv 2506.16141, section 4, Algorithm 1; its
+released code: https://github.com/TencentARC/GRPO-CARE) on the rollouts of
+lib/train/grpo.py. Of G rollouts (reasoning t, answer a) to a question x, those count
+whose accuracy is at least max(group mean, 0.1). A reference that follows the policy
+slowly says how likely the answer is after the reasoning,
+
+    p = mean over the answer's tokens of reference(a_i | x, t, a_<i),   at most 0.95,
+
+and a counting rollout whose p is at least the mean p of all that count, less 0.01, gets
+0.5 x accuracy on top of its reward. There is no KL. Every 10 steps
+
+    reference <- 0.995 reference + 0.005 policy.
+
+Example: accuracies 1, 1, 0, 1 with p = 0.9, 0.5, 0.99, 0.8. The third does not count;
+the mean of the others is 0.733, so the first and the last get the bonus.
+
+    settings = CARESettings(steps=1500, prompts_per_step=4, group_size=8, lr=1e-6,
+                            kl_beta=0.0, ...)   # the rest as for GRPO
+    rewards = read_rewards("accuracy + format")
+    task = Task(model, questions, rewards, settings, Sampling(), run)
+    folder = grpo.train(task, VideoCARETrainer)   # run/adapters/care
+
+The rows of rollouts_care.jsonl also hold `reference_likelihood` (p before it is cut)
+and the consistency bonus among the rewards.
+
+The released code differs: its mean is geometric (`answer_mean`), over the letter and
+the `>` before it; its means over rollouts are over the whole batch; and under ZeRO-3
+its reference most likely never moves. Here the reference is an average, in float32, of
+the weights that are trained; while it is asked, it takes their place in the model, so
+there is no second model. With LoRA the two factors of an adapter are averaged, each by
+itself, which is not the average of their products.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from lib.data.letters import ANSWER
+from lib.train import grpo
+from lib.train.task import GRPOSettings, Task
+
+# isort: split
+from transformers import TrainerCallback
+
+REFERENCES = ("ema", "frozen", "policy")
+MEANS = ("arithmetic", "geometric")
+BONUSES = ("sparse", "dense")
+
+
+@dataclass(frozen=True)
+class CARESettings(GRPOSettings):
+    """What decides the adapter; in brackets GRPO-CARE's values for SEED-Bench-R1."""
+
+    bonus_weight: float = 0.5  # of the consistency bonus (0.5)
+    bonus: str = "sparse"  # sparse: above the group's mean; dense: times p (sparse)
+    least_accuracy: float = 0.1  # a rollout below it never counts (0.1)
+    most_likelihood: float = 0.95  # p is cut there (0.95)
+    margin: float = 0.01  # p may be so much below the mean (0.01; code: 0)
+    answer_mean: str = "arithmetic"  # over the answer's tokens (code: geometric)
+    reference: str = "ema"  # ema, frozen: the start, policy: as it is now (ema)
+    reference_decay: float = 0.995  # share of the old reference in the new (0.995)
+    reference_every: int = 10  # optimizer steps between moves of the reference (10)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = {"reference": REFERENCES, "answer_mean": MEANS, "bonus": BONUSES}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r}: it must be one of {values}"
+                )
+        if self.extra_draws:
+            raise ValueError(
+                "extra_draws replaces groups before their bonus is known; GRPO-CARE "
+                "needs extra_draws = 0"
+            )
+
+
+# The bonus
+
+
+def consistency_bonus(
+    accuracies: Sequence[float], likelihoods: Sequence[float], settings: CARESettings
+) -> list[float]:
+    """The bonus of each rollout of one group (Algorithm 1).
+
+    Means are compared in float32, as in the released code (grpo_trainer_ref_ema.py,
+    lines 594 to 609): there the mean of six equal likelihoods of 0.95 is 0.95, so that
+    at margin 0 all six get their bonus; in float64 it rounds to more.
+
+    `dense` is the variant in which the likelihood itself is the bonus: bonus_weight x
+    accuracy x p for all that count. How the paper's DenseCons is computed in detail is
+    not documented.
+    """
+    accuracy = torch.tensor(accuracies, dtype=torch.float32)
+    cut = torch.tensor(likelihoods, dtype=torch.float32)
+    cut = cut.clamp(max=settings.most_likelihood)
+    counts = (accuracy >= accuracy.mean()) & (accuracy >= settings.least_accuracy)
+    given = counts & (cut >= cut[counts].mean() - settings.margin)
+    if settings.bonus == "dense":
+        given = counts * cut
+    return (settings.bonus_weight * accuracy * given).tolist()
+
+
+def answer_span(
+    tokens: Sequence[int], text_of: Callable[[Sequence[int]], str]
+) -> tuple[int, int] | None:
+    """Start and end of the tokens that hold the answer; None without an answer.
+
+    The answer is what stands in the first `<answer>...</answer>`, without white space
+    around it; a token that holds a part of it, and maybe of the tag, belongs to it.
+    `text_of` decodes tokens. In "<answer>B</answer>" of MiniPlan's tokenizer it is the
+    one token ">B".
+    """
+    text = text_of(tokens)
+    match = ANSWER.search(text)
+    if match is None or not match.group(1).strip():
+        return None
+    start = match.start(1) + len(match.group(1)) - len(match.group(1).lstrip())
+    end = start + len(match.group(1).strip())
+    # More tokens never give less text, but half a character counts as one.
+    counts = range(len(tokens) + 1)
+
+    def holds(n: int) -> bool:
+        return text_of(tokens[:n]).startswith(text[:end])
+
+    first = bisect_left(counts, start + 1, key=lambda n: len(text_of(tokens[:n])))
+    return first - 1, bisect_left(counts, True, key=holds)
+
+
+def answer_likelihood(
+    logps: torch.Tensor, span: tuple[int, int] | None, settings: CARESettings
+) -> float:
+    """Mean probability of the answer's tokens, from the log-probabilities [R] of all.
+
+    0 without an answer: such a rollout stays in its group.
+    """
+    if span is None:
+        return 0.0
+    answer = logps[slice(*span)].double()
+    arithmetic = settings.answer_mean == "arithmetic"
+    return float(answer.exp().mean() if arithmetic else answer.mean().exp())
+
+
+# The reference
+
+
+class ReferenceWeights:
+    """A float32 copy of a model's trained weights that follows them slowly."""
+
+    def __init__(self, model):
+        self.weights = trained_weights(model)
+        self.average = {
+            name: weight.detach().to(torch.float32, copy=True)
+            for name, weight in self.weights.items()
+        }
+
+    @torch.no_grad()
+    def move(self, decay: float) -> None:
+        """average <- decay x average + (1 - decay) x weights."""
+        for name, average in self.average.items():
+            average.lerp_(self.weights[name].float(), 1 - decay)
+
+    @contextmanager
+    def in_place_of_policy(self) -> Iterator[None]:
+        """Inside, the model has the reference's weights."""
+        policy = {name: own.detach().clone() for name, own in self.weights.items()}
+        try:
+            self._put(self.average)
+            yield
+        finally:
+            self._put(policy)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])
+
+    def load(self, average: Mapping[str, torch.Tensor]) -> None:
+        """Take back an average that was saved."""
+        for name, own in self.average.items():
+            own.copy_(average[name])
+
+
+def trained_weights(model) -> dict[str, torch.Tensor]:
+    """The weights that get a gradient, by name."""
+    named = model.named_parameters()
+    return {name: weight for name, weight in named if weight.requires_grad}
+
+
+class MoveReference(TrainerCallback):
+    """Moves the reference every `every` optimizer steps."""
+
+    def __init__(self, reference: ReferenceWeights, decay: float, every: int):
+        self.reference, self.decay, self.every = reference, decay, every
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every == 0:
+            self.reference.move(self.decay)
+
+
+# Training
+
+
+class VideoCARETrainer(grpo.VideoGRPOTrainer):
+    """GRPO whose last reward is the consistency bonus."""
+
+    label = "care"
+    logged: Mapping[str, str] = {
+        **grpo.LOGGED,
+        "rewards/consistency_bonus/mean": "reward_consistency_bonus",
+        "reference_likelihood": "reference_likelihood",
+    }
+
+    def __init__(self, task: Task):
+        if "accuracy" not in task.rewards:
+            raise ValueError(
+                f"the rewards {list(task.rewards)} lack accuracy, which GRPO-CARE's "
+                "bonus is built on"
+            )
+        super().__init__(task)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "GRPO-CARE's reference needs the trained weights whole on each device: "
+                "train on one device, or on several under torchrun without FSDP and "
+                "DeepSpeed"
+            )
+        settings, self.reference = self.settings, None
+        if settings.reference != "policy":
+            self.reference = ReferenceWeights(self.model)
+        if settings.reference == "ema":
+            how = (settings.reference_decay, settings.reference_every)
+            self.add_callback(MoveReference(self.reference, *how))
+
+    def reward_functions(self) -> list[Callable]:
+        return [*super().reward_functions(), self.consistency_bonus]
+
+    def consistency_bonus(self, completions, completion_ids, question_id, **kwargs):
+        """A reward in TRL's form."""
+        likelihoods = self.reference_likelihoods(self.batch.prompts, completion_ids)
+        self.batch.columns = {"reference_likelihood": likelihoods}
+        self._log_metric("reference_likelihood", sum(likelihoods) / len(likelihoods))
+        accuracy = self.task.rewards["accuracy"]
+        accuracies = [
+            accuracy(text, self.questions[name])
+            for text, name in zip(completions, question_id, strict=True)
+        ]
+        size = self.num_generations
+        groups = [slice(i, i + size) for i in range(0, len(likelihoods), size)]
+        return [
+            bonus
+            for own in groups
+            for bonus in consistency_bonus(
+                accuracies[own], likelihoods[own], self.settings
+            )
+        ]
+
+    def measured(self, question, prompt, group, texts) -> list[dict[str, float]]:
+        each = super().measured(question, prompt, group, texts)
+        accuracies = [own["accuracy"] for own in each]
+        likelihoods = self.reference_likelihoods([prompt], group)
+        bonus = consistency_bonus(accuracies, likelihoods, self.settings)
+        return [
+            {**own, "consistency_bonus": extra}
+            for own, extra in zip(each, bonus, strict=True)
+        ]
+
+    @torch.no_grad()
+    def reference_likelihoods(self, prompts, completion_ids: Sequence) -> list[float]:
+        """p of every completion under the reference; 0 where there is no answer."""
+        device, size = self.model.device, self.num_generations
+        answers = [torch.tensor(tokens, device=device) for tokens in completion_ids]
+        groups = [answers[i : i + size] for i in range(0, len(answers), size)]
+        asked = self.reference.in_place_of_policy() if self.reference else nullcontext()
+        with asked, self.accelerator.autocast():
+            logps, _ = self._completion_scores(self.model, prompts, groups)
+        return [
+            answer_likelihood(own, answer_span(tokens, self._text_of), self.settings)
+            for tokens, own in zip(completion_ids, logps, strict=True)
+        ]
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        return {} if self.reference is None else self.reference.average
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        self.reference.load(state)

@@ -1,0 +1,448 @@
+"""Checkpoints that survive a kill, and the records that go with them.
+
+Used by SFT and GRPO alike, on the Trainer of transformers 5.23. A run that is killed at
+any moment and started again ends with the files of an undisturbed run, because
+* the order of its data is made before it starts, for any number of processes;
+* a checkpoint counts only once `complete.json` lies in it, and that is written last;
+* the logs are cut back to the step of the checkpoint that training goes on from;
+* the finished adapter appears by one rename, with the settings that made it inside.
+
+Example: killed at step 27 with save_every 10 while checkpoint-30 was not yet begun,
+`last_complete` returns checkpoint-20, and LogRecord drops the rows of steps 21 to 27
+before step 21 is computed again.
+"""
+
+import fnmatch
+import math
+import os
+import pickle
+import random
+import shutil
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from lib import chain, records, run_files
+from lib.model import models, shards
+from lib.train import progress
+
+# isort: split
+from accelerate import PartialState
+from accelerate.utils import gather_object, is_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import CheckpointException
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+# TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated.
+warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+# Its successor would still send the buffers once; see ddp_broadcast_buffers in grpo.py.
+warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+
+MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
+EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
+UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
+DELETE = "Delete that folder; training then goes on from the checkpoint before it"
+
+Item = TypeVar("Item")
+
+
+def processes() -> int:
+    """How many processes train together, each with a device of its own."""
+    # Without a GPU, accelerate sees other processes only if told that it is on CPU.
+    return PartialState(cpu=not torch.cuda.is_available()).num_processes
+
+
+def training_order(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+    """`count` items: shuffled epochs, as many as it takes, one after the other.
+
+    Within an epoch every item comes once. Trainers run through the order as it stands,
+    so that every step is full and any number of processes shares the same steps.
+    """
+    if not items:
+        raise ValueError("there is nothing to train on")
+    order: list[Item] = []
+    while len(order) < count:
+        epoch = random.Random(f"{seed}/epoch/{len(order) // len(items)}")
+        order += epoch.sample(items, len(items))
+    return order[:count]
+
+
+@contextmanager
+def one_trainer(run: Path, label: str) -> Iterator[None]:
+    """Keep others from training run/adapters/<label>; processes of one launch are one.
+
+    Raises Busy (lib/run_files.py), which names who does, and FileExistsError for a
+    folder of that name that no training left.
+    """
+    processes()
+    first, folder = PartialState().is_main_process, run / "adapters" / label
+    if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
+        raise FileExistsError(
+            f"{folder} was not made by a training of the kit: move it away"
+        )
+    # Not beside the folder: adapters/ is there once there is one.
+    with run_files.one_writer(run / label, "trained") if first else nullcontext():
+        yield
+
+
+def finished(
+    run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
+) -> Path:
+    """run/adapters/<label>, as the trainer that `make` gives leaves it.
+
+    A finished one of the same settings (in its file `record`) is returned at once, an
+    unfinished one goes on from run/checkpoints/<label>. Raises ValueError, naming the
+    difference, when what lies there was made with other settings.
+    """
+    folder, work = run / "adapters" / label, run / "checkpoints" / label
+    with one_trainer(run, label):
+        if not same_settings(folder / record, settings):
+            if not same_settings(work / record, settings):
+                write_settings(work / record, settings)
+            trainer = make()
+            train(trainer)
+            publish_trained(trainer, folder, record, settings)
+        if PartialState().is_main_process:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def common_arguments(settings, folder: Path) -> dict:
+    """What SFT and GRPO ask of the Trainer alike, and what the kit never varies."""
+    has_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(folder),
+        "max_steps": settings.steps,
+        "learning_rate": settings.lr,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": math.ceil(settings.warmup_share * settings.steps),
+        "seed": settings.seed,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": 2,  # the newest may be half written when the run is killed
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would log NaN as 0
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not has_gpu,
+        "bf16": settings.dtype == "bfloat16",
+        "dataloader_pin_memory": has_gpu,
+        # prefix.see_once: every pass uses every weight.
+        "ddp_find_unused_parameters": False,
+    }
+
+
+class MarkComplete(TrainerCallback):
+    """Writes complete.json into a checkpoint when everything else is in it.
+
+    It says how many processes wrote the checkpoint, how their weights were split, and
+    which files belong to it, each with its size.
+    """
+
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()  # each process saves files of its own
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in files}
+        marker = {"step": state.global_step, **written_by(args), "files": sizes}
+        records.write_json(folder / MARKER, marker)
+
+
+def damage(checkpoint: Path, sizes: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the files of a checkpoint; the processes share the reading.
+
+    torch loads a file whose bytes have changed as it is, but writes a checksum of every
+    tensor into it.
+    """
+    state = PartialState()
+    for name in sorted(sizes)[state.process_index :: state.num_processes]:
+        file = checkpoint / name
+        if not file.exists():
+            yield f"{name} is missing"
+        elif file.stat().st_size != sizes[name]:
+            yield f"{name} has {file.stat().st_size} bytes of {sizes[name]}"
+        elif zipfile.is_zipfile(file):
+            with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:
+                    continue
+            yield f"{name} is not what was written"
+
+
+def written_by(arguments: TrainingArguments) -> dict:
+    """What a checkpoint can only be read with: its optimizer lies in as many parts."""
+    split = shards.asked_for(arguments)
+    return {"processes": arguments.world_size, "split": split or "not at all"}
+
+
+def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
+    """Raise ValueError unless this launch can go on from a checkpoint.
+
+    The Trainer itself would go on with a fresh optimizer where that file is missing.
+    """
+    marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
+    then = {name: marker.get(name, "unknown") for name in now}
+    if then != now:
+        raise ValueError(
+            f"{checkpoint} was written with {then}, this launch has {now}: start it as "
+            f"before, or delete {checkpoint.parent} to train from the start"
+        )
+    # Who changes a checkpoint can change its marker: it must fit what it lies in.
+    listed = marker["files"]
+    for pattern in needed_files(arguments):
+        if not fnmatch.filter(listed, pattern):
+            raise ValueError(
+                f"{checkpoint} is damaged: {MARKER} lists no {pattern}. {DELETE}"
+            )
+    for what in sorted(gather_object(list(damage(checkpoint, listed)))):
+        raise ValueError(f"{checkpoint} is damaged: {what}. {DELETE}")
+    step, state = step_of(checkpoint), records.read_json(checkpoint / STATE)
+    said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
+    if said != {step}:
+        told = ", ".join(map(str, said - {step}))
+        raise ValueError(f"{checkpoint} is damaged: it says step {told}. {DELETE}")
+
+
+def needed_files(arguments: TrainingArguments) -> list[str]:
+    """Patterns of what any checkpoint of this launch holds."""
+    ranks = range(arguments.world_size)
+    names = [STATE, SCHEDULER]
+    names += (
+        [f"rng_state_{r}.pth" for r in ranks] if len(ranks) > 1 else ["rng_state.pth"]
+    )
+    match shards.asked_for(arguments):
+        case shards.ZERO3:
+            parts = ("model", "optim")
+            return [
+                *names,
+                *(f"*_rank_{r}_*_{p}_states.pt" for r in ranks for p in parts),
+            ]
+        case shards.FSDP2:
+            return [*names, "optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata"]
+    if arguments.deepspeed_plugin is not None:  # a lower stage, with whole weights
+        return [*names, *(f"*_rank_{r}_*_optim_states.pt" for r in ranks)]
+    return [*names, "*.safetensors", "optimizer.pt"]
+
+
+def _scheduled(checkpoint: Path) -> int | None:
+    """The step that the schedule of the learning rate has come to, None if unknown."""
+    try:
+        return torch.load(checkpoint / SCHEDULER, weights_only=True)["last_epoch"]
+    except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
+        return None
+
+
+def step_of(checkpoint: Path) -> int:
+    """20 for .../checkpoint-20."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    if not number.isdecimal():
+        raise ValueError(f"{checkpoint} is not the checkpoint of a step: move it away")
+    return int(number)
+
+
+def last_complete(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint below `folder`, None without one.
+
+    Checkpoints without their marker were being written when the run was killed; they
+    are removed, and a line says so.
+    """
+    found = sorted(Path(folder).glob("checkpoint-*"), key=step_of)
+    complete = [checkpoint for checkpoint in found if (checkpoint / MARKER).exists()]
+    for checkpoint in found:
+        if checkpoint not in complete and PartialState().is_main_process:
+            print(f"removing {checkpoint.name}: a kill left it half written")
+            shutil.rmtree(checkpoint)
+    return complete[-1] if complete else None
+
+
+class Begin(TrainerCallback):
+    """Knows whether training has begun; what fails before is a checkpoint's loading."""
+
+    training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.training = True
+
+
+def train(trainer: Trainer) -> None:
+    """Train to the last step, from the last complete checkpoint where there is one.
+
+    ValueError names a checkpoint that cannot be loaded.
+    """
+    last, begin = last_complete(trainer.args.output_dir), Begin()
+    if last is not None:
+        check_complete(last, trainer.args)
+    trainer.callback_handler.callbacks.insert(0, begin)
+    safe = shards.weights_only(last, trainer.args) if last else nullcontext()
+    try:
+        with safe:
+            trainer.train(resume_from_checkpoint=last and str(last))
+    except (*UNREADABLE, CheckpointException) as error:
+        full = isinstance(error, torch.OutOfMemoryError)
+        if last is None or begin.training or full or str(last) in str(error):
+            raise
+        why = f"{type(error).__name__}: {error!s:.300}"
+        raise ValueError(f"{last} cannot be loaded ({why}). {DELETE}") from error
+    finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, progress.StepBar):
+                callback.close()
+
+
+class ExactResume:
+    """Mixin, left of a Trainer: resuming restores all that a training goes on from.
+
+    transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
+    (`visual.*`), and the resume of its Trainer loads them into a model with the names
+    of version 5 (`model.visual.*`) with strict=False: all but lm_head stays as it was.
+    `from_pretrained` converts the names, and a tensor that is missing is an error here.
+    Adapters need no conversion; split weights are in checkpoints of their own form.
+    """
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What a subclass must find again beside weights, optimizer and randomness."""
+        return {}
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `extra_state` gave."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.extra_state():
+            self.load_extra_state(load_file(Path(checkpoint) / EXTRA))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        model = self.model if model is None else model
+        split = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if is_peft_model(model) or split:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        saved = models.load_whole(
+            type(model), resume_from_checkpoint, dtype=model.dtype
+        )
+        model.load_state_dict(saved.state_dict(), strict=True)
+
+    def _save_checkpoint(self, model, trial):
+        # A full disk shows as one error here and as another in each library below.
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save and (state := self.extra_state()):
+                save_file(state, folder / EXTRA)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(self.args.output_dir).free / 2**30
+            raise OSError(
+                f"{folder} could not be written: {error}. {free:.1f} GiB are free on "
+                "its disk; make room there and start again: training goes on from "
+                "the last complete checkpoint"
+            ) from error
+
+    def _prepare_for_training(self, *args):
+        at_root = shards.output_layer_at_root(self.model)
+        with at_root if self.is_fsdp_enabled else nullcontext():
+            return super()._prepare_for_training(*args)
+
+
+def at_least(settings, least: Mapping[str, float]) -> None:
+    """ValueError for a number of settings that is below its least, or not finite."""
+    for name, value in vars(settings).items():
+        low = least.get(name, -math.inf)
+        if isinstance(value, int | float) and not low <= value < math.inf:
+            wanted = f"at least {low}" if name in least else "a finite number"
+            raise ValueError(f"{name} = {value}: {wanted} is needed")
+
+
+def same_settings(path: str | Path, settings: Mapping) -> bool:
+    """Whether `path` exists and records the same settings (plain JSON values).
+
+    Raises ValueError naming every differing setting.
+    """
+    path = Path(path)
+    if path.exists():
+        records.refuse_other(
+            records.read_json(path)["settings"],
+            settings,
+            f"{path.parent} was made with other settings",
+            "Use another run_name, or delete that folder to train again",
+        )
+    return path.exists()
+
+
+def write_settings(
+    path: str | Path, settings: Mapping, trained: Iterable[Path] = ()
+) -> None:
+    """Record settings and their hash where `same_settings` looks for them, and the
+    fingerprints of `trained` files, for `chain.check_trained`."""
+    content = {
+        "hash": records.settings_hash(settings),
+        "settings": dict(settings),
+        "files": {file.name: chain.content(file, whole=True) for file in trained},
+    }
+    records.write_json(path, content)
+
+
+def publish_trained(
+    trainer: Trainer, folder: str | Path, record: str, settings: Mapping
+) -> Path:
+    """`publish` what a trainer has trained; every process must call it.
+
+    All weights are published in the type of settings["dtype"], whatever type they were
+    trained in, with the processor's files: an ordinary checkpoint.
+    """
+    whole = shards.whole_weights(trainer)
+    if is_peft_model(trainer.model):
+        return publish(trainer.model, folder, record, settings, whole)
+    if PartialState().is_main_process:
+        whole = trainer.model.state_dict() if whole is None else whole
+        whole = as_published(whole, getattr(torch, settings["dtype"]))
+    processor = trainer.processing_class
+    return publish(trainer.model, folder, record, settings, whole, processor)
+
+
+def as_published(weights: Mapping, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights in `dtype` on the CPU; tied ones, which share memory, stay one tensor."""
+    made: dict[int, torch.Tensor] = {}
+    for value in weights.values():
+        if value.data_ptr() not in made:
+            made[value.data_ptr()] = value.to("cpu", dtype)
+    return {name: made[value.data_ptr()] for name, value in weights.items()}
+
+
+def publish(
+    model,
+    folder: str | Path,
+    record: str,
+    settings: Mapping,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    processor=None,
+) -> Path:
+    """Save the trained weights and `record` (a file name) to `folder`, whole or not.
+
+    The folder appears by one rename; a PEFT model leaves its adapter, any other model
+    all its weights. `weights` are saved in place of the model's own; `processor` beside
+    whole weights, which are then said to be of settings["dtype"].
+    """
+    folder = Path(folder)
+    if PartialState().is_main_process:
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        with records.written(folder):
+            own = {} if weights is None else {"state_dict": weights}
+            model.save_pretrained(unfinished, **own)
+            if processor is not None:
+                processor.save_pretrained(unfinished)
+                models.say_dtype(unfinished, settings["dtype"])
+        if (unfinished / models.ADAPTER).exists():
+            models.say_base(unfinished)
+        (unfinished / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        write_settings(unfinished / record, settings, sorted(unfinished.iterdir()))
+        os.replace(unfinished, folder)
+    PartialState().wait_for_everyone()
+    return folder

@@ -1,0 +1,517 @@
+"""GRPO on questions about videos: TRL's trainer, with pixels in rollout and update.
+
+The RL arm of SEED-Bench-R1 (arXiv 2503.24376; released grpo.py and grpo.sh): G answers
+to a question are drawn, each gets a reward, and the policy moves towards those that did
+better than their group. Rewards, advantages, loss, metrics and checkpoints are those of
+TRL 1.16; lib/model/ supplies rollouts and log-probabilities, because stock TRL takes
+video prompts and then computes the update with no video at all.
+
+    settings = GRPOSettings(steps=750, prompts_per_step=8, ...)
+    task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),
+                settings, Sampling(), run)
+    folder = train(task)
+
+Example of an advantage: rewards 1, 0, 0, 1 in a group of four have mean 0.5 and
+standard deviation 0.577 (one degree of freedom less), so the advantages are 0.866,
+-0.866, -0.866, 0.866; rewards 1, 1, 1, 1 are a dead group, all advantages 0.
+"""
+
+import math
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lib import records
+from lib.data.frame_store import question_media
+from lib.data.letters import parse_answer
+from lib.data.prompts import messages, prompt_text
+from lib.data.questions import Question
+from lib.model import encoding, models, prefix, rollouts, scoring, shards
+from lib.model.prefix import Prompt
+from lib.train import checkpoints, progress
+from lib.train.reward_stages import RewardStages
+from lib.train.task import (
+    STYLE,
+    GRPOSettings,
+    Reward,
+    Task,
+    dataset_row,
+    trainer_arguments,
+)
+from lib.train.watched import WatchGroups, watched_path
+
+# isort: split
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from trl import GRPOTrainer
+
+LOGGED = {
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "reward_stage": "reward_stage",
+    "replaced_groups": "replaced_groups",
+    "frac_reward_zero_std": "dead_groups",
+    "parse_failure": "parse_failure",
+    "completions/mean_length": "completion_length",
+    "completions/clipped_ratio": "truncated",
+    "kl": "kl",
+    "entropy": "entropy",
+    "loss": "loss",
+    "learning_rate": "lr",
+    "grad_norm": "grad_norm",
+    "step_time": "seconds_step",
+}
+
+
+@dataclass
+class Rollouts:
+    """A batch of groups on its way from the draw to the record."""
+
+    questions: list[Question]  # of each group
+    prompts: list[Prompt]  # of each group; with features where the tower is frozen
+    groups: list[list[list[int]]]  # the token ids of each group's G completions
+    texts: Sequence[str] = ()  # of all completions, group after group
+    rewards: torch.Tensor | None = None  # [rollouts of all processes, rewards]
+    columns: dict[str, Sequence] = field(default_factory=dict)  # more to record of each
+
+    def each(self) -> Iterator[tuple[Question, Prompt, list[list[int]]]]:
+        """Question, prompt and completions of every group."""
+        return zip(self.questions, self.prompts, self.groups, strict=True)
+
+
+class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
+    """TRL's GRPOTrainer for questions with video, still or neither, ready to start.
+
+    A dataset row is {"prompt", "question_id"}; media are read when a step needs them. A
+    group stays together: it is one row of the batch that TRL shuffles and splits, with
+    tensors [groups, G, ...], until the loss unfolds it.
+
+    Other methods on the same rollouts are subclasses: `label` names their adapter, logs
+    and checkpoints, `logged` maps TRL's numbers to the keys of their log.
+    """
+
+    label = "grpo"
+    logged = LOGGED
+
+    def __init__(self, task: Task):
+        settings, run = task.settings, Path(task.run)
+        models.seed_everything(settings.seed)
+        self.task, self.settings = task, settings
+        self.questions = {question.id: question for question in task.questions}
+        self.rollout_path = run / rollout_file(self.label)
+        self.groups_were_compared = settings.group_size == 1
+        self.batch: Rollouts | None = None  # the last that was drawn
+        self.in_loss: dict | None = None  # what the loss is being computed from
+        rows = Dataset.from_list(task.rows())  # text alone: Arrow fills absent media
+        # Known before the model is loaded: ZeRO-3 splits it on the way.
+        arguments = trainer_arguments(settings, run / "checkpoints" / self.label)
+        names = {f"rewards/{name}/mean": f"reward_{name}" for name in task.rewards}
+        if settings.updates_per_batch > 1:
+            names["clip_ratio/region_mean"] = "clipped_ratios"
+        log = progress.LogRecord(
+            run / f"train_log_{self.label}.jsonl",
+            {**self.logged, **names},
+            beside=(self.rollout_path, replaced_path(self.rollout_path)),
+        )
+        stop = progress.StopDiverged(settings, partial(teaches, settings))
+        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
+        super().__init__(
+            model=shards.load_trainable(task.model, settings, arguments),
+            reward_funcs=self.reward_functions(),
+            args=arguments,
+            train_dataset=rows,
+            processing_class=models.load_processor(task.model),
+            peft_config=lora if settings.lora_rank else None,
+            callbacks=[log, stop, checkpoints.MarkComplete(), shards.CheckShards()],
+        )
+        prefix.check_model(self.model)
+        for model in filter(None, (self.model, self.ref_model)):
+            scoring.add_scoring(model, self.temperature)
+            if self.args.world_size > 1:
+                prefix.see_once(model)
+        path = watched_path(run, self.label)
+        self.add_callback(WatchGroups(self, task.watched, path))
+        shown = {"reward": "reward", "completions/mean_length": "length"}
+        progress.show_steps(self, self.label.upper(), shown)
+
+    def decoding(self) -> rollouts.Decoding:
+        """Every sampling field, from the settings and never from the checkpoint."""
+        config = prefix.base_of(self.model).config
+        return rollouts.Decoding(
+            max_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            end_ids=tuple(self.eos_token_ids),
+            pad_id=self._tokenizer.pad_token_id,
+            suppressed=tuple(encoding.visual_token_ids(config)),
+        )
+
+    def read_prompt(self, question: Question) -> Prompt:
+        """The tokenized prompt of a question with its pixels. Raises BadVideo."""
+        with encoding.naming(question):
+            clip, still = question_media(question, self.task.sampling)
+            turn = messages(prompt_text(question, STYLE), clip, still)
+            encoded = encoding.encode(self.processing_class, [turn])
+        return prefix.make_prompt(self.model, encoded)
+
+    # Rollouts
+
+    def _generate_and_score_completions(self, inputs):
+        size = self.num_generations
+        names = [row["question_id"] for row in inputs]
+        if any(name != names[i - i % size] for i, name in enumerate(names)):
+            raise ValueError(f"a batch must hold whole groups of {size}: {names}")
+        if isinstance(self.task.rewards, RewardStages):
+            self.reward_weights = torch.tensor(list(self.weights().values()))
+            self._metrics["train"]["reward_stage"].append(self._stage() + 1.0)
+        with self.gathered():
+            asked = [self.questions[name] for name in names[::size]]
+            batch = self.batch = self._drawn(asked)
+            if self.settings.extra_draws:
+                self._replace_dead_groups(batch)
+        if not prefix.vision_is_frozen(self.model):
+            # Features of a trained tower have no gradient and are not the reference's.
+            batch.prompts = [replace(own, features=None) for own in batch.prompts]
+        rows = [dataset_row(own) for own in batch.questions for _ in range(size)]
+        output = super()._generate_and_score_completions(rows)
+        output = self._with_advantages(output, batch)
+        self._record(batch, output["advantages"])
+        return {**fold(output, size), "prompts": batch.prompts}
+
+    def _tokenize_prompts(self, prompts):
+        repeats = len(prompts) // len(self.batch.prompts)
+        each = [own.ids.tolist() for own in self.batch.prompts]
+        return [ids for ids in each for _ in range(repeats)], None, {}
+
+    def _generate_single_turn(self, *args, **kwargs):
+        return [tokens for group in self.batch.groups for tokens in group], None
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """For rollouts: all weights on every process, in the type to compute in."""
+        whole = shards.gathered(self.model_wrapped, self.accelerator)
+        with whole, self.accelerator.autocast():
+            yield
+
+    def _drawn(self, questions: list[Question]) -> Rollouts:
+        """A group for each of these questions."""
+        prompts = [self.read_prompt(question) for question in questions]
+        seen = prefix.with_features(self.model, prompts)
+        groups = self.draw(seen)
+        if not self.groups_were_compared:
+            check_groups_differ(groups)
+            self.groups_were_compared = True
+        return Rollouts(questions, seen, groups)
+
+    def draw(self, seen: Sequence[Prompt]) -> list[list[list[int]]]:
+        """Groups as token ids; FloatingPointError for a policy that has become NaN."""
+        how = (self.num_generations, self.decoding())
+        try:
+            return rollouts.draw(self.model, seen, *how)
+        except RuntimeError as error:  # of torch.multinomial; on a GPU an assertion
+            if not re.search("probability tensor|device-side assert", str(error)):
+                raise
+            raise FloatingPointError(
+                f"step {self.state.global_step + 1}: no rollouts can be drawn, the "
+                f"policy's probabilities are NaN; {progress.diverged(self.settings)}"
+            ) from error
+
+    def _replace_dead_groups(self, batch: Rollouts) -> None:
+        """Dynamic sampling: put groups of further questions in the place of dead ones.
+
+        A group whose rewards are all equal has no advantage, and late in training many
+        are so. DAPO (arXiv 2503.14476, section 3.2) draws until a batch holds none;
+        here `extra_draws` bounds the draws, and a group that is still dead then stays.
+        """
+        replaced: list[dict] = []
+        for draw in range(self.settings.extra_draws):
+            scored = [self.score(*own) for own in batch.each()]
+            totals = [own["total"] for own in scored]
+            dead = [i for i, own in enumerate(totals) if min(own) == max(own)]
+            further = self._further_questions(batch.questions, draw)[: len(dead)]
+            if not further:
+                break
+            for i, new in zip(dead, self._drawn(further).each(), strict=False):
+                own = (batch.questions[i], scored[i]["texts"], batch.groups[i])
+                each = zip(self._rows(*own), scored[i]["rewards"], strict=True)
+                replaced += [{**row, "rewards": m, "draw": draw} for row, m in each]
+                batch.questions[i], batch.prompts[i], batch.groups[i] = new
+        replaced = gather_object(replaced)
+        count = len(replaced) / self.num_generations
+        self._metrics["train"]["replaced_groups"].append(count)
+        if self.accelerator.is_main_process and replaced:
+            records.append_jsonl(replaced_path(self.rollout_path), replaced)
+
+    def _further_questions(self, asked: list[Question], draw: int) -> list[Question]:
+        """Questions for a draw: the step decides them, so that a resumed run agrees."""
+        told = f"{self.settings.seed}/draw/{self.state.global_step}/{draw}"
+        order = random.Random(told).sample(list(self.questions), len(self.questions))
+        # Each process has its own share, so that no two draw the same question.
+        process, names = self.accelerator, {question.id for question in asked}
+        own = order[process.process_index :: process.num_processes]
+        return [self.questions[name] for name in own if name not in names]
+
+    # Rewards
+
+    def reward_functions(self) -> list[Callable]:
+        """The rewards in TRL's form: one call for all completions of a step."""
+        return [self._of_trl(*own) for own in self.task.rewards.items()]
+
+    def _of_trl(self, name: str, function: Reward) -> Callable:
+        def rewards(completions, question_id, **kwargs):
+            pairs = zip(completions, question_id, strict=True)
+            return [float(function(text, self.questions[i])) for text, i in pairs]
+
+        rewards.__name__ = name
+        return rewards
+
+    def score(
+        self, question: Question, prompt: Prompt, group: Sequence[Sequence[int]]
+    ) -> dict[str, list]:
+        """Texts, {reward name: value} and weighted sums of a question's rollouts.
+
+        The weights are those of the next batch; nothing in the trainer changes.
+        """
+        texts = self.processing_class.batch_decode(group, skip_special_tokens=True)
+        each, weights = self.measured(question, prompt, group, texts), self.weights()
+        sums = [
+            math.fsum(weights[name] * value for name, value in own.items())
+            for own in each
+        ]
+        return {"texts": texts, "rewards": each, "total": sums}
+
+    def measured(self, question, prompt, group, texts) -> list[dict[str, float]]:
+        """Every reward of every rollout; a subclass may add its own."""
+        rewards = self.task.rewards.items()
+        return [
+            {key: float(own(text, question)) for key, own in rewards} for text in texts
+        ]
+
+    def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
+        """The advantage of each rollout, from the rewards of whole groups.
+
+        None where a subclass does not compare the rollouts of a group.
+        """
+        found = advantages(groups, self.settings.scale_rewards)
+        return self.shaped(torch.tensor(found)).tolist()
+
+    def shaped(self, advantages: torch.Tensor) -> torch.Tensor:
+        """What is learned of advantages of any shape: all; a subclass may differ."""
+        return advantages
+
+    def _stage(self) -> int:
+        """Index of the stage that the next batch is in.
+
+        It follows from the logged means of all steps before, which checkpoints hold in
+        trainer_state.json.
+        """
+        keys = {name: f"rewards/{name}/mean" for name in self.task.rewards}
+        means = [
+            {name: row[key] for name, key in keys.items()}
+            for row in self.state.log_history
+            if set(keys.values()) <= set(row)
+        ]
+        return self.task.rewards.stage_after(means)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward, by name, in the next batch."""
+        weights = dict.fromkeys(self.reward_func_names, 1.0)
+        if not isinstance(self.task.rewards, RewardStages):
+            return weights
+        # Rewards that a subclass adds are not the schedule's.
+        weights |= dict.fromkeys(self.task.rewards, 0.0)
+        return weights | self.task.rewards.stages[self._stage()].weights
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        given = (inputs, prompts, completions, completion_ids_list)
+        self.batch.texts = completions
+        self.batch.rewards = super()._calculate_rewards(*given)
+        return self.batch.rewards
+
+    def _with_advantages(self, output: dict, batch: Rollouts) -> dict:
+        """TRL's output of a batch, with the advantages that the loss shall see."""
+        return {**output, "advantages": self.shaped(output["advantages"])}
+
+    def _rows(self, question: Question, texts: Sequence[str], group) -> list[dict]:
+        """What rollouts.jsonl says of every rollout of a group but its rewards."""
+        ends, step = set(self.eos_token_ids), self.state.global_step + 1
+        return [
+            {
+                "step": step,
+                "question": question.id,
+                "rollout": number,
+                "text": text,
+                "tokens": len(tokens),
+                "truncated": tokens[-1] not in ends,
+            }
+            for number, (text, tokens) in enumerate(zip(texts, group, strict=True))
+        ]
+
+    def _record(self, batch: Rollouts, advantages: torch.Tensor) -> None:
+        """Append a batch to rollouts.jsonl and log how many answers can be read."""
+        rows, size = [], self.num_generations
+        for i, question in enumerate(batch.questions):
+            texts = batch.texts[i * size : (i + 1) * size]
+            rows += self._rows(question, texts, batch.groups[i])
+        start = self.accelerator.process_index * len(rows)
+        rewards = batch.rewards[start : start + len(rows)].tolist()
+        columns = {"advantage": advantages.tolist(), **batch.columns}
+        for i, row in enumerate(rows):
+            row["rewards"] = dict(zip(self.reward_func_names, rewards[i], strict=True))
+            row |= {name: values[i] for name, values in columns.items()}
+        rows = gather_object(rows)
+        failed = [parse_answer(row["text"], "first_letter") is None for row in rows]
+        self._metrics["train"]["parse_failure"].append(sum(failed) / len(failed))
+        if self.accelerator.is_main_process:
+            records.append_jsonl(self.rollout_path, rows)
+
+    # Update
+
+    def _compute_loss(self, model, inputs):
+        self.in_loss = {**unfold(inputs), "prompts": inputs["prompts"]}
+        loss = super()._compute_loss(model, self.in_loss)
+        if self.beta and self.loss_type == "grpo":
+            self._log_kl(**self.in_loss)
+        self.in_loss = None
+        return loss
+
+    def _log_kl(self, policy_logps, ref_per_token_logps, completion_mask, **_) -> None:
+        """Log the KL that is in the loss, a mean over sequences of their means.
+
+        TRL logs a mean over all tokens, in which long completions weigh more.
+        """
+        ratio = ref_per_token_logps - policy_logps
+        kl = (ratio.exp() - ratio - 1) * completion_mask
+        own = (kl.sum(-1) / completion_mask.sum(-1).clamp(min=1)).mean()
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["kl"][-1] = self.accelerator.gather(own).mean().item()
+
+    def _get_per_token_logps_and_entropies(
+        self, model, ids, mask, width, compute_entropy=False, **kwargs
+    ):
+        prompts = self.in_loss["prompts"] if self.in_loss else self.batch.prompts
+        kept = mask[:, -width:].bool()
+        # mask_truncated hides all of a rollout that was cut off, which fills its row.
+        kept |= ~kept.any(1, keepdim=True)
+        tokens = zip(ids[:, -width:], kept, strict=True)
+        completions = [row[own] for row, own in tokens]
+        size = len(completions) // len(prompts)
+        groups = [completions[i : i + size] for i in range(0, len(completions), size)]
+        with self.accelerator.autocast():
+            found = self._completion_scores(model, prompts, groups)
+        logps, entropies = (padded(values, width) for values in found)
+        if self.in_loss and self.beta:
+            self.in_loss["policy_logps"] = logps.detach()
+            if self.settings.kl_clamp:
+                self._clamp_reference(logps)
+        return logps, entropies if compute_entropy else None, None
+
+    def _completion_scores(self, model, prompts, groups):
+        pack = self.settings.pack_tokens
+        return scoring.completion_scores(model, prompts, groups, pack)
+
+    def _clamp_reference(self, logps: torch.Tensor) -> None:
+        """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy.
+
+        As the released code does (grpo_trainer.py:476-479): beyond the bound the KL has
+        no gradient. TRL 1.16 has no such setting and subtracts `logps` again, so the
+        reference is moved to where the bounded difference puts it.
+        """
+        bound, inputs = self.settings.kl_clamp, self.in_loss
+        ratio = (inputs["ref_per_token_logps"] - logps).clamp(-bound, bound)
+        inputs["ref_per_token_logps"] = logps + ratio
+
+
+def train(task: Task, method: type[VideoGRPOTrainer] = VideoGRPOTrainer) -> Path:
+    """Train an adapter; returns its folder run/adapters/<label of the method>.
+
+    Writes train_log_<label>.jsonl (a row a step) and rollouts.jsonl (a row a rollout of
+    the update; those of groups that were drawn and replaced are in
+    replaced_rollouts.jsonl) into the run, and goes on from checkpoints/<label> where a
+    killed call stopped. A finished adapter of the same settings is returned at once.
+    Raises ValueError, naming the difference, when what lies there was made with other
+    settings, and BadVideo for unusable media.
+    """
+    record = f"{method.label}_settings.json"
+    where = (Path(task.run), method.label, record)
+    return checkpoints.finished(*where, task.facts(), partial(method, task))
+
+
+def rollout_file(label: str) -> str:
+    """rollouts.jsonl for GRPO, rollouts_<label>.jsonl for another method."""
+    return "rollouts.jsonl" if label == "grpo" else f"rollouts_{label}.jsonl"
+
+
+def replaced_path(rollout_path: Path) -> Path:
+    """Where the rollouts of groups that dynamic sampling replaced are recorded."""
+    return rollout_path.with_name(f"replaced_{rollout_path.name}")
+
+
+def padded(values: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """One [width] row of each; zeros behind its end."""
+    rows = pad_sequence(values, True, 0.0)
+    missing = width - rows.shape[1]  # the longest may be in another batch
+    return torch.nn.functional.pad(rows, (0, missing))
+
+
+def fold(batch: Mapping, size: int) -> dict:
+    """[groups * size, ...] tensors as [groups, size, ...]; scalars as they are."""
+    return {
+        key: value.unflatten(0, (-1, size)) if value.ndim else value
+        for key, value in batch.items()
+    }
+
+
+def unfold(batch: Mapping) -> dict:
+    """Undo `fold`, without the list of prompts."""
+    return {
+        key: value.flatten(0, 1) if value.ndim else value
+        for key, value in batch.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float]]:
+    """How much better than its group each rollout did, from rewards [groups][G].
+
+    (r - mean of the group) / (std + 1e-4) as TRL 1.16 computes it, the std with one
+    degree of freedom less; `scale` says whose std: "group", "batch" (all groups), or
+    "none" to leave the difference as it is.
+    """
+    rewards = torch.tensor(groups, dtype=torch.float32)
+    found = rewards - rewards.mean(1, keepdim=True)
+    if scale != "none":
+        std = rewards.std(1, keepdim=True) if scale == "group" else rewards.std()
+        found = found / (std + 1e-4)
+    return found.tolist()
+
+
+def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Raise RuntimeError if in no group any two rollouts differ.
+
+    Then every advantage is 0 and nothing would be learned; it is what a sampling field
+    taken from a checkpoint's generation_config (top_k 1) looks like.
+    """
+    if all(len({tuple(tokens) for tokens in group}) == 1 for group in groups):
+        raise RuntimeError(
+            f"the rollouts of each of the {len(groups)} groups are identical: sampling "
+            "is off or the policy is deterministic; look at temperature, top_k, top_p"
+        )
+
+
+def teaches(settings: GRPOSettings, logs: Mapping) -> bool:
+    """Whether a step must have had gradients, by its log: not every group was dead.
+
+    False where it cannot be told: truncated rollouts may be masked, and a second update
+    on the same rollouts may be clipped.
+    """
+    masked = settings.mask_truncated and logs.get("completions/clipped_ratio", 1)
+    return logs.get("frac_reward_zero_std", 1) < 1 and not masked

@@ -1,0 +1,291 @@
+"""PPO with a learned critic on the rollouts of lib/train/grpo.py.
+
+Proximal policy optimization (arXiv 1707.06347) as it is used on language models: the
+state is the prompt with its video and the tokens so far, an action is the next token,
+and the reward comes with the last one. In place of GRPO's group a critic says what to
+expect: a linear head on the policy's own last hidden state, trained together with the
+policy, reads V at every position of the packed row of lib/model/scoring.py. With T
+tokens, reward r at the last one and V = 0 behind it (cut off or not),
+
+    delta_t = r_t + discount * V_(t+1) - V_t
+    A_t     = delta_t + discount * gae_lambda * A_(t+1)      generalized advantage
+    R_t     = A_t + V_t                                      (GAE, arXiv 1506.02438)
+
+A batch of rollouts is used for several optimizer steps. With ratio = policy / policy
+that drew the rollouts, and means over all tokens of the batch,
+
+    L = - mean min(ratio * A, clip(ratio, 1 - epsilon, 1 + epsilon) * A)
+        + value_weight * mean 0.5 * max((V - R)^2, (clip(V, V_old -+ value_clip) - R)^2)
+        + kl_beta * KL to the base.
+
+The first line is the loss of TRL 1.16's GRPOTrainer, given advantages of each token;
+TRL removed its own PPOTrainer. The clipped value loss is that of OpenAI's baselines
+(ppo2), not of the paper (arXiv 2005.12729, section 3). Advantages are whitened.
+
+Example: T = 2, r = 1, V = 0.5, 0.5, discount 1, lambda 0.5. delta = 0, 0.5, so
+A = 0.25, 0.5 and R = 0.75, 1.
+
+    settings = PPOSettings(steps=400, prompts_per_step=8, group_size=8, lr=1e-3,
+                           kl_beta=0.0, ...)   # 100 batches of rollouts, 4 steps each
+    task = Task(model, questions, read_rewards("accuracy"), settings, Sampling(), run)
+    folder = grpo.train(task, VideoPPOTrainer)   # run/adapters/ppo
+
+The rows of rollouts_ppo.jsonl hold the mean advantage of a rollout's tokens and
+`value`, V before the first of them. Steps that use the rollouts of the step before have
+no rewards in the log. The critic is used up in training: the adapter is the policy.
+"""
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lib.model import prefix
+from lib.train import grpo
+from lib.train.grpo import Rollouts
+from lib.train.task import GRPOSettings, Task
+
+HEAD = "value_head"  # name of the critic's layer in the model
+
+
+@dataclass(frozen=True)
+class PPOSettings(GRPOSettings):
+    """What decides the adapter: the fields of GRPO, and the critic's.
+
+    In brackets the defaults that TRL's PPOTrainer had for language models.
+    `updates_per_batch` are PPO's epochs, `group_size` may be 1. There are no groups to
+    compare, so scale_rewards has no influence.
+    """
+
+    loss_type: str = "dapo"  # mean over all tokens of the batch
+    updates_per_batch: int = 4  # optimizer steps on the same rollouts (4)
+    discount: float = 1.0  # of the reward, for each token before the last (1)
+    gae_lambda: float = 0.95  # 0: one step ahead; 1: the whole return (0.95)
+    value_weight: float = 0.1  # of the value loss (0.1)
+    value_clip: float = 0.2  # how far V may move from V_old; 0: anywhere (0.2)
+
+    smallest_group = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompts_per_step * self.group_size < 2:
+            raise ValueError(
+                "prompts_per_step x group_size is 1: advantages of at least 2 rollouts "
+                "are whitened together"
+            )
+        if not self.lora_rank:
+            raise ValueError(
+                "lora_rank = 0: PPO's critic stands beside an adapter; give a rank "
+                "above 0"
+            )
+        if self.loss_type != "dapo":
+            raise ValueError(
+                f"loss_type = {self.loss_type!r}: PPO's loss is a mean over tokens, "
+                "'dapo'"
+            )
+        if self.extra_draws:
+            raise ValueError("extra_draws replaces dead groups; PPO compares no groups")
+
+
+# Advantages and losses
+
+
+def generalized_advantages(
+    rewards: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    discount: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Advantages and returns [B, T] of `rewards` and `values` [B, T].
+
+    `mask` [B, T] is 1 on the tokens of a row, which start at its left; elsewhere both
+    results are 0.
+    """
+    following = torch.nn.functional.pad(values * mask, (0, 1))[:, 1:]
+    delta = (rewards + discount * following - values) * mask
+    advantages = torch.zeros_like(delta)
+    later = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        later = delta[:, t] + discount * gae_lambda * later * mask[:, t]
+        advantages[:, t] = later
+    return advantages, (advantages + values) * mask
+
+
+def value_losses(
+    values: torch.Tensor, old: torch.Tensor, returns: torch.Tensor, clip: float
+) -> torch.Tensor:
+    """Half the squared error of each value, or of the clipped one if that is larger."""
+    errors = (values - returns) ** 2
+    if clip:
+        clipped = old + (values - old).clamp(-clip, clip)
+        errors = torch.maximum(errors, (clipped - returns) ** 2)
+    return 0.5 * errors
+
+
+def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[B, T]: the reward [B] of each row at its last token, 0 elsewhere."""
+    last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
+    return rewards[:, None] * last
+
+
+# The critic
+
+
+def add_critic(model) -> None:
+    """Give the model a value head, and its scoring forward a third result: V, [N].
+
+    `model(..., completion_labels=...)` of scoring.add_scoring then returns
+    (logps, entropies, values). V at a position is what is expected before its label is
+    drawn. The head starts at 0 and computes in float32, also under autocast.
+    """
+    base = prefix.base_of(model)
+    size = base.config.get_text_config().hidden_size
+    head = torch.nn.Linear(size, 1, device=base.device, dtype=torch.float32)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    setattr(base, HEAD, head)
+    plain = base.forward
+
+    def forward(self, *args, completion_labels=None, **kwargs):
+        if completion_labels is None:
+            return plain(*args, **kwargs)
+        seen = []
+        hook = self.model.register_forward_hook(
+            lambda module, given, output: seen.append(output.last_hidden_state)
+        )
+        try:
+            scores = plain(*args, completion_labels=completion_labels, **kwargs)
+        finally:
+            hook.remove()
+        hidden = seen[0][completion_labels != -100]
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = getattr(self, HEAD)(hidden.float())[:, 0]
+        return *scores, values
+
+    base.forward = types.MethodType(forward, base)
+
+
+# Training
+
+
+class VideoPPOTrainer(grpo.VideoGRPOTrainer):
+    """Rollouts, policy loss and records of GRPO, with the advantages of a critic."""
+
+    label = "ppo"
+    logged: Mapping[str, str] = {
+        **grpo.LOGGED,
+        "value": "value",
+        "value_loss": "value_loss",
+        "explained_variance": "explained_variance",
+    }
+
+    def __init__(self, task: Task):
+        super().__init__(task)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "PPO's critic is not sharded: train on one device, or on several under "
+                "torchrun without FSDP and DeepSpeed"
+            )
+        add_critic(self.model)
+        self.values = self.old_values = None  # V now, and when the rollouts were drawn
+
+    def _generate_and_score_completions(self, inputs):
+        self.old_values = None
+        return super()._generate_and_score_completions(inputs)
+
+    def _completion_scores(self, model, prompts, groups):
+        *scores, self.values = super()._completion_scores(model, prompts, groups)
+        return scores
+
+    def _get_per_token_logps_and_entropies(self, model, ids, mask, width, **more):
+        given = (model, ids, mask, width)
+        found = super()._get_per_token_logps_and_entropies(*given, **more)
+        self.values = grpo.padded(self.values, width)
+        if self.old_values is None:
+            self.old_values = self.values.detach()
+        return found
+
+    def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
+        """A critic judges each token: a group decides nothing."""
+        return [[None] * len(own) for own in groups]
+
+    def _with_advantages(self, output: dict, batch: Rollouts) -> dict:
+        """TRL's output with advantages of each token, returns and values [B, T]."""
+        mask = output["completion_mask"]
+        values = self._values_when_drawn(output) * mask
+        start = self.accelerator.process_index * len(mask)
+        weights = self.reward_weights.to(batch.rewards.device)
+        own = (batch.rewards * weights).sum(1)[start : start + len(mask)]
+        rewards = last_token_rewards(own, mask)
+        how = (self.settings.discount, self.settings.gae_lambda)
+        advantages, returns = generalized_advantages(rewards, values, mask, *how)
+        advantages = self._whitened(advantages, mask)
+        means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
+        batch.columns = {"advantage": means.tolist(), "value": values[:, 0].tolist()}
+        self._log_critic(values, returns, mask)
+        more = {"advantages": advantages, "returns": returns, "old_values": values}
+        return {**output, **more}
+
+    def _values_when_drawn(self, output: dict) -> torch.Tensor:
+        """V of the policy that drew the rollouts.
+
+        With several updates a batch TRL has just scored the rollouts by it, before it
+        did so by the base. With one update it had no reason to.
+        """
+        if "old_per_token_logps" not in output:
+            ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+            mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+            width = output["completion_ids"].shape[1]
+            self.old_values = None
+            with torch.no_grad():
+                self._get_per_token_logps_and_entropies(self.model, ids, mask, width)
+        return self.old_values
+
+    def _whitened(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Mean 0 and variance 1 over the tokens of all devices."""
+        total, count = self._summed((values * mask).sum(), mask.sum())
+        centred = (values - total / count) * mask
+        squares, _ = self._summed((centred**2).sum(), mask.sum())
+        return centred * torch.rsqrt(squares / count + 1e-8)
+
+    def _summed(self, *numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        stacked = torch.stack([number.float() for number in numbers])
+        total, count = self.accelerator.reduce(stacked, reduction="sum")
+        return total, count.clamp(min=1.0)
+
+    def _log_critic(self, values, returns, mask) -> None:
+        """Mean V, and the share of the returns' variance that V explains."""
+        errors = returns - values
+        parts = (values, returns, returns**2, errors, errors**2)
+        sums = [mask.sum(), *((part * mask).sum() for part in parts)]
+        sums = self.accelerator.reduce(torch.stack(sums).double(), reduction="sum")
+        sums = (sums[1:] / sums[0].clamp(min=1)).tolist()
+        mean, of_return, squared, of_error, squared_error = sums
+        variance = squared - of_return**2
+        unexplained = squared_error - of_error**2
+        self._metrics["train"]["value"].append(mean)
+        if variance > 0:
+            share = 1 - unexplained / variance
+            self._metrics["train"]["explained_variance"].append(share)
+
+    def _compute_loss(self, model, inputs):
+        loss = super()._compute_loss(model, inputs)
+        own = grpo.unfold(inputs)
+        old, returns = own["old_values"], own["returns"]
+        losses = value_losses(self.values, old, returns, self.settings.value_clip)
+        # As TRL's mean over tokens: all tokens of the batch, over the devices' mean.
+        tokens = own["num_items_in_batch"].clamp(min=1.0)
+        tokens = tokens / self.accelerator.num_processes
+        value_loss = (losses * own["completion_mask"]).sum() / tokens
+        logged = value_loss.detach() * self.current_gradient_accumulation_steps
+        logged = self.accelerator.gather(logged).mean().item()
+        self._metrics["train"]["value_loss"].append(logged)
+        return loss + self.settings.value_weight * value_loss
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        return getattr(prefix.base_of(self.model), HEAD).state_dict()
+
+    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        getattr(prefix.base_of(self.model), HEAD).load_state_dict(state)

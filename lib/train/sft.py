@@ -1,0 +1,274 @@
+"""Supervised fine-tuning on demonstrations: video, still and text in, reasoning out.
+
+The SFT arm of SEED-Bench-R1 (arXiv 2503.24376; released sft.py and
+qwen2vl_sft_config.yaml): the loss is the mean negative log-likelihood of the response
+tokens and their <|im_end|>; prompt, pictures and padding have no part in it. `LOSSES`
+says over what the mean is taken. The paper trains all weights; here it is those
+(lora_rank = 0) or LoRA adapters on the language model.
+
+    settings = SFTSettings(steps=46, batch_size=1, gradient_accumulation=128, lr=2e-5,
+                           lora_rank=16, lora_alpha=32, seed=42, save_every=10,
+                           max_tokens=8192)
+    demonstrations = read_demonstrations(data / "annotations/training_with_cot.jsonl",
+                                         data)
+    folder = train_sft(Task("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
+                            Sampling(), run))
+    model = load_trained("Qwen/Qwen2-VL-7B-Instruct", folder)
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from lib.data.frame_store import question_media
+from lib.data.prompts import messages
+from lib.data.questions import Demonstration
+from lib.data.video import Sampling
+from lib.model import encoding, models, prefix, shards
+from lib.train import checkpoints, progress
+
+# isort: split
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+RECORD = "sft_settings.json"
+LEAST = {
+    **dict.fromkeys(("steps", "batch_size", "gradient_accumulation"), 1),
+    **dict.fromkeys(("save_every", "max_tokens"), 1),
+    **dict.fromkeys(("lr", "lora_rank", "warmup_share"), 0),
+}
+IGNORED = -100  # label of a token that is not in the loss
+END_OF_RESPONSE = "<|im_end|>"
+# tokens: the mean over all learned tokens of a step, so that every token weighs the
+# same. released: the mean over its responses of the mean over a response's tokens, so
+# that every response does; the line end behind <|im_end|> is learned too, although no
+# model ever has to write it (sft.py:111-130, and transformers 4.49, whose Qwen2-VL does
+# not know how many tokens a step has).
+LOSSES = ("tokens", "released")
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "lr",
+    "grad_norm": "grad_norm",
+    "mean_token_accuracy": "token_accuracy",
+}
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """What decides the weights; in brackets the paper's values for all weights of 7B.
+
+    Every step sees batch_size x gradient_accumulation demonstrations on each device.
+    Their order is that of `checkpoints.training_order`: a step that reaches the end of
+    an epoch goes on with the next one.
+    """
+
+    steps: int  # optimizer steps (46: one epoch of 6k)
+    batch_size: int  # demonstrations of one forward pass (1)
+    gradient_accumulation: int  # forward passes of one step (16 on each of 8 GPUs)
+    lr: float  # peak of AdamW's learning rate (2e-5; LoRA wants 10 to 100 times more)
+    lora_rank: int  # 0 trains all weights, the vision tower included (0)
+    lora_alpha: float
+    seed: int  # adapter initialisation and order of the demonstrations (42)
+    save_every: int  # steps between checkpoints
+    max_tokens: int  # a longer demonstration is an error, nothing is cut off (8192)
+    loss: str = "tokens"  # over what it is a mean, one of LOSSES (released)
+    warmup_share: float = 0.1  # share of the steps in which lr rises linearly (0.1)
+    schedule: str = "cosine"  # how lr falls to 0 afterwards (cosine)
+    dtype: str = "float32"  # of frozen weights, and to compute in (bfloat16)
+    quantize: bool = False  # frozen weights as NF4 (False)
+    gradient_checkpointing: bool = False  # less memory, more time (True)
+
+    def __post_init__(self) -> None:
+        checkpoints.at_least(self, LEAST)
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, on what, how, and where; `label` names the adapter."""
+
+    model: str | Path  # folder of a checkpoint, or hub id
+    demonstrations: Sequence[Demonstration]
+    settings: SFTSettings
+    sampling: Sampling
+    run: Path
+    label: str = "sft"
+
+    def facts(self) -> dict:
+        """Everything that decides the adapter, as plain JSON values."""
+        digest = hashlib.sha256()
+        for item in self.demonstrations:
+            media = (item.video is not None, item.image is not None)
+            told = f"{item.id}\n{media}\n{item.text}\n{item.response}\n"
+            with encoding.naming(item):
+                digest.update(told.encode())
+        count, hashed = len(self.demonstrations), digest.hexdigest()[:12]
+        return {
+            **asdict(self.settings),
+            "sampling": asdict(self.sampling),
+            "model": models.identity(self.model),
+            "demonstrations": f"{count} with sha256 {hashed}",
+        }
+
+    def order(self) -> list[int]:
+        """Numbers of the demonstrations of all steps, over all devices, in order."""
+        once = self.settings.batch_size * self.settings.gradient_accumulation
+        count = self.settings.steps * once * checkpoints.processes()
+        numbers = range(len(self.demonstrations))
+        return checkpoints.training_order(numbers, count, self.settings.seed)
+
+
+@dataclass
+class ResponseCollator:
+    """Demonstrations -> one right-padded batch with labels on the responses only."""
+
+    processor: Callable
+    sampling: Sampling
+    max_tokens: int | None = None
+    loss: str = "tokens"
+
+    def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
+        """The tensors of `encoding.encode` and labels [B, L]: -100 outside responses.
+
+        Raises BadVideo for unusable media and ValueError for a demonstration that is
+        longer than max_tokens or whose tokens are not prompt tokens + response tokens;
+        both name the demonstration.
+        """
+        batch = encoding.encode(
+            self.processor,
+            [self.conversation(item) for item in demonstrations],
+            padding_side="right",
+            asked=demonstrations,
+        )
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for number, item in enumerate(demonstrations):
+            length = int(batch["attention_mask"][number].sum())
+            self.check_length(item, length)
+            ids = batch["input_ids"][number, :length]
+            span = self.response_span(item, ids)
+            labels[number, span] = ids[span]
+        return {**batch, "labels": labels}
+
+    def conversation(self, item: Demonstration) -> list[dict]:
+        """The user turn with its media, and the response as the assistant's turn."""
+        with encoding.naming(item):
+            clip, still = question_media(item, self.sampling)
+        prompt = messages(item.text, clip, still)
+        return [*prompt, {"role": "assistant", "content": item.response}]
+
+    def check_length(self, item: Demonstration, length: int) -> None:
+        """ValueError for a demonstration that is longer than max_tokens."""
+        if self.max_tokens is not None and length > self.max_tokens:
+            raise ValueError(
+                f"demonstration {item.id} has {length} tokens, more than max_tokens = "
+                f"{self.max_tokens}: raise max_tokens, or lower max_frames, height or "
+                "width; nothing is cut off"
+            )
+
+    def response_span(self, item: Demonstration, ids: torch.Tensor) -> slice:
+        """Where the response and its <|im_end|> stand in the unpadded ids [length].
+
+        They are the last ones but for the template's line end, which belongs to the
+        span of the released loss. The tokens must be those
+        the model would have to generate: a response that the tokenizer joins with the
+        line end before it (by starting with a line end itself) is a ValueError.
+        """
+        tokenizer = self.processor.tokenizer
+        end_id = tokenizer.convert_tokens_to_ids(END_OF_RESPONSE)
+        wanted = torch.tensor([*encoding.text_ids(tokenizer, item.response), end_id])
+        end = int((ids == wanted[-1]).nonzero()[-1]) + 1
+        span = slice(end - len(wanted), end)
+        if not torch.equal(ids[span], wanted):
+            raise ValueError(
+                f"demonstration {item.id}: field response begins with white space that "
+                "the tokenizer joins with the prompt's last token; strip it"
+            )
+        return span if self.loss == "tokens" else slice(span.start, len(ids))
+
+
+class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
+    """TRL's SFTTrainer for a Task, ready to start: it resumes exactly, and has either
+    of the two losses."""
+
+    def __init__(self, task: Task):
+        settings, label, run = task.settings, task.label, Path(task.run)
+        models.seed_everything(settings.seed)
+        processor, self.mean_over = models.load_processor(task.model), settings.loss
+        collator = ResponseCollator(
+            processor, task.sampling, settings.max_tokens, settings.loss
+        )
+        # Before the model is loaded: ZeRO-3 splits it on the way.
+        arguments = trainer_arguments(settings, run / "checkpoints" / label)
+        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
+        asked = task.demonstrations
+        super().__init__(
+            model=shards.load_trainable(task.model, settings, arguments),
+            args=arguments,
+            # Only numbers pass through Arrow, which would fill absent media with None.
+            train_dataset=Dataset.from_dict({"row": task.order()}),
+            data_collator=lambda rows: collator([asked[i["row"]] for i in rows]),
+            processing_class=processor,
+            peft_config=lora if settings.lora_rank else None,
+            callbacks=[
+                progress.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
+                progress.StopDiverged(settings, lambda logs: logs["loss"] > 0),
+                checkpoints.MarkComplete(),
+                shards.CheckShards(),
+            ],
+        )
+        if arguments.world_size > 1:
+            prefix.see_once(self.model)
+        shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
+        progress.show_steps(self, "SFT", shown)
+
+    def compute_loss(
+        self, model, inputs, return_outputs=False, num_items_in_batch=None
+    ):
+        given = (inputs, return_outputs, num_items_in_batch)
+        if self.mean_over == "tokens":
+            return super().compute_loss(model, *given)
+        # Asked for its outputs, TRL would compute all logits in a second pass.
+        found = []
+        hook = model.register_forward_hook(lambda *call: found.append(call[-1]))
+        super().compute_loss(model, *given)
+        hook.remove()
+        loss = mean_of_means(found[0].log_probs, found[0].label_mask)
+        return loss / self.current_gradient_accumulation_steps
+
+
+def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
+    """The released loss of log-probabilities [B, L], those of learned tokens: the mean
+    over the B responses of the mean over a response's tokens."""
+    return -((logps * learned).sum(-1) / learned.sum(-1)).mean()
+
+
+def train_sft(task: Task) -> Path:
+    """Train an adapter, or all weights; returns their folder run/adapters/<label>.
+
+    Logs one row a step to run/train_log_<label>.jsonl (step, loss, lr, grad_norm,
+    token_accuracy) and goes on from run/checkpoints/<label> after a kill. A finished
+    adapter of the same settings is returned at once. Raises ValueError, naming the
+    difference, when what lies there was made with other settings.
+    """
+    where = (Path(task.run), task.label, RECORD)
+    return checkpoints.finished(*where, task.facts(), partial(ResponseTrainer, task))
+
+
+def trainer_arguments(settings: SFTSettings, folder: Path) -> SFTConfig:
+    """The settings under TRL's names, and what the kit never varies."""
+    return SFTConfig(
+        **checkpoints.common_arguments(settings, folder),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        train_sampling_strategy="sequential",  # `Task.order` has shuffled
+        gradient_checkpointing=settings.gradient_checkpointing,
+        # The collator prepares, and nothing is truncated (TRL's default: 1024 tokens).
+        max_length=None,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )

@@ -24,7 +24,7 @@ $(INSTALLED): requirements.txt
 	touch $@
 
 reproduce: install
-	$(BIN)/python -m lib.run.pipeline $(PARAMS)
+	$(BIN)/python -m lib.run $(PARAMS)
 
 # nbval runs the notebooks with their defaults, which write outputs/smoke; no network.
 test: export HF_HUB_OFFLINE = 1

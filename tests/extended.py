@@ -14,8 +14,8 @@ from lib import chain, paths, records
 from lib.data import questions
 from lib.data.video import Sampling
 from lib.evaluate import evaluate
-from lib.model import models, prefix
-from lib.run import params
+from lib.model import prefix
+from lib.run import export, params
 from lib.train import grpo, rl, sft
 from lib.train.reward_stages import read_rewards
 
@@ -79,8 +79,8 @@ def main(reward, exported):
     train("psr", reward, "both", watch=1)
     train("psr wrong=1", reward, "whole")
     train_sft("mini")
-    assert models.main(["export", *exported]) == 0
-    assert models.main(["export", "outputs/both/adapters/psr", "outputs/psr"]) == 0
+    assert export.main(exported) == 0
+    assert export.main(["outputs/both/adapters/psr", "outputs/psr"]) == 0
     (own,) = params.load_params(paths.ROOT / "params" / "grpo_after_sft.yaml")
     model = own.values["model"]
     evaluated(model, train("grpo", "accuracy", own.name, model))

@@ -50,7 +50,7 @@ def kit(browser, tmp_path_factory):
     asked = "base base-direct sft grpo care ppo"
     text = f"run_name: {RUN}\nrl: grpo | care | ppo\nasked_models: {asked}\n"
     params.write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "lib.run.pipeline", str(params)]
+    command = [sys.executable, "-m", "lib.run", str(params)]
     ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return folder

@@ -11,6 +11,7 @@ import pytest
 from made_run import DOMAINS, answering, predictions, write_run
 
 from lib.analysis import answers, claims, compare, plots
+from lib.analysis.__main__ import main
 from lib.analysis.claims import MISSING, OPEN, REFUTED, SUPPORTED
 from lib.analysis.terms import Records, Term
 from lib.methods import SETS
@@ -607,7 +608,7 @@ def bare_run(path, seed=0):
 
 def test_the_command_writes_table_and_figure(tmp_path, capsys):
     run = bare_run(tmp_path / "run")
-    claims.main([str(run), "--out", str(tmp_path / "out")])
+    main(["claims", str(run), "--out", str(tmp_path / "out")])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "claims.json",
         "claims.md",
@@ -621,17 +622,18 @@ def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
     run, other = (bare_run(tmp_path / name, seed) for seed, name in enumerate("ab"))
     out = tmp_path / "out"
     with pytest.raises(FileNotFoundError, match=r"claims.json.*without --only"):
-        claims.main([str(run), "--only", "1", "--out", str(out)])
-    claims.main([str(run), "--out", str(out)])
+        claims.write_all([run], out, [1])
+    main(["claims", str(run), "--out", str(out)])
     before = read_json(out / "claims.json")
-    claims.main([str(other), "--only", "1", "--out", str(out)])
+    main(["claims", str(other), "--only", "1", "--out", str(out)])
     after = read_json(out / "claims.json")
     assert after[1:] == before[1:] and after[0] != before[0]
     assert after[0] == claims.table(Records(other), only=[1])[0]
     before[4]["claim"] = "something else"
     write_json(out / "claims.json", before)
     with pytest.raises(ValueError, match=r"claims.json: claim of claim 5 changed"):
-        claims.main([str(other), "--only", "1", "--out", str(out)])
+        claims.write_all([other], out, [1])
+    assert main(["claims", str(other), "--only", "1", "--out", str(out)]) == 1
     with pytest.raises(SystemExit):
-        claims.main([str(other), "--only", "22", "--out", str(out)])
+        main(["claims", str(other), "--only", "22", "--out", str(out)])
     assert "invalid choice: 22" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def kit(films, blocks, sections):
     (kit / "params" / "grpo_after_sft.yaml").write_text(blocks["models"])
     run(kit, "-m", *found(sections["training_sets"], r"data_command: ([^`]+)`").split())
     reward = found(sections["rewards"], r'-p reward "([^"]+)"')
-    export = found(sections["models"], r"python -m lib.model.models export ([^`]+)`")
+    export = found(sections["models"], r"python -m lib.run export ([^`]+)`")
     run(kit, str(ROOT / "tests" / "extended.py"), reward, *export.split())
     return kit
 

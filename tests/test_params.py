@@ -336,7 +336,7 @@ def test_every_name_of_a_sweep_is_looked_at(tmp_path, notebooks):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"base": "paper.yaml", "run_name": "a"}, "python -m lib.run.pipeline FILE"),
+        ({"base": "paper.yaml", "run_name": "a"}, "python -m lib.run FILE"),
         ({"sweep": {"seed": [0, 1]}}, "papermill does not read `sweep`"),
         ({"seeed": 1}, "no notebook declares this parameter; did you mean seed"),
         (

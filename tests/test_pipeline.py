@@ -51,7 +51,7 @@ class Kit:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "lib.run.pipeline", *arguments],
+            [sys.executable, "-m", "lib.run", *arguments],
             cwd=self.root,
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
@@ -282,7 +282,7 @@ def sleeping_notebook(kit, parameters: str = "") -> None:
 def limited(kit, kind: int, most: int) -> tuple[int, str]:
     """Exit code and standard error of a run under a limit of the system."""
     done = subprocess.run(
-        [sys.executable, "-m", "lib.run.pipeline", "a.yaml"],
+        [sys.executable, "-m", "lib.run", "a.yaml"],
         cwd=kit.root,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(kind, (most, most)),

@@ -321,7 +321,7 @@ def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path):
         return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
 
     before = tree(tmp_path) | tree(data)
-    command = [sys.executable, "-m", "lib.run.pipeline", str(file), "--dry-run"]
+    command = [sys.executable, "-m", "lib.run", str(file), "--dry-run"]
     done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
     text = done.stdout
     assert done.returncode == 0 and "every check passed" in text, done.stderr

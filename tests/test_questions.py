@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from lib import paths
+from lib.data.__main__ import main
 from lib.data.prompts import THINK_ANSWER
 from lib.data.questions import (
     DataFaults,
     check,
-    main,
     read_demonstrations,
     read_general,
     read_training,
@@ -726,7 +726,7 @@ def test_what_is_no_annotation_file(tmp_path, content, line, words):
     fault = refused(path, "L1")[0]
     assert fault.line == line
     assert words in str(fault)
-    assert main(["check", str(path)]) == 1
+    assert main(["faults", str(path)]) == 1
 
 
 def test_a_missing_file_says_so(tmp_path):
@@ -795,7 +795,7 @@ NAMES = {
 @pytest.mark.parametrize("kind", MAKE)
 def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
     path = write(tmp_path, records_of(kind), kind).rename(tmp_path / "file")
-    assert main(["check", str(path)]) == 0
+    assert main(["faults", str(path)]) == 0
     printed = capsys.readouterr().out
     stills = 0 if kind == "general" else 5
     assert printed.splitlines() == [
@@ -816,7 +816,7 @@ def test_check_recognises_a_file_whose_first_records_are_broken(tmp_path):
 def test_check_says_when_it_knows_no_field(tmp_path, capsys):
     path = tmp_path / "file"
     path.write_text('{"a": 1}\n')
-    assert main(["check", str(path)]) == 1
+    assert main(["faults", str(path)]) == 1
     printed = capsys.readouterr().out
     assert "not recognised" in printed
     assert "negative_answers" in printed
@@ -827,21 +827,21 @@ def test_check_as_json_and_its_exit_codes(tmp_path, capsys):
     records[0][STEP] = []
     records[1]["choice_a"] = "open jar "
     path = write(tmp_path, records)
-    assert main(["check", str(path), "--json"]) == 0
+    assert main(["faults", str(path), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["media"] == {"videos": 2, "stills": 3, "image_only": 1}
     (fault,) = report["faults"]
     assert (fault["line"], fault["field"], fault["usable"]) == (2, "choice_a", True)
 
     records[2]["answer"] = ""
-    assert main(["check", str(write(tmp_path, records)), "--json"]) == 1
+    assert main(["faults", str(write(tmp_path, records)), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["records"], report["usable"]) == (3, 2)
     assert [fault["usable"] for fault in report["faults"]] == [True, False]
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["check"], ["chekc", "x"], ["check", "none"]]
+    "arguments", [[], ["faults"], ["fualts", "x"], ["faults", "none"]]
 )
 def test_wrong_usage_exits_with_two(arguments):
     with pytest.raises(SystemExit) as caught:
@@ -852,8 +852,9 @@ def test_wrong_usage_exits_with_two(arguments):
 def test_the_command_starts_without_torch(tmp_path):
     path = write(tmp_path, records_of("L1"))
     code = (
-        "import sys; from lib import questions;"
-        f"assert questions.main(['check', {str(path)!r}]) == 0;"
+        "import sys; from lib.data import questions;"
+        f"from pathlib import Path;"
+        f"assert questions.show_faults(Path({str(path)!r})) == 0;"
         "assert 'torch' not in sys.modules"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, check=False)

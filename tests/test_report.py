@@ -9,6 +9,7 @@ from made_run import edit_row, write_run
 from lib import chain, methods
 from lib.analysis import answers, compare, plots, stats
 from lib.analysis import readme as report
+from lib.analysis.__main__ import main
 from lib.evaluate import tables
 from lib.paths import ROOT
 from lib.records import read_json, write_json
@@ -208,12 +209,12 @@ def test_a_run_without_a_seed_is_refused(tmp_path):
 
 def test_command_line_writes_records_and_a_figure(runs, tmp_path, capsys):
     out = tmp_path / "reference"
-    report.main(["reference", *map(str, runs), "--out", str(out)])
+    main(["reference", *map(str, runs), "--out", str(out)])
     names = sorted(path.name for path in out.iterdir())
     assert names == ["seeds.png", *(f"toy-seed={s}.json" for s in range(3))]
     assert "toy-seed=1.json" in capsys.readouterr().out
     assert len(report.read_reference(out)) == 3
-    report.main(["reference", str(runs[0]), "--out", str(tmp_path / "alone")])
+    main(["reference", str(runs[0]), "--out", str(tmp_path / "alone")])
     assert [path.suffix for path in (tmp_path / "alone").iterdir()] == [".json"]
 
 
@@ -243,7 +244,7 @@ def test_manifest_is_shown_fact_by_fact():
 def test_readme_says_what_the_committed_records_say():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     block = readme[readme.index(report.BEGIN) : readme.index(report.END)]
-    source = block.rsplit("python -m lib.report readme ", 1)[1].split("`")[0]
+    source = block.rsplit("python -m lib.analysis readme ", 1)[1].split("`")[0]
     assert ROOT.joinpath(source).is_relative_to(REFERENCE)
     assert block + report.END == report.results(source)
 
@@ -290,7 +291,7 @@ def test_a_sweep_s_record_holds_every_answer_and_the_failed_run(folder):
     answered = tables.read_predictions(folder.parent / rows[4]["run"])["grpo", "L2"]
     assert entry["correct"] == "".join(str(int(row["correct"])) for row in answered)
     assert entry["accuracy"] == entry["correct"].count("1") / 40
-    with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.run.pipeline"):
+    with pytest.raises(FileNotFoundError, match=r"runs.json.*lib.run"):
         report.sweep_record(folder.parent)
 
 
@@ -309,7 +310,7 @@ def test_a_sweep_s_table_is_the_mean_over_seeds_of_each_value(folder):
 
 
 def test_the_command_writes_a_sweep_s_record_table_and_figure(folder, tmp_path, capsys):
-    report.main(["sweep", str(folder), "--out", str(tmp_path)])
+    main(["sweep", str(folder), "--out", str(tmp_path)])
     assert read_json(tmp_path / "size.json") == report.sweep_record(folder)
     text = (tmp_path / "size.md").read_text()
     assert text in capsys.readouterr().out

@@ -1004,7 +1004,7 @@ def test_check_of_a_folder_that_is_none(tmp_path, capsys):
     assert f"error: {tmp_path}/nowhere/annotations is missing" in said
 
 
-@pytest.mark.parametrize("command", ["lib.data", "lib.data.seed_bench", "lib.mini"])
+@pytest.mark.parametrize("command", ["lib.data", "lib.mini"])
 def test_a_door_says_what_is_behind_it(command):
     ran = subprocess.run(
         [sys.executable, "-m", command, "--help"],

@@ -207,13 +207,13 @@ def by_seed(runs: str | Path | Sequence[str | Path]) -> dict[int, Path]:
     single = isinstance(runs, str | Path)
     folders = [resolve(run) for run in ([runs] if single else runs)]
     if len(folders) == 1:
-        require(folders[0], "run it with python -m lib.run.pipeline")
+        require(folders[0], "run it with python -m lib.run")
         state = folders[0] / "pipeline.json"
         given = read_json(state)["parameters"] if state.exists() else {}
         return {given.get("seed", 0): folders[0]}
     found, settings = {}, {}
     for run in folders:
-        path = require(run / "pipeline.json", "run it with python -m lib.run.pipeline")
+        path = require(run / "pipeline.json", "run it with python -m lib.run")
         given = dict(read_json(path)["parameters"])
         seed = given.pop("seed", 0)
         given = {k: v for k, v in given.items() if k not in ("run_name", *ASKED_BESIDE)}

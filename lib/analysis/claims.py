@@ -42,9 +42,9 @@ because its single answers are not public.
     rows[0]["verdict"], rows[0]["sentence"]
     behind(records, 1)["against"]  # ids of questions that only SFT got right
 
-    python -m lib.analysis.claims outputs/mini_seeds-seed=* --out
+    python -m lib.analysis claims outputs/mini_seeds-seed=* --out
     outputs/reference/claims
-    python -m lib.analysis.claims outputs/mini --only 7 14 --out
+    python -m lib.analysis claims outputs/mini --only 7 14 --out
     outputs/reference/claims
 
 The second measures two claims and leaves the others as they were: those on sweeps rest
@@ -58,7 +58,6 @@ Example: of 40 questions GRPO alone is right on 14, SFT alone on 4: +25 points, 
 the paper's +2.2: undecidable.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -354,39 +353,19 @@ def sentences(rows: Sequence[Mapping]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: the claims on one run, or on several that differ in seed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.analysis.claims", description=main.__doc__
-    )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--out", required=True, type=Path, help="claims.json, md, png")
-    numbers = [claim["number"] for claim in claims()]
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        type=int,
-        default=[],
-        choices=numbers,
-        metavar="NUMBER",
-        help="measure these claims, keep the others as OUT has them",
-    )
-    options = parser.parse_args(arguments)
-    for run in options.runs:
+def write_all(runs: Sequence[Path], out: Path, only: Sequence[int]) -> list:
+    """claims.json, md and png in `out`, of runs that differ in seed; with `only`, the
+    other claims stay as they are there. What there is to print."""
+    for run in runs:
         chain.verify(resolve(run))
-    state = require(
-        resolve(options.runs[0]) / "pipeline.json",
-        "run it with python -m lib.run.pipeline",
-    )
-    given = read_json(state)["parameters"]
+    ran = "run it with python -m lib.run"
+    given = read_json(require(resolve(runs[0]) / "pipeline.json", ran))["parameters"]
     folders = (given.get(name, "") for name in ("data_dir", "general_dir"))
-    records = Records(options.runs, *folders)
-    rows, out = table(records, only=options.only), resolve(options.out)
-    rows = with_earlier(out, rows) if options.only else rows
+    rows = table(Records(runs, *folders), only=only)
+    rows = with_earlier(out, rows) if only else rows
     text = f"{markdown(rows)}\n{sentences(rows)}"
     write_text(out / "claims.md", text)
-    plots.save(plots.claims(rows), out / "claims.png")
-    print(f"{text}\n{write(out, rows)}")
+    return [text, plots.save(plots.claims(rows), out / "claims.png"), write(out, rows)]
 
 
 def _row(claim: Mapping, records: Records, samples: int, seed: int) -> dict:
@@ -500,7 +479,3 @@ def _power(row: Mapping) -> str:
 
 def _other_base(row: Mapping) -> str:
     return f" (published for {row['other_base']})" if row["other_base"] else ""
-
-
-if __name__ == "__main__":
-    main()

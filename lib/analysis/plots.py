@@ -3,9 +3,9 @@
 One function a figure: rows in, axes (or a figure of several axes) out. So it is in
 lib/show/training_plots.py and lib/analysis/evidence_plots.py too.
 
-Rows are the dicts that `lib.report` makes from a run's records; accuracies come in as
-shares and are drawn in per cent. A method has the same colour in every figure, from the
-colour-blind safe palette of lib/methods.py; black
+Rows are the dicts that `lib.analysis.readme` makes from a run's records; accuracies
+come in as shares and are drawn in per cent. A method has the same colour in every
+figure, from the colour-blind safe palette of lib/methods.py; black
 diamonds are the paper's numbers (SEED-Bench-R1, arXiv 2503.24376).
 
 Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.

@@ -1,9 +1,9 @@
 """README's table, and the small committed records behind it and its links.
 
-    python -m lib.report reference outputs/mini_seeds-* --out FOLDER
-    python -m lib.report readme FOLDER
-    python -m lib.report sweep outputs/kl --out outputs/reference/sweeps
-    python -m lib.report evidence outputs/mini_seeds-seed=* --out FOLDER
+    python -m lib.analysis reference outputs/mini_seeds-* --out FOLDER
+    python -m lib.analysis readme FOLDER
+    python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
+    python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
 
 `reference` keeps a run as a few kilobytes, from which `readme` writes the one block of
 README that is made of numbers; `sweep` and `evidence` write a record, a table and a
@@ -15,7 +15,6 @@ of the paired difference from +0.4 to +5.6 points, the block says "L1: GRPO ahea
 SFT by 3.0 points (95 % interval 0.4 to 5.6)"; if the interval holds zero, "undecided".
 """
 
-import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -155,7 +154,7 @@ def reference_record(run: Path) -> dict:
     run = resolve(run)
     chain.verify(run)
     predictions = tables.read_predictions(run)
-    state = require(run / "pipeline.json", "run it with python -m lib.run.pipeline")
+    state = require(run / "pipeline.json", "run it with python -m lib.run")
     state = read_json(state)
     given = dict(state["parameters"])
     if "seed" not in given:
@@ -188,6 +187,13 @@ def _compact(rows: Sequence[Mapping]) -> dict:
     return {key: numbers[key] for key in KEPT} | {"correct": text}
 
 
+def write_reference(run: Path, out: Path) -> Path:
+    """`reference_record` of a run as a file of `out`, named as the run is."""
+    path = out / f"{resolve(run).name}.json"
+    write_json(path, reference_record(run))
+    return path
+
+
 def read_reference(source: str | Path) -> list[dict]:
     """The records to average, by seed: a folder of them, or run names with commas.
 
@@ -201,7 +207,7 @@ def read_reference(source: str | Path) -> list[dict]:
         records = [reference_record(ROOT / "outputs" / name) for name in names]
     if not records:
         raise FileNotFoundError(
-            f"{folder} holds no records: python -m lib.report reference writes them"
+            f"{folder} holds no records: python -m lib.analysis reference writes them"
         )
     seeds = [record["seed"] for record in records]
     if len(set(seeds)) < len(seeds):
@@ -309,7 +315,7 @@ def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source: str) 
         f"Answers that could not be parsed, mean over sets: {', '.join(unparsed)}.",
         f"Data: `{records[0]['data']}`; the paper's row is another model on other "
         "questions, shown for the pattern.",
-        f"Written by `python -m lib.report readme {source}`.",
+        f"Written by `python -m lib.analysis readme {source}`.",
     ]
     return " ".join(sentences)
 
@@ -342,9 +348,7 @@ def sweep_record(folder: str | Path) -> list[dict]:
     A run that failed, or waits, stays in it with its status and without numbers.
     """
     folder = resolve(folder)
-    path = require(
-        folder / "runs.json", "run the sweep with python -m lib.run.pipeline"
-    )
+    path = require(folder / "runs.json", "run the sweep with python -m lib.run")
     rows = []
     for row in read_json(path):
         if "metrics" in row:
@@ -422,7 +426,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     for run in found.values():
         chain.verify(run)
     first = next(iter(found.values()))
-    given = require(first / "pipeline.json", "run it with python -m lib.run.pipeline")
+    given = require(first / "pipeline.json", "run it with python -m lib.run")
     given = read_json(given)["parameters"]
     folders = given["data_dir"], given["general_dir"]
     asked = tables.asked(*folders, SETS)
@@ -465,42 +469,3 @@ def labels_of(runs: Iterable[Path]) -> list[str]:
         for model in MODELS
         if all((run / f"coherence_{model}_L1.jsonl").exists() for run in runs)
     ]
-
-
-# The command line
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Make committed records, and write README's block from them."""
-    parser = argparse.ArgumentParser(prog="python -m lib.report", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in (
-        ("reference", "one small record a finished run"),
-        ("sweep", "record, table and figure of a sweep's folder"),
-        ("evidence", "what was seen, and whether reasoning holds, over seeds"),
-    ):
-        command = commands.add_parser(name, help=what)
-        command.add_argument("runs", nargs="+", type=Path)
-        command.add_argument("--out", required=True, type=Path)
-    readme = commands.add_parser("readme", help="write README's results from records")
-    readme.add_argument("records", help="a folder of records, or run names with commas")
-    options = parser.parse_args(arguments)
-    if options.command == "readme":
-        print(write_block("README.md", results(options.records)))
-        return
-    out = resolve(options.out)
-    if options.command == "evidence":
-        print(write_evidence(options.runs, out))
-        return
-    for run in options.runs:
-        if options.command == "sweep":
-            print(write_sweep(run, out))
-            continue
-        path = out / f"{resolve(run).name}.json"
-        write_json(path, reference_record(run))
-        print(path)
-    if options.command == "reference" and len(read_reference(out)) > 1:
-        rows = accuracies(of_records(read_reference(out)))
-        rows = [row for row in rows if row["model"] != "base-direct"]
-        print(plots.save(plots.seeds(rows), out / "seeds.png"))

@@ -2,6 +2,7 @@
 
     python -m lib.data get FOLDER --what L2 L3 --dry-run
     python -m lib.data check FOLDER --decode
+    python -m lib.data faults validation_L1.jsonl
     python -m lib.data epic EPIC_100_train.csv --l1 L1.jsonl --out OUT.jsonl
 
 `python -m lib.data --help` says what each does, what it costs and what it may be used
@@ -15,7 +16,7 @@ import textwrap
 from pathlib import Path
 
 from lib import paths
-from lib.data import epic, inventory, seed_bench
+from lib.data import epic, inventory, questions, seed_bench
 from lib.data.download import DownloadError
 
 ABOUT = """\
@@ -25,6 +26,7 @@ Get the benchmarks, check what a data folder holds, make more training questions
          missing, each file verified; stopped or killed, the same command goes on
   check  records, faults, and the clips and stills that are missing; with --decode
          those that cannot be read, too
+  faults every fault of one annotation file, with line and field
   epic   training questions from the action labels of EPIC-KITCHENS-100, with clips
          cut from its videos, none of which L1 uses
 
@@ -51,6 +53,11 @@ def main(
     try:
         if given.command == "epic":
             return _epic(parser, given)
+        if given.command == "faults":
+            path = Path.cwd() / given.file  # as typed in a shell
+            if not path.is_file():
+                parser.error(f"{path} is no file")
+            return questions.show_faults(path, given.json)
         folder = paths.resolve(given.folder)
         if given.command == "check":
             return _check(folder, given.decode, given.json)
@@ -101,6 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("folder", help="relative: below the repository")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.add_argument("--decode", action="store_true", help="read every file")
+
+    faults = commands.add_parser("faults", description="List every fault of a file.")
+    faults.add_argument("file", help="an annotation file")
+    faults.add_argument("--json", action="store_true", help="print one JSON object")
 
     make = commands.add_parser(
         "epic",

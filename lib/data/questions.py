@@ -10,7 +10,7 @@ was found and what was expected.
     >>> questions[0].id, questions[0].gold, questions[0].options[0]
     ('L1/115', 'A', 'put cereal box into cupboard')
 
-    $ python -m lib.data.questions check annotations/validation_L1.jsonl
+    $ python -m lib.data faults annotations/validation_L1.jsonl
     /data/annotations/validation_L1.jsonl: SEED-Bench-R1 validation, L1 or L2
     records: 2432, of which 2431 can be used
     media needed: 2060 videos, 2431 stills (371 records without video)
@@ -20,12 +20,10 @@ was found and what was expected.
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import hashlib
 import json
 import random
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -438,24 +436,14 @@ def usable(
     return [(record, _item(record, n, root, file.kind)) for n, record in file.sound]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if every record can be used, 1 if not, 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.data.questions", description="List every fault of a file."
-    )
-    parser.add_argument("command", choices=["check"])
-    parser.add_argument("file", help="an annotation file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args(arguments)
-    path = Path.cwd() / options.file  # a path typed in a shell is meant from there
-    if not path.is_file():
-        parser.error(f"{path} is no file")
+def show_faults(path: Path, as_json: bool = False) -> int:
+    """Print `check` of a file; 1 if a record in it cannot be used, else 0."""
     report = check(path)
     found, media = report["faults"], report["media"]
     unusable = sum(not fault.usable for fault in found)
-    if options.json:
-        as_json = {**report, "faults": [asdict(fault) for fault in found]}
-        print(json.dumps(as_json, indent=1))
+    if as_json:
+        faults = [asdict(fault) for fault in found]
+        print(json.dumps({**report, "faults": faults}, indent=1))
         return int(unusable > 0)
     print(
         f"{report['file']}: {report['kind']}",
@@ -467,7 +455,3 @@ def main(arguments: list[str] | None = None) -> int:
         sep="\n",
     )
     return int(unusable > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

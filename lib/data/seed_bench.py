@@ -569,9 +569,3 @@ def _outcome(folder: Path, wanted: set[Path]) -> str:
             "Their questions stay in the denominator and count as wrong.",
         ]
     return "\n".join([*lines, f"Next: python -m lib.data check {folder}"])
-
-
-if __name__ == "__main__":  # its former name
-    from lib.data.__main__ import main
-
-    raise SystemExit(main())

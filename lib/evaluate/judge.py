@@ -8,7 +8,7 @@ video, no gold letter, and not which method answered.
 
 Any server that speaks POST /v1/chat/completions will do (vLLM, llama.cpp, a paid one):
 
-    $ python -m lib.evaluate.judge outputs/mini --url http://127.0.0.1:8000/v1 \\
+    $ python -m lib.run judge outputs/mini --url http://127.0.0.1:8000/v1 \\
           --model Qwen2.5-72B-Instruct --max-calls 600
     asks      Qwen2.5-72B-Instruct at http://127.0.0.1:8000/v1
     about     up to 50 questions each of base, sft, grpo on L1, L2, L3, general
@@ -356,7 +356,7 @@ def _shown(body: str, key: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """0 if all was asked, 1 if not, 2 on wrong usage, 130 if interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib.evaluate.judge",
+        prog="python -m lib.run judge",
         description="Ask a language model whether reasoning supports its answer.",
     )
     parser.add_argument("run", help="relative: below the repository")
@@ -397,7 +397,3 @@ def _data(run: Path, given: argparse.Namespace) -> tuple[str, str]:
     if not data:
         raise JudgeError(f"{state} names no data_dir: give --data-dir (--general-dir)")
     return data, general
-
-
-if __name__ == "__main__":
-    sys.exit(main())

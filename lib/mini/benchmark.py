@@ -368,11 +368,3 @@ def _write_into(folder: Path, sizes: Sizes) -> None:
 def _generator_hash() -> str:
     sources = [Path(__file__), Path(world.__file__), Path(lessons.__file__)]
     return records.settings_hash({p.name: records.sha256(p) for p in sources})
-
-
-if __name__ == "__main__":  # its former name
-    import sys
-
-    from lib.mini.__main__ import main
-
-    raise SystemExit(main(["write", *sys.argv[1:]]))

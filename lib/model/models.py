@@ -9,8 +9,8 @@ study that trains it: SEED-Bench-R1, arXiv 2503.24376.
 
 Extend it: any Qwen2-VL checkpoint is a parameter, by its folder or hub id. Here GRPO
 goes on from what SFT left, once
-`python -m lib.model.models export outputs/mini/adapters/sft outputs/models/mini_sft`
-has merged it. As params/grpo_after_sft.yaml, for `python -m lib.run.pipeline`:
+`python -m lib.run export outputs/mini/adapters/sft outputs/models/mini_sft`
+has merged it. As params/grpo_after_sft.yaml, for `python -m lib.run`:
 
     base: mini.yaml
     run_name: grpo_after_sft
@@ -27,11 +27,9 @@ lib/data/video.py does not hand over, and lib/model/encoding.py refuses to guess
 """
 
 import hashlib
-import importlib
 import logging
 import os
 import random
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -429,17 +427,3 @@ def seed_everything(seed: int) -> None:
     # Would write NaN into every fresh buffer first, to show up reads of memory that was
     # never written: a debugging aid, and a third of an SFT step on CPU.
     torch.utils.deterministic.fill_uninitialized_memory = False
-
-
-def main(arguments: list[str]) -> int:
-    """`export ADAPTER FOLDER` (lib/run/export.py)."""
-    commands = {"export": "lib.run.export"}
-    if not arguments or arguments[0] not in commands:
-        print("usage: python -m lib.model.models export ...; --help says more")
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
-    # Imported here because it imports this module.
-    return importlib.import_module(commands[arguments[0]]).main(arguments[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """An adapter merged into its base, as an ordinary checkpoint with a model card.
 
-    python -m lib.model.models export outputs/mini/adapters/grpo outputs/mini/merged
+    python -m lib.run export outputs/mini/adapters/grpo outputs/mini/merged
 
 The base is loaded in bfloat16, never quantized, whatever the adapter was trained on;
 each matrix and its adapter are added in float32 and the sum is stored in bfloat16. What
@@ -152,7 +152,7 @@ def percent(found: dict | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 2 when nothing was written."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib.model.models export",
+        prog="python -m lib.run export",
         description="Merge an adapter into its base: a bf16 checkpoint and its card.",
     )
     parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")

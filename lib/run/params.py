@@ -182,7 +182,7 @@ def check_given(names: Mapping[str, Any]) -> None:
     """ValueError for what `papermill -f FILE` or `-p` gave a notebook, whose globals()
     are `names`, and load_params would refuse: papermill takes it without a word.
 
-    A `base` or `sweep` is read by lib.run.pipeline alone; papermill would run the
+    A `base` or `sweep` is read by lib.run alone; papermill would run the
     defaults.
     """
     cells = [cell for cell in names.get("In", ()) if cell.startswith("# Parameters\n")]
@@ -192,7 +192,7 @@ def check_given(names: Mapping[str, Any]) -> None:
         if key in ("base", "sweep"):
             raise ValueError(
                 f"papermill does not read `{key}`: these are not the values of the "
-                "params file. Use `python -m lib.run.pipeline FILE`; a line such as "
+                "params file. Use `python -m lib.run FILE`; a line such as "
                 "`notebooks: [02_sft]` in it runs that notebook alone"
             )
         if key != "notebooks":

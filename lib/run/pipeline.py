@@ -1,7 +1,7 @@
 """Runs the notebooks in order through papermill, and whole sweeps of runs.
 
-    python -m lib.run.pipeline params/mini.yaml
-    python -m lib.run.pipeline params/sweeps/mini_seeds.yaml --jobs 2
+    python -m lib.run params/mini.yaml
+    python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2
 
 A run leaves its executed notebooks and records in outputs/<run_name>/. Calling it again
 goes on where it stopped: a notebook that has finished is not run again unless its code,
@@ -49,6 +49,13 @@ from lib.records import read_json, settings_hash, sha256, write_json, write_text
 from lib.run.params import Run, declarations, declared, load_params
 
 OUTPUTS = ROOT / "outputs"
+ABOUT = """\
+Run the notebooks in order, into outputs/<run_name>/. Killed, the same command goes on.
+
+With a command in place of the file (COMMAND --help says more):
+  report RUN             the pages of a finished run, once more
+  judge RUN ...          a language model's view of whether reasoning supports answers
+  export ADAPTER FOLDER  a merged checkpoint with its model card"""
 # Two runs of one seed must agree, and nobody's run should report to anyone.
 OUT_OF_MEMORY = "the memory is used up: close other programs, or allow more (ulimit -v)"
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -273,8 +280,9 @@ def write_table(runs: list[Run], failed: set[str], folder: Path) -> None:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m lib.run.pipeline",
-        description="Run the notebooks in order, into outputs/<run_name>/.",
+        prog="python -m lib.run",
+        description=ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("params", help="a file such as params/mini.yaml")
     parser.add_argument(
@@ -307,7 +315,7 @@ def _named(name: str, runs: list[Run]) -> Run:
 
 
 def _command(options: argparse.Namespace, run: Run) -> list[str]:
-    command = [sys.executable, "-m", "lib.run.pipeline"]
+    command = [sys.executable, "-m", "lib.run"]
     command += [str(Path(options.params).resolve())]
     command += ["--only", run.name] if run.varied else []
     return command + (["--fresh"] if options.fresh else [])
@@ -540,7 +548,3 @@ def _table_cells(row: dict) -> dict[str, str]:
         for name, numbers in sets.items():
             cells[f"{model} {name}"] = f"{numbers['accuracy']:.3f}"
     return cells | ({"seconds": seconds} if seconds else {})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

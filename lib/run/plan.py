@@ -1,7 +1,7 @@
 """What a run will do, need and take, said before it starts: `--dry-run`.
 
-    python -m lib.run.pipeline params/paper.yaml --dry-run
-    python -m lib.run.pipeline params/single_gpu_7b.yaml --dry-run --gib 24
+    python -m lib.run params/paper.yaml --dry-run
+    python -m lib.run params/single_gpu_7b.yaml --dry-run --gib 24
 
 Counts what each stage works through (lib/run/counts.py), adds up memory
 (lib/run/memory.py) and disk, then looks at all that must hold first

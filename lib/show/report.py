@@ -1,6 +1,6 @@
 """A run's report and its notebooks as pages that read without a network.
 
-    python -m lib.show.report outputs/mini
+    python -m lib.run report outputs/mini
 
 writes report.html, which is the executed 05_analysis without its code, and a page of
 each executed notebook beside it. Nothing is fetched and nothing runs: pictures and
@@ -115,7 +115,7 @@ def write(run: str | Path, notebooks: str | Path = "", anew: bool = False) -> Pa
     FileNotFoundError without 05_analysis, ValueError where a record is not as it was
     left.
     """
-    folder = require(run, "run the notebooks first: python -m lib.run.pipeline")
+    folder = require(run, "run the notebooks first: python -m lib.run")
     chain.verify(folder)
     source = resolve(notebooks) if notebooks else folder
     last = require(source / f"{ANALYSIS}.ipynb", "run 05_analysis first")
@@ -252,7 +252,7 @@ def _document(name: str, head: str, body: str, stems: Sequence[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """The command line: write the report of a run folder, say where it is."""
     parser = argparse.ArgumentParser(
-        prog="python -m lib.show.report", description=main.__doc__
+        prog="python -m lib.run report", description=main.__doc__
     )
     parser.add_argument("run", type=Path, help="a run folder, such as outputs/mini")
     parser.add_argument(
@@ -260,7 +260,3 @@ def main(arguments: list[str] | None = None) -> None:
     )
     given = parser.parse_args(arguments)
     print(write(resolve(given.run), given.notebooks, anew=True))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 # A run on several nodes of a SLURM cluster. From the root of the checkout, which all
 # nodes must see under the same path:
 #
-#     sbatch params/accelerate/slurm.sh python -m lib.run.pipeline params/MINE.yaml
+#     sbatch params/accelerate/slurm.sh python -m lib.run params/MINE.yaml
 #
 # where params/MINE.yaml has `num_processes: 16`, the GPUs of all nodes together, and the
 # `accelerate_config` that fits. The command runs on the first node; its notebooks train

@@ -29,7 +29,7 @@ SHARED = (
 )
 NO_GPU = (
     "No GPU was at hand: seconds and peaks of the single-GPU track were not measured. "
-    "Its GiB are the plan of `python -m lib.model.models plan`, tensors alone, which agrees "
+    "Its GiB are the plan of `--dry-run`, tensors alone, which agrees "
     "with measured CPU peaks; `python -m tests.bench.cost` measures on a GPU."
 )
 
@@ -200,7 +200,7 @@ def measured_note(costs: Mapping[str, Mapping]) -> str:
         f"Single GPU: models of the true size with random weights, which write "
         f"{shape['completion']} tokens in every completion, the dearest case; "
         f"{shape['prompts']} x {shape['group']} rollouts a step, "
-        f"{shape['eval_batch']} questions at a time. `python -m lib.model.models plan` was "
+        f"{shape['eval_batch']} questions at a time. `--dry-run` was "
         f"within {100 * apart:.0f} % of every measured peak; it is of tensors alone, "
         f"and plans more for SFT than was measured here, because a step of the params "
         f"files holds the inputs of 128 demonstrations and not of "

@@ -209,10 +209,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run that has its report")
     parser.add_argument("--out", type=Path, required=True, help="folder of the PNGs")
     options = parser.parse_args()
-    run = paths.require(
-        options.run, "run the notebooks first: python -m lib.run.pipeline"
-    )
-    paths.require(run / "report.html", f"write it with python -m lib.show.report {run}")
+    run = paths.require(options.run, "run the notebooks first: python -m lib.run")
+    paths.require(run / "report.html", f"write it with python -m lib.run report {run}")
     options.out.mkdir(parents=True, exist_ok=True)
     with jupyter.chromium() as browser:
         for pictures in (report_views, notebook_pages, in_jupyter):

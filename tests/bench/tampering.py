@@ -1,6 +1,6 @@
 """Tamper with a finished run at random, and see whether it is noticed.
 
-    python -m lib.run.pipeline smoke.yaml                    # run_name: smoke
+    python -m lib.run smoke.yaml                    # run_name: smoke
     python -m tests.bench.tampering outputs/smoke --times 80 \\
         --out outputs/reference/bench_tampering.json
 

@@ -1,0 +1,87 @@
+"""The door of evidence: small records, tables and figures of finished runs.
+
+python -m lib.analysis reference outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
+python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis readme outputs/reference/mini_seeds
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lib.analysis import claims, plots, readme
+from lib.paths import resolve
+
+COMMANDS = {
+    "reference": "a small record of each finished run, a figure of several seeds",
+    "sweep": "record, table and figure of a sweep's folder",
+    "evidence": "what was seen, and whether reasoning supports answers, over seeds",
+    "claims": "the paper's 21 claims with verdicts, from runs that differ in seed",
+    "readme": "README's table, from a folder of records",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """0 if all was written; errors name the run and what to do."""
+    options = _parser().parse_args(arguments)
+    try:
+        for said in _carried_out(options):
+            print(said)
+    except (OSError, ValueError, LookupError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.analysis",
+        description="\n".join(f"{name:10} {what}" for name, what in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, description=what)
+        if name == "readme":
+            command.add_argument("records", help="a folder of records")
+            continue
+        command.add_argument("runs", nargs="+", type=Path, help="run folders")
+        command.add_argument("--out", required=True, type=Path, help="a folder")
+        if name == "claims":
+            command.add_argument(
+                "--only",
+                nargs="+",
+                type=int,
+                default=[],
+                choices=[claim["number"] for claim in claims.claims()],
+                metavar="NUMBER",
+                help="measure these claims, keep the others as OUT has them",
+            )
+    return parser
+
+
+def _carried_out(options: argparse.Namespace):
+    """What was written, one after another."""
+    if options.command == "readme":
+        yield readme.write_block("README.md", readme.results(options.records))
+        return
+    out = resolve(options.out)
+    if options.command == "evidence":
+        yield readme.write_evidence(options.runs, out)
+    elif options.command == "claims":
+        yield from claims.write_all(options.runs, out, options.only)
+    elif options.command == "sweep":
+        yield from (readme.write_sweep(run, out) for run in options.runs)
+    else:
+        yield from (readme.write_reference(run, out) for run in options.runs)
+        seeds = readme.read_reference(out)
+        if len(seeds) > 1:
+            rows = readme.accuracies(readme.of_records(seeds))
+            rows = [row for row in rows if row["model"] != "base-direct"]
+            yield plots.save(plots.seeds(rows), out / "seeds.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

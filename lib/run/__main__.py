@@ -1,0 +1,30 @@
+"""The door of runs: a params file, and what is done with the run that it made.
+
+python -m lib.run params/mini.yaml
+python -m lib.run params/single_gpu_7b.yaml --dry-run
+python -m lib.run report outputs/mini
+"""
+
+import importlib
+import sys
+
+from lib.run import pipeline
+
+COMMANDS = {
+    "report": "lib.show.report",
+    "judge": "lib.evaluate.judge",
+    "export": "lib.run.export",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code of a params file's runs, or of a command on a finished run."""
+    if arguments and arguments[0] in COMMANDS:
+        # Imported here: they bring torch or nbconvert, which a sweep does not wait for.
+        command = importlib.import_module(COMMANDS[arguments[0]])
+        return command.main(arguments[1:]) or 0
+    return pipeline.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -28,7 +28,8 @@ def test_links_lead_to_files(link):
 
 
 @pytest.mark.parametrize(
-    "path", {*re.findall(r"`((?:lib|tests|params|outputs/reference)/[^`\s]+)`", TEXT)}
+    "path",
+    sorted({*re.findall(r"`((?:lib|tests|params|outputs/reference)/[^`\s]+)`", TEXT)}),
 )
 def test_named_files_are_there(path):
     assert (ROOT / path).exists()

@@ -23,7 +23,12 @@ from lib.mini import benchmark, world
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json
 
-EXAMPLES = ("rewards", "rl", "training_sets", "models")  # modules that hold one
+EXAMPLES = {  # modules that hold one
+    "rewards": "train",
+    "rl": "train",
+    "training_sets": "data",
+    "models": "model",
+}
 FILES = {  # file of films.json: clips in it
     "training": 4,
     "validation_L1": 2,
@@ -36,8 +41,9 @@ FILES = {  # file of films.json: clips in it
 def sections():
     """{module: what its docstring says from "Extend it" on}."""
     texts = {}
-    for name in EXAMPLES:
-        module = ast.parse((ROOT / "lib" / f"{name}.py").read_text(encoding="utf-8"))
+    for name, folder in EXAMPLES.items():
+        file = ROOT / "lib" / folder / f"{name}.py"
+        module = ast.parse(file.read_text(encoding="utf-8"))
         texts[name] = ast.get_docstring(module).partition("\nExtend it: ")[2]
     return texts
 
@@ -106,7 +112,7 @@ def kit(films, blocks, sections):
             ROOT / name, kit / name, ignore=shutil.ignore_patterns("__pycache__")
         )
     for name in ("rewards", "rl"):
-        with (kit / "lib" / f"{name}.py").open("a") as module:
+        with (kit / "lib" / "train" / f"{name}.py").open("a") as module:
             module.write(f"\n\n{blocks[name]}")
     (kit / "lib" / "films.py").write_text(blocks["training_sets"])
     (kit / "params" / "grpo_after_sft.yaml").write_text(blocks["models"])

@@ -268,7 +268,7 @@ def test_batches_that_do_not_divide_are_refused():
 
 RUN = """
 import pickle, sys
-from lib import grpo
+from lib.train import grpo
 grpo.train(pickle.load(open(sys.argv[1], "rb")))
 """
 

@@ -30,7 +30,7 @@ from tests import launched, two_processes
 SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 HANG = 120  # seconds; an idle machine needs 5
 IMPORTS = "import sys, pathlib; sys.path.append({root!r})\n"
-CELL = "from lib import launch; from tests import launched\n"
+CELL = "from lib.run import launch; from tests import launched\n"
 CELL += "folder = pathlib.Path({folder!r})\n"
 CELL += "launch.call(folder, 2, '', launched.{name}, folder)"
 
@@ -180,7 +180,8 @@ test "$*" = "show hostnames node[1-2]" && printf '127.0.0.1\\nelsewhere\\n'
 """
 ON_TWO_NODES = """
 import pathlib, sys
-from lib import frame_store, launch
+from lib.data import frame_store
+from lib.run import launch
 from tests import launched
 folder = pathlib.Path(sys.argv[1])
 frame_store.keep_frames(folder / "frames", 1.5)

@@ -239,7 +239,8 @@ def test_rl_shows_reward_and_length_and_sft_loss_and_accuracy():
 SETUP = """
 import sys, threading
 sys.path[:0] = ["..", "../tests"]
-from lib import live, records
+from lib import records
+from lib.show import live
 from made_run import grpo_log
 from pathlib import Path
 drawn, draw, live.INTERVAL = threading.Event(), live._Training.draw, 0.05

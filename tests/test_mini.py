@@ -206,7 +206,7 @@ def test_general_questions_have_four_or_five_options_and_both_durations():
 def test_the_base_loads_with_auto_classes_alone(tmp_path):
     """In a process that imports only the CPU shim and transformers."""
     program = (
-        "from lib import torchvision_cpu\n"
+        "from lib.data import torchvision_cpu\n"
         "from transformers import AutoProcessor, AutoModelForImageTextToText as Auto\n"
         f"processor = AutoProcessor.from_pretrained({str(BASE)!r})\n"
         f"model = Auto.from_pretrained({str(BASE)!r})\n"

@@ -337,7 +337,7 @@ def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(tiny_checkpoin
 BARS = """
 import ipykernel.zmqshell, tqdm.auto, tqdm.notebook
 assert issubclass(tqdm.auto.tqdm, tqdm.notebook.tqdm), "kernels have other bars by now"
-from lib import models
+from lib.model import models
 import datasets, huggingface_hub
 from transformers.utils import logging
 bars = datasets.utils.tqdm, huggingface_hub.utils.tqdm, type(logging.tqdm([]))

@@ -21,8 +21,8 @@ import pytest
 from lib.paths import ROOT
 
 MODULES = [
-    *("__init__", "chain", "paths", "records", "run_files", "markup", "params"),
-    "pipeline",
+    *("__init__", "chain", "paths", "records", "run_files", "markup"),
+    *(f"run/{name}" for name in ("__init__", "__main__", "params", "pipeline")),
 ]
 NAMED = 'run_name: str = "smoke"  # folder below outputs/'
 NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'
@@ -33,10 +33,10 @@ class Kit:
 
     def __init__(self, root: Path):
         self.root = root
-        (root / "lib").mkdir()
+        (root / "lib" / "run").mkdir(parents=True)
         (root / "notebooks").mkdir()
         for name in MODULES:
-            shutil.copy(ROOT / "lib" / f"{name}.py", root / "lib")
+            shutil.copy(ROOT / f"lib/{name}.py", root / f"lib/{name}.py")
 
     def notebook(self, name: str, *cells: str, parameters: str = "") -> None:
         tags = {"tags": ["parameters"]}

@@ -196,7 +196,7 @@ def test_changed_options_change_the_questions_of_a_record(tmp_path):
 
 
 def test_an_empty_folder_says_what_writes_records(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"lib\.report reference"):
+    with pytest.raises(FileNotFoundError, match=r"lib.analysis reference"):
         report.read_reference(tmp_path)
 
 

@@ -43,7 +43,7 @@ MIB = 2**20
 # What a clip is called in the fourth record is not ASCII and has blanks.
 NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
 START = (
-    "import json, sys; from lib import seed_bench as s;"
+    "import json, sys; from lib.data import seed_bench as s;"
     "from lib.data.__main__ import main;"
     "facts = json.loads(sys.argv[1]);"
     "official = {k: s.Official(**v) for k, v in facts.items()};"

@@ -32,7 +32,7 @@ SETTINGS = sft.SFTSettings(
 )
 CHILD = """
 import pickle, sys
-from lib import sft
+from lib.train import sft
 sft.train_sft(pickle.load(open(sys.argv[1], "rb")))
 """
 

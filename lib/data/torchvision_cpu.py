@@ -10,7 +10,7 @@ have no kernel, so calling them still fails, and nothing here calls them.
 On a machine whose torch and torchvision match, the compiled part loads and nothing is
 declared. Import this module before transformers:
 
-    from lib import torchvision_cpu  # noqa: F401
+    from lib.data import torchvision_cpu  # noqa: F401
     from transformers import AutoProcessor
 """
 

@@ -17,7 +17,8 @@ write, {file of questions: [film, ...]}. As lib/films.py:
 
     import sys
 
-    from lib import paths, records, training_sets
+    from lib import paths, records
+    from lib.data import training_sets
 
 
     def record(file: str, film: dict) -> dict:

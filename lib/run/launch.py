@@ -47,7 +47,7 @@ from lib.data import frame_store
 
 COMMAND = "LAUNCH_COMMAND"
 ONE_MACHINE = ("--num_machines", "1", "--main_process_port", "0")  # 0: a free one
-START = "from lib import launch; launch.start()"
+START = "from lib.run import launch; launch.start()"
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 # Without a config of ours accelerate would read the one in the user's home. Without GPU
 # this type starts CPU processes; its CPU type would start only one.

@@ -310,7 +310,7 @@ HERE = {
     "a disk too small for a download": (
         lambda target: None,
         "not enough disk space below",
-        "to download huge.bin: 1,000,000,000.0 GB are",
+        "to download huge.bin: 1.00EB are",
         "make room, then run it again",
     ),
 }

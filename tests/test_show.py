@@ -254,7 +254,7 @@ def test_a_page_is_made_again_only_when_its_notebook_has_changed(html, run):
 
 
 def test_without_an_executed_analysis_there_is_no_report(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="lib.run"):
+    with pytest.raises(FileNotFoundError, match=r"lib\.run"):
         show.write(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="run 05_analysis first"):
         show.write(tmp_path)

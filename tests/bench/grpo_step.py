@@ -380,7 +380,7 @@ def bench(
     torch.manual_seed(2)
     drawn = trainers["ours"]
     generate(drawn, questions)  # also warms up
-    given = drawn._tokens
+    given = [tokens for group in drawn.batch.groups for tokens in group]
     for trainer in trainers.values():
         trainer.given = given
     agreement = compare(trainers, questions)

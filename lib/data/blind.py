@@ -47,16 +47,14 @@ class BlindReader:
     """A linear score for each option; the highest one is the answer."""
 
     def __init__(self):
-        self.weights = torch.nn.EmbeddingBag(FEATURES, 1, mode="sum")
-        torch.nn.init.zeros_(self.weights.weight)
+        self.weights = torch.zeros(FEATURES, requires_grad=True)
 
     @classmethod
     def fit(cls, questions: Sequence[Question]) -> "BlindReader":
         """Softmax regression over the options of each question, from zero weights."""
         reader, bags = cls(), _bags(questions)
         gold = torch.tensor(["ABCDE".index(question.gold) for question in questions])
-        parameters = reader.weights.parameters()
-        optimizer = torch.optim.Adam(parameters, lr=_LR, weight_decay=_DECAY)
+        optimizer = torch.optim.Adam([reader.weights], lr=_LR, weight_decay=_DECAY)
         for _ in range(_EPOCHS):
             optimizer.zero_grad()
             cross_entropy(reader._scores(*bags), gold).backward()
@@ -70,15 +68,18 @@ class BlindReader:
         pairs = zip(questions, places, strict=True)
         return [question.gold == "ABCDE"[place] for question, place in pairs]
 
-    def _scores(self, flat, starts, counts: list[int]) -> torch.Tensor:
+    def _scores(self, flat, owner, counts: list[int]) -> torch.Tensor:
         """[questions, options]; an option that a question does not have is -inf."""
-        scores = self.weights(flat, starts)[:, 0].split(counts)
-        return pad_sequence(scores, batch_first=True, padding_value=-torch.inf)
+        scores = torch.zeros(sum(counts)).index_add(0, owner, self.weights[flat])
+        return pad_sequence(
+            scores.split(counts), batch_first=True, padding_value=-torch.inf
+        )
 
 
 def _bags(questions: Sequence[Question]) -> tuple:
-    """Features of all options in a line, where each option starts, options each has."""
+    """Features of all options in a line, the option of each, options a question has."""
     lists = [features(q, place) for q in questions for place in range(len(q.options))]
-    starts = torch.tensor([0, *map(len, lists[:-1])]).cumsum(0)
+    sizes = torch.tensor([len(found) for found in lists])
+    owner = torch.arange(len(lists)).repeat_interleave(sizes)
     flat = torch.tensor([feature for found in lists for feature in found])
-    return flat, starts, [len(question.options) for question in questions]
+    return flat, owner, [len(question.options) for question in questions]

@@ -99,3 +99,11 @@ def test_rows_of_other_items_are_refused(path):
 def test_two_items_with_one_id_are_refused(path):
     with pytest.raises(ValueError, match="same id"):
         finished(path, order=[*ORDER, "a"], asked=[*BATCHES, [Item("a")]])
+
+
+def test_a_file_of_another_name_is_nobody_s_share(path):
+    own = path.with_name("rows.partial-notes.jsonl")
+    own.write_text("kept by a user\n")
+    finished(path)
+    finished(path)
+    assert own.read_text() == "kept by a user\n"

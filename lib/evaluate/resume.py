@@ -11,8 +11,8 @@ Example: of batches [a, b] and [c, d] a kill left the rows of a, b and c, and ha
 d's. `finish` keeps a and b, makes the second batch anew and writes all four.
 """
 
-import glob
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
@@ -98,8 +98,9 @@ def partial_file(path: Path, process: int) -> Path:
 
 
 def partial_files(path: Path) -> list[Path]:
-    """Those that exist, of any number of processes."""
-    return sorted(path.parent.glob(f"{glob.escape(path.stem)}.partial*.jsonl"))
+    """Those that exist, of any number of processes; nothing of another name."""
+    named = re.compile(re.escape(path.stem) + r"\.partial(-\d+)?\.jsonl")
+    return sorted(f for f in path.parent.glob("*") if named.fullmatch(f.name))
 
 
 def digest(texts: Iterable[str]) -> str:

@@ -3,8 +3,8 @@
 Reads the annotation files of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376,
 https://huggingface.co/datasets/TencentARC/SEED-Bench-R1) and LongVideoBench
 (https://arxiv.org/abs/2407.15754). `lib/data/faults.py` says what a sound record is;
-every reader reports all faults of a file at once, each with its line, its field, what
-was found and what was expected.
+every reader reports the faults of all records at once, each with its line, its field,
+what was found and what was expected. Rules on several fields wait until each is sound.
 
     >>> questions = read_validation("annotations/validation_L1.jsonl", root, "L1")
     >>> questions[0].id, questions[0].gold, questions[0].options[0]

@@ -17,16 +17,6 @@ from lib.show import training_plots
 TEXTS = ["open the fridge", "what action should I take next?", "stir", "B. wash"]
 
 
-@pytest.fixture(scope="module")
-def processor(tiny_checkpoint):
-    return models.load_processor(tiny_checkpoint)
-
-
-@pytest.fixture
-def model(tiny_checkpoint):
-    return models.load_model(tiny_checkpoint)
-
-
 def pictures(rng, frames, still):
     clip = rng.integers(0, 256, (frames, 56, 56, 3), dtype=np.uint8) if frames else None
     image = rng.integers(0, 256, (56, 84, 3), dtype=np.uint8) if still else None
@@ -90,6 +80,20 @@ def test_a_long_clip_is_answered_as_the_plain_forward_at_its_positions_does(
         ).logits[0, -3:]
     plain = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
     torch.testing.assert_close(scores[0], plain, atol=1e-5, rtol=0)
+
+
+def decoding(model, **changes):
+    config = model.config
+    fields = {
+        "max_tokens": 12,
+        "temperature": 0.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "end_ids": (model.generation_config.eos_token_id[0],),
+        "pad_id": model.generation_config.pad_token_id,
+        "suppressed": tuple(encoding.visual_token_ids(config)),
+    }
+    return Decoding(**{**fields, **changes})
 
 
 def completions_of(prompts, seed=0, longest=9, group=3):
@@ -298,135 +302,6 @@ def test_an_unsupported_attention_or_model_is_named(model, processor):
     model.config.model_type = "qwen9_vl"
     with pytest.raises(ValueError, match="qwen9_vl"):
         completion_scores(model, [prompt], [[torch.tensor([5])]])
-
-
-# Rollouts
-
-
-def decoding(model, **changes):
-    config = model.config
-    fields = {
-        "max_tokens": 12,
-        "temperature": 0.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "end_ids": (model.generation_config.eos_token_id[0],),
-        "pad_id": model.generation_config.pad_token_id,
-        "suppressed": tuple(encoding.visual_token_ids(config)),
-    }
-    return Decoding(**{**fields, **changes})
-
-
-def generated(model, inputs, max_tokens, suppressed):
-    """Greedy completions by transformers' own generate, one prompt at a time."""
-    found = []
-    for one in inputs:
-        ids = model.generate(
-            **one,
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            suppress_tokens=list(suppressed),
-        )[0, one["input_ids"].shape[1] :]
-        found.append(ids.tolist())
-    return found
-
-
-def some_ends(model, inputs, settings):
-    """End tokens that greedy completions meet at different steps, some never."""
-    free = generated(model, inputs, settings.max_tokens, settings.suppressed)
-    return (free[0][2], free[1][6])
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_rollouts_in_training_equal_generate(
-    tiny_checkpoint, processor, attention
-):
-    model = models.load_model(tiny_checkpoint)
-    model.set_attn_implementation({"text_config": attention})
-    inputs = encoded(processor)
-    settings = decoding(model)
-    ends = some_ends(model, inputs, settings)
-    model.generation_config.eos_token_id = list(ends)
-    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
-    assert len({len(row) for row in expected}) > 1, "no completion ends early"
-
-    model.activation_checkpointing_enable()
-    model.train()
-    prompts = [make_prompt(model, one) for one in inputs]
-    settings = decoding(model, end_ids=ends)
-    for own in (prompts, prefix.with_features(model, prompts)):
-        groups = rollouts.draw(model, own, 2, settings)
-        for group, row in zip(groups, expected, strict=True):
-            assert group == [row, row]
-    assert model.training
-    assert model.is_activation_checkpointing
-
-
-def test_rollouts_of_a_group_differ_and_repeat_with_the_seed(model, processor):
-    prompts = [make_prompt(model, one) for one in encoded(processor)]
-    settings = decoding(model, temperature=1.0)
-    found = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        found.append(rollouts.draw(model, prompts, 4, settings))
-    assert all(len({tuple(row) for row in group}) > 1 for group in found[0])
-    assert found[0] == found[1] != found[2]
-
-
-def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
-    """Two-token completions come as often as the plain forward says."""
-    one = encoded(processor)[0]
-    prompt = make_prompt(model, one)
-    settings = decoding(model, max_tokens=2, temperature=1.0, top_k=2, end_ids=())
-    torch.manual_seed(0)
-    pairs = rollouts.draw(model, [prompt] * 8, 100, settings)
-    counts: dict[tuple, int] = {}
-    for pair in itertools.chain.from_iterable(pairs):
-        counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
-    first = top_two(model, one, [], settings)
-    expected = {}
-    for token, share in first.items():
-        for other, own in top_two(model, one, [token], settings).items():
-            expected[token, other] = share * own
-    assert set(counts) <= set(expected)
-    for pair, share in expected.items():
-        error = (share * (1 - share) / 800) ** 0.5
-        assert abs(counts.get(pair, 0) / 800 - share) < 5 * error + 1e-3
-
-
-def top_two(model, one, behind, settings):
-    """{token: probability} of the two likeliest tokens behind prompt and `behind`."""
-    ids = torch.cat([one["input_ids"], torch.tensor([behind], dtype=torch.long)], 1)
-    inputs = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
-    with torch.no_grad():
-        logits = model(**inputs).logits[0, -1]
-    logits[list(settings.suppressed)] = -torch.inf
-    values, tokens = logits.topk(2)
-    return dict(zip(tokens.tolist(), values.softmax(-1).tolist(), strict=True))
-
-
-def test_visual_tokens_are_never_drawn(model, processor):
-    visual = encoding.visual_token_ids(model.config)
-    with torch.no_grad():  # a policy that wants nothing else
-        model.lm_head.weight[visual] = 0
-        model.model.language_model.norm.weight.zero_()
-        bias = torch.zeros(model.config.text_config.vocab_size)
-        bias[visual] = 100.0
-        model.lm_head.bias = torch.nn.Parameter(bias)
-    prompts = [make_prompt(model, one) for one in encoded(processor)]
-    for temperature in (0.0, 1.0):
-        free = decoding(model, temperature=temperature, suppressed=(), max_tokens=5)
-        groups = rollouts.draw(model, prompts, 3, free)
-        assert visual_share(groups, visual) == 1
-        kept = decoding(model, temperature=temperature, max_tokens=5)
-        groups = rollouts.draw(model, prompts, 3, kept)
-        assert visual_share(groups, visual) == 0
-
-
-def visual_share(groups, visual):
-    tokens = [token for group in groups for row in group for token in row]
-    return sum(token in visual for token in tokens) / len(tokens)
 
 
 def test_the_vision_tower_runs_once_a_prompt(model, processor):

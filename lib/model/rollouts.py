@@ -1,18 +1,21 @@
 """Rollouts of a group: one prefill of the prompt, G completions side by side behind it.
 
-The completions grow behind the one cache, each new token seeing the prompt and the
-earlier tokens of its own completion; a finished group leaves the batch.
+After the prefill a token step is plain functions over the model's own weights and
+tensors of fixed size: the prompt's keys and values once a group, each completion's own
+behind them. No module of the network is called: a step costs its arithmetic, and a GPU
+is handed all of it at once, as a CUDA graph.
 
     groups = draw(model, with_features(model, prompts), 8, decoding)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from lib.model.prefix import Prompt, as_mask, base_of, check_model, picture_inputs
+from lib.model.prefix import Prompt, base_of, check_model, picture_inputs
+from lib.model.token_step import Language
 
 # isort: split
 from transformers import LogitsProcessorList
@@ -22,6 +25,10 @@ from transformers.generation import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+FREE = -1  # a slot without a prompt
+# Token steps between two looks at which groups have ended; a look waits for the GPU.
+STEPS_A_LOOK = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,8 @@ def draw(
     """`count` completions of every prompt: token ids, the end token included.
 
     A completion of `max_tokens` tokens without an end token was cut off. Randomness is
-    torch's global state: the same state gives the same completions on a CPU.
+    torch's global state: on a CPU the same state gives the same completions, whatever
+    is drawn side by side. FloatingPointError for a policy whose probabilities are NaN.
     """
     with generating(model):
         return decode(model, prompts, count, decoding)
@@ -78,16 +86,189 @@ def draw(
 
 @torch.no_grad()
 def decode(
-    model, prompts: Sequence[Prompt], count: int, decoding: Decoding
+    model,
+    prompts: Sequence[Prompt],
+    count: int,
+    decoding: Decoding,
+    at_once: int | None = None,
 ) -> list[list[list[int]]]:
     """`draw` for a model that is in the state of `generating`.
 
-    Leaves no trace in the model, so that several threads can decode with one.
+    At most `at_once` groups are drawn side by side, all if None; waiting ones take the
+    places of those that end. Leaves no trace in the model, so that several threads can
+    decode with one.
     """
     check_model(model)
-    drawn = _decode(base_of(model), prompts, count, decoding)
-    ends = set(decoding.end_ids)
-    return [[_until_end(row, ends) for row in group] for group in drawn.tolist()]
+    base = base_of(model)
+    language = Language(base)
+    slots = Slots(base, prompts, count, decoding, at_once or len(prompts))
+    found: list[list[list[int]]] = [[] for _ in prompts]
+    step = None
+    while True:
+        for row in slots.ended():
+            found[slots.held[row]] = slots.completions(row)
+            slots.held[row] = FREE
+        free = slots.held.count(FREE)
+        if slots.waiting and 4 * free >= len(slots.held):
+            slots.fill()
+            continue
+        if free == len(slots.held):
+            return found
+        if free and not slots.waiting and slots.shrink():
+            step = None
+        step = step or step_of(language, slots)
+        for _ in range(STEPS_A_LOOK[base.device.type]):
+            step()
+
+
+def step_of(language: Language, slots: "Slots") -> Callable[[], None]:
+    """The token step of these slots: on a GPU captured once, as a CUDA graph."""
+    if slots.at.device.type == "cpu":
+        return lambda: slots.draw(language(slots, int(slots.at.max())))
+
+    def step():
+        slots.draw(language(slots, slots.decoding.max_tokens))
+
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        step()  # a real one: what is loaded at a first call cannot be captured
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+class Slots:
+    """B groups of G completions that are being drawn, in tensors of fixed size.
+
+    For each layer `keys` and `values` [B, kv, P, D] are the prompts', left padded, and
+    `own_keys` and `own_values` [B, kv, G, T, D] the completions'. `hidden` [B, P] is
+    -inf where a prompt is padded, else 0; `position` [B] that of the first drawn token;
+    `at` [B] counts the tokens drawn; `drawn` [B, G, T] holds them, pad_id behind an
+    end. `held` [B] says which prompt is in a slot.
+    """
+
+    PER_SLOT = ("hidden", "position", "asked", "at", "drawn", "done")
+    PER_LAYER = ("keys", "values", "own_keys", "own_values")
+
+    def __init__(self, base, prompts, count: int, decoding: Decoding, size: int):
+        self.base, self.prompts, self.decoding = base, prompts, decoding
+        self.filters = _filters(decoding, base.device)
+        self.ends = torch.tensor(decoding.end_ids, device=base.device)
+        self.waiting = list(range(len(prompts)))
+        size, length = min(size, len(prompts)), decoding.max_tokens
+        self.held = [FREE] * size
+        # One number a token, drawn before any token: batches do not matter to it.
+        self.chances = None
+        if decoding.temperature > 0:
+            shape = (len(prompts), count, length)
+            self.chances = torch.rand(shape, dtype=torch.float64, device=base.device)
+
+        def zeros(*shape, dtype=torch.long):
+            return torch.zeros(shape, dtype=dtype, device=base.device)
+
+        longest = max(len(prompt.ids) for prompt in prompts)
+        self.hidden = zeros(size, longest, dtype=torch.float32)
+        self.position, self.asked, self.at = zeros(size), zeros(size), zeros(size)
+        self.drawn = zeros(size, count, length)
+        self.done = zeros(size, count, dtype=torch.bool)
+        self.broken = zeros(dtype=torch.bool)
+        self.keys = None
+        self.fill()
+
+    def fill(self) -> None:
+        """Put waiting prompts into the free slots and draw their first tokens."""
+        free = [row for row, held in enumerate(self.held) if held == FREE]
+        asked, self.waiting = self.waiting[: len(free)], self.waiting[len(free) :]
+        for row, prompt in zip(free, asked, strict=False):
+            self.held[row] = prompt
+        rows = torch.tensor(free[: len(asked)], device=self.at.device)
+        prompts = [self.prompts[prompt] for prompt in asked]
+        output, mask, position = _prefill(self.base, prompts, self.decoding.pad_id)
+        behind = self.hidden.shape[1] - mask.shape[1]
+        layers = output.past_key_values.layers
+        if self.keys is None:
+            self._allocate(layers)
+        for i, layer in enumerate(layers):
+            self.keys[i][rows, :, behind:] = layer.keys
+            self.values[i][rows, :, behind:] = layer.values
+        self.hidden[rows] = -torch.inf
+        self.hidden[rows, behind:] = torch.where(mask, 0.0, -torch.inf)
+        self.position[rows] = position
+        self.asked[rows] = torch.tensor(asked, device=rows.device)
+        self.at[rows] = 0
+        self.drawn[rows] = self.decoding.pad_id
+        self.done[rows] = False
+        self.draw(output.logits[:, -1:].expand(-1, self.drawn.shape[1], -1), rows)
+
+    def _allocate(self, layers) -> None:
+        size, count, length = self.drawn.shape
+
+        def zeros(like, *between):
+            heads, width = like.shape[1], like.shape[-1]
+            return like.new_zeros(size, heads, *between, width)
+
+        longest = self.hidden.shape[1]
+        self.keys = [zeros(layer.keys, longest) for layer in layers]
+        self.values = [zeros(layer.values, longest) for layer in layers]
+        self.own_keys = [zeros(layer.keys, count, length) for layer in layers]
+        self.own_values = [zeros(layer.values, count, length) for layer in layers]
+
+    def draw(self, logits: torch.Tensor, rows: torch.Tensor | None = None) -> None:
+        """Draw the next token of the completions in `rows` (all) from [B, G, V]."""
+        if rows is None:
+            rows = torch.arange(len(self.at), device=self.at.device)
+        at = self.at[rows].clamp(max=self.decoding.max_tokens - 1)  # of a free slot
+        scores = self.filters(None, logits.float().flatten(0, 1))
+        if self.chances is None:
+            token = scores.argmax(-1)
+        else:
+            token = _at_chance(scores, self.chances[self.asked[rows], :, at].flatten())
+            self.broken |= scores.isnan().any()
+        done = self.done[rows]
+        token = token.view(done.shape).masked_fill(done, self.decoding.pad_id)
+        self.drawn[rows, :, at] = token
+        self.done[rows] = done | torch.isin(token, self.ends)
+        self.at[rows] = at + 1
+
+    def ended(self) -> list[int]:
+        """The slots whose completions are whole; FloatingPointError after a NaN."""
+        if self.broken:
+            raise FloatingPointError("the model's probabilities are NaN")
+        over = self.done.all(1) | (self.at == self.decoding.max_tokens)
+        return [row for row in over.nonzero()[:, 0].tolist() if self.held[row] != FREE]
+
+    def completions(self, row: int) -> list[list[int]]:
+        """The token ids of a slot's completions, each up to its end."""
+        ends = set(self.decoding.end_ids)
+        drawn = self.drawn[row, :, : int(self.at[row])].tolist()
+        return [_until_end(tokens, ends) for tokens in drawn]
+
+    def shrink(self) -> bool:
+        """Leave free slots behind, on a GPU only by halves; whether it was done.
+
+        A captured step has fixed shapes, and capturing another one takes its time.
+        """
+        kept = [row for row, held in enumerate(self.held) if held != FREE]
+        if self.at.is_cuda and 2 * len(kept) > len(self.held):
+            return False
+        rows = torch.tensor(kept, device=self.at.device)
+        for name in self.PER_SLOT:
+            setattr(self, name, getattr(self, name)[rows])
+        for name in self.PER_LAYER:
+            setattr(self, name, [layer[rows] for layer in getattr(self, name)])
+        self.held = [self.held[row] for row in kept]
+        return True
+
+
+def _at_chance(scores: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+    """[N] tokens from scores [N, V]: where the summed probabilities pass `chances`."""
+    sums = scores.double().softmax(-1).cumsum(-1)
+    wanted = (chances * sums[:, -1])[:, None]
+    token = torch.searchsorted(sums, wanted, right=True)[:, 0]
+    return token.clamp(max=scores.shape[-1] - 1)
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
@@ -95,46 +276,8 @@ def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
     return tokens[: stop + 1]
 
 
-def _decode(base, prompts, count, decoding) -> torch.Tensor:
-    """[prompts, count, length] drawn tokens, pad_id behind the end of a completion."""
-    output, visible, position = _prefill(base, prompts, decoding.pad_id)
-    cache = output.past_key_values
-    visible = visible.expand(-1, -1, count, -1)
-    own = torch.eye(count, dtype=torch.bool, device=base.device)
-    ends = torch.tensor(decoding.end_ids, device=base.device)
-    filters = _filters(decoding, base.device)
-    logits = output.logits[:, -1:].expand(-1, count, -1)
-    shape = (len(prompts), count, decoding.max_tokens)
-    drawn = torch.full(shape, decoding.pad_id, device=base.device)
-    done = torch.zeros(shape[:2], dtype=torch.bool, device=base.device)
-    active = torch.arange(len(prompts), device=base.device)  # rows still in the batch
-    for step in range(decoding.max_tokens):
-        token = _draw(logits, filters, decoding)
-        token = token.masked_fill(done[active], decoding.pad_id)
-        drawn[active, :, step] = token
-        done[active] |= torch.isin(token, ends)
-        open_rows = (~done[active].all(1)).nonzero()[:, 0]
-        if len(open_rows) == 0 or step == decoding.max_tokens - 1:
-            break
-        if len(open_rows) < len(active):  # finished groups leave the batch
-            cache.batch_select_indices(open_rows)
-            active, token = active[open_rows], token[open_rows]
-            visible = visible[open_rows]
-        # Every step adds `count` columns to the cache, one a completion, in order.
-        seen = own.expand(len(active), 1, count, count)
-        visible = torch.cat([visible, seen], -1)
-        logits = base(
-            input_ids=token,
-            attention_mask=as_mask(visible, base),
-            position_ids=(position[active] + step)[None, :, None].expand(3, -1, count),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    return drawn[..., : step + 1]
-
-
-def _prefill(base, prompts, pad_id):
-    """Output of the left-padded prompts, their [B, 1, 1, P] mask, next positions."""
+def _prefill(base, prompts: Sequence[Prompt], pad_id: int):
+    """Output of the left-padded prompts, their [B, P] mask, the next positions [B]."""
     lengths = [len(prompt.ids) for prompt in prompts]
     longest = max(lengths)
     ids = torch.full((len(prompts), longest), pad_id, device=base.device)
@@ -153,7 +296,7 @@ def _prefill(base, prompts, pad_id):
         logits_to_keep=1,
         **picture_inputs(prompts),
     )
-    return output, mask.bool()[:, None, None], positions[0, :, -1] + 1
+    return output, mask.bool(), positions[0, :, -1] + 1
 
 
 def _filters(decoding: Decoding, device) -> LogitsProcessorList:
@@ -169,12 +312,3 @@ def _filters(decoding: Decoding, device) -> LogitsProcessorList:
         if decoding.top_p < 1:
             filters.append(TopPLogitsWarper(decoding.top_p))
     return filters
-
-
-def _draw(logits: torch.Tensor, filters, decoding: Decoding) -> torch.Tensor:
-    """[B, G] tokens from [B, G, V] logits."""
-    scores = filters(None, logits.float().flatten(0, 1))
-    if decoding.temperature == 0:
-        return scores.argmax(-1).view(logits.shape[:2])
-    probabilities = scores.softmax(-1)
-    return torch.multinomial(probabilities, 1).view(logits.shape[:2])

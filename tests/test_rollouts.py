@@ -1,0 +1,230 @@
+"""Rollouts are what the model would say, however they are batched."""
+
+import itertools
+
+import pytest
+import torch
+
+from lib.model import encoding, models, prefix, rollouts, token_step
+from lib.model.prefix import make_prompt
+from lib.model.scoring import add_scoring, completion_scores
+from tests.test_shared_prefix import decoding, encoded
+
+
+def generated(model, inputs, max_tokens, suppressed):
+    """Greedy completions by transformers' own generate, one prompt at a time."""
+    found = []
+    for one in inputs:
+        ids = model.generate(
+            **one,
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            suppress_tokens=list(suppressed),
+        )[0, one["input_ids"].shape[1] :]
+        found.append(ids.tolist())
+    return found
+
+
+def some_ends(model, inputs, settings):
+    """End tokens that greedy completions meet at different steps, some never."""
+    free = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    return (free[0][2], free[1][6])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_greedy_rollouts_in_training_equal_generate(
+    tiny_checkpoint, processor, attention
+):
+    model = models.load_model(tiny_checkpoint)
+    model.set_attn_implementation({"text_config": attention})
+    inputs = encoded(processor)
+    settings = decoding(model)
+    ends = some_ends(model, inputs, settings)
+    model.generation_config.eos_token_id = list(ends)
+    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    assert len({len(row) for row in expected}) > 1, "no completion ends early"
+
+    model.activation_checkpointing_enable()
+    model.train()
+    prompts = [make_prompt(model, one) for one in inputs]
+    settings = decoding(model, end_ids=ends)
+    for own in (prompts, prefix.with_features(model, prompts)):
+        groups = rollouts.draw(model, own, 2, settings)
+        for group, row in zip(groups, expected, strict=True):
+            assert group == [row, row]
+    assert model.training
+    assert model.is_activation_checkpointing
+
+
+def test_rollouts_of_a_group_differ_and_repeat_with_the_seed(model, processor):
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    settings = decoding(model, temperature=1.0)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(rollouts.draw(model, prompts, 4, settings))
+    assert all(len({tuple(row) for row in group}) > 1 for group in found[0])
+    assert found[0] == found[1] != found[2]
+
+
+def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
+    """Two-token completions come as often as the plain forward says."""
+    one = encoded(processor)[0]
+    prompt = make_prompt(model, one)
+    settings = decoding(model, max_tokens=2, temperature=1.0, top_k=2, end_ids=())
+    torch.manual_seed(0)
+    pairs = rollouts.draw(model, [prompt] * 8, 100, settings)
+    counts: dict[tuple, int] = {}
+    for pair in itertools.chain.from_iterable(pairs):
+        counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
+    first = top_two(model, one, [], settings)
+    expected = {}
+    for token, share in first.items():
+        for other, own in top_two(model, one, [token], settings).items():
+            expected[token, other] = share * own
+    assert set(counts) <= set(expected)
+    for pair, share in expected.items():
+        error = (share * (1 - share) / 800) ** 0.5
+        assert abs(counts.get(pair, 0) / 800 - share) < 5 * error + 1e-3
+
+
+def top_two(model, one, behind, settings):
+    """{token: probability} of the two likeliest tokens behind prompt and `behind`."""
+    ids = torch.cat([one["input_ids"], torch.tensor([behind], dtype=torch.long)], 1)
+    inputs = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
+    with torch.no_grad():
+        logits = model(**inputs).logits[0, -1]
+    logits[list(settings.suppressed)] = -torch.inf
+    values, tokens = logits.topk(2)
+    return dict(zip(tokens.tolist(), values.softmax(-1).tolist(), strict=True))
+
+
+def test_visual_tokens_are_never_drawn(model, processor):
+    visual = encoding.visual_token_ids(model.config)
+    with torch.no_grad():  # a policy that wants nothing else
+        model.lm_head.weight[visual] = 0
+        model.model.language_model.norm.weight.zero_()
+        bias = torch.zeros(model.config.text_config.vocab_size)
+        bias[visual] = 100.0
+        model.lm_head.bias = torch.nn.Parameter(bias)
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    for temperature in (0.0, 1.0):
+        free = decoding(model, temperature=temperature, suppressed=(), max_tokens=5)
+        groups = rollouts.draw(model, prompts, 3, free)
+        assert visual_share(groups, visual) == 1
+        kept = decoding(model, temperature=temperature, max_tokens=5)
+        groups = rollouts.draw(model, prompts, 3, kept)
+        assert visual_share(groups, visual) == 0
+
+
+def visual_share(groups, visual):
+    tokens = [token for group in groups for row in group for token in row]
+    return sum(token in visual for token in tokens) / len(tokens)
+
+
+@pytest.fixture
+def several(model, processor):
+    """Seven prompts of four lengths, with clip and still, either, or neither."""
+    found = [one for seed in (0, 1) for one in encoded(processor, seed)][:7]
+    return found, [make_prompt(model, one) for one in found]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, None])
+def test_waiting_prompts_take_the_places_of_ended_groups(model, several, at_once):
+    inputs, prompts = several
+    settings = decoding(model)
+    ends = some_ends(model, inputs, settings)
+    model.generation_config.eos_token_id = list(ends)
+    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    assert len({len(row) for row in expected}) > 2
+    settings = decoding(model, end_ids=ends)
+    with rollouts.generating(model):
+        groups = rollouts.decode(model, prompts, 2, settings, at_once)
+    assert groups == [[row, row] for row in expected]
+
+
+def test_a_seed_gives_the_same_completions_in_every_batch(model, several):
+    _, prompts = several
+    settings = decoding(model, temperature=1.0, end_ids=(5, 9, 11, 20, 30))
+    found = []
+    for at_once in (1, 2, None):
+        torch.manual_seed(0)
+        with rollouts.generating(model):
+            found.append(rollouts.decode(model, prompts, 8, settings, at_once))
+    torch.manual_seed(0)
+    apart = [rollouts.draw(model, [prompt], 8, settings)[0] for prompt in prompts]
+    assert found[0] == found[1] == found[2] == apart
+    assert len({len(row) for group in apart for row in group}) > 2
+
+
+KINDS = {  # how far the log-probability of a drawn token may be from the update's
+    "LoRA": (1e-5, {}),
+    "LoRA on NF4": (1e-4, {"quantize": True}),
+    "LoRA in bfloat16": (0.05, {"dtype": "bfloat16"}),
+}
+
+
+def adapted(checkpoint, **how):
+    """The tiny model with an adapter that changes what it says."""
+    import peft
+
+    torch.manual_seed(0)
+    model = models.load_model(checkpoint, **how)
+    model = peft.get_peft_model(model, models.lora_config(4, 8)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("small", [0, token_step.SMALL], ids=["live", "folded"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawn_tokens_have_the_probabilities_of_the_update(
+    tiny_checkpoint, processor, monkeypatch, kind, small
+):
+    """What rollouts are drawn from is what the update scores."""
+    monkeypatch.setattr(token_step, "SMALL", small)
+    bound, how = KINDS[kind]
+    model = adapted(tiny_checkpoint, **how)
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    choose, logps = rollouts._at_chance, []
+
+    def at_chance(scores, chances):
+        tokens = choose(scores, chances)
+        logps.append(scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
+        return tokens
+
+    monkeypatch.setattr(rollouts, "_at_chance", at_chance)
+    settings = decoding(model, temperature=1.0, end_ids=(), suppressed=())
+    groups = rollouts.draw(model, prompts, 3, settings)
+    add_scoring(model)
+    completions = [[torch.tensor(row) for row in group] for group in groups]
+    with torch.no_grad(), rollouts.generating(model):
+        scored, _ = completion_scores(model, prompts, completions)
+    drawn = torch.stack(logps, 1)
+    assert drawn.shape == (12, settings.max_tokens)
+    assert (drawn - torch.stack(scored)).abs().max() <= bound
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "LoRA on NF4"])
+def test_greedy_rollouts_with_an_adapter_equal_generate(
+    tiny_checkpoint, processor, kind
+):
+    model = adapted(tiny_checkpoint, **KINDS[kind][1])
+    inputs = encoded(processor)
+    settings = decoding(model, end_ids=())
+    model.generation_config.eos_token_id = None
+    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    prompts = [make_prompt(model, one) for one in inputs]
+    assert rollouts.draw(model, prompts, 1, settings) == [[row] for row in expected]
+    with model.disable_adapter():
+        assert rollouts.draw(model, prompts, 1, settings) != [[row] for row in expected]
+
+
+def test_a_policy_of_nan_is_an_error(model, processor):
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    with pytest.raises(FloatingPointError, match="NaN"):
+        rollouts.draw(model, prompts, 2, decoding(model, temperature=1.0))

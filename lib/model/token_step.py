@@ -87,11 +87,12 @@ def attend(q, keys, values, hidden: torch.Tensor) -> torch.Tensor:
     shares, and the completion's own [B, kv, G, T, D]; `hidden` is added to scores.
     """
     size, kv, count, share, width = q.shape
+    q = q * width**-0.5
     group = q.reshape(size, kv, count * share, width)
     far = (group @ keys[0].transpose(-1, -2)).view(size, kv, count, share, -1)
     near = q @ keys[1].transpose(-1, -2)
-    scores = torch.cat([far, near], -1) * width**-0.5 + hidden
-    weights = scores.float().softmax(-1).to(values[0].dtype)
+    scores = torch.cat([far, near], -1).float() + hidden
+    weights = scores.softmax(-1).to(values[0].dtype)
     far, near = weights.split([far.shape[-1], near.shape[-1]], -1)
     seen = far.reshape(size, kv, count * share, -1) @ values[0]
     seen = seen.view(q.shape) + near @ values[1]

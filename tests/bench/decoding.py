@@ -1,0 +1,182 @@
+"""Drawing tokens: today's engine against an earlier program of this repository.
+
+    python -m tests.bench.decoding --before defbeba       # two CPU cores, 4 minutes
+
+Both draw behind the same prompts with the same model and LoRA adapter, in one process
+and alternating. `whole` is a call with its prefill, `tokens` what comes behind it, both
+as the earlier program's seconds over the engine's; `operations` counts what the host
+calls for a token step, with torch's profiler: on a GPU each is a kernel that the card
+waits for, unless the step is one CUDA graph. `compiled` is the engine's step through
+torch.compile, whose seconds come once. Greedy completions of all must be equal.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import types
+from unittest import mock
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from lib import paths, records
+from lib.model import models, prefix, rollouts
+
+# isort: split
+import peft
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from tests.bench.grpo_step import spread
+
+RECORD = paths.ROOT / "outputs/reference/bench_decoding.json"
+PROMPT = 170  # tokens, as in MiniPlan
+CASES = {  # layers and width (None: the mini base), prompts, completions, tokens
+    "rollouts of the mini track": (None, 8, 8, 24),
+    "evaluation of the mini track": (None, 50, 1, 24),
+    "28 layers of 64": ((28, 64), 8, 8, 24),
+}
+
+
+def at(commit: str) -> types.ModuleType:
+    """lib/model/rollouts.py of a commit, on the other modules of today."""
+    show = ["git", "-C", str(paths.ROOT), "show", f"{commit}:lib/model/rollouts.py"]
+    source = subprocess.run(show, check=True, capture_output=True, text=True).stdout
+    module = types.ModuleType("rollouts_before")
+    sys.modules[module.__name__] = module  # dataclasses look there
+    exec(compile(source, f"{commit}:rollouts.py", "exec"), module.__dict__)
+    return module
+
+
+def made(size: tuple[int, int] | None):
+    """The mini base, or random weights of so many layers; with an adapter at work."""
+    torch.manual_seed(0)
+    if size is None:
+        model = models.load_model(paths.ROOT / "lib/mini/base")
+    else:
+        model = narrow(*size)
+    model = peft.get_peft_model(model, models.lora_config(16, 32)).eval()
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.02)
+    return model
+
+
+def narrow(layers: int, width: int) -> Qwen2VLForConditionalGeneration:
+    section = [width // 32, width * 3 // 64, width * 3 // 64]
+    text = {
+        "vocab_size": 512,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": section},
+        "tie_word_embeddings": True,
+    }
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": width, "num_heads": 2}
+    ids = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
+    model = Qwen2VLForConditionalGeneration._from_config(
+        config, attn_implementation="sdpa"
+    )
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def prompts(count: int) -> list[prefix.Prompt]:
+    places = torch.arange(PROMPT).expand(3, -1)
+    return [
+        prefix.Prompt(torch.randint(10, 500, (PROMPT,)), places) for _ in range(count)
+    ]
+
+
+class Program:
+    """One of the two: greedy completions, all `tokens` long unless one meets 511."""
+
+    def __init__(self, module, model, asked, group: int):
+        self.module, self.given = module, (model, asked, group)
+
+    def draw(self, tokens: int) -> list:
+        settings = self.module.Decoding(tokens, 0.0, 0, 1.0, (511,), 0, ())
+        return self.module.decode(*self.given, settings)
+
+    def seconds(self, tokens: int) -> float:
+        started = time.perf_counter()
+        self.draw(tokens)
+        return time.perf_counter() - started
+
+    def operations(self, tokens: int) -> int:
+        """Operators without operators inside them, for a token step."""
+        counts = []
+        for length in (1, tokens):
+            with profile(activities=[ProfilerActivity.CPU]) as profiled:
+                self.draw(length)
+            leaves = [own.name for own in profiled.events() if not own.cpu_children]
+            counts.append(sum(name.startswith("aten::") for name in leaves))
+        return round((counts[1] - counts[0]) / (tokens - 1))
+
+
+def pairs(one: Program, other: Program, tokens: int, repeats: int) -> dict:
+    """Seconds of `one` over those of `other`: whole calls, and behind the prefill."""
+    whole, behind = [], []
+    for _ in tqdm(range(repeats)):
+        times = [(own.seconds(1), own.seconds(tokens)) for own in (one, other)]
+        (first, all_of_one), (second, all_of_other) = times
+        whole.append(all_of_one / all_of_other)
+        behind.append((all_of_one - first) / (all_of_other - second))
+    return {"whole": spread(whole), "tokens": spread(behind)}
+
+
+def compiled_step(language, slots):
+    length = slots.decoding.max_tokens
+    return torch.compile(lambda: slots.draw(language(slots, length)), dynamic=False)
+
+
+def compare(before, case, repeats: int, with_compiler: bool) -> dict:
+    size, count, group, tokens = case
+    given = (made(size), prompts(count), group)
+    earlier, engine = Program(before, *given), Program(rollouts, *given)
+    expected = earlier.draw(tokens)
+    assert engine.draw(tokens) == expected, "the completions differ"
+    found = {
+        "prompts": count,
+        "completions": group,
+        "length": tokens,
+        **pairs(earlier, engine, tokens, repeats),
+        "operations": {
+            "before": earlier.operations(tokens),
+            "engine": engine.operations(tokens),
+        },
+    }
+    if with_compiler:
+        with mock.patch.object(rollouts, "step_of", compiled_step):
+            compiling = engine.seconds(tokens)
+            assert engine.draw(tokens) == expected, "compiled, the completions differ"
+            own = pairs(earlier, engine, tokens, repeats)
+        found["compiled"] = {"seconds_once": round(compiling, 1), **own}
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.decoding")
+    parser.add_argument("--before", required=True, help="a commit to compare with")
+    parser.add_argument("--repeats", type=int, default=9)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    before = at(asked.before)
+    cases = {
+        name: compare(before, case, asked.repeats, case[0] is not None)
+        for name, case in tqdm(CASES.items())
+    }
+    found = {"before": asked.before, "torch": torch.__version__, "cases": cases}
+    records.write_json(RECORD, found)
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

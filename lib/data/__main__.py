@@ -43,10 +43,7 @@ TERMS = "\n".join(
 RAW = argparse.RawDescriptionHelpFormatter
 
 
-def main(
-    arguments: list[str] | None = None,
-    official: dict[str, seed_bench.Official] = seed_bench.OFFICIAL,
-) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """0 if all went well, 1 if not, 2 on wrong usage, 130 if interrupted."""
     parser = _parser()
     given = parser.parse_args(arguments)
@@ -62,7 +59,7 @@ def main(
         if given.command == "check":
             return _check(folder, given.decode, given.json)
         switches = (given.subtitles, given.accept_licences, given.dry_run)
-        seed_bench.get(folder, given.what, *switches, official=official)
+        seed_bench.get(folder, given.what, *switches)
     except (DownloadError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

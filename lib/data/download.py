@@ -1,17 +1,11 @@
 """Files of a Hugging Face dataset: fetched, verified, taken out of their archives.
 
-`huggingface_hub` does the talking (listings, tokens, redirects, retries; HF_ENDPOINT
-and HF_TOKEN mean what they mean there). Its `hf_hub_download` begins again after a
-kill, and these files have gigabytes; so here a file grows as `<name>.part` and takes
-its name only when its size and hash are those the hub lists.
+`huggingface_hub` does the talking; HF_ENDPOINT and HF_TOKEN mean what they mean there.
+Its `hf_hub_download` begins again after a kill, and these files have gigabytes; so here
+a file grows as `<name>.part` and takes its name once its hash is the one listed.
 
-    >>> files = listing("TencentARC/SEED-Bench-R1", commit)
-    >>> fetch(files["annotations/validation_L1.jsonl"], Path("validation_L1.jsonl"))
-
-An archive is known by its first bytes, read as a stream and never trusted with a path:
-the caller names the place of each member it wants, and a member that is anything but a
-plain file with a plain relative name ends the reading. So does whatever a reader
-raises: `ArchiveError` is about one archive, and others may be sound.
+An archive is never trusted with a path: the caller names the place of each member it
+wants, and a member that is no plain file with a plain relative name ends the reading.
 """
 
 from __future__ import annotations
@@ -22,14 +16,13 @@ import io
 import lzma
 import os
 import re
-import secrets
 import shutil
 import stat
 import tarfile
 import time
 import zipfile
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -41,11 +34,7 @@ from typing import NamedTuple
 import httpx2
 import pyarrow
 from huggingface_hub import HfApi, constants, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
@@ -55,9 +44,8 @@ from tqdm import tqdm
 from lib import records
 from lib.data.faults import is_relative, shown
 
-WAITS = (1, 4)  # seconds before the second and the third attempt; http_get has its own
+WAITS = (1, 4, None)  # seconds before another attempt; http_get has its own
 BLOCK = 2**20
-STOPPED = "nothing more is unpacked: report it to who made the archive"
 DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 ZIP = re.compile(rb"PK(\x03\x04|\x05\x06|\x07\x08|00)")
 PACKED = [  # first bytes of a tar that is packed, what reads it; zstd may skip first
@@ -69,7 +57,9 @@ PACKED = [  # first bytes of a tar that is packed, what reads it; zstd may skip 
         partial(pyarrow.CompressedInputStream, compression="zstd"),
     ),
 ]
-UNFINISHED = ".unfinished-"  # 16 random digits follow: no name that anybody wants
+UNFINISHED = ".unfinished-c0d1a7f4e93b5268"  # a name that nobody wants
+KEPT = "what has arrived is kept, and the same command goes on from there"
+STOPPED = "nothing more is unpacked: report it to who made the archive"
 UNPACK = (
     "unpack it yourself and put its files where `get` says that they are missing;"
     " the same command then goes on"
@@ -98,9 +88,8 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Archive:
-    """A tar, packed or not, or a zip file, in parts that follow each other; `folders`,
-    relative to the user's, are those whose files it may hold, and `fault` says why it
-    cannot be read here, if so."""
+    """A tar, packed or not, or a zip file, in parts that follow each other; `folders`
+    are those whose files it may hold, `fault` says why it cannot be read here."""
 
     name: str
     parts: tuple[HubFile, ...]
@@ -108,25 +97,25 @@ class Archive:
     fault: str = ""
 
     @property
-    def size(self) -> int:
-        return sum(part.size for part in self.parts)
+    def ends(self) -> list[int]:
+        """The byte behind each part."""
+        return [*accumulate(part.size for part in self.parts)]
 
     @property
     def digests(self) -> list[str]:
         return [part.digest for part in self.parts]
 
-    def whole_parts(self, end: int) -> int:
-        """How many parts end at or before byte `end`."""
-        return sum(reached <= end for reached in accumulate(p.size for p in self.parts))
-
     def fetch_part(self, number: int, store: Path) -> Path:
         """A part, downloaded into the folder `store` unless it is there."""
         return fetch(self.parts[number], self._stored(number, store))
 
-    def drop_parts(self, store: Path, end: int) -> None:
-        """Delete the downloaded parts that end at or before byte `end`."""
-        for number in range(self.whole_parts(end)):
-            self._stored(number, store).unlink(missing_ok=True)
+    def drop_parts(self, store: Path, end: int) -> int:
+        """Delete the stored parts that end at or before a byte; returns how many."""
+        done = range(bisect_right(self.ends, end))
+        there = [p for p in (self._stored(n, store) for n in done) if p.exists()]
+        for path in there:
+            path.unlink()
+        return len(there)
 
     def _stored(self, number: int, store: Path) -> Path:
         part = self.parts[number]
@@ -152,10 +141,9 @@ def listing(repo: str, commit: str) -> dict[str, HubFile]:
     """{path: HubFile} of everything a dataset holds at a commit (its full hash)."""
     files = {}
     with _explained(repo):
-        entries = HfApi().list_repo_tree(
+        for entry in HfApi().list_repo_tree(
             repo, recursive=True, revision=commit, repo_type="dataset"
-        )
-        for entry in entries:
+        ):
             if not isinstance(entry, RepoFile):
                 continue
             if not is_relative(entry.path):
@@ -168,11 +156,11 @@ def listing(repo: str, commit: str) -> dict[str, HubFile]:
 
 
 def fetch(file: HubFile, target: Path) -> Path:
-    """`target`, downloaded unless it is there, with the size and hash of `file`.
+    """`target`, downloaded unless it is there, with the hash of `file`.
 
-    A broken connection is taken up again where it broke (to 10 MiB, the library's
-    block), here a few times, then by the next call. What is complete but another file
-    is deleted. Raises ArchiveError where other files may come, else DownloadError.
+    A broken connection is taken up where it broke (to 10 MiB, the library's block),
+    here a few times, then by the next call. What is complete but another file is
+    deleted. Raises ArchiveError where other files may come, else DownloadError.
     """
     if target.is_file():
         if digest(target, like=file.digest) != file.digest:
@@ -182,12 +170,13 @@ def fetch(file: HubFile, target: Path) -> Path:
             )
         return target
     part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
     if part.exists() and part.stat().st_size > file.size:
         part.unlink()
     there = part.stat().st_size if part.exists() else 0
     require_space(part.parent, file.size - there, f"download {file.path}")
-    _transfer(file, part)
+    with _explained(f"{file.repo}: {file.path}"):
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _transfer(file, part)
     if digest(part, like=file.digest) != file.digest:
         raise _rejected(file, part)
     os.replace(part, target)
@@ -201,8 +190,7 @@ def digest(path: Path, like: str) -> str:
 
 def require_space(folder: Path, needed: int, what: str) -> None:
     """Raise DownloadError unless the disk below `folder` has `needed` bytes left."""
-    free = free_space(folder)
-    if free < needed:
+    if (free := free_space(folder)) < needed:
         raise DownloadError(
             f"not enough disk space below {folder} to {what}: {told(needed)} are"
             f" needed, {told(free)} are free; make room, then run it again"
@@ -216,7 +204,7 @@ def free_space(folder: Path) -> int:
 
 
 def told(size: int) -> str:
-    """Bytes in words, in the units in which disks are sold: "1.40GB"."""
+    """Bytes in the units in which disks are sold: "1.40GB"."""
     return tqdm.format_sizeof(size, "B")
 
 
@@ -225,30 +213,25 @@ def _transfer(file: HubFile, part: Path) -> None:
     url = hf_hub_url(file.repo, file.path, repo_type="dataset", revision=file.commit)
     # compressed on the way, a file could not be taken up in its middle
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    with _explained(f"{file.repo}: {file.path}"):
-        for wait in (*WAITS, None):
-            try:
-                with part.open("ab") as out:
+    bar = partial(tqdm, leave=False, disable=None)
+    for wait in WAITS:
+        try:
+            with part.open("ab") as out:
+                if (there := out.tell()) < file.size:
                     http_get(
-                        url,
-                        out,
-                        resume_size=out.tell(),
+                        *(url, out),
+                        resume_size=there,
                         headers=headers,
-                        expected_size=file.size,
                         displayed_filename=file.path,
-                        tqdm_class=partial(tqdm, leave=False, disable=None),
+                        tqdm_class=bar,
                     )
-                return
-            except (httpx2.ReadError, HfHubHTTPError) as error:
-                response = getattr(error, "response", None)
-                refused = response is not None and response.status_code < 500
-                if refused or wait is None:
-                    raise
-                time.sleep(wait)
-            except OSError as error:
-                if error.errno is None and not isinstance(error, OfflineModeIsEnabled):
-                    raise _rejected(file, part) from error  # http_get: another size
+            return
+        except (httpx2.ReadError, HfHubHTTPError) as error:
+            response = getattr(error, "response", None)
+            refused = response is not None and response.status_code < 500
+            if refused or wait is None:
                 raise
+            time.sleep(wait)
 
 
 def _rejected(file: HubFile, part: Path) -> ArchiveError:
@@ -272,35 +255,29 @@ def _rejected(file: HubFile, part: Path) -> ArchiveError:
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     """Turn what the hub or the disk can say into a DownloadError about `what`."""
+    kind, hub = DownloadError, constants.ENDPOINT
     try:
         with _on_disk(what):
             yield
-    except OfflineModeIsEnabled as error:
-        why = "HF_HUB_OFFLINE is set, so nothing can be downloaded: unset it"
-        raise DownloadError(f"{what}: {why}") from error
-    except GatedRepoError as error:
-        repo = what.partition(":")[0]
-        raise DownloadError(
-            f"{what}: the hub asks for an account that has accepted the licence:"
-            f" accept it at https://huggingface.co/datasets/{repo}, then run"
-            " `hf auth login` or set HF_TOKEN"
-        ) from error
-    except HfHubHTTPError as error:
-        status, url = error.response.status_code, error.response.url
-        todo = "run it again later, or look whether the hub still lists that file"
-        if status in (401, 403):
-            todo = "log in with `hf auth login` or set HF_TOKEN, then run it again"
-        kind = ArchiveError if status in (404, 410) else DownloadError
-        why = f"{constants.ENDPOINT} answered {status} for {url}; {todo}"
+    except (httpx2.HTTPError, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OfflineModeIsEnabled):
+            why = "HF_HUB_OFFLINE is set, so nothing can be downloaded: unset it"
+        elif isinstance(error, GatedRepoError):
+            page = f"https://huggingface.co/datasets/{what.partition(':')[0]}"
+            why = "the hub asks for an account that has accepted the licence: accept it"
+            why = f"{why} at {page}, then run `hf auth login` or set HF_TOKEN"
+        elif isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            todo = "run it again later, or look whether the hub still lists that file"
+            if status in (401, 403):
+                todo = "log in with `hf auth login` or set HF_TOKEN, then run it again"
+            kind = ArchiveError if status in (404, 410) else DownloadError
+            why = f"{hub} answered {status} for {error.response.url}; {todo}"
+        elif isinstance(error, (httpx2.HTTPError, OSError)):
+            why = f"the connection to {hub} broke ({error!r}); {KEPT}"
+        else:
+            why = f"{hub} did not answer as a hub does ({error})"
         raise kind(f"{what}: {why}") from error
-    except httpx2.TransportError as error:
-        raise DownloadError(
-            f"{what}: the connection to {constants.ENDPOINT} broke ({error!r}); what"
-            " has arrived is kept, and the same command goes on from there"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"{constants.ENDPOINT} did not answer as a hub does"
-        raise DownloadError(f"{what}: {why} ({error})") from error
 
 
 @contextmanager
@@ -311,10 +288,8 @@ def _on_disk(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise
-        raise DownloadError(
-            f"{what}: {error.strerror}: {error.filename or 'writing to the disk'}; what"
-            " has arrived is kept, and the same command goes on from there"
-        ) from error
+        where = error.filename or "writing to the disk"
+        raise DownloadError(f"{what}: {error.strerror}: {where}; {KEPT}") from error
 
 
 # --- archives -------------------------------------------------------------------------
@@ -327,10 +302,9 @@ def unpack(
 
     By then the member stands at `place(member)`, whole, unless that is None; one that
     stands there already must have its size. Parts are fetched into `store` as they are
-    reached and left there. `end` is where the next member begins: a plain tar can be
-    read on from there by giving it as `start`; of others it is 0. Files of a packed
-    tar that turns out damaged are taken away again: its checksum, where it has one, is
-    about them all. Raises ArchiveError.
+    reached and left there. A plain tar in parts can be read on from `end`, given as
+    `start`; of others it is 0. Files of a packed tar that turns out damaged are taken
+    away again: its checksum is about them all. Raises ArchiveError.
     """
     if archive.fault:
         raise ArchiveError(f"{archive.name}: {archive.fault}")
@@ -338,12 +312,12 @@ def unpack(
     try:
         with io.BufferedReader(_Joined(archive, store), BLOCK) as joined:
             for member in _members(joined, start):
-                if _is_folder(archive, member):
+                if _is_folder(archive.name, member):
                     continue
                 target = place(member.name)
-                if target and _write(archive, member, target) and member.packed:
+                if target and _write(archive.name, member, target) and member.packed:
                     unproven.append(target)
-                yield member.name, member.end
+                yield member.name, member.end if len(archive.parts) > 1 else 0
     except DownloadError:
         raise
     except Exception as error:  # whatever the readers of archives raise
@@ -361,14 +335,8 @@ def copy(file: HubFile, store: Path, target: Path) -> None:
     whole = Archive(f"{file.repo}: {file.path}", (file,), ())
     with whole.fetch_part(0, store).open("rb") as source:
         member = _Member(file.path, file.size, False, True, lambda: source)
-        _write(whole, member, target)
+        _write(whole.name, member, target)
     whole.drop_parts(store, file.size)
-
-
-def sweep(folder: Path, wanted: Iterable[Path]) -> None:
-    """Delete what killed processes left half unpacked in a folder."""
-    for left in set(folder.glob(UNFINISHED + 16 * "[0-9a-f]")) - set(wanted):
-        left.unlink()
 
 
 class _Member(NamedTuple):
@@ -418,44 +386,42 @@ def _tarred(stream, packed: bool = False) -> Iterator[_Member]:
         pass  # to where the checksum is
 
 
-def _is_folder(archive: Archive, member: _Member) -> bool:
+def _is_folder(archive: str, member: _Member) -> bool:
     """Whether a member is a folder; ArchiveError unless it is that or a plain file."""
-    name, where = member.name, f"{archive.name}: the member {shown(member.name)}"
+    name, fault = member.name, ""
     if member.folder and not name.strip("./"):
         return True  # "./", with which many archives begin
     if not is_relative(name):
-        raise ArchiveError(f"{where} leads out of the folder; {STOPPED}")
-    if not (member.folder or member.plain):
-        raise ArchiveError(
-            f"{where} is a link, a device, sparse or encrypted, not a plain file;"
-            f" {STOPPED}"
-        )
-    if len(os.fsencode(name)) > 4096 or len(os.fsencode(Path(name).name)) > 255:
-        raise ArchiveError(f"{where} has a name too long for a file; {STOPPED}")
+        fault = "leads out of the folder"
+    elif not (member.folder or member.plain):
+        fault = "is a link, a device, sparse or encrypted, not a plain file"
+    elif len(os.fsencode(name)) > 4096 or len(os.fsencode(Path(name).name)) > 255:
+        fault = "has a name too long for a file"
+    if fault:
+        raise ArchiveError(f"{archive}: the member {shown(name)} {fault}; {STOPPED}")
     return member.folder
 
 
-def _write(archive: Archive, member: _Member, target: Path) -> bool:
+def _write(archive: str, member: _Member, target: Path) -> bool:
     """Copy a member to `target`, whole or not at all; False if it was there."""
-    where, size = f"{archive.name}: {member.name}", member.size
     if target.exists():
-        if target.stat().st_size != size:
+        if (there := target.stat().st_size) != member.size:
             raise ArchiveError(
-                f"{archive.name}: the member {shown(member.name)} has {size:,} bytes,"
-                f" but {target} is there with {target.stat().st_size:,}; delete that"
-                " file if this one shall take its place"
+                f"{archive}: the member {shown(member.name)} has {member.size:,} bytes,"
+                f" but {target} is there with {there:,}; delete that file if this one"
+                " shall take its place"
             )
         return False
-    require_space(target.parent, size, f"unpack {member.name} of {archive.name}")
-    unfinished = target.with_name(UNFINISHED + secrets.token_hex(8))
+    require_space(target.parent, member.size, f"unpack {member.name} of {archive}")
+    unfinished = target.with_name(UNFINISHED)
     try:
-        with _on_disk(where):
+        with _on_disk(f"{archive}: {member.name}"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("xb") as out:
+            with unfinished.open("wb") as out:
                 shutil.copyfileobj(member.open(), out, BLOCK)
                 out.flush()
                 os.fsync(out.fileno())
-            if unfinished.stat().st_size != size:
+            if unfinished.stat().st_size != member.size:
                 raise EOFError(f"{member.name} ends too early")
             os.replace(unfinished, target)
     finally:
@@ -464,20 +430,12 @@ def _write(archive: Archive, member: _Member, target: Path) -> bool:
 
 
 class _Joined(io.RawIOBase):
-    """The bytes of an archive, one part after the other, with a bar; each part is
-    fetched when it is reached."""
+    """The bytes of an archive, part after part, each fetched when it is reached."""
 
     def __init__(self, archive: Archive, store: Path):
-        self._ends = [*accumulate(part.size for part in archive.parts)]
+        self._ends = archive.ends
         self._fetch = cache(partial(archive.fetch_part, store=store))
         self._at, self._part, self._file = 0, None, io.BytesIO()
-        self._bar = tqdm(
-            desc=f"unpack {Path(archive.name).name}",
-            total=archive.size,
-            unit="B",
-            unit_scale=True,
-            leave=False,
-        )
 
     def readable(self) -> bool:
         return True
@@ -499,10 +457,8 @@ class _Joined(io.RawIOBase):
         self._file.seek(self._at - self._ends[part], os.SEEK_END)
         read = self._file.readinto(buffer)
         self._at += read
-        self._bar.update(self._at - self._bar.n)
         return read
 
     def close(self) -> None:
         self._file.close()
-        self._bar.close()
         super().close()

@@ -674,7 +674,7 @@ def limited(write):
 
 
 ROOM = "make room on its disk, or see that you may write there, then run it again"
-ELSEWHERE = "free some space or give it another folder"
+
 DISK = {
     "a disk full at a record": (
         limited(full_record),
@@ -696,16 +696,16 @@ DISK = {
     ),
     "a disk full at the frame store": (
         full_frame_store,
-        "the frame store cannot be written (File too large)",
+        "cannot be written (File too large)",
         "/frames",
-        ELSEWHERE,
+        ROOM,
     ),
     "a frame store that cannot be a folder": (
         frames_in_a_file,
         FileExistsError,
-        "the frame store cannot be written (File exists)",
+        "cannot be written (File exists)",
         "/frames",
-        ELSEWHERE,
+        ROOM,
     ),
 }
 

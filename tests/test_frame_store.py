@@ -417,7 +417,7 @@ def test_a_disk_without_space_is_a_clear_error(folder, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     last = errors.strip().splitlines()[-1]
-    assert "the frame store cannot be written" in last and str(folder) in last
+    assert "cannot be written (File too large)" in last and str(folder) in last
 
 
 # --- in one process, and the way in -----------------------------------------------

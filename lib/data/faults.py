@@ -5,12 +5,6 @@ https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and as its code reads t
 LongVideoBench (https://arxiv.org/abs/2407.15754). A fault is (field, what was found,
 what was expected, whether the record is usable all the same): real files have steps
 that end after the observation, and answers that were done before.
-
-    >>> record = {"sample_id": 7, "question": "", ...}
-    >>> next(record_faults(record, KINDS["L1"]))
-    ('question', "''", 'a text that is not empty, of 100,000 characters at most', False)
-
-The rules of a kind are one function, asked of records whose needed fields are sound.
 """
 
 from __future__ import annotations
@@ -27,6 +21,9 @@ CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 PROGRESS = "task_progress_metadata"
 FRAME = "current_observation_frame"
 STILL = "current_observation_basename"
+# Fields whose texts a model reads, themselves or within a list.
+READ = ("question", "task_goal", "answer", PROGRESS, *CHOICES)
+READ = (*READ, "negative_answers", "candidates")
 USABLE, UNUSABLE = True, False
 Faults = Iterator[tuple[str, str, str, bool]]
 
@@ -48,9 +45,6 @@ SERIES = ("ABCDEFGH", "12345678", ("I", "II", "III", "IV", "V", "VI", "VII", "VI
 NUMBERS = {sign: number for signs in SERIES for number, sign in enumerate(signs)}
 
 
-# --- conditions of one value ----------------------------------------------------------
-
-
 def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and len(value) <= LONGEST
 
@@ -63,10 +57,6 @@ def is_id(value: object) -> bool:
     return is_integer(value) or is_text(value)
 
 
-def is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
 def is_relative(value: object) -> bool:
     """A path that stays below the folder it is joined to."""
     if not is_text(value) or set(value) & set("\\\0"):
@@ -77,9 +67,10 @@ def is_relative(value: object) -> bool:
 
 def is_path(value: object) -> bool:
     """The same, of a length that a disk can have."""
-    if not is_relative(value) or len(value) > 1000:
-        return False
-    return all(len(part.encode(errors="replace")) <= 255 for part in value.split("/"))
+    fits = is_relative(value) and len(value) <= 1000
+    return fits and all(
+        len(part.encode("utf-8", "replace")) <= 255 for part in value.split("/")
+    )
 
 
 def is_file_name(value: object) -> bool:
@@ -97,10 +88,10 @@ def shown(value: object) -> str:
 TEXT = (is_text, f"a text that is not empty, of {LONGEST:,} characters at most")
 INTEGER = (is_integer, "a whole number")
 ID = (is_id, "a whole number or a text")
-LIST = (is_list, "a list")
+LIST = (lambda value: isinstance(value, list), "a list")
 FILE_NAME = (is_file_name, "a file name, 255 bytes at most, without any folder")
 CANDIDATES = (
-    lambda value: is_list(value) and 4 <= len(value) <= 5,
+    lambda value: isinstance(value, list) and len(value) in (4, 5),
     "a list of 4 or 5 options (join option0, option1, ... without the 'N/A' ones)",
 )
 PLANNING = {
@@ -112,15 +103,9 @@ PLANNING = {
 LABELLED = {
     **PLANNING,
     **dict.fromkeys(CHOICES, TEXT),
-    "golden_choice_idx": (
-        lambda value: value in list("ABCD"),
-        "one of the letters A, B, C, D",
-    ),
+    "golden_choice_idx": (lambda v: v in [*"ABCD"], "one of the letters A, B, C, D"),
 }
 MAYBE = {"video_id": TEXT, FRAME: INTEGER, "task_start_frame": INTEGER}
-# Fields whose texts a model reads, themselves or within a list.
-READ = ("question", "task_goal", "answer", PROGRESS, *CHOICES)
-READ = (*READ, "negative_answers", "candidates")
 
 
 def narration(step: dict) -> str:
@@ -129,21 +114,15 @@ def narration(step: dict) -> str:
     return step.get("narration") if words is None else words
 
 
-# --- rules of texts and options -------------------------------------------------------
-
-
-def _form(value: object, field: str, ascii_only: bool) -> Faults:
-    """Blanks at the ends of a value's texts, and letters that no other file has."""
-    if isinstance(value, (dict, list)):
-        for key, part in _parts(value):
-            if key is not TWICE:
-                yield from _form(part, _joined(field, key), ascii_only)
-    elif is_text(value):
-        if value != value.strip():
-            yield field, shown(value), "no blanks at the ends", USABLE
-        if ascii_only and not value.isascii():
+def _form(record: dict, ascii_only: bool) -> Faults:
+    """Blanks at the ends of texts that a model reads, and letters no other file has."""
+    read = {name: record[name] for name in READ if name in record}
+    for field, key, text, _ in _within(read):
+        if is_text(text) and text != text.strip():
+            yield _joined(field, key), shown(text), "no blanks at the ends", USABLE
+        if is_text(text) and ascii_only and not text.isascii():
             expected = "plain ASCII, as everywhere else in these files"
-            yield field, shown(value), expected, USABLE
+            yield _joined(field, key), shown(text), expected, USABLE
 
 
 def _options(options: Mapping[str, str], gold: str) -> Faults:
@@ -177,63 +156,55 @@ def _own_letters(options: Mapping[str, str], shuffled: bool) -> Faults:
         yield field, said, expected, not (shuffled or own)
 
 
-# --- rules of the kinds ---------------------------------------------------------------
-
-
 def _planning(record: dict) -> Faults:
-    for name in READ:
-        yield from _form(record.get(name), name, ascii_only=True)
-    steps = {f"{PROGRESS}[{i}]": step for i, step in enumerate(record[PROGRESS])}
+    yield from _form(record, ascii_only=True)
+    frame, steps = record.get(FRAME), record[PROGRESS]
     if steps and not is_file_name(name := record.get("video_basename")):
         expected = f"{FILE_NAME[1]}, because there is progress to show"
         yield "video_basename", shown(name), expected, UNUSABLE
-    for field, step in steps.items():
-        yield from _step(field, step)
-    steps = {field: step for field, step in steps.items() if isinstance(step, dict)}
-    if is_integer(record.get(FRAME)):
-        yield from _times(record[FRAME], record.get("task_start_frame"), steps)
-    said, answer = map(narration, steps.values()), folded(record["answer"])
-    is_done = [is_text(words) and folded(words) == answer for words in said]
-    if any(is_done):
-        fields = ", ".join(f for f, done in zip(steps, is_done, strict=True) if done)
-        found = f"{shown(record['answer'])}, already done in {fields}"
+    done, start = [], record.get("task_start_frame")
+    for i, step in enumerate(steps):
+        field = f"{PROGRESS}[{i}]"
+        yield from _step(step, field, frame)
+        if isinstance(step, dict):
+            start = step.get("start_frame") if start is None else start
+            said = narration(step)
+            if is_text(said) and folded(said) == folded(record["answer"]):
+                done.append(field)
+    if is_integer(frame) and frame < 0:
+        yield FRAME, str(frame), "a frame number from 0 on", USABLE
+    if steps and is_integer(frame) and is_integer(start) and frame < start:
+        found = f"a clip of {frame - start} frames"
+        yield FRAME, found, "an observation after the clip's start", USABLE
+    if done:
+        found = f"{shown(record['answer'])}, already done in {', '.join(done)}"
         yield "answer", found, "an action not yet done", USABLE
 
 
-def _step(field: str, step: object) -> Faults:
+def _step(step: object, field: str, frame: int | None) -> Faults:
+    """A step of the progress, which should lie before the `frame` of observation."""
     expected = "a step with narration_text"
     if not isinstance(step, dict):
         yield field, shown(step), expected, UNUSABLE
         return
+    words = step.get("narration_text")
     if not is_text(narration(step)):
-        found = shown(step.get("narration_text"))
-        yield f"{field}.narration_text", found, expected, UNUSABLE
-    elif step.get("narration_text") is None:
+        yield f"{field}.narration_text", shown(words), expected, UNUSABLE
+    elif words is None:
         found = shown(step["narration"])
         yield f"{field}.narration", found, "the key narration_text", USABLE
-    for key in ("start_frame", "stop_frame"):
-        if not is_integer(step.get(key)):
-            yield f"{field}.{key}", shown(step.get(key)), INTEGER[1], USABLE
-
-
-def _times(frame: int, start: int | None, steps: dict[str, dict]) -> Faults:
-    """The observation's frame against the clip's start and the steps' ends."""
-    if frame < 0:
-        yield FRAME, str(frame), "a frame number from 0 on", USABLE
-    if start is None and steps:
-        start = next(iter(steps.values())).get("start_frame")
-    if steps and is_integer(start) and frame < start:
-        found = f"a clip of {frame - start} frames"
-        yield FRAME, found, "an observation after the clip's start", USABLE
-    for field, step in steps.items():
-        start, stop = step.get("start_frame"), step.get("stop_frame")
-        if is_integer(start) and start >= frame:
-            found = f"{start}, not before the observation {frame}"
-            expected = "a start before the observation"
-            yield f"{field}.start_frame", found, expected, USABLE
-        if is_integer(stop) and stop > frame:
-            found = f"{stop}, after the observation {frame}"
-            yield f"{field}.stop_frame", found, "an end before the observation", USABLE
+    start, stop = step.get("start_frame"), step.get("stop_frame")
+    for key, value in (("start_frame", start), ("stop_frame", stop)):
+        if not is_integer(value):
+            yield f"{field}.{key}", shown(value), INTEGER[1], USABLE
+    if not is_integer(frame):
+        return
+    if is_integer(start) and start >= frame:
+        found = f"{start}, not before the observation {frame}"
+        yield f"{field}.start_frame", found, "a start before the observation", USABLE
+    if is_integer(stop) and stop > frame:
+        found = f"{stop}, after the observation {frame}"
+        yield f"{field}.stop_frame", found, "an end before the observation", USABLE
 
 
 def _validation(record: dict) -> Faults:
@@ -263,35 +234,33 @@ def _training(record: dict) -> Faults:
         yield "negative_answers", found, "at least 3 to draw from", UNUSABLE
     first, texts = {folded(record["answer"]): "answer"}, {"answer": record["answer"]}
     for i, negative in enumerate(record["negative_answers"]):
-        field = f"negative_answers[{i}]"
+        field, place = f"negative_answers[{i}]", f"[{i}]"
         if not is_text(negative):
             yield field, shown(negative), TEXT[1], UNUSABLE
             continue
         texts[field] = negative
-        if (twin := first.setdefault(folded(negative), f"[{i}]")) != f"[{i}]":
-            found = f"{shown(negative)}, equal to {twin}"
+        if (twin := first.setdefault(folded(negative), place)) != place:
             expected = "negatives that differ from the answer and from each other"
-            yield field, found, expected, USABLE
+            yield field, f"{shown(negative)}, equal to {twin}", expected, USABLE
     yield from _own_letters(texts, shuffled=True)
 
 
 PARTS = {"video": is_path, "image": is_path, "text": is_text}  # in the order wanted
+ONE_MESSAGE = (
+    "one user message: at most one video and one image, at least one of them, as"
+    " relative paths, and one text"
+)
 
 
 def _demonstration(record: dict) -> Faults:
     wrong = list(_prompt(record["prompt"]))
     for field, found in wrong:
-        expected = (
-            "one user message: at most one video and one image, at least one of them,"
-            " as relative paths, and one text"
-        )
-        yield field, found, expected, UNUSABLE
+        yield field, found, ONE_MESSAGE, UNUSABLE
     if not wrong:
         order = [part["type"] for part in record["prompt"][0]["content"]]
         if order != [kind for kind in PARTS if kind in order]:
-            found = " before ".join(order)
             expected = "video before image before text"
-            yield "prompt[0].content", found, expected, USABLE
+            yield "prompt[0].content", " before ".join(order), expected, USABLE
     if not FORMAT.fullmatch(record["response"]):
         expected = "<think>...</think><answer>...</answer>"
         yield "response", shown(record["response"]), expected, USABLE
@@ -300,35 +269,32 @@ def _demonstration(record: dict) -> Faults:
 def _prompt(prompt: list) -> Iterator[tuple[str, str]]:
     """(field, what was found) of what keeps a prompt from being one whole message."""
     message, place = prompt[0] if len(prompt) == 1 else None, "prompt[0].content"
-    content = message.get("content") if isinstance(message, dict) else None
     if len(prompt) != 1:
         yield "prompt", f"{len(prompt)} messages"
     elif not isinstance(message, dict) or message.get("role") != "user":
         yield "prompt[0]", shown(message)
-    elif not is_list(content):
-        yield place, shown(content)
+    elif not isinstance(message.get("content"), list):
+        yield place, shown(message.get("content"))
     else:
-        kinds = [
-            part.get("type") if isinstance(part, dict) else None for part in content
-        ]
-        for i, kind in enumerate(kinds):
-            if kind not in list(PARTS):
+        parts = [p if isinstance(p, dict) else {} for p in message["content"]]
+        kinds = [part.get("type") for part in parts]
+        for i, (kind, part) in enumerate(zip(kinds, parts, strict=True)):
+            if kind not in [*PARTS]:  # a list, as `kind` may be no key
                 yield f"{place}[{i}].type", shown(kind)
-            elif not PARTS[kind](content[i].get(kind)):
-                yield f"{place}[{i}].{kind}", shown(content[i].get(kind))
+            elif not PARTS[kind](part.get(kind)):
+                yield f"{place}[{i}].{kind}", shown(part.get(kind))
         videos, images, texts = map(kinds.count, PARTS)
         if texts != 1 or max(videos, images) > 1 or not videos + images:
             yield place, f"{videos} videos, {images} images, {texts} texts"
 
 
 def _general(record: dict) -> Faults:
-    for name in READ:  # its questions quote subtitles in any language
-        yield from _form(record.get(name), name, ascii_only=False)
+    yield from _form(record, ascii_only=False)  # it quotes subtitles in any language
     named = {f"candidates[{i}]": text for i, text in enumerate(record["candidates"])}
     for field, text in named.items():
         if text == "N/A":
-            found, expected = "'N/A', padding of the parquet form", "real options only"
-            yield field, found, f"{expected}: drop the 'N/A'", UNUSABLE
+            found = "'N/A', padding of the parquet form"
+            yield field, found, "real options only: drop the 'N/A'", UNUSABLE
         elif not is_text(text):
             yield field, shown(text), TEXT[1], UNUSABLE
     correct = record["correct_choice"]
@@ -337,9 +303,6 @@ def _general(record: dict) -> Faults:
         yield "correct_choice", found, "the index of a candidate, from 0 on", UNUSABLE
     options = {field: text for field, text in named.items() if is_text(text)}
     yield from _options(options, f"candidates[{correct}]")
-
-
-# --- the kinds ------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
@@ -351,60 +314,55 @@ class Kind(NamedTuple):
     marks: tuple[str, ...]
     fields: dict[str, tuple[Callable, str]]
     rules: Callable[[dict], Faults]
-    unique: tuple[tuple[tuple[str, ...], bool], ...]
-    maybe: dict[str, tuple[Callable, str]] = MAYBE
-    is_list: bool = False
+    unique: dict[tuple[str, ...], bool]
+    maybe: dict[str, tuple[Callable, str]]
 
 
-ASKED_ONCE = (("video_id", "task_goal", FRAME), USABLE)
+ASKED_ONCE = {("video_id", "task_goal", FRAME): USABLE}
 L1_L2 = Kind(
-    name="SEED-Bench-R1 validation, L1 or L2",
-    marks=("golden_choice_idx", *CHOICES),
-    fields={"sample_id": INTEGER, **LABELLED},
-    rules=_validation,
-    unique=((("sample_id",), UNUSABLE), ASKED_ONCE),
+    "SEED-Bench-R1 validation, L1 or L2",
+    ("golden_choice_idx", *CHOICES),
+    {"sample_id": INTEGER, **LABELLED},
+    _validation,
+    {("sample_id",): UNUSABLE, **ASKED_ONCE},
+    MAYBE,
 )
+L3 = {"sample_id": TEXT, "domain": TEXT, "scenario": TEXT, **LABELLED}
 KINDS = {  # in the order in which a record is asked for its marks
     "general": Kind(
-        name="LongVideoBench validation",
-        marks=("candidates", "correct_choice", "option0"),
-        fields={
-            **dict.fromkeys(("id", "question"), TEXT),
-            "candidates": CANDIDATES,
-            **dict.fromkeys(("correct_choice", "duration_group"), INTEGER),
+        "LongVideoBench validation",
+        ("candidates", "correct_choice", "option0"),
+        {
+            **{"id": TEXT, "question": TEXT, "candidates": CANDIDATES},
+            **{"correct_choice": INTEGER, "duration_group": INTEGER},
             "video_path": (is_path, "a path relative to the video folder"),
         },
-        rules=_general,
-        unique=((("id",), UNUSABLE),),
+        _general,
+        {("id",): UNUSABLE},
         maybe={},
-        is_list=True,
     ),
     "demonstrations": Kind(
-        name="SEED-Bench-R1 training with reasoning",
-        marks=("prompt", "response"),
-        fields={"prompt": LIST, "response": TEXT},
-        rules=_demonstration,
-        unique=((("sample_id", "response"), USABLE),),
+        "SEED-Bench-R1 training with reasoning",
+        ("prompt", "response"),
+        {"prompt": LIST, "response": TEXT},
+        _demonstration,
+        {("sample_id", "response"): USABLE},
         maybe={"sample_id": ID},
     ),
     "training": Kind(
-        name="SEED-Bench-R1 training",
-        marks=("negative_answers",),
-        fields={"sample_id": ID, "negative_answers": LIST, **PLANNING},
-        rules=_training,
-        unique=((("sample_id",), USABLE), ASKED_ONCE),
+        "SEED-Bench-R1 training",
+        ("negative_answers",),
+        {"sample_id": ID, "negative_answers": LIST, **PLANNING},
+        _training,
+        {("sample_id",): USABLE, **ASKED_ONCE},
+        MAYBE,
     ),
     "L3": L1_L2._replace(
-        name="SEED-Bench-R1 validation, L3",
-        marks=("domain", "scenario"),
-        fields={"sample_id": TEXT, "domain": TEXT, "scenario": TEXT, **LABELLED},
+        name="SEED-Bench-R1 validation, L3", marks=("domain", "scenario"), fields=L3
     ),
     "L1": L1_L2,
     "L2": L1_L2,
 }
-
-
-# --- asking a record ------------------------------------------------------------------
 
 
 def record_faults(record: dict, kind: Kind) -> Faults:
@@ -424,36 +382,36 @@ def record_faults(record: dict, kind: Kind) -> Faults:
         yield from kind.rules(record)
 
 
-def _odd(value: dict | list, field: str = "", depth: int = 1) -> Faults:
+def _odd(record: dict) -> Faults:
     """What nothing in a record may be, whether it is read or not."""
-    for key, part in _parts(value):
+    for place, key, part, depth in _within(record):
+        field = _joined(place, key)
         if key is TWICE:
             for name, values in part.items():
                 found = f"it {len(values)} times, {shown(values)}"
-                yield _joined(field, name), found, "it once", UNUSABLE
-            continue
+                yield _joined(place, name), found, "it once", UNUSABLE
+        elif depth == DEEPEST and isinstance(part, (dict, list)):
+            yield field, TOO_DEEP, f"{DEEPEST} levels at most", UNUSABLE
         for text in (key, part):
             if isinstance(text, str) and UNREADABLE.search(text):
                 found = f"half a character, or a mark that is no text: {shown(text)}"
-                yield _joined(field, key), found, "Unicode text", UNUSABLE
+                yield field, found, "Unicode text", UNUSABLE
             elif isinstance(text, str) and (token := CONTROL.search(text)):
                 found = f"{shown(token[0])} in a text"
-                expected = "words alone: spell it otherwise"
-                yield _joined(field, key), found, expected, UNUSABLE
-        if isinstance(part, (dict, list)):
-            inner = _joined(field, key)
-            if depth == DEEPEST:
-                yield inner, TOO_DEEP, f"{DEEPEST} levels at most", UNUSABLE
-            else:
-                yield from _odd(part, inner, depth + 1)
+                yield field, found, "words alone: spell it otherwise", UNUSABLE
 
 
-def _parts(value: dict | list) -> Iterator[tuple[str | int | None, object]]:
-    return iter(value.items()) if isinstance(value, dict) else enumerate(value)
+def _within(value: dict | list, place: str = "", depth: int = 1) -> Iterator[tuple]:
+    """(place, key, value, depth) of all that lies in a record, down to DEEPEST."""
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+        yield place, key, part, depth
+        is_inner = isinstance(part, (dict, list)) and key is not TWICE
+        if is_inner and depth < DEEPEST:
+            yield from _within(part, _joined(place, key), depth + 1)
 
 
-def _joined(field: str, key: str | int) -> str:
-    if isinstance(key, int):
+def _joined(field: str, key: str | int | None) -> str:
+    if key is TWICE or isinstance(key, int):
         return f"{field}[{key}]"
     name = key if key.isprintable() and len(key) <= 80 else shown(key)
     return f"{field}.{name}" if field else name
@@ -461,7 +419,7 @@ def _joined(field: str, key: str | int) -> str:
 
 def repeats(record: dict, line: int, kind: Kind, seen: dict) -> Faults:
     """Values that an earlier record has; `seen` remembers their lines."""
-    for names, usable in kind.unique:
+    for names, usable in kind.unique.items():
         values = [record.get(name) for name in names]
         if not all(isinstance(value, (int, str)) for value in values):
             continue

@@ -1,4 +1,4 @@
-"""Decoded clips and stills, kept in this process and, if wished, in a folder.
+"""Decoded frames kept: in this process and, behind that, in a folder.
 
     >>> keep_frames("outputs/frames", max_gib=20)
     >>> clip, still = question_media(question, Sampling())  # decoded, and kept
@@ -9,16 +9,15 @@ pixel for pixel. Its name says what they depend on: the file's path, size and tw
 of change, the sampling, and the versions of the packages that decide pixels.
 
 In the folder frames are kept as differences (red and blue to green, each row to the one
-above), packed with zstd: 35 to 55 % of the raw bytes, read in a few milliseconds. Raw
-frames are read three times as fast, zlib reads four times slower, FFV1 saves 20 to 30 %
-more and reads ten times slower; `tests/bench/frame_store.py` measures what is here.
+above), packed with zstd: 35 to 55 % of the raw bytes, read in a few milliseconds
+(`tests/bench/frame_store.py`). Raw frames are read three times as fast, zlib reads four
+times slower, FFV1 saves 20 to 30 % more and reads ten times slower.
 
 Any number of processes may fill a folder. An entry appears by renaming a finished file,
-so readers need no lock. Writers hold a lock, under which the oldest entries make room:
-what is kept never exceeds its bound. Other files in the folder are neither counted nor
-deleted. A process that is killed leaves at most one unfinished file, which the next
-writer overwrites. Every entry carries a checksum; one that does not match is never
-returned but made anew, with a line of warning.
+so readers need no lock; writers hold one, under which the oldest entries make room.
+Other files in the folder are neither counted nor deleted. What a killed process left
+unfinished the next writer overwrites. An entry whose checksum does not match is made
+anew, with a line of warning.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow
 
-from lib import paths
+from lib import paths, records
 from lib.data.video import Sampling, read_clip, read_still, require_media
 
 if TYPE_CHECKING:
@@ -61,20 +61,14 @@ def question_media(
     item: Question | Demonstration, sampling: Sampling
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(clip, still) of a question or demonstration; None for what it does not have."""
-    clip = None if item.video is None else _STORE.read(read_clip, item.video, sampling)
-    still = (
-        None if item.image is None else _STORE.read(read_still, item.image, sampling)
-    )
+    clip = item.video and _STORE.read(read_clip, item.video, sampling)
+    still = item.image and _STORE.read(read_still, item.image, sampling)
     return clip, still
 
 
 def keep_frames(folder: str | Path, max_gib: float) -> None:
-    """From now on `question_media` also keeps what it decodes in a folder, which holds
-    at most `max_gib` GiB and serves any number of processes.
-
-    A relative folder is read from the root of the checkout; without one ("") frames
-    stay in this process alone, as they do by default.
-    """
+    """From now on `question_media` also keeps what it decodes in a folder of at most
+    `max_gib` GiB; "", as at first, keeps frames in this process alone."""
     behind = None
     if folder:
         behind = FrameFolder(paths.resolve(folder), int(max_gib * 2**30))
@@ -89,8 +83,7 @@ def kept_frames() -> tuple[str | Path, float]:
 class FrameStore:
     """Decoded frames of this process, least recently used out first, bounded in bytes.
 
-    A file that changes is decoded again, or read from the folder `behind` where there
-    is one. Callers get copies, so nobody can change what the next caller sees.
+    Callers get copies, so nobody can change what the next caller sees.
     """
 
     def __init__(self, max_bytes: int):
@@ -105,10 +98,8 @@ class FrameStore:
         require_media(path)
         name = entry_name(reader, path, sampling)
         if name not in self._frames:
-            if self.behind is None:
-                self._frames[name] = reader(path, sampling)
-            else:
-                self._frames[name] = self.behind.read(reader, path, sampling)
+            read = partial(self.behind.read, reader) if self.behind else reader
+            self._frames[name] = read(path, sampling)
             self.used_bytes += self._frames[name].nbytes
         self._frames.move_to_end(name)
         frames = self._frames[name].copy()
@@ -126,16 +117,12 @@ class FrameFolder:
 
     def __init__(self, folder: str | Path, max_bytes: int):
         if max_bytes <= 0:
-            raise ValueError(
-                f"the frame store is bounded at {max_bytes} bytes; give it more than 0"
-            )
-        self.folder = Path(folder)
-        self.max_bytes = max_bytes
+            bound = f"the frame store is bounded at {max_bytes} bytes"
+            raise ValueError(f"{bound}; give it more than 0")
+        self.folder, self.max_bytes = Path(folder), max_bytes
         self._told_full = False
-        with self._writing():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked() as lock:
-                self._write_used(lock, self._shrink(max_bytes))
+        with self._locked() as lock:
+            os.pwrite(lock, b"%20d" % self._shrink(max_bytes), 0)
 
     def read(
         self, reader: Callable, path: str | Path, sampling: Sampling
@@ -145,8 +132,7 @@ class FrameFolder:
         What `reader` raises is passed on, and nothing is kept.
         """
         name = entry_name(reader, path, sampling)
-        kept = self._get(name, path)
-        if kept is not None:
+        if (kept := self._get(name, path)) is not None:
             return _unpack(kept)
         frames = reader(path, sampling)
         if entry_name(reader, path, sampling) == name:  # the file is what was decoded
@@ -161,80 +147,61 @@ class FrameFolder:
                 os.utime(file.fileno())  # used now: the last to go
         except FileNotFoundError:
             return None
-        if data[:CHECKSUM_BYTES] == _checksum(name, data[CHECKSUM_BYTES:]):
-            return data[CHECKSUM_BYTES:]
-        _LOGGER.warning(
-            "%s is damaged: what it kept of %s is made anew", self.folder / name, path
-        )
+        checksum, body = data[:CHECKSUM_BYTES], data[CHECKSUM_BYTES:]
+        if checksum == _checksum(name, body):
+            return body
+        said = "%s is damaged: what it kept of %s is made anew"
+        _LOGGER.warning(said, self.folder / name, path)
         return None
 
     def _put(self, name: str, body: bytes) -> None:
         """Keep `body` under a name, unless it alone would fill the folder."""
         data = _checksum(name, body) + body
-        unfinished = self.folder / ".frames_unfinished"
-        if len(data) > (1 - FREED) * self.max_bytes:
+        room = int((1 - FREED) * self.max_bytes) - len(data)
+        if room < 0:
             return
-        with self._writing(), self._locked() as lock:
+        with self._locked() as lock:
+            count = os.pread(lock, 20, 0)
+            used = int(count) if count.strip().isdigit() else self.max_bytes
+            if used + len(data) > self.max_bytes:
+                used = self._shrink(room)
             # Counted before it is there: a kill in between makes the count too high,
-            # which the next count of the folder mends.
-            self._make_room(lock, len(data))
+            # which the next count of the folder mends. One length of the number leaves
+            # nothing of an older one.
+            os.pwrite(lock, b"%20d" % (used + len(data)), 0)
+            unfinished = self.folder / ".frames_unfinished"
             unfinished.write_bytes(data)
             os.replace(unfinished, self.folder / name)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """What the disk refuses as an OSError that says what to do."""
-        try:
-            yield
-        except OSError as error:
-            why = (
-                f"the frame store cannot be written ({error.strerror}); free some space"
-                " or give it another folder"
-            )
-            raise OSError(error.errno, why, str(self.folder)) from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """The lock file, open: it says how many bytes the folder holds. The lock ends
         with its closing, and so with the process, however that ends."""
-        lock = os.open(self.folder / ".frames_lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield lock
-        finally:
-            os.close(lock)
-
-    def _make_room(self, lock: int, wanted: int) -> None:
-        text = os.pread(lock, 20, 0)
-        used = int(text) if text.strip().isdigit() else self.max_bytes
-        if used + wanted > self.max_bytes:
-            used = self._shrink(int((1 - FREED) * self.max_bytes) - wanted)
-        self._write_used(lock, used + wanted)
-
-    def _write_used(self, lock: int, used: int) -> None:
-        os.pwrite(lock, b"%20d" % used, 0)  # one length: nothing of an older number
+        with records.written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / ".frames_lock", os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield lock
+            finally:
+                os.close(lock)
 
     def _shrink(self, limit: int) -> int:
         """Delete the files used least recently until the others hold at most `limit`
         bytes; returns what they hold. Only for who has the lock."""
-        with os.scandir(self.folder) as found:
-            entries = [entry for entry in found if OWN.fullmatch(entry.name)]
-        files = sorted(
-            (entry.stat().st_mtime_ns, entry.stat().st_size, entry.path)
-            for entry in entries
-        )
+        own = [path for path in self.folder.iterdir() if OWN.fullmatch(path.name)]
+        stats = [(path.stat(), path) for path in own]
+        files = sorted((stat.st_mtime_ns, stat.st_size, path) for stat, path in stats)
         used = sum(size for _, size, _ in files)
         if used > limit and not self._told_full:
             self._told_full = True
-            _LOGGER.warning(
-                "the frame store %s is full at %.3g GiB: clips not used for long are"
-                " dropped and decoded again; a larger bound would hold more",
-                *(self.folder, self.max_bytes / 2**30),
-            )
+            said = "the frame store %s is full at %.3g GiB: clips not used for long are"
+            said += " dropped and decoded again; a larger bound would hold more"
+            _LOGGER.warning(said, self.folder, self.max_bytes / 2**30)
         for _, size, path in files:
             if used <= limit:
                 break
-            os.unlink(path)
+            path.unlink()
             used -= size
         return used
 
@@ -254,9 +221,7 @@ def entry_name(reader: Callable, path: str | Path, sampling: Sampling) -> str:
 
 def _checksum(name: str, body: bytes) -> bytes:
     """Of the content with its name, so that no entry can stand in for another."""
-    digest = hashlib.sha256(name.encode())
-    digest.update(body)
-    return digest.digest()
+    return hashlib.sha256(name.encode() + body).digest()
 
 
 def _pack(frames: np.ndarray) -> bytes:

@@ -5,10 +5,6 @@
   content stripped, its first character, case and all. No tag means no answer. So
   "Add water" counts as A, while "(A)" and "a." count as nothing.
 * `lenient`: what a patient reader would grant; see `parse_answer`.
-
-    >>> completion = "<think>The tap runs.</think><answer>(B) dry cup</answer>"
-    >>> [parse_answer(completion, rule) for rule in RULES]
-    [None, 'B']
 """
 
 from __future__ import annotations
@@ -23,8 +19,7 @@ RULES = ("first_letter", "lenient")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 THINK = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
-# Either text between the tags may be anything but another tag of the four.
-_NO_TAG = r"(?:(?!</?(?:think|answer)>).)*"
+_NO_TAG = r"(?:(?!</?(?:think|answer)>).)*"  # of the four
 FORMAT = re.compile(
     rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL
 )
@@ -84,12 +79,9 @@ def parse_answer(
 ) -> str | None:
     """The option letter a completion gives, or None where it gives none.
 
-    Of several `<answer>` tags the first counts under either rule. Counting any of them
-    would pay a policy for listing every letter.
-
-    `lenient` reads the first `<answer>...</answer>`, in any case; if there is none,
-    what follows an unclosed `<answer>`; if there is none either, the last line. It
-    reads through stars, quotes, TeX and full width, and accepts, in this order,
+    Of several `<answer>` tags the first counts: counting any would pay a policy for
+    listing every letter. `lenient` reads it in any case; if there is none, what follows
+    an unclosed one; if there is none either, the last line. It accepts, in this order,
       at the start, or after answer, option or choice
         the letter alone, in any case:             B    (b)    **B**   \\boxed{B}
         set off from a text, in any case:          b. take bag   (B)take bag
@@ -97,17 +89,17 @@ def parse_answer(
       behind a mark or a word that chooses it, a capital, alone or set off from a text:
                                                    After that, B.   I would choose B.
       without any tag, a capital as the last word: That leaves B
-    and nothing else: "Add water" is no answer, and neither is a text that names several
-    letters ("A or B", "A. x, B. y") or denies its letter ("not B", "B is wrong").
-
+    and no text that names several letters ("A or B") or denies its letter ("not B").
     "A cup" begins with the article: "A" and a text are the letter only before a verb
-    ("A is right", "A put cup"), or where the text is that of option A in `options`.
+    ("A is right"), or where the text is that of option A in `options`.
     """
-    if rule not in RULES:
-        raise ValueError(f"rule {rule!r} is unknown; it must be one of {list(RULES)}")
     if rule == "first_letter":
-        return _first_letter(completion, letters)
-    return _lenient(completion, letters, options)
+        match = ANSWER.search(completion)
+        first = match[1].strip()[:1] if match else ""
+        return first if first and first in letters else None
+    if rule == "lenient":
+        return _lenient(completion, letters, options)
+    raise ValueError(f"rule {rule!r} is unknown; it must be one of {list(RULES)}")
 
 
 def judged(
@@ -141,14 +133,11 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _first_letter(completion: str, letters: str) -> str | None:
-    match = ANSWER.search(completion)
-    first = match.group(1).strip()[:1] if match else ""
-    return first if first and first in letters else None
-
-
 def _lenient(completion: str, letters: str, options: Sequence[str]) -> str | None:
-    text, tagged = _answer_text(completion)
+    tagged = TAGGED.search(completion) or OPENED.search(completion)
+    *_, text = ["", *THOUGHT.split(completion)[-1].strip().splitlines()]
+    if tagged:
+        text = tagged[1] if tagged.re is TAGGED else completion[tagged.end() :]
     text = _unmarked(text)
     own, *forms, last = _patterns(letters)
     match = own.fullmatch(text)
@@ -179,16 +168,6 @@ def _patterns(letters: str) -> tuple[re.Pattern, ...]:
         rf".*\s{_OPEN}{capital}{_ALONE}(?P<rest>)",
     )
     return tuple(re.compile(form, re.DOTALL) for form in forms)
-
-
-def _answer_text(completion: str) -> tuple[str, bool]:
-    """The text the lenient rule reads, and whether an answer tag led to it."""
-    if match := TAGGED.search(completion):
-        return match.group(1), True
-    if match := OPENED.search(completion):
-        return completion[match.end() :], True
-    lines = THOUGHT.split(completion)[-1].strip().splitlines()
-    return (lines[-1] if lines else ""), False
 
 
 def _unmarked(text: str) -> str:

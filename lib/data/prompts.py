@@ -4,15 +4,6 @@ The thinking prompt is the paper's (SEED-Bench-R1, https://arxiv.org/abs/2503.24
 `infer.py` and `grpo.py` of github.com/TencentARC/SEED-Bench-R1): the question, one
 option a line as "A. ...", then `THINK_ANSWER`. Training, evaluation and the untrained
 model all get the same words, and the default chat template adds the system prompt.
-
-    >>> print(prompt_text(question, "think"))
-    Considering the progress shown in the video and my current observation shown in
-    the image, what action should I take next in order to store cereal?
-    A. put cereal box into cupboard
-    B. take cereal bag
-    C. open cupboard
-    D. put cereal bag into cereal box
-     Output the thinking process in <think> </think> and final answer in ...
 """
 
 from __future__ import annotations
@@ -44,12 +35,9 @@ LETTERS = "ABCDE"
 def option_lines(options: tuple[str, ...]) -> str:
     """One line an option, lettered from A: `A. first` newline `B. second` ..."""
     if not 2 <= len(options) <= len(LETTERS):
-        raise ValueError(
-            f"{len(options)} options; a question has between 2 and {len(LETTERS)}"
-        )
-    return "\n".join(
-        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
-    )
+        said = f"a question has between 2 and {len(LETTERS)}"
+        raise ValueError(f"{len(options)} options; {said}")
+    return "\n".join(map("{}. {}".format, LETTERS, options))
 
 
 def prompt_text(question: Question, style: str) -> str:
@@ -58,9 +46,8 @@ def prompt_text(question: Question, style: str) -> str:
     Raises ValueError for another style and for a text that is no Unicode.
     """
     if style not in STYLES:
-        raise ValueError(
-            f"style {style!r} is unknown; it must be one of {list(STYLES)}"
-        )
+        known = f"it must be one of {list(STYLES)}"
+        raise ValueError(f"style {style!r} is unknown; {known}")
     text = f"{question.text}\n{option_lines(question.options)}\n{STYLES[style]}"
     try:
         text.encode()  # what has half a character can be neither hashed nor read
@@ -77,10 +64,6 @@ def messages(
     An absent visual is left out altogether: Qwen2-VL's template also draws a
     placeholder for a key whose value is None.
     """
-    content = []
-    if clip is not None:
-        content.append({"type": "video", "video": clip})
-    if still is not None:
-        content.append({"type": "image", "image": still})
-    content.append({"type": "text", "text": text})
+    parts = {"video": clip, "image": still, "text": text}
+    content = [{"type": k, k: part} for k, part in parts.items() if part is not None]
     return [{"role": "user", "content": content}]

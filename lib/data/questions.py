@@ -3,19 +3,11 @@
 Reads the annotation files of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376,
 https://huggingface.co/datasets/TencentARC/SEED-Bench-R1) and LongVideoBench
 (https://arxiv.org/abs/2407.15754). `lib/data/faults.py` says what a sound record is;
-every reader reports the faults of all records at once, each with its line, its field,
-what was found and what was expected. Rules on several fields wait until each is sound.
+every reader raises DataFaults with the faults of all records at once.
 
     >>> questions = read_validation("annotations/validation_L1.jsonl", root, "L1")
     >>> questions[0].id, questions[0].gold, questions[0].options[0]
     ('L1/115', 'A', 'put cereal box into cupboard')
-
-    $ python -m lib.data faults annotations/validation_L1.jsonl
-    /data/annotations/validation_L1.jsonl: SEED-Bench-R1 validation, L1 or L2
-    records: 2432, of which 2431 can be used
-    media needed: 2060 videos, 2431 stills (371 records without video)
-    faults: 1, of which 1 make a record unusable
-    /data/annotations/validation_L1.jsonl:2: answer: found 'take bag' while ...
 """
 
 from __future__ import annotations
@@ -29,11 +21,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from lib import paths
 from lib.data import faults
 from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
+
+BYTE_ORDERS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+NO_FILES = (  # how a file begins that holds no records: what it is, and what to do
+    (b"version https://git-lfs", "a git-LFS pointer", "the file: run `git lfs pull`"),
+    (b"<", "a web page, no JSON", "the file itself: download it again"),
+    (BYTE_ORDERS, "a byte order mark", "UTF-8 without one"),
+)
+FORMS = ("one JSON object a line", "one JSON list")
+LISTS = ("general",)  # kinds that are one JSON list
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,8 @@ class Fault:
     usable: bool
 
     def __str__(self) -> str:
-        mark = " (usable)" if self.usable else ""
-        return (
-            f"{self.file}:{self.line}: {self.field}: found {self.found};"
-            f" expected {self.expected}{mark}"
-        )
+        said = f"{self.field}: found {self.found}; expected {self.expected}"
+        return f"{self.file}:{self.line}: {said}{' (usable)' if self.usable else ''}"
 
 
 class DataFaults(ValueError):
@@ -98,14 +95,9 @@ class DataFaults(ValueError):
         self.faults = faults
 
     def __str__(self) -> str:
-        head = (
-            f"{len(self.faults)} fault(s) make records unusable; nothing was read: mend"
-            " these lines, or get the file again"
-        )
+        said = "fault(s) make records unusable; nothing was read: mend these lines, or"
+        head = f"{len(self.faults)} {said} get the file again"
         return "\n".join([head, *map(str, self.faults)])
-
-
-# --- reading --------------------------------------------------------------------------
 
 
 def read_validation(
@@ -115,7 +107,7 @@ def read_validation(
 
     Media are `<media_root>/videos/<video_source>/<video_basename>` and
     `<media_root>/images/<video_source>/<current_observation_basename>`; whether they
-    exist shows when they are read. Raises DataFaults.
+    exist shows when they are read.
     """
     if level not in ("L1", "L2", "L3"):
         raise ValueError(f"level {level!r} is unknown; it must be L1, L2 or L3")
@@ -127,9 +119,8 @@ def read_training(
 ) -> list[Question]:
     """The training questions, each with three of its negative answers drawn.
 
-    Draw and order are seeded by f"{seed}/{sample_id}", so those of one question depend
-    on no other question (the released grpo.py draws unseeded). Negatives that repeat
-    each other or the answer are left out of the draw. Raises DataFaults.
+    Draw and order are seeded by f"{seed}/{sample_id}" (the released grpo.py draws
+    unseeded). Negatives that repeat each other or the answer are not drawn.
     """
     return _read(path, media_root, "training", seed)
 
@@ -139,30 +130,23 @@ def read_demonstrations(
 ) -> list[Demonstration]:
     """The records of training_with_cot: `prompt` messages and a `response`.
 
-    The schema is inferred from the code that reads the file (the released sft.py),
-    which does not touch `sample_id`. Where that is absent the id is made of the line
-    number, "training/line-12", and matches no training question. Raises DataFaults.
+    The schema is that of the released sft.py, which does not touch `sample_id`. Where
+    that is absent the id, "training/line-12", matches no training question.
     """
     return _read(path, media_root, "demonstrations")
 
 
 def read_general(path: str | Path, media_root: str | Path) -> list[Question]:
-    """The questions of LongVideoBench's lvb_val.json, a list with 4 or 5 candidates.
-
-    Video only, no still and no subtitles, as the paper does it; the clip is
-    `<media_root>/videos/<video_path>`. Raises DataFaults.
-    """
+    """The questions of LongVideoBench's lvb_val.json, 4 or 5 candidates each; clips
+    alone, `<media_root>/videos/<video_path>`, no subtitles, as the paper does it."""
     return _read(path, media_root, "general")
 
 
 def split_holdout(
     items: Iterable, share: float, salt: str = "holdout"
 ) -> tuple[list, list]:
-    """(kept, held): about `share` of the items are held out, chosen by their id alone.
-
-    Whatever else is in the list, an id falls on the same side; so a training question
-    and its demonstration do, read from two files.
-    """
+    """(kept, held): about `share` of the items are held out, chosen by their id alone,
+    so that a training question and its demonstration fall on the same side."""
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
     kept, held = [], []
@@ -174,13 +158,12 @@ def split_holdout(
 
 
 def _read(path: str | Path, media_root: str | Path, kind: str, seed: int = 0) -> list:
-    """What each record of a file gives; DataFaults if any cannot be used."""
     hint = "an annotation file; 01_data says where it comes from"
-    file = _survey(paths.require(path, hint), kind)
-    if unusable := [fault for fault in file.faults if not fault.usable]:
+    _, _, sound, found = _survey(paths.require(path, hint), kind)
+    if unusable := [fault for fault in found if not fault.usable]:
         raise DataFaults(unusable)
     root = paths.resolve(media_root)
-    return [_item(record, line, root, kind, seed) for line, record in file.sound]
+    return [_item(record, line, root, kind, seed) for line, record in sound]
 
 
 def _item(
@@ -250,71 +233,39 @@ def _text_or_empty(record: dict, name: str) -> str:
     return record[name] if faults.is_text(record.get(name)) else ""
 
 
-# --- checking -------------------------------------------------------------------------
+def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list, list]:
+    """(kind, number of records, the sound (line, record), faults by line) of a file.
 
-
-class Survey(NamedTuple):
-    """What a file holds: its kind (None: not recognised), the number of records, the
-    (line, record) that can be used, and every fault, by line."""
-
-    kind: str | None
-    count: int
-    sound: list[tuple[int, dict]]
-    faults: list[Fault]
-
-
-NO_FILES = {  # how a file begins that holds no records: what it is, and what to do
-    (b"version https://git-lfs",): (
-        "a git-LFS pointer",
-        "the file itself: run `git lfs pull`",
-    ),
-    (b"<!doctype", b"<html", b"<?xml"): (
-        "a web page, no JSON",
-        "the file itself: download it again",
-    ),
-    (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): (
-        "a byte order mark",
-        "UTF-8 without one",
-    ),
-}
-FORMS = ("one JSON object a line", "one JSON list")
-
-
-def _survey(path: Path, kind: str | None = None) -> Survey:
-    """Read a file of a kind, or of the kind that most records show by their keys.
-
-    In a list a field is named with its record, "[12].candidates" for the thirteenth:
-    such a file may be a single line.
+    Without a `kind` it is that which most records show by their keys, None if none
+    does. In a list a field is named with its record, "[12].candidates" for the
+    thirteenth: such a file may be a single line.
     """
     data, sound, found, seen = path.read_bytes(), [], [], {}
     head = data.lstrip()[:99].lower()
     is_list = head[:1] == b"["
-    no_file = [said for begins, said in NO_FILES.items() if head.startswith(begins)]
+    no_file = [said for begin, *said in NO_FILES if head.startswith(begin)]
     rows = [] if no_file else list((_of_list if is_list else _of_lines)(data))
-    if not (rows or no_file):
-        no_file = [("no record", "records")]
     parsed = [(line, row) for line, row in rows if not isinstance(row, Exception)]
-    kind = kind or _recognised(parsed)
+    kind = kind or _recognised(row for _, row in parsed)
 
     def fault(line: int, *named) -> None:
         found.append(Fault(str(path), line, *named))
 
-    for said in no_file:
-        fault(1, "file", *said, UNUSABLE)
-    if parsed and kind is None:
+    if not rows:
+        fault(1, "file", *(no_file or [("no record", "records")])[0], UNUSABLE)
+    elif parsed and kind is None:
         marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
-        known = "; or ".join(marks)
         none = "no field of a known kind of file"
-        fault(parsed[0][0], "record", none, known, UNUSABLE)
-    elif parsed and KINDS[kind].is_list != is_list:
+        fault(parsed[0][0], "record", none, "; or ".join(marks), UNUSABLE)
+    elif parsed and is_list != (kind in LISTS):
         fault(1, "file", FORMS[is_list], FORMS[not is_list], UNUSABLE)
     for index, (line, record) in enumerate(rows):
         place = f"[{index}]" if is_list else ""
         if isinstance(record, Exception):
             fault(line, "record", _why(record), FORMS[is_list], UNUSABLE)
         elif kind and not isinstance(record, dict):
-            said = (faults.shown(record), "a JSON object")
-            fault(line, place or "record", *said, UNUSABLE)
+            shown = faults.shown(record)
+            fault(line, place or "record", shown, "a JSON object", UNUSABLE)
         elif kind:
             wrong = [
                 *faults.record_faults(record, KINDS[kind]),
@@ -324,18 +275,18 @@ def _survey(path: Path, kind: str | None = None) -> Survey:
                 fault(line, f"{place}.{field}" if place else field, *rest)
             if all(usable for *_, usable in wrong):
                 sound.append((line, record))
-    return Survey(kind, len(rows), sound, sorted(found, key=lambda f: f.line))
+    return kind, len(rows), sound, sorted(found, key=lambda f: f.line)
 
 
-def _recognised(rows: list[tuple[int, object]]) -> str | None:
+def _recognised(records: Iterable[object]) -> str | None:
     """The kind most records show by their keys; None where none shows any."""
     votes = Counter()
-    for _, record in rows:
+    for record in records:
         keys = record.keys() if isinstance(record, dict) else ()
         marked = (name for name, kind in KINDS.items() if {*kind.marks} & {*keys})
         votes[next(marked, None)] += 1
     del votes[None]
-    return max(votes, key=votes.get) if votes else None
+    return max(votes, key=votes.get, default=None)
 
 
 def _of_lines(data: bytes) -> Iterator[tuple[int, object]]:
@@ -373,11 +324,12 @@ def _of_list(data: bytes) -> Iterator[tuple[int, object]]:
 
 
 def _why(error: Exception) -> str:
+    why = f"no JSON ({TOO_DEEP})"
     if isinstance(error, UnicodeDecodeError):
-        return "what is not UTF-8"
-    if isinstance(error, json.JSONDecodeError):
-        return f"what is no JSON ({error.msg} at column {error.colno})"
-    return f"what is no JSON ({TOO_DEEP})"
+        why = "not UTF-8"
+    elif isinstance(error, json.JSONDecodeError):
+        why = f"no JSON ({error.msg} at column {error.colno})"
+    return f"what is {why}"
 
 
 def _with_repeats(pairs: list[tuple[str, object]]) -> dict:
@@ -401,11 +353,8 @@ DECODER = json.JSONDecoder(object_pairs_hook=_with_repeats, parse_int=_integer)
 
 
 def check(path: str | Path) -> dict:
-    """What a file is and holds: {file, kind, records, usable, media, faults}.
-
-    The kind is recognised by the fields. `media` counts the different videos and stills
-    the usable records need, and the records without video.
-    """
+    """What a file is and holds: {file, kind, records, usable, media, faults}; `media`
+    counts the different files that usable records need, and those without video."""
     path = paths.require(path, "nothing to check")
     kind, count, sound, found = _survey(path)
     items = [_item(record, line, Path(), kind) for line, record in sound]
@@ -428,12 +377,11 @@ def usable(
 ) -> list[tuple[dict, Question | Demonstration]]:
     """(record, what is read from it) for all that can be used in a file of any kind.
 
-    For looking at a file whatever its faults; what trains or evaluates uses the readers
-    above, which refuse a file with records that cannot be used.
+    For looking at a file whatever its faults; training and evaluation refuse those.
     """
-    file = _survey(paths.require(path, "nothing to check"))
+    kind, _, sound, _ = _survey(paths.require(path, "nothing to check"))
     root = paths.resolve(media_root)
-    return [(record, _item(record, n, root, file.kind)) for n, record in file.sound]
+    return [(record, _item(record, line, root, kind)) for line, record in sound]
 
 
 def show_faults(path: Path, as_json: bool = False) -> int:
@@ -442,8 +390,7 @@ def show_faults(path: Path, as_json: bool = False) -> int:
     found, media = report["faults"], report["media"]
     unusable = sum(not fault.usable for fault in found)
     if as_json:
-        faults = [asdict(fault) for fault in found]
-        print(json.dumps({**report, "faults": faults}, indent=1))
+        print(json.dumps({**report, "faults": [*map(asdict, found)]}, indent=1))
         return int(unusable > 0)
     print(
         f"{report['file']}: {report['kind']}",

@@ -3,13 +3,7 @@
 The experiments behind three claims of SEED-Bench-R1 (arXiv 2503.24376): that RL needs
 little data and no reasoning to imitate (abstract), and that noisy labels, which its
 automatic training questions have, hold outcome rewards back (its limitations). The
-paper varies none of the three; the sizes and shares here are this kit's.
-
-    few = share_of(training, 1 / 12, seed=0)
-    noisy = with_label_noise(training, 0.2, seed=0)
-    answers_alone(noisy)[0].response  # "<answer>B</answer>"
-
-All draws depend on the seed and the ids alone, not on the order of the file.
+paper varies none of the three. All draws depend on the seed and the ids alone.
 
 Extend it: data of your own is a folder in SEED-Bench-R1's form: annotations/, clips in
 videos/<source>/, stills in images/<source>/. Here it is made of a films.json that you
@@ -69,8 +63,7 @@ def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
     """The `share` of the items whose ids come first in a shuffled order; at least one.
 
     Shares of one seed are nested: a sixth holds the twelfth. A training question and
-    its demonstration share an id, so both methods are cut at the same place of the same
-    order as far as every question has a demonstration.
+    its demonstration share an id, so both methods are cut at the same place.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share = {share} must lie above 0 and be 1 at most")
@@ -89,18 +82,24 @@ def with_label_noise(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
-    wrong = _first(questions, round(share * len(questions)), f"noise/{seed}")
-    return [
-        _mislabelled(item, seed) if item.id in wrong else item for item in questions
-    ]
+    noisy = _first(questions, round(share * len(questions)), f"noise/{seed}")
+    return [_mislabelled(q, seed) if q.id in noisy else q for q in questions]
 
 
 def _mislabelled(question: Question, seed: int) -> Question:
-    wrong = [
-        i for i, option in enumerate(question.options) if option != question.answer
-    ]
+    options = question.options
+    wrong = [i for i, option in enumerate(options) if option != question.answer]
     place = random.Random(f"{seed}/wrong label/{question.id}").choice(wrong)
-    return replace(question, gold="ABCDE"[place], answer=question.options[place])
+    return replace(question, gold="ABCDE"[place], answer=options[place])
+
+
+def _first(items: Sequence[Item], count: int, salt: str) -> set[str]:
+    """The ids that come first in an order drawn by salt and id alone."""
+
+    def drawn(item: Item) -> bytes:
+        return hashlib.sha256(f"{salt}/{item.id}".encode()).digest()
+
+    return {item.id for item in sorted(items, key=drawn)[:count]}
 
 
 def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
@@ -124,9 +123,9 @@ def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
     `reasoning` is what a teacher, or a person, thinks before the answer: one text for
     each record of annotations/training.jsonl, in its order. ValueError where one lacks.
     """
-    root = paths.resolve(folder)
+    root, made = paths.resolve(folder), []
     path = root / "annotations" / "training.jsonl"
-    asked, made = questions.read_training(path, root), []
+    asked = questions.read_training(path, root)
     if len(asked) != len(reasoning):
         raise ValueError(
             f"{path} has {len(asked)} questions, but there are {len(reasoning)} texts "
@@ -140,13 +139,10 @@ def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
             if file is not None
         ]
         content.append({"type": "text", "text": prompt_text(question, "think")})
-        made.append(
-            {
-                "sample_id": question.id.removeprefix("training/"),
-                "prompt": [{"role": "user", "content": content}],
-                "response": f"<think>{thought}</think><answer>{question.gold}</answer>",
-            }
-        )
+        number = question.id.removeprefix("training/")
+        prompt = [{"role": "user", "content": content}]
+        response = f"<think>{thought}</think><answer>{question.gold}</answer>"
+        made.append({"sample_id": number, "prompt": prompt, "response": response})
     path = path.with_name("training_with_cot.jsonl")
     records.write_jsonl(path, made)
     return path
@@ -159,17 +155,15 @@ def lessons(
 
     `targets` is "reasoning" (adapter sft), "answers" (sft-answers) or both.
     """
-    made: dict[str, list[Demonstration]] = {}
+    known = {
+        "reasoning": ("sft", list(demonstrations)),
+        "answers": ("sft-answers", answers_alone(labelled)),
+    }
     for target in targets.split():
-        if target == "reasoning":
-            made["sft"] = list(demonstrations)
-        elif target == "answers":
-            made["sft-answers"] = answers_alone(labelled)
-        else:
-            raise ValueError(
-                f"SFT on {target!r} is unknown: name reasoning, answers or both"
-            )
-    return made
+        if target not in known:
+            said = "is unknown: name reasoning, answers or both"
+            raise ValueError(f"SFT on {target!r} {said}")
+    return dict(known[target] for target in targets.split())
 
 
 def kept_by_rejection(
@@ -179,8 +173,7 @@ def kept_by_rejection(
 
     A wrong label takes right reasoning away; it lets none through that a teacher did
     not write. The two files may show the options in different orders, so the text of
-    the chosen option is compared, as it stands in the demonstration's own prompt. A
-    demonstration of no training question is a ValueError.
+    the chosen option is compared. ValueError for the answer to an unknown question.
     """
     labels = {question.id: question.answer for question in questions}
     kept = []
@@ -190,22 +183,13 @@ def kept_by_rejection(
                 f"demonstration {item.id} belongs to no training question, so its "
                 "answer cannot be compared with a label: leave label_noise at 0"
             )
-        if answer_text(item) == labels[item.id]:
+        if _answer_text(item) == labels[item.id]:
             kept.append(item)
     return kept
 
 
-def answer_text(item: Demonstration) -> str | None:
+def _answer_text(item: Demonstration) -> str | None:
     """The text of the option that a demonstration chooses, None if it chooses none."""
     letter = parse_answer(item.response, "first_letter")
     found = letter and re.search(rf"^{letter}\. (.*)$", item.text, re.MULTILINE)
     return found[1] if found else None
-
-
-def _first(items: Sequence[Item], count: int, salt: str) -> set[str]:
-    """The ids that come first in an order drawn by salt and id alone."""
-
-    def drawn(item: Item) -> bytes:
-        return hashlib.sha256(f"{salt}/{item.id}".encode()).digest()
-
-    return {item.id for item in sorted(items, key=drawn)[:count]}

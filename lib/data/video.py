@@ -40,14 +40,11 @@ class BadVideo(Exception):
 
     def __init__(self, path: str | Path, why: str):
         super().__init__(str(path), why)  # both in args, so that it can be pickled
-        self.path = Path(path)
-        self.why = why
+        self.path, self.why = Path(path), why
 
     def __str__(self) -> str:
-        return (
-            f"{self.path}: {self.why}; put a sound file there or, to evaluate without"
-            " it, set on_bad_video: keep_as_wrong"
-        )
+        mend = "put a sound file there or, to evaluate without it, set on_bad_video:"
+        return f"{self.path}: {self.why}; {mend} keep_as_wrong"
 
 
 @dataclass(frozen=True)
@@ -61,34 +58,28 @@ class Sampling:
     width: int = 252
 
     def __post_init__(self) -> None:
-        for name in ("max_frames", "min_frames"):
-            value = getattr(self, name)
-            if value < 2 or value % 2:
-                raise ValueError(
-                    f"{name} = {value}: it must be even and at least 2, because"
-                    " Qwen2-VL merges two frames into one patch"
-                )
+        even = "even and at least 2, because Qwen2-VL merges two frames into one patch"
+        whole = f"a multiple of {PATCH} pixels, the side of one visual token"
+        rules = {
+            "max_frames": (self.max_frames % 2 == 0 < self.max_frames, even),
+            "min_frames": (self.min_frames % 2 == 0 < self.min_frames, even),
+            "fps": (self.fps > 0, "above zero"),
+            "height": (self.height % PATCH == 0 < self.height, whole),
+            "width": (self.width % PATCH == 0 < self.width, whole),
+        }
+        for name, (is_sound, wanted) in rules.items():
+            if not is_sound:
+                raise ValueError(f"{name} = {getattr(self, name)}: it must be {wanted}")
         if self.min_frames > self.max_frames:
-            raise ValueError(
-                f"min_frames = {self.min_frames} is larger than"
-                f" max_frames = {self.max_frames}"
-            )
-        if not self.fps > 0:
-            raise ValueError(f"fps = {self.fps}: it must be above zero")
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            if value < PATCH or value % PATCH:
-                raise ValueError(
-                    f"{name} = {value}: it must be a multiple of {PATCH} pixels, the"
-                    " side of one visual token"
-                )
+            found = f"min_frames = {self.min_frames} is larger than"
+            raise ValueError(f"{found} max_frames = {self.max_frames}")
 
 
 def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[int]:
     """Indices of the sampled frames, ascending, from 0 to `n_frames` - 1.
 
     A clip shorter than `min_frames` gives its frames down to an even count, as the
-    released code does. Raises ValueError below two frames or without a frame rate.
+    released code does. ValueError below two frames or without a frame rate.
     """
     if n_frames < 2:
         raise ValueError(f"has {n_frames} frame(s); at least 2 are needed")
@@ -122,6 +113,7 @@ def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
     """An observation still, uint8 [H, W, 3], as a viewer shows it: turned as its EXIF
     says, 16 bits brought to 8, laid on white. BadVideo if it cannot be read."""
     require_media(path)
+    size = (sampling.width, sampling.height)
     try:
         with Image.open(path) as image:
             # Phones add a smaller copy behind the picture (MPO): the first one counts.
@@ -130,8 +122,7 @@ def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
             picture = _on_white(ImageOps.exif_transpose(image), path)
     except (*DAMAGED, Image.DecompressionBombError) as error:
         raise BadVideo(path, "Pillow cannot decode it as a picture") from error
-    if picture.size != (sampling.width, sampling.height):
-        size = (sampling.width, sampling.height)
+    if picture.size != size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     return np.asarray(picture)
 
@@ -169,12 +160,12 @@ def require_media(path: str | Path) -> None:
             head = file.read(64)
     except OSError as error:  # a name too long, no permission
         raise BadVideo(path, f"cannot be opened ({error.strerror})") from error
+    text = head.lstrip().lower()
     if not head:
         raise BadVideo(path, "is empty (zero bytes)")
-    head = head.lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
+    if text.startswith(b"version https://git-lfs"):
         raise BadVideo(path, "is a git-LFS pointer, not the file: run `git lfs pull`")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise BadVideo(path, "is a web page, not the file: download it again")
 
 

@@ -34,7 +34,7 @@ MADE = re.compile(
     | (attention|coherence)\.json
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
     | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
-    | (predictions|readings|judgements)_[^/]+\.settings\.json
+    | (predictions|readings|judgements|attention)_[^/]+\.settings\.json
     | figures/[^/]+\.png
     | adapters/\.[^/]+\.unfinished/.+
     | checkpoints/[^/]+/(README\.md | \w+_settings\.json | checkpoint-\d+/.+)

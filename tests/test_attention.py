@@ -2,10 +2,6 @@
 
 from itertools import pairwise
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pytest
 import torch
@@ -50,16 +46,6 @@ def asked(processor, question):
     return encoding.encode(processor, [messages(text, *media)])
 
 
-def with_adapter(model):
-    """A LoRA adapter that changes the model: its second matrices are zero at first."""
-    adapted = models.peft.get_peft_model(model, models.lora_config(4, 8))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
-    return adapted.eval()
-
-
 @pytest.mark.parametrize("kind", ["plain", "lora", "nf4", "nf4 and lora"])
 def test_it_is_the_models_own_attention(
     tiny_checkpoint, processor, tiny_questions, kind
@@ -67,7 +53,10 @@ def test_it_is_the_models_own_attention(
     torch.manual_seed(0)
     tiny = models.load_model(tiny_checkpoint, quantize="nf4" in kind)
     if "lora" in kind:
-        tiny = with_adapter(tiny)
+        tiny = models.peft.get_peft_model(tiny, models.lora_config(4, 8)).eval()
+        for name, weight in tiny.named_parameters():
+            if "lora_B" in name:  # zero at first, which would change nothing
+                torch.nn.init.normal_(weight, std=0.3)
     completion = torch.tensor(processor.tokenizer(SAID)["input_ids"])
     for question in tiny_questions[:3]:  # the third has no video
         inputs = asked(processor, question)
@@ -89,18 +78,17 @@ def test_all_families_of_the_shared_prefix(random_model, family):  # noqa: F811
     assert np.abs(found - expected).max() < 1e-5
 
 
-def test_it_leaves_the_model_as_it_was(tiny_checkpoint, processor, tiny_questions):
-    tiny = models.load_model(tiny_checkpoint)
+def test_it_leaves_the_model_as_it_was(model, processor, tiny_questions):
     inputs = asked(processor, tiny_questions[0])
     with torch.no_grad():
-        before = tiny(**inputs).logits
-    prompt = prefix.make_prompt(tiny, inputs)
-    attention.completion_attention(tiny, prompt, torch.tensor([9, 10]))
-    assert tiny.config.get_text_config()._attn_implementation == "sdpa"
-    layers = tiny.model.language_model.layers
+        before = model(**inputs).logits
+    prompt = prefix.make_prompt(model, inputs)
+    attention.completion_attention(model, prompt, torch.tensor([9, 10]))
+    assert model.config.get_text_config()._attn_implementation == "sdpa"
+    layers = model.model.language_model.layers
     assert not any(layer.self_attn._forward_hooks for layer in layers)
     with torch.no_grad():
-        assert (tiny(**inputs).logits == before).all()
+        assert (model(**inputs).logits == before).all()
 
 
 def test_equal_attention_gives_the_equal_shares():
@@ -114,24 +102,16 @@ def test_equal_attention_gives_the_equal_shares():
 
 
 def test_parts_of_a_completion():
-    text = "<think>wash it</think><answer> B."
     words = ["<think", ">wash", " it", "</", "think>", "<answer", ">", " B", "."]
     spans = list(pairwise(np.cumsum([0, *map(len, words)]).tolist()))
-    assert attention.parts_of(text, spans) == {
-        "first": [0, 1, 2],
-        "reasoning": [1, 2],
-        "letter": [7],
-    }
-    assert attention.parts_of("stop", [(0, 4)]) == {
-        "first": [0],
-        "reasoning": [],
-        "letter": [],
-    }
+    found = attention.parts_of("".join(words), spans)
+    assert found == {"first": [0, 1, 2], "reasoning": [1, 2], "letter": [7]}
+    found = attention.parts_of("stop", [(0, 4)])
+    assert found == {"first": [0], "reasoning": [], "letter": []}
 
 
-def test_a_map_has_every_patch_in_its_place(processor, tiny_checkpoint):
+def test_a_map_has_every_patch_in_its_place(processor, model):
     """One white patch in a black clip is the token that the map has at its place."""
-    tiny = models.load_model(tiny_checkpoint)
     still = np.zeros((56, 84, 3), np.uint8)
     for pair, row, column in [(0, 0, 1), (1, 1, 0), (2, 1, 2)]:
         clip = np.zeros((6, 84, 112, 3), np.uint8)
@@ -139,8 +119,8 @@ def test_a_map_has_every_patch_in_its_place(processor, tiny_checkpoint):
         inputs = encoding.encode(processor, [messages("x", clip, still)])
         patches = inputs["pixel_values_videos"].reshape(-1, 4 * 1176)  # merged by four
         token = int(patches.sum(1).argmax())
-        prompt = prefix.make_prompt(tiny, inputs)
-        kinds = encoding.mm_token_type_ids(prompt.ids, tiny.config).numpy()
+        prompt = prefix.make_prompt(model, inputs)
+        kinds = encoding.mm_token_type_ids(prompt.ids, model.config).numpy()
         weights = np.zeros((1, 1, len(kinds)))
         weights[0, 0, np.flatnonzero(kinds == 2)[token]] = 0.3
         found = np.array(attention._picture_map(weights, kinds, prompt, 2, 2))
@@ -151,84 +131,71 @@ def test_a_map_has_every_patch_in_its_place(processor, tiny_checkpoint):
 
 
 @pytest.fixture(scope="module")
-def attended(tiny_checkpoint, processor, tiny_questions):
+def measured(tiny_checkpoint, processor, tiny_questions, tmp_path_factory):
+    """What `measure` is given, and the rows it left."""
     said = [evaluate.row(q, SETTINGS, SAID, 1) for q in tiny_questions]
     said[1] = evaluate.row(tiny_questions[1], SETTINGS, error="1.mp4 is missing")
-    tokens = len(processor.tokenizer(SAID)["input_ids"])
-    said[0]["tokens"] = tokens + 1
-    tiny = models.load_model(tiny_checkpoint)
-    return attention.attend(tiny, processor, tiny_questions, said, SAMPLING)
+    said[0]["tokens"] = len(processor.tokenizer(SAID)["input_ids"]) + 1
+    tiny, run = models.load_model(tiny_checkpoint), tmp_path_factory.mktemp("run")
+    given = [tiny, processor, tiny_questions, {"own": said}, SAMPLING, run, "base"]
+    attention.measure(*given)
+    return given, records.read_jsonl(run / "attention_base.jsonl")
 
 
-def test_rows_add_up(attended, processor):
+def test_rows_add_up(measured, processor):
+    rows = measured[1]
     tokens = len(processor.tokenizer(SAID)["input_ids"])
-    assert attended[1] == {"id": "training/1", "left_out": "1.mp4 is missing"}
-    for row in (attended[0], attended[2]):
+    assert rows[1] == {"id": "training/1", "left_out": "1.mp4 is missing"}
+    for row in (rows[0], rows[2]):
         assert row["n"] == tokens == len(row["by_token"])
         layers = np.array(row["by_layer"])
         assert layers.shape == (2, 3)
         assert np.allclose(layers.sum(1), 1, atol=1e-4)
         assert np.allclose(layers.mean(0), np.mean(row["by_token"], 0), atol=1e-4)
         assert np.sum(row["still_map"]) == pytest.approx(layers.mean(0)[1], abs=1e-3)
-    assert attended[0]["tokens"]["video"] == 2 * 2 * 2
-    assert np.shape(attended[0]["video_map"]) == (2, 2, 2)
-    video = np.mean(attended[0]["by_token"], 0)[0]
-    assert np.sum(attended[0]["video_map"]) == pytest.approx(video, abs=1e-3)
-    assert attended[2]["video_map"] is None
-    assert np.array(attended[2]["by_token"])[:, 0].max() == 0
-    assert not attended[0]["retokenized"] and attended[2]["retokenized"]
+    assert rows[0]["tokens"]["video"] == 2 * 2 * 2
+    assert np.shape(rows[0]["video_map"]) == (2, 2, 2)
+    video = np.mean(rows[0]["by_token"], 0)[0]
+    assert np.sum(rows[0]["video_map"]) == pytest.approx(video, abs=1e-3)
+    assert rows[2]["video_map"] is None
+    assert np.array(rows[2]["by_token"])[:, 0].max() == 0
+    assert not rows[0]["retokenized"] and rows[2]["retokenized"]
 
 
-def test_the_letter_is_read_where_it_is_written(attended, processor):
+def test_the_letter_is_read_where_it_is_written(measured, processor):
     spans = processor.tokenizer(SAID, return_offsets_mapping=True)["offset_mapping"]
     (at,) = [i for i, (low, high) in enumerate(spans) if "B" in SAID[low:high]]
-    row = attended[0]
+    row = measured[1][0]
     assert row["parts"]["letter"] == row["by_token"][at]
-    assert row["parts"]["first"] == pytest.approx(
-        np.mean(row["by_token"][:3], 0).tolist(), abs=1e-4
-    )
+    first = np.mean(row["by_token"][:3], 0).tolist()
+    assert row["parts"]["first"] == pytest.approx(first, abs=1e-4)
 
 
-# Summaries of rows made by hand
+def test_attention_on_other_words_is_refused(measured):
+    model, processor, asked, said, *where = measured[0]
+    attention.measure(model, None, asked, said, *where)  # nothing is left to do
+    other = [said["own"][0] | {"completion": "<think>No.</think>"}, *said["own"][1:]]
+    with pytest.raises(ValueError, match=r"other settings: said \("):
+        attention.measure(model, processor, asked, {"own": other}, *where)
 
 
-def made(key, video, tokens=2, letter=True):
-    """Two layers that put `video` and `video` + 0.2 on the video, 0.1 on the still."""
-    layers = [[v, 0.1, 0.9 - v] for v in (video, video + 0.2)]
-    mean = [video + 0.1, 0.1, 0.8 - video]
-    parts = {"first": mean, "reasoning": mean, "letter": mean if letter else None}
-    return {
-        "id": key,
-        "n": tokens,
-        "retokenized": False,
-        "tokens": {"video": 8, "still": 2, "prompt": 30},
-        "by_layer": layers,
-        "by_token": [mean] * tokens,
-        "parts": parts,
-        "equal": [0.2, 0.05, 0.75],
-        "video_map": [[[0.01, 0.02]], [[0.03, 0.04]]],
-        "still_map": [[[0.05, 0.05]]],
-    }
+# Rows made by hand
 
 
 @pytest.fixture
 def run(tmp_path):
-    shifts = {"base": 0.0, "sft": 0.1, "grpo": 0.3}
-    for model_, shift in shifts.items():
-        rows = [
-            made("L1/a", 0.1 + shift, 3),
-            made("L1/b", 0.2 + shift, 2, letter=model_ != "sft"),
-            made("L1/c", 0.3 + shift, 2),
-        ]
-        if model_ == "sft":
+    for method in ("base", "sft", "grpo"):
+        rows = [{"id": f"L1/{x}", "video_map": [[[0.1]]]} for x in "abc"]
+        if method == "sft":
             rows[2] = {"id": "L1/c", "left_out": "the completion is empty"}
-        attention.write_rows(tmp_path, model_, attention.OWN, rows)
+        path = attention.rows_file(tmp_path, method, attention.OWN)
+        records.write_jsonl(path, rows)
     return tmp_path
 
 
 def test_methods_with_other_questions_are_not_compared(run):
-    rows = records.read_jsonl(run / "attention_grpo.jsonl")
-    records.write_jsonl(run / "attention_grpo.jsonl", rows[1:])
+    path = run / "attention_grpo.jsonl"
+    records.write_jsonl(path, records.read_jsonl(path)[1:])
     with pytest.raises(ValueError, match="attention_grpo"):
         attention.read_rows(run, "own")
     with pytest.raises(FileNotFoundError, match=r"attention_base\.on_sft"):
@@ -237,13 +204,11 @@ def test_methods_with_other_questions_are_not_compared(run):
 
 def test_the_example_is_chosen_by_rule(run):
     rows = attention.read_rows(run, "own")
-
-    def said(**right):
-        keys = ("L1/a", "L1/b")
-        return {
-            name: {key: {"correct": key in right.get(name, ())} for key in keys}
-            for name in ("base", "sft", "grpo")
+    assert {key for own in rows.values() for key in own} == {"L1/a", "L1/b"}
+    for right_of_base, chosen in (((), "L1/b"), (("L1/b",), "L1/a")):
+        right = {"base": right_of_base, "sft": (), "grpo": ("L1/b",)}
+        said = {
+            name: {key: {"correct": key in keys} for key in ("L1/a", "L1/b")}
+            for name, keys in right.items()
         }
-
-    assert attention.example(rows, said(grpo=["L1/b"])) == "L1/b"
-    assert attention.example(rows, said(grpo=["L1/b"], base=["L1/b"])) == "L1/a"
+        assert attention.example(rows, said) == chosen

@@ -63,7 +63,8 @@ def run(tmp_path_factory, tiny_questions):
             {"id": "L1/2", "video_map": None, "still_map": [[[0.02] * 2] * 2]},
             {"id": "L1/3", "left_out": "an empty answer"},
         ]
-        attention.write_rows(folder, model, attention.OWN, rows)
+        path = attention.rows_file(folder, model, attention.OWN)
+        write_jsonl(path, rows)
     return folder
 
 

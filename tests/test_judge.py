@@ -20,8 +20,8 @@ SECRET = "sk-very-secret-1234"
 class Server:
     """A chat server on loopback: a rule for a judge, and what goes wrong on the way.
 
-    `faults` come before the next answers, one a request: a status, "stall", "garbage"
-    (no JSON) or a text to say; `asked` are the prompts, `keys` the Authorization.
+    `faults` come before the next answers, one a request: a status, "stall", the bytes
+    of a reply or a text to say; `asked` are the prompts, `keys` the Authorization.
     """
 
     def __init__(self):
@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
-        server = self.server_of
+        server, key = self.server_of, self.headers.get("Authorization")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.path == "/v1/chat/completions"
         prompt = body["messages"][0]["content"]
@@ -54,30 +54,25 @@ class _Handler(BaseHTTPRequestHandler):
             fault = server.faults.pop(0) if server.faults else None
             server.asked.append(prompt)
             server.bodies.append(body)
-            server.keys.add(self.headers.get("Authorization"))
+            server.keys.add(key)
         if fault == "stall":
             server.released.wait(20)
-        elif fault == "garbage":
-            self._send(200, b"<html>busy</html>")
         elif isinstance(fault, bytes):
             self._send(200, fault)
         elif isinstance(fault, int):
-            key = self.headers.get("Authorization", "")
-            text = json.dumps({"error": {"message": f"no, says {key}"}})
-            self._send(fault, text.encode())
+            self._send(fault, json.dumps({"error": f"no, says {key}"}).encode())
         else:
-            self._say(fault or verdict(prompt))
-
-    def _say(self, text):
-        usage = {"prompt_tokens": 100, "completion_tokens": 2}
-        choice = {"message": {"role": "assistant", "content": text}}
-        self._send(200, json.dumps({"choices": [choice], "usage": usage}).encode())
+            self._send(200, reply(json.dumps(fault or verdict(prompt))))
 
     def _send(self, status, data):
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def reply(content):
+    return f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
 
 
 def verdict(prompt):
@@ -88,7 +83,11 @@ def verdict(prompt):
 
 
 @pytest.fixture
-def server():
+def server(monkeypatch):
+    """One that is asked one call at a time, by somebody who hardly waits."""
+    monkeypatch.setattr(judge, "TIMEOUT", 0.5)
+    monkeypatch.setattr(judge, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(judge, "AT_ONCE", 1)
     made = Server()
     yield made
     made.close()
@@ -101,37 +100,36 @@ def run(tmp_path):
 
 @pytest.fixture
 def asked(run):
+    fixed = dict.fromkeys(("answer", "goal", "domain", "scenario"), "")
+    fixed |= {"text": "What comes next?", "progress": (), "video": None, "image": None}
     return {
         row["id"]: Question(
             id=row["id"],
             level=name,
-            text="What comes next?",
             options=tuple(row["options"]),
             gold=row["gold"],
-            answer="",
-            goal="",
-            domain="",
-            scenario="",
-            progress=(),
-            video=None,
-            image=None,
+            **fixed,
         )
         for name in ("L1", "L3")
         for row in predictions("base", name, 20, 0)
     }
 
 
-def quick(server, **changed):
-    fields = {"timeout": 5.0, "waits": (0.01, 0.01), "at_once": 1} | changed
-    return Judge(server.url, "rule", **fields)
+@pytest.fixture
+def planned(server, run, asked):
+    """A function that plans with so many calls at most."""
+    return lambda most=None: plan(run, asked, Judge(server.url, "rule"), most)
 
 
 def judged(run, label="grpo", name="L1"):
     return records.read_jsonl(run / f"judgements_{label}_{name}.jsonl")
 
 
-def test_every_completion_is_judged_once_by_what_it_says(server, run, asked):
-    counts = carry_out(plan(run, asked, quick(server, at_once=4)))
+def test_every_completion_is_judged_once_by_what_it_says(
+    server, run, asked, planned, monkeypatch
+):
+    monkeypatch.setattr(judge, "AT_ONCE", 4)
+    counts = carry_out(planned())
     rows = records.read_jsonl(run / "predictions_grpo_L1.jsonl")
     said = {row["id"]: row for row in judged(run)}
     assert len(said) == len(judged(run)) == 20
@@ -143,9 +141,10 @@ def test_every_completion_is_judged_once_by_what_it_says(server, run, asked):
     assert counts["yes"] + counts["no"] == counts["calls"] == len(server.asked)
     assert counts["failed"] == 0
     assert all(body["temperature"] == 0 for body in server.bodies)
+    assert server.keys == {None}  # no key is sent that was not given
 
 
-def test_the_judge_sees_neither_gold_nor_method(server, run, asked):
+def test_the_judge_sees_neither_gold_nor_method(run, asked):
     rows = records.read_jsonl(run / "predictions_grpo_L1.jsonl")
     for row in rows[:8]:
         text = judge.text(asked[row["id"]], row)
@@ -161,19 +160,17 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     sizes = benchmark.Sizes(training=1, level=3, general=1)
     data = benchmark.write(tmp_path / "data", sizes)
     run, items = tmp_path / "run", tables.asked(data, data / "general", ["L1"])
+    how = evaluate.EvalSettings("think", 48, 8)
+    said = "<think>Next is {}.</think><answer>{}</answer>"
     for label in tables.METHODS:
         rows = [
-            evaluate.row(
-                item,
-                evaluate.EvalSettings("think", 48, 8),
-                f"<think>Next is {item.answer}.</think><answer>{item.gold}</answer>",
-            )
+            evaluate.row(item, how, said.format(item.answer, item.gold))
             for item in items.values()
         ]
         records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
     arguments = [str(run), "--url", server.url, "--model", "rule"]
     assert judge.main(arguments) == 1
-    assert "names no data_dir: give --data-dir" in capsys.readouterr().err
+    assert "names no data_dir: give it by --data-dir" in capsys.readouterr().err
     arguments += ["--data-dir", str(data)]
     monkeypatch.setenv(judge.KEY, SECRET)
     assert judge.main(arguments) == 1
@@ -187,16 +184,14 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     assert server.keys == {f"Bearer {SECRET}"}
     assert judge.main([*arguments, "--accept-cost"]) == 0
     assert len(server.asked) == 9
-    kept = "".join(path.read_text() for path in run.iterdir())
-    assert SECRET not in kept
+    assert SECRET not in "".join(path.read_text() for path in run.iterdir())
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "stall"])
-def test_a_passing_fault_is_tried_again(server, run, asked, fault):
+def test_a_passing_fault_is_tried_again(server, planned, fault):
     server.faults = [fault, fault]
-    todo = plan(run, asked, quick(server, timeout=0.3), max_calls=6)
-    counts = carry_out(todo)
-    assert counts["failed"] == 0
+    todo = planned(6)
+    assert carry_out(todo)["failed"] == 0
     assert len(server.asked) == len(todo.calls) + 2
 
 
@@ -205,61 +200,61 @@ def test_a_passing_fault_is_tried_again(server, run, asked, fault):
     [
         (500, "answered 500"),
         ("stall", "no reply: ReadTimeout"),
-        ("garbage", "no chat completion: <html>"),
+        (b"<html>busy</html>", "no chat completion: <html>"),
         ("Yes and no", "neither yes nor no: Yes and no"),
         (400, "answered 400"),
     ],
 )
-def test_a_failed_call_keeps_its_question(server, run, asked, fault, why, monkeypatch):
+def test_a_failed_call_keeps_its_question(server, planned, fault, why, monkeypatch):
     monkeypatch.setenv(judge.KEY, SECRET)
     server.faults = [fault] * (3 if fault in (500, "stall") else 1)
-    todo = plan(run, asked, quick(server, timeout=0.3), max_calls=6)
+    todo = planned(6)
     assert carry_out(todo)["failed"] == 1
     rows = [row for path in todo.settings for row in records.read_jsonl(path)]
     failed = [row for row in rows if row["error"] is not None]
     assert len(rows) == len(todo.jobs) and len(failed) == 1
     assert failed[0]["supports"] is None and why in failed[0]["error"]
     assert SECRET not in json.dumps(rows)
-    again = plan(run, asked, quick(server), max_calls=6)
+    again = planned(6)
     assert [job.id for job in again.jobs] == [failed[0]["id"]]
     assert carry_out(again)["failed"] == 0
 
 
-def test_a_judge_may_think_before_it_says(server, run, asked):
+def test_a_judge_may_think_before_it_says(server, planned):
     server.faults = ["<think>Yes or no? It is not.</think>\n\nNo."]
-    todo = plan(run, asked, quick(server), max_calls=6)
+    todo = planned(6)
     carry_out(todo)
     first = records.read_jsonl(todo.calls[0].path)[0]
     assert first["supports"] is False and first["error"] is None
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_a_refusal_ends_it_at_once(server, run, asked, status, monkeypatch):
+def test_a_refusal_ends_it_at_once(server, planned, status, monkeypatch):
     monkeypatch.setenv(judge.KEY, SECRET)
     server.faults = [status] * 50
     with pytest.raises(JudgeError, match=judge.KEY) as error:
-        carry_out(plan(run, asked, quick(server)))
+        carry_out(planned())
     assert SECRET not in str(error.value)
     assert len(server.asked) < 5
 
 
-def test_a_judge_that_only_fails_is_given_up_and_goes_on_later(server, run, asked):
+def test_a_judge_that_only_fails_is_given_up_and_goes_on_later(server, planned):
     server.faults = ["maybe"] * 1000
-    todo = plan(run, asked, quick(server))
+    todo = planned()
     with pytest.raises(JudgeError, match="10 calls in a row"):
         carry_out(todo)
     assert len(server.asked) < len(todo.calls) / 2
     server.faults = []
-    assert carry_out(plan(run, asked, quick(server)))["failed"] == 0
-    assert not plan(run, asked, quick(server)).jobs
+    assert carry_out(planned())["failed"] == 0
+    assert not planned().jobs
 
 
-def test_a_killed_judge_goes_on_where_it_stopped(server, run, asked):
-    carry_out(plan(run, asked, quick(server)))
+def test_a_killed_judge_goes_on_where_it_stopped(server, run, planned):
+    carry_out(planned())
     path, before = run / "judgements_sft_L3.jsonl", len(server.asked)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:7]) + lines[7][:9])
-    todo = plan(run, asked, quick(server))
+    todo = planned()
     assert len(todo.jobs) == len(lines) - 7
     carry_out(todo)
     assert len(server.asked) == before + len(todo.calls)
@@ -267,8 +262,8 @@ def test_a_killed_judge_goes_on_where_it_stopped(server, run, asked):
     assert sorted(row["id"] for row in rows) == sorted(f"L3/{i}" for i in range(20))
 
 
-def test_a_sample_is_the_same_for_all_and_within_a_larger_one(server, run, asked):
-    small, large = (plan(run, asked, quick(server), calls) for calls in (12, 60))
+def test_a_sample_is_the_same_for_all_and_within_a_larger_one(planned):
+    small, large = planned(12), planned(60)
     by_method = [
         {job.id for job in small.jobs if f"_{label}_" in job.path.name}
         for label in tables.METHODS
@@ -277,26 +272,27 @@ def test_a_sample_is_the_same_for_all_and_within_a_larger_one(server, run, asked
     assert len(small.jobs) == 12 and len(large.jobs) == 60
     assert set(small.jobs) < set(large.jobs)
     with pytest.raises(ValueError, match="6 calls are needed"):
-        plan(run, asked, quick(server), 5)
+        planned(5)
 
 
-def test_judgements_of_another_judge_or_run_are_refused(server, run, asked):
-    carry_out(plan(run, asked, quick(server)))
+def test_judgements_of_another_judge_or_run_are_refused(server, run, asked, planned):
+    carry_out(planned())
     with pytest.raises(ValueError, match=r"judge \('rule' there, 'other' now\)"):
         plan(run, asked, Judge(server.url, "other"))
     rows = records.read_jsonl(run / "predictions_sft_L1.jsonl")
     rows[0]["completion"] = "<think>Other.</think><answer>A</answer>"
     records.write_jsonl(run / "predictions_sft_L1.jsonl", rows)
     with pytest.raises(ValueError, match=r"predictions \("):
-        plan(run, asked, quick(server))
+        planned()
 
 
 @pytest.mark.parametrize(
     ("url", "model", "why"),
     [
-        ("localhost:8000/v1", "m", "must start with http"),
-        ("http://user:word@host/v1", "m", "is recorded"),
-        ("https://host/v1?key=1", "m", "is recorded"),
+        ("localhost:8000/v1", "m", "such as http"),
+        ("http://host:port/v1", "m", "such as http"),
+        ("http://user:word@host/v1", "m", judge.KEY),
+        ("https://host/v1?key=word", "m", judge.KEY),
         ("http://host/v1", "", "not named"),
     ],
 )
@@ -308,11 +304,11 @@ def test_a_judge_that_cannot_be_is_refused(url, model, why):
 
 @pytest.mark.parametrize("end", ["\r", "\n", "\r\n", " ", "\t"])
 def test_the_end_of_the_line_is_no_part_of_a_key(
-    server, run, asked, monkeypatch, end, capfd
+    server, run, planned, monkeypatch, end, capfd
 ):
     monkeypatch.setenv(judge.KEY, SECRET + end)
     server.faults = [400, "no idea"]
-    carry_out(plan(run, asked, Judge(server.url, "m", waits=()), max_calls=6))
+    carry_out(planned(6))
     assert server.keys == {f"Bearer {SECRET}"}
     assert not any(SECRET.encode() in path.read_bytes() for path in run.iterdir())
     assert SECRET not in "".join(capfd.readouterr())
@@ -320,18 +316,14 @@ def test_the_end_of_the_line_is_no_part_of_a_key(
 
 @pytest.mark.parametrize("key", ["a\nb", "a\x1b[0m", "a\x7f", "schlüssel", "a\u202e"])
 def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
-    server, run, asked, monkeypatch, key
+    server, run, planned, monkeypatch, key
 ):
     monkeypatch.setenv(judge.KEY, key)
     before = sorted(run.iterdir())
     with pytest.raises(JudgeError) as caught:
-        carry_out(plan(run, asked, Judge(server.url, "m"), max_calls=6))
+        carry_out(planned(6))
     assert judge.KEY in str(caught.value) and key not in str(caught.value)
     assert server.asked == [] and sorted(run.iterdir()) == before
-
-
-def reply(content):
-    return f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -340,21 +332,17 @@ def reply(content):
         (b"[" * 100_000, "no chat completion: [["),
         (reply("[" * 900 + "]" * 900), "no chat completion: "),
         (reply("9" * 5000), "no chat completion: "),
-        (
-            reply('"' + "x" * 2_000_000 + '"'),
-            "no reply: DecodingError more than 1,000,",
-        ),
+        (reply('"' + "x" * 2_000_000 + '"'), "no reply: DecodingError more than 1,000"),
         (reply('"' + "<" * 900_000 + '"'), "neither yes nor no: <<<"),
         (reply(r'"\u001b]0;t\u0007\u202e"'), r"neither yes nor no: \x1b]0;t\x07\u202e"),
         (b"\x1b[2J\xc2\x9b0m", r"no chat completion: \x1b[2J\x9b0m"),
     ],
 )
 def test_a_strange_reply_is_a_failed_call_in_plain_words(
-    server, run, asked, said, told
+    server, run, planned, said, told
 ):
-    server.faults = [said] * 6
-    todo = plan(run, asked, Judge(server.url, "m", waits=()), max_calls=6)
-    assert carry_out(todo)["failed"] == 6
+    server.faults = [said] * 18
+    assert carry_out(planned(6))["failed"] == 6
     for path in run.glob("judgements_*.jsonl"):
         (row,) = records.read_jsonl(path)
         assert row["error"].startswith(told) and row["error"].isprintable()

@@ -7,23 +7,16 @@ SEED-Bench-R1 (arXiv 2503.24376) and GRPO-CARE (arXiv 2506.16141, figure 2) show
   forcing); the row of a generated token is the softmax attention of the position that
   predicts it, so the first one is read at the prompt's last token;
 * a layer's attention is the mean over its heads, and the mass on video, still or text
-  is the sum over the positions of that kind. The three masses of a row add up to 1;
-* text is all the rest, prompt, chat template and the completion so far. It holds the
-  first tokens of the conversation, on which many heads rest when they have nothing to
-  read, so differences between models say more than heights;
-* beside the masses stands the share that equal attention to every position that can be
-  seen would give;
+  is the sum over the positions of that kind: the three of a row add up to 1. Beside
+  them stands what equal attention to every visible position would give;
+* text is prompt, chat template and the completion so far. Many heads rest on its first
+  tokens when they have nothing to read, so differences between models say more than
+  heights;
 * a model reads its own completion, or all models the same one. The first mixes looking
   with saying, the second is looking alone.
 
 Attention is no explanation: what a model loses without a picture is in
-`lib/evaluate/perception.py`.
-
-    rows = attend(grpo, processor, questions, answered, sampling)
-    rows[0]["parts"]["letter"]  # [0.05, 0.01, 0.94]: video, still, text
-    write_rows(run, "grpo", OWN, rows)  # attention_grpo.jsonl
-
-lib/analysis/attended.py compares them.
+`lib/evaluate/perception.py`. lib/analysis/attended.py compares the rows.
 
 Example: 8 frames of 56 x 112 pixels are 4 frame pairs of 2 x 4 visual tokens. In a
 context of 180 tokens, equal attention would put 32 / 180 = 0.18 on the video.
@@ -32,18 +25,22 @@ context of 180 tokens, equal attention would put 32 / 180 = 0.18 on the video.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from lib import paths, records, run_files
+from lib import paths, records
 from lib.data.frame_store import question_media
 from lib.data.letters import THINK
 from lib.data.prompts import messages, prompt_text
 from lib.data.questions import Question
 from lib.data.video import BadVideo, Sampling
+from lib.evaluate import evaluate, resume
 from lib.methods import METHODS
+from lib.model import encoding, models, prefix, rollouts, scoring
 
 FIRST = 3  # generated tokens that count as the first ones
 LETTER = re.compile(r"<answer>\s*([A-E])")
@@ -51,7 +48,104 @@ DIGITS = 5  # of a mass in the records
 OWN = "own"
 
 
-# Measuring
+def measure(
+    model,
+    processor,
+    questions: Sequence[Question],
+    said: Mapping[str, Sequence[Mapping]],
+    sampling: Sampling,
+    run: Path,
+    label: str,
+) -> None:
+    """Write a `row` a question for each text of `said`, {text: prediction rows}.
+
+    A text is OWN or the method that wrote it, under the thinking prompt. Raises what
+    `resume.finish` does, whose rows are kept if it is killed.
+    """
+    for text, answered in said.items():
+        path = rows_file(run, label, text)
+        attend(model, processor, questions, answered, sampling, path)
+
+
+def attend(model, processor, questions, answered, sampling, path) -> list[dict]:
+    """A `row` a question on the completions of `answered`, also written to `path`."""
+    said = {one["id"]: one for one in answered}
+
+    def settings() -> dict:
+        texts = [f"{q.id}\n{said[q.id]['completion']}\n" for q in questions]
+        found = {"model": models.fingerprint(model), "said": resume.digest(texts)}
+        return found | {"sampling": asdict(sampling)}
+
+    def rows(batch: Sequence[Question]) -> list[dict]:
+        return [row(model, processor, q, said[q.id], sampling) for q in batch]
+
+    def make(batches: resume.Batches) -> Iterator[list[dict]]:
+        # One at a time: the model's attention is switched over for it.
+        one = partial(evaluate.on_each_core, cores=1)
+        yield from (one if model.device.type == "cpu" else map)(rows, batches)
+
+    batches, ids = [[q] for q in questions], [q.id for q in questions]
+    return resume.finish(path, batches, settings, make, ids, "measured")
+
+
+def row(
+    model, processor, question: Question, said: Mapping, sampling: Sampling
+) -> dict:
+    """Where the model looks while it writes the completion of `said`.
+
+    id, n (generated tokens, without the end token), `retokenized` (the text gives
+    another number of tokens than were generated), tokens of video, still and prompt,
+    and the masses on video, still and text: by_layer [layers, 3], by_token [n, 3] (mean
+    over layers), parts {part: [3]}, equal [3]; video_map [pairs, rows, columns] and
+    still_map [1, rows, columns] (mean over layers and tokens). `left_out` says why a
+    question has no numbers: nothing was said, or its video cannot be read.
+    """
+    text = said["completion"]
+    if not text:
+        why = said["error"] or "the completion is empty"
+        return {"id": question.id, "left_out": why}
+    try:
+        media = question_media(question, sampling)
+    except BadVideo as bad:
+        return {"id": question.id, "left_out": f"{bad.path.name} {bad.why}"}
+    asked = messages(prompt_text(question, "think"), *media)
+    prompt = prefix.make_prompt(
+        model, encoding.encode(processor, [asked], asked=[question])
+    )
+    tokens = processor.tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,  # a completion has none: those it spells are text
+        return_offsets_mapping=True,
+    )
+    ids = torch.tensor(tokens["input_ids"], device=prompt.ids.device)
+    attention = completion_attention(model, prompt, ids)
+    config = prefix.base_of(model).config
+    whole = scoring.Row(prompt, (ids,)).ids()
+    kinds = encoding.mm_token_type_ids(whole, config).cpu().numpy()
+    found = masses(attention, kinds)
+    by_token = found.mean(0)
+    parts = parts_of(text, tokens["offset_mapping"])
+    merged = config.vision_config.spatial_merge_size
+    return {
+        "id": question.id,
+        "n": len(ids),
+        "retokenized": len(ids) + (not said["truncated"]) != said["tokens"],
+        "tokens": {
+            "video": int((kinds == 2).sum()),
+            "still": int((kinds == 1).sum()),
+            "prompt": len(prompt.ids),
+        },
+        "by_layer": _rounded(found.mean(1)),
+        "by_token": _rounded(by_token),
+        "parts": {
+            name: _rounded(by_token[at].mean(0)) if at else None
+            for name, at in parts.items()
+        },
+        "equal": _rounded(equal_shares(kinds, len(ids)).mean(0)),
+        "video_map": _picture_map(attention, kinds, prompt, 2, merged),
+        "still_map": _picture_map(attention, kinds, prompt, 1, merged),
+    }
 
 
 def completion_attention(model, prompt, completion) -> np.ndarray:
@@ -64,47 +158,40 @@ def completion_attention(model, prompt, completion) -> np.ndarray:
 
     Raises ValueError for a model that `lib.model.prefix.check_model` refuses.
     """
-    import torch  # here, because readers of the records should not wait for it
-
-    from lib.model import prefix, rollouts, scoring
-
     prefix.check_model(model)
     base = prefix.base_of(model)
     row, last = scoring.Row(prompt, (completion,)), len(prompt.ids) - 1
     ids, positions = row.ids()[None], row.positions()[:, None]
-    found: list[np.ndarray] = []
-
-    def keep(module, inputs, outputs):
-        found.append(outputs[1][0].float().mean(0).cpu().numpy())
-
+    forward = partial(base, use_cache=True, logits_to_keep=1)
     with torch.no_grad(), rollouts.generating(model):
-        cache = base(
+        cache = forward(
             input_ids=ids[:, :last],
             position_ids=positions[..., :last],
-            use_cache=True,
-            logits_to_keep=1,
             **prefix.picture_inputs([prompt]),
         ).past_key_values
-        with _handing_out(base, keep):
-            base(
+        with _handed_out(base) as found:
+            forward(
                 input_ids=ids[:, last:],
                 position_ids=positions[..., last:],
                 past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
             )
     return np.stack(found)
 
 
 @contextmanager
-def _handing_out(base, keep) -> Iterator[None]:
-    """`keep` gets the attention weights of each layer, which only "eager" hands out."""
+def _handed_out(base) -> Iterator[list[np.ndarray]]:
+    """The attention of each layer, mean over heads, which only "eager" hands out."""
+    found: list[np.ndarray] = []
+
+    def keep(module, inputs, outputs):
+        found.append(outputs[1][0].float().mean(0).cpu().numpy())
+
     before = base.config.get_text_config()._attn_implementation
     layers = base.model.language_model.layers
     base.set_attn_implementation({"text_config": "eager"})
     hooks = [layer.self_attn.register_forward_hook(keep) for layer in layers]
     try:
-        yield
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,8 +201,7 @@ def _handing_out(base, keep) -> Iterator[None]:
 def masses(attention: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """Mass on video, still and text: [layers, R, 3] from [layers, R, K].
 
-    `kinds` [K] is 0 text, 1 still, 2 video, as `lib.model.models.mm_token_type_ids` has
-    it.
+    `kinds` [K] is 0 text, 1 still, 2 video, as `encoding.mm_token_type_ids` has it.
     """
     return np.stack([attention[..., kinds == k].sum(-1) for k in (2, 1, 0)], -1)
 
@@ -136,136 +222,16 @@ def parts_of(text: str, spans: Sequence[tuple[int, int]]) -> dict[str, list[int]
     the first <think>...</think>, the letter that of the paper's rule.
     """
     parts = {"first": list(range(min(FIRST, len(spans))))}
-    for name, found in (
-        ("reasoning", THINK.search(text)),
-        ("letter", LETTER.search(text)),
-    ):
+    for name, wanted in (("reasoning", THINK), ("letter", LETTER)):
+        found = wanted.search(text)
         start, end = found.span(1) if found else (0, 0)
-        parts[name] = [
-            i for i, (low, high) in enumerate(spans) if low < end and start < high
-        ]
+        inside = [low < end and start < high for low, high in spans]
+        parts[name] = np.flatnonzero(inside).tolist()
     return parts
-
-
-def attend(
-    model,
-    processor,
-    questions: Sequence[Question],
-    answered: Sequence[Mapping],
-    sampling: Sampling,
-) -> list[dict]:
-    """One row a question: where the model looks while it writes the completion of
-    `answered`, rows of lib/evaluate/evaluate.py under the thinking prompt.
-
-    id, n (generated tokens, without the end token), `retokenized` (the text gives
-    another number of tokens than were generated), tokens of video, still and prompt,
-    and the masses on video, still and text: by_layer [layers, 3], by_token [n, 3] (mean
-    over layers), parts {part: [3]}, equal [3]; video_map [pairs, rows, columns] and
-    still_map [1, rows, columns] (mean over layers and tokens). `left_out` says why a
-    question has no numbers: nothing was said, or its video cannot be read.
-    """
-    texts, rows = {row["id"]: row for row in answered}, []
-    with _one_thread(model):
-        for question in tqdm(questions, desc="attention", mininterval=1):
-            said, why = texts[question.id], None
-            if not said["completion"]:
-                why = said["error"] or "the completion is empty"
-            else:
-                try:
-                    media = question_media(question, sampling)
-                except BadVideo as bad:
-                    why = f"{bad.path.name} {bad.why}"
-            rows.append(
-                {"id": question.id, "left_out": why}
-                if why
-                else _row(model, processor, question, said, media)
-            )
-    return rows
-
-
-def measure(
-    model,
-    processor,
-    questions: Sequence[Question],
-    said: Mapping[str, Sequence[Mapping]],
-    sampling: Sampling,
-    run: Path,
-    label: str,
-) -> None:
-    """Write the rows of one model for each text of `said`, {text: prediction rows}.
-
-    A text is OWN or the method that wrote it. Busy (lib/run_files.py) while another
-    process measures the same.
-    """
-    for text, answered in said.items():
-        with run_files.one_writer(rows_file(run, label, text), "measured"):
-            found = attend(model, processor, questions, answered, sampling)
-            write_rows(run, label, text, found)
-
-
-@contextmanager
-def _one_thread(model) -> Iterator[None]:
-    """On a CPU: operations this small only wait for a second thread."""
-    import torch  # here: see `completion_attention`
-
-    threads = torch.get_num_threads()
-    if model.device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _row(model, processor, question: Question, said: Mapping, media) -> dict:
-    import torch  # here: see `completion_attention`
-
-    from lib.model import encoding, prefix, scoring
-
-    asked = messages(prompt_text(question, "think"), *media)
-    encoded = encoding.encode(processor, [asked], asked=[question])
-    prompt = prefix.make_prompt(model, encoded)
-    text = said["completion"]
-    encoded = processor.tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,  # a completion has none: those it spells are text
-        return_offsets_mapping=True,
-    )
-    ids = torch.tensor(encoded["input_ids"], device=prompt.ids.device)
-    attention = completion_attention(model, prompt, ids)
-    config = prefix.base_of(model).config
-    row = scoring.Row(prompt, (ids,))
-    kinds = encoding.mm_token_type_ids(row.ids(), config).cpu().numpy()
-    found = masses(attention, kinds)
-    by_token = found.mean(0)
-    parts = parts_of(text, encoded["offset_mapping"])
-    counts = {name: int((kinds == k).sum()) for name, k in (("video", 2), ("still", 1))}
-    merged = config.vision_config.spatial_merge_size
-    maps = {
-        name: _picture_map(attention, kinds, prompt, code, merged)
-        for name, code in (("video_map", 2), ("still_map", 1))
-    }
-    return {
-        "id": question.id,
-        "n": len(ids),
-        "retokenized": len(ids) + (not said["truncated"]) != said["tokens"],
-        "tokens": counts | {"prompt": len(prompt.ids)},
-        "by_layer": _rounded(found.mean(1)),
-        "by_token": _rounded(by_token),
-        "parts": {
-            name: _rounded(by_token[at].mean(0)) if at else None
-            for name, at in parts.items()
-        },
-        "equal": _rounded(equal_shares(kinds, len(ids)).mean(0)),
-        **maps,
-    }
 
 
 def _picture_map(attention, kinds, prompt, code: int, merged: int) -> list | None:
     """Mass on each visual token in its place, mean over layers and generated tokens."""
-    from lib.model import prefix
-
     _, grid = list(prefix.KINDS.values())[code - 1]
     if grid not in prompt.pixels:
         return None
@@ -278,18 +244,10 @@ def _rounded(values: np.ndarray) -> list:
     return np.asarray(values, dtype=float).round(DIGITS).tolist()
 
 
-# Records
-
-
 def rows_file(run: Path, model: str, text: str) -> Path:
     """attention_grpo.jsonl, or attention_grpo.on_base.jsonl where all read the base's
     completions."""
     return run / f"attention_{model}{'' if text == OWN else f'.on_{text}'}.jsonl"
-
-
-def write_rows(run: Path, model: str, text: str, rows: Sequence[Mapping]) -> None:
-    """Write the rows of `attend`."""
-    records.write_jsonl(rows_file(run, model, text), rows)
 
 
 def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:

@@ -4,12 +4,10 @@ The paper (SEED-Bench-R1, arXiv 2503.24376, abstract) says that RL answers bette
 less coherent reasoning, and that SFT memorises its reasoning; its follow-up (GRPO-CARE,
 arXiv 2506.16141) puts a number on it with a judge whose prompt is not released. Here:
 
-* readers, on any data (`lib/evaluate/readers.py`): what a model would answer from
-question,
-  options and reasoning alone. The base reads for all methods, and every method reads
-  its own. If reader and completion agree, the reasoning led to the answer.
-* exact, where the truth behind a question is known (`lib/mini/reasoning.py`).
-* a language model as judge, where there is one (`lib/evaluate/judge.py`).
+* readers, on any data (lib/evaluate/readers.py): the base reads for all methods, and
+  every method its own. If reader and completion agree, the reasoning led to the answer;
+* exact, where the truth behind a question is known (lib/mini/reasoning.py);
+* a language model as judge, where there is one (lib/evaluate/judge.py);
 * memorised reasoning: what of it stands word for word in the training reasoning.
 
 Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
@@ -22,55 +20,38 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lib import records
-from lib.evaluate.readers import (
-    READERS,
-    half_away,
-    names_letter,
-    reading_file,
-    reasoning_of,
-)
+from lib.evaluate import readers
+from lib.evaluate.readers import reasoning_of
 from lib.paths import require
 
 EXACT = ("progress", "next", "consistent", "follows", "false_step", "false_object")
-
-
+UNJUDGED = {"judged": False, "judge": None, "judge_error": None}
 _WORD = re.compile(r"[\w'-]+")
-
-
-# --- memorised reasoning --------------------------------------------------------------
 
 
 class TrainingReasoning:
     """The reasoning of the demonstrations, to find a completion's words in."""
 
-    def __init__(self, responses: Iterable[str], size: int = 4):
-        self.size = size
+    def __init__(self, responses: Iterable[str]):
         self.texts: set[str] = set()
         self.grams: set[tuple[str, ...]] = set()
-        for response in responses:
-            if reasoning := reasoning_of(response):
-                self.texts.add(_plain(reasoning))
-                self.grams.update(self._grams(reasoning))
+        for reasoning in filter(None, map(reasoning_of, responses)):
+            self.texts.add(" ".join(reasoning.split()))
+            self.grams.update(_grams(reasoning))
 
     def holds(self, reasoning: str | None) -> bool:
         """Whether it is, word for word and nouns included, one of the training set."""
-        return reasoning is not None and _plain(reasoning) in self.texts
+        return reasoning is not None and " ".join(reasoning.split()) in self.texts
 
     def overlap(self, reasoning: str | None) -> float:
         """The share of its word 4-grams that occur there; 0 where it has none."""
-        grams = self._grams(reasoning or "")
+        grams = _grams(reasoning or "")
         return sum(g in self.grams for g in grams) / len(grams) if grams else 0.0
 
-    def _grams(self, text: str) -> list[tuple[str, ...]]:
-        words = _WORD.findall(text.lower())
-        return list(zip(*(words[i:] for i in range(self.size)), strict=False))
 
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
-# --- the rows of a run ----------------------------------------------------------------
+def _grams(text: str, size: int = 4) -> list[tuple[str, ...]]:
+    words = _WORD.findall(text.lower())
+    return list(zip(*(words[i:] for i in range(size)), strict=False))
 
 
 def rows_of(
@@ -97,71 +78,60 @@ def rows_of(
     The base reads for itself, so its two readers are one. Raises FileNotFoundError
     where predictions or readings are missing.
     """
-    run, predicted = Path(run), f"predictions_{label}_{name}.jsonl"
-    predictions = records.read_jsonl(require(run / predicted, "run 04_eval first"))
-    read = {}
-    for reader in READERS:
+    run, read = Path(run), {}
+    for reader in readers.READERS:
         source = "base" if label == "base" else reader
-        path = require(reading_file(run, source, label, name), "run 04_eval first")
-        read[reader] = {row["id"]: row for row in records.read_jsonl(path)}
-    judged = _judgements(run / f"judgements_{label}_{name}.jsonl")
+        read[reader] = _by_id(readers.reading_file(run, source, label, name))
+    predictions = _by_id(run / f"predictions_{label}_{name}.jsonl").values()
+    judgements = run / f"judgements_{label}_{name}.jsonl"
+    judged = _by_id(judgements) if judgements.exists() else {}
     thoughts = [reasoning_of(row["completion"]) for row in predictions]
     rows = []
     for row, thought, other in zip(
-        predictions, thoughts, half_away(thoughts), strict=True
+        predictions, thoughts, readers.half_away(thoughts), strict=True
     ):
-        ideal = (flawless or {}).get(row["id"])
-        found = {"id": row["id"], "answer": row["first_letter"]}
-        found |= {"correct": row["correct"]}
-        found |= _implied({r: own[row["id"]] for r, own in read.items()})
-        found |= {
-            f"{reader}_reader": _agrees(found, f"implied_{reader}")
-            for reader in READERS
-        }
-        found |= exact(row, thought) if exact else dict.fromkeys(EXACT)
-        found |= {
-            "consistent_other": exact(row, other)["consistent"] if exact else None,
-            "names_letter": names_letter(thought),
-            "verbatim": training.holds(thought),
-            "overlap": round(training.overlap(thought), 4),
-            "verbatim_flawless": ideal and training.holds(ideal),
-            "overlap_flawless": ideal and round(training.overlap(ideal), 4),
-        }
-        rows.append(found | judged.get(row["id"], UNJUDGED))
+        key, ideal = row["id"], (flawless or {}).get(row["id"])
+        rows.append(
+            {"id": key, "answer": row["first_letter"], "correct": row["correct"]}
+            | _read({reader: own[key] for reader, own in read.items()}, row)
+            | (exact(row, thought) if exact else dict.fromkeys(EXACT))
+            | {
+                "consistent_other": exact(row, other)["consistent"] if exact else None,
+                "names_letter": readers.names_letter(thought),
+                "verbatim": training.holds(thought),
+                "overlap": round(training.overlap(thought), 4),
+                "verbatim_flawless": ideal and training.holds(ideal),
+                "overlap_flawless": ideal and round(training.overlap(ideal), 4),
+            }
+            | _judged(judged.get(key))
+        )
     records.write_jsonl(run / f"coherence_{label}_{name}.jsonl", rows)
     return rows
 
 
-UNJUDGED = {"judged": False, "judge": None, "judge_error": None}
+def _by_id(path: Path) -> dict[str, dict]:
+    """{id: row}; a later row of a question counts, as where a judge was asked again."""
+    rows = records.read_jsonl(require(path, "run 04_eval first"))
+    return {row["id"]: row for row in rows}
 
 
-def _judgements(path: Path) -> dict[str, dict]:
-    """{id: fields} of what a judge said; a later row of a question counts."""
-    if not path.exists():
-        return {}
-    return {
-        row["id"]: {
-            "judged": True,
-            "judge": row["supports"],
-            "judge_error": row["error"],
-        }
-        for row in records.read_jsonl(path)
-    }
+def _read(readings: Mapping[str, Mapping], row: Mapping) -> dict:
+    """What each reader comes to, by whose reasoning, and whether it is the answer."""
+    found, agrees = {}, {}
+    for reader, read in readings.items():
+        own, *controls = (
+            max(read[whose], key=read[whose].get) if read[whose] else None
+            for whose in readers.VARIANTS
+        )
+        found[f"implied_{reader}"] = own
+        found[f"probabilities_{reader}"] = read["own"]
+        for whose, letter in zip(readers.VARIANTS[1:], controls, strict=True):
+            found[f"implied_{reader}_{whose}"] = letter
+        agrees[f"{reader}_reader"] = own is not None and own == row["first_letter"]
+    return found | agrees
 
 
-def _implied(read: Mapping[str, Mapping]) -> dict:
-    found = {}
-    for reader, row in read.items():
-        found[f"implied_{reader}"] = _likeliest(row["own"])
-        found[f"probabilities_{reader}"] = row["own"]
-        for control in ("other", "none"):
-            found[f"implied_{reader}_{control}"] = _likeliest(row[control])
-    return found
-
-
-def _agrees(row: Mapping, field: str) -> bool:
-    return row["answer"] is not None and row[field] == row["answer"]
-
-
-def _likeliest(probabilities: Mapping[str, float] | None) -> str | None:
-    return max(probabilities, key=probabilities.get) if probabilities else None
+def _judged(said: Mapping | None) -> dict:
+    if said is None:
+        return UNJUDGED
+    return {"judged": True, "judge": said["supports"], "judge_error": said["error"]}

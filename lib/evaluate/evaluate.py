@@ -10,15 +10,14 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
     rows = evaluate(model, processor, questions, settings, Sampling(),
                     run / "predictions_base_L1.jsonl")
     metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
-
-A killed run goes on with the batches that are missing, on any number of processes, and
-rows of other settings are refused (lib/evaluate/resume.py).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 import torch
 
@@ -50,8 +49,6 @@ class EvalSettings:
     on_bad_video: str = "raise"
 
     def __post_init__(self):
-        if self.style not in ("think", "direct"):
-            raise ValueError(f"style is {self.style!r}: use 'think' or 'direct'")
         if self.on_bad_video not in POLICIES:
             raise ValueError(
                 f"on_bad_video is {self.on_bad_video!r}: use one of {POLICIES}"
@@ -63,8 +60,7 @@ class EvalSettings:
                 )
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Questions of one batch, their tensors (None if all failed), and what failed."""
 
     questions: list[Question]
@@ -81,24 +77,50 @@ def evaluate(
     path: str | Path,
     shown=None,
 ) -> list[dict]:
-    """Rows of all questions in their order, also written to `path`.
+    """Rows of all questions in their order (see `row`), also written to `path`.
 
-    Goes on where a killed call stopped and returns a finished file at once, but for
-    questions that failed for a file that is another one now. A row is made by `row`.
-    `shown` (lib/evaluate/perception.py) shows a model something else in place of a
-    question's own clip and still, and is recorded with the settings. All processes that
-    call this together answer a share each and return all rows.
+    Goes on where a killed call stopped (lib/evaluate/resume.py); a finished file is
+    returned at once, but for questions that failed for a file that is another one now.
+    `shown` (lib/evaluate/perception.py) stands in place of a question's clip and still.
 
-    Raises BadVideo (naming the question and the file) under on_bad_video = "raise",
-    ValueError where an answered question shows other pictures now, and what
-    `resume.finish` raises.
+    Raises BadVideo (naming question and file) under on_bad_video = "raise", ValueError
+    where an answered question shows other pictures now, and as `resume.finish` does.
     """
     path = Path(path)
+    media = question_media if shown is None else shown.media
+
+    def made_by() -> dict:
+        asked = [
+            f"{q.id}\n{q.gold}\n{prompt_text(q, settings.style)}" for q in questions
+        ]
+        return {
+            **asdict(settings),
+            "decoding": "greedy",
+            "sampling": asdict(sampling),
+            "model": models.fingerprint(model),
+            "questions": resume.digest(asked),
+            **({} if shown is None else {"shown": asdict(shown)}),
+        }
+
+    def answers(batches: list[list[Question]]) -> Iterator[list[dict]]:
+        def prepare(asked: list[Question]) -> Batch:
+            return prepare_batch(processor, asked, settings, sampling, media)
+
+        def ask(asked: list[Question]) -> list[dict]:
+            return answer(model, processor, prepare(asked), settings)
+
+        with rollouts.generating(model):
+            if model.device.type == "cpu":
+                yield from on_each_core(ask, batches)
+            else:  # the next batch is read while one is answered
+                for batch in one_ahead(prepare, batches):
+                    yield answer(model, processor, batch, settings)
+
     return resume.finish(
         path,
         partition(questions, settings),
-        lambda: all_settings(model, questions, settings, sampling, shown),
-        lambda own: answers(model, processor, own, settings, sampling, shown),
+        made_by,
+        answers,
         [question.id for question in questions],
         "answered",
         lambda rows: reopened(path, questions, rows),
@@ -117,18 +139,13 @@ def evaluate_sets(
 
     Rows also go to run/predictions_<label>_<set>.jsonl, `label` being a key of `asked`.
     """
-    return {
-        (label, name): evaluate(
-            model,
-            processor,
-            questions,
-            settings,
-            sampling,
-            Path(run) / f"predictions_{label}_{name}.jsonl",
-        )
-        for label, settings in asked.items()
-        for name, questions in sets.items()
-    }
+    rows = {}
+    for label, settings in asked.items():
+        for name, questions in sets.items():
+            path = Path(run) / f"predictions_{label}_{name}.jsonl"
+            given = (questions, settings, sampling, path)
+            rows[label, name] = evaluate(model, processor, *given)
+    return rows
 
 
 def with_model(
@@ -148,25 +165,6 @@ def with_model(
     processor = models.load_processor(model_path)
     model = models.load_trained(model_path, trained, dtype, quantize)
     return work(model, processor, *arguments)
-
-
-def all_settings(
-    model,
-    questions: Sequence[Question],
-    settings: EvalSettings,
-    sampling: Sampling,
-    shown=None,
-) -> dict:
-    """Everything that decides the rows, as plain JSON values."""
-    asked = (f"{q.id}\n{q.gold}\n{prompt_text(q, settings.style)}" for q in questions)
-    return {
-        **asdict(settings),
-        "decoding": "greedy",
-        "sampling": asdict(sampling),
-        "model": models.fingerprint(model),
-        "questions": resume.digest(asked),
-        **({} if shown is None else {"shown": asdict(shown)}),
-    }
 
 
 def partition(
@@ -204,39 +202,14 @@ def pictures(question: Question) -> list[str | None]:
     return [path and chain.content(path) for path in (question.video, question.image)]
 
 
-def answers(
-    model,
-    processor,
-    batches: list[list[Question]],
-    settings: EvalSettings,
-    sampling: Sampling,
-    shown=None,
-) -> Iterator[list[dict]]:
-    """The rows of each batch, in order.
+def on_each_core(work: Callable, items: Sequence, cores: int | None = None) -> Iterator:
+    """`work(item)` for each item in order, one torch thread an item.
 
-    On a CPU as many batches are worked on as there are threads, with one thread each:
-    small operations gain little from a second one, and what a batch gives does not
-    depend on their number. On a GPU the next batch is read while one is answered.
+    On `cores`, or as many as torch has threads: small operations gain little from a
+    second one, and what an item gives does not depend on their number.
     """
-
-    def prepare(questions: list[Question]) -> Batch:
-        return prepare_batch(processor, questions, settings, sampling, shown)
-
-    def ask(questions: list[Question]) -> list[dict]:
-        return answer(model, processor, prepare(questions), settings)
-
-    with rollouts.generating(model):
-        if model.device.type == "cpu":
-            yield from on_each_core(ask, batches)
-        else:
-            for batch in one_ahead(prepare, batches):
-                yield answer(model, processor, batch, settings)
-
-
-def on_each_core(work: Callable, items: Sequence) -> Iterator:
-    """`work(item)` for each item in order, one torch thread an item."""
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(cores or threads, "core", torch.set_num_threads, (1,))
     try:
         yield from pool.map(work, items)
     finally:
@@ -261,11 +234,10 @@ def prepare_batch(
     questions: list[Question],
     settings: EvalSettings,
     sampling: Sampling,
-    shown=None,
+    media: Callable = question_media,
 ) -> Batch:
-    """Read the media and encode the prompts, left padded."""
-    media = question_media if shown is None else shown.media
-    conversations, errors = [], {}
+    """Read clips and stills by `media` and encode the prompts, left padded."""
+    conversations, asked, errors = [], [], {}
     for question in questions:
         with encoding.naming(question):
             try:
@@ -277,7 +249,7 @@ def prepare_batch(
                 continue
         text = prompt_text(question, settings.style)
         conversations.append(messages(text, clip, still))
-    asked = [question for question in questions if question.id not in errors]
+        asked.append(question)
     inputs = None
     if conversations:
         inputs = encoding.encode(processor, conversations, long_clips=True, asked=asked)
@@ -303,9 +275,9 @@ def complete(
 ) -> list[tuple[str, int, bool]]:
     """(completion, its number of tokens, truncated) of each of B prompts [B, L].
 
-    A completion ends before <|im_end|> (or <|endoftext|>), which is counted among its
-    tokens; without one within max_new_tokens it is truncated. Tokens that stand for
-    pictures cannot be generated. The model is in the state of rollouts.generating.
+    Without <|im_end|> (or <|endoftext|>) within max_new_tokens it is truncated. Tokens
+    that stand for pictures cannot be generated. The model is in the state of
+    rollouts.generating.
     """
     tokenizer = processor.tokenizer
     ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
@@ -376,10 +348,11 @@ def metrics(rows: Sequence[dict]) -> dict:
         raise ValueError("no rows: metrics of nothing are not defined")
 
     def scores(rows: Sequence[dict]) -> dict:
-        accuracy, lenient = (
-            share(row[key] for row in rows) for key in ("correct", "correct_lenient")
-        )
-        return {"n": len(rows), "accuracy": accuracy, "accuracy_lenient": lenient}
+        return {
+            "n": len(rows),
+            "accuracy": fmean(row["correct"] for row in rows),
+            "accuracy_lenient": fmean(row["correct_lenient"] for row in rows),
+        }
 
     def scores_by(key: str) -> dict[str, dict]:
         values = sorted({row[key] for row in rows if row[key]})
@@ -387,17 +360,11 @@ def metrics(rows: Sequence[dict]) -> dict:
 
     return {
         **scores(rows),
-        "parse_failure": share(not row["parsed"] for row in rows),
-        "parse_failure_lenient": share(row["lenient"] is None for row in rows),
-        "truncated": share(row["truncated"] for row in rows),
-        "failed": share(row["error"] is not None for row in rows),
-        "mean_tokens": share(row["tokens"] for row in rows),
+        "parse_failure": fmean(not row["parsed"] for row in rows),
+        "parse_failure_lenient": fmean(row["lenient"] is None for row in rows),
+        "truncated": fmean(row["truncated"] for row in rows),
+        "failed": fmean(row["error"] is not None for row in rows),
+        "mean_tokens": fmean(row["tokens"] for row in rows),
         "by_domain": scores_by("domain"),
         "by_duration_group": scores_by("duration_group"),
     }
-
-
-def share(values) -> float:
-    """The mean of numbers or booleans."""
-    values = list(values)
-    return sum(values) / len(values)

@@ -3,24 +3,20 @@
 GRPO-CARE (arXiv 2506.16141, table 3) reports the share of "yes" of GPT-4.1 to "whether
 the reasoning sufficiently supports the answer", 57.9 % after GRPO. Its prompt is not
 released: `PROMPT` is this kit's own, and its numbers stand beside that one, not in its
-place. The judge sees question, options, reasoning and the letter given; it sees no
-video, no gold letter, and not which method answered.
+place. The judge sees no video, no gold letter, and not which method answered.
 
 Any server that speaks POST /v1/chat/completions will do (vLLM, llama.cpp, a paid one):
 
     $ python -m lib.run judge outputs/mini --url http://127.0.0.1:8000/v1 \\
           --model Qwen2.5-72B-Instruct --max-calls 600
-    asks      Qwen2.5-72B-Instruct at http://127.0.0.1:8000/v1
-    about     up to 50 questions each of base, sft, grpo on L1, L2, L3, general
-    ...
 
 Nothing is asked before `--accept-cost`. A server that wants a key gets the one in the
 environment variable JUDGE_API_KEY; it is written nowhere. Answers are kept one by one
 in judgements_<method>_<set>.jsonl; the same command goes on where it stopped, and asks
 those again that failed. A call that fails keeps its question in the denominator.
 
-The requests are made here: `huggingface_hub.InferenceClient` reads answers of any
-length and sends the user's own hub token to any address where no key is given.
+`huggingface_hub.InferenceClient` is not used: it reads answers of any length and sends
+the user's own hub token to any address where no key is given.
 """
 
 import argparse
@@ -29,11 +25,13 @@ import json
 import os
 import re
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx2
 from tqdm import tqdm
@@ -65,6 +63,9 @@ Answer given: {answer}
 
 Does the reasoning sufficiently support the answer? Say only yes or no."""
 MAX_TOKENS = 16  # of a reply
+TIMEOUT = 60.0  # seconds of silence
+WAITS = (1.0, 4.0)  # seconds before each further attempt
+AT_ONCE = 4  # calls under way
 GIVE_UP = 10  # calls without an answer, one behind the other
 BUSY = (408, 425, 429)  # worth another attempt, as are 500 and above
 REFUSED = (401, 403, 404, 405)  # no other call would do better
@@ -79,39 +80,27 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True)
 class Judge:
-    """A server and the model it is asked for.
-
-    `url` is what goes before /chat/completions. `timeout` counts seconds of silence;
-    `waits` are the seconds before each further attempt, `at_once` the calls under way.
-    """
+    """A server, by what goes before /chat/completions, and its name of the model."""
 
     url: str
     model: str
-    timeout: float = 60.0
-    waits: tuple[float, ...] = (1.0, 4.0)
-    at_once: int = 4
 
     def __post_init__(self):
         try:
             url = httpx2.URL(self.url)
-        except httpx2.InvalidURL as error:
-            raise JudgeError(f"the judge's url {self.url!r}: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
+            known = url.scheme in ("http", "https") and url.host
+        except httpx2.InvalidURL:
+            known = False
+        if not known or url.userinfo or url.query:  # which are not shown
             raise JudgeError(
-                f"the judge's url {self.url!r} must start with http:// or https://, "
-                "such as http://127.0.0.1:8000/v1"
-            )
-        if url.userinfo or url.query:
-            raise JudgeError(
-                "the judge's url holds a user or a query, and it is recorded: give a "
-                f"key in the environment variable {KEY}"
+                "the judge's url must be one such as http://127.0.0.1:8000/v1, without "
+                f"user or query: give a key in the environment variable {KEY}"
             )
         if not self.model:
             raise JudgeError("the judge's model is not named: servers want its name")
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One completion to judge; `text` is None where there is nothing to judge."""
 
     path: Path
@@ -119,13 +108,12 @@ class Job:
     text: str | None
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What will be asked; str() is what its cost is accepted on."""
 
     judge: Judge
     settings: dict[Path, dict]
-    jobs: tuple[Job, ...]
+    jobs: list[Job]
     about: str
 
     @property
@@ -133,18 +121,12 @@ class Plan:
         return [job for job in self.jobs if job.text is not None]
 
     def __str__(self) -> str:
-        judge, calls = self.judge, self.calls
-        sent = sum(len(job.text) for job in calls) // 4  # characters of English
-        return "\n".join(
-            [
-                f"asks      {judge.model} at {judge.url}",
-                f"about     {self.about}",
-                f"calls     {len(calls):,}, each tried up to {len(judge.waits) + 1}"
-                f" times; about {sent:,} tokens sent, {MAX_TOKENS * len(calls):,}"
-                " received at most",
-                f"no call   {len(self.jobs) - len(calls):,} without reasoning or"
-                " letter: they count as no",
-            ]
+        calls, tokens = self.calls, sum(len(job.text) for job in self.calls) // 4
+        return (
+            f"asks      {self.judge.model} at {self.judge.url} about {self.about}\n"
+            f"calls     {len(calls):,}, each tried up to {len(WAITS) + 1} times; about "
+            f"{tokens:,} tokens sent, {MAX_TOKENS * len(calls):,} received at most\n"
+            f"no call   {len(self.jobs) - len(calls):,} without reasoning or letter"
         )
 
 
@@ -158,10 +140,8 @@ def plan(
 
     `asked` are the questions by id. With `max_calls` every method is judged on the same
     sample of each set, the questions whose hash comes first, so that a larger sample
-    holds a smaller one.
-
-    Raises ValueError where judgements by another judge or of other predictions lie in
-    the run, and where `max_calls` is too few for one question of each.
+    holds a smaller one. ValueError where `max_calls` is too few for one question of
+    each, and where judgements by another judge or of other predictions lie in the run.
     """
     run, jobs, settings = Path(run), [], {}
     predictions = tables.read_predictions(run)
@@ -175,17 +155,28 @@ def plan(
         )
     for (label, name), rows in parts.items():
         path = run / f"judgements_{label}_{name}.jsonl"
-        settings[path] = _settings(judge, run / f"predictions_{label}_{name}.jsonl")
+        file = run / f"predictions_{label}_{name}.jsonl"
+        settings[path] = {  # all that decides; a server may have moved
+            "judge": judge.model,
+            "prompt": hashlib.sha256(PROMPT.encode()).hexdigest()[:12],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0,
+            "predictions": records.sha256(file)[:12],
+        }
         resume.refuse_other_settings(path, settings[path])
-        known = records.repair_jsonl(path) if path.exists() else []
+        known = records.repair_jsonl(path)
         done = {row["id"] for row in known if row["error"] is None}
-        sample = sorted(rows, key=lambda row: _place(row["id"]))[:size]
-        todo = [row for row in sample if row["id"] not in done]
-        jobs += [Job(path, row["id"], text(asked[row["id"]], row)) for row in todo]
+        for row in sorted(rows, key=lambda row: _place(row["id"]))[:size]:
+            if row["id"] not in done:
+                jobs.append(Job(path, row["id"], text(asked[row["id"]], row)))
     jobs.sort(key=lambda job: _place(job.id))  # a part of it is a sample of all, too
     methods, sets = (", ".join(dict.fromkeys(key[i] for key in parts)) for i in (0, 1))
     about = f"up to {size} questions each of {methods} on {sets}"
-    return Plan(judge, settings, tuple(jobs), about)
+    return Plan(judge, settings, jobs, about)
+
+
+def _place(key: str) -> str:
+    return hashlib.sha256(f"judge/{key}".encode()).hexdigest()
 
 
 def text(question: Question, row: Mapping) -> str | None:
@@ -202,47 +193,43 @@ def text(question: Question, row: Mapping) -> str | None:
 
 
 def carry_out(todo: Plan) -> dict[str, int]:
-    """Ask, and keep each answer as it comes.
+    """Ask, and keep each answer as it comes: {calls, yes, no, failed}.
 
-    A row is {id, supports: True, False or None, error}; a failed call has supports None
-    and an error. Returns {calls, yes, no, failed}.
-
-    Raises JudgeError where the server refuses all calls (key, address, model) and after
-    `GIVE_UP` calls in a row without an answer; what was answered is kept. Raises
-    Busy (lib/run_files.py) while another process asks for the run.
+    A row is {id, supports: True, False or None where the call failed, error}. Raises
+    JudgeError where the server refuses all calls and after GIVE_UP calls in a row
+    without an answer, and Busy (lib/run_files.py) while another process asks.
     """
-    _key()  # before anything is written
-    run = next(iter(todo.settings)).parent
-    counts = dict.fromkeys(("yes", "no", "failed"), 0)
-    failed = 0
-    with run_files.one_writer(run / "judgements", "asked for"):
+    key = _key()  # before anything is written
+    run, failed = next(iter(todo.settings)).parent, 0
+    counts = {"calls": len(todo.calls), "yes": 0, "no": 0, "failed": 0}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with (
+        run_files.one_writer(run / "judgements", "asked for"),
+        httpx2.Client(timeout=TIMEOUT, headers=headers) as client,
+    ):
         for path, settings in todo.settings.items():
             records.write_json(resume.settings_file(path), settings)
         for job in todo.jobs:
             if job.text is None:
                 records.append_jsonl(job.path, [_row(job.id, False)])
-        for job, row in _answers(todo):
-            records.append_jsonl(job.path, [row])
-            counts[{True: "yes", False: "no", None: "failed"}[row["supports"]]] += 1
-            failed = failed + 1 if row["supports"] is None else 0
-            if failed >= GIVE_UP:
-                raise JudgeError(
-                    f"{failed} calls in a row brought no answer, the last one because:"
-                    f" {row['error']}. See that {todo.judge.url} serves"
-                    f" {todo.judge.model}, then run it again: what was answered is kept"
-                )
-    return {"calls": len(todo.calls), **counts}
-
-
-def _settings(judge: Judge, predictions: Path) -> dict:
-    """What decides the judgements, as plain JSON values; a server may have moved."""
-    return {
-        "judge": judge.model,
-        "prompt": hashlib.sha256(PROMPT.encode()).hexdigest()[:12],
-        "max_tokens": MAX_TOKENS,
-        "temperature": 0,
-        "predictions": records.sha256(predictions)[:12],
-    }
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            ask = partial(_ask, client, todo.judge, key)
+            calls = {pool.submit(ask, job): job for job in todo.calls}
+            for call in tqdm(as_completed(calls), "judge", len(calls)):
+                row = call.result()
+                records.append_jsonl(calls[call].path, [row])
+                counts[{True: "yes", False: "no", None: "failed"}[row["supports"]]] += 1
+                failed = failed + 1 if row["supports"] is None else 0
+                if failed >= GIVE_UP:
+                    raise JudgeError(
+                        f"{failed} calls in a row brought no answer, the last one: "
+                        f"{row['error']}. See that {todo.judge.url} serves this model "
+                        "and run it again: what was answered is kept"
+                    )
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return counts
 
 
 def _key() -> str:
@@ -256,49 +243,16 @@ def _key() -> str:
     return key
 
 
-def _place(key: str) -> str:
-    return hashlib.sha256(f"judge/{key}".encode()).hexdigest()
-
-
-def _answers(todo: Plan) -> Iterator[tuple[Job, dict]]:
-    """(job, row) of every call, as they end."""
-    judge, stop, key = todo.judge, threading.Event(), _key()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    pool = ThreadPoolExecutor(judge.at_once)
-    with (
-        httpx2.Client(timeout=judge.timeout, headers=headers) as client,
-        tqdm(total=len(todo.calls), desc="judge") as bar,
-    ):
-        try:
-            asked = {
-                pool.submit(_ask, client, judge, job, key, stop): job
-                for job in todo.calls
-            }
-            for future in as_completed(asked):
-                bar.update()
-                yield asked[future], future.result()
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-
-
-def _ask(
-    client: httpx2.Client, judge: Judge, job: Job, key: str, stop: threading.Event
-) -> dict:
-    """The row of one call, after as many attempts as it takes and `waits` allows."""
-    body = {
-        "model": judge.model,
-        "messages": [{"role": "user", "content": job.text}],
-        "temperature": 0,
-        "max_tokens": MAX_TOKENS,
-    }
+def _ask(client: httpx2.Client, judge: Judge, key: str, job: Job) -> dict:
+    """The row of one call, after as many attempts as it takes and WAITS allows."""
     address = f"{judge.url.rstrip('/')}/chat/completions"
-    for wait in (*judge.waits, None):
+    body = {"model": judge.model, "temperature": 0, "max_tokens": MAX_TOKENS}
+    body["messages"] = [{"role": "user", "content": job.text}]
+    for wait in (*WAITS, None):
         try:
             status, said = _post(client, address, body)
         except (httpx2.TransportError, httpx2.DecodingError) as broken:
-            told = _shown(f"{type(broken).__name__} {broken}", key)
-            error = f"no reply: {told}"
+            error = f"no reply: {_shown(f'{type(broken).__name__} {broken}', key)}"
         else:
             if status == 200:
                 return _judgement(job.id, said, key)
@@ -310,8 +264,8 @@ def _ask(
                 )
             if status < 500 and status not in BUSY:
                 break
-        if wait is None or stop.wait(wait):
-            break
+        if wait is not None:
+            time.sleep(wait)
     return _row(job.id, None, error)
 
 
@@ -326,21 +280,21 @@ def _post(client: httpx2.Client, address: str, body: dict) -> tuple[int, str]:
     return reply.status_code, content.decode(errors="replace")
 
 
-def _judgement(key_id: str, reply: str, key: str) -> dict:
+def _judgement(id: str, reply: str, key: str) -> dict:
     """The row of a reply; one that is not a plain yes or no is a failed call."""
     try:
         said = json.loads(reply)["choices"][0]["message"]["content"]
         # A judge may reason before it says.
         word = _REPLY.fullmatch(said.rpartition("</think>")[2])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return _row(key_id, None, f"no chat completion: {_shown(reply, key)}")
+        return _row(id, None, f"no chat completion: {_shown(reply, key)}")
     if word is None:
-        return _row(key_id, None, f"neither yes nor no: {_shown(said, key)}")
-    return _row(key_id, word[1].lower() == "yes")
+        return _row(id, None, f"neither yes nor no: {_shown(said, key)}")
+    return _row(id, word[1].lower() == "yes")
 
 
-def _row(key_id: str, supports: bool | None, error: str | None = None) -> dict:
-    return {"id": key_id, "supports": supports, "error": error}
+def _row(id: str, supports: bool | None, error: str | None = None) -> dict:
+    return {"id": id, "supports": supports, "error": error}
 
 
 def _shown(body: str, key: str) -> str:
@@ -348,9 +302,6 @@ def _shown(body: str, key: str) -> str:
     for echoed in filter(None, (key, key.replace("/", r"\/"))):  # plain, or in JSON
         body = body.replace(echoed, "[key]")
     return shown(" ".join(body.split()), 200)
-
-
-# --- the command line -----------------------------------------------------------------
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -370,9 +321,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = paths.require(given.run, "give the folder of a run, below outputs/")
         chain.verify(run)
+        state = run / "pipeline.json"
+        known = records.read_json(state)["parameters"] if state.exists() else {}
+        data = given.data_dir or known.get("data_dir")
+        if not data:
+            raise JudgeError(f"{state} names no data_dir: give it by --data-dir")
+        general = given.general_dir or known.get("general_dir") or data
         names = tables.sets_of(tables.read_predictions(run))
-        asked = tables.asked(*_data(run, given), names)
-        todo = plan(run, asked, Judge(given.url, given.model), given.max_calls)
+        judge = Judge(given.url, given.model)
+        todo = plan(run, tables.asked(data, general, names), judge, given.max_calls)
         print(todo)
         if not given.accept_cost:
             raise JudgeError("nothing was asked: add --accept-cost if you accept that")
@@ -386,14 +343,3 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     print(", ".join(f"{key} {count:,}" for key, count in counts.items()))
     return 0
-
-
-def _data(run: Path, given: argparse.Namespace) -> tuple[str, str]:
-    """data_dir and general_dir: as given, or as the run's parameters name them."""
-    state = run / "pipeline.json"
-    known = records.read_json(state)["parameters"] if state.exists() else {}
-    data = given.data_dir or known.get("data_dir")
-    general = given.general_dir or known.get("general_dir") or data
-    if not data:
-        raise JudgeError(f"{state} names no data_dir: give --data-dir (--general-dir)")
-    return data, general

@@ -33,7 +33,10 @@ from lib import records
 from lib.data.frame_store import question_media
 from lib.data.questions import Question
 from lib.data.video import Sampling
+from lib.evaluate import resume
+from lib.evaluate.evaluate import EvalSettings, evaluate
 from lib.methods import ASKED, CONDITIONS, SEEN
+from lib.model.encoding import check_sizes
 
 FRAMES, SIZE = r"frames_(\d+)", r"size_(\d+)x(\d+)"
 
@@ -48,8 +51,7 @@ class Shown:
     def media(
         self, question: Question, sampling: Sampling
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """(clip, still) as `lib.data.frame_store.question_media` gives them,
-        changed."""
+        """(clip, still) as `frame_store.question_media` gives them, changed."""
         if self.condition in ("no_video", "no_pictures"):
             question = replace(question, video=None)
         if self.condition == "no_pictures":
@@ -64,14 +66,69 @@ class Shown:
         return clip, still
 
 
-def check_condition(condition: str) -> None:
-    """Raise ValueError for a name that is no condition."""
+def ask(
+    model,
+    processor,
+    sets: Mapping[str, Sequence[Question]],
+    conditions: Sequence[str],
+    settings: EvalSettings,
+    sampling: Sampling,
+    run: Path,
+    label: str,
+    count: int,
+    seed: int,
+) -> dict[str, str]:
+    """Answer up to `count` questions of each set under each condition.
+
+    Leaves predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate/evaluate.py
+    makes them, and in ASKED what was asked. Returns {condition: why} for those that the
+    model cannot be asked under. Several processes share the questions out.
+    """
+    reasons = {name: _impossible(processor, sampling, name) for name in conditions}
+    left_out = {name: why for name, why in reasons.items() if why}
+    possible = [name for name, why in reasons.items() if not why]
+    facts = {"conditions": possible, "left_out": left_out, "sets": list(sets)}
+    if resume.processes().is_main_process:
+        records.write_json(run / ASKED, facts | {"count": count, "seed": seed})
+    for name, questions in sets.items():
+        own = chosen(questions, count, seed)
+        for condition in possible:
+            swap = condition == "other_video"
+            batch = batch_under(condition, settings.batch_size, sampling)
+            evaluate(
+                model,
+                processor,
+                with_other_videos(own, seed) if swap else own,
+                replace(settings, batch_size=batch),
+                resampled(sampling, condition),
+                run / f"predictions_{label}_{name}.{condition}.jsonl",
+                Shown(condition, seed),
+            )
+    return left_out
+
+
+def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
+    """Why no model of this kind can be asked under a condition, None if it can.
+
+    ValueError for a name that is no condition.
+    """
     known = [name for name in CONDITIONS if name != SEEN]
-    if condition not in known and not re.fullmatch(f"{FRAMES}|{SIZE}", condition):
+    if condition in known:
+        return None
+    if not re.fullmatch(f"{FRAMES}|{SIZE}", condition):
         raise ValueError(
             f"condition {condition!r} is unknown; use {', '.join(known)}, "
             "frames_<number> or size_<height>x<width>"
         )
+    other = resampled(sampling, condition)
+    if other == sampling:
+        return "is what the model sees anyway"
+    size = (other.max_frames, other.height, other.width, 3)
+    try:
+        check_sizes(processor, [np.zeros(size, np.uint8)], [], long_clips=True)
+    except ValueError as refused:
+        return str(refused)
+    return None
 
 
 def resampled(sampling: Sampling, condition: str) -> Sampling:
@@ -90,11 +147,10 @@ def resampled(sampling: Sampling, condition: str) -> Sampling:
 
 
 def batch_under(condition: str, usual: int, sampling: Sampling) -> int:
-    """How many questions to ask at once under a condition.
+    """How many questions to ask at once: no more pixels than `usual` as they are.
 
-    So many that their clips and stills are no more pixels than those of `usual`
-    questions as they are; one at least. With 16 frames of 252 x 252, 32 questions
-    become 8 under size_504x504 and 16 under frames_32, and stay 32 under no_video.
+    With 16 frames of 252 x 252, 32 questions become 8 under size_504x504 and 16 under
+    frames_32, and stay 32 under no_video.
     """
 
     def pixels(seen: Sampling) -> int:
@@ -124,84 +180,6 @@ def with_other_videos(questions: Sequence[Question], seed: int) -> list[Question
 
 def chosen(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
     """`count` questions drawn at random, in their order; all if there are no more."""
-    drawn = random.Random(seed).sample(
-        range(len(questions)), min(count, len(questions))
-    )
+    most = min(count, len(questions))
+    drawn = random.Random(seed).sample(range(len(questions)), most)
     return [questions[i] for i in sorted(drawn)]
-
-
-# Asking
-
-
-def ask(
-    model,
-    processor,
-    sets: Mapping[str, Sequence[Question]],
-    conditions: Sequence[str],
-    settings,
-    sampling: Sampling,
-    run: Path,
-    label: str,
-    count: int,
-    seed: int,
-) -> dict[str, str]:
-    """Answer up to `count` questions of each set under each condition.
-
-    With larger clips fewer are asked at once than `settings` say (`batch_under`).
-    Leaves predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate/evaluate.py
-    makes them, and in ASKED what was asked. Returns {condition: why} for conditions
-    that the model cannot be asked under: a clip of so many frames of that size would be
-    refused (`check_sizes` of lib/model/encoding.py), or it is what the model sees
-    anyway. All processes that call this together answer a share each.
-    """
-    from lib.evaluate import (  # here: who reads records should not need torch
-        evaluate,
-        resume,
-    )
-
-    for condition in conditions:
-        check_condition(condition)
-    left_out = {
-        condition: why
-        for condition in conditions
-        if (why := _impossible(processor, sampling, condition))
-    }
-    possible = [condition for condition in conditions if condition not in left_out]
-    facts = {"conditions": possible, "left_out": left_out, "sets": list(sets)}
-    if resume.processes().is_main_process:
-        records.write_json(run / ASKED, facts | {"count": count, "seed": seed})
-    for name, questions in sets.items():
-        some = chosen(questions, count, seed)
-        for condition in possible:
-            batch = batch_under(condition, settings.batch_size, sampling)
-            evaluate.evaluate(
-                model,
-                processor,
-                with_other_videos(some, seed) if condition == "other_video" else some,
-                replace(settings, batch_size=batch),
-                resampled(sampling, condition),
-                predictions_file(run, label, name, condition),
-                Shown(condition, seed),
-            )
-    return left_out
-
-
-def predictions_file(run: Path, label: str, name: str, condition: str) -> Path:
-    """predictions_grpo_L1.no_video.jsonl; without a condition where all is seen."""
-    ending = "" if condition == SEEN else f".{condition}"
-    return run / f"predictions_{label}_{name}{ending}.jsonl"
-
-
-def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
-    """Why no model of this kind can be asked under a condition, None if it can."""
-    from lib.model import encoding
-
-    other = resampled(sampling, condition)
-    if condition not in CONDITIONS and other == sampling:
-        return "is what the model sees anyway"
-    size = (other.max_frames, other.height, other.width, 3)
-    try:
-        encoding.check_sizes(processor, [np.zeros(size, np.uint8)], [], long_clips=True)
-    except ValueError as refused:
-        return str(refused)
-    return None

@@ -4,13 +4,10 @@ A reader gets question, options and a completion's own reasoning, without video 
 still, and what it would answer is read from the probabilities of the option letters
 behind `<answer>`. lib/evaluate/coherence.py compares that with the answer given.
 
-Limits of a reader. It must choose, so it agrees by chance with one answer in four where
-the reasoning says nothing; it may ignore the reasoning, or not be able to use it; and a
-reasoning that names a letter gives the answer away (`names_letter` marks it). So the
-same reader also gets the reasoning of another question, and none: what it agrees then
-is the floor. A reader of the same origin shares the writer's faults: where both take
-"dye clay" for another letter than its own, they agree on a wrong one. And it cannot
-tell reasoning that is true, or without contradiction, from reasoning that is not.
+A reader must choose, may ignore the reasoning, and is told the answer where a letter is
+named (`names_letter`). So it also gets the reasoning of another question, and none:
+what it agrees then is the floor. One of the same origin shares the writer's faults, and
+none can tell whether a reasoning is true.
 
 Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
 The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning.
@@ -18,8 +15,8 @@ The reader gives B, "cut tomato", 0.99: the answer does not come from the reason
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -43,6 +40,15 @@ _NAMED = re.compile(
 )
 
 
+class Item(NamedTuple):
+    """A question, its prompt, and the reasonings a reader gets, by variant."""
+
+    id: str
+    question: Question
+    prompt: str
+    reasonings: dict[str, str | None]
+
+
 def readings(
     model,
     processor,
@@ -58,26 +64,25 @@ def readings(
     reasoning, with another question's (see `half_away`), and with an empty one; own and
     other are None where there is no such reasoning.
 
-    Goes on where a killed call stopped. Raises ValueError where the predictions are not
-    those of the questions, and what `resume.finish` raises: for rows of another reader
-    or of other completions, for instance.
+    Raises ValueError where the predictions are not those of the questions, and what
+    `resume.finish` raises: for rows of other completions, for instance.
     """
     items = _items(questions, predictions)
 
     def settings() -> dict:
-        texts = (
+        texts = [
             f"{item.id}\n{item.prompt}\n{item.reasonings['own']}\n" for item in items
-        )
+        ]
         read = {"reader": models.fingerprint(model), "read": resume.digest(texts)}
         return read | {"batch_size": batch_size}
 
-    def read(own: Sequence[Sequence[Item]]) -> Iterator[list[dict]]:
+    def read(batches: Sequence[Sequence[Item]]) -> Iterator[list[dict]]:
         # Not in the threads below: a tokenizer that pads in one and not in another
         # mixes them up.
-        encoded = [_encode(processor, batch) for batch in own]
+        encoded = [_encode(processor, batch) for batch in batches]
         with rollouts.generating(model):
             each = evaluate.on_each_core if model.device.type == "cpu" else map
-            yield from each(lambda batch: _read(model, batch), encoded)
+            yield from each(lambda batch: _read(model, *batch), encoded)
 
     return resume.finish(
         Path(path),
@@ -105,31 +110,15 @@ def read_run(
     processor, run = models.load_processor(model_path), Path(run)
     for reader in labels:
         trained = None if reader == "base" else run / "adapters" / reader
+        kind, read = ("base", labels) if reader == "base" else ("own", [reader])
         model = models.load_trained(model_path, trained, dtype, quantize)
-        for label in labels if reader == "base" else [reader]:
+        for label in read:
             for name, questions in sets.items():
                 file = run / f"predictions_{label}_{name}.jsonl"
                 rows = records.read_jsonl(require(file, "run 04_eval first"))
-                kind = "base" if reader == "base" else "own"
                 path = reading_file(run, kind, label, name)
                 readings(model, processor, questions, rows, path)
         del model
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question with the reasonings a reader gets, by variant."""
-
-    question: Question
-    reasonings: dict[str, str | None]
-
-    @property
-    def id(self) -> str:
-        return self.question.id
-
-    @property
-    def prompt(self) -> str:
-        return prompt_text(self.question, "think")
 
 
 def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> list[Item]:
@@ -140,116 +129,93 @@ def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> lis
             f"{len(predictions)} predictions are not those of these {len(known)}"
             " questions: give the questions that were asked"
         )
-    own = [reasoning_of(row["completion"]) for row in predictions]
-    return [
-        Item(known[row["id"]], {"own": thought, "other": other, "none": ""})
-        for row, thought, other in zip(predictions, own, half_away(own), strict=True)
-    ]
+    thoughts = [reasoning_of(row["completion"]) for row in predictions]
+    items = []
+    for row, own, other in zip(predictions, thoughts, half_away(thoughts), strict=True):
+        question, given = known[row["id"]], {"own": own, "other": other, "none": ""}
+        items.append(Item(row["id"], question, prompt_text(question, "think"), given))
+    return items
 
 
-@dataclass(frozen=True)
 class Continuation:
-    """`<think>reasoning</think><answer>` as tokens, and how each letter goes on.
+    """`<think>reasoning</think><answer>` and each letter behind it, as tokens.
 
     Tokenizers merge ">" and a letter for some letters and not for others, so a letter
     is what its text adds to the tokens that all letters share: one token or more.
     """
 
-    stem: list[int]
-    tails: dict[str, list[int]]
-
-    @classmethod
-    def of(cls, tokenizer, reasoning: str, letters: str) -> "Continuation":
+    def __init__(self, tokenizer, reasoning: str, letters: str):
         text = f"<think>{reasoning}</think><answer>"
         ids = [encoding.text_ids(tokenizer, text + letter) for letter in letters]
         columns = list(zip(*ids, strict=False))
-        shared = next(i for i, column in enumerate(columns) if len(set(column)) > 1)
-        tails = {x: own[shared:] for x, own in zip(letters, ids, strict=True)}
-        return cls(ids[0][:shared], tails)
+        self.shared = next(i for i, own in enumerate(columns) if len(set(own)) > 1)
+        self.ids = dict(zip(letters, ids, strict=True))
 
-    def segments(self) -> list[list[int]]:
-        """What to encode: once for all letters of one token, once for each other."""
-        short = [tail for tail in self.tails.values() if len(tail) == 1]
-        long = [tail for tail in self.tails.values() if len(tail) > 1]
-        return [self.stem + tail for tail in [*short[:1], *long]]
+    def segments(self) -> dict[tuple, list[int]]:
+        """What to encode, by all but the last token: letters that end it differently
+        are read from the same one."""
+        return {tuple(ids[:-1]): ids for ids in self.ids.values()}
 
     def probabilities(self, scored: Iterator[torch.Tensor]) -> dict[str, float]:
         """{letter: probability among the letters}; takes its segments from `scored`.
 
         A segment comes as log-probabilities [its last tokens, vocabulary].
         """
-        short = [x for x, tail in self.tails.items() if len(tail) == 1]
-        found = {}
-        if short:
-            last = next(scored)[-1]
-            found = {x: last[self.tails[x][0]] for x in short}
-        for x, tail in self.tails.items():
-            if len(tail) > 1:
-                steps = next(scored)[-len(tail) :]
-                found[x] = steps.gather(1, steps.new_tensor(tail).long()[:, None]).sum()
-        shares = torch.stack([found[x] for x in self.tails]).softmax(0).tolist()
-        return dict(zip(self.tails, (round(v, 4) for v in shares), strict=True))
+        known = {key: next(scored) for key in self.segments()}
+        found = []
+        for ids in self.ids.values():
+            own = torch.tensor(ids[self.shared :])
+            steps = known[tuple(ids[:-1])][-len(own) :]
+            found.append(steps.gather(1, own.to(steps.device)[:, None]).sum())
+        shares = torch.stack(found).softmax(0).tolist()
+        return {x: round(p, 4) for x, p in zip(self.ids, shares, strict=True)}
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Items with their encoded prompts and, for each item, its continuations."""
-
-    items: Sequence[Item]
-    prompts: dict[str, torch.Tensor]
-    continuations: list[dict[str, Continuation]]
-
-
-def _encode(processor, items: Sequence[Item]) -> Batch:
+def _encode(processor, items: Sequence[Item]) -> tuple:
+    """The items, their encoded prompts, and {variant: Continuation} of each."""
     talks = [messages(item.prompt, None, None) for item in items]
-    continuations = [
-        {
-            name: Continuation.of(processor.tokenizer, reasoning, letters)
+    continuations = []
+    for item in items:
+        letters = LETTERS[: len(item.question.options)]
+        own = {
+            name: Continuation(processor.tokenizer, reasoning, letters)
             for name, reasoning in item.reasonings.items()
             if reasoning is not None
         }
-        for item in items
-        for letters in [LETTERS[: len(item.question.options)]]
-    ]
+        continuations.append(own)
     asked = [item.question for item in items]
-    return Batch(items, encoding.encode(processor, talks, asked=asked), continuations)
+    return items, encoding.encode(processor, talks, asked=asked), continuations
 
 
 @torch.inference_mode()
-def _read(model, batch: Batch) -> list[dict]:
+def _read(model, items: Sequence[Item], encoded: dict, continuations) -> list[dict]:
     """The rows of a batch: every prompt is encoded once, its continuations packed."""
-    prompts = prefix.make_prompts(model, batch.prompts)
     groups = [
-        [ids for continuation in own.values() for ids in continuation.segments()]
-        for own in batch.continuations
+        [ids for own in by_variant.values() for ids in own.segments().values()]
+        for by_variant in continuations
     ]
-    scored = _next_tokens(model, prompts, groups)
+    scored = _next_tokens(model, prefix.make_prompts(model, encoded), groups)
     return [
         {"id": item.id, **dict.fromkeys(VARIANTS)}
-        | {name: found.probabilities(scored) for name, found in own.items()}
-        for item, own in zip(batch.items, batch.continuations, strict=True)
+        | {name: own.probabilities(scored) for name, own in by_variant.items()}
+        for item, by_variant in zip(items, continuations, strict=True)
     ]
 
 
 def _next_tokens(model, prompts, groups) -> Iterator[torch.Tensor]:
     """Log-probabilities [tokens, vocabulary] along each segment behind its prompt."""
-    base = prefix.base_of(model)
-    rows = [
-        row
-        for prompt, segments in zip(prompts, groups, strict=True)
-        for row in scoring.make_rows(
-            prompt, [prompt.ids.new_tensor(ids) for ids in segments], PACK_TOKENS
-        )
-    ]
+    base, rows = prefix.base_of(model), []
+    for prompt, segments in zip(prompts, groups, strict=True):
+        tails = [prompt.ids.new_tensor(ids) for ids in segments]
+        rows += scoring.make_rows(prompt, tails, PACK_TOKENS)
     for pack in scoring.make_packs(rows, PACK_TOKENS):
         inputs = scoring.pack_inputs(model, pack)
         del inputs["completion_labels"]
         hidden = base.model(**inputs, use_cache=False).last_hidden_state
         head = base.get_output_embeddings()
         for row, states in zip(pack, hidden, strict=True):
-            lengths = [len(completion) for completion in row.completions]
             kept = states[len(row.prompt.ids) - 1 : row.length]
-            for part in kept.split(lengths):
+            for part in kept.split([len(own) for own in row.completions]):
                 yield head(part[-LETTER_TOKENS:]).float().log_softmax(-1)
 
 
@@ -276,4 +242,4 @@ def half_away(items: Sequence) -> list:
 
 def reading_file(run: Path, reader: str, label: str, name: str) -> Path:
     """Where the readings of a method's predictions on a set lie."""
-    return Path(run) / f"readings_{reader}_{label}_{name}.jsonl"
+    return run / f"readings_{reader}_{label}_{name}.jsonl"

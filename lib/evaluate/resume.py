@@ -1,11 +1,10 @@
-"""Rows of many items, one each, that survive a kill: answers, readings.
+"""One row for each of many items, whoever makes it: answers, readings, attention.
 
-The batches are a fixed partition of the items, and several processes (started by
-torchrun or lib/run/launch.py) share them out. Rows of a finished batch go to
-NAME.partial.jsonl at once, those of process N > 0 to NAME.partial-N.jsonl. So a killed
-call goes on with the batches that are missing, with any number of processes, and ends
-with the same bytes as an undisturbed one; NAME.settings.json says what made the rows,
-and rows of other settings are refused.
+The batches are a fixed partition of the items, and several processes share them out.
+Rows of a finished batch go to NAME.partial.jsonl at once, those of process N > 0 to
+NAME.partial-N.jsonl. So a killed call goes on with the batches that are missing, on any
+number of processes, and ends with the same bytes as an undisturbed one. What made the
+rows is in NAME.settings.json; rows of other settings are refused.
 
 Example: of batches [a, b] and [c, d] a kill left the rows of a, b and c, and half of
 d's. `finish` keeps a and b, makes the second batch anew and writes all four.
@@ -88,12 +87,10 @@ def processes() -> PartialState:
 
 
 def settings_file(path: Path) -> Path:
-    """predictions_x.settings.json beside predictions_x.jsonl."""
     return path.with_suffix(".settings.json")
 
 
 def partial_file(path: Path, process: int) -> Path:
-    """predictions_x.partial.jsonl; predictions_x.partial-N.jsonl of process N > 0."""
     return path.with_suffix(f".partial{f'-{process}' if process else ''}.jsonl")
 
 
@@ -128,35 +125,33 @@ def refuse_other_settings(path: Path, wanted: Mapping) -> None:
     )
 
 
-def whole_batches(partial: Path, batches: Batches) -> list[dict]:
-    """Rows of the batches that are complete in `partial`; a torn batch is cut off."""
-    rows = records.repair_jsonl(partial)
-    ids = [{item.id for item in batch} for batch in batches]
-    found = {row["id"] for row in rows}
-    if not found <= set().union(*ids):
-        raise ValueError(f"{partial} holds other rows than the batches have: delete it")
-    whole = set().union(*(batch for batch in ids if batch <= found))
-    kept = [row for row in rows if row["id"] in whole]
-    if len(kept) < len(rows):
-        records.write_jsonl(partial, kept)
-    return kept
-
-
 def _missing(path: Path, batches: Batches, settings: Mapping, again) -> list[int]:
-    """Numbers of the batches still to make for `path`, which is made ready for them."""
+    """Numbers of the batches still to make; rows of whole ones go to one partial file.
+
+    Rows of a batch that a kill tore are dropped, and it is made anew.
+    """
     refuse_other_settings(path, settings)
+    files = partial_files(path)
     if path.exists():
-        _remove(partial_files(path))  # left by a kill right behind the last write
         rows = records.read_jsonl(path)
         if not (anew := again(rows)):
+            _remove(files)  # left by a kill right behind the last write
             return []
-        known = [row for row in rows if row["id"] not in anew]
-        records.write_jsonl(partial_file(path, 0), known)
-        path.unlink()
+        rows, files = [row for row in rows if row["id"] not in anew], [*files, path]
+    else:
+        rows = [row for file in files for row in records.repair_jsonl(file)]
+    found, ids = {row["id"]: row for row in rows}, [{i.id for i in b} for b in batches]
+    if not found.keys() <= set().union(*ids):
+        raise ValueError(f"{path.stem}.partial* in {path.parent}: rows of other items")
+    missing = [n for n, batch in enumerate(ids) if not batch <= found.keys()]
+    torn = set().union(*(ids[n] for n in missing))
     records.write_json(settings_file(path), settings)
-    kept = [row for file in partial_files(path) for row in whole_batches(file, batches)]
-    found = {row["id"] for row in kept}
-    return [n for n, batch in enumerate(batches) if batch[0].id not in found]
+    if files:
+        own = partial_file(path, 0)
+        kept = [row for key, row in found.items() if key not in torn]
+        records.write_jsonl(own, kept)
+        _remove({*files} - {own})
+    return missing
 
 
 def _remove(files: Iterable[Path]) -> None:

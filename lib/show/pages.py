@@ -97,7 +97,7 @@ def question(
     """A question's pictures, its options and what each method said.
 
     `answers` {model: its prediction row}; `attended` {model: its row of
-    lib.evaluate.attention.attend} shows the pictures once more, lit by attention;
+    lib.evaluate.attention.row} shows the pictures once more, lit by attention;
     `kind` says why the question is shown.
     """
     parts = [

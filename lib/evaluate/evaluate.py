@@ -12,7 +12,7 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
     metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from lib.data.prompts import messages, prompt_text
 from lib.data.questions import Question
 from lib.data.video import BadVideo, Sampling
 from lib.evaluate import resume
+from lib.evaluate.features import KEPT
 from lib.model import encoding, models, prefix, rollouts
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
@@ -61,11 +62,19 @@ class EvalSettings:
 
 
 class Batch(NamedTuple):
-    """Questions of one batch, their tensors (None if all failed), and what failed."""
+    """Questions of one batch, their tensors (None if all failed), and what failed.
+
+    `prompts` instead of tensors where an earlier model was asked the same.
+    """
 
     questions: list[Question]
     inputs: dict[str, torch.Tensor] | None
     errors: dict[str, str]
+    prompts: Sequence[prefix.Prompt] = ()
+
+    def asked(self) -> list[Question]:
+        """Those that did not fail."""
+        return [own for own in self.questions if own.id not in self.errors]
 
 
 def evaluate(
@@ -103,18 +112,29 @@ def evaluate(
         }
 
     def answers(batches: list[list[Question]]) -> Iterator[list[dict]]:
+        tower = models.fingerprint(prefix.base_of(model).model.visual)
+        decides = (tower, repr(processor), settings.style, sampling, shown)
+
+        def keys(asked: Iterable[Question]) -> list[tuple]:
+            return [(decides, question, *pictures(question)) for question in asked]
+
         def prepare(asked: list[Question]) -> Batch:
+            if prompts := KEPT.get(keys(asked), model.device):
+                return Batch(asked, None, {}, prompts)
             return prepare_batch(processor, asked, settings, sampling, media)
 
-        def ask(asked: list[Question]) -> list[dict]:
-            return answer(model, processor, prepare(asked), settings)
+        def answered(batch: Batch) -> list[dict]:
+            if batch.inputs is not None:
+                batch = batch._replace(prompts=see(model, batch.inputs))
+                KEPT.keep(keys(batch.asked()), batch.prompts)
+            return answer(model, processor, batch, settings)
 
         with rollouts.generating(model):
             if model.device.type == "cpu":
-                yield from on_each_core(ask, batches)
+                yield from on_each_core(lambda own: answered(prepare(own)), batches)
             else:  # the next batch is read while one is answered
                 for batch in one_ahead(prepare, batches):
-                    yield answer(model, processor, batch, settings)
+                    yield answered(batch)
 
     return resume.finish(
         path,
@@ -256,11 +276,15 @@ def prepare_batch(
     return Batch(questions, inputs, errors)
 
 
+@torch.inference_mode()
+def see(model, inputs: dict[str, torch.Tensor]) -> list[prefix.Prompt]:
+    """The prompts of encoded conversations [B, L], seen by the vision tower."""
+    return prefix.with_features(model, prefix.make_prompts(model, inputs))
+
+
 def answer(model, processor, batch: Batch, settings: EvalSettings) -> list[dict]:
-    """One row for each question of the batch, in its order."""
-    completions = iter(())
-    if batch.inputs is not None:
-        completions = iter(complete(model, processor, batch.inputs, settings))
+    """One row for each question of the batch, in its order; its prompts are seen."""
+    completions = iter(complete(model, processor, batch.prompts, settings))
     return [
         row(question, settings, error=batch.errors[question.id])
         if question.id in batch.errors
@@ -271,14 +295,16 @@ def answer(model, processor, batch: Batch, settings: EvalSettings) -> list[dict]
 
 @torch.inference_mode()
 def complete(
-    model, processor, inputs: dict[str, torch.Tensor], settings: EvalSettings
+    model, processor, prompts: Sequence[prefix.Prompt], settings: EvalSettings
 ) -> list[tuple[str, int, bool]]:
-    """(completion, its number of tokens, truncated) of each of B prompts [B, L].
+    """(completion, its number of tokens, truncated) of each prompt.
 
     Without <|im_end|> (or <|endoftext|>) within max_new_tokens it is truncated. Tokens
     that stand for pictures cannot be generated. The model is in the state of
     rollouts.generating.
     """
+    if not prompts:
+        return []
     tokenizer = processor.tokenizer
     ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
     greedy = rollouts.Decoding(
@@ -290,7 +316,6 @@ def complete(
         pad_id=tokenizer.pad_token_id,
         suppressed=tuple(encoding.visual_token_ids(model.config)),
     )
-    prompts = prefix.make_prompts(model, inputs)
     groups = rollouts.decode(model, prompts, 1, greedy)
     return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 

@@ -10,6 +10,7 @@ tower runs once a prompt, for rollouts (rollouts.py), reference and update (scor
 """
 
 import functools
+import itertools
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,14 @@ class Prompt:
     positions: torch.Tensor
     pixels: dict[str, torch.Tensor] = field(default_factory=dict)
     features: dict[str, list[tuple[torch.Tensor, ...]]] | None = None
+
+    def seen(self, device) -> "Prompt":
+        """A prompt that has features on another device, without its pixels."""
+        features = {
+            kind: [tuple(part.to(device) for part in parts) for parts in pictures]
+            for kind, pictures in self.features.items()
+        }
+        return Prompt(self.ids.to(device), self.positions.to(device), {}, features)
 
 
 def base_of(model):
@@ -267,16 +276,14 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
     outputs: dict = {}
     seen = all(prompt.features is not None for prompt in prompts)
     for kind, keys in KINDS.items():
-        owners = [prompt for prompt in prompts if keys[0] in prompt.pixels]
-        if not owners:
-            continue
         if seen:
-            parts = [part for prompt in owners for part in prompt.features[kind]]
-            pooled, *deep = map(list, zip(*parts, strict=True))
-            outputs[kind] = types.SimpleNamespace(
-                pooler_output=pooled, deepstack_features=deep
-            )
-        else:
+            found = [prompt.features.get(kind, ()) for prompt in prompts]
+            if parts := list(itertools.chain(*found)):
+                pooled, *deep = map(list, zip(*parts, strict=True))
+                outputs[kind] = types.SimpleNamespace(
+                    pooler_output=pooled, deepstack_features=deep
+                )
+        elif owners := [prompt for prompt in prompts if keys[0] in prompt.pixels]:
             for key in keys:
                 inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])
     return {"mm_encoder_outputs": outputs} if seen else inputs

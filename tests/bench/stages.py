@@ -198,5 +198,6 @@ def run_evaluation(checkpoint: Path, questions, shape: Shape) -> Meter:
         processor, questions[: shape.eval_batch], settings, shape.sampling
     )
     with rollouts.generating(model), Meter("evaluation", outside) as meter:
-        evaluate.answer(model, processor, batch, settings)
+        seen = evaluate.see(model, batch.inputs)
+        evaluate.answer(model, processor, batch._replace(prompts=seen), settings)
     return meter

@@ -1,13 +1,8 @@
 """Text of strangers stays text: in a page, in a table of markdown, in a terminal.
 
-HTML is made from Python values, escaped unless it is markup already.
-
-Only what `tag` and the functions below return is `Html`; any other text, a model's
-completion say, is escaped where it is put into a page. So no forgotten call can let a
-text become markup.
-
-    >>> tag("td", "a < b", tag("b", "&"), class_="number")
-    '<td class="number">a &lt; b<b>&amp;</b></td>'
+Only what the functions below return is `Html` or `Marked`; any other text, a model's
+completion say, is escaped where it is put into a page or table. So no forgotten call
+can let a text become markup.
 """
 
 import re
@@ -25,11 +20,7 @@ EMPTY = {"img", "meta", "link", "line", "circle", "path"}  # have no end tag
 
 def shown(text: object, most: int | None = None) -> str:
     """A text on one line of a terminal: whatever would steer it is written out, what is
-    beyond `most` characters is left out.
-
-    >>> shown("a\\x1b[2Jb")
-    'a\\\\x1b[2Jb'
-    """
+    beyond `most` characters is left out."""
     text = str(text)
     line = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode()
@@ -43,13 +34,8 @@ class Marked(str):
 
 
 def literal(text: object) -> Marked:
-    """A text as markdown that shows just that text, in a line or a cell of a table.
-
-    What could be markup there is written as a reference to its character, `|` as `\\|`.
-
-    >>> literal("grpo | <b>care</b> at $1, 3 < 4 [0, 1]")
-    'grpo \\\\| &#60;b>care&#60;/b> at &#36;1, 3 < 4 [0, 1]'
-    """
+    """A text as markdown that shows just that text, in a line or a cell of a table: a
+    reference for each character that could be markup there, `|` as `\\|`."""
     safe = ACTIVE.sub(lambda found: f"&#{ord(found[0])};", shown(text))
     return Marked(safe.replace("|", "\\|"))
 
@@ -64,12 +50,11 @@ def grid(lines: Sequence[Sequence[object]]) -> str:
     """A markdown table of cells, the first line its header; cells are text unless they
     are Marked."""
     header, *rest = lines
-    lines = [header, ["---"] * len(header), *rest]
-    lines = [
-        [cell if isinstance(cell, Marked) else literal(cell) for cell in line]
-        for line in lines
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    made = ""
+    for line in (header, ["---"] * len(header), *rest):
+        cells = [c if isinstance(c, Marked) else literal(c) for c in line]
+        made += f"| {' | '.join(cells)} |\n"
+    return made
 
 
 class Html(str):
@@ -82,23 +67,18 @@ def tag(name: str, /, *parts: object, **attributes: object) -> Html:
     `class_` is class, `data_label` data-label; True is an attribute without a value,
     None and False leave it out.
     """
-    given = "".join(
-        f" {key.rstrip('_').replace('_', '-')}"
-        + ("" if value is True else f'="{escape(str(value))}"')
-        for key, value in attributes.items()
-        if value is not None and value is not False
-    )
+    given = ""
+    for key, value in attributes.items():
+        if value is not None and value is not False:
+            given += f" {key.rstrip('_').replace('_', '-')}"
+            given += "" if value is True else f'="{escape(str(value))}"'
     if name in EMPTY:
         return Html(f"<{name}{given} />")
     return Html(f"<{name}{given}>{join(parts)}</{name}>")
 
 
 def join(parts: Iterable[object], between: str = "") -> Html:
-    """Parts one after the other, each escaped unless it is Html."""
+    """Parts one after the other, each escaped unless it is Html, None left out."""
     texts = ["" if part is None else part for part in parts]
-    return Html(
-        between.join(
-            text if isinstance(text, Html) else escape(str(text), quote=False)
-            for text in texts
-        )
-    )
+    safe = (t if isinstance(t, Html) else escape(str(t), quote=False) for t in texts)
+    return Html(between.join(safe))

@@ -1,10 +1,5 @@
-"""Where things are, whatever the current folder is.
-
-A notebook runs with `notebooks/` as its current folder, a test with the root, a
-scheduled job with neither; so every location starts from this file.
-
-Example: `require(resolve("data/mini/annotations"), "run 01_data first")`.
-"""
+"""Where things are, whatever the current folder is: notebooks, tests and scheduled jobs
+each have another one, so every location starts from this file."""
 
 import os
 from pathlib import Path
@@ -23,21 +18,18 @@ def resolve(path: str | Path) -> Path:
 
 def check_run_name(run_name: str) -> None:
     """Raise ValueError unless `run_name` can name a run's folder below outputs/."""
+    why = ""
     if not run_name or run_name.startswith(".") or set(run_name) & set('/\\:"'):
-        raise ValueError(
-            f"run_name {run_name[:50]!r} must be a plain folder name: not empty, no "
-            "leading dot, none of / \\ : and no quotation mark"
+        why = (
+            "must be a plain folder name: not empty, no leading dot, none of / \\ : and"
+            " no quotation mark"
         )
-    if not run_name.isprintable() or len(run_name.encode()) > LONGEST:
-        raise ValueError(
-            f"run_name {run_name[:50]!r} must be printable characters of at most "
-            f"{LONGEST} bytes"
-        )
-    if run_name.casefold() in RESERVED:
-        raise ValueError(
-            f"run_name {run_name!r} is kept for outputs/{run_name.casefold()}, which "
-            "is no run: give another name"
-        )
+    elif not run_name.isprintable() or len(run_name.encode()) > LONGEST:
+        why = f"must be printable characters of at most {LONGEST} bytes"
+    elif (kept := run_name.casefold()) in RESERVED:
+        why = f"is kept for outputs/{kept}, which is no run: give another name"
+    if why:
+        raise ValueError(f"run_name {run_name[:50]!r} {why}")
 
 
 def run_dir(run_name: str) -> Path:
@@ -58,6 +50,5 @@ def require(path: str | Path, hint: str) -> Path:
 
 def cores() -> int:
     """The cores this process may use, which can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1

@@ -3,9 +3,6 @@
 A file is replaced by renaming a finished temporary file over it, so a killed process
 leaves the old file or the new one. Only `append_jsonl` adds to a file; a kill can tear
 the last line of such a file, and `repair_jsonl` cuts that line off again.
-
-Example: a file holding '{"id": 1}\\n{"id": 2}\\n{"id"' was killed while the third row
-was written. `repair_jsonl` returns the first two rows and leaves only them in the file.
 """
 
 import glob
@@ -18,7 +15,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,19 @@ PACKAGES = (
 )
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.tmp")
 AGAIN = "mend it, or delete it and make or download it again"
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[None]:
+    """Name the file that the disk refuses: a full one does not say which it was."""
+    try:
+        yield
+    except OSError as error:
+        why = (
+            f"cannot be written ({error.strerror}); make room on its disk, or see that"
+            " you may write there, then run it again"
+        )
+        raise OSError(error.errno, why, str(path)) from error
 
 
 @contextmanager
@@ -68,11 +78,8 @@ def is_abandoned(path: Path) -> bool:
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step; its folder is made if missing."""
-    with (
-        replacing(path) as unfinished,
-        open(unfinished, "w", encoding="utf-8", newline="\n") as file,
-    ):
-        file.write(text)
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -96,13 +103,7 @@ def read_json(path: str | Path) -> Any:
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
     """Replace `path` by one line of JSON a row."""
-    write_text(path, "".join(_line(row) for row in rows))
-
-
-def read_jsonl(path: str | Path) -> list[dict]:
-    """All rows of a JSON lines file; ValueError names the file and the line."""
-    lines = Path(path).read_bytes().splitlines()
-    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
+    write_text(path, _lines(rows))
 
 
 def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
@@ -110,9 +111,14 @@ def append_jsonl(path: str | Path, rows: Iterable[Mapping]) -> None:
     with written(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab") as file:
-            file.write("".join(_line(row) for row in rows).encode())
+            file.write(_lines(rows).encode())
             file.flush()
             os.fsync(file.fileno())
+
+
+def read_jsonl(path: str | Path) -> list[dict]:
+    """All rows of a JSON lines file; ValueError names the file and the line."""
+    return _rows(path, Path(path).read_bytes().splitlines())
 
 
 def repair_jsonl(path: str | Path) -> list[dict]:
@@ -130,7 +136,7 @@ def repair_jsonl(path: str | Path) -> list[dict]:
         with open(path, "r+b") as file:
             file.truncate(path.stat().st_size - len(torn))
             os.fsync(file.fileno())
-    return [_row(path, number, line) for number, line in enumerate(lines, 1)]
+    return _rows(path, lines)
 
 
 def sha256(path: str | Path) -> str:
@@ -149,20 +155,14 @@ def sha256(path: str | Path) -> str:
 
 
 def settings_hash(settings: Mapping) -> str:
-    """12 hex digits that do not depend on the order of the keys.
-
-    TypeError for a value that is not JSON (a Path, say): write it as text first.
-    """
+    """12 hex digits that do not depend on the order of the keys; of JSON alone."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def refuse_other(found: Mapping, wanted: Mapping, what: str, then: str) -> None:
-    """ValueError "`what`: lr (0.1 there, 0.2 now). `then`" where settings differ.
-
-    What was made with other settings must not be mixed with, or taken for, what these
-    would make.
-    """
+    """ValueError "`what`: lr (0.1 there, 0.2 now). `then`" where settings differ: what
+    was made with others must not be mixed with what these would make."""
     missing = object()
     differing = [
         f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} now)"
@@ -203,35 +203,17 @@ def record_stage(run: Path, stage: str, **facts: Any) -> None:
 
 
 def peak_memory_gib() -> float:
-    """The largest resident memory of this process so far, in GiB.
-
-    Neither GPU memory nor that of other processes, such as those lib/run/launch.py
-    starts.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        # On Linux getrusage would also count what the parent held at the fork.
-        kib = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        return int(kib[1]) / 2**20
+    """The largest resident memory of this process so far, in GiB; neither that of the
+    GPU nor of the processes that it started."""
+    with suppress(OSError):  # on Linux getrusage also counts what the parent held
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-@contextmanager
-def written(path: str | Path) -> Iterator[None]:
-    """Name the file that the disk refuses: a full one does not say which it was."""
-    try:
-        yield
-    except OSError as error:
-        why = (
-            f"cannot be written ({error.strerror}); make room on its disk, or see that"
-            " you may write there, then run it again"
-        )
-        raise OSError(error.errno, why, str(path)) from error
-
-
-def _line(row: Mapping) -> str:
-    return _json(row) + "\n"
+def _lines(rows: Iterable[Mapping]) -> str:
+    return "".join(_json(row) + "\n" for row in rows)
 
 
 def _json(obj: Any, **options: Any) -> str:
@@ -253,39 +235,38 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{value!r} of type {type(value).__name__} cannot be written")
 
 
-def _row(path: str | Path, number: int, line: bytes) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(
-            f"{path}, line {number}: not JSON ({error}); {AGAIN}"
-        ) from error
-    if not isinstance(row, dict):
-        raise ValueError(
-            f"{path}, line {number}: expected an object, found {row!r}; {AGAIN}"
-        )
-    return row
+def _rows(path: str | Path, lines: list[bytes]) -> list[dict]:
+    rows = []
+    for number, line in enumerate(lines, 1):
+        place = f"{path}, line {number}"
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{place}: not JSON ({error}); {AGAIN}") from error
+        if not isinstance(rows[-1], dict):
+            found = f"expected an object, found {rows[-1]!r}"
+            raise ValueError(f"{place}: {found}; {AGAIN}")
+    return rows
 
 
 def _is_torn(line: bytes) -> bool:
-    try:
-        return not line.endswith(b"\n") or not isinstance(json.loads(line), dict)
-    except ValueError:
-        return True
+    with suppress(ValueError):
+        _rows("", [line])
+        return not line.endswith(b"\n")
+    return True
 
 
 def _git(*arguments: str) -> str | None:
     """What git prints in the checkout; None without git or outside a repository."""
-    try:
-        command = ["git", "-C", str(ROOT), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    command = ["git", "-C", str(ROOT), *arguments]
+    with suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True
+        ).strip()
+    return None
 
 
 def _version(package: str) -> str | None:
-    try:
+    with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return None

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 
 from lib import records
@@ -64,8 +63,11 @@ def one_writer(place: Path, doing: str, patience: float = 0.0) -> Iterator[None]
     until = time.monotonic() + patience
     while (lock := _taken(path)) is None:
         if time.monotonic() >= until:
+            who = ""
+            with suppress(FileNotFoundError):  # it may just have gone
+                who = path.read_text(encoding="utf-8")
             raise Busy(
-                f"{place} is being {doing} by another process{_signature(path)}; "
+                f"{place} is being {doing} by another process{who and f' ({who})'}; "
                 "nothing was started. Wait for it, or end it"
             )
         time.sleep(0.1)
@@ -99,14 +101,6 @@ def _taken(path: Path) -> int | None:
         os.close(lock)  # its last holder has just removed it
 
 
-def _signature(path: Path) -> str:
-    """What a lock says of its holder, in brackets; nothing if it has just gone."""
-    with suppress(FileNotFoundError):
-        said = path.read_text(encoding="utf-8")
-        return f" ({said})" if said else ""
-    return ""
-
-
 def empty(run: Path) -> list[Path]:
     """Delete what the kit made in the folder `run`; returns what it did not make.
 
@@ -124,29 +118,29 @@ def empty(run: Path) -> list[Path]:
         if made(run, lock):
             with one_writer(lock.with_name(lock.name[1:-5]), "written"):
                 pass
-    tree = [(Path(folder), *names) for folder, *names in os.walk(run)]
-    found = [folder / name for folder, *names in tree for name in chain(*names)]
-    found = [path for path in found if path.is_symlink() or not path.is_dir()]
-    ours = [path for path in found if made(run, path)]
+    inside = [*run.rglob("*")]  # does not enter links
+    files = [path for path in inside if path.is_symlink() or not path.is_dir()]
+    ours = [path for path in files if made(run, path)]
     for path in sorted(ours, key=lambda path: path.name in MARKS):  # these last
         path.unlink()
-    for folder, *_ in reversed(tree):
+    folders = {run, *inside} - {*files}
+    for folder in sorted(folders, reverse=True):  # what lies in one before it
         if not any(folder.iterdir()):
             folder.rmdir()
-    return [path for path in found if path not in set(ours)]
+    return [path for path in files if path not in {*ours}]
 
 
 def is_run(folder: Path) -> bool:
     """Whether the kit has left the marks of a run in a folder."""
-    found = dict.fromkeys(MARKS)
+    found = {mark: {} for mark in MARKS}
     for mark in MARKS:
         with suppress(OSError, ValueError):  # missing, or not JSON
-            found[mark] = records.read_json(folder / mark)
-    state, stages = (x if isinstance(x, dict) else {} for x in found.values())
+            if isinstance(own := records.read_json(folder / mark), dict):
+                found[mark] = own
+    state, stages = found.values()
     recorded = [facts for facts in stages.values() if isinstance(facts, dict)]
-    return {"parameters", "notebooks"} <= set(state) or any(
-        "environment" in facts for facts in recorded
-    )
+    environments = ["environment" in facts for facts in recorded]
+    return {"parameters", "notebooks"} <= {*state} or any(environments)
 
 
 def made(run: Path, path: Path) -> bool:

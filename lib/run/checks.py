@@ -1,9 +1,8 @@
 """What must hold before a run starts, looked at without starting or writing anything.
 
-Each function looks at one thing and returns a Check: whether it holds, and a line that
-says what was found or what to do. Nothing is downloaded and no clip is decoded
-(`python -m lib.data check FOLDER --decode` does that); a check that passes can
-therefore still be followed by a damaged clip.
+Each function looks at one thing and returns a Check. Nothing is downloaded and no clip
+is decoded (`python -m lib.data check FOLDER --decode` does that), so a run whose checks
+pass can still meet a damaged clip.
 """
 
 import importlib.util
@@ -12,7 +11,7 @@ import re
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +33,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 GB = 10**9
 READS = {  # the files that a notebook cannot do without
-    "01_data": (*counts.FILES, "general"),
+    "01_data": (*counts.LEARNED, *LEVELS),
     "02_sft": ("training", "demonstrations"),
     "03_grpo": ("training",),
     "04_eval": LEVELS,
@@ -58,29 +57,23 @@ class Check(NamedTuple):
     text: str
 
 
-def check_settings(values: Mapping) -> Check:
-    """Whether frames, rollouts, answers and memory settings are ones the code takes."""
-    try:
-        counts.sampling_of(values)
-        tokens, batch = values["max_new_tokens"], values["eval_batch_size"]
-        evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
-        names = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k")
-        names += ("top_p", "max_completion_tokens", "lora_rank", "lora_alpha", "seed")
-        reward_stages.read_rewards(values["reward"])
-        for method in rl.read(values["rl"]):
-            method.settings(
-                batches=values["grpo_steps"],
-                save_every=values["grpo_save_every"],
-                lr=values["grpo_lr"],
-                **{name: values[name] for name in names},
-            )
-        if values["quantize"] and not values["lora_rank"]:
-            raise ValueError("quantize needs an adapter: give a lora_rank above 0")
-        work = counts.work_of(values, "cuda")
-        memory.packs(work, work.prompts)
-    except (ValueError, OSError) as error:
-        return Check("settings", False, str(error))
-    return Check("settings", True, "frames, batches, packs and lengths fit each other")
+def refuse_settings(values: Mapping) -> None:
+    """ValueError for frames, rollouts, answers and memory settings that the code does
+    not take."""
+    counts.sampling_of(values)
+    tokens, batch = values["max_new_tokens"], values["eval_batch_size"]
+    evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
+    names = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k")
+    names += ("top_p", "max_completion_tokens", "lora_rank", "lora_alpha", "seed")
+    steps = {"batches": values["grpo_steps"], "save_every": values["grpo_save_every"]}
+    reward_stages.read_rewards(values["reward"])
+    for method in rl.read(values["rl"]):
+        shared = {name: values[name] for name in names}
+        method.settings(**steps, lr=values["grpo_lr"], **shared)
+    if values["quantize"] and not values["lora_rank"]:
+        raise ValueError("quantize needs an adapter: give a lora_rank above 0")
+    work = counts.work_of(values, "cuda")
+    memory.packs(work, work.prompts)
 
 
 def check_steps(
@@ -91,17 +84,17 @@ def check_steps(
     for method in methods:
         name = {"sft": "demonstrations", "grpo": "training"}[method]
         items = sets[name].count if name in sets else 0
-        count, once = values[f"{method}_steps"], each[method]
-        passes = f"{count * once / items:.2f}" if items else "?"
-        told.append(f"{method.upper()} {count} x {once} = {passes} epochs of {items}")
+        steps, once = values[f"{method}_steps"], each[method]
+        passes = f"{steps * once / items:.2f}" if items else "?"
+        told.append(f"{method.upper()} {steps} x {once} = {passes} epochs of {items}")
         try:
             if items:
                 epochs = values[f"{method}_epochs"]
-                counts.check_epochs(f"{method}_steps", count, once, items, epochs)
+                counts.check_epochs(f"{method}_steps", steps, once, items, epochs)
         except ValueError as error:
             faults.append(str(error))
-    told = told or ["nothing is trained"]
-    return Check("steps", not faults, "; ".join(faults or told))
+    text = "; ".join(faults or told) or "nothing is trained"
+    return Check("steps", not faults, text)
 
 
 def check_devices(values: Mapping, card: tuple[float, str] | None) -> Check:
@@ -109,29 +102,26 @@ def check_devices(values: Mapping, card: tuple[float, str] | None) -> Check:
 
     Without a GPU a process takes a core.
     """
-    count, gpus = values["num_processes"], torch.cuda.device_count()
-    cores = paths.cores()
-    here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"
+    count, gpus, cores = (
+        values["num_processes"],
+        torch.cuda.device_count(),
+        paths.cores(),
+    )
     wanted = f"{count} process(es), {values['prompts_per_step']} prompts a step"
-    if card and not gpus:
-        text = f"{wanted}, for a card of {card[0]:.0f} GB; here: {here}"
-        return Check("devices", False, text)
-    return Check("devices", count <= (gpus or cores), f"{wanted}; here: {here}")
+    wanted += f", for a card of {card[0]:.0f} GB" if card else ""
+    here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"
+    passed = count <= (gpus or cores) and not (card and not gpus)
+    return Check("devices", passed, f"{wanted}; here: {here}")
 
 
 def check_packages(values: Mapping) -> Check:
     """Whether what the accelerate file asks for is installed."""
     file = values["accelerate_config"]
-    if not file:
-        return Check("packages", True, "no accelerate_config: nothing beyond the kit's")
-    path = paths.resolve(file)
-    if not path.is_file():
-        return Check("packages", False, f"accelerate_config: {path} is missing")
-    needs = "deepspeed" in str(yaml.safe_load(path.read_text(encoding="utf-8"))).lower()
-    if needs and importlib.util.find_spec("deepspeed") is None:
+    needed = memory.sharding_of(file, 1).kind == "zero3"
+    if needed and importlib.util.find_spec("deepspeed") is None:
         text = f"{file} needs DeepSpeed: pip install -r requirements.txt"
         return Check("packages", False, text)
-    return Check("packages", True, f"{file}" + (", DeepSpeed there" if needs else ""))
+    return Check("packages", True, file or "nothing beyond the kit's")
 
 
 def local_model(model: str) -> Path | None:
@@ -147,11 +137,10 @@ def local_model(model: str) -> Path | None:
 
 def check_model(values: Mapping) -> Check:
     """Whether the checkpoint is on this machine, whole, with its processor."""
-    name = values["model"]
+    name, folder = values["model"], local_model(values["model"])
+    if folder is None:
+        return Check("model", False, f"{name} is not here: hf download {name}")
     try:
-        folder = local_model(name)
-        if folder is None:
-            return Check("model", False, f"{name} is not here: hf download {name}")
         models.check_files(folder, (*models.MODEL_FILES, *models.PROCESSOR_FILES))
     except (FileNotFoundError, ValueError) as error:
         return Check("model", False, str(error))
@@ -161,52 +150,53 @@ def check_model(values: Mapping) -> Check:
 def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:
     """Whether all questions, clips and stills that the notebooks read are there; else
     what gets them."""
-    needed = dict.fromkeys(name for stem in notebooks for name in READS.get(stem, ()))
-    files = {
-        n: path for n, path in counts.annotation_files(values).items() if n in needed
-    }
-    lacking = {name: path for name, path in files.items() if not path.is_file()}
+    needed = {name for stem in notebooks for name in READS.get(stem, ())}
+    files = counts.annotation_files(values)
+    files = {name: path for name, path in files.items() if name in needed}
+    lacking = [name for name, path in files.items() if not path.is_file()]
     if lacking:
         what = f"{len(lacking)} of {len(files)} annotation files missing"
-        what = f"{what}, such as {next(iter(lacking.values()))}"
-        return made_by(values, what, list(lacking))
+        return made_by(values, f"{what}, such as {files[lacking[0]]}", lacking)
     folder, general = (paths.resolve(values[n]) for n in ("data_dir", "general_dir"))
     used = {path.stem: name for name, path in files.items()}
     found = inventory.check(folder, general) if files else []
-    found = [report for report in found if report["split"] in used]
-    faulty = [r["split"] for r in found if r["usable"] < r["records"]]
+    found = {used[own["split"]]: own for own in found if own["split"] in used}
+    faulty = [own["split"] for own in found.values() if own["usable"] < own["records"]]
     if faulty:
         text = f"records that cannot be used in {', '.join(faulty)}"
         return Check("data", False, f"{text}: python -m lib.data check {folder}")
-    tolerated = values["on_bad_video"] == "keep_as_wrong"
-    absent = Counter({used[r["split"]]: len(r["unreadable"]) for r in found})
-    told = ", ".join(f"{count} of {name}" for name, count in absent.items() if count)
-    fatal = [n for n in absent if absent[n] and not (tolerated and n in LEVELS)]
+    absent = {name: len(own["unreadable"]) for name, own in found.items()}
+    absent = {name: count for name, count in absent.items() if count}
+    told = ", ".join(f"{count} of {name}" for name, count in absent.items())
+    tolerated = LEVELS if values["on_bad_video"] == "keep_as_wrong" else ()
+    fatal = [name for name in absent if name not in tolerated]
     if fatal:
         return made_by(values, f"clips or stills missing: {told}", fatal)
-    records_there = sum(r["records"] for r in found)
-    text = f"{records_there:,} records, their clips and stills there (not decoded)"
-    if told:
-        text += f"; missing, to be counted as wrong: {told}"
+    text = (
+        f"{sum(own['records'] for own in found.values()):,} records, their clips and "
+    )
+    text += "stills there (not decoded)"
+    text += f"; missing, to be counted as wrong: {told}" if told else ""
     return Check("data", True, text)
 
 
-def made_by(values: Mapping, what: str, lacking: Sequence[str]) -> Check:
+def made_by(values: Mapping, what: str, lacking: list[str]) -> Check:
     """Data is missing: the run's own data_command may get it, unless it would stop, or
     brings something else."""
     command = values["data_command"]
     if not command:
         return Check("data", False, f"{what}; no data_command makes it: put it there")
-    module, *rest = shlex.split(command)
+    module, *words = shlex.split(command)
     if module == "lib.data":
-        unmade = [name for name in lacking if name not in counts.chosen(rest)]
+        unmade = [name for name in lacking if name not in counts.chosen(words)]
         if unmade:
             text = f"{what}; the notebooks read {', '.join(unmade)} too, which --what "
             return Check("data", False, f"{text}of data_command does not bring: add it")
         book = paths.resolve(values["data_dir"]) / "downloads.json"
-        if "--accept-licences" not in command and not book.exists():
-            then = f"python -m {command} --accept-licences"
-            return Check("data", False, f"{what}; read the licences, then: {then}")
+        if "--accept-licences" not in words and not book.exists():
+            then = "read the licences and sizes (python -m lib.data get --help), then: "
+            then += f"python -m {command} --accept-licences"
+            return Check("data", False, f"{what}; {then}")
     return Check("data", True, f"{what}; 01_data makes it: python -m {command}")
 
 
@@ -217,11 +207,12 @@ def check_memory(
     if not stages:
         return Check("memory", True, "nothing is trained or answered")
     peak = max(stages, key=stages.get)
-    tensors, needed = stages[peak] / GIB, with_allowance(stages[peak]) / GIB
+    needed = with_allowance(stages[peak]) / GIB
     told = (
-        f"{peak} needs {needed:.1f} GiB of {room_gib:.1f} ({origin}): {tensors:.1f} of "
-        f"tensors, and an allowance, not measured, of {memory.CONTEXT_BYTES / GIB} GiB "
-        f"and {memory.FRAGMENTED_SHARE:.0%} for the context and fragmentation"
+        f"{peak} needs {needed:.1f} GiB of {room_gib:.1f} ({origin}): "
+        f"{stages[peak] / GIB:.1f} of tensors, and an allowance, not measured, of "
+        f"{memory.CONTEXT_BYTES / GIB} GiB and {memory.FRAGMENTED_SHARE:.0%} for the "
+        "context and fragmentation"
     )
     if needed > room_gib:
         told += f"; {LOWER if work.lora_rank else SPLIT}"
@@ -235,29 +226,24 @@ def with_allowance(tensors: float) -> float:
 def check_host(needed: float) -> Check:
     """Whether what is offloaded fits this machine's memory."""
     there, gib = host_gib(), needed / GIB
-    told = f"offloading needs {gib:.0f} GiB of {there:.0f}"
-    return Check("host memory", gib <= there, told)
+    text = f"offloading needs {gib:.0f} GiB of {there:.0f}"
+    return Check("host memory", gib <= there, text)
 
 
-def check_disk(wanted: Mapping[Path, int], clips_gb: float = 0) -> list[Check]:
-    """Whether each disk has room for what will be written below the folders; of clips
-    only a bound is known, which no check fails for."""
-    disks: dict[int, tuple[Path, int]] = {}
+def check_disks(wanted: Mapping[Path, int]) -> list[Check]:
+    """Whether the disks have room for so many bytes below each folder."""
+    places, sizes = {}, Counter()
     for folder, size in wanted.items():
         there = next(place for place in (folder, *folder.parents) if place.exists())
-        first, before = disks.get(there.stat().st_dev, (there, 0))
-        disks[there.stat().st_dev] = first, before + size
+        disk = there.stat().st_dev
+        places.setdefault(disk, there)
+        sizes[disk] += size
     checks = []
-    for folder, size in disks.values():
-        free = shutil.disk_usage(folder).free
-        told = f"{size / GB:,.1f} GB to write, {free / GB:,.1f} GB free ({folder})"
-        if clips_gb:
-            told += f"; clips come on top, at most {clips_gb:,.1f} GB in their archives"
-        checks.append(Check("disk", size <= free, told))
+    for disk, folder in places.items():
+        size, free = sizes[disk], shutil.disk_usage(folder).free
+        text = f"{size / GB:,.1f} GB to write, {free / GB:,.1f} GB free ({folder})"
+        checks.append(Check("disk", size <= free, text))
     return checks
-
-
-# --- the device ----------------------------------------------------------------------
 
 
 def named_card(file: Path) -> tuple[float, str] | None:
@@ -266,20 +252,18 @@ def named_card(file: Path) -> tuple[float, str] | None:
     text = file.read_text(encoding="utf-8")
     if found := re.search(r"^#.*?(\d+) GB card", text, re.MULTILINE):
         return float(found[1]), file.name
-    base = (yaml.safe_load(text) or {}).get("base")
+    base = yaml.safe_load(text).get("base")
     return named_card(file.parent / base) if base else None
 
 
-def room(file: Path, given: float | None) -> tuple[float, str]:
+def room(card: tuple[float, str] | None, given: float | None) -> tuple[float, str]:
     """(GiB of a device, where the number is from); without a card, the machine's."""
     if given is not None:
         return given, "--gib"
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         return found.total_memory / GIB, found.name
-    if named := named_card(file):
-        return named[0], f"named in {named[1]}"
-    return host_gib(), "this machine's memory"
+    return (card[0], f"named in {card[1]}") if card else (host_gib(), "this machine")
 
 
 def host_gib() -> float:

@@ -2,16 +2,10 @@
 
 From its parameters and, where they are there already, its annotation files; no clip is
 opened. Completions are taken at their bound: nobody knows how long they will be.
-
-    >>> check_epochs("sft_steps", 94, items_per_step=128, items=6000, epochs=1.0)
-    ValueError: sft_steps = 94 with 128 items a step are 2.01 epochs of 6000 items; ...
-
-Only full steps exist, as in the released trainers: 46 x 128 = 5888, and 112 items of
-6,000 wait for the next epoch, if there is one.
 """
 
-import argparse
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -25,14 +19,9 @@ from lib.evaluate import perception
 from lib.mini.benchmark import SIZES
 from lib.run import memory, params
 from lib.train import rl
-from lib.train.grpo import GRPOSettings
 
 LEVELS = ("L1", "L2", "L3", "general")
-FILES = {
-    "training": "training.jsonl",
-    "demonstrations": "training_with_cot.jsonl",
-    **{level: f"validation_{level}.jsonl" for level in LEVELS[:3]},
-}
+LEARNED = {"training": "training.jsonl", "demonstrations": "training_with_cot.jsonl"}
 # SEED-Bench-R1's and LongVideoBench's own numbers. Of the training files only "6k" is
 # documented; L1, L2 and L3 have a still each, and 371, 128 records of L1, L2 no video.
 PUBLISHED = {"training": 6000, "demonstrations": 6000}
@@ -41,38 +30,6 @@ PUBLISHED |= {"L1": 2432, "L2": 923, "L3": 1321, "general": 1337}
 # visual. A longer question takes more; SFT is bounded by max_tokens instead.
 TEXT_TOKENS = 154
 WRITERS = 2  # a model's attention is taken on its own words and on the base's
-
-
-def steps_of_epochs(items: int, items_per_step: int, epochs: float) -> int:
-    """Full optimizer steps in `epochs` passes over `items`; at least one."""
-    return max(1, math.floor(round(epochs * items / items_per_step, 6)))
-
-
-def check_epochs(
-    name: str, steps: int, items_per_step: int, items: int, epochs: float
-) -> None:
-    """ValueError unless `steps` make `epochs` of the items; 0 epochs: not checked.
-
-    `name` is the parameter that holds the steps; `items_per_step` counts over all
-    devices. One step or 5 % more or less are the same epochs: a recipe says 46 steps
-    whether its file holds 5,900 or 6,100 records.
-    """
-    wanted = steps_of_epochs(items, items_per_step, epochs)
-    if epochs and abs(steps - wanted) > max(1, 0.05 * wanted):
-        found = steps * items_per_step / items
-        raise ValueError(
-            f"{name} = {steps} with {items_per_step} items a step are {found:.2f} "
-            f"epochs of {items} items; {epochs:g} epochs are {name} = {wanted}"
-        )
-
-
-def items_per_step(values: Mapping) -> dict[str, int]:
-    """Of an optimizer step, over all processes: demonstrations, questions."""
-    once = values["sft_batch_size"] * values["sft_gradient_accumulation"]
-    return {
-        "sft": once * values["num_processes"],
-        "grpo": values["prompts_per_step"],
-    }
 
 
 class Asked(NamedTuple):
@@ -95,62 +52,82 @@ class Part(NamedTuple):
     unit: str
 
 
+def check_epochs(
+    name: str, steps: int, items_per_step: int, items: int, epochs: float
+) -> None:
+    """ValueError unless `steps` make `epochs` of the items; 0 epochs: not checked.
+
+    `name` is the parameter that holds the steps; `items_per_step` counts over all
+    devices. Only full steps exist: 46 x 128 = 5,888 items are an epoch of 6,000. One
+    step or 5 % more or less are the same epochs, so a recipe's 46 steps hold for files
+    of 5,900 and of 6,100 records.
+    """
+    wanted = max(1, math.floor(round(epochs * items / items_per_step, 6)))
+    if epochs and abs(steps - wanted) > max(1, 0.05 * wanted):
+        found = steps * items_per_step / items
+        raise ValueError(
+            f"{name} = {steps} with {items_per_step} items a step are {found:.2f} "
+            f"epochs of {items} items; {epochs:g} epochs are {name} = {wanted}"
+        )
+
+
+def items_per_step(values: Mapping) -> dict[str, int]:
+    """Of an optimizer step, over all processes: demonstrations, questions."""
+    once = values["sft_batch_size"] * values["sft_gradient_accumulation"]
+    return {"sft": once * values["num_processes"], "grpo": values["prompts_per_step"]}
+
+
 def all_values(run: params.Run) -> dict:
-    """A run's values over the notebooks' defaults, and those over the settings'."""
+    """A run's values over the notebooks' defaults."""
     declared = params.declarations(params.notebook_paths())
-    defaults = {name: parameter.default for name, parameter in declared.items()}
-    bounds = ("prompts_per_backward", "pack_tokens")
-    bounds = {name: getattr(GRPOSettings, name) for name in bounds}
-    return {**bounds, **defaults, **run.values}
+    return {name: own.default for name, own in declared.items()} | run.values
 
 
 def annotation_files(values: Mapping) -> dict[str, Path]:
     """Where a run reads its questions from, whether the files are there or not."""
     folder = paths.resolve(values["data_dir"]) / "annotations"
-    general = paths.resolve(values["general_dir"]) / "lvb_val.json"
-    return {**{name: folder / file for name, file in FILES.items()}, "general": general}
+    files = LEARNED | {level: f"validation_{level}.jsonl" for level in LEVELS[:3]}
+    found = {name: folder / file for name, file in files.items()}
+    return {**found, "general": paths.resolve(values["general_dir"]) / "lvb_val.json"}
 
 
 def sets_of(values: Mapping) -> dict[str, Asked]:
     """{file: what a run uses of it}; a file of unknown size is left out."""
     known, found = announced(values["data_command"]), {}
     for name, path in annotation_files(values).items():
-        learned = name in ("training", "demonstrations")
-        held = values["holdout_share"] if learned else 0
-        share = values["training_share"] if learned else 1
+        held = values["holdout_share"] if name in LEARNED else 0
+        share = values["training_share"] if name in LEARNED else 1
         if path.is_file():
             found[name] = read_set(path, held, share)
         elif name in known:
-            still = 0.0 if name == "general" else 1.0
+            still = float(name != "general")
             found[name] = Asked(round(known[name] * (1 - held) * share), still=still)
     return found
 
 
 def announced(command: str) -> dict[str, int]:
     """How many questions a data_command is going to bring, as far as that is known."""
-    module, *rest = shlex.split(command) or [""]
+    module, *words = shlex.split(command) or [""]
     if module == "lib.data":
-        return {split: PUBLISHED[split] for split in chosen(rest)}
+        return {split: PUBLISHED[split] for split in chosen(words)}
     if module == "lib.mini":
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--size", default="full")
-        sizes = SIZES[parser.parse_known_args(rest)[0].size]
+        named = re.findall(r"--size[ =](\w+)", command) or ["full"]
+        sizes = SIZES[named[-1]]
         levels = dict.fromkeys(LEVELS[:3], sizes.level)
-        return {"training": sizes.training, **levels, "general": sizes.general}
+        return {"training": sizes.training, "general": sizes.general} | levels
     return {}
 
 
 def chosen(words: Sequence[str]) -> list[str]:
     """The splits behind `--what` whose clips `lib.data get` brings."""
-    named = [seed_bench.CHOICES.get(word, ()) for word in words]
-    return [split for split in PUBLISHED if any(split in splits for splits in named)]
+    named = {split for word in words for split in seed_bench.CHOICES.get(word, ())}
+    return [split for split in PUBLISHED if split in named]
 
 
 @lru_cache
 def read_set(path: Path, holdout_share: float, share: float) -> Asked:
     """Counts of an annotation file that is there."""
-    root = path.parents[1] if path.parent.name == "annotations" else path.parent
-    items = [item for _, item in questions.usable(path, root)]
+    items = [item for _, item in questions.usable(path, path.parent)]
     items, _ = questions.split_holdout(items, holdout_share)
     items = training_sets.share_of(items, share, seed=0) if items else []
     each = max(1, len(items))
@@ -161,13 +138,11 @@ def read_set(path: Path, holdout_share: float, share: float) -> Asked:
 
 def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
     """The stages of a run in their order; what a run leaves out has no part."""
-    each, found = items_per_step(values), []
-    steps = values["sft_steps"]
+    each, steps, found = items_per_step(values), values["sft_steps"], []
     for target in values["sft_on"].split():
         name = {"answers": "answers alone"}.get(target, "")
-        found.append(
-            Part("SFT", "", name, steps, steps * each["sft"], "demonstrations")
-        )
+        count = steps * each["sft"]
+        found.append(Part("SFT", "", name, steps, count, "demonstrations"))
     methods, unit = rl.read(values["rl"]), f"questions x {values['group_size']}"
     for method in methods:
         updates = method.option("updates_per_batch")
@@ -191,23 +166,19 @@ def asked_of(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
     """What 04_eval does, section by section: every model on all sets; some sets again
     with something taken away; attention on filmed questions; reasoning read without
     pictures, by the base all of it, by others their own."""
-    models_asked, looked = (
-        values[name].split() for name in ("asked_models", "perception_models")
-    )
-    here = {name: sets[name] for name in LEVELS if name in sets}
-    shown = [here[name] for name in values["perception_sets"].split() if name in here]
-    most = values["perception_questions"] or math.inf
-    again = sum(min(own.count, most) for own in shown)
-    filmed = sum(round(own.count * own.video) for own in shown)
-    reasoned = sum(not name.endswith("-direct") for name in models_asked)
-    coherent = [name for name in values["coherence_sets"].split() if name in here]
+    models, looked = values["asked_models"].split(), values["perception_models"].split()
+    here = {name: sets[name].count for name in LEVELS if name in sets}
+    shown = [name for name in values["perception_sets"].split() if name in here]
+    filmed = sum(round(here[name] * sets[name].video) for name in shown)
+    again = sum(min(here[n], values["perception_questions"] or here[n]) for n in shown)
+    again *= len(looked) * len(values["perception_conditions"].split())
+    read = sum(here.get(name, 0) for name in values["coherence_sets"].split())
+    reasoned = sum(not name.endswith("-direct") for name in models)
     return {
-        "answers": len(models_asked) * sum(own.count for own in here.values()),
-        "conditions": len(looked)
-        * len(values["perception_conditions"].split())
-        * again,
+        "answers": len(models) * sum(here.values()),
+        "conditions": again,
         "attention": len(looked) * WRITERS * min(filmed, values["attention_questions"]),
-        "readers": max(0, 2 * reasoned - 1) * sum(here[n].count for n in coherent),
+        "readers": max(0, 2 * reasoned - 1) * read,
     }
 
 
@@ -224,13 +195,13 @@ def sampling_of(values: Mapping) -> Sampling:
 def prompt_with(sampling: Sampling) -> tuple[int, int]:
     """(tokens, patches) of a prompt with a full clip and a still of this size."""
     pictures = sampling.max_frames // 2 + 1  # two frames are one, and the still
-    patches = pictures * (sampling.height // PATCH) * (sampling.width // PATCH) * 4
-    return patches // 4 + TEXT_TOKENS, patches
+    tokens = pictures * (sampling.height // PATCH) * (sampling.width // PATCH)
+    return tokens + TEXT_TOKENS, 4 * tokens
 
 
-def largest_batch(values: Mapping, sampling: Sampling) -> tuple[int, int, int]:
+def largest_batch(values: Mapping) -> tuple[int, int, int]:
     """(questions, tokens, patches of each) of the batch of 04_eval that takes most."""
-    usual = values["eval_batch_size"]
+    usual, sampling = values["eval_batch_size"], sampling_of(values)
     batches = [(usual, *prompt_with(sampling))]
     for condition in values["perception_conditions"].split():
         rows = perception.batch_under(condition, usual, sampling)
@@ -241,21 +212,22 @@ def largest_batch(values: Mapping, sampling: Sampling) -> tuple[int, int, int]:
 
 def work_of(values: Mapping, device: str) -> memory.Work:
     """The work that a run's parameters describe; ValueError where they contradict."""
-    sampling = sampling_of(values)
-    prompt, patches = prompt_with(sampling)
-    eval_batch, eval_prompt, eval_patches = largest_batch(values, sampling)
+    prompt, patches = prompt_with(sampling_of(values))
+    eval_batch, eval_prompt, eval_patches = largest_batch(values)
     if values["max_tokens"] <= prompt:
         raise ValueError(
             f"max_tokens is {values['max_tokens']}, but a prompt alone takes about "
             f"{prompt} tokens: raise max_tokens"
         )
     processes = values["num_processes"]
+    if processes < 1:
+        raise ValueError(f"num_processes = {processes}: it must be 1 or more")
     own, rest = divmod(values["prompts_per_step"], processes)
-    if rest or own % (values["prompts_per_backward"] or own):
+    once = values["prompts_per_backward"] or own
+    if rest or own % once:
         raise ValueError(
             f"prompts_per_step is {values['prompts_per_step']}: it cannot be split "
-            f"over {processes} processes and backward passes of "
-            f"{values['prompts_per_backward'] or own} prompts each"
+            f"over {processes} processes and backward passes of {once} prompts each"
         )
     return memory.Work(
         dtype=values["dtype"],

@@ -1,18 +1,10 @@
 """Does a run fit the card? Bytes of every stage, by a closed formula.
 
-    model = Model.of(config_of("Qwen/Qwen2-VL-7B-Instruct"))
-    stages(model, work)        # {"SFT": 8.9e9, "rollout": ..., "evaluation": ...}
-
 Weights, adapters and optimizer are counted from the sizes in the configuration. What
-passes through goes by a few rules: a token leaves 10 numbers of the hidden size and 4
-of the inner size behind in a layer that is trained, and the hidden size alone where
-layers are computed again (gradient checkpointing, arXiv 1604.06174). All peaks measured
-so far are within 15 %: outputs/reference/bench_memory.json and bench_cost.json, made by
-`python -m tests.bench.memory` and `python -m tests.bench.cost`.
-
-Example: 2,048 tokens through a layer of Qwen2-VL-7B (3,584 and 18,944) in bfloat16
-leave 2,048 x 3,584 x 2 bytes = 14 MiB behind in the forward pass, and 0.4 GiB, one
-layer at a time, in the backward pass.
+passes through goes by a rule: a token leaves 10 numbers of the hidden size and 4 of the
+inner size behind in a layer that is trained, and the hidden size alone where layers are
+computed again (gradient checkpointing, arXiv 1604.06174). Every measured peak is within
+15 %: bench_memory.json and bench_cost.json in outputs/reference.
 """
 
 from dataclasses import dataclass, field
@@ -35,9 +27,15 @@ NF4 = 0.5 + 1 / 64 + 1 / 64 / 64  # bytes of a number, with its scale and that o
 KEPT = (10, 4)  # numbers a token leaves behind in a layer, times hidden, inner size
 LOADED_ADAPTER = 4  # bytes of a number: PEFT loads adapters in float32
 HEAD_ROWS, HEAD_WIDTH = 4096, 32768  # of the logits that TRL 1.16 computes at a time
-HOST_BUFFERS = 1.5  # DeepSpeed's documentation, "Memory Requirements"
-# From config.json on the hub: hidden size, layers, heads, those of keys, inner size,
-# vocabulary, whether the output layer is the embedding.
+# Bytes of a number of which all weights are trained: of weights and optimizer, and of
+# gradients, on the device; on the host. By (optimizer, weights) on the host. DeepSpeed
+# has 1.5 times as much there (its documentation, "Memory Requirements").
+SHARED = {
+    "zero3": {None: (14, 4, 0), (True, False): (2, 0, 24), (True, True): (0, 0, 27)},
+    "fsdp2": {None: (12, 4, 0), (True, True): (0, 0, 16)},
+}
+# From config.json on the hub: the sizes named in TEXT, and whether the output layer is
+# the embedding.
 KNOWN = {
     "Qwen/Qwen2-VL-2B-Instruct": (1536, 28, 12, 2, 8960, 151936, True),
     "Qwen/Qwen2-VL-7B-Instruct": (3584, 28, 28, 4, 18944, 152064, False),
@@ -71,17 +69,14 @@ class Model:
 
     hidden: int
     inner: int
-    layers: int
     kv: int  # numbers in the keys of one token in one layer
+    layers: int
     vocab: int
     tower: int  # width of the vision tower
-    tower_inner: int
     blocks: int  # of the tower
     patch: int  # numbers in one patch
     matrices: int  # in the projections of all layers: what NF4 and LoRA act on
     sides: int  # rows and columns of these matrices: an adapter of rank 1
-    layer: int  # numbers in one layer
-    outside: int  # outside of the layers and of the tower's blocks
     numbers: int  # all of them
 
     @classmethod
@@ -91,22 +86,21 @@ class Model:
         layers, vocab = text.num_hidden_layers, text.vocab_size
         kv = hidden // text.num_attention_heads * text.num_key_value_heads
         tower, depth = vision.embed_dim, vision.depth
-        wide = int(tower * vision.mlp_ratio)
         patch = vision.in_channels * vision.patch_size**2 * vision.temporal_patch_size
         projections = hidden * (2 * hidden + 2 * kv + 3 * inner)
         layer = projections + 3 * hidden + 2 * kv  # biases and norms
-        block = tower * (4 * tower + 2 * wide + 9) + wide
+        block = tower * (4 * tower + 9) + (2 * tower + 1) * int(
+            tower * vision.mlp_ratio
+        )
         joined = vision.spatial_merge_size**2 * tower
         merger = 2 * tower + joined * (joined + 1) + (joined + 1) * hidden
         embedded = vocab * hidden * (1 if config.tie_word_embeddings else 2)
-        outside = embedded + hidden + patch * tower + merger
+        embedded += hidden + patch * tower
         return cls(
-            *(hidden, inner, layers, kv, vocab, tower, wide, depth, patch),
+            *(hidden, inner, kv, layers, vocab, tower, depth, patch),
             matrices=layers * projections,
             sides=layers * (9 * hidden + 2 * kv + 3 * inner),
-            layer=layer,
-            outside=outside,
-            numbers=layers * layer + depth * block + outside,
+            numbers=layers * layer + depth * block + merger + embedded,
         )
 
 
@@ -121,15 +115,11 @@ class Sharding:
 
 
 def sharding_of(accelerate_config: str, processes: int) -> Sharding:
-    """What a file for `accelerate launch` says; "" is no sharding.
-
-    Raises FileNotFoundError for a missing file and ValueError for a kind that is not
-    planned for here.
-    """
+    """What a file for `accelerate launch` says; ValueError for another kind."""
     if not accelerate_config:
         return Sharding(processes)
     path = paths.require(accelerate_config, "give a file such as params/accelerate/*")
-    config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
     zero, fsdp = config.get("deepspeed_config", {}), config.get("fsdp_config", {})
     if int(zero.get("zero_stage", 0)) == 3:
         names = ("offload_optimizer_device", "offload_param_device")
@@ -183,12 +173,9 @@ class Work:
 
     @property
     def adapter(self) -> int:
-        """Bytes of an adapter's number in training, 0 where all weights are trained:
-        TRL keeps it in bfloat16 on a quantized model."""
+        """Bytes of an adapter's number in training; TRL keeps it in bfloat16 on a
+        quantized model. 0 where all weights are trained."""
         return (2 if self.quantize else 4) if self.lora_rank else 0
-
-
-# --- what stays for the whole run -----------------------------------------------------
 
 
 def trained_numbers(model: Model, work: Work) -> int:
@@ -196,7 +183,7 @@ def trained_numbers(model: Model, work: Work) -> int:
 
 
 def weight_bytes(model: Model, work: Work) -> float:
-    """Of weights that are not trained; NF4 where `models.load_model` quantizes."""
+    """Of weights that are not trained."""
     quantized = model.matrices if work.quantize else 0
     return quantized * NF4 + (model.numbers - quantized) * work.wide
 
@@ -211,64 +198,55 @@ def states(model: Model, work: Work) -> tuple[float, float, float]:
     n, own = trained_numbers(model, work), work.sharding
     if work.lora_rank:
         return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0
-    whole, share = gathered(model, work), n / own.processes
-    if own.kind == "zero3" and own.optimizer_on_host:
-        kept, moved = (0, 18) if own.weights_on_host else (2, 16)
-        return whole + kept * share, 0, HOST_BUFFERS * moved * n
-    if own.kind == "fsdp2" and own.weights_on_host:
-        return whole, 0, 16 * n
     if own.kind:
-        return whole + (14 if own.kind == "zero3" else 12) * share, 4 * share, 0
+        offloaded = own.optimizer_on_host, own.weights_on_host
+        kept, gradients, host = SHARED[own.kind].get(offloaded, SHARED[own.kind][None])
+        share = n / own.processes
+        return gathered(model, work) + kept * share, gradients * share, host * n
     more = (2 if work.wide == 2 else 0) + (4 if own.processes > 1 else 0)
     return (12 + more) * n, 4 * n, 0
 
 
 def gathered(model: Model, work: Work) -> float:
-    """Bytes of weights that a device has whole at once in training: the largest matrix
-    under ZeRO-3, two layers and the embeddings under FSDP2."""
+    """Bytes of sharded weights that a device has whole at once in training: the largest
+    matrix under ZeRO-3, two layers and both embeddings under FSDP2."""
     if work.sharding.kind == "zero3":
         return 4 * model.hidden * max(model.vocab, model.inner)
-    return work.wide * (model.outside + 2 * model.layer) if work.sharding.kind else 0
+    return 2 * work.wide * (model.vocab * model.hidden + model.matrices // model.layers)
 
 
 def checkpoint_bytes(model: Model, work: Work) -> int:
-    """Of one checkpoint that training can go on from: weights and optimizer. ZeRO-3
-    keeps its masters in the optimizer's part."""
+    """Of weights and optimizer; ZeRO-3 keeps its masters in the optimizer's part."""
     each = 3 * work.adapter or (14 if work.sharding.kind == "zero3" else 12)
     return each * trained_numbers(model, work)
 
 
 def beside(model: Model, work: Work) -> tuple[float, float]:
-    """Bytes of (a reference; the rest of the weights, which rollouts gather:
-    lib/model/shards.py) where all weights are trained. An adapter is switched off
-    instead."""
-    own = work.sharding
-    loaded = 2 if own.kind == "zero3" else 4
-    reference = model.numbers * loaded / (own.processes if own.kind else 1)
-    rest = model.numbers * work.wide - gathered(model, work) if own.kind else 0
+    """Bytes of (a reference; the rest of the weights, which rollouts gather) where all
+    weights are trained. An adapter is switched off instead."""
+    own, n = work.sharding, model.numbers
     if work.lora_rank:
         return 0, 0
-    return reference if work.kl and not own.weights_on_host else 0, rest
-
-
-# --- what passes through --------------------------------------------------------------
+    reference = 0 if own.weights_on_host or not work.kl else n
+    if not own.kind:
+        return 4 * reference, 0
+    each = (2 if own.kind == "zero3" else 4) / own.processes
+    return each * reference, n * work.wide - gathered(model, work)
 
 
 def stages(model: Model, work: Work) -> dict[str, float]:
     """{stage: bytes of its tensors at its largest moment}, in the order of a run."""
     held, gradients, _ = states(model, work)
     reference, rest = beside(model, work)
-    # A step's pixels and features are kept into the next one.
+    # A step's pixels, and those that are joined from them, are kept into the next one.
     pixels = 4 * work.prompts * work.patches * model.patch
-    features = work.prompts * work.patches // 4 * model.hidden * work.wide
-    rollout = rollouts(model, work) + 2 * pixels + features + rest
-    scored = scoring(model, work) + 2 * pixels + features
-    updated = update(model, work) + pixels + features
+    asked = work.prompts, work.group, work.prompt, work.patches
+    rollout = answers(model, work, asked, work.completion, work.adapter)
     found = {
         "SFT": held + gradients + sft(model, work),
-        "rollout": held + reference + rollout,
-        "reference": held + reference + scored,
-        "update": held + reference + gradients + updated,
+        "rollout": held + reference + rest + 2 * pixels + rollout,
+        "reference": held + reference + 2 * pixels + scoring(model, work),
+        "update": held + reference + gradients + pixels + update(model, work),
         "evaluation": weight_bytes(model, work) + evaluation(model, work),
     }
     return found if work.kl else {k: v for k, v in found.items() if k != "reference"}
@@ -289,21 +267,81 @@ def packs(work: Work, prompts: int) -> tuple[int, int, int]:
     return rows, min(rows, work.pack_tokens // length), length
 
 
+def sft(model: Model, work: Work) -> float:
+    """A batch of the longest demonstrations, beside the pixels of all batches of a
+    step. On a CPU the head is not fused."""
+    batch, length, cpu = work.sft_batch, work.sft_tokens, work.device == "cpu"
+    rows = min(batch * (length if cpu else work.sft_response), HEAD_ROWS)
+    head = rows * HEAD_WIDTH * work.wide
+    head += rows * min(model.vocab, HEAD_WIDTH) * 28 if cpu else 0
+    pixels = 4 * work.sft_accumulation * batch * work.patches * model.patch
+    tower = tower_kept(model, work, batch * work.patches)
+    return pixels + tower + learned(model, work, batch, batch, length, head)
+
+
+def scoring(model: Model, work: Work) -> float:
+    """Log-probabilities of the base, one pack at a time, without autograd."""
+    _, rows, length = packs(work, work.prompts)
+    logits = score_logits(model, rows * (length - work.prompt + 1))
+    return max(forward(model, work, rows * length, 0), logits)
+
+
+def update(model: Model, work: Work) -> float:
+    """The packs of one backward pass; all of them are kept until it begins."""
+    prompts = work.prompts_per_backward or work.prompts
+    rows, in_pack, length = packs(work, prompts)
+    tower = 0 if work.lora_rank else tower_kept(model, work, prompts * work.patches)
+    logits = score_logits(model, in_pack * (length - work.prompt + 1))
+    return tower + learned(model, work, rows, in_pack, length, logits)
+
+
+def evaluation(model: Model, work: Work) -> float:
+    """One batch of the questions that take most, whose pixels are there three times: as
+    the processor made them, alone, and joined."""
+    patches = work.eval_patches or work.patches
+    asked = work.eval_batch, 1, work.eval_prompt or work.prompt, patches
+    adapter = LOADED_ADAPTER if work.lora_rank else 0
+    kept = 3 * 4 * work.eval_batch * patches * model.patch
+    kept += adapter * work.lora_rank * model.sides
+    return kept + answers(model, work, asked, work.eval_tokens, adapter)
+
+
+def answers(
+    model: Model, work: Work, asked: tuple[int, ...], drawn: int, adapter: int
+) -> float:
+    """The largest of vision tower, prefill, and the last of `drawn` tokens. `asked`:
+    prompts, answers of each, tokens and patches."""
+    prompts, group, length, patches = asked
+    tower = prompts * patches * (4 * model.patch + 15 * work.wide * model.tower)
+    token = 2 * model.kv * model.layers * work.wide  # keys and values
+    prefill = prompts * length * token + forward(model, work, prompts * length, adapter)
+    logits = prompts * group * model.vocab * (work.wide + 16)  # in float32 four times
+    last = prompts * (length + group * drawn) * token + logits
+    return max(tower, prefill, last)
+
+
+def forward(model: Model, work: Work, tokens: int, adapter: int) -> float:
+    """The language model without autograd: its MLP, with the sums of an adapter of
+    `adapter` bytes a number."""
+    sums = 2 * (work.wide + max(work.wide, adapter)) if adapter else 3 * work.wide
+    each = sums * model.inner + 5 * work.wide * model.hidden
+    return tokens * each + dequantized(model, work)
+
+
 def learned(
-    model: Model, work: Work, rows: int, in_pack: int, length: int, masked: bool
-) -> tuple[float, float]:
-    """Bytes that rows of tokens leave behind in the layers until the backward pass
-    begins, and what they take then, `in_pack` rows at a time."""
-    wide, hidden, inner = work.wide, model.hidden, model.inner
-    layer = length * wide * (KEPT[0] * hidden + KEPT[1] * inner)
-    layer += length * length * (1 + wide) if masked else 0
+    model: Model, work: Work, rows: int, in_pack: int, length: int, head: float
+) -> float:
+    """What rows of tokens leave behind in the layers until the backward pass, and what
+    that takes: its head, or a layer of `in_pack` rows that are computed again."""
+    wide = work.wide
+    layer = length * wide * (KEPT[0] * model.hidden + KEPT[1] * model.inner)
+    layer += length * length * (1 + wide)  # the mask
     if work.device == "cpu" and work.adapter > wide:  # their inputs are converted
-        layer += length * (work.adapter - wide) * (6 * hidden + inner)
-    flying = in_pack * length * wide * 2 * (hidden + inner) + dequantized(model, work)
-    if work.checkpointing:
-        inputs = rows * length * wide * hidden * (model.layers + 3)
-        return inputs, in_pack * layer + flying
-    return rows * model.layers * layer, flying
+        layer += length * (work.adapter - wide) * (6 * model.hidden + model.inner)
+    if not work.checkpointing:
+        return rows * model.layers * layer + max(head, dequantized(model, work))
+    kept = rows * length * wide * model.hidden * (model.layers + 3)
+    return kept + max(head, in_pack * layer + dequantized(model, work))
 
 
 def dequantized(model: Model, work: Work) -> float:
@@ -311,99 +349,13 @@ def dequantized(model: Model, work: Work) -> float:
     return model.hidden * model.inner * (work.wide + 1 / 16) if work.quantize else 0
 
 
-def forward(model: Model, work: Work, rows: int, length: int, adapter: int) -> float:
-    """The language model without autograd: the larger of MLP and attention with its
-    mask. Beside an adapter of `adapter` bytes a number the MLP holds its sums."""
-    wide, hidden = work.wide, model.hidden
-    sums = 2 * (wide + max(wide, adapter)) if adapter else 3 * wide
-    mlp = sums * model.inner + 2 * wide * hidden
-    attention = wide * (7 * hidden + length)
-    embedded = 3 * wide * hidden + length
-    return rows * length * (max(mlp, attention) + embedded) + dequantized(model, work)
-
-
 def tower_kept(model: Model, work: Work, patches: int) -> float:
     """What the vision tower keeps for a backward pass."""
-    own = 0 if work.lora_rank else 3 * model.tower + model.tower_inner
-    block = 8 * model.tower + 2 * model.tower_inner + own
-    again = model.blocks * model.tower + block
-    kept = again if work.checkpointing else model.blocks * block
-    return patches * work.wide * kept
-
-
-def answers(
-    model: Model, work: Work, asked: tuple[int, int, int], group: int, drawn: int
-) -> tuple[float, float, float]:
-    """Bytes of the tower, of the prompts' cache, and of cache and logits at the last
-    token of `group` answers each; `asked`: prompts, their tokens and patches."""
-    prompts, length, patches = asked
-    token = 2 * model.kv * model.layers * work.wide  # keys and values
-    cache = token * prompts * (length + group * drawn)
-    logits = prompts * group * model.vocab * (work.wide + 16)  # in float32 four times
-    tower = 15 * work.wide * model.tower * prompts * patches
-    return (
-        tower,
-        token * prompts * length,
-        cache + max(logits, 2 * cache / model.layers),
-    )
+    blocks = model.blocks
+    widths = blocks + 20 if work.checkpointing else 20 * blocks
+    return patches * work.wide * model.tower * widths
 
 
 def score_logits(model: Model, tokens: int) -> float:
     """A chunk of logits of `scoring.score` in float32, four times over."""
-    chunk = max(1, LOGITS_AT_ONCE // model.vocab)
-    return 16 * model.vocab * min(tokens, chunk)
-
-
-def sft(model: Model, work: Work) -> float:
-    """One forward and backward pass of a batch of the longest demonstrations. All
-    batches of a step are there at once, on a CPU one of the next step as well."""
-    batch, length, cpu = work.sft_batch, work.sft_tokens, work.device == "cpu"
-    rows = min(batch * (length if cpu else work.sft_response), HEAD_ROWS)
-    head = rows * HEAD_WIDTH * work.wide
-    head += rows * min(model.vocab, HEAD_WIDTH) * 28 if cpu else 0
-    kept, later = learned(model, work, batch, batch, length, masked=batch > 1)
-    kept += 4 * (work.sft_accumulation + cpu) * batch * work.patches * model.patch
-    if work.checkpointing or not work.lora_rank:  # its hook reaches a frozen tower too
-        kept += tower_kept(model, work, batch * work.patches)
-    return kept + max(head, later)
-
-
-def rollouts(model: Model, work: Work) -> float:
-    """Pictures of all prompts, joined; prefill; and the last step of decoding."""
-    asked = (work.prompts, work.prompt, work.patches)
-    tower, cache, last = answers(model, work, asked, work.group, work.completion)
-    joined = 4 * work.prompts * work.patches * model.patch
-    first = forward(model, work, work.prompts, work.prompt, work.adapter)
-    return max(joined + tower, cache + first, last)
-
-
-def scoring(model: Model, work: Work) -> float:
-    """Log-probabilities of the base, one pack at a time, without autograd."""
-    _, rows, length = packs(work, work.prompts)
-    logits = score_logits(model, rows * (length - work.prompt + 1))
-    return max(forward(model, work, rows, length, 0), logits)
-
-
-def update(model: Model, work: Work) -> float:
-    """The packs of one backward pass; all of them are kept until it begins."""
-    prompts = work.prompts_per_backward or work.prompts
-    rows, in_pack, length = packs(work, prompts)
-    kept, later = learned(model, work, rows, in_pack, length, masked=True)
-    if not work.lora_rank:
-        kept += tower_kept(model, work, prompts * work.patches)
-    logits = score_logits(model, in_pack * (length - work.prompt + 1))
-    return kept + max(logits, later)
-
-
-def evaluation(model: Model, work: Work) -> float:
-    """One batch, one completion a prompt. Its pixels are there alone and, up to the
-    prefill, joined; on a CPU those that the processor made stay as well."""
-    prompt = work.eval_prompt or work.prompt
-    asked = (work.eval_batch, prompt, work.eval_patches or work.patches)
-    tower, cache, last = answers(model, work, asked, 1, work.eval_tokens)
-    adapter = LOADED_ADAPTER if work.lora_rank else 0
-    first = cache + forward(model, work, work.eval_batch, prompt, adapter)
-    pixels = 4 * asked[0] * asked[2] * model.patch
-    kept = pixels * (2 if work.device == "cpu" else 1)
-    kept += adapter * work.lora_rank * model.sides
-    return kept + max(pixels + tower, pixels + first, last)
+    return 16 * model.vocab * min(tokens, LOGITS_AT_ONCE // model.vocab)

@@ -1,18 +1,10 @@
-"""Text of strangers stays text: in a page, in a table of markdown, in a terminal.
+"""Text of strangers stays text: in a table of markdown and in a terminal.
 
-HTML is made from Python values, escaped unless it is markup already.
-
-Only what `tag` and the functions below return is `Html`; any other text, a model's
-completion say, is escaped where it is put into a page. So no forgotten call can let a
-text become markup.
-
-    >>> tag("td", "a < b", tag("b", "&"), class_="number")
-    '<td class="number">a &lt; b<b>&amp;</b></td>'
+In HTML it does so by the templates of lib/show, which escape whatever is put in.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 
 LONGEST = 120  # characters of a stranger's text within a message
 # What markdown, or TeX in it, takes for more than a character: `<` before a tag, `_` at
@@ -20,7 +12,6 @@ LONGEST = 120  # characters of a stranger's text within a message
 ACTIVE = re.compile(
     r"[`$\\*]|<(?![\s=])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|~(?=~)"
 )
-EMPTY = {"img", "meta", "link", "line", "circle", "path"}  # have no end tag
 
 
 def shown(text: object, most: int | None = None) -> str:
@@ -70,35 +61,3 @@ def grid(lines: Sequence[Sequence[object]]) -> str:
         for line in lines
     ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-class Html(str):
-    """Markup; put into a page as it is."""
-
-
-def tag(name: str, /, *parts: object, **attributes: object) -> Html:
-    """An element; parts are escaped unless they are Html, None and "" leave nothing.
-
-    `class_` is class, `data_label` data-label; True is an attribute without a value,
-    None and False leave it out.
-    """
-    given = "".join(
-        f" {key.rstrip('_').replace('_', '-')}"
-        + ("" if value is True else f'="{escape(str(value))}"')
-        for key, value in attributes.items()
-        if value is not None and value is not False
-    )
-    if name in EMPTY:
-        return Html(f"<{name}{given} />")
-    return Html(f"<{name}{given}>{join(parts)}</{name}>")
-
-
-def join(parts: Iterable[object], between: str = "") -> Html:
-    """Parts one after the other, each escaped unless it is Html."""
-    texts = ["" if part is None else part for part in parts]
-    return Html(
-        between.join(
-            text if isinstance(text, Html) else escape(str(text), quote=False)
-            for text in texts
-        )
-    )

@@ -1,13 +1,11 @@
-"""Text of strangers stays text: in a page, in a table of markdown, in a terminal.
+"""Text of strangers stays text: in a table of markdown and in a terminal.
 
-Only what the functions below return is `Html` or `Marked`; any other text, a model's
-completion say, is escaped where it is put into a page or table. So no forgotten call
-can let a text become markup.
+Only what the functions below return is `Marked`; any other text, a model's completion
+say, is escaped where it is put into a table. In HTML the templates of lib/show do so.
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from html import escape
+from collections.abc import Sequence
 
 LONGEST = 120  # characters of a stranger's text within a message
 # What markdown, or TeX in it, takes for more than a character: `<` before a tag, `_` at
@@ -15,7 +13,6 @@ LONGEST = 120  # characters of a stranger's text within a message
 ACTIVE = re.compile(
     r"[`$\\*]|<(?![\s=])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|\](?=[(\[:])|~(?=~)"
 )
-EMPTY = {"img", "meta", "link", "line", "circle", "path"}  # have no end tag
 
 
 def shown(text: object, most: int | None = None) -> str:
@@ -55,30 +52,3 @@ def grid(lines: Sequence[Sequence[object]]) -> str:
         cells = [c if isinstance(c, Marked) else literal(c) for c in line]
         made += f"| {' | '.join(cells)} |\n"
     return made
-
-
-class Html(str):
-    """Markup; put into a page as it is."""
-
-
-def tag(name: str, /, *parts: object, **attributes: object) -> Html:
-    """An element; parts are escaped unless they are Html, None and "" leave nothing.
-
-    `class_` is class, `data_label` data-label; True is an attribute without a value,
-    None and False leave it out.
-    """
-    given = ""
-    for key, value in attributes.items():
-        if value is not None and value is not False:
-            given += f" {key.rstrip('_').replace('_', '-')}"
-            given += "" if value is True else f'="{escape(str(value))}"'
-    if name in EMPTY:
-        return Html(f"<{name}{given} />")
-    return Html(f"<{name}{given}>{join(parts)}</{name}>")
-
-
-def join(parts: Iterable[object], between: str = "") -> Html:
-    """Parts one after the other, each escaped unless it is Html, None left out."""
-    texts = ["" if part is None else part for part in parts]
-    safe = (t if isinstance(t, Html) else escape(str(t), quote=False) for t in texts)
-    return Html(between.join(safe))

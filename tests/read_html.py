@@ -1,4 +1,4 @@
-"""A page as a reader meets it: its links, pictures, headings and tables."""
+"""A page as a reader meets it: its words, links, pictures and headings."""
 
 from html.parser import HTMLParser
 
@@ -10,8 +10,8 @@ class Page(HTMLParser):
 
     elements   (tag, attributes) in order
     headings   (level, text)
-    tables     a list of rows of cell texts, by caption
     details    texts of what is folded
+    words      all texts, styles aside, one space between any two of them
     unclosed   tags left open, which should be none
     """
 
@@ -19,14 +19,12 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict]] = []
         self.headings: list[tuple[int, str]] = []
-        self.tables: dict[str, list[list[str]]] = {}
         self.details: list[str] = []
-        self.unclosed: list[str] = []
-        self._open: list[tuple[str, list[str]]] = []
-        self._rows: list[list[str]] = []
-        self._caption = ""
+        self._open: list[tuple[str, list[str]]] = [("", [])]
         self.feed(text)
-        self.unclosed = [tag for tag, _ in self._open]
+        self.close()
+        (_, texts), *unclosed = self._open
+        self.words, self.unclosed = _line(texts), [tag for tag, _ in unclosed]
 
     def all(self, tag: str) -> list[dict]:
         return [attributes for name, attributes in self.elements if name == tag]
@@ -35,12 +33,18 @@ class Page(HTMLParser):
     def ids(self) -> list[str]:
         return [given["id"] for _, given in self.elements if given.get("id")]
 
+    @property
+    def alts(self) -> list[str]:
+        return [given["alt"] for given in self.all("img")]
+
+    def fetched(self) -> list[str]:
+        """Addresses that a browser would load to show the page, data: aside."""
+        loads = [given.get(k) for _, given in self.elements for k in ("src", "data")]
+        loads += [given.get("href") for given in self.all("link")]
+        return [one for one in loads if one and not one.startswith("data:")]
+
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag == "table":
-            self._rows, self._caption = [], ""
-        if tag == "tr":
-            self._rows.append([])
         if tag not in VOID:
             self._open.append((tag, []))
 
@@ -48,7 +52,7 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        for _, texts in self._open:
+        for _, texts in self._open if self._open[-1][0] != "style" else ():
             texts.append(data)
 
     def handle_endtag(self, tag):
@@ -56,22 +60,11 @@ class Page(HTMLParser):
             return
         name, texts = self._open.pop()
         assert name == tag, f"</{tag}> closes <{name}>"
-        text = " ".join(" ".join(texts).split())
         if tag in ("h1", "h2", "h3", "h4"):
-            self.headings.append((int(tag[1]), text))
-        elif tag in ("td", "th"):
-            self._rows[-1].append(text)
-        elif tag == "caption":
-            self._caption = text
-        elif tag == "table":
-            self.tables[self._caption] = self._rows
+            self.headings.append((int(tag[1]), _line(texts)))
         elif tag == "details":
-            self.details.append(text)
+            self.details.append(_line(texts))
 
 
-def fetched(page: Page) -> list[str]:
-    """Addresses that a browser would load to show the page, data: aside."""
-    loads = [given.get("src") for _, given in page.elements]
-    loads += [given.get("href") for given in page.all("link")]
-    loads += [given.get("data") for given in page.all("object")]
-    return [address for address in loads if address and not address.startswith("data:")]
+def _line(texts: list[str]) -> str:
+    return " ".join("".join(texts).split())

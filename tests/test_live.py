@@ -10,7 +10,7 @@ from made_run import grpo_log
 from matplotlib.colors import to_hex
 from nbclient import NotebookClient
 
-from lib.analysis import plots
+from lib.methods import COLORS
 from lib.records import append_jsonl, write_json, write_jsonl
 from lib.show import live, training_plots
 from lib.train import checkpoints
@@ -26,31 +26,29 @@ class Screen:
 
     def display(self, bundle, display_id, raw, metadata):
         assert display_id and raw
-        self.displays.append([(bundle, metadata)])
-        return Handle(self.displays[-1])
-
-    def words(self, number=0):
-        return [bundle["text/plain"] for bundle, _ in self.displays[number]]
-
-
-class Handle:
-    def __init__(self, states):
-        self.states = states
+        self.displays.append([])
+        self.update(bundle, raw, metadata)
+        return self
 
     def update(self, bundle, raw, metadata):
         assert raw
-        self.states.append((bundle, metadata))
+        self.displays[-1].append((bundle, metadata))
+
+    def words(self):
+        (states,) = self.displays
+        return [bundle["text/plain"] for bundle, _ in states]
 
 
 @pytest.fixture
 def screen(monkeypatch):
-    made = Screen()
+    """The screen of a run of papermill; none of the tests leaves a thread behind."""
+    made, before = Screen(), threading.active_count()
     monkeypatch.setattr(live, "display", made.display)
-    monkeypatch.setattr(live, "get_ipython", object)
     monkeypatch.setattr(live, "INTERVAL", 0.01)
     for mark in live.FRONT_ENDS:
         monkeypatch.delenv(mark, raising=False)
-    return made
+    yield made
+    assert threading.active_count() == before
 
 
 @pytest.fixture
@@ -67,13 +65,6 @@ def until(condition):
         time.sleep(0.005)
 
 
-def save_checkpoint(run, step, complete=True):
-    folder = run / "checkpoints/grpo" / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    if complete:
-        write_json(folder / checkpoints.MARKER, {"step": step})
-
-
 @pytest.mark.parametrize("mark", ["JPY_SESSION_NAME", "VSCODE_PID"])
 def test_a_front_end_is_known_by_what_it_gives_its_kernels(screen, monkeypatch, mark):
     assert not live.front_end()
@@ -82,16 +73,16 @@ def test_a_front_end_is_known_by_what_it_gives_its_kernels(screen, monkeypatch, 
 
 
 def test_rows_are_read_without_the_one_being_written(tmp_path):
-    assert live.read_rows(tmp_path / LOG) == []
-    whole = grpo_log(2)
-    write_jsonl(tmp_path / LOG, whole)
-    with open(tmp_path / LOG, "ab") as file:
+    log, whole = tmp_path / LOG, grpo_log(2)
+    assert live.read_rows(log) == []
+    write_jsonl(log, whole)
+    with open(log, "ab") as file:
         file.write(b'{"step": 3, "rew')
-    before = (tmp_path / LOG).read_bytes()
-    assert live.read_rows(tmp_path / LOG) == whole
-    assert (tmp_path / LOG).read_bytes() == before, "the trainer's file was touched"
-    (tmp_path / LOG).write_bytes(b'{"step": 1')
-    assert live.read_rows(tmp_path / LOG) == []
+    before = log.read_bytes()
+    assert live.read_rows(log) == whole
+    assert log.read_bytes() == before, "the trainer's file was touched"
+    log.write_bytes(b'{"step": 1')
+    assert live.read_rows(log) == []
 
 
 def test_time_left_follows_from_the_steps_of_this_run():
@@ -99,9 +90,6 @@ def test_time_left_follows_from_the_steps_of_this_run():
     assert live.time_left(seen, 100) == 100.0
     assert live.time_left(seen[:1], 100) is None
     assert live.time_left([(0.0, 100), (9.0, 100)], 100) is None
-
-
-def test_a_clock_shows_hours_only_where_there_are_some():
     assert [live.clock(s) for s in (6.6, 222, 3723)] == ["0:07", "3:42", "1:02:03"]
 
 
@@ -110,55 +98,46 @@ def test_one_display_follows_the_log(watched, tmp_path):
         for row in grpo_log(4):
             append_jsonl(tmp_path / LOG, [row])
             sentence = f"GRPO, step {row['step']} of 4"
-            until(lambda s=sentence: watched.displays and s in watched.words()[-1])
-        assert "left" in watched.words()[2]
-    assert len(watched.displays) == 1
-    place, first = watched.words()[:2]
-    assert place == "GRPO: curves from step 1 on", "it stands above the bars"
-    assert first == "GRPO, step 1 of 4", "one state says nothing of speed"
+            until(lambda s=sentence: s in watched.words()[-1])
+        place, first, second, *_ = watched.words()
+        assert place == "GRPO: curves from step 1 on", "it stands above the bars"
+        assert first == "GRPO, step 1 of 4", "one state says nothing of speed"
+        assert second.startswith("GRPO, step 2 of 4, about 0:0")
     assert watched.words()[-1].startswith("GRPO, step 4 of 4; this cell took 0:")
     for bundle, metadata in watched.displays[0][1:]:
         assert bundle["image/png"].startswith(b"\x89PNG")
         assert metadata["image/png"]["alt"] == bundle["text/plain"]
 
 
-def test_the_thread_ends_with_the_block(watched, tmp_path):
-    before = threading.active_count()
-    with live.curves(tmp_path, "grpo", total=4):
-        assert threading.active_count() == before + 1
-    assert threading.active_count() == before
+class Looks:
+    """Stands for the event that ends the thread; something happens before each look."""
+
+    def __init__(self, *happens):
+        self.left = list(happens)
+
+    def wait(self, seconds):
+        return not self.left or self.left.pop(0)()
 
 
-def test_what_does_not_change_is_not_drawn_again(watched, tmp_path):
-    training = live._Training(tmp_path, "grpo", 4)
-    for count in (1, 2):
-        append_jsonl(tmp_path / LOG, grpo_log(2)[count - 1 : count])
-        training.look()
-        training.look()
-        assert len(watched.displays[0]) == count
-
-
-def test_steps_of_an_earlier_run_do_not_count_as_speed(watched, tmp_path):
-    write_jsonl(tmp_path / LOG, grpo_log(27))
-    training = live._Training(tmp_path, "grpo", 40)
-    training.look()
-    assert watched.displays == []
-    write_jsonl(tmp_path / LOG, grpo_log(20))  # cut back to its checkpoint
-    training.look()
-    assert watched.words() == ["GRPO, step 20 of 40"]
-    append_jsonl(tmp_path / LOG, grpo_log(30)[20:])
-    training.look()
-    assert [step for _, step in training.seen] == [20, 30]
-    (start, _), (now, _) = training.seen
-    left = live.clock(now - start)  # 10 steps were done, 10 are left
-    assert watched.words()[-1] == f"GRPO, step 30 of 40, about {left} left"
+def test_each_state_is_drawn_once_and_speed_is_of_this_run(
+    screen, tmp_path, monkeypatch
+):
+    log, seconds = tmp_path / LOG, iter([1000.0, 1060.0])
+    monkeypatch.setattr(live.time, "monotonic", lambda: next(seconds))
+    write_jsonl(log, grpo_log(27))
+    cut_back = lambda: write_jsonl(log, grpo_log(20))  # noqa: E731
+    ten_more = lambda: append_jsonl(log, grpo_log(30)[20:])  # noqa: E731
+    looks = Looks(bool, cut_back, bool, ten_more, bool)
+    live._follow(log, grpo_log(27), live.Cell("grpo", 40), looks)
+    expected = ["GRPO, step 20 of 40", "GRPO, step 30 of 40, about 1:00 left"]
+    assert screen.words() == expected
 
 
 def test_a_training_that_had_finished_draws_nothing(watched, tmp_path):
     write_jsonl(tmp_path / LOG, grpo_log(4))
     with live.curves(tmp_path, "grpo", total=4):
         pass
-    assert watched.words()[-1] == "GRPO had been trained before"
+    assert watched.words()[-1].startswith("GRPO made no new step; this cell took 0:00")
     assert all(list(bundle) == ["text/plain"] for bundle, _ in watched.displays[0])
 
 
@@ -171,13 +150,6 @@ def test_without_a_front_end_it_is_drawn_once_and_by_no_thread(screen, tmp_path)
     assert words.startswith("GRPO, step 4 of 4; this cell took")
 
 
-def test_a_script_has_no_cell_to_draw_in(screen, tmp_path, monkeypatch):
-    monkeypatch.setattr(live, "get_ipython", lambda: None)
-    with live.curves(tmp_path, "grpo", total=4):
-        write_jsonl(tmp_path / LOG, grpo_log(4))
-    assert screen.displays == []
-
-
 def interrupted(run, rows=5):
     with pytest.raises(KeyboardInterrupt), live.curves(run, "grpo", total=9):
         append_jsonl(run / LOG, grpo_log(rows))
@@ -185,32 +157,24 @@ def interrupted(run, rows=5):
 
 
 def test_an_interrupt_says_where_the_cell_goes_on(watched, tmp_path, capsys):
-    save_checkpoint(tmp_path, 2)
-    save_checkpoint(tmp_path, 4)
-    save_checkpoint(tmp_path, 6, complete=False)
-    before = threading.active_count()
+    for step in (2, 4, 6):
+        folder = tmp_path / f"checkpoints/grpo/checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if step < 6:  # the last is not complete
+            write_json(folder / checkpoints.MARKER, {"step": step})
     interrupted(tmp_path)
-    assert threading.active_count() == before
-    assert watched.words()[-1] == (
-        "GRPO, step 5 of 9: interrupted.\n"
-        "Run this cell again to go on from the last checkpoint, step 4."
-    )
+    again = "Run this cell again to go on from the last checkpoint, step 4."
+    assert watched.words()[-1] == f"GRPO, step 5 of 9: interrupted.\n{again}"
     assert "image/png" in watched.displays[0][-1][0]
-    printed = "Run this cell again to go on from the last checkpoint, step 4.\n"
-    assert capsys.readouterr().out == printed, "also for who cannot see the picture"
-    assert (tmp_path / "checkpoints/grpo/checkpoint-6").exists(), "it only looks"
+    assert capsys.readouterr().out == f"{again}\n", "for who cannot see the picture"
+    assert folder.exists(), "it only looks"
 
 
-def test_an_interrupt_before_any_checkpoint_starts_over(screen, tmp_path):
-    interrupted(tmp_path)
-    assert "start over: there is no checkpoint yet" in screen.words()[0]
-
-
-def test_an_interrupt_before_the_first_step_is_told_in_words(screen, tmp_path):
-    interrupted(tmp_path, rows=0)
-    (state,) = screen.displays[0]
-    assert list(state[0]) == ["text/plain"]
-    assert state[0]["text/plain"].startswith("GRPO, step 0 of 9: interrupted.")
+@pytest.mark.parametrize("rows", [5, 0])
+def test_an_interrupt_before_any_checkpoint_starts_over(screen, tmp_path, capsys, rows):
+    interrupted(tmp_path, rows)
+    assert "start over: there is no checkpoint yet" in capsys.readouterr().out
+    assert len(screen.displays) == (rows > 0)
 
 
 def test_an_error_shows_how_far_it_came_and_goes_on(screen, tmp_path):
@@ -226,9 +190,9 @@ def test_an_error_shows_how_far_it_came_and_goes_on(screen, tmp_path):
 def test_rl_shows_reward_and_length_and_sft_loss_and_accuracy():
     figure = training_plots.training_so_far(grpo_log(5), "care", 20)
     reward, length = figure.axes
-    assert "reward" in reward.get_ylabel() and "length" in length.get_ylabel()
+    assert "reward" in reward.get_title("left") and "length" in length.get_title("left")
     assert reward.get_xlim() == length.get_xlim() == (0, 20.4)
-    assert to_hex(reward.lines[0].get_color()) == plots.COLORS["care"].lower()
+    assert to_hex(reward.lines[0].get_color()) == COLORS["care"].lower()
     assert list(reward.lines[0].get_ydata()) == [row["reward"] for row in grpo_log(5)]
     rows = [{"step": 1, "loss": 2.0, "token_accuracy": 0.5}]
     loss, accuracy = training_plots.training_so_far(rows, "sft", 20).axes
@@ -243,18 +207,18 @@ from lib import records
 from lib.show import live
 from made_run import grpo_log
 from pathlib import Path
-drawn, draw, live.INTERVAL = threading.Event(), live._Training.draw, 0.05
+drawn, draw, live.INTERVAL = threading.Event(), live.Cell.draw, 0.05
 def told(*arguments):
     draw(*arguments)
     drawn.set()
-live._Training.draw = told
+live.Cell.draw = told
 """
 TRAIN = """
 # As when a message of a widget is handled meanwhile, in a subshell of its own.
 tell = get_ipython().display_pub.set_parent
 elsewhere = threading.Thread(target=tell, args=({"header": {"msg_id": "other"}},))
 elsewhere.start(), elsewhere.join()
-with live.curves(RUN, "grpo", total=4):
+with live.curves(Path(RUN), "grpo", total=4):
     for row in grpo_log(4):
         print("step", row["step"], flush=True)
         records.append_jsonl(f"{RUN}/train_log_grpo.jsonl", [row])
@@ -280,9 +244,9 @@ def test_the_figure_lands_in_the_cell_that_trains(tmp_path, monkeypatch, looked_
     setup, train, later = (cell.outputs for cell in notebook.cells)
     assert setup == [] and [output.output_type for output in later] == ["stream"]
     kinds = [output.output_type for output in train]
-    figures = [output for output in train if output.output_type == "display_data"]
-    assert len(figures) == 1
-    assert kinds.index("display_data") == (0 if looked_at else len(kinds) - 1)
-    words = figures[0].data["text/plain"]
+    assert kinds.count("display_data") == 1
+    place = 0 if looked_at else len(kinds) - 1
+    assert kinds.index("display_data") == place
+    words = train[place].data["text/plain"]
     assert words.startswith("GRPO, step 4 of 4; this cell took")
-    assert figures[0].metadata["image/png"]["alt"] == words
+    assert train[place].metadata["image/png"]["alt"] == words

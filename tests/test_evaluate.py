@@ -12,7 +12,7 @@ from lib.data.video import BadVideo, Sampling
 from lib.evaluate import evaluate as evaluation
 from lib.evaluate import perception
 from lib.evaluate.evaluate import EvalSettings, evaluate, metrics, row
-from lib.model import encoding, models
+from lib.model import encoding, models, rollouts
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=12, batch_size=4)
@@ -55,6 +55,29 @@ def test_batches_answer_as_single_questions_do(model, processor, tiny_questions,
     for item, row_ in zip(tiny_questions, records.read_jsonl(whole), strict=True):
         batch = evaluation.prepare_batch(processor, [item], alone, SAMPLING)
         assert row_["completion"] == argmax_completion(model, processor, batch.inputs)
+
+
+def test_a_window_of_batches_answers_as_each_batch_does(
+    model, processor, tiny_questions
+):
+    """As on a GPU: the next batch's questions take the places of those that end."""
+    settings = replace(SETTINGS, batch_size=2, on_bad_video="keep_as_wrong")
+    bad = replace(tiny_questions[1], video=tiny_questions[1].video.with_name("no.mp4"))
+    window = []
+    for asked in ([tiny_questions[0], bad], [bad], list(tiny_questions[2:6])):
+        batch = evaluation.prepare_batch(processor, asked, settings, SAMPLING)
+        if batch.inputs is not None:
+            batch = batch._replace(prompts=evaluation.see(model, batch.inputs))
+        window.append(batch)
+    with rollouts.generating(model):
+        together = evaluation.answer(model, processor, window, settings)
+        apart = [
+            evaluation.answer(model, processor, [batch], settings)[0]
+            for batch in window
+        ]
+    assert together == apart
+    assert [row["error"] is None for row in together[0]] == [True, False]
+    assert [len(rows) for rows in together] == [2, 1, 4]
 
 
 def argmax_completion(model, processor, inputs):

@@ -33,6 +33,7 @@ from lib.model import encoding, models, prefix, rollouts
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 POLICIES = ("raise", "keep_as_wrong")
+WINDOW = 4  # batches that a GPU gets at once: a long answer holds up none but itself
 
 
 @dataclass(frozen=True)
@@ -123,18 +124,29 @@ def evaluate(
                 return Batch(asked, None, {}, prompts)
             return prepare_batch(processor, asked, settings, sampling, media)
 
-        def answered(batch: Batch) -> list[dict]:
-            if batch.inputs is not None:
-                batch = batch._replace(prompts=see(model, batch.inputs))
-                KEPT.keep(keys(batch.asked()), batch.prompts)
-            return answer(model, processor, batch, settings)
+        def seen(batch: Batch) -> Batch:
+            if batch.inputs is None:
+                return batch
+            prompts = see(model, batch.inputs)
+            KEPT.keep(keys(batch.asked()), prompts)
+            return batch._replace(prompts=prompts)
 
+        def prepared(window: list[list[Question]]) -> list[Batch]:
+            return [prepare(asked) for asked in window]
+
+        def answered(window: list[Batch]) -> list[list[dict]]:
+            return answer(model, processor, [*map(seen, window)], settings)
+
+        on_cpu = model.device.type == "cpu"
+        size = 1 if on_cpu else WINDOW
+        windows = [batches[i : i + size] for i in range(0, len(batches), size)]
         with rollouts.generating(model):
-            if model.device.type == "cpu":
-                yield from on_each_core(lambda own: answered(prepare(own)), batches)
-            else:  # the next batch is read while one is answered
-                for batch in one_ahead(prepare, batches):
-                    yield answered(batch)
+            if on_cpu:
+                found = on_each_core(lambda own: answered(prepared(own)), windows)
+            else:  # the next window is read while one is answered
+                found = map(answered, one_ahead(prepared, windows))
+            for rows in found:
+                yield from rows
 
     return resume.finish(
         path,
@@ -282,14 +294,20 @@ def see(model, inputs: dict[str, torch.Tensor]) -> list[prefix.Prompt]:
     return prefix.with_features(model, prefix.make_prompts(model, inputs))
 
 
-def answer(model, processor, batch: Batch, settings: EvalSettings) -> list[dict]:
-    """One row for each question of the batch, in its order; its prompts are seen."""
-    completions = iter(complete(model, processor, batch.prompts, settings))
+def answer(
+    model, processor, batches: Sequence[Batch], settings: EvalSettings
+) -> list[list[dict]]:
+    """One row for each question of each batch, in order; their prompts are seen."""
+    prompts = [prompt for batch in batches for prompt in batch.prompts]
+    completions = iter(complete(model, processor, prompts, settings))
     return [
-        row(question, settings, error=batch.errors[question.id])
-        if question.id in batch.errors
-        else row(question, settings, *next(completions))
-        for question in batch.questions
+        [
+            row(question, settings, error=batch.errors[question.id])
+            if question.id in batch.errors
+            else row(question, settings, *next(completions))
+            for question in batch.questions
+        ]
+        for batch in batches
     ]
 
 
@@ -298,6 +316,9 @@ def complete(
     model, processor, prompts: Sequence[prefix.Prompt], settings: EvalSettings
 ) -> list[tuple[str, int, bool]]:
     """(completion, its number of tokens, truncated) of each prompt.
+
+    At most a batch of them is answered side by side; the next take the places of those
+    that end.
 
     Without <|im_end|> (or <|endoftext|>) within max_new_tokens it is truncated. Tokens
     that stand for pictures cannot be generated. The model is in the state of
@@ -316,7 +337,7 @@ def complete(
         pad_id=tokenizer.pad_token_id,
         suppressed=tuple(encoding.visual_token_ids(model.config)),
     )
-    groups = rollouts.decode(model, prompts, 1, greedy)
+    groups = rollouts.decode(model, prompts, 1, greedy, settings.batch_size)
     return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 
 

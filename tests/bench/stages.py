@@ -199,5 +199,6 @@ def run_evaluation(checkpoint: Path, questions, shape: Shape) -> Meter:
     )
     with rollouts.generating(model), Meter("evaluation", outside) as meter:
         seen = evaluate.see(model, batch.inputs)
-        evaluate.answer(model, processor, batch._replace(prompts=seen), settings)
+        batch = batch._replace(prompts=seen)
+        evaluate.answer(model, processor, [batch], settings)
     return meter

@@ -247,7 +247,7 @@ def test_a_clip_of_no_length_is_left_out_and_counted(run):
     assert list(record["left_out"]) == ["P01_01_1"]
     assert "P01_01_1" not in [line["sample_id"] for line in lines]
     assert record["questions_by_the_rule"] == 5 == len(lines) + 1
-    assert "1 because the clip would have fewer than 2 frames, of P01_01" in printed
+    assert "1 of P01_01: the clip would have fewer than 2 frames" in printed
 
 
 def test_harmless_oddities_are_counted(run):
@@ -405,8 +405,8 @@ def test_missing_short_and_broken_videos_are_named_and_counted(run, kitchen):
     assert [line["sample_id"] for line in lines] == [f"P01_01_{i}" for i in range(5)][
         :5
     ]
-    assert "5 because the video is missing, of P01_02" in printed
-    assert "5 because the video cannot be decoded" in printed
+    assert "5 of P01_02: the video is missing" in printed
+    assert "5 of P01_03: the video cannot be decoded" in printed
     assert len(record["left_out"]) == 10
 
 
@@ -416,7 +416,7 @@ def test_questions_past_the_end_of_a_video_are_left_out(run, kitchen):
     )
     assert code == 0
     assert [line["sample_id"] for line in lines] == [f"P01_01_{i}" for i in range(4)]
-    assert "1 because it lies past the end of the video, of P01_01" in printed
+    assert "1 of P01_01: it lies past the end of the video" in printed
 
 
 @pytest.mark.parametrize("fps", [5, 12, 50])

@@ -18,11 +18,11 @@ import time
 import zipfile
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pyarrow
 import pytest
@@ -33,20 +33,19 @@ from lib import paths
 from lib.data import download, faults, hub_names, inventory, questions, seed_bench
 from lib.data.__main__ import main
 from lib.data.download import HubFile
-from lib.data.seed_bench import LICENCES
 
-FRAME = "current_observation_frame"
-
-SEED, LONG = seed_bench.SEED_BENCH, seed_bench.LONG_VIDEO_BENCH
-EPIC, EGO = "EpicKitchens", "Ego4D"
+SEED, LONG = hub_names.SEED_BENCH, hub_names.LONG_VIDEO_BENCH
+EPIC, EGO = hub_names.SOURCES
 MIB = 2**20
 # What a clip is called in the fourth record is not ASCII and has blanks.
 NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
+STILLS = [name.replace("mp4", "png") for name in NAMES]
+ACTIONS = ["open jar", "pour milk", "stir pot", "wash pan"]
 START = (
     "import json, sys; from lib.data import seed_bench as s;"
     "from lib.data.__main__ import main;"
     "facts = json.loads(sys.argv[1]);"
-    "s.OFFICIAL = {k: s.Official(**v) for k, v in facts.items()};"
+    "s.OFFICIAL = {k: s.Official(*v) for k, v in facts.items()};"
     "sys.exit(main(sys.argv[2:]))"
 )
 
@@ -55,40 +54,33 @@ START = (
 def media(tiny_questions):
     """{name: bytes} of four real clips and their stills."""
     asked = [question for question in tiny_questions if question.video]
-    found = {}
-    for name, question in zip(NAMES, asked, strict=True):
-        found[name] = question.video.read_bytes()
-        found[name.replace("mp4", "png")] = question.image.read_bytes()
-    return found
+    found = {n: q.video.read_bytes() for n, q in zip(NAMES, asked, strict=True)}
+    return found | {n: q.image.read_bytes() for n, q in zip(STILLS, asked, strict=True)}
 
 
-def record(number, source):
-    actions = ["open jar", "pour milk", "stir pot", "wash pan"]
+def record(number, source, **more):
+    letters = ("choice_a", "choice_b", "choice_c", "choice_d")
     return {
-        "sample_id": f"u_{number}" if source == "L3" else number,
-        "video_source": EPIC if source == EPIC else EGO,
+        "sample_id": number,
+        "video_source": source,
         "video_id": f"v{number}",
         "task_goal": "make soup",
         "question": "what action should I take next in order to make soup?",
-        "answer": actions[number],
-        "current_observation_frame": 300,
-        "task_progress_metadata": [
+        "answer": ACTIONS[number],
+        faults.FRAME: 300,
+        faults.PROGRESS: [
             {"narration_text": "fill pan", "start_frame": 10, "stop_frame": 90}
         ],
         "video_basename": NAMES[number],
-        "current_observation_basename": NAMES[number].replace("mp4", "png"),
-        **dict(
-            zip(("choice_a", "choice_b", "choice_c", "choice_d"), actions, strict=1)
-        ),
+        faults.STILL: STILLS[number],
+        **dict(zip(letters, ACTIONS, strict=True)),
         "golden_choice_idx": "ABCD"[number],
+        **more,
     }
 
 
 def annotations():
     """{split: records}: L1 and training need clips of EPIC, L2 and L3 of Ego4D."""
-    l3 = record(1, "L3") | {"domain": "Work", "scenario": "Farm"}
-    keys = ("choice_a", "choice_b", "choice_c", "choice_d", "golden_choice_idx")
-    training = {k: v for k, v in record(2, EPIC).items() if k not in keys}
     content = [
         {"type": "video", "video": f"videos/{EPIC}/2.mp4"},
         {"type": "image", "image": f"images/{EPIC}/2.png"},
@@ -98,24 +90,11 @@ def annotations():
     return {
         "L1": [record(0, EPIC), record(1, EPIC)],
         "L2": [record(0, EGO), record(3, EGO)],
-        "L3": [l3],
-        "training": [training | {"negative_answers": ["a cup", "a pot", "a jar"]}],
+        "L3": [record(1, EGO, sample_id="u_1", domain="Work", scenario="Farm")],
+        "training": [record(2, EPIC, negative_answers=["a cup", "a pot", "a jar"])],
         "demonstrations": [
             {"prompt": [{"role": "user", "content": content}], "response": response}
         ],
-    }
-
-
-def lvb(number):
-    return {
-        "video_id": f"g{number}",
-        "id": f"g{number}_0",
-        "question": "What colour is the coat?",
-        "candidates": ["red", "green", "blue", "white"],
-        "correct_choice": 1,
-        "video_path": f"g{number}.mp4",
-        "subtitle_path": f"g{number}_en.json",
-        "duration_group": 15,
     }
 
 
@@ -136,14 +115,6 @@ def special(kind, name, to=""):
     return info
 
 
-def sparse(name, size):
-    """A tar file of one member that holds a few bytes and claims many (GNU, 0.1)."""
-    info = tarfile.TarInfo(name)
-    info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.map": "0,8"}
-    info.pax_headers["GNU.sparse.name"] = name
-    return tar([(info, b"12345678")], mode="w")
-
-
 def zipped(members):
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:
@@ -152,14 +123,12 @@ def zipped(members):
     return out.getvalue()
 
 
-@dataclass
 class World:
     """A hub, a folder to download into, and the official figures of what it serves."""
 
-    hub: Hub
-    folder: Path
-    home: Path
-    facts: dict = field(default_factory=dict)
+    def __init__(self, folder):
+        self.hub, self.folder, self.official = Hub(), folder / "data", {}
+        self.seed = self.hub.files[SEED]  # {path: bytes}
 
     def publish(self, split, rows):
         file = seed_bench.OFFICIAL[split]
@@ -167,26 +136,24 @@ class World:
         data = json.dumps(rows).encode() if split == "general" else text
         self.hub.files[file.repo][file.path] = data
         sha256 = hashlib.sha256(data).hexdigest() if file.sha256 else None
-        self.facts[split] = file._replace(sha256=sha256)._asdict()
+        self.official[split] = file._replace(sha256=sha256)
 
     def batch(self, source, number, members, **how):
-        path = f"videos/{source}/batch_{number}.tar.gz"
-        self.hub.files[SEED][path] = tar(members, **how)
+        self.seed[f"videos/{source}/batch_{number}.tar.gz"] = tar(members, **how)
 
-    def get(self, *arguments, facts=None, offline=False, token=None):
+    def get(self, *what, offline=False, token=None):
         """What `python -m lib.data get` does: returncode, stdout, stderr."""
-        given = ["get", str(self.folder), *(arguments or ("--what", "evaluation"))]
-        facts = self.facts if facts is None else facts
-        official = {k: seed_bench.Official(**v) for k, v in facts.items()}
+        given = ["get", str(self.folder), "--what", *(what or ["evaluation"])]
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(constants, "ENDPOINT", self.hub.endpoint)
             place = f"{self.hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
             patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
             patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+            patch.setattr(seed_bench, "OFFICIAL", self.official)
+            patch.setattr(download, "WAITS", (0, 0, None))
             if token:
                 patch.setenv("HF_TOKEN", token)
-            patch.setattr(seed_bench, "OFFICIAL", official)
             with redirect_stdout(out), redirect_stderr(err):
                 code = main(given)
         return SimpleNamespace(
@@ -194,8 +161,7 @@ class World:
         )
 
     def accept(self, *what, **how):
-        what = what or ["evaluation"]
-        return self.get("--what", *what, "--accept-licences", **how)
+        return self.get(*(what or ["evaluation"]), "--accept-licences", **how)
 
     def start(self, path, cut):
         """`get` in a process of its own; the hub has sent it `cut` bytes of a file."""
@@ -204,9 +170,9 @@ class World:
         ours = {"HF_ENDPOINT": self.hub.endpoint, "HF_HUB_OFFLINE": "0"}
         given = ["get", str(self.folder), "--what", "L2", "--accept-licences"]
         running = subprocess.Popen(
-            [sys.executable, "-c", START, json.dumps(self.facts), *given],
+            [sys.executable, "-c", START, json.dumps(self.official), *given],
             cwd=paths.ROOT,
-            env=kept | ours | {"HF_HOME": str(self.home)},
+            env=kept | ours | {"HF_HOME": str(self.folder.with_name("home"))},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -226,41 +192,42 @@ class World:
 @pytest.fixture
 def world(tmp_path, media):
     """All as it should be; clips lie in folders of their own, stills in a zip file."""
-    hub = Hub()
-    made = World(hub, tmp_path / "data", tmp_path / "home")
+    made = World(tmp_path)
     for split, rows in annotations().items():
         made.publish(split, rows)
-    hub.files[SEED]["README.md"] = b"a card"
+    made.seed["README.md"] = b"a card"
     folder = (special(tarfile.DIRTYPE, "./"), b"")
     made.batch(EPIC, 1, [folder, ("out/a/0.mp4", media["0.mp4"])])
     others = [("2.mp4", media["2.mp4"]), ("not UTF-8 \udcff.mp4", b"x" * 300)]
     made.batch(EPIC, 2, others)
     made.batch(EPIC, 10, [("1.mp4", media["1.mp4"])])
     made.batch(EPIC, 11, [("7.mp4", b"x" * 300)])
-    ego = [(f"{EGO}_flatten/{name}", media[name]) for name in NAMES]
-    made.batch(EGO, 1, ego)
-    stills = [n.replace("mp4", "png") for n in NAMES]
-    all_stills = [(f"images/{s}/{n}", media[n]) for s in (EPIC, EGO) for n in stills]
-    hub.files[SEED]["images.zip"] = zipped(all_stills)
+    made.batch(EGO, 1, [(f"{EGO}_flatten/{name}", media[name]) for name in NAMES])
+    stills = [(f"images/{s}/{n}", media[n]) for s in (EPIC, EGO) for n in STILLS]
+    made.seed["images.zip"] = zipped(stills)
     yield made
-    hub.close()
+    made.hub.close()
 
 
 EVALUATION = {
-    *(f"videos/{EPIC}/{n}.mp4" for n in (0, 1)),
-    *(f"images/{EPIC}/{n}.png" for n in (0, 1)),
-    *(f"videos/{EGO}/{n}" for n in ("0.mp4", "1.mp4", "clip é 3.mp4")),
-    *(f"images/{EGO}/{n}" for n in ("0.png", "1.png", "clip é 3.png")),
+    *(f"videos/{EPIC}/{NAMES[n]}" for n in (0, 1)),
+    *(f"images/{EPIC}/{STILLS[n]}" for n in (0, 1)),
+    *(f"videos/{EGO}/{NAMES[n]}" for n in (0, 1, 3)),
+    *(f"images/{EGO}/{STILLS[n]}" for n in (0, 1, 3)),
 }
 TRAINING = {f"videos/{EPIC}/2.mp4", f"images/{EPIC}/2.png"}
+OF_EGO = f"videos/{EGO}/batch_1.tar.gz"
 
 
 def large_batch(world):
     """An archive of 24 MB: huggingface_hub writes what arrives in blocks of 10 MiB."""
-    path = f"videos/{EGO}/batch_1.tar.gz"
     members = [("0.mp4", os.urandom(12 * MIB)), (NAMES[3], os.urandom(12 * MIB))]
     world.batch(EGO, 1, members, mode="w")
-    return path
+
+
+def asked(world, path=OF_EGO):
+    """The ranges in which a file was asked for."""
+    return [span for name, span in world.hub.requests if name == path]
 
 
 def ok(ran):
@@ -279,67 +246,56 @@ def error(ran):
 
 
 def test_it_says_what_it_will_do_and_waits_for_the_licences(world):
-    said = ok(world.get("--what", "L2", "L3", "--dry-run"))
+    said = ok(world.get("L2", "L3", "--dry-run"))
     assert f"{world.folder} (" in said and " free)" in said
     assert f"annotations at {PINNED}" in said and f"media at {NEWEST}" in said
     assert "validation_L2.jsonl (920 kB)" in said
     assert f"videos/{EGO}: at most" in said and EPIC not in said.split("licence")[0]
     assert "CC BY-NC 4.0" in said and "ego4d-license" in said
-    refused = world.get("--what", "L2")
-    assert "--accept-licences" in error(refused)
+    assert "--accept-licences" in error(world.get("L2"))
     assert not world.folder.exists()
     assert world.hub.requests == []
 
 
-def test_it_lays_files_out_as_the_readers_expect(world, media):
-    said = ok(world.accept())
-    assert "10 of 10 files there" in said
+def test_it_gets_what_the_readers_expect_and_no_more(world, media):
+    assert "10 of 10 files there" in ok(world.accept())
     assert world.present() == EVALUATION
     assert not list(world.folder.rglob("*.part"))
     assert not [p for p in (world.folder / ".downloads").rglob("*") if p.is_file()]
+    folder = world.folder / "annotations"
     for level in ("L1", "L2", "L3"):
-        path = world.folder / f"annotations/validation_{level}.jsonl"
+        path = folder / f"validation_{level}.jsonl"
         for item in questions.read_validation(path, world.folder, level):
             assert item.video.read_bytes() == media[item.video.name]
             assert item.image.read_bytes() == media[item.image.name]
-    questions.read_training(world.folder / "annotations/training.jsonl", world.folder)
-    demonstrations = world.folder / "annotations/training_with_cot.jsonl"
-    questions.read_demonstrations(demonstrations, world.folder)
+    questions.read_training(folder / "training.jsonl", world.folder)
+    questions.read_demonstrations(folder / "training_with_cot.jsonl", world.folder)
     book = json.loads((world.folder / "downloads.json").read_text())
     facts = book["annotations"]["annotations/training.jsonl"]
     assert facts["path"] == "annotations/training_6k.jsonl"
-    assert facts["sha256"] == world.facts["training"]["sha256"]
+    assert facts["sha256"] == world.official["training"].sha256
     assert book["commits"][SEED] == {"annotations": PINNED, "media": NEWEST}
-
-
-def test_it_stops_once_nothing_is_missing(world):
-    ok(world.accept())
+    # archives were asked for in the order of their numbers, until nothing was missing
     batches = [p for p in dict.fromkeys(world.hub.fetched(".gz")) if EPIC in p]
     assert [p.split("_")[1] for p in batches] == ["1.tar.gz", "2.tar.gz", "10.tar.gz"]
 
-
-def test_a_second_call_asks_the_hub_nothing(world):
-    ok(world.accept())
-    world.hub.close()
-    assert "10 of 10 files there" in ok(world.get())
-
-
-def test_later_questions_cost_only_the_archives_that_hold_them(world):
-    ok(world.accept())
+    # later questions cost only the archives that hold them; licences are remembered
     world.hub.requests.clear()
-    ok(world.get("--what", "evaluation", "training_6k"))  # licences are remembered
+    ok(world.get("evaluation", "training_6k"))
     assert world.present() == EVALUATION | TRAINING
-    media = [p for p in dict.fromkeys(world.hub.fetched()) if "annotations" not in p]
-    assert media == ["images.zip", f"videos/{EPIC}/batch_2.tar.gz"]
+    again = [p for p in dict.fromkeys(world.hub.fetched()) if "annotations" not in p]
+    assert again == ["images.zip", f"videos/{EPIC}/batch_2.tar.gz"]
+
+    world.hub.close()  # where nothing is missing the hub is not asked
+    assert "10 of 10 files there" in ok(world.get())
 
 
 def test_what_no_archive_holds_is_said_once_all_were_read(world):
     world.batch(EPIC, 10, [("8.mp4", b"x" * 300)])
     said = ok(world.accept("L1"))
-    assert "1 are in no archive" in said
-    assert f"videos/{EPIC}/1.mp4" in said
+    assert "1 are in no archive" in said and f"videos/{EPIC}/1.mp4" in said
     world.hub.requests.clear()
-    assert "1 are in no archive" in ok(world.get("--what", "L1"))
+    assert "1 are in no archive" in ok(world.get("L1"))
     assert world.hub.requests == []
 
 
@@ -349,8 +305,8 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(world):
 
 
 def test_after_a_kill_the_next_call_goes_on(world):
-    path = large_batch(world)
-    running = world.start(path, 15 * MIB)
+    large_batch(world)
+    running = world.start(OF_EGO, 15 * MIB)
     (part,) = (world.folder / ".downloads").glob("*.part")
     for _ in range(600):  # what was sent is not yet written
         if part.stat().st_size:
@@ -359,15 +315,14 @@ def test_after_a_kill_the_next_call_goes_on(world):
     running.kill()
     running.communicate()
     assert part.stat().st_size == 10 * MIB
-    ok(world.get("--what", "L2"))
-    asked = [span for name, span in world.hub.requests if name == path]
-    assert asked == [None, f"bytes={10 * MIB}-"]
+    ok(world.get("L2"))
+    assert asked(world) == [None, f"bytes={10 * MIB}-"]
     assert {f"videos/{EGO}/0.mp4", f"videos/{EGO}/clip é 3.mp4"} <= world.present()
 
 
 def test_a_second_process_is_kept_out_and_an_interrupt_is_no_traceback(world):
-    running = world.start(f"videos/{EGO}/batch_1.tar.gz", 700)
-    assert "another process" in error(world.get("--what", "L2"))
+    running = world.start(OF_EGO, 700)
+    assert "another process" in error(world.get("L2"))
     running.send_signal(signal.SIGINT)
     _, said = running.communicate(timeout=60)
     assert running.returncode == 130
@@ -378,96 +333,63 @@ def test_a_second_process_is_kept_out_and_an_interrupt_is_no_traceback(world):
 
 
 def test_a_connection_that_breaks_is_taken_up_where_it_broke(world):
-    path = large_batch(world)
-    world.hub.cuts[path] = [11 * MIB, 11 * MIB]
+    large_batch(world)
+    world.hub.cuts[OF_EGO] = [11 * MIB, 11 * MIB]
     ok(world.accept("L2"))
-    asked = [span for name, span in world.hub.requests if name == path]
-    assert asked == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
+    assert asked(world) == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
 
 
-CONTENTS = {
-    "a git-LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
-    "a web page": b"<!DOCTYPE html><html>Sign in</html>",
-    "3 bytes": b"abc",
+PAGE = b"<!DOCTYPE html><html>Sign in</html>"
+TEXT = "annotations/validation_L2.jsonl"
+SENT = {  # what the hub sends of a file: bytes or (status, name), what is said
+    "page": (TEXT, PAGE, "received a web page; expected"),
+    "short": (TEXT, b"abc", "received 3 bytes; expected"),
+    "flipped": (OF_EGO, None, "bytes with another hash"),
+    "gated": (
+        TEXT,
+        (401, "GatedRepo"),
+        f"https://huggingface.co/datasets/{SEED}, then",
+    ),
+    "ill": (TEXT, (500, ""), "answered 500"),
 }
 
 
-@pytest.mark.parametrize("what", CONTENTS)
-def test_another_content_is_named_and_deleted(world, what):
-    path = "annotations/validation_L1.jsonl"
-    world.hub.served[path] = CONTENTS[what]
-    said = error(world.accept())
-    assert f"{SEED}: {path}: received {what}; expected" in said
-    assert list((world.folder / "annotations").iterdir()) == []
-    del world.hub.served[path]
-    ok(world.get())
-
-
-@pytest.mark.parametrize(
-    "path", ["annotations/validation_L2.jsonl", f"videos/{EGO}/batch_1.tar.gz"]
-)
-def test_a_flipped_byte_is_found(world, path):
-    data = bytearray(world.hub.files[SEED][path])
-    data[50] ^= 1
-    world.hub.served[path] = bytes(data)
+@pytest.mark.parametrize("kind", SENT)
+def test_what_the_hub_sends_is_named_and_deleted(world, kind):
+    path, sent, words = SENT[kind]
+    if sent is None:
+        sent = bytearray(world.seed[path])
+        sent[50] ^= 1
+    (world.hub.status if isinstance(sent, tuple) else world.hub.served)[path] = sent
     said = error(world.accept("L2"))
-    assert f"{path}: received {len(data):,} bytes with another hash" in said
-    assert not list(world.folder.rglob("*.part"))
-    assert not (world.folder / "videos").exists()
-    del world.hub.served[path]
-    ok(world.get("--what", "L2"))
+    assert f"{SEED}: {path}: " in said and words in said
+    assert not [p for p in world.folder.rglob("*.part") if p.stat().st_size]
+    assert not list(world.folder.glob("videos/*/*"))
+    world.hub.served.clear(), world.hub.status.clear()
+    ok(world.get("L2"))
 
 
 def test_a_hub_that_lists_another_file_than_the_official_one(world):
-    world.facts["L2"]["sha256"] = "0" * 64
-    said = error(world.accept())
-    assert "validation_L2.jsonl" in said and "the official file has 000" in said
-
-
-def test_the_official_figures_are_those_that_are_asked_for(world):
-    facts = {split: file._asdict() for split, file in seed_bench.OFFICIAL.items()}
-    assert facts["L2"]["sha256"] in error(world.accept("L2", facts=facts))
+    official = world.official["L2"] = seed_bench.OFFICIAL["L2"]
+    said = error(world.accept("L2"))
+    assert f"{TEXT} with the hash" in said
+    assert f"the official file has {official.sha256}" in said
 
 
 def test_an_annotation_file_that_was_changed_is_not_overwritten(world):
     ok(world.accept("L2"))
-    path = world.folder / "annotations/validation_L2.jsonl"
+    path = world.folder / TEXT
     path.write_bytes(path.read_bytes() + b"\n")
-    assert f"{path} is not the official file (920 kB" in error(
-        world.get("--what", "L2")
-    )
+    assert f"{path} is not the official file (920 kB" in error(world.get("L2"))
     path.unlink()
-    ok(world.get("--what", "L2"))
+    ok(world.get("L2"))
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        ((401, "GatedRepo"), f"accept it at https://huggingface.co/datasets/{SEED}, "),
-        ((401, "GatedRepo"), "run `hf auth login` or set HF_TOKEN"),
-        ((404, "EntryNotFound"), "answered 404"),
-        ((500, ""), "answered 500"),
-    ],
-)
-def test_a_refusal_names_the_file_and_what_to_do(world, status, words):
-    path = "annotations/validation_L1.jsonl"
-    world.hub.status[path] = status
-    said = error(world.accept())
-    assert f"{SEED}: {path}: " in said and words in said
-    del world.hub.status[path]
-    ok(world.get())
-
-
-def test_offline_is_said(world):
+def test_no_hub_or_no_folder_is_said(world):
     assert "HF_HUB_OFFLINE is set" in error(world.accept(offline=True))
-
-
-def test_a_portal_in_place_of_the_hub_is_said(world):
     world.hub.portal = True
     assert f"{world.hub.endpoint} did not answer as a hub" in error(world.accept())
-
-
-def test_a_folder_that_cannot_be_made_is_said(world):
+    world.hub.portal = False
     world.folder.write_text("a file")
     assert str(world.folder) in error(world.accept())
 
@@ -475,51 +397,122 @@ def test_a_folder_that_cannot_be_made_is_said(world):
 # --- archives -------------------------------------------------------------------------
 
 
+MEMBERS = [(f"a/{number}.png", os.urandom(2000 + number)) for number in range(5)]
+TAR = tar(MEMBERS, mode="w")
+FORMS = {
+    "tar": TAR,
+    "tar.gz": gzip.compress(TAR + bytes(3 * MIB)),  # its checksum is far behind
+    "tar.bz2": bz2.compress(TAR),
+    "tar.xz": lzma.compress(TAR),
+    "tar.zst": pyarrow.compress(TAR, codec="zstd", asbytes=True),
+    "zip": zipped(MEMBERS),
+}
+
+
+def unpacked(pieces, folder, names=tuple(dict(MEMBERS))):
+    """{name: bytes} of an archive in pieces that were downloaded before."""
+    parts = []
+    for number, data in enumerate(pieces):
+        sha256 = hashlib.sha256(data).hexdigest()
+        parts.append(HubFile(SEED, NEWEST, f"x.{number}", len(data), sha256))
+        (folder / f"{sha256[:12]}-x.{number}").write_bytes(data)
+    archive = download.Archive("x", tuple(parts), ("images",))
+    place = {name: folder / "out" / Path(name).name for name in names}
+    list(download.unpack(archive, folder, place.get))
+    return {n: path.read_bytes() for n, path in place.items() if path.exists()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_every_form_is_read_whole_and_in_parts(form, count, tmp_path):
+    data = FORMS[form]
+    size = -(-len(data) // count)
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert unpacked(pieces, tmp_path) == dict(MEMBERS)
+
+
+def linked(name, mode):
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (mode | 0o644) << 16
+    return info
+
+
+def sparse(name, size):
+    """A tar file of one member that holds a few bytes and claims many (GNU, 0.1)."""
+    info = tarfile.TarInfo(name)
+    info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.map": "0,8"}
+    info.pax_headers["GNU.sparse.name"] = name
+    return tar([(info, b"12345678")], mode="w")
+
+
+OUT, NO_FILE = "leads out", "is a link, a device"
 BAD_MEMBERS = {
-    "parent": ("../0.mp4", "leads out"),
-    "deep parent": ("a/../../0.mp4", "leads out"),
-    "absolute": ("/tmp/0.mp4", "leads out"),
-    "backslash": ("..\\0.mp4", "leads out"),
-    "symlink": (special(tarfile.SYMTYPE, "0.mp4", "/etc/passwd"), "is a link"),
-    "hard link": (special(tarfile.LNKTYPE, "0.mp4", "x.mp4"), "is a link"),
-    "device": (special(tarfile.CHRTYPE, "0.mp4"), "is a link, a device"),
-    "pipe": (special(tarfile.FIFOTYPE, "0.mp4"), "is a link, a device"),
-    "long name": ("a" * 300 + ".mp4", "too long"),
+    "parent": (tar([("../0.mp4", b"x")]), OUT),
+    "deep parent": (tar([("a/../../0.mp4", b"x")]), OUT),
+    "absolute": (tar([("/tmp/0.mp4", b"x")]), OUT),
+    "backslash": (tar([("..\\0.mp4", b"x")]), OUT),
+    "symlink": (tar([(special(tarfile.SYMTYPE, "0.mp4", "/etc/x"), b"")]), NO_FILE),
+    "hard link": (tar([(special(tarfile.LNKTYPE, "0.mp4", "x.mp4"), b"")]), NO_FILE),
+    "device": (tar([(special(tarfile.CHRTYPE, "0.mp4"), b"")]), NO_FILE),
+    "pipe": (tar([(special(tarfile.FIFOTYPE, "0.mp4"), b"")]), NO_FILE),
+    "sparse": (sparse("0.mp4", 10**9), NO_FILE),
+    "long name": (tar([("a" * 300 + "0.mp4", b"x")]), "too long"),
+    "zip: link": (zipped([(linked("0.mp4", stat.S_IFLNK), b"x")]), NO_FILE),
+    "zip: parent": (zipped([(linked("../0.mp4", stat.S_IFREG), b"x")]), OUT),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_MEMBERS)
-def test_a_member_that_is_no_plain_file_within_stops_it(world, media, kind):
-    member, words = BAD_MEMBERS[kind]
-    data = media["0.mp4"] if isinstance(member, str) else b""
-    world.batch(EGO, 1, [("3.mp4", media["1.mp4"]), (member, data)])
-    said = error(world.accept("L2"))
-    name = member if isinstance(member, str) else member.name
-    assert f"videos/{EGO}/batch_1.tar.gz: the member {faults.shown(name)}" in said
-    assert words in said
-    assert not list(world.folder.parent.rglob("0.mp4"))
-
-
-def test_a_zip_member_that_is_a_link_or_leads_out(world, media):
-    for name, mode in (("images/0.png", stat.S_IFLNK), ("../0.png", stat.S_IFREG)):
-        info = zipfile.ZipInfo(name)
-        info.external_attr = (mode | 0o644) << 16
-        world.hub.files[SEED]["images.zip"] = zipped([(info, media["0.png"])])
-        said = error(world.accept("L2"))
-        assert f"images.zip: the member '{name}'" in said
-        assert not (world.folder / "images").exists()
+def test_a_member_that_is_no_plain_file_within_stops_it(kind, tmp_path):
+    data, words = BAD_MEMBERS[kind]
+    names = ["0.mp4", "../0.mp4", "a/../../0.mp4", "/tmp/0.mp4"]
+    (folder := tmp_path / "a").mkdir()
+    with pytest.raises(download.ArchiveError, match=rf"x: the member .*{words}"):
+        unpacked([data], folder, names)
+    assert not list(tmp_path.rglob("*0.mp4"))
 
 
 @pytest.mark.parametrize(
     ("mode", "share"), [("w:gz", 0.3), ("w:gz", 0.99), ("w", 0.3), ("w", 0.8)]
 )
-def test_an_archive_that_ends_too_early(world, media, share, mode):
-    path = f"videos/{EGO}/batch_1.tar.gz"
-    world.batch(EGO, 1, [("9.mp4", b"x"), ("0.mp4", os.urandom(50_000))], mode=mode)
-    whole = world.hub.files[SEED][path]
-    world.hub.files[SEED][path] = whole[: int(len(whole) * share)]
-    assert f"{path}: cannot be read to its end" in error(world.accept("L2"))
-    assert not [name for name in world.present() if name.startswith("videos")]
+def test_an_archive_that_ends_too_early(share, mode, tmp_path):
+    whole = tar([("9.mp4", b"x"), ("0.mp4", os.urandom(50_000))], mode=mode)
+    with pytest.raises(download.ArchiveError, match="cannot be read to its end"):
+        unpacked([whole[: int(len(whole) * share)]], tmp_path, ["0.mp4"])
+    assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize("form", ["tar.gz", "tar.bz2", "tar.xz", "zip"])
+def test_a_damaged_byte_of_a_member_is_never_handed_on(form, tmp_path):
+    """The others have no checksum: of tar.zst it is optional."""
+    data = bytearray(FORMS[form])
+    data[len(data) // 2] ^= 255
+    with pytest.raises(download.ArchiveError):
+        unpacked([bytes(data)], tmp_path)
+    there = {f"a/{path.name}": path.read_bytes() for path in tmp_path.glob("out/*")}
+    assert there.items() <= dict(MEMBERS).items()
+
+
+def test_a_wanted_file_of_any_name_arrives(tmp_path):
+    names = [".unfinished", ".unfinished-" + "0" * 16, "0.mp4.part", "~", "x" * 255]
+    members = [(name, name.encode() * 9) for name in (*names, "0.mp4", ".0.mp4.tmp")]
+    data = tar(members, mode="w")
+    for number, form in enumerate((data, gzip.compress(data), zipped(members))):
+        (folder := tmp_path / str(number)).mkdir()
+        assert unpacked([form], folder, dict(members)) == dict(members)
+
+
+STRANGE = ["../../../EVL", "", None, "0" * 63, "g" * 64, "0" * 65, "\uff10" * 64, 7]
+
+
+@pytest.mark.parametrize("digest", STRANGE)
+def test_a_digest_that_is_none_is_never_a_path(digest, tmp_path):
+    part = HubFile(SEED, NEWEST, "images.tar", 1, digest)
+    archive = download.Archive("x", (part, part), ("images",))
+    for use in (archive.fetch_part, lambda _, store: archive.drop_parts(store, 2)):
+        with pytest.raises(download.ArchiveError, match=r"images.tar: the hub lists"):
+            use(0, tmp_path / "a/b/c")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -530,22 +523,14 @@ def test_two_members_for_one_place_leave_it_as_it_was(world, media, there):
     if there:
         path.parent.mkdir(parents=True)
         path.write_bytes(media["0.mp4"])
-    for get in (world.accept, lambda _: world.get("--what", "L2")):
+    for get in (world.accept, world.get):
         assert "'a/0.mp4' and 'b/0.mp4' would both be" in error(get("L2"))
         assert path.exists() == there
     assert not there or path.read_bytes() == media["0.mp4"]
 
 
-def test_a_place_taken_by_another_size_is_not_overwritten(world, media):
-    world.batch(EGO, 1, [("0.mp4", media["0.mp4"])])
-    world.batch(EGO, 2, [("0.mp4", b"x" * 300)])
-    said = error(world.accept("L2"))
-    assert f"videos/{EGO}/batch_2.tar.gz: the member '0.mp4' has 300 bytes" in said
-    assert (world.folder / f"videos/{EGO}/0.mp4").read_bytes() == media["0.mp4"]
-
-
 def test_a_still_that_could_be_of_either_source(world, media):
-    world.hub.files[SEED]["images.zip"] = zipped([("0.png", media["0.png"])])
+    world.seed["images.zip"] = zipped([("0.png", media["0.png"])])
     said = error(world.accept("L1", "L2"))
     assert "images.zip: '0.png' could be" in said and EPIC in said and EGO in said
 
@@ -562,9 +547,7 @@ def of_method(data, method, version=20):
 
 def test_an_archive_that_cannot_be_used_does_not_stop_the_others(world, media):
     """One of each kind comes before the sound one; the end names them all."""
-    listed = world.hub.files[SEED]
-    sound = listed.pop(f"videos/{EGO}/batch_1.tar.gz")
-    listed[f"videos/{EGO}/batch_99.tar.gz"] = sound
+    world.seed[f"videos/{EGO}/batch_99.tar.gz"] = world.seed.pop(OF_EGO)
     members = [("0.mp4", os.urandom(400))]
     stored = bytearray(gzip.compress(tar([("0.mp4", b"x" * 4000)], mode="w"), 0))
     stored[2000] ^= 1
@@ -580,16 +563,16 @@ def test_an_archive_that_cannot_be_used_does_not_stop_the_others(world, media):
         "9.7z": (b"7z" * 100, "7z, rar or spanned zip file is not read"),
         "10.tar": (b"<html>" * 100, "cannot be read to its end"),
         "11.tar": (tar(members), "received a web page"),
+        "12.tar": (tar([("../0.mp4", b"x")]), OUT),
     }
     for name, (data, _) in bad.items():
-        world.hub.files[SEED][f"videos/{EGO}/batch_{name}"] = data
+        world.seed[f"videos/{EGO}/batch_{name}"] = data
     world.hub.status[f"videos/{EGO}/batch_6.tar"] = (404, "EntryNotFound")
     world.hub.digests[f"videos/{EGO}/batch_7.tar"] = "../../../EVL"
-    world.hub.served[f"videos/{EGO}/batch_11.tar"] = CONTENTS["a web page"]
+    world.hub.served[f"videos/{EGO}/batch_11.tar"] = PAGE
     ran = world.accept("L2")
     assert ran.returncode == 1 and "Traceback" not in ran.stderr
     assert "4 of 4 files there" in ran.stdout
-    assert (world.folder / f"videos/{EGO}/0.mp4").read_bytes() == media["0.mp4"]
     said = ran.stderr.splitlines()[-len(bad) :]
     for line, (name, (_, words)) in zip(said, bad.items(), strict=True):
         assert f"videos/{EGO}/batch_{name.split('02')[0]}" in line and words in line
@@ -597,85 +580,15 @@ def test_an_archive_that_cannot_be_used_does_not_stop_the_others(world, media):
 
 
 def test_what_a_kill_left_is_swept_and_nothing_else(world, media):
-    left, mine = download.UNFINISHED, ".unfinished-mine"
-    folder = world.folder / f"videos/{EGO}"
+    folder, mine = world.folder / f"videos/{EGO}", ".unfinished-mine"
     folder.mkdir(parents=True)
-    for name in (left, mine):
+    for name in (download.UNFINISHED, mine):
         (folder / name).write_bytes(b"half")
     ok(world.accept("L2"))
     assert {p.name for p in folder.iterdir()} == {"0.mp4", NAMES[3], mine}
 
 
 # --- the forms in which a hub can hold stills and clips -------------------------------
-
-
-MEMBERS = [(f"a/{number}.png", os.urandom(2000 + number)) for number in range(5)]
-TAR = tar(MEMBERS, mode="w")
-FORMS = {
-    "tar": TAR,
-    "tar.gz": gzip.compress(TAR + bytes(3 * MIB)),  # its checksum is far behind
-    "tar.bz2": bz2.compress(TAR),
-    "tar.xz": lzma.compress(TAR),
-    "tar.zst": pyarrow.compress(TAR, codec="zstd", asbytes=True),
-    "zip": zipped(MEMBERS),
-}
-
-
-def unpacked(pieces, folder, members=MEMBERS):
-    """{name: bytes} of an archive in pieces that were downloaded before."""
-    parts = []
-    for number, data in enumerate(pieces):
-        sha256 = hashlib.sha256(data).hexdigest()
-        parts.append(HubFile(SEED, NEWEST, f"x.{number}", len(data), sha256))
-        (folder / f"{sha256[:12]}-x.{number}").write_bytes(data)
-    archive = download.Archive("x", tuple(parts), ("images",))
-    place = {name: folder / "out" / name for name, _ in members}
-    list(download.unpack(archive, folder, place.get))
-    there = [path for path in (folder / "out").rglob("*") if path.is_file()]
-    return {str(p.relative_to(folder / "out")): p.read_bytes() for p in there}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [1, 2, 40])
-def test_every_form_is_read_whole_and_in_parts(form, count, tmp_path):
-    data = FORMS[form]
-    size = -(-len(data) // count)
-    pieces = [data[start : start + size] for start in range(0, len(data), size)]
-    assert unpacked(pieces, tmp_path) == dict(MEMBERS)
-
-
-def test_a_wanted_file_of_any_name_arrives(tmp_path):
-    names = [".unfinished", ".unfinished-" + "0" * 16, "0.mp4.part", "~", "x" * 255]
-    members = [(name, name.encode() * 9) for name in (*names, "0.mp4", ".0.mp4.tmp")]
-    data = tar(members, mode="w")
-    for form in (data, gzip.compress(data), zipped(members)):
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        assert unpacked([form], folder, members) == dict(members)
-
-
-STRANGE = ["../../../EVL", "", None, "0" * 63, "g" * 64, "0" * 65, "\uff10" * 64, 7]
-
-
-@pytest.mark.parametrize("digest", STRANGE)
-def test_a_digest_that_is_none_is_never_a_path(digest, tmp_path):
-    part = HubFile(SEED, NEWEST, "images.tar", 1, digest)
-    archive = download.Archive("x", (part, part), ("images",))
-    for use in (archive.fetch_part, lambda _, store: archive.drop_parts(store, 2)):
-        with pytest.raises(download.ArchiveError, match=r"images.tar: the hub lists"):
-            use(0, tmp_path / "a/b/c")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("form", ["tar.gz", "tar.bz2", "tar.xz", "zip"])
-def test_a_damaged_byte_of_a_member_is_never_handed_on(form, tmp_path):
-    """The others have no checksum: of tar.zst it is optional."""
-    data = bytearray(FORMS[form])
-    data[len(data) // 2] ^= 255
-    with pytest.raises(download.ArchiveError):
-        unpacked([bytes(data)], tmp_path)
-    there = {f"a/{path.name}": path.read_bytes() for path in tmp_path.glob("out/a/*")}
-    assert there.items() <= dict(MEMBERS).items()
 
 
 def series(form, *numbers):
@@ -700,12 +613,9 @@ NAMED = [
 ]
 
 
-def listed(names):
-    return {name: HubFile(SEED, NEWEST, name, 1, "0" * 64) for name in names}
-
-
 def archives_of(names):
-    return hub_names.sorted_out(listed(names).values())[1]
+    listed = [HubFile(SEED, NEWEST, name, 1, "0" * 64) for name in names]
+    return hub_names.sorted_out(listed)[1]
 
 
 @pytest.mark.parametrize("meant", NAMED, ids=lambda meant: meant[0][0])
@@ -754,11 +664,10 @@ def test_what_an_archive_may_hold_is_told_by_its_path(path, folders):
 
 def single_files(world, media):
     """Stills as files of their own; two are named alike and lie in two folders."""
-    del world.hub.files[SEED]["images.zip"]
+    del world.seed["images.zip"]
     for source in (EPIC, EGO):
-        for name in (n.replace("mp4", "png") for n in NAMES):
-            world.hub.files[SEED][f"images/{source}/{name}"] = media[name]
-    world.hub.files[SEED]["old/ego4d/0.png"] = media["0.png"]
+        world.seed.update({f"images/{source}/{name}": media[name] for name in STILLS})
+    world.seed["old/ego4d/0.png"] = media["0.png"]
 
 
 def test_stills_that_lie_there_as_files(world, media):
@@ -767,14 +676,13 @@ def test_stills_that_lie_there_as_files(world, media):
     assert "single files: at most" in said and "10 of 10 files there" in said
     assert world.present() == EVALUATION
     assert len(world.hub.fetched(".png")) == 5  # nobody asked for the others
-    assert (world.folder / f"images/{EGO}/{NAMES[3][:-3]}png").is_file()
     assert not [p for p in (world.folder / ".downloads").rglob("*") if p.is_file()]
 
 
 def test_a_still_that_cannot_be_had_does_not_stop_the_others(world, media):
     single_files(world, media)
     world.hub.status[f"images/{EPIC}/0.png"] = (404, "EntryNotFound")
-    world.hub.files[SEED][f"old/{EGO}/1.png"] = media["2.png"]
+    world.seed[f"old/{EGO}/1.png"] = media["2.png"]
     ran = world.accept()
     assert ran.returncode == 1 and "8 of 10 files there" in ran.stdout
     assert f"{SEED}: images/{EPIC}/0.png: " in ran.stderr
@@ -784,22 +692,18 @@ def test_a_still_that_cannot_be_had_does_not_stop_the_others(world, media):
 # --- no stills ------------------------------------------------------------------------
 
 
-def without_stills(world, **others):
-    del world.hub.files[SEED]["images.zip"]
-    world.hub.files[SEED] |= {name.replace("_", "."): d for name, d in others.items()}
-
-
 @pytest.mark.parametrize(
     ("there", "words"),
     [
         ({}, "none was found"),
-        ({"images_7z": b"7z" * 100}, "images.7z: a 7z, rar or spanned zip file"),
-        ({"images_zip": zipped([("images/9.png", b"x" * 200)])}, "none was found"),
-        ({"images_tar_part2": tar([("0.png", b"x" * 200)])}, "not all of its parts"),
+        ({"images.7z": b"7z" * 100}, "images.7z: a 7z, rar or spanned zip file"),
+        ({"images.zip": zipped([("images/9.png", b"x" * 200)])}, "none was found"),
+        ({"images.tar.part2": tar([("0.png", b"x" * 200)])}, "not all of its parts"),
     ],
 )
 def test_without_any_still_no_clip_is_downloaded(world, there, words):
-    without_stills(world, **there)
+    del world.seed["images.zip"]
+    world.seed.update(there)
     ran = world.accept("L2")
     assert ran.returncode == 1
     assert f"images/{EGO} needs 2 stills" in ran.stderr and words in ran.stderr
@@ -807,53 +711,47 @@ def test_without_any_still_no_clip_is_downloaded(world, there, words):
 
 
 def test_stills_of_one_source_do_not_stand_in_for_another(world, media):
-    without_stills(world)
-    ego = [(f"{NAMES[n][:-3]}png", media[f"{NAMES[n][:-3]}png"]) for n in (0, 1, 3)]
-    world.hub.files[SEED][f"images/{EGO}.tar.xz"] = lzma.compress(tar(ego, mode="w"))
+    del world.seed["images.zip"]
+    ego = tar([(STILLS[n], media[STILLS[n]]) for n in (0, 1, 3)], mode="w")
+    world.seed[f"images/{EGO}.tar.xz"] = lzma.compress(ego)
     assert f"images/{EPIC} needs 2 stills" in error(world.accept())
     assert world.hub.fetched(".tar.gz") == []
-    ok(world.get("--what", "L2", "L3"))
+    ok(world.get("L2", "L3"))
 
 
 def test_stills_put_there_by_hand_are_enough(world, media):
-    without_stills(world)
-    assert "stops before the archives of clips" in ok(
-        world.get("--dry-run", "--what", "L2")
-    )
+    del world.seed["images.zip"]
+    assert "stops before the archives of clips" in ok(world.get("L2", "--dry-run"))
     error(world.accept("L2"))
-    for name in ("0.png", f"{NAMES[3][:-3]}png"):
-        path = world.folder / f"images/{EGO}/{name}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(media[name])
-    assert "4 of 4 files there" in ok(world.get("--what", "L2"))
+    (folder := world.folder / f"images/{EGO}").mkdir(parents=True)
+    for name in (STILLS[0], STILLS[3]):
+        (folder / name).write_bytes(media[name])
+    assert "4 of 4 files there" in ok(world.get("L2"))
+
+
+def in_parts(world, media, size, filling, level=9):
+    """Stills in a packed tar in parts; its wanted members come first."""
+    del world.seed["images.zip"]
+    stills = [(f"{EGO}/{STILLS[n]}", media[STILLS[n]]) for n in (0, 3)]
+    data = bytearray(gzip.compress(tar([*stills, ("x", filling)], mode="w"), level))
+    if not level:
+        data[600] ^= 1
+    for number, start in enumerate(range(0, len(data), size)):
+        part = bytes(data[start : start + size])
+        world.seed[f"images.tar.gz.part{number}"] = part
 
 
 def test_a_packed_archive_in_parts_begins_anew_after_a_fault(world, media):
-    without_stills(world)
-    stills = [
-        (f"{EGO}/{NAMES[n][:-3]}png", media[f"{NAMES[n][:-3]}png"]) for n in (0, 3)
-    ]
-    data = tar([*stills, ("noise", os.urandom(3000))])
-    for number, start in enumerate(range(0, len(data), 1000)):
-        name = f"images.tar.gz.part{number}"
-        world.hub.files[SEED][name] = data[start : start + 1000]
+    in_parts(world, media, 1000, os.urandom(3000))
     world.hub.status["images.tar.gz.part2"] = (404, "EntryNotFound")
     assert "images.tar.gz.part2: " in error(world.accept("L2"))
     world.hub.status.clear()
-    ok(world.get("--what", "L2"))
+    ok(world.get("L2"))
     assert (world.folder / f"images/{EGO}/0.png").read_bytes() == media["0.png"]
 
 
 def test_a_packed_archive_in_parts_is_read_to_its_checksum(world, media):
-    """Its wanted members come long before."""
-    without_stills(world)
-    names = [f"{NAMES[n][:-3]}png" for n in (0, 3)]
-    stills = tar([(f"{EGO}/{name}", media[name]) for name in names], mode="w")
-    data = bytearray(gzip.compress(stills + bytes(2 * MIB), 0))
-    data[600] ^= 1
-    for number in (1, 2):
-        part = bytes(data[:MIB] if number == 1 else data[MIB:])
-        world.hub.files[SEED][f"images.tar.gz.{number}"] = part
+    in_parts(world, media, MIB, bytes(2 * MIB), level=0)
     assert "CRC check failed" in error(world.accept("L2"))
     assert not list(world.folder.glob("images/*/*.png"))
 
@@ -877,14 +775,27 @@ def test_a_disk_that_fills_while_writing(world):
         said = error(world.accept("L2"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert f"{SEED}: videos/{EGO}/batch_1.tar.gz: File too large" in said
+    assert f"{SEED}: {OF_EGO}: File too large" in said
     (part,) = (world.folder / ".downloads").glob("*.part")
     assert 0 < part.stat().st_size <= 100_000
-    ok(world.get("--what", "L2"))
+    ok(world.get("L2"))
     assert (world.folder / f"videos/{EGO}/0.mp4").stat().st_size == 400_000
 
 
 # --- LongVideoBench -------------------------------------------------------------------
+
+
+def lvb(number):
+    return {
+        "video_id": f"g{number}",
+        "id": f"g{number}_0",
+        "question": "What colour is the coat?",
+        "candidates": ["red", "green", "blue", "white"],
+        "correct_choice": 1,
+        "video_path": f"g{number}.mp4",
+        "subtitle_path": f"g{number}_en.json",
+        "duration_group": 15,
+    }
 
 
 def publish_general(world, count=6, part=40_000):
@@ -892,12 +803,11 @@ def publish_general(world, count=6, part=40_000):
     clips = {f"g{n}.mp4": os.urandom(30_000 + n) for n in range(count)}
     members = [(f"videos/{name}", data) for name, data in clips.items()]
     members.append(("videos/of_the_test_set.mp4", os.urandom(90_000)))
-    whole = tar(members, mode="w")
-    for i, start in enumerate(range(0, len(whole), part)):
-        name = f"videos.tar.part.a{'abcdefghij'[i]}"
-        world.hub.files[LONG][name] = whole[start : start + part]
+    whole, listed = tar(members, mode="w"), world.hub.files[LONG]
+    for letter, start in zip("abcdefghij", range(0, len(whole), part), strict=False):
+        listed[f"videos.tar.part.a{letter}"] = whole[start : start + part]
     texts = [(f"subtitles/g{n}_en.json", b"[]" * 99) for n in range(count)]
-    world.hub.files[LONG]["subtitles.tar"] = tar(texts, mode="w")
+    listed["subtitles.tar"] = tar(texts, mode="w")
     return clips
 
 
@@ -907,14 +817,13 @@ def test_the_general_set_comes_in_parts_and_without_subtitles(world):
     assert "CC BY-NC-SA 4.0" in said and "Ego4D" not in said
     expected = {f"general/videos/{name}" for name in clips} | {"general/lvb_val.json"}
     assert world.present() == expected
-    for item in questions.read_general(
-        world.folder / "general/lvb_val.json", world.folder / "general"
-    ):
+    general = world.folder / "general"
+    for item in questions.read_general(general / "lvb_val.json", general):
         assert item.video.read_bytes() == clips[item.video.name]
     parts = world.hub.fetched("h") + world.hub.fetched("subtitles.tar")
     assert parts == []  # those after the last wanted clip
-    ok(world.get("--what", "longvideobench", "--subtitles"))
-    assert len(list((world.folder / "general/subtitles").iterdir())) == len(clips)
+    ok(world.get("longvideobench", "--subtitles"))
+    assert len(list((general / "subtitles").iterdir())) == len(clips)
 
 
 def test_the_general_set_goes_on_in_the_part_where_it_stopped(world):
@@ -923,9 +832,9 @@ def test_the_general_set_goes_on_in_the_part_where_it_stopped(world):
     assert "videos.tar.part.ad: " in error(world.accept("longvideobench"))
     stored = {p.name[13:] for p in (world.folder / ".downloads").iterdir()}
     assert stored == {"videos.tar.part.ac", "videos.tar.part.ad.part"}
-    del world.hub.status["videos.tar.part.ad"]
+    world.hub.status.clear()
     world.hub.requests.clear()
-    ok(world.get("--what", "longvideobench"))
+    ok(world.get("longvideobench"))
     assert {p.name for p in (world.folder / "general/videos").iterdir()} == set(clips)
     assert not set(world.hub.fetched()) & {f"videos.tar.part.a{x}" for x in "abc"}
 
@@ -937,52 +846,41 @@ def by_split(found):
     return {report["split"]: report for report in found}
 
 
-def test_check_counts_what_is_missing_damaged_and_too_short(world, media, tmp_path):
+def counted(needed, **others):
+    none = {"missing": 0, "damaged": 0, "too short": 0}
+    return {"needed": needed, **none} | others
+
+
+def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     ok(world.accept("evaluation", "training_6k"))
-    videos = world.folder / "videos"
-    (videos / EPIC / "0.mp4").unlink()
-    (videos / EPIC / "1.mp4").write_bytes(b"")
-    (videos / EGO / "0.mp4").write_bytes(CONTENTS["a web page"])
-    whole = media["1.mp4"]
-    (videos / EGO / "1.mp4").write_bytes(whole[: len(whole) // 2])
+    epic, ego = world.folder / "videos" / EPIC, world.folder / "videos" / EGO
+    (epic / "0.mp4").unlink()
+    (epic / "1.mp4").write_bytes(b"")
+    (ego / "0.mp4").write_bytes(PAGE)
+    (ego / "1.mp4").write_bytes(media["1.mp4"][: len(media["1.mp4"]) // 2])
     (world.folder / "images" / EGO / "1.png").write_bytes(b"no picture")
-    write_one_frame(videos / EGO / NAMES[3])
+    with av.open(str(ego / NAMES[3]), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
+        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
+        container.mux([*stream.encode(black), *stream.encode()])
 
     quick = by_split(inventory.check(world.folder))
-    none = {"missing": 0, "damaged": 0, "too short": 0}
-    assert quick["validation_L1"]["videos"] == {"needed": 2, **none} | {
-        "missing": 1,
-        "damaged": 1,
-    }
-    assert quick["validation_L2"]["videos"] == {"needed": 2, **none}
-    assert quick["training"]["videos"] == {"needed": 1, **none}
+    assert quick["validation_L1"]["videos"] == counted(2, missing=1, damaged=1)
+    assert quick["validation_L2"]["videos"] == counted(2)
+    assert quick["training"]["videos"] == counted(1)
 
     deep = by_split(inventory.check(world.folder, decode=True))
-    assert deep["validation_L2"]["videos"] == {"needed": 2, **none} | {
-        "damaged": 1,
-        "too short": 1,
-    }
+    found = deep["validation_L2"]["videos"]
+    assert found == counted(2, damaged=1) | {"too short": 1}
     assert deep["validation_L3"]["videos"]["damaged"] == 1
-    assert deep["validation_L3"]["stills"] == {"needed": 1, **none, "damaged": 1}
-    why = deep["validation_L2"]["unreadable"][str(videos / EGO / "0.mp4")]
-    assert "web page" in why
+    assert deep["validation_L3"]["stills"] == counted(1, damaged=1)
+    assert "web page" in deep["validation_L2"]["unreadable"][str(ego / "0.mp4")]
     assert deep["training"]["unreadable"] == {}
     table = inventory.media_table(list(deep.values()))
     (line,) = [x for x in table.splitlines() if "validation_L2" in x]
     counts = [cell.strip() for cell in line.strip("|").split("|")]
     assert list(map(int, counts[1:])) == [2, 2, 0, 0, 2, 0, 1, 1, 2, 0, 0]
-
-
-def write_one_frame(path):
-    import av
-
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width = stream.height = 56
-        stream.pix_fmt = "yuv420p"
-        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
-        container.mux(stream.encode(black))
-        container.mux(stream.encode())
 
 
 def test_the_check_command_prints_tables_or_json(world, capsys):
@@ -991,16 +889,15 @@ def test_the_check_command_prints_tables_or_json(world, capsys):
     report = json.loads(capsys.readouterr().out)  # no training clip was asked for
     assert report["folder"] == str(world.folder) and report["decoded"] is False
     assert by_split(report["splits"])["training"]["videos"]["missing"] == 1
-    ok(world.get("--what", "training_6k"))
+    assert main(["check", str(world.folder)]) == 1
+    assert f"{EPIC}/2.mp4 is missing" in capsys.readouterr().out
+    ok(world.get("training_6k"))
     assert main(["check", str(world.folder), "--decode"]) == 0
     said = capsys.readouterr().out
     assert "| validation_L3 " in said and "--decode" not in said
-
-
-def test_check_of_a_folder_that_is_none(tmp_path, capsys):
-    assert main(["check", f"{tmp_path}/nowhere"]) == 1
+    assert main(["check", f"{world.folder}/nowhere"]) == 1
     said = capsys.readouterr().err
-    assert f"error: {tmp_path}/nowhere/annotations is missing" in said
+    assert f"error: {world.folder}/nowhere/annotations is missing" in said
 
 
 @pytest.mark.parametrize("command", ["lib.data", "lib.mini"])
@@ -1014,23 +911,23 @@ def test_a_door_says_what_is_behind_it(command):
     words = ["write", "base", "Same seed, same bytes"]
     if command != "lib.mini":
         words = ["get", "check", "epic", "HF_TOKEN", "530 +- 110 GB"]
-        words += [licence for texts in LICENCES.values() for licence in texts]
+        words += [text for texts in seed_bench.LICENCES.values() for text in texts]
     said = " ".join(ran.stdout.split())
     assert ran.returncode == 0 and not [word for word in words if word not in said]
 
 
 def test_check_counts_faults_repeats_and_unusable_records(tmp_path):
-    rows = [record(0, EPIC), record(0, EPIC) | {"sample_id": 5}, record(1, EPIC)]
-    rows[2]["choice_a"] = rows[2]["choice_c"]
-    rows.append(record(2, EPIC) | {"golden_choice_idx": "E"})
+    rows = [record(0, EPIC), record(0, EPIC, sample_id=5)]
+    rows.append(record(1, EPIC, choice_a=ACTIONS[2]))
+    rows.append(record(2, EPIC, golden_choice_idx="E"))
     (tmp_path / "annotations").mkdir()
     path = tmp_path / "annotations/validation_L1.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     (report,) = inventory.check(tmp_path)
     assert (report["records"], report["usable"]) == (4, 3)
     assert report["duplicates"] == 1
-    counted = {(f["field"], f["usable"]): f["count"] for f in report["faults"]}
-    assert counted == {
+    found = {(f["field"], f["usable"]): f["count"] for f in report["faults"]}
+    assert found == {
         ("video_id", True): 1,
         ("choice_c", True): 1,
         ("golden_choice_idx", False): 1,
@@ -1043,37 +940,28 @@ def test_the_known_faults_of_real_records(tmp_path):
     if not sample.exists():
         pytest.skip(f"{sample} is not here: its licence keeps it out of the repository")
     (tmp_path / "annotations").mkdir()
-    copy = tmp_path / "annotations/validation_L1.jsonl"
-    copy.write_bytes(sample.read_bytes())
-    rows = [json.loads(line) for line in copy.read_text().splitlines()]
+    (tmp_path / "annotations/validation_L1.jsonl").write_bytes(sample.read_bytes())
+    rows = [json.loads(line) for line in sample.read_text().splitlines()]
     line = {row["sample_id"]: number for number, row in enumerate(rows, 1)}
     (report,) = inventory.check(tmp_path)
     assert (report["records"], report["usable"]) == (200, 200)
-
-    counted = {f["expected"]: f for f in report["faults"]}
-    narrations = counted["the key narration_text"]
-    assert (narrations["count"], narrations["records"]) == (5, 1)
-    assert narrations["first_line"] == line[60]
-    equal = counted["different options"]
-    assert (equal["count"], equal["first_line"]) == (1, line[1597])
-    negative = counted["an observation after the clip's start"]
-    assert (negative["count"], negative["first_line"]) == (1, line[2390])
+    keys = ("count", "records", "first_line")
+    found = {f["expected"]: tuple(f[k] for k in keys) for f in report["faults"]}
+    assert found["the key narration_text"] == (5, 1, line[60])
+    assert found["different options"] == (1, 1, line[1597])
+    assert found["an observation after the clip's start"] == (1, 1, line[2390])
 
     # independent counts of the notes
-    steps = [(row, row["task_progress_metadata"]) for row in rows]
-    steps = [(row[FRAME], found) for row, found in steps if found]
-    notes, counts = report["notes"], Counter()
-    for limit in (15, 30, 60):
-        note = f"clip of at most {limit} frames by its labels"
-        counts[note] = sum(
-            end - found[0]["start_frame"] <= limit for end, found in steps
-        )
-    counts["steps overlap"] = sum(
-        any(b["start_frame"] < a["stop_frame"] for a, b in pairwise(found))
-        for _, found in steps
-    )
-    counts["the last step stops before or after the observation"] = sum(
-        end != found[-1]["stop_frame"] for end, found in steps
-    )
-    assert min(counts.values()) > 0 and counts.items() <= notes.items()
-    assert report["without_video"] == 200 - len(steps)
+    frames = [(row[faults.FRAME], row[faults.PROGRESS]) for row in rows]
+    frames = [(end, steps) for end, steps in frames if steps]
+    counts = Counter()
+    for end, steps in frames:
+        for limit in (15, 30, 60):
+            short = end - steps[0]["start_frame"] <= limit
+            counts[f"clip of at most {limit} frames by its labels"] += short
+        overlap = any(b["start_frame"] < a["stop_frame"] for a, b in pairwise(steps))
+        counts["steps overlap"] += overlap
+        odd = end != steps[-1]["stop_frame"]
+        counts["the last step stops before or after the observation"] += odd
+    assert min(counts.values()) > 0 and counts.items() <= report["notes"].items()
+    assert report["without_video"] == 200 - len(frames)

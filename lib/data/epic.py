@@ -17,9 +17,9 @@ What is written carries that licence too. The questions have the form of EgoPlan
 * The observation is half a second before the answer starts, as it is in most records of
   L1 that can be compared with the labels. The clip runs from the segment's start to it.
 
-EgoPlan had its goals written by GPT-4 and its questions filtered by people; here there
-is neither. No goal is given at all: EPIC-KITCHENS-55 describes whole videos and fewer
-than half of these, and the last action of a segment would name one of the options.
+EgoPlan had its goals written by GPT-4 and its questions filtered by people; here is
+neither, and no goal: EPIC-KITCHENS-55 describes fewer than half of these videos, and
+the last action of a segment would name one of the options.
 
 All videos that L1 uses are left out. That is proven on the written file: it is read
 back and its videos are compared with L1's.
@@ -57,11 +57,16 @@ LABELS = "https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 L1_RECORDS, L1_VIDEOS = 2432, 436  # of the official validation_L1.jsonl
 RERELEASED = ("P01_109", "P27_103")
 VIDEO_ID = re.compile(r"P\d\d_\d{2,3}")
-TIMESTAMP = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
-COLUMNS = (
-    *("narration_id", "video_id", "narration"),
-    *("start_timestamp", "stop_timestamp", "start_frame", "stop_frame"),
-)
+TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+COLUMNS = {  # of the labels: what a value matches, and that in words
+    "narration_id": (re.compile(r"(?s).+"), "a name"),
+    "video_id": (VIDEO_ID, "an id such as P01_11"),
+    "narration": (re.compile(r"(?s).+"), "words"),
+    "start_timestamp": (TIME, "HH:MM:SS.ss"),
+    "stop_timestamp": (TIME, "HH:MM:SS.ss"),
+    "start_frame": (re.compile(r"\d+"), "a whole number"),
+    "stop_frame": (re.compile(r"\d+"), "a whole number"),
+}
 NOTICE = """\
 The questions in annotations/, and the clips and stills cut for them, are made from
 EPIC-KITCHENS-100 (Damen et al., "Rescaling Egocentric Vision", IJCV 2022) and carry its
@@ -111,21 +116,17 @@ class Item:
 
     def record(self) -> dict:
         """The record as SEED-Bench-R1's training files hold it."""
-        answer, before, media = (
-            self.answer,
-            self.segment[: self.index],
-            self.cut(Path()),
-        )
+        answer, media = self.answer, self.cut(Path())
         texts = dict.fromkeys(action.text for action in self.segment)
-        seen = "the progress shown in the video and " if before else ""
         steps = [
             {
                 "narration_text": action.text,
                 "start_frame": action.start_frame,
                 "stop_frame": action.stop_frame,
             }
-            for action in before
+            for action in self.segment[: self.index]
         ]
+        seen = "the progress shown in the video and " if steps else ""
         return {
             "sample_id": answer.id,
             "video_source": SOURCE,
@@ -160,11 +161,11 @@ def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
     for file in files:
         for line, row in _rows(file, faults):
             place = f"{file}, line {line}"
-            action = _action(row, place, faults)
-            if action is None:
+            if wrong := [f"{place}, {fault}" for fault in _row_faults(row)]:
+                faults += wrong
                 continue
-            first = seen.setdefault(action.id, place)
-            if first != place:
+            action = _action(row)
+            if (first := seen.setdefault(action.id, place)) != place:
                 faults.append(f"{place}, narration_id: {action.id} is also in {first}")
             actions.append(action)
             stamp = row.get("narration_timestamp")
@@ -179,7 +180,7 @@ def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
     return actions, odd
 
 
-def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict]]:
+def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
     """(line, row by column) of a CSV file; none where it has faults as a whole."""
     try:
         table = pandas.read_csv(
@@ -188,8 +189,7 @@ def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict]]:
     except (ValueError, pandas.errors.ParserError) as error:  # not UTF-8, or nothing
         faults.append(f"{file}, line 1: no table of labels ({error})")
         return []
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
+    if missing := [name for name in COLUMNS if name not in table.columns]:
         faults.append(
             f"{file}, line 1: no column {', '.join(missing)}; expected action labels"
             " such as EPIC_100_train.csv"
@@ -197,40 +197,29 @@ def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict]]:
         return []
     if table.empty:
         faults.append(f"{file}, line 2: no rows")
+    table[[*COLUMNS]] = table[[*COLUMNS]].apply(lambda column: column.str.strip())
     return list(enumerate(table.to_dict("records"), 2))
 
 
-def _action(row: dict, place: str, faults: list[str]) -> Action | None:
-    """The action of a row; None, with faults added, if the row is unsound."""
-    known = len(faults)
+def _row_faults(row: dict[str, str]) -> Iterator[str]:
+    wrong = {c for c, (sound, _) in COLUMNS.items() if not sound.fullmatch(row[c])}
+    for column, (_, expected) in COLUMNS.items():
+        if column in wrong:
+            yield f"{column}: found {row[column]!r}; expected {expected}"
+    for unit, number in (("timestamp", _seconds), ("frame", int)):
+        start, stop = ends = [f"start_{unit}", f"stop_{unit}"]
+        if wrong.isdisjoint(ends) and number(row[start]) >= number(row[stop]):
+            yield f"{stop}: found {row[stop]!r}; expected one after the start"
 
-    def value(column, sound, convert, expected):
-        text = row[column].strip()
-        if sound(text):
-            return convert(text)
-        faults.append(f"{place}, {column}: found {text!r}; expected {expected}")
-        return None
 
-    name = value("narration_id", bool, str, "a name")
-    video = value("video_id", VIDEO_ID.fullmatch, str, "an id such as P01_11")
-    text = value("narration", bool, str, "words")
-    time = (TIMESTAMP.fullmatch, _seconds, "HH:MM:SS.ss")
-    frame = (str.isdecimal, int, "a whole number")
-    times = [value(f"{end}_timestamp", *time) for end in ("start", "stop")]
-    frames = [value(f"{end}_frame", *frame) for end in ("start", "stop")]
-    for unit, ends in (("timestamp", times), ("frame", frames)):
-        if None not in ends and ends[0] >= ends[1]:
-            found = f"found {row[f'stop_{unit}']!r}"
-            faults.append(
-                f"{place}, stop_{unit}: {found}; expected one after the start"
-            )
-    if len(faults) > known:
-        return None
-    return Action(name, video, text, *times, *frames)
+def _action(row: dict[str, str]) -> Action:
+    names = [row[column] for column in ("narration_id", "video_id", "narration")]
+    times = [_seconds(row[f"{end}_timestamp"]) for end in ("start", "stop")]
+    return Action(*names, *times, int(row["start_frame"]), int(row["stop_frame"]))
 
 
 def _seconds(timestamp: str) -> float:
-    hours, minutes, seconds = TIMESTAMP.fullmatch(timestamp).groups()
+    hours, minutes, seconds = TIME.fullmatch(timestamp).groups()
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
@@ -286,15 +275,8 @@ def prove_disjoint(written: Path, l1: Path) -> dict[str, int]:
     if ours & held:
         both = ", ".join(sorted(ours & held))
         raise ValueError(f"{written} uses videos of {l1}: {both}; do not train on it")
-    return {
-        "questions_read_back": questions,
-        "their_videos": len(ours),
-        "videos_of_l1": len(held),
-        "in_both": len(ours & held),
-    }
-
-
-# --- clips ----------------------------------------------------------------------------
+    facts = {"questions_read_back": questions, "their_videos": len(ours)}
+    return facts | {"videos_of_l1": len(held), "in_both": len(ours & held)}
 
 
 def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
@@ -310,13 +292,11 @@ def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
     failed = {}
     with tqdm(total=len(items), unit="question", desc="cutting") as bar:
         for video, group in groupby(items, key=lambda item: item.answer.video):
-            cuts = {item: item.cut(root) for item in group}
+            cuts = {item.answer.id: item.cut(root) for item in group}
             why = dict.fromkeys(cuts.values(), "the video is missing")
             if video in files:
                 why = clips.cut(files[video], list(cuts.values()))
-            for item, wanted in cuts.items():
-                if wanted in why:
-                    failed[item.answer.id] = f"{video}: {why[wanted]}"
+            failed |= {i: f"{video}: {why[c]}" for i, c in cuts.items() if c in why}
             bar.update(len(cuts))
     return failed
 
@@ -331,19 +311,18 @@ def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
     actions, odd = read_labels(labels)
     l1_records, held = read_videos(l1)
     used = [action for action in actions if action.video not in held]
-    ruled = [item for segment in segments(used) for item in questions(segment)]
+    items = [item for segment in segments(used) for item in questions(segment)]
     left_out = {
         item.answer.id: f"{item.answer.video}: the clip would have fewer than 2 frames"
-        for item in ruled
+        for item in items
         if (media := item.cut(root)).clip and media.end - media.start < 1 / clips.FPS
     }
-    items = [item for item in ruled if item.answer.id not in left_out]
     if videos:
-        left_out |= cut_media(items, videos, root)
+        long_enough = [item for item in items if item.answer.id not in left_out]
+        left_out |= cut_media(long_enough, videos, root)
     kept = [item for item in items if item.answer.id not in left_out]
     if not kept:
-        reasons = [f"{n} of {why}" for why, n in Counter(left_out.values()).items()]
-        raise ValueError("\n".join(["no question is left to write", *reasons]))
+        raise ValueError("\n".join(["no question is left to write", *_why(left_out)]))
     records.write_jsonl(out, [item.record() for item in kept])
     proof = prove_disjoint(out, l1)
     read_training(out, root)
@@ -357,7 +336,7 @@ def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
         "videos_excluded": sorted({action.video for action in actions} & held),
         "rows_excluded": len(actions) - len(used),
         "rows_used": len({action for item in kept for action in item.segment}),
-        "questions_by_the_rule": len(ruled),
+        "questions_by_the_rule": len(items),
         "questions_without_progress": sum(item.index == 0 for item in kept),
         "clips_cut": videos is not None,
         "left_out": left_out,
@@ -372,38 +351,33 @@ def record_of(out: Path) -> Path:
     return out.with_suffix(".made.json")
 
 
+def _why(left_out: dict[str, str]) -> list[str]:
+    return [f"  {count} of {why}" for why, count in Counter(left_out.values()).items()]
+
+
 def describe(record: dict) -> str:
     """The record in words."""
-    l1, proof, why_not = record["l1"], record["proof"], {}
-    for reason in record["left_out"].values():
-        video, why = reason.split(": ", 1)
-        why_not.setdefault(why, []).append(video)
-    lines = [f"labels: {record['rows']} rows"]
-    lines += [f"  {count} {what}: used" for what, count in record["odd"].items()]
-    lines.append(f"L1: {l1['records']} records on {proof['videos_of_l1']} videos")
-    if (l1["records"], proof["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
-        lines.append(
-            f"  NOT the official file, which has {L1_RECORDS} records on {L1_VIDEOS}"
-            " videos: videos that only the official file uses are not excluded"
-        )
-    lines += [
+    l1, proof = record["l1"], record["proof"]
+    official = (l1["records"], proof["videos_of_l1"]) == (L1_RECORDS, L1_VIDEOS)
+    lines = [
+        f"labels: {record['rows']} rows",
+        *(f"  {count} {what}: used" for what, count in record["odd"].items()),
+        f"L1: {l1['records']} records on {proof['videos_of_l1']} videos",
+        ""
+        if official
+        else f"  NOT the official file, which has {L1_RECORDS} records on"
+        f" {L1_VIDEOS} videos: what only that one uses is not excluded",
         f"excluded: {len(record['videos_excluded'])} videos that L1 uses, with"
         f" {record['rows_excluded']} rows",
         f"questions by the rule: {record['questions_by_the_rule']}, of which"
         f" {len(record['left_out'])} are left out",
-    ]
-    lines += [
-        f"  {len(videos)} because {why}, of {', '.join(dict.fromkeys(videos))}"
-        for why, videos in why_not.items()
-    ]
-    lines += [
+        *_why(record["left_out"]),
         f"written: {proof['questions_read_back']} questions,"
         f" {record['questions_without_progress']} without progress, from"
         f" {record['rows_used']} rows: {record['out']['file']}",
         f"proof, read back from it: {proof['their_videos']} videos, of which"
         f" {proof['in_both']} are among L1's {proof['videos_of_l1']}",
         "licence: CC BY-NC 4.0, as NOTICE.txt beside annotations/ says",
+        "" if record["clips_cut"] else "clips: none; --videos FOLDER cuts them",
     ]
-    if not record["clips_cut"]:
-        lines.append("clips: none; run it again with --videos FOLDER to cut them")
-    return "\n".join(lines)
+    return "\n".join(filter(None, lines))

@@ -2,10 +2,8 @@
 
 One pass over the packets, without decoding, says how many frames are shown and when.
 decord reads h264 in mp4 and Matroska whose every group of pictures begins with an IDR
-picture and overlaps no other: it seeks by counting packets, and only there the n-th
-packet is the n-th picture. It must also count as many frames as the pass, at the same
-times, and show the same first picture. PyAV reads all other films, at decord's pace
-(`tests/bench/readers.py`), but those whose groups overlap have to be decoded whole.
+picture and overlaps no other (it seeks by counting packets), if it then counts as many
+frames, at the same times, with the same first picture. PyAV reads all other films.
 
     >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
     >>> len(frames), why_pyav
@@ -13,8 +11,8 @@ times, and show the same first picture. PyAV reads all other films, at decord's 
 
 A film is damaged where FFmpeg reports errors, concealed blocks or lost references in
 the packets that its frames need. decord goes on without a word, so FFmpeg's messages
-are heard beneath it; where there are any, PyAV decides. A flipped bit that happens to
-be another sound picture stays unseen: these formats have no checksums.
+are heard beneath it. A flipped bit that happens to be another sound picture stays
+unseen: these formats have no checksums.
 """
 
 from __future__ import annotations
@@ -92,8 +90,8 @@ class _Film:
 
     @property
     def rate(self) -> float:
-        """Frames a second: the stated number, as the released code takes it, unless
-        the frames shown have another."""
+        """Frames a second, as stated and as the released code takes it, unless the
+        frames shown have another."""
         shown = self.count / self.seconds if self.seconds else self.stated_rate
         is_so = abs(self.stated_rate - shown) <= RATE_WITHIN * shown
         return self.stated_rate if is_so else shown
@@ -162,31 +160,28 @@ def _damage(packet: av.Packet, what: str) -> Unreadable:
 def _scan(path: str) -> _Film:
     container, stream = _open(path)
     with container:
-        codec, kind = stream.codec_context.name, container.format.name
         packets, first = [], None
+        plain = stream.codec_context.name == "h264" and container.format.name in TRUSTED
         for packet in _sound_packets(container, stream):
-            if not packets and codec == "h264" and kind in TRUSTED:
+            if not packets and plain:
                 first = _first_picture(packet, stream)
+            facts = (packet.pts, packet.duration or 0, not packet.is_discard)
             is_idr = packet.is_keyframe and _is_idr(packet, stream)
-            packets.append(
-                _Packet(
-                    *(packet.pts, packet.duration or 0, not packet.is_discard),
-                    *(packet.is_keyframe, is_idr),
-                )
-            )
-        starts = _starts(packets)
+            packets.append(_Packet(*facts, packet.is_keyframe, is_idr))
         timed = sorted(p[:2] for p in packets if p.is_shown and p.pts is not None)
+        count = sum(packet.is_shown for packet in packets)
         span = timed[-1][0] + timed[-1][1] - timed[0][0] if timed else 0
+        starts = _starts(packets)
         return _Film(
-            codec=codec,
-            count=sum(packet.is_shown for packet in packets),
+            codec=stream.codec_context.name,
+            count=count,
             times=[pts for pts, _ in timed],
             unit=float(stream.time_base),
             seconds=float(span * stream.time_base),
             stated_rate=float(stream.average_rate or 0),
             starts=starts,
             first=first,
-            why_pyav=_doubt(container, stream, packets, starts),
+            why_pyav=_doubt(container, stream, len(packets) - count, starts),
         )
 
 
@@ -212,8 +207,7 @@ def _sound_packets(
     stated = (container.duration or 0) / av.time_base
     if stream.average_rate:
         stated = max(stated, float(stream.frames / stream.average_rate))  # of an AVI
-    lacking = stated - max(end, end - begin)
-    is_short = lacking > SHORT
+    is_short = stated - max(end, end - begin) > SHORT
     if container.format.name.startswith("mov"):
         is_short = count < len(stream.index_entries)
     if is_short or _HEARD:
@@ -249,20 +243,16 @@ def _starts(packets: list[_Packet]) -> list[int]:
     return keys if is_closed and keys[:1] == [0] else []
 
 
-def _doubt(container, stream, packets: list[_Packet], starts: list[int]) -> str:
-    videos = [
-        video
-        for video in container.streams.video
-        if not video.disposition & Disposition.attached_pic
-    ]
-    hidden = sum(not packet.is_shown for packet in packets)
+def _doubt(container, stream, hidden: int, starts: list[int]) -> str:
+    covers = Disposition.attached_pic
+    videos = [v for v in container.streams.video if not v.disposition & covers]
     codec, kind = stream.codec_context.name, container.format.name
     if len(videos) > 1:
         return f"it holds {len(videos)} videos; stream {stream.index} is read"
     if codec != "h264" or kind not in TRUSTED:
         return f"it is {codec} in {kind.split(',')[0]}"
     if hidden:
-        return f"it hides {hidden} of its {len(packets)} frames"
+        return f"it hides {hidden} of its frames"
     if not starts:
         return "its groups of pictures overlap, or do not begin with an IDR picture"
     return ""
@@ -313,9 +303,9 @@ def _decoded(
     """({index: frame} of those wanted, number of frames, number of packets that a cut
     left). Groups of pictures that hold no frame wanted are passed over where that can
     be done, and so is what follows the last one wanted in a group."""
-    frames, seen, n_left = {}, 0, 0
-    group, first, is_left = 0, None, True
-    left = Counter(bisect_right(film.starts, i) for i in indices)
+    frames, seen, n_left, group = {}, 0, 0, 0
+    first, is_left = None, True  # the first key packet; still before what it begins
+    wanted = Counter(bisect_right(film.starts, i) for i in indices)  # in each group
     index_at = {time: i for i, time in enumerate(film.times)}
     container, stream = _open(path)
     with container:
@@ -324,9 +314,11 @@ def _decoded(
             group += packet.is_keyframe and bool(film.starts)
             if first is None and packet.is_keyframe:
                 first = packet
-            is_left = is_left and _is_left(packet, first)
+            elif is_left and first is not None:  # referring to before a cut, no damage
+                early = packet.pts is None or packet.pts < (first.pts or 0)
+                is_left = first.pts is not None and early
             n_left += is_left and packet is not first
-            if packet.dts is not None and not (packet.size and left[group]):
+            if packet.dts is not None and not (packet.size and wanted[group]):
                 continue
             pardoned = "" if is_left else None
             if packet is first:  # its number need not be 0
@@ -336,16 +328,8 @@ def _decoded(
                 seen += 1
                 if index in indices and index not in frames:
                     frames[index] = _rgb(frame)
-                    left[bisect_right(film.starts, index)] -= bool(film.starts)
+                    wanted[bisect_right(film.starts, index)] -= bool(film.starts)
     return frames, film.count if film.starts else seen, n_left
-
-
-def _is_left(packet: av.Packet, first: av.Packet | None) -> bool:
-    """Whether a cut left a packet before the film's first key frame, or referring
-    there: it has lost its references and is not damaged."""
-    if first is None or packet is first:
-        return True
-    return first.pts is not None and (packet.pts is None or packet.pts < first.pts)
 
 
 def _strictly_decoded(packet: av.Packet, pardoned: str | None) -> list[av.VideoFrame]:

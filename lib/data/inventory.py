@@ -1,26 +1,24 @@
 """What a data folder holds and lacks, split by split: records, faults, clips, stills.
 
-Faults of records are those `lib.data.questions` finds, counted by field and
-expectation. To them come the files: missing, damaged, too short. And notes: what is odd
-about a record and nothing to mend, known from EgoPlan, EPIC-KITCHENS and Ego4D, whose
-annotations SEED-Bench-R1 (https://arxiv.org/abs/2503.24376) reuses.
+Faults of records are those `lib.data.questions` finds. To them come the files: missing,
+damaged, too short. And notes: what is odd about a record and nothing to mend, known
+from EgoPlan, EPIC-KITCHENS and Ego4D, whose annotations SEED-Bench-R1 reuses.
 
     >>> found = check(Path("outputs/data/miniplan"))
     >>> found[0]["split"], found[0]["records"], found[0]["videos"]["missing"]
     ('training', 2200, 0)
-
-`python -m lib.data check FOLDER` prints the two tables of this module.
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
+import pandas
 from tqdm import tqdm
 
 from lib import paths
@@ -29,17 +27,23 @@ from lib.data.faults import FRAME, PROGRESS, is_integer, narration
 from lib.markup import grid
 
 STATES = ("missing", "damaged", "too short")
+# Of the nine videos whose labels count at another rate than their file, only the two
+# with records past the end are named anywhere; nor is it documented which 17 records
+# of L2 are on Ego4D videos that cannot be downloaded any more.
+ODD_VIDEOS = {
+    ("P10_04", "P18_02"): "labels past the end of the video (some on P10_04, P18_02)",
+    ("P01_109", "P27_103"): "frames released anew by EPIC (P01_109, P27_103)",
+    ("d9db7166-e5fe",): "source known as corrupt (Ego4D d9db7166-e5fe)",
+}
 
 
 def check(data: Path, general: Path | None = None, decode: bool = False) -> list[dict]:
     """One dict for each annotation file below `data` and for `general`/lvb_val.json.
 
-    Keys: split, kind, records, usable, without_video, duplicates; videos and stills,
-    each {"needed", "missing", "damaged", "too short"}; unreadable {path: why}; by_pyav
-    {path: why decord may not read it}; faults (see `_by_kind`); notes {text: records}.
-    Without `decode` a file counts as damaged only when it is empty. With it every file
-    is read as training would read it, on all processors: minutes for thousands of
-    clips.
+    Of videos and stills it counts {"needed", "missing", "damaged", "too short"};
+    unreadable is {path: why}, by_pyav {path: why decord may not read it}. Without
+    `decode` only an empty file counts as damaged; with it every file is read as
+    training would read it, on all processors: minutes for thousands of clips.
     """
     general = data / "general" if general is None else general
     annotations = paths.require(data / "annotations", "`get` downloads it")
@@ -48,26 +52,21 @@ def check(data: Path, general: Path | None = None, decode: bool = False) -> list
         roots[general / "lvb_val.json"] = general
     rows = {path: questions.usable(path, root) for path, root in roots.items()}
     items = [item for found in rows.values() for _, item in found]
-    clips = {(item.video, True) for item in items if item.video is not None}
-    stills = {(item.image, False) for item in items if item.image is not None}
-    media = sorted(clips | stills)
-    unreadable, by_pyav = _absent(media), {}
+    media = {(item.video, True) for item in items if item.video is not None}
+    media |= {(item.image, False) for item in items if item.image is not None}
+    said = {path: _absent(path) for path, _ in media}
     if decode:
-        present = [medium for medium in media if medium[0] not in unreadable]
-        for (path, _), (state, why) in _decoded_all(present):
-            if state:
-                unreadable[path] = state, why
-            elif why:
-                by_pyav[path] = why
-    return [_report(path, found, unreadable, by_pyav) for path, found in rows.items()]
+        there = sorted(medium for medium in media if not any(said[medium[0]]))
+        said |= {path: found for (path, _), found in _decoded_all(there)}
+    return [_report(path, found, said) for path, found in rows.items()]
 
 
 def media_table(reports: list[dict]) -> str:
     """Records and files of `check` as a markdown table, a line a split."""
+    names = ("split", "records", "usable", "without_video", "duplicates")
     head = ["split", "records", "usable", "no video", "repeated", "clips", *STATES]
     lines = [[*head, "stills", *STATES[:2]]]
     for found in reports:
-        names = ("split", "records", "usable", "without_video", "duplicates")
         clips, stills = found["videos"].values(), [*found["stills"].values()][:3]
         lines.append([*(found[name] for name in names), *clips, *stills])
     return _aligned(lines)
@@ -95,16 +94,12 @@ def _aligned(lines: list[list]) -> str:
     return grid([[c.ljust(w) for c, w in zip(x, widths, strict=True)] for x in cells])
 
 
-def _report(
-    path: Path,
-    rows: list,
-    unreadable: dict[Path, tuple[str, str]],
-    by_pyav: dict[Path, str],
-) -> dict:
+def _report(path: Path, rows: list, said: dict[Path, tuple[str, str]]) -> dict:
+    """What a file holds; `said` is {medium: (state, why)}, a sound one's state ""."""
     checked = questions.check(path)
     videos = {item.video for _, item in rows} - {None}
     stills = {item.image for _, item in rows} - {None}
-    bad = sorted(unreadable.keys() & (videos | stills))
+    used = {str(medium): said[medium] for medium in sorted(videos | stills)}
     return {
         "split": path.stem,
         "kind": checked["kind"],
@@ -112,32 +107,28 @@ def _report(
         "usable": checked["usable"],
         "without_video": checked["media"]["image_only"],
         "duplicates": sum(fault.expected == "it once" for fault in checked["faults"]),
-        "videos": _states(videos, unreadable),
-        "stills": _states(stills, unreadable),
-        "unreadable": {str(file): unreadable[file][1] for file in bad},
-        "by_pyav": {str(f): by_pyav[f] for f in sorted(by_pyav.keys() & videos)},
+        "videos": _counted(videos, said),
+        "stills": _counted(stills, said),
+        "unreadable": {medium: why for medium, (state, why) in used.items() if state},
+        "by_pyav": {m: why for m, (state, why) in used.items() if why and not state},
         "faults": _by_kind(checked["faults"]),
         "notes": dict(Counter(note for row, _ in rows for note in _notes(row))),
     }
 
 
-def _states(media: set[Path], unreadable: dict[Path, tuple[str, str]]) -> dict:
-    states = Counter(unreadable[path][0] for path in media if path in unreadable)
+def _counted(media: set[Path], said: dict[Path, tuple[str, str]]) -> dict[str, int]:
+    states = Counter(said[path][0] for path in media)
     return {"needed": len(media)} | {state: states[state] for state in STATES}
 
 
-def _absent(media: list[tuple[Path, bool]]) -> dict[Path, tuple[str, str]]:
-    """{path: (state, why)} of the files that need no reading to be no use."""
-    found = {}
-    for path, _ in media:
-        try:
-            if not path.is_file():
-                found[path] = ("missing", "is missing")
-            elif not path.stat().st_size:
-                found[path] = ("damaged", "is empty (zero bytes)")
-        except OSError as error:
-            found[path] = ("missing", f"cannot be opened ({error.strerror})")
-    return found
+def _absent(path: Path) -> tuple[str, str]:
+    """(state, why) of a file that needs no reading to be no use."""
+    try:
+        if not path.is_file():
+            return "missing", "is missing"
+        return ("", "") if path.stat().st_size else ("damaged", "is empty (zero bytes)")
+    except OSError as error:
+        return "missing", f"cannot be opened ({error.strerror})"
 
 
 def _decoded_all(media: list[tuple[Path, bool]]) -> Iterator[tuple]:
@@ -170,31 +161,12 @@ def _decoded(medium: tuple[Path, bool]) -> tuple[str, str]:
 
 def _by_kind(faults: list[questions.Fault]) -> list[dict]:
     """The faults counted by field, whatever its place in a list, and expectation."""
-    lines = defaultdict(list)
-    for fault in faults:
-        field = re.sub(r"\d+", "", re.sub(r"^\[\d+\]\.", "", fault.field))
-        lines[field, fault.expected, fault.usable].append(fault.line)
-    return [
-        {
-            "field": field,
-            "expected": expected,
-            "usable": usable,
-            "count": len(found),
-            "records": len(set(found)),
-            "first_line": found[0],
-        }
-        for (field, expected, usable), found in sorted(lines.items())
-    ]
-
-
-# Of the nine videos whose labels count at another rate than their file, only the two
-# with records past the end are named anywhere; nor is it documented which 17 records
-# of L2 are on Ego4D videos that cannot be downloaded any more.
-ODD_VIDEOS = {
-    ("P10_04", "P18_02"): "labels past the end of the video (some on P10_04, P18_02)",
-    ("P01_109", "P27_103"): "frames released anew by EPIC (P01_109, P27_103)",
-    ("d9db7166-e5fe",): "source known as corrupt (Ego4D d9db7166-e5fe)",
-}
+    kind = ["field", "expected", "usable"]
+    found = pandas.DataFrame([asdict(f) for f in faults], columns=[*kind, "line"])
+    found["field"] = found["field"].str.replace(r"^\[\d+\]\.|\d+", "", regex=True)
+    lines = found.groupby(kind)["line"]
+    counted = lines.agg(count="size", records="nunique", first_line="first")
+    return counted.reset_index().to_dict("records")
 
 
 def _notes(record: dict) -> Iterator[str]:

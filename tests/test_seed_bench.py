@@ -385,6 +385,13 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(world):
     assert asked == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
 
 
+def test_a_connection_that_breaks_again_and_again_is_said(world):
+    world.hub.cuts["annotations/validation_L1.jsonl"] = [100] * 20
+    said = error(world.accept())
+    assert f"validation_L1.jsonl: the connection to {world.hub.endpoint}" in said
+    assert "what has arrived is kept, and the same command goes on from there" in said
+
+
 CONTENTS = {
     "a git-LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
     "a web page": b"<!DOCTYPE html><html>Sign in</html>",
@@ -445,7 +452,10 @@ def test_an_annotation_file_that_was_changed_is_not_overwritten(world):
     [
         ((401, "GatedRepo"), f"accept it at https://huggingface.co/datasets/{SEED}, "),
         ((401, "GatedRepo"), "run `hf auth login` or set HF_TOKEN"),
+        ((401, ""), "answered 401"),
+        ((401, ""), "log in with `hf auth login` or set HF_TOKEN"),
         ((404, "EntryNotFound"), "answered 404"),
+        ((404, "EntryNotFound"), "look whether the hub still lists that file"),
         ((500, ""), "answered 500"),
     ],
 )

@@ -1,32 +1,23 @@
 """What can be wrong with what the kit is given, and what it then says: a list.
 
 Each line of a table is one kind of broken input: what is broken and how, what the error
-names (file, line, field, member), and what it says to do. Faults of annotation files
-are in test_questions.py, those of clips and stills in test_video.py.
+names (file, line, field), and what it says to do. Faults of annotation files are in
+test_questions.py, of clips and stills in test_video.py, of downloads and archives in
+test_seed_bench.py, of parameters in test_params.py.
 """
 
 import hashlib
-import io
-import json
-import os
 import resource
 import shutil
-import subprocess
-import sys
-import tarfile
-import zipfile
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
-from made_hub import PINNED, Hub
 
-from lib import chain, paths
+from lib import chain
 from lib import records as run_records
 from lib.data import download, epic, frame_store
-from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
+from lib.data.download import DownloadError, HubFile
 from lib.data.epic import LabelFaults
 from lib.data.video import Sampling
 from lib.evaluate import resume
@@ -38,7 +29,6 @@ from lib.train import checkpoints
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123456\n"
 OTHER_BASE = "lib/mini/base"
 
 
@@ -60,318 +50,60 @@ def check_raised(error, words, ask):
     assert [said for said in words if said not in str(caught.value)] == []
 
 
-# --- labels of EPIC-KITCHENS ----------------------------------------------------------
+# --- single files ---------------------------------------------------------------------
 
-LABEL_COLUMNS = ",".join(epic.COLUMNS)
-LABEL_ROW = "P01_01_0,P01_01,open tap,00:00:01.00,00:00:02.50,60,150"
+
+def labels(path, *lines):
+    path = path / "train.csv"
+    path.write_text("\n".join(lines) + "\n")
+    epic.read_labels([path])
+
+
+def parameters(folder):
+    (folder / "run.yaml").write_bytes(b"run_name: a\n# \xe9\n")
+    load_params(folder / "run.yaml")
+
+
+def changed_download(folder):
+    (folder / "a.bin").write_bytes(b"changed")
+    file = HubFile("owner/set", "0" * 40, "a.bin", 9, hashlib.sha256(b"").hexdigest())
+    download.fetch(file, folder / "a.bin")
+
+
+COLUMNS = ",".join(epic.COLUMNS)
+ROW = "P01_01_0,P01_01,open tap,00:00:01.00,2.5 s,60,150"
 GET_LABELS = "or get https://github.com/epic-kitchens/epic-kitchens-100-annotations"
-LABELS = {
+FILES = {
     "a bad timestamp in the EPIC labels": (
-        [LABEL_COLUMNS, LABEL_ROW.replace("00:00:02.50", "2.5 s")],
+        lambda folder: labels(folder, COLUMNS, ROW),
+        LabelFaults,
         "train.csv, line 2, stop_timestamp: found '2.5 s'; expected HH:MM:SS.ss",
         GET_LABELS,
     ),
     "a column that the EPIC labels lack": (
-        [LABEL_COLUMNS.replace("narration,", ""), LABEL_ROW],
+        lambda folder: labels(folder, COLUMNS.replace("narration,", ""), ROW),
+        LabelFaults,
         "train.csv, line 1: no column narration",
         GET_LABELS,
     ),
-}
-
-
-@every(LABELS, LabelFaults)
-def test_labels(change, error, words, tmp_path):
-    (tmp_path / "train.csv").write_text("\n".join(change) + "\n")
-    check_raised(error, words, lambda: epic.read_labels([tmp_path / "train.csv"]))
-
-
-# --- archives: videos/batch_1, which should hold 0.mp4 --------------------------------
-
-
-def tar(*members):
-    """Bytes of a tar.gz of (name or TarInfo, content)."""
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as file:
-        for name, content in members:
-            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
-            info.size = len(content)
-            file.addfile(info, io.BytesIO(content))
-    return out.getvalue()
-
-
-def link(name, to):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = tarfile.SYMTYPE, to
-    return info
-
-
-def zipped(name, content):
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as file:
-        file.writestr(name, content)
-    return out.getvalue()
-
-
-def sparse(name):
-    """A tar.gz of a member of a few bytes that claims a gigabyte."""
-    info = tarfile.TarInfo(name)
-    info.pax_headers = {"GNU.sparse.size": str(10**9), "GNU.sparse.map": "0,8"}
-    return tar((info, b"12345678"))
-
-
-def packed_otherwise(data):
-    """A zip file whose members say that they are packed by Deflate64."""
-    for head, at in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
-        at += data.index(head)
-        data = data[:at] + b"\x09\0" + data[at + 2 :]
-    return data
-
-
-def flipped(data, at):
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-
-NOISE = os.urandom(20_000)
-REPORT = "report it to who made the archive"
-ARCHIVES = {
-    "a member with a path out of the folder": (
-        tar(("../0.mp4", NOISE)),
-        "batch_1.tar.gz: the member '../0.mp4' leads out of the folder",
-        REPORT,
-    ),
-    "a member that is a link out of the folder": (
-        tar((link("0.mp4", "/etc/passwd"), b"")),
-        "batch_1.tar.gz: the member '0.mp4' is a link",
-        REPORT,
-    ),
-    "a member of a zip file with an absolute path": (
-        zipped("/tmp/0.mp4", NOISE),
-        "batch_1.zip: the member '/tmp/0.mp4' leads out of the folder",
-        REPORT,
-    ),
-    "an archive cut short": (
-        tar(("0.mp4", NOISE))[:10_000],
-        "batch_1.tar.gz: cannot be read to its end",
-        "the hub's own file is damaged; report it there",
-    ),
-    "a damaged block that is stored as it is": (
-        flipped(tar(("0.mp4", NOISE)), 10_000),
-        "batch_1.tar.gz: cannot be read to its end (CRC check failed",
-        "the hub's own file is damaged; report it there",
-    ),
-    "a sparse member": (
-        sparse("0.mp4"),
-        "batch_1.tar.gz: the member '0.mp4' is a link, a device, sparse",
-        REPORT,
-    ),
-    "a member of a zip file that is packed in an unknown way": (
-        packed_otherwise(zipped("0.mp4", NOISE)),
-        "batch_1.zip: cannot be read here (That compression method is not",
-        "unpack it yourself",
-    ),
-    "a member whose place another file has": (
-        tar(("0.mp4", NOISE), ("again/0.mp4", b"short")),
-        "batch_1.tar.gz: the member 'again/0.mp4' has 5 bytes, but",
-        "/out/0.mp4 is",
-        "delete that file if this one shall take its place",
-    ),
-}
-
-
-@every(ARCHIVES, ArchiveError)
-def test_archives(change, error, words, tmp_path):
-    data, name = change, words[0].partition(":")[0]
-    digest = hashlib.sha256(data).hexdigest()
-    part = HubFile("owner/set", PINNED, f"videos/{name}", len(data), digest)
-    archive = Archive(f"owner/set: videos/{name}", (part,), ("videos",))
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / f"{digest[:12]}-{name}").write_bytes(data)
-    out = tmp_path / "out"
-
-    def place(member):
-        return out / Path(member).name
-
-    check_raised(
-        error, words, lambda: list(download.unpack(archive, tmp_path / "store", place))
-    )
-    assert {path.name for path in out.rglob("*")} <= {"0.mp4"}
-    assert not (tmp_path / "0.mp4").exists()
-
-
-# --- downloads: of one file from a hub on loopback ------------------------------------
-
-
-def serving(content):
-    return lambda hub, path: hub.served.update({path: content})
-
-
-def refusing(status, name):
-    return lambda hub, path: hub.status.update({path: (status, name)})
-
-
-def cutting(hub, path):
-    hub.cuts[path] = [100] * 20
-
-
-AGAIN = "It was deleted; run it again"
-DOWNLOADS = {
-    "a download with another hash": (
-        serving(NOISE[::-1]),
-        "owner/set: hash.bin: received 20,000 bytes with another hash",
-        "expected",
-        AGAIN,
-    ),
-    "an LFS pointer as download": (
-        serving(POINTER),
-        "owner/set: pointer.bin: received a git-LFS pointer; expected 20,000 bytes",
-        AGAIN,
-    ),
-    "a download that is cut off again and again": (
-        cutting,
-        "owner/set: cut.bin: the connection to http://127.0.0.1",
-        "broke",
-        "what has arrived is kept, and the same command goes on from there",
-    ),
-    "a hub that wants its licence accepted (401)": (
-        refusing(401, "GatedRepo"),
-        "owner/set: gated.bin: the hub asks for an account",
-        "accept it at https://huggingface.co/datasets/owner/set, then run `hf auth",
-    ),
-    "a hub that wants a login (401)": (
-        refusing(401, ""),
-        "owner/set: login.bin: ",
-        "answered 401",
-        "log in with `hf auth login` or set HF_TOKEN",
-    ),
-    "a hub that has no such file (404)": (
-        refusing(404, "EntryNotFound"),
-        "owner/set: gone.bin: ",
-        "answered 404",
-        "look whether the hub still lists that file",
-    ),
-}
-FETCH_ALL = """
-import json, sys
-from pathlib import Path
-from lib.data.download import HubFile, fetch
-said = {}
-for facts in json.loads(sys.argv[1]):
-    try:
-        fetch(HubFile(**facts), Path(sys.argv[2], facts["path"]))
-    except Exception as error:
-        said[facts["path"]] = [type(error).__name__, str(error)]
-print(json.dumps(said))
-"""
-
-
-def hub_file(path, size=20_000):
-    return HubFile("owner/set", PINNED, path, size, hashlib.sha256(NOISE).hexdigest())
-
-
-@pytest.fixture(scope="module")
-def fetched(tmp_path_factory):
-    """{path: [type, message]} of all downloads, fetched by one process."""
-    folder, hub = tmp_path_factory.mktemp("downloads"), Hub()
-    files = [path_in(words) for _, *words in DOWNLOADS.values()]
-    for path, (change, *_) in zip(files, DOWNLOADS.values(), strict=True):
-        hub.files["owner/set"][path] = NOISE
-        change(hub, path)
-    facts = json.dumps([asdict(hub_file(path)) for path in files])
-    ran = subprocess.run(
-        [sys.executable, "-c", FETCH_ALL, facts, str(folder)],
-        cwd=paths.ROOT,
-        env={k: v for k, v in os.environ.items() if "proxy" not in k.lower()}
-        | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    hub.close()
-    return json.loads(ran.stdout.splitlines()[-1])
-
-
-def path_in(words):
-    return words[0].split(": ")[1]
-
-
-@every(DOWNLOADS, DownloadError)
-def test_downloads(change, error, words, fetched):
-    kind, message = fetched[path_in(words)]
-    assert issubclass(getattr(download, kind), error)
-    assert [said for said in words if said not in message] == []
-
-
-HERE = {
-    "a downloaded file that was changed": (
-        lambda target: target.write_bytes(b"changed"),
-        "a.bin is there, but is not what owner/set lists as a.bin",
-        "move it away, then run this again",
-    ),
-    "a disk too small for a download": (
-        lambda target: None,
-        "not enough disk space below",
-        "to download huge.bin: 1.00EB are",
-        "make room, then run it again",
-    ),
-}
-
-
-@every(HERE, DownloadError)
-def test_downloads_that_need_no_hub(change, error, words, tmp_path):
-    path, size = ("huge.bin", 10**18) if "huge" in str(words) else ("a.bin", 20_000)
-    change(tmp_path / path)
-    check_raised(
-        error, words, lambda: download.fetch(hub_file(path, size), tmp_path / path)
-    )
-
-
-# --- parameters: run.yaml -------------------------------------------------------------
-
-PARAMETERS = {
-    "an unknown parameter": (
-        b"run_name: a\nsft_step: 10\n",
-        "run.yaml, line 2, sft_step: no notebook declares this parameter",
-        "did you mean sft_steps?",
-    ),
-    "a number that YAML takes for a text": (
-        b"run_name: a\nsft_lr: 1e-5\n",
-        "run.yaml, line 2, sft_lr: expected float, found str '1e-5'",
-        "YAML wants a point and a sign: 1.0e-5",
-    ),
-    "a parameter of the wrong type": (
-        b"run_name: 7\n",
-        "run.yaml, line 1, run_name: expected str, found int 7",
-        "put it in quotation marks",
-    ),
-    "a line that is no YAML": (
-        b"run_name: a\nseed: [1\n",
-        "run.yaml, line 3: not YAML (",
-        "expected lines of `key: value`",
-    ),
     "parameters that are not UTF-8": (
-        b"run_name: a\n# \xe9\n",
+        parameters,
+        ParamsFaults,
         "run.yaml, line 2: not UTF-8",
         "save it as UTF-8 text",
     ),
-    "a run without a name": (
-        b"seed: 1\n",
-        "run.yaml, run_name: missing",
-        "it names the folder of the records",
-    ),
-    "no params file": (
-        None,
-        "run.yaml is missing",
-        "give a file such as params/mini.yaml",
+    "a downloaded file that was changed": (
+        changed_download,
+        DownloadError,
+        "a.bin is there, but is not what owner/set lists as a.bin",
+        "move it away, then run this again",
     ),
 }
 
 
-@every(PARAMETERS, ParamsFaults)
-def test_parameters(change, error, words, tmp_path):
-    path = tmp_path / "run.yaml"
-    if change is not None:
-        path.write_bytes(change)
-    check_raised(error, words, lambda: load_params(path))
+@every(FILES, ValueError)
+def test_single_files(change, error, words, tmp_path):
+    check_raised(error, words, lambda: change(tmp_path))
 
 
 # --- checkpoints: a folder `model` ----------------------------------------------------
@@ -538,19 +270,6 @@ def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     check_raised(error, words, lambda: models.load_adapter(model, folder))
 
 
-def test_a_half_written_training_checkpoint_is_removed_and_that_is_said(
-    tmp_path, capsys
-):
-    for step in (10, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
-    run_records.write_json(tmp_path / "checkpoint-10" / checkpoints.MARKER, {})
-    assert checkpoints.last_complete(tmp_path) == tmp_path / "checkpoint-10"
-    assert "removing checkpoint-20: a kill left it half written" in (
-        capsys.readouterr().out
-    )
-
-
 # --- the folder of a run --------------------------------------------------------------
 
 
@@ -635,11 +354,13 @@ def full_disk():
 
 
 def full_record(folder):
-    run_records.write_json(folder / "metrics.json", list(range(1000)))
+    with full_disk():
+        run_records.write_json(folder / "metrics.json", list(range(1000)))
 
 
 def full_log(folder):
-    run_records.append_jsonl(folder / "rollouts.jsonl", [{"text": "x" * 1000}])
+    with full_disk():
+        run_records.append_jsonl(folder / "rollouts.jsonl", [{"text": "x" * 1000}])
 
 
 def full_adapter(folder):
@@ -665,41 +386,13 @@ def frames_in_a_file(folder):
     frame_store.FrameFolder(folder / "frames", 2**20)
 
 
-def limited(write):
-    def in_limit(folder):
-        with full_disk():
-            write(folder)
-
-    return in_limit
-
-
+FULL = "cannot be written (File too large)"
 ROOM = "make room on its disk, or see that you may write there, then run it again"
-
 DISK = {
-    "a disk full at a record": (
-        limited(full_record),
-        "cannot be written (File too large)",
-        "/metrics.json",
-        ROOM,
-    ),
-    "a disk full at a log": (
-        limited(full_log),
-        "cannot be written (File too large)",
-        "/rollouts.jsonl",
-        ROOM,
-    ),
-    "a disk full at trained weights": (
-        full_adapter,
-        "cannot be written (File too large)",
-        "/adapters/sft",
-        ROOM,
-    ),
-    "a disk full at the frame store": (
-        full_frame_store,
-        "cannot be written (File too large)",
-        "/frames",
-        ROOM,
-    ),
+    "a disk full at a record": (full_record, FULL, "/metrics.json", ROOM),
+    "a disk full at a log": (full_log, FULL, "/rollouts.jsonl", ROOM),
+    "a disk full at trained weights": (full_adapter, FULL, "/adapters/sft", ROOM),
+    "a disk full at the frame store": (full_frame_store, FULL, "/frames", ROOM),
     "a frame store that cannot be a folder": (
         frames_in_a_file,
         FileExistsError,

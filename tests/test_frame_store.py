@@ -1,7 +1,6 @@
 """Frames kept in a folder: the same pixels, whoever fills it and however it is hurt."""
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial, wraps
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,7 +45,7 @@ def folder(tmp_path):
 def counted(reader):
     """`reader` with a list of the names of the files it was given."""
 
-    @functools.wraps(reader)  # the name tells readers apart in the folder
+    @wraps(reader)  # the name tells readers apart in the folder
     def read(path, sampling):
         read.calls.append(path.name)
         return reader(path, sampling)
@@ -81,6 +81,14 @@ def entries(folder):
     return sorted(folder.glob("*.frames"))
 
 
+def filled(folder, media, bound=PLENTY, count=6):
+    """A store that was asked for `count` media once each, and their paths."""
+    store, paths = FrameFolder(folder, bound), numbered(media, count)
+    for path in paths:
+        store.read(pixels_of, path, SMALL)
+    return store, paths
+
+
 # --- what is kept -----------------------------------------------------------------
 
 
@@ -107,42 +115,50 @@ def test_extreme_pixels_survive(value, folder, tmp_path):
         assert np.array_equal(kept, pixels)
 
 
-def test_changed_content_under_the_same_name_is_another_entry(folder, tmp_path):
-    """Even with the size and the time of the old file, as `cp -p` would leave it."""
-    (path,) = numbered(tmp_path / "media", 1)
-    store, reader = FrameFolder(folder, PLENTY), counted(pixels_of)
-    old, times = store.read(reader, path, SMALL), path.stat()
+def inverted(path, sampling):
+    return 255 - pixels_of(path, sampling)
+
+
+def replaced(path, monkeypatch):
+    """With the size and the time of the old file, as `cp -p` would leave it."""
+    times = path.stat()
     path.write_bytes((77).to_bytes(8, "big") + b"media")
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert path.stat().st_size == times.st_size
-    new = store.read(reader, path, SMALL)
-    assert np.array_equal(new, pixels_of(path, SMALL))
-    assert not np.array_equal(new, old)
-    assert len(entries(folder)) == 2
 
 
-@pytest.mark.parametrize("change", [{"max_frames": 4}, {"fps": 1.0}, {"height": 28}])
-def test_another_sampling_is_another_entry(change, noisy, folder):
-    store, reader = FrameFolder(folder, PLENTY), counted(read_clip)
-    store.read(reader, noisy, SMALL)
-    other = replace(SMALL, **change)
-    assert np.array_equal(store.read(reader, noisy, other), read_clip(noisy, other))
-    assert len(entries(folder)) == 2
+def newer(package):
+    return lambda path, patch: patch.setitem(frame_store.VERSIONS, package, "0.0.0")
 
 
-def test_another_reader_is_another_entry(folder, tmp_path):
-    (path,) = numbered(tmp_path / "media", 1)
-    store = FrameFolder(folder, PLENTY)
-    store.read(pixels_of, path, SMALL)
+ANOTHER = {  # what is done to the file or the kit, and the reader and sampling after it
+    "content": (replaced, pixels_of, SMALL),
+    "number of frames": (None, pixels_of, replace(SMALL, max_frames=4)),
+    "rate": (None, pixels_of, replace(SMALL, fps=1.0)),
+    "size": (None, pixels_of, replace(SMALL, height=28)),
+    "reader": (None, inverted, SMALL),
+    **{
+        f"version of {package}": (newer(package), pixels_of, SMALL)
+        for package in ("decord2", "av", "torchvision", "pillow")
+    },
+}
 
-    def inverted(path, sampling):
-        return 255 - pixels_of(path, sampling)
 
-    expected = 255 - pixels_of(path, SMALL)
-    assert np.array_equal(store.read(inverted, path, SMALL), expected)
+@pytest.mark.parametrize("what", ANOTHER)
+def test_another_content_reader_sampling_or_version_is_another_entry(
+    what, folder, tmp_path, monkeypatch
+):
+    store, (path,) = filled(folder, tmp_path / "media", count=1)
+    change, read, sampling = ANOTHER[what]
+    if change:
+        change(path, monkeypatch)
+    reader = counted(read)
+    frames = store.read(reader, path, sampling)
+    assert np.array_equal(frames, read(path, sampling))
+    assert reader.calls == ["0.mp4"] and len(entries(folder)) == 2
 
 
-def test_a_bad_clip_is_not_kept(noisy, folder, tmp_path):
+def test_what_is_bad_or_changes_while_it_is_read_is_not_kept(noisy, folder, tmp_path):
     path = tmp_path / "half.mp4"
     path.write_bytes(noisy.read_bytes()[: noisy.stat().st_size // 2])
     store, reader = FrameFolder(folder, PLENTY), counted(read_clip)
@@ -150,46 +166,32 @@ def test_a_bad_clip_is_not_kept(noisy, folder, tmp_path):
         with pytest.raises(BadVideo, match=r"half\.mp4"):
             store.read(reader, path, SMALL)
     assert len(reader.calls) == 2
-    assert entries(folder) == []
-
-
-def test_a_clip_that_changes_while_it_is_decoded_is_not_kept(folder, tmp_path):
-    """Its frames would stand under the hash of what it was before."""
-    (path,) = numbered(tmp_path / "media", 1)
 
     def growing(path, sampling):
         with path.open("ab") as file:
             file.write(b"more")
         return pixels_of(path, sampling)
 
-    FrameFolder(folder, PLENTY).read(growing, path, SMALL)
+    store.read(growing, path, SMALL)
     assert entries(folder) == []
 
 
 # --- damage -----------------------------------------------------------------------
 
 
-def cut(data):
-    return data[: len(data) // 2]
+def flipped(data, place):
+    at = int(place * (len(data) - 1))
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
 
-def empty(data):
-    return b""
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    **{f"flipped at {x}": partial(flipped, place=x) for x in (0.0, 0.01, 0.5, 1.0)},
+}
 
 
-def flipped(place):
-    def flip(data):
-        at = int(place * (len(data) - 1))
-        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
-
-    flip.__name__ = f"flipped_at_{place}"
-    return flip
-
-
-DAMAGE = [cut, empty, *map(flipped, (0.0, 0.01, 0.5, 1.0))]
-
-
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_entry_is_made_anew_with_one_warning(damage, noisy, folder, caplog):
     expected = FrameFolder(folder, PLENTY).read(read_clip, noisy, SMALL)
     (entry,) = entries(folder)
@@ -207,10 +209,7 @@ def test_a_damaged_entry_is_made_anew_with_one_warning(damage, noisy, folder, ca
 
 
 def test_an_entry_put_in_anothers_place_is_damage(folder, tmp_path, caplog):
-    paths = numbered(tmp_path / "media", 2)
-    store = FrameFolder(folder, PLENTY)
-    for path in paths:
-        store.read(pixels_of, path, SMALL)
+    store, paths = filled(folder, tmp_path / "media", count=2)
     one, other = entries(folder)
     other.write_bytes(one.read_bytes())
     for path in paths:
@@ -222,14 +221,15 @@ def test_an_entry_put_in_anothers_place_is_damage(folder, tmp_path, caplog):
 # --- the bound --------------------------------------------------------------------
 
 
-def bytes_of_one(tmp_path):
-    (path,) = numbered(tmp_path / "one", 1)
-    FrameFolder(tmp_path / "one frames", PLENTY).read(pixels_of, path, SMALL)
+@pytest.fixture
+def one(tmp_path):
+    """Bytes of one entry."""
+    filled(tmp_path / "one frames", tmp_path / "one", count=1)
     return held(tmp_path / "one frames")
 
 
-def test_the_least_recently_used_go_first(folder, tmp_path):
-    store = FrameFolder(folder, int(3.5 * bytes_of_one(tmp_path)))
+def test_the_least_recently_used_go_first(folder, tmp_path, one):
+    store = FrameFolder(folder, int(3.5 * one))
     reader, paths = counted(pixels_of), numbered(tmp_path / "media", 4)
     for i in (0, 1, 2, 0, 3, 0, 3, 1):  # 3 takes the place of 1; 0 was used since
         time.sleep(0.02)  # more than the file system's clock needs to tick
@@ -238,49 +238,32 @@ def test_the_least_recently_used_go_first(folder, tmp_path):
     assert reader.calls == ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "1.mp4"]
 
 
-def test_a_full_store_says_so_once(folder, tmp_path, caplog):
-    store = FrameFolder(folder, 2 * bytes_of_one(tmp_path))
-    for path in numbered(tmp_path / "media", 6):
-        store.read(pixels_of, path, SMALL)
+def test_a_bound_holds_from_the_opening_on_and_a_full_store_says_so_once(
+    folder, tmp_path, one, caplog
+):
+    filled(folder, tmp_path / "media")
+    assert caplog.messages == [] and held(folder) > 2 * one
+    FrameFolder(folder, 2 * one)
+    assert 0 < held(folder) <= 2 * one
+    caplog.clear()
+    filled(folder, tmp_path / "more media", bound=2 * one)
     assert len(caplog.messages) == 1
     assert "full" in caplog.text and str(folder) in caplog.text
 
 
-def test_a_smaller_bound_holds_from_the_opening_on(folder, tmp_path):
-    store = FrameFolder(folder, PLENTY)
-    for path in numbered(tmp_path / "media", 6):
-        store.read(pixels_of, path, SMALL)
-    bound = 2 * bytes_of_one(tmp_path)
-    FrameFolder(folder, bound)
-    assert 0 < held(folder) <= bound
-
-
-def test_files_of_others_are_left_alone(folder, tmp_path):
+def test_files_of_others_are_left_alone(folder, tmp_path, one):
     """A full folder drops its own entries, nothing else, however it is named."""
-    bound = 2 * bytes_of_one(tmp_path)
     others = ["holiday.frames", "a.hash", ".lock", ".unfinished", "0" * 64 + ".jpg"]
+    others.append("photos/1.frames")
     (folder / "photos").mkdir(parents=True)
-    for name in [*others, "photos/1.frames"]:
+    for name in others:
         (folder / name).write_bytes(b"mine" * 100_000)
         os.utime(folder / name, (0, 0))  # older than all entries
-    store = FrameFolder(folder, bound)
-    for path in numbered(tmp_path / "media", 6):
-        store.read(pixels_of, path, SMALL)
-    for name in [*others, "photos/1.frames"]:
+    filled(folder, tmp_path / "media", bound=2 * one)
+    for name in others:
         assert (folder / name).read_bytes() == b"mine" * 100_000
     own = [file for file in folder.iterdir() if frame_store.OWN.fullmatch(file.name)]
-    assert 0 < sum(file.stat().st_size for file in own) <= bound
-
-
-@pytest.mark.parametrize("package", ["decord2", "av", "torchvision", "pillow"])
-def test_another_version_of_a_package_is_another_entry(
-    package, noisy, folder, monkeypatch
-):
-    reader = counted(read_clip)
-    FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
-    monkeypatch.setitem(frame_store.VERSIONS, package, "0.0.0")
-    FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
-    assert len(reader.calls) == len(entries(folder)) == 2
+    assert 0 < sum(file.stat().st_size for file in own) <= 2 * one
 
 
 def test_frames_larger_than_the_bound_are_returned_and_not_kept(folder, tmp_path):
@@ -288,22 +271,17 @@ def test_frames_larger_than_the_bound_are_returned_and_not_kept(folder, tmp_path
     frames = FrameFolder(folder, 1000).read(pixels_of, path, SMALL)
     assert np.array_equal(frames, pixels_of(path, SMALL))
     assert entries(folder) == []
+    with pytest.raises(ValueError, match="more than 0"):
+        FrameFolder(folder, 0)
 
 
 @pytest.mark.parametrize("torn", [b"", b"12", b"not a number at all!"])
-def test_a_torn_count_is_counted_again(torn, folder, tmp_path):
-    bound = 3 * bytes_of_one(tmp_path)
+def test_a_torn_count_is_counted_again(torn, folder, tmp_path, one):
     for path in numbered(tmp_path / "media", 8):
-        (folder / ".frames_lock").parent.mkdir(exist_ok=True)
-        store = FrameFolder(folder, bound)
+        store = FrameFolder(folder, 3 * one)
         (folder / ".frames_lock").write_bytes(torn)
         store.read(pixels_of, path, SMALL)
-        assert held(folder) <= bound + bytes_of_one(tmp_path)
-
-
-def test_no_bound_is_refused(folder):
-    with pytest.raises(ValueError, match="more than 0"):
-        FrameFolder(folder, 0)
+        assert held(folder) <= 4 * one
 
 
 # --- several processes ------------------------------------------------------------
@@ -327,97 +305,55 @@ for turn in range({turns}):
 """
 
 
-def start(folder, media, bound, seed, turns):
+def start(folder, media, bound, turns, count=3):
+    """Processes that read all media `turns` times, each in an order of its own."""
     places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder)}
-    code = PROCESS.format(
-        **places, media=str(media), bound=bound, seed=seed, turns=turns
-    )
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", code]
-    return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT
-    )
-
-
-def let_go(processes):
-    for process in processes:
+    places |= {"media": str(media), "bound": bound, "turns": turns}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    started = []
+    for seed in range(count):
+        command = [sys.executable, "-c", PROCESS.format(**places, seed=seed)]
+        started.append(subprocess.Popen(command, text=True, cwd=ROOT, **pipes))
+    for process in started:
         assert process.stdout.readline() == "ready\n", process.stderr.read()
-    for process in processes:
+    for process in started:
         process.stdin.write("\n")
         process.stdin.flush()
+    return started
 
 
-def test_several_processes_fill_one_folder(folder, tmp_path, caplog):
+@pytest.mark.parametrize("entries_held", [None, 5])
+def test_several_processes_fill_one_folder(entries_held, folder, tmp_path, one):
     paths = numbered(tmp_path / "media", 12)
-    started = [start(folder, tmp_path / "media", PLENTY, i, turns=3) for i in range(3)]
-    let_go(started)
-    for process in started:
+    bound = PLENTY if entries_held is None else entries_held * one
+    for process in start(folder, tmp_path / "media", bound, turns=3):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-        assert errors == ""  # no warning: nobody saw half an entry
-    assert len(entries(folder)) == len(paths)
-    reader = counted(pixels_of)
-    for path in paths:
-        FrameFolder(folder, PLENTY).read(reader, path, SMALL)
-    assert reader.calls == []
-
-
-def test_several_processes_stay_below_one_bound(folder, tmp_path):
-    numbered(tmp_path / "media", 12)
-    bound = 5 * bytes_of_one(tmp_path)
-    started = [start(folder, tmp_path / "media", bound, i, turns=4) for i in range(3)]
-    let_go(started)
-    for process in started:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        assert "damaged" not in errors
+        assert "damaged" not in errors  # nobody saw half an entry
+        assert errors == "" or entries_held
     assert 0 < held(folder) <= bound
+    if entries_held is None:
+        assert len(entries(folder)) == len(paths)
 
 
-def test_killed_processes_leave_a_sound_folder(folder, tmp_path, caplog):
+def test_killed_processes_leave_a_sound_folder(folder, tmp_path, one, caplog):
     paths = numbered(tmp_path / "media", 12)
-    bound = 5 * bytes_of_one(tmp_path)  # small, so that they write all the time
+    bound = 5 * one  # small, so that they write all the time
     for moment in (0.05, 0.13, 0.21):
-        media = tmp_path / "media"
-        started = [start(folder, media, bound, i, turns=1000) for i in range(2)]
-        let_go(started)
+        started = start(folder, tmp_path / "media", bound, turns=1000, count=2)
         time.sleep(moment)
         for process in started:
             assert process.poll() is None, process.stderr.read()
             process.send_signal(signal.SIGKILL)
             process.communicate()
+    (folder / ".frames_unfinished").write_bytes(b"half an entry")
     store = FrameFolder(folder, bound)
     for path in paths:
         frames = store.read(pixels_of, path, SMALL)
         assert np.array_equal(frames, pixels_of(path, SMALL))
         assert held(folder) <= bound
     assert "damaged" not in caplog.text
-
-
-def test_what_a_killed_writer_left_is_overwritten(folder, tmp_path):
-    (path,) = numbered(tmp_path / "media", 1)
-    store = FrameFolder(folder, PLENTY)
-    (folder / ".frames_unfinished").write_bytes(b"half an entry")
-    store.read(pixels_of, path, SMALL)
     assert not (folder / ".frames_unfinished").exists()
-    assert len(entries(folder)) == 1
-
-
-def test_a_disk_without_space_is_a_clear_error(folder, tmp_path):
-    """A limit on file sizes stands for the full disk: both fail in the write."""
-    numbered(tmp_path / "media", 1)
-    process = start(folder, tmp_path / "media", PLENTY, 0, turns=1)
-    limit = [str(process.pid), "--fsize=100"]
-    try:
-        subprocess.run(["prlimit", "--pid", *limit], check=True)
-    except FileNotFoundError:
-        process.kill()
-        pytest.skip("prlimit, of util-linux, is not there")
-    let_go([process])
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    last = errors.strip().splitlines()[-1]
-    assert "cannot be written (File too large)" in last and str(folder) in last
 
 
 # --- in one process, and the way in -----------------------------------------------
@@ -463,10 +399,8 @@ def test_question_media_goes_through_the_folder(noisy, folder, tmp_path, monkeyp
     keep_frames("", max_gib=1)
     question_media(item, replace(SMALL, max_frames=4))
     assert len(entries(folder)) == 2
-    assert question_media(SimpleNamespace(video=None, image=None), SMALL) == (
-        None,
-        None,
-    )
+    nothing = SimpleNamespace(video=None, image=None)
+    assert question_media(nothing, SMALL) == (None, None)
 
 
 def test_a_bad_clip_is_not_remembered(noisy, tmp_path):

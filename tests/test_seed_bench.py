@@ -339,17 +339,28 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(world):
     assert asked(world) == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
 
 
+def test_a_connection_that_breaks_again_and_again_is_said(world):
+    world.hub.cuts["annotations/validation_L1.jsonl"] = [100] * 20
+    said = error(world.accept())
+    assert f"validation_L1.jsonl: the connection to {world.hub.endpoint}" in said
+    assert "what has arrived is kept, and the same command goes on from there" in said
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+LICENCE = (
+    f"accept it at https://huggingface.co/datasets/{SEED}, then run `hf auth login` or "
+    "set HF_TOKEN"
+)
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
 TEXT = "annotations/validation_L2.jsonl"
 SENT = {  # what the hub sends of a file: bytes or (status, name), what is said
     "page": (TEXT, PAGE, "received a web page; expected"),
     "short": (TEXT, b"abc", "received 3 bytes; expected"),
     "flipped": (OF_EGO, None, "bytes with another hash"),
-    "gated": (
-        TEXT,
-        (401, "GatedRepo"),
-        f"https://huggingface.co/datasets/{SEED}, then",
-    ),
+    "pointer": (TEXT, LFS, "received a git-LFS pointer; expected"),
+    "gated": (TEXT, (401, "GatedRepo"), LICENCE),
+    "no token": (TEXT, (401, ""), "log in with `hf auth login` or set HF_TOKEN"),
+    "gone": (TEXT, (404, "EntryNotFound"), "look whether the hub still lists that"),
     "ill": (TEXT, (500, ""), "answered 500"),
 }
 

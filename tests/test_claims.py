@@ -550,7 +550,7 @@ def test_what_is_no_term(text):
 def test_terms_with_spaces_in_a_value():
     term = Term.read("-sft L3 domain=Daily life condition=no_video")
     assert (term.weight, term.label, term.set) == (-1, "sft", "L3")
-    assert term.picks == (("domain", "Daily life"), ("condition", "no_video"))
+    assert term.picks == {"domain": "Daily life", "condition": "no_video"}
 
 
 # --- how it is shown ------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Answers as one table, and what is measured on it, against counts made by hand."""
+"""Rows, the table of all answers, and what is measured on it, counted by hand."""
 
 import subprocess
 import sys
@@ -51,6 +51,84 @@ def test_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+# --- rows of predictions --------------------------------------------------------------
+
+
+def test_rows_of_all_models_line_up(predictions):
+    for name in methods.SETS:
+        models = (*methods.METHODS, "base-direct")
+        ids = [[row["id"] for row in predictions[m, name]] for m in models]
+        assert ids[0] == sorted(ids[0]) and all(other == ids[0] for other in ids)
+    rows = tables.by_id(predictions, "sft")
+    everything = [row for name in methods.SETS for row in predictions["sft", name]]
+    assert list(rows.values()) == everything
+
+
+def test_methods_of_ones_own_come_last(small):
+    rows = (small / "predictions_grpo_L1.jsonl").read_text()
+    for name in ("zeta_L1", "psr_L1", "ppo_L1", "grpo_L1.no_video", "grpo_L1.partial"):
+        (small / f"predictions_{name}.jsonl").write_text(rows)
+    models = [model for model, _ in tables.read_predictions(small)]
+    assert models == ["base", "sft", "grpo", "base-direct", "ppo", "psr", "zeta"]
+
+
+def test_gallery_shows_what_it_says(predictions):
+    image_only = {f"L1/{i}" for i in range(0, 400, 7)}
+    picks = tables.gallery(predictions, image_only)
+    assert [pick["kind"] for pick in picks] == [*tables.GALLERY]
+    assert len({pick["id"] for pick in picks}) == 4
+    said = {model: tables.by_id(predictions, model) for model in methods.METHODS}
+    for pick in picks:
+        right = tuple(own[pick["id"]]["correct"] for own in said.values())
+        pattern = tables.GALLERY[pick["kind"]]
+        assert right == pattern if pattern else len({*right}) == 2
+    assert picks[3]["id"] in image_only
+
+
+def test_gallery_leaves_out_unreadable_questions(small):
+    for model in methods.METHODS:
+        for number in range(12):
+            edit_row(small / f"predictions_{model}_L1.jsonl", number, error="x: bad")
+    assert tables.gallery(tables.read_predictions(small), set()) == []
+
+
+@pytest.mark.parametrize(
+    "model, change, said",
+    [
+        ("sft", {"parsed": None}, r"sft_L1\.jsonl, line 5: no field `parsed`"),
+        ("sft", {"id": "L1/3"}, "line 5: question L1/3 twice"),
+        ("sft", {"correct": "x"}, "line 5: correct is 'x'"),
+        ("base-direct", {"gold": "D"}, "differ in 1 questions, first L1/4"),
+        ("base-direct", {"id": "L1/99"}, "differ in 2 questions"),
+    ],
+)
+def test_a_row_that_makes_a_comparison_impossible_is_named(small, model, change, said):
+    edit_row(small / f"predictions_{model}_L1.jsonl", 4, **change)
+    for read in (tables.read_predictions, answers.read):
+        with pytest.raises(ValueError, match=said):
+            read(small)
+
+
+def test_a_lost_row_is_not_compared(small):
+    path = small / "predictions_grpo_L1.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    for read in (tables.read_predictions, answers.read):
+        with pytest.raises(ValueError, match="differ in 1 questions"):
+            read(small)
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"grpo_L1\.jsonl is empty: run 04_eval again"):
+        tables.read_predictions(small)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"predictions_grpo_L1\.jsonl"):
+        tables.read_predictions(small)
+
+
+def test_an_empty_run_says_what_to_do(tmp_path):
+    for read in (tables.read_predictions, answers.read):
+        with pytest.raises(FileNotFoundError, match="run 04_eval first"):
+            read(tmp_path)
+
+
 # --- the table of all answers ---------------------------------------------------------
 
 
@@ -64,21 +142,6 @@ def test_every_answer_is_a_row_and_every_reading_of_it(made):
     assert {*own.condition} == {"seen"} and {*own.seed} == {0}
 
 
-def test_rows_are_read_again_and_must_be_of_the_same_questions(small):
-    path = small / "predictions_sft_L1.jsonl"
-    whole, right = path.read_text(), read_jsonl(path)[4]["correct"]
-    edit_row(path, 4, correct=not right)
-    with pytest.raises(ValueError, match="line 5: correct is"):
-        answers.read(small)
-    path.write_text(whole)
-    edit_row(path, 4, gold="D")
-    with pytest.raises(ValueError, match="differ in 1 questions, first L1/4"):
-        answers.read(small)
-    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
-    with pytest.raises(ValueError, match="differ in 1 questions"):
-        answers.read(small)
-
-
 def test_rows_that_differ_in_more_than_what_is_shown_are_refused(small):
     seen = small / "predictions_sft_L1.jsonl"
     blind = small / "predictions_sft_L1.no_video.jsonl"
@@ -87,16 +150,14 @@ def test_rows_that_differ_in_more_than_what_is_shown_are_refused(small):
         answers.read(small)
     for file, facts in ((seen, {"model": "x"}), (blind, {"model": "x", "shown": 1})):
         write_json(file.with_suffix(".settings.json"), facts)
-    frame = answers.read(small)
-    assert {*frame.condition} == {"seen", "no_video"}
+    assert {*answers.read(small).condition} == {"seen", "no_video"}
     write_json(blind.with_suffix(".settings.json"), {"model": "another"})
     with pytest.raises(ValueError, match=r"predictions_sft_L1\.no_video.*model is"):
         answers.read(small)
-    rows = read_jsonl(seen)
-    write_jsonl(seen, rows[:-1])
-    with pytest.raises(ValueError):
+    for path in small.glob("predictions_*_L1.jsonl"):
+        write_jsonl(path, read_jsonl(path)[:-1])
+    with pytest.raises(ValueError, match=r"sft_L1\.jsonl lacks L1/11, which"):
         answers.read(small)
-    assert len(rows) == 12
 
 
 def test_questions_on_one_recording_are_one_cluster(small, tmp_path):
@@ -119,24 +180,21 @@ def test_the_recording_of_a_text_id(tmp_path):
 
 def test_runs_that_are_not_of_one_kind_are_not_pooled(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(2)]
-    assert answers.read(runs).seed.nunique() == 2
     with pytest.raises(ValueError, match="both of seed 0"):
         answers.read([runs[0], runs[0]])
     with pytest.raises(FileNotFoundError, match="python -m lib"):
         answers.read(tmp_path / "none")
     state = read_json(runs[1] / "pipeline.json")
-    more = state["parameters"] | {"perception_conditions": "no_video"}
-    write_json(runs[1] / "pipeline.json", {**state, "parameters": more})
-    assert answers.read(runs).seed.nunique() == 2  # asked more, of the same models
-    other = state["parameters"] | {"data_dir": "outputs/data/y"}
-    write_json(runs[1] / "pipeline.json", {**state, "parameters": other})
+
+    def changed(**more):
+        write_json(
+            runs[1] / "pipeline.json", {"parameters": state["parameters"] | more}
+        )
+        return answers.read(runs)
+
+    assert changed(perception_conditions="no_video").seed.nunique() == 2
     with pytest.raises(ValueError, match="more than their seed"):
-        answers.read(runs)
-
-
-def test_a_run_without_answers_says_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run 04_eval first"):
-        answers.read(tmp_path)
+        changed(data_dir="outputs/data/y")
 
 
 # --- contrasts ------------------------------------------------------------------------
@@ -169,11 +227,26 @@ def test_only_what_all_terms_have_counts(right):
     assert compare.contrast(lost, GAP)["n"] == 399
     seeds = [right, right[right.model == "grpo"].assign(seed=1)]
     assert compare.contrast(pd.concat(seeds), GAP)["seeds"] == 1
-    with pytest.raises(compare.Missing, match="no answers"):
+    with pytest.raises(compare.Missing, match=r"answers with .*'sft'"):
         compare.contrast(right[right.model == "grpo"], GAP)
     odd = right[(right.model == "sft") ^ right.id.str.endswith("1")]
-    with pytest.raises(compare.Missing, match="no seed and question"):
+    with pytest.raises(compare.Missing, match="questions that all of them answered"):
         compare.contrast(odd, GAP)
+
+
+def test_a_row_without_questions_in_common_says_so(right):
+    """It is neither left out nor a number."""
+    odd = right[(right.set == "L1") & ((right.model == "sft") ^ (right.id == "L1/1"))]
+    rows = compare.table(odd, ("model", "set"), {"model": "grpo"})
+    row = of(rows, model="sft")
+    assert (row["effect"], row["low"], row["n"]) == (None, None, 0)
+    (found,) = compare.differences(odd, [("grpo", "sft")])
+    assert compare.kept(found, "difference")["missing"] == row["missing"]
+    table = compare.differences_markdown([found])
+    assert "| – (needs questions that all of them answered) | – | – | – |" in table
+    seeds = pd.concat([right.assign(seed=seed, video="one") for seed in range(2)])
+    row = of(compare.table(seeds, ("model", "set")), model="sft", set="L1")
+    assert row["effect"] is None and "more than one video" in row["missing"]
 
 
 def test_out_of_distribution_compares_the_gaps(right):
@@ -188,18 +261,12 @@ def test_out_of_distribution_compares_the_gaps(right):
 def test_several_seeds_are_the_mean_over_seeds(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed, n=60) for seed in range(3)]
     right = compare.right(answers.read(runs))
-    values = np.array(
-        [
-            [row["correct"] for row in tables.read_predictions(run)["sft", "L2"]]
-            for run in runs
-        ],
-        dtype=float,
-    )
+    read = [tables.read_predictions(run)["sft", "L2"] for run in runs]
+    values = np.array([[row["correct"] for row in rows] for rows in read], dtype=float)
     row = of(compare.table(right, ("model", "set")), model="sft", set="L2")
     expected = stats.mean_over_seeds(values)
-    for key in ("low", "high", "sd", "seeds"):
+    for key in ("effect", "low", "high", "sd", "seeds"):
         assert row[key] == pytest.approx(expected[key])
-    assert row["effect"] == pytest.approx(values.mean())
     less = compare.table(right, ("model", "set"), {"model": "base"})
     assert {r["model"] for r in less} == {"sft", "grpo", "base-direct"}
     found = of(compare.differences(right), a="sft", b="base", set="L2")
@@ -244,6 +311,7 @@ def test_what_goes_wrong_stays_in_the_denominator(small):
 
 def test_groups_add_up(predictions):
     rows = compare.accuracies(predictions, "L3", "domain")
+    assert {row["model"] for row in rows} == {*methods.METHODS}
     for model in methods.METHODS:
         own = [row for row in rows if row["model"] == model]
         assert [row["domain"] for row in own] == sorted({r["domain"] for r in own})
@@ -253,17 +321,6 @@ def test_groups_add_up(predictions):
 
 
 # --- the paper, and text --------------------------------------------------------------
-
-
-def test_published_counts_give_the_printed_percentages():
-    paper = compare.published()
-    entries = {**paper["sets"], **paper["domains"]}
-    for name, entry in entries.items():
-        digits = 1 if name == "general" else 2
-        for model, count in entry["correct"].items():
-            share = round(100 * count / entry["n"], digits)
-            misprint = (name, model) == ("Hobbies", "base")
-            assert (share == entry["printed"][model]) != misprint, (name, model)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +358,11 @@ def test_markdown_tables_are_whole(predictions, right):
     assert "PSR" in compare.accuracies_markdown([rows[0] | {"model": "psr"}])
 
 
-def test_a_cell_without_a_row_is_a_dash():
-    rows = [{"a": "x", "b": "1", "v": "v1"}, {"a": "y", "b": "2", "v": "v2"}]
-    text = compare.markdown(
-        rows, {"a": lambda r: r["a"]}, lambda r: r["b"], lambda r: r["v"]
-    )
-    assert text.splitlines()[2:] == ["| x | v1 | – |", "| y | – | v2 |"]
+def test_numbers_as_text():
+    assert tables.percent(0.4731) == "47.3"
+    assert tables.span(-0.012, -0.05, 0.026, signed=True) == "−1.2 [−5.0, +2.6]"
+    assert tables.span(-4e-4, -0.001, 4e-4, signed=True) == "0.0 [−0.1, 0.0]"
+    cells = [({"a": "x"}, "1", "v1"), ({"a": "y"}, "2", "v2")]
+    lines = tables.crossed(cells).splitlines()
+    assert lines[2:] == ["| x | v1 | – |", "| y | – | v2 |"]
+    assert tables.markdown([]) == "None in these records.\n"

@@ -100,7 +100,7 @@ def test_means_and_differences_are_those_of_the_rows(runs, records):
     sft = [[r["correct"] for r in p["sft", "L2"]] for p in predictions]
     grpo = [[r["correct"] for r in p["grpo", "L2"]] for p in predictions]
     expected = stats.mean_over_seeds(sft)
-    assert means["sft", "L2"]["mean"] == pytest.approx(expected["mean"])
+    assert means["sft", "L2"]["mean"] == pytest.approx(expected["effect"])
     assert means["sft", "L2"]["low"] == pytest.approx(expected["low"])
     compared = report.differences(frame)
     found = next(r for r in compared if (r["a"], r["b"], r["set"])[1:] == ("sft", "L2"))
@@ -109,7 +109,7 @@ def test_means_and_differences_are_those_of_the_rows(runs, records):
         for x, y in zip(grpo, sft, strict=True)
     ]
     expected = stats.mean_over_seeds(gap)
-    assert found["difference"] == pytest.approx(expected["mean"])
+    assert found["difference"] == pytest.approx(expected["effect"])
     ends = expected["low"], expected["high"]
     assert (found["low"], found["high"]) == pytest.approx(ends)
 
@@ -297,14 +297,14 @@ def test_a_sweep_s_record_holds_every_answer_and_the_failed_run(folder):
 
 def test_a_sweep_s_table_is_the_mean_over_seeds_of_each_value(folder):
     rows = report.sweep_record(folder)
-    assert report.varied(rows) == ["training_share"]
+    assert answers.varied(rows[0]) == ["training_share"]
     made = report.sweep_table(rows)
     assert {row["training_share"] for row in made} == {0.5, 1.0}
     place = {"training_share": 0.5, "model": "sft", "set": "L3"}
     (row,) = [r for r in made if all(r[key] == place[key] for key in place)]
     texts = [r["metrics"]["sft"]["L3"]["correct"] for r in rows[:3]]
     expected = stats.mean_over_seeds([[float(c) for c in text] for text in texts])
-    for key in ("mean", "low", "high", "seeds"):
+    for key in ("effect", "low", "high", "seeds"):
         assert row[key] == pytest.approx(expected[key])
     assert row["low"] < row["mean"] < row["high"] and row["chance"] == 0.25
 

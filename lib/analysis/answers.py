@@ -8,14 +8,8 @@ pandas frame of all records of one run, or of several that differ in their seed 
 
 and every table, claim and figure is a selection of it (lib/analysis/compare.py).
 
-Rows of predictions are read again from their completions, and all methods must have
-been asked the same questions: what does not fit is refused with file and line.
-
     answers = read("outputs/mini", "outputs/data/miniplan")
     chosen = answers[(answers.model == "grpo") & (answers.measure == "correct")]
-
-Example: four questions, base and GRPO: eight answers, each with rows for `correct`,
-`correct_lenient`, `parsed` and `truncated`, 32 rows.
 """
 
 import re
@@ -26,32 +20,30 @@ import numpy as np
 import pandas as pd
 
 from lib.evaluate.tables import read_rows, same_questions
-from lib.methods import KINDS, SEEN, SETS, in_order
+from lib.methods import GENERAL, KINDS, SEEN, SETS, in_order
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl, settings_hash
 
+Folder = str | Path
 ASKED = ("correct", "correct_lenient", "parsed", "truncated")  # of a prediction
 SAID = {  # of a row of coherence_*.jsonl: the word that counts as 1, if words count
-    "consistent": "yes",
-    "follows": "yes",
-    "base_reader": None,
-    "own_reader": None,
-    "judge": None,
+    **dict.fromkeys(("consistent", "follows", "false_step", "false_object"), "yes"),
     "progress": "right",
-    "false_step": "yes",
-    "false_object": "yes",
-    "verbatim": None,
-    "overlap": None,
+    **dict.fromkeys(("base_reader", "own_reader", "judge", "verbatim", "overlap")),
 }
 # The same of what a flawless reasoner would say, and of another question's reasoning.
-BESIDE = ("verbatim_flawless", "overlap_flawless")
+BESIDE = {"verbatim_flawless": None, "overlap_flawless": None}
+BESIDE |= {"consistent_other": "yes"}
 # Readers with another question's reasoning, or without any: do they give the answer?
 CONTROLS = ("base_other", "base_none", "own_other", "own_none")
-COLUMNS = ("model", "set", "condition", "measure", "id", "video", "value")
 FILE = re.compile(
-    rf"(?P<kind>predictions|coherence)_(?P<model>.+)_(?P<set>{'|'.join(SETS)})"
-    r"(?:\.(?P<condition>\w+))?\.jsonl|attention_(?P<looks>[^.]+)(?:\.on_(?P<text>\w+))?"
+    rf"(predictions|coherence|attention)_(.+?)(?:_({'|'.join(SETS)}))?(?:\.(\w+))?"
     r"\.jsonl"
+)
+# Of a row of a sweep; all else is what it varies.
+NOT_VARIED = (
+    *("run", "seed", "status", "seconds", "metrics", "git_commit"),
+    *("model", "set", "condition", "measure", "id", "video", "value", "chance"),
 )
 # What may differ between the settings of a condition and those of all as it is.
 MAY_DIFFER = {"questions", "shown", "sampling", "batch_size"}
@@ -65,39 +57,36 @@ ASKED_BESIDE = (
 
 
 def read(
-    runs: str | Path | Sequence[str | Path],
-    data_dir: str | Path = "",
-    general_dir: str | Path = "",
+    runs: Folder | Sequence[Folder], data_dir: Folder = "", general_dir: Folder = ""
 ) -> pd.DataFrame:
     """The answers of a run, or of several that differ in their seed alone.
 
-    Without `data_dir` (`general_dir`) every question counts as one on its own video.
-    ValueError for runs of other settings, twice of one seed, or of other questions.
+    Predictions are read again from their completions, and all methods must have been
+    asked the same questions: ValueError with file and line. Without `data_dir`
+    (`general_dir`) every question counts as one on its own video.
     """
     parts, asked = [], {}
     for seed, run in by_seed(runs).items():
-        files = ((FILE.fullmatch(path.name), path) for path in run.glob("*_*.jsonl"))
-        named = [(own.groupdict(), path) for own, path in files if own]
-        models = in_order(own["model"] or own["looks"] for own, _ in named)
-        for model in models:
-            for own, path in sorted(named, key=lambda pair: pair[1].name):
-                mine = model == (own["model"] or own["looks"])
-                if mine and own["condition"] != "partial":
-                    parts.append(_rows(path, own, asked).assign(seed=seed))
+        names = (FILE.fullmatch(path.name) for path in run.glob("*_*.jsonl"))
+        files = [own for own in names if own and own[4] != "partial"]
+        order = in_order(own[2] for own in files)
+        for own in sorted(files, key=lambda own: (order.index(own[2]), own[0])):
+            if own[3] or own[1] == "attention":
+                rows = _rows(run / own[0], *own.groups(), asked)
+                parts.append(rows.assign(seed=seed))
     if not parts:
         raise FileNotFoundError(f"{runs} holds no predictions: run 04_eval first")
     frame = pd.concat(parts, ignore_index=True)
-    folders = [data_dir] * 3 + [general_dir]
     videos: dict[str, str] = {}
-    for name, folder in zip(SETS, folders, strict=True):
-        if folder and (frame.set == name).any():
+    for name in frame.set.unique():
+        if folder := general_dir if name == GENERAL else data_dir:
             videos |= source_videos(folder, name)
+    frame["video"] = [videos.get(key, key) for key in frame.id]
     known = {row["id"]: row for rows in asked.values() for row in rows}
     for key in ("domain", "duration_group"):
         frame[key] = frame.id.map({i: row.get(key) for i, row in known.items()})
-    options = {key: len(row["options"]) for key, row in known.items()}
-    frame["options"] = frame.id.map(options)
-    return _tidy(frame.assign(video=[videos.get(key, key) for key in frame.id]))
+    frame["options"] = frame.id.map({i: len(r["options"]) for i, r in known.items()})
+    return _tidy(frame)
 
 
 def of_texts(
@@ -122,45 +111,62 @@ def of_texts(
     return _tidy(pd.concat(parts, ignore_index=True))
 
 
+def of_sweep(
+    rows: Iterable[Mapping], videos: Mapping[str, Mapping[str, str]] | None = None
+) -> pd.DataFrame:
+    """The frame of the finished runs in a sweep's record, a column a varied value."""
+    texts = [
+        {key: row[key] for key in ("seed", *varied(row))}
+        | {"model": model, "set": name}
+        | {key: own[key] for key in ("correct", "chance") if key in own}
+        for row in rows
+        for model, sets in row.get("metrics", {}).items()
+        for name, own in sets.items()
+    ]
+    return of_texts(texts, videos) if texts else pd.DataFrame()
+
+
+def varied(row: Iterable[str]) -> list[str]:
+    """What a sweep varies, but for the seed: of a row's keys, or a frame's columns."""
+    return [key for key in row if key not in NOT_VARIED]
+
+
 def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     """Names as categories, which are fast to choose by."""
     names = ("model", "set", "condition", "measure")
     return frame.astype(dict.fromkeys(names, "category"))
 
 
-def _rows(path: Path, own: Mapping, asked: dict) -> pd.DataFrame:
+def _rows(path: Path, kind: str, model: str, name: str, ending: str, asked: dict):
     """One file as rows; `asked` {set: rows} are those of the first of each."""
-    place = {"model": own["model"], "set": own["set"], "condition": SEEN}
-    if own["kind"] == "coherence":
-        values = [(row["id"], _said(row)) for row in read_jsonl(path)]
-    elif own["kind"] == "predictions":
-        rows, name = read_rows(path), own["set"]
-        values = [(row["id"], {key: row[key] for key in ASKED}) for row in rows]
-        if own["condition"]:
-            place["condition"] = own["condition"]
-            _check_condition(path, own, rows)
+    condition = SEEN
+    if kind == "predictions":
+        rows = read_rows(path)
+        if ending:
+            condition = ending
+            _check_condition(path, path.with_name(f"{kind}_{model}_{name}.jsonl"), rows)
         else:
             same_questions(asked.setdefault(name, rows), rows, path)
+        said = [{key: row[key] for key in ASKED} for row in rows]
     else:
-        text = own["text"] or "own"
-        values = [(row["id"], _attention(row, text)) for row in read_jsonl(path)]
-        place["model"] = own["looks"]
+        rows = read_jsonl(path)
+        text = (ending or "own").removeprefix("on_")
+        said = [_said(r) if kind == "coherence" else _attention(r, text) for r in rows]
     long = [
-        (key, measure, float(value))
-        for key, said in values
-        for measure, value in said.items()
+        (row["id"], name or row["id"].split("/")[0], measure, float(value))
+        for row, measures in zip(rows, said, strict=True)
+        for measure, value in measures.items()
         if value is not None
     ]
-    if own["looks"]:
-        place["set"] = [key.split("/")[0] for key, _, _ in long]
-    return pd.DataFrame(long, columns=["id", "measure", "value"]).assign(**place)
+    frame = pd.DataFrame(long, columns=["id", "set", "measure", "value"])
+    return frame.assign(model=model, condition=condition)
 
 
 def _said(row: Mapping) -> dict[str, float | None]:
     """What a row of coherence_*.jsonl says: 0, 1, a share, None where nobody knows."""
     said = {
         key: row[key] if word is None or row[key] is None else row[key] == word
-        for key, word in (SAID | dict.fromkeys(BESIDE)).items()
+        for key, word in (SAID | BESIDE).items()
         if key in row
     }
     # A call that failed found no support.
@@ -169,8 +175,6 @@ def _said(row: Mapping) -> dict[str, float | None]:
         if f"implied_{control}" in row:
             given = row["answer"]
             said[control] = given is not None and row[f"implied_{control}"] == given
-    if row.get("consistent_other") is not None:
-        said["consistent_other"] = row["consistent_other"] == "yes"
     return said
 
 
@@ -199,42 +203,42 @@ def _attention(row: Mapping, text: str) -> dict[str, float]:
 # Checks
 
 
-def by_seed(runs: str | Path | Sequence[str | Path]) -> dict[int, Path]:
+def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
     """{seed: run} of run folders, which may differ in the seed and ASKED_BESIDE alone.
 
     Seeds and settings stand in pipeline.json; a single run needs none.
     """
-    single = isinstance(runs, str | Path)
-    folders = [resolve(run) for run in ([runs] if single else runs)]
-    if len(folders) == 1:
-        require(folders[0], "run it with python -m lib.run")
-        state = folders[0] / "pipeline.json"
-        given = read_json(state)["parameters"] if state.exists() else {}
-        return {given.get("seed", 0): folders[0]}
+    folders = [runs] if isinstance(runs, str | Path) else runs
     found, settings = {}, {}
-    for run in folders:
-        path = require(run / "pipeline.json", "run it with python -m lib.run")
-        given = dict(read_json(path)["parameters"])
-        seed = given.pop("seed", 0)
-        given = {k: v for k, v in given.items() if k not in ("run_name", *ASKED_BESIDE)}
+    for run in map(resolve, folders):
+        state, todo = run / "pipeline.json", "run it with python -m lib.run"
+        require(state if len(folders) > 1 else run, todo)
+        given = read_json(state)["parameters"] if state.exists() else {}
+        seed = given.get("seed", 0)
         if seed in found:
             raise ValueError(f"{run} and {found[seed]} are both of seed {seed}")
-        found[seed], settings[settings_hash(given)] = run, run
+        found[seed], settings[settings_of(given)] = run, run
     if len(settings) > 1:
         differ = " and ".join(str(run) for run in settings.values())
         raise ValueError(f"{differ} differ in more than their seed, do not pool them")
     return found
 
 
-def _check_condition(path: Path, own: Mapping, rows: Sequence[Mapping]) -> None:
+def settings_of(parameters: Mapping) -> str:
+    """The hash of all that runs must share to be pooled."""
+    apart = ("seed", "run_name", *ASKED_BESIDE)
+    return settings_hash({k: v for k, v in parameters.items() if k not in apart})
+
+
+def _check_condition(path: Path, seen: Path, rows: Sequence[Mapping]) -> None:
     """ValueError unless only what was shown differs from the rows of all as it is."""
-    seen = path.with_name(f"predictions_{own['model']}_{own['set']}.jsonl")
-    asked = {row["id"] for row in read_jsonl(require(seen, "run 04_eval first"))}
-    missing = [row["id"] for row in rows if row["id"] not in asked]
+    todo = "run 04_eval first"
+    known = {row["id"] for row in read_jsonl(require(seen, todo))}
+    missing = [row["id"] for row in rows if row["id"] not in known]
     if missing:
         raise ValueError(f"{seen} lacks {missing[0]}, which {path} has")
     was, now = (
-        read_json(require(file.with_suffix(".settings.json"), "run 04_eval first"))
+        read_json(require(file.with_suffix(".settings.json"), todo))
         for file in (seen, path)
     )
     for key in sorted({*was, *now} - MAY_DIFFER):
@@ -246,19 +250,17 @@ def _check_condition(path: Path, own: Mapping, rows: Sequence[Mapping]) -> None:
             )
 
 
-def source_videos(folder: str | Path, name: str) -> dict[str, str]:
+def source_videos(folder: Folder, name: str) -> dict[str, str]:
     """{question id: the recording it is about} for one set of a data folder.
 
-    Clips are cut for one question each, so their names do not tell which questions
-    share a recording. `video_id` does; where a record has none, what stands before the
-    last "_" of a text id ("<video>_<number>", as in EgoPlan-Bench2).
+    Clips are cut for one question each: which of them share a recording tells
+    `video_id`, or else what stands before the last "_" of a text id, as in
+    EgoPlan-Bench2.
     """
-    if name == "general":
-        path, key = resolve(folder) / "lvb_val.json", "id"
-        rows = read_json(require(path, "run 01_data first"))
-    else:
-        path = resolve(folder) / "annotations" / f"validation_{name}.jsonl"
-        rows, key = read_jsonl(require(path, "run 01_data first")), "sample_id"
+    reader, path, key = read_jsonl, f"annotations/validation_{name}.jsonl", "sample_id"
+    if name == GENERAL:
+        reader, path, key = read_json, "lvb_val.json", "id"
+    rows = reader(require(resolve(folder) / path, "run 01_data first"))
     return {
         f"{name}/{row[key]}": row.get("video_id") or str(row[key]).rpartition("_")[0]
         for row in rows

@@ -2,11 +2,6 @@
 
 Attention says where a model looks and not what it makes of it; what a model loses
 without a picture is in lib/analysis/seen.py.
-
-    found = attended(answers)
-    found["masses"][0]  # {"text": "own", "where": "all layers", "kind": "video", ...}
-
-Example: three questions, one of them left out for SFT: means of two questions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lib.analysis import compare
-from lib.analysis.compare import kept
+from lib.analysis.compare import kept, span
 from lib.evaluate import tables
 from lib.methods import KINDS, difference
 
@@ -26,10 +21,7 @@ PARTS = {
 
 
 def attended(
-    answers: pd.DataFrame,
-    texts: Sequence[str] = ("own", "base"),
-    samples: int = compare.SAMPLES,
-    seed: int = 0,
+    answers: pd.DataFrame, texts: Sequence[str] = ("own", "base"), **draws: int
 ) -> dict:
     """Means over questions, while each method writes its own words ("own") or all are
     given those of one; only questions count that have numbers for every method.
@@ -44,20 +36,21 @@ def attended(
     ValueError where the methods were not asked the same questions, or none has numbers.
     """
     found: dict = {"texts": [], "masses": [], "differences": [], "by_token": []}
+    by = ("model", "where", "kind")
     for text in texts:
         own, facts = _of_text(answers, text)
-        found["texts"].append({"text": text} | facts)
+        head = {"text": text}
+        found["texts"].append(head | facts)
         token = own["where"].str.startswith("token ")
-        by, draws = ("model", "where", "kind"), {"samples": samples, "seed": seed}
         rows = compare.table(own[~token], by, value="mean", **draws)
-        found["masses"] += [{"text": text} | kept(row, *by, "mean") for row in rows]
+        found["masses"] += [head | kept(row, *by, "mean") for row in rows]
         some = own[~token & (own["where"] != "equal")]
-        rows = compare.differences(some, by=by[1:], **draws)
-        keys = ("a", "b", *by[1:], "difference")
-        found["differences"] += [{"text": text} | kept(row, *keys) for row in rows]
-        seen = own[token & own.kind.isin(KINDS[:2])]
-        for (model, where), rows in seen.groupby(list(by[:2]), sort=False):
-            row = {"text": text, "model": model, "token": int(where.split()[1])}
+        rows = compare.differences(some, by=("where", "kind"), **draws)
+        keys = ("a", "b", "where", "kind", "difference")
+        found["differences"] += [head | kept(row, *keys) for row in rows]
+        pictures = own[token & own.kind.isin(KINDS[:2])]
+        for (model, where), rows in pictures.groupby(["model", "where"], sort=False):
+            row = head | {"model": model, "token": int(where.split()[1])}
             row |= {"n": rows.id.nunique(), **rows.groupby("kind").value.mean()}
             found["by_token"].append(row)
     return found
@@ -66,14 +59,12 @@ def attended(
 def _of_text(answers: pd.DataFrame, text: str) -> tuple[pd.DataFrame, dict]:
     """The numbers of questions that have them for all, with `where` and `kind`."""
     own = answers[answers.measure.astype(str).str.startswith(f"{text}, ")]
-    if own.empty:
-        raise ValueError(f"no question has attention of all methods on {text}")
     own = own.astype({"measure": str, "model": str})
     asked = own.groupby("model").id.agg(frozenset)
     for model, ids in asked.items():
         if ids != asked.iloc[0]:
             raise ValueError(f"attention_{model}: other questions than the other rows")
-    named = own.measure.str.split(", ", expand=True)
+    named = own.measure.str.split(", ", expand=True).reindex(columns=range(3))
     # One set, whatever levels the questions are of.
     own = own.assign(where=named[1], kind=named[2], set="")
     out = set(own.id[(own["where"] == "left out") & (own.value == 1)])
@@ -81,32 +72,28 @@ def _of_text(answers: pd.DataFrame, text: str) -> tuple[pd.DataFrame, dict]:
     facts = {"asked": own.id.nunique(), "left_out": len(out)}
     own = own[~own.id.isin(out) & (own.kind != "")]
     if own.empty:
-        raise ValueError(f"{text}: every question was left out for some method")
+        raise ValueError(f"no question has attention of all methods on {text}")
     return own, facts | {"retokenized": int(again.value.sum())}
 
 
 def markdown(found: Mapping, text: str) -> str:
     """Mass of each method by part, and what training changes, in per cent."""
-    wheres = ["all layers", *PARTS]
-    rows = [
-        row
-        for row in found["differences"]
-        if row["text"] == text and row["where"] in wheres and row["kind"] != KINDS[-1]
-    ]
-    means = {
-        (row["model"], row["where"], row["kind"]): row["mean"]
-        for row in found["masses"]
-        if row["text"] == text
-    }
-    columns = {
-        "while writing": lambda row: PARTS.get(row["where"], "everything"),
-        "attention on": lambda row: row["kind"],
-        "comparison": lambda row: difference(row["a"], row["b"]),
-        "n": lambda row: row["n"],
-        "% of attention": lambda row: " − ".join(
-            tables.percent(means[model, row["where"], row["kind"]])
-            for model in (row["a"], row["b"])
-        ),
-        "difference, points": compare.spans("difference", signed=True),
-    }
-    return tables.markdown(rows, columns)
+    own = [row for row in found["masses"] if row["text"] == text]
+    means = {(r["model"], r["where"], r["kind"]): r["mean"] for r in own}
+    lines = []
+    for row in found["differences"]:
+        where, kind = row["where"], row["kind"]
+        if row["text"] != text or kind == KINDS[-1] or where.startswith("layer "):
+            continue
+        both = [tables.percent(means[row[side], where, kind]) for side in ("a", "b")]
+        lines.append(
+            {
+                "while writing": PARTS.get(where, "everything"),
+                "attention on": kind,
+                "comparison": difference(row["a"], row["b"]),
+                "n": row["n"],
+                "% of attention": " − ".join(both),
+                "difference, points": span(row, "difference"),
+            }
+        )
+    return tables.markdown(lines)

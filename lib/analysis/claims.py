@@ -1,12 +1,11 @@
 """The paper's claims, each measured on records, with a verdict that can be followed.
 
-`claims.json` holds 21 claims: 14 of SEED-Bench-R1 (arXiv 2503.24376) and 7 of its
-follow-up GRPO-CARE (arXiv 2506.16141), in our own words, with the published figures,
-what would confirm or refute each, and its parts. A part is one number: a weighted sum
-of means over questions, ["grpo L1", "-sft L1"] for a paired difference; what its terms
-read stands in lib/analysis/terms.py. Its sign is chosen so that the claim says it is
-above `above` (0 unless given). The smallest effect that matters is `size`: what the
-paper published for the same sum.
+`claims.json` holds 21 claims, 14 of SEED-Bench-R1 (arXiv 2503.24376) and 7 of GRPO-CARE
+(arXiv 2506.16141), with the published figures, what would confirm or refute each, and
+its parts. A part is one number: a weighted sum of means over questions, ["grpo L1",
+"-sft L1"] for a paired difference (lib/analysis/terms.py). Its sign is chosen so that
+the claim says it is above `above` (0 unless given). The smallest effect that matters is
+`size`: what the paper published for the same sum.
 
 The verdict on a part, from its 95 % interval [low, high], asked in this order:
 
@@ -17,41 +16,20 @@ The verdict on a part, from its 95 % interval [low, high], asked in this order:
                     published a size
     not measured    records are missing; the sentence says which and what writes them
 
-An effect above zero but below the paper's is thus supported, and its sentence says that
-it is smaller. A claim of several parts needs all of them: not measured if one is not,
-else not supported if one is not, else undecidable if one is, else supported. One that
-`needs_any` needs one of those measured: supported if one is, not supported if none can
-be. Parts `beside` a claim decide nothing.
+A claim of several parts needs all of them: not measured if one is not, else not
+supported if one is not, else undecidable if one is, else supported. One that
+`needs_any` needs one of those measured. Parts `beside` a claim decide nothing.
 
-What the rule does not do: it takes the paper's effect as known, which it is not (see
-its own intervals), and as that of any model on any questions, so "not supported" is
-said of what was measured here. It does not correct for the number of comparisons: of 40
-claims without any effect one comes out as supported, and a claim of k parts comes out
-as not supported by chance in up to k times 2.5 %. And with one run the interval is that
-of other questions, not of other training seeds; the sentence then says so.
+The rule takes the paper's effect as known, which it is not, and does not correct for
+the number of comparisons: of 40 claims without any effect one comes out as supported.
+With one run the interval is that of other questions, not of other training seeds; the
+sentence then says so. The paper's own counts get the same rule, unpaired, and no size.
 
-Where fewer than 10 questions of a set tell methods apart, its interval is widened
-(`stats.contrast`): equal answers to 16 questions do not show that two methods are
-equal.
-
-The paper's own counts get the same rule without a size: its intervals are unpaired,
-because its single answers are not public.
-
-    records = Records("outputs/mini", "outputs/data/miniplan")
-    rows = table(records)
-    rows[0]["verdict"], rows[0]["sentence"]
-    behind(records, 1)["against"]  # ids of questions that only SFT got right
-
-    python -m lib.analysis claims outputs/mini_seeds-seed=* --out
-    outputs/reference/claims
-    python -m lib.analysis claims outputs/mini --only 7 14 --out
-    outputs/reference/claims
+    python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
+    python -m lib.analysis claims outputs/mini --only 7 14 --out FOLDER
 
 The second measures two claims and leaves the others as they were: those on sweeps rest
-on outputs/reference/sweeps alone, and any run will do, which says where the data lies.
-
-With fewer than five runs the interval carries a small-sample quantile (4.3 for three
-seeds): it is honest and wide, and most differences of a few points stay undecidable.
+on outputs/reference/sweeps alone.
 
 Example: of 40 questions GRPO alone is right on 14, SFT alone on 4: +25 points, interval
 +5 to +43, supported. With 5 and 4 it is +2.5 (-13 to +19), which holds both zero and
@@ -74,11 +52,13 @@ from lib.records import read_json, write_json, write_text
 
 SUPPORTED, REFUTED = "supported", "not supported"
 OPEN, MISSING = "undecidable", "not measured"
-FACTS = (
-    *("number", "claim", "source", "url", "third_party", "table", "other_base"),
-    *("confirms", "refutes", "needs", "needs_any"),
-)
-NOTHING_KNOWN = dict.fromkeys(("low", "high", "z", "power", "verdict", "n"))
+FACTS = dict.fromkeys(  # of a claim, and what stands for those that one need not have
+    (
+        *("number", "claim", "source", "url", "third_party", "table", "other_base"),
+        *("confirms", "refutes", "needs"),
+    ),
+    "",
+) | {"needs_any": False}
 
 
 def claims() -> list[dict]:
@@ -89,15 +69,31 @@ def claims() -> list[dict]:
 def table(
     records: Records, samples: int = 10_000, seed: int = 0, only: Sequence[int] = ()
 ) -> list[dict]:
-    """One row a claim: what is claimed, what was measured, verdict and sentence.
+    """One row a claim: FACTS, verdict, sentence, published_verdict (None without
+    counts), and its parts (those that decide) and those beside, as `measure` has them.
 
-    `only`: the numbers of those to measure, all if none is given. A row holds FACTS,
-    verdict, sentence, published_verdict (None without counts), parts (those that
-    decide) and beside, measured by `measure`. `samples` and `seed` are of the
-    bootstrap.
+    `only`: the numbers of those to measure, all if none is given.
     """
     asked = [claim for claim in claims() if not only or claim["number"] in only]
     return [_row(claim, records, samples, seed) for claim in asked]
+
+
+def _row(claim: Mapping, records: Records, samples: int, seed: int) -> dict:
+    row = {key: claim.get(key, usual) for key, usual in FACTS.items()}
+    for key in ("parts", "beside"):
+        parts = claim.get(key, [])
+        row[key] = [measure(claim, part, records, samples, seed) for part in parts]
+    verdicts = [part["verdict"] for part in row["parts"]]
+    row["verdict"] = combined(verdicts, row["needs_any"])
+    own = [part["paper"] and part["paper"]["verdict"] for part in row["parts"]]
+    row["published_verdict"] = combined(own) if all(own) else None
+    row["sentence"] = decisive(row)["sentence"]
+    if len(verdicts) > 1 and {*verdicts} != {MISSING}:
+        kinds = (SUPPORTED, REFUTED, OPEN, MISSING)
+        counts = [f"{verdicts.count(v)} {v}" for v in kinds if v in verdicts]
+        said = f"of {len(verdicts)} parts {', '.join(counts)}. {decisive(row)['name']}"
+        row["sentence"] = f"{said}: {row['sentence']}"
+    return row
 
 
 def measure(
@@ -112,31 +108,39 @@ def measure(
     comparison paper_paired_power is what McNemar's test could have found with the
     paper's n and size, had it had the discordance seen here.
     """
-    row = {
-        "name": part["name"],
-        "above": part.get("above", 0.0),
-        "paper": published(claim, part),
-    }
+    above, paper = part.get("above", 0.0), published(claim, part)
+    row = {"name": part["name"], "above": above, "paper": paper}
     try:
         terms = _terms(part, records)
         row |= records.contrast(terms, samples, seed)
     except Missing as missing:
-        row |= {"verdict": MISSING, "records": []}
-        return row | {"sentence": _needs(claim, missing)}
-    size = row["paper"] and row["paper"]["effect"]
-    half = (row["high"] - row["low"]) / 2
-    sought = size is not None and size > row["above"]
-    row |= {
+        needs = f"{missing}; {claim['needs']['what']}, `{claim['needs']['command']}`"
+        said = f"not measured: needs {needs}"
+        return row | {"verdict": MISSING, "records": [], "sentence": said}
+    size = paper and paper["effect"]
+    half, power, paired = (row["high"] - row["low"]) / 2, None, None
+    if size is not None and size > above:
+        power = stats.power(size - above, row["error"], half)
+    discordant = row["discordant"] or 0
+    if paper and paper["n"] and 0 < discordant >= abs(size):
+        paired = stats.paired_power(size, discordant, paper["n"][0])
+    return row | {
         "sets": list(dict.fromkeys(term.set for term in terms)),
         "records": records.paths(terms),
-        "verdict": verdict(row["low"], row["high"], row["above"], size),
-        "power": None,
-        "detectable": row["above"] + stats.detectable(row["error"], half),
-        "paper_paired_power": _paired_power(row),
+        "verdict": verdict(row["low"], row["high"], above, size),
+        "power": power,
+        "detectable": above + stats.detectable(row["error"], half),
+        "paper_paired_power": paired,
+        "sentence": sentence(part, row),
     }
-    if sought:
-        row["power"] = stats.power(size - row["above"], row["error"], half)
-    return row | {"sentence": sentence(part, row)}
+
+
+def _terms(part: Mapping, records: Records) -> list[Term]:
+    """The terms of a part, `levels` as the levels that have records."""
+    terms = [Term.read(text) for text in part["effect"]]
+    spread = [term for term in terms if term.set == "levels"]
+    levels = records.levels(spread) if spread else []
+    return [one for term in terms for one in term.over(levels)]
 
 
 def verdict(low: float, high: float, above: float, size: float | None) -> str:
@@ -151,8 +155,7 @@ def verdict(low: float, high: float, above: float, size: float | None) -> str:
 def combined(verdicts: Sequence[str], needs_any: bool = False) -> str:
     """The verdict on a claim from those on its parts, by the same docstring."""
     order = (MISSING, REFUTED, OPEN, SUPPORTED)
-    if needs_any:
-        order = (SUPPORTED, OPEN, REFUTED, MISSING)
+    order = (SUPPORTED, OPEN, REFUTED, MISSING) if needs_any else order
     return next(found for found in order if found in verdicts)
 
 
@@ -161,22 +164,26 @@ def sentence(part: Mapping, row: Mapping) -> str:
 
     `part` says in `more` and `less` what an effect above or below `above` means.
     """
+    low, high, above = (row[key] for key in ("low", "high", "above"))
     size = row["paper"] and row["paper"]["effect"]
+    one_seed = ", one training seed" if row["seeds"] == 1 else ""
     numbers = (
-        f"{points(row['effect'])} points (95 % interval {points(row['low'])} to "
-        f"{points(row['high'])}{_one_seed(row)})"
+        f"{points(row['effect'])} points (95 % interval {points(low)} to "
+        f"{points(high)}{one_seed})"
     )
-    if row["low"] > row["above"]:
-        return f"{part['more']}: {numbers}{_beside_size(row, size)}"
-    if row["high"] < row["above"]:
+    if low > above:
+        if size is None or low <= size <= high:
+            return f"{part['more']}: {numbers}"
+        than = "less" if high < size else "more"
+        return f"{part['more']}: {numbers}, {than} than the paper's {points(size)}"
+    if high < above:
         return f"{part['less']}: {numbers}"
-    if size is not None and row["high"] < size:
+    if size is not None and high < size:
         return f"not seen at the paper's size, {points(size)}: {numbers}"
-    holds = f"the interval holds {points(row['above'])}"
+    holds = f"undecided: {numbers}; the interval holds {points(above)}"
     if size is None:
-        return f"undecided: {numbers}; {holds}, and no size was published"
-    paper = "and" if row["low"] <= size else "; above"
-    return f"undecided: {numbers}; {holds} {paper} the paper's {points(size)}"
+        return f"{holds}, and no size was published"
+    return f"{holds} {'and' if low <= size else '; above'} the paper's {points(size)}"
 
 
 def published(claim: Mapping, part: Mapping) -> dict | None:
@@ -187,8 +194,9 @@ def published(claim: Mapping, part: Mapping) -> dict | None:
     but the first and last are None where no n was published, or where claims.json gives
     the `size` itself: a mean over benchmarks, or a bound that the claim sets.
     """
+    unknown = dict.fromkeys(("low", "high", "z", "power", "verdict", "n"))
     if "size" in part:
-        return {"effect": part["size"], **NOTHING_KNOWN, "shares": {}}
+        return {"effect": part["size"], **unknown, "shares": {}}
     shares = published_shares(claim["table"]) if "table" in claim else {}
     terms = [Term.read(text) for text in part.get("paper", part["effect"])]
     spread = [one for term in terms for one in term.over(LEVELS)]
@@ -198,15 +206,12 @@ def published(claim: Mapping, part: Mapping) -> dict | None:
     used = {str(term): shares[str(term)][0] for term in spread}
     if any(n is None for *_, n in found):
         effect = sum(weight * share for weight, share, _ in found)
-        return {"effect": effect, **NOTHING_KNOWN, "shares": used}
+        return {"effect": effect, **unknown, "shares": used}
     above, row = part.get("above", 0.0), stats.unpaired_contrast(found)
-    return {
-        **{key: row[key] for key in ("effect", "low", "high", "z")},
-        "power": stats.power(row["effect"] - above, row["error"]),
-        "verdict": verdict(row["low"], row["high"], above, None),
-        "n": [n for *_, n in found],
-        "shares": used,
-    }
+    power = stats.power(row["effect"] - above, row.pop("error"))
+    said = verdict(row["low"], row["high"], above, None)
+    counts = [n for *_, n in found]
+    return row | {"power": power, "verdict": said, "n": counts, "shares": used}
 
 
 def published_shares(name: str) -> dict[str, tuple[float, int | None]]:
@@ -229,6 +234,15 @@ def published_shares(name: str) -> dict[str, tuple[float, int | None]]:
     }
 
 
+def _counted() -> dict[str, dict]:
+    """{"L1" or "L3 domain=Work": n, correct, printed}: the cells with counts."""
+    paper = compare.published()
+    groups = {f"L3 domain={name}": row for name, row in paper["domains"].items()}
+    for name, row in paper["durations"].items():
+        groups[f"general duration_group={name}"] = row
+    return paper["sets"] | groups
+
+
 def reachable(printed: float, n: int, decimals: int) -> list[int]:
     """The counts out of n whose percentage is printed so.
 
@@ -246,9 +260,10 @@ def unreachable_cells() -> list[dict]:
     Rows hold table, cell, printed, n and nearest, the percentage of the nearest count.
     """
     cells = [
-        ("sbr", f"{label} {where}", value, entry["n"], entry.get("decimals", 2))
-        for where, entry in _counted().items()
-        for label, value in entry["printed"].items()
+        # LongVideoBench as another paper prints it: one decimal
+        ("sbr", f"{label} {where}", value, row["n"], 1 if "general" in where else 2)
+        for where, row in _counted().items()
+        for label, value in row["printed"].items()
     ]
     for name, entry in _data()["tables"].items():
         cells += [
@@ -293,13 +308,11 @@ def with_earlier(folder: str | Path, rows: Sequence[Mapping]) -> list[dict]:
     path = require(resolve(folder) / "claims.json", "make it once without --only")
     found = {row["number"]: row for row in (*read_json(path), *rows)}
     for claim in claims():
-        row = found[claim["number"]]
+        row, number = found[claim["number"]], claim["number"]
         stale = [key for key in FACTS if key in claim and row[key] != claim[key]]
         if stale:
-            raise ValueError(
-                f"{path}: {', '.join(stale)} of claim {claim['number']} changed since, "
-                "measure it anew"
-            )
+            said = f"{', '.join(stale)} of claim {number} changed since"
+            raise ValueError(f"{path}: {said}, measure it anew")
     return [found[claim["number"]] for claim in claims()]
 
 
@@ -327,20 +340,37 @@ def decisive(row: Mapping) -> Mapping:
 
 def markdown(rows: Sequence[Mapping]) -> str:
     """A line a claim with the part that decides it; effects are in points."""
-    columns = {
-        "#": lambda row: row["number"],
-        "claim": lambda row: row["claim"] + _other_base(row),
-        "decided by": lambda row: decisive(row)["name"],
-        "paper": lambda row: _effect(decisive(row)["paper"]),
-        "its own counts say": lambda row: row["published_verdict"] or "–",
-        "here": lambda row: _effect(decisive(row)),
-        "n × seeds": lambda row: _size(decisive(row)),
-        "power": lambda row: _power(decisive(row)),
-        "verdict": lambda row: Marked(
-            f"**{literal(row['verdict'])}**{_at_size(decisive(row))}"
-        ),
+    return tables.markdown(_line(row, decisive(row)) for row in rows)
+
+
+def _line(row: Mapping, part: Mapping) -> dict:
+    other, size, power = row["other_base"], "–", "–"
+    if "n" in part:
+        size = f"{part['n']:,} × {part['seeds']}"
+        power = f"80 % at {points(part['detectable'])}"
+        if part["power"] is not None:
+            power = f"{100 * part['power']:.0f} %"
+    smaller = part["verdict"] == REFUTED and part["high"] >= part["above"]
+    at_size = " at the paper's size" if smaller else ""
+    return {
+        "#": row["number"],
+        "claim": row["claim"] + (f" (published for {other})" if other else ""),
+        "decided by": part["name"],
+        "paper": _effect(part["paper"]),
+        "its own counts say": row["published_verdict"] or "–",
+        "here": _effect(part),
+        "n × seeds": size,
+        "power": power,
+        "verdict": Marked(f"**{literal(row['verdict'])}**{at_size}"),
     }
-    return tables.markdown(rows, columns)
+
+
+def _effect(row: Mapping | None) -> str:
+    if not row or "effect" not in row:
+        return "–"
+    if row["low"] is None:
+        return points(row["effect"])
+    return tables.span(row["effect"], row["low"], row["high"], signed=True)
 
 
 def sentences(rows: Sequence[Mapping]) -> str:
@@ -368,114 +398,5 @@ def write_all(runs: Sequence[Path], out: Path, only: Sequence[int]) -> list:
     return [text, plots.save(plots.claims(rows), out / "claims.png"), write(out, rows)]
 
 
-def _row(claim: Mapping, records: Records, samples: int, seed: int) -> dict:
-    absent = {"third_party": "", "table": "", "other_base": "", "needs_any": False}
-    facts = absent | claim
-    row = {key: facts[key] for key in FACTS}
-    row["parts"], row["beside"] = (
-        [measure(claim, part, records, samples, seed) for part in claim.get(key, [])]
-        for key in ("parts", "beside")
-    )
-    own = [part["paper"] and part["paper"]["verdict"] for part in row["parts"]]
-    row["verdict"] = combined(
-        [part["verdict"] for part in row["parts"]], row["needs_any"]
-    )
-    row["published_verdict"] = combined(own) if all(own) else None
-    return row | {"sentence": _sentence(row)}
-
-
-def _sentence(row: Mapping) -> str:
-    """The sentence of the decisive part, after a count where there are several."""
-    said, verdicts = decisive(row)["sentence"], [p["verdict"] for p in row["parts"]]
-    if len(verdicts) == 1 or set(verdicts) == {MISSING}:
-        return said
-    counts = [
-        f"{verdicts.count(found)} {found}"
-        for found in (SUPPORTED, REFUTED, OPEN, MISSING)
-        if found in verdicts
-    ]
-    name = decisive(row)["name"]
-    return f"of {len(verdicts)} parts {', '.join(counts)}. {name}: {said}"
-
-
-def _terms(part: Mapping, records: Records) -> list[Term]:
-    """The terms of a part, `levels` as the levels that have records."""
-    terms = [Term.read(text) for text in part["effect"]]
-    spread = [term for term in terms if term.set == "levels"]
-    levels = records.levels(spread) if spread else []
-    return [one for term in terms for one in term.over(levels)]
-
-
-def _paired_power(row: Mapping) -> float | None:
-    paper, discordant = row["paper"], row["discordant"]
-    if not paper or not paper["n"] or not discordant:
-        return None
-    if abs(paper["effect"]) > discordant:
-        return None
-    return stats.paired_power(paper["effect"], discordant, paper["n"][0])
-
-
-def _counted() -> dict[str, dict]:
-    """{"L1" or "L3 domain=Work": n, correct, printed}: the cells with counts."""
-    paper = compare.published()
-    found = dict(paper["sets"])
-    found |= {f"L3 domain={name}": row for name, row in paper["domains"].items()}
-    durations = paper["durations"].items()
-    found |= {f"general duration_group={name}": row for name, row in durations}
-    third_party = {"decimals": 1}  # LongVideoBench, as another paper prints it
-    return {
-        name: row | (third_party if name.startswith("general") else {})
-        for name, row in found.items()
-    }
-
-
 def _data() -> dict:
     return read_json(Path(__file__).with_name("claims.json"))
-
-
-def _needs(claim: Mapping, missing: Missing) -> str:
-    needs = claim["needs"]
-    return f"not measured: needs {missing}; {needs['what']}, `{needs['command']}`"
-
-
-def _at_size(part: Mapping) -> str:
-    """What a part that is not supported leaves open: a smaller effect."""
-    smaller = part["verdict"] == REFUTED and part["high"] >= part["above"]
-    return " at the paper's size" if smaller else ""
-
-
-def _one_seed(row: Mapping) -> str:
-    return ", one training seed" if row["seeds"] == 1 else ""
-
-
-def _beside_size(row: Mapping, size: float | None) -> str:
-    if size is None or row["low"] <= size <= row["high"]:
-        return ""
-    than = "less" if row["high"] < size else "more"
-    return f", {than} than the paper's {points(size)}"
-
-
-def _effect(row: Mapping | None) -> str:
-    if not row or "effect" not in row:
-        return "–"
-    text = points(row["effect"])
-    if row["low"] is None:
-        return text
-    return f"{text} [{points(row['low'])}, {points(row['high'])}]"
-
-
-def _size(row: Mapping) -> str:
-    return f"{row['n']:,} × {row['seeds']}" if "n" in row else "–"
-
-
-def _power(row: Mapping) -> str:
-    """The power to find the paper's effect, or which one has a power of 80 %."""
-    if "detectable" not in row:
-        return "–"
-    if row["power"] is not None:
-        return f"{100 * row['power']:.0f} %"
-    return f"80 % at {points(row['detectable'])}"
-
-
-def _other_base(row: Mapping) -> str:
-    return f" (published for {row['other_base']})" if row["other_base"] else ""

@@ -13,9 +13,8 @@ Example: GRPO is right on 3 of 4 questions and SFT on 2 of them: the effect is 0
 the interval says that four questions decide nothing.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import pandas as pd
 
 from lib.analysis import stats
 from lib.evaluate import tables
-from lib.methods import LABELS, METHODS, PAIRS, SEEN, SETS, difference
+from lib.methods import LABELS, METHODS, PAIRS, SEEN, difference
 from lib.records import read_json
 
 SAMPLES = 10_000  # of a bootstrap
@@ -31,13 +30,12 @@ Terms = Sequence[tuple[float, Mapping]]
 
 
 class Missing(LookupError):
-    """A selection without answers; the text names it."""
+    """Nothing to measure; the text names what is needed."""
 
 
-def right(answers: pd.DataFrame, condition: str = SEEN) -> pd.DataFrame:
+def right(answers: pd.DataFrame) -> pd.DataFrame:
     """Right or wrong by the first letter, asked as everything is."""
-    chosen = (answers.measure == "correct") & (answers.condition == condition)
-    return answers[chosen]
+    return select(answers, {"measure": "correct", "condition": SEEN})
 
 
 def select(answers: pd.DataFrame, where: Mapping) -> pd.DataFrame:
@@ -46,30 +44,39 @@ def select(answers: pd.DataFrame, where: Mapping) -> pd.DataFrame:
     return answers[np.logical_and.reduce(chosen)]
 
 
-class Cells:
-    """Selections of answers by some columns, each read once."""
+class Cells(dict):
+    """{values of some columns: their answers [seeds, questions], NaN where none}."""
 
     def __init__(self, answers: pd.DataFrame, by: Iterable[str]):
         self.by = list(by)
-        groups = answers.groupby(self.by, sort=False, observed=True)
-        self.groups = dict(iter(groups))
+        index = [*self.by, "seed", "id"]
+        wide = answers.set_index(index).value.unstack(sort=False).sort_index(axis=1)
+        for place, own in wide.groupby(level=self.by, sort=False, observed=True):
+            self[place] = own.droplevel(self.by).dropna(axis=1, how="all")
         self.videos = dict(zip(answers.id, answers.video, strict=True))
-        self._read: dict[tuple, dict[int, dict[str, float]]] = {}
 
-    def __contains__(self, where: Mapping) -> bool:
-        return tuple(where[key] for key in self.by) in self.groups
+    def at(self, where: Mapping) -> pd.DataFrame | None:
+        """The answers with {column: value}."""
+        return self.get(tuple(where[key] for key in self.by))
 
-    def __call__(self, where: Mapping) -> dict[int, dict[str, float]]:
-        """{seed: {question id: value}} of {column: value}; Missing if there is none."""
-        if where not in self:
-            raise Missing(f"no answers with {dict(where)}")
-        place = tuple(where[key] for key in self.by)
-        if place not in self._read:
-            own = self._read[place] = {}
-            rows = (self.groups[place][key].tolist() for key in ("seed", "id", "value"))
-            for seed, key, value in zip(*rows, strict=True):
-                own.setdefault(seed, {})[key] = value
-        return self._read[place]
+
+def matrices(cells: Cells, terms: Terms) -> dict[str, pd.DataFrame]:
+    """{set: the weighted sum of its terms [seeds, questions]} where all have answers.
+
+    The seeds are those of all sets. Missing where there is none, or no question.
+    """
+    parts: dict[str, pd.DataFrame] = {}
+    for weight, where in terms:
+        own, name = cells.at(where), where.get("set", "")
+        if own is None:
+            raise Missing(f"answers with {dict(where)}")
+        parts[name] = weight * own + parts.get(name, 0)
+    found = {name: part.dropna(axis=0, how="all") for name, part in parts.items()}
+    seeds = sorted(set.intersection(*({*part.index} for part in found.values())))
+    found = {name: part.loc[seeds].dropna(axis=1) for name, part in found.items()}
+    if not seeds or any(part.empty for part in found.values()):
+        raise Missing("questions that all of them answered")
+    return found
 
 
 def contrast(
@@ -78,54 +85,49 @@ def contrast(
     """The weighted sum of means of selections {column: value}; see `stats.contrast`.
 
     All terms name the same columns. Terms of one set are paired: only seeds and
-    questions that all of them have. Beside
-    it `wins` and `losses`: (seed, question) pairs of the first set that pull up or
-    down, and `sets`. Missing where a selection is empty, or no seed has all of them.
+    questions that all of them have. Beside it `wins` and `losses`, (seed, question)
+    pairs of the first set that pull up or down, and `sets`.
     """
-    found, videos = matrices(answers, terms)
-    parts = [values for _, values in found.values()]
-    clusters = [[videos[key] for key in ids] for ids, _ in found.values()]
-    if len(parts[0]) > 1 and sum(map(len, clusters)) < 2:
-        raise Missing("a single question, which has no interval over seeds")
-    result = stats.contrast(parts, clusters, samples, seed, _bounds(terms, found))
+    cells = answers if isinstance(answers, Cells) else Cells(answers, terms[0][1])
+    found = matrices(cells, terms)
+    clusters = [[cells.videos[key] for key in part] for part in found.values()]
+    parts = [part.to_numpy() for part in found.values()]
+    if len(parts[0]) > 1 and sum(len({*own}) for own in clusters) < 2:
+        raise Missing("more than one video for an interval over seeds")
+    result = stats.contrast(parts, clusters, samples, seed, _bounds(cells, terms))
     wins, losses = (int((way * parts[0] > 0).sum()) for way in (1, -1))
     return result | {"wins": wins, "losses": losses, "sets": list(found)}
 
 
-def matrices(
-    answers: pd.DataFrame | Cells, terms: Terms
-) -> tuple[dict[str, tuple[list[str], np.ndarray]], dict[str, str]]:
-    """{set: (question ids, weighted sum of its terms [seeds, questions])}, and the
-    video of each question."""
-    cells = answers if isinstance(answers, Cells) else Cells(answers, terms[0][1])
-    read = [(where.get("set", ""), weight, cells(where)) for weight, where in terms]
-    seeds = sorted(set.intersection(*({*found} for *_, found in read)))
-    parts: dict[str, tuple[list[str], np.ndarray]] = {}
-    for name in dict.fromkeys(name for name, *_ in read):
-        own = [(weight, found) for set_, weight, found in read if set_ == name]
-        shared = [{*found[seed]} for _, found in own for seed in seeds]
-        ids = sorted(set.intersection(*shared)) if shared else []
-        if not ids:
-            raise Missing(f"no seed and question with all of {[w for _, w in terms]}")
-        values = [[[found[s][key] for key in ids] for s in seeds] for _, found in own]
-        weights = [weight for weight, _ in own]
-        parts[name] = (ids, np.tensordot(weights, np.array(values), 1))
-    return parts, cells.videos
+def apart(
+    answers: pd.DataFrame | Cells,
+    first: Mapping[str, Sequence],
+    second: Mapping[str, Sequence],
+    also: Mapping = {},
+    **draws: int,
+) -> dict:
+    """A difference of differences: with first {column: (a, b)} and second {column: (c,
+    d)} it is a - b at c less a - b at d, all with the values `also`."""
+    ((one, (a, b)),), ((two, (c, d)),) = first.items(), second.items()
+    terms = [
+        (sign * way, {**also, one: x, two: y})
+        for sign, y in ((1, c), (-1, d))
+        for way, x in ((1, a), (-1, b))
+    ]
+    return contrast(answers, terms, **draws)
 
 
-def _bounds(terms: Terms, found: Mapping) -> list[tuple[float, float]] | None:
+def _bounds(cells: Cells, terms: Terms) -> list[tuple[float, float]] | None:
     """The least and most that one question of each set can add, of right and wrong;
     of a share of attention or of words no such thing is needed."""
-    scale = max(1, *(1 / abs(weight) for weight, _ in terms))
-    bounds = []
-    for name, (_, values) in found.items():
-        if (np.abs(scale * values - np.round(scale * values)) > 1e-6).any():
+    bounds: dict[str, tuple[float, float]] = {}
+    for weight, where in terms:
+        if not cells.at(where).isin([0, 1, np.nan]).all(axis=None):
             return None
-        weights = [weight for weight, where in terms if where.get("set", "") == name]
-        bounds.append(
-            (sum(w for w in weights if w < 0), sum(w for w in weights if w > 0))
-        )
-    return bounds
+        low, high = bounds.get(where.get("set", ""), (0, 0))
+        ends = low + min(0, weight), high + max(0, weight)
+        bounds[where.get("set", "")] = ends
+    return list(bounds.values())
 
 
 def table(
@@ -139,36 +141,22 @@ def table(
     """A row for each value of the columns `by`: mean, named `value`, with low and high.
 
     With `less` {column: value} the paired difference to the same selection with that
-    value there, for the rows that have another.
+    value there, for the rows that have another. A row without questions in common has
+    no numbers; its `missing` says so.
     """
     rows, cells = [], Cells(answers, by)
-    for place in cells.groups:
+    for place in cells:
         where = dict(zip(by, place, strict=True))
         terms = [(1, where)]
         if less:
-            other = where | less
-            if other == where or other not in cells:
+            terms.append((-1, where | less))
+            if where | less == where or cells.at(where | less) is None:
                 continue
-            terms.append((-1, other))
-        try:
-            found = contrast(cells, terms, samples, seed)
-        except Missing:  # too few questions, or none in common
-            continue
-        if not less:  # few seeds can carry an interval beyond what a share can be
+        found = _row(cells, terms, samples, seed)
+        if not less and found["n"]:  # few seeds reach beyond what a share can be
             found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
         rows.append(where | found | {value: found["effect"]})
     return rows
-
-
-def kept(row: Mapping, *keys: str) -> dict:
-    """What a record keeps of a row of `table` or `differences`."""
-    return {key: row[key] for key in (*keys, "n", "seeds", "low", "high")}
-
-
-def pairs_of(models: Iterable[str], pairs: Sequence = PAIRS) -> list[tuple[str, str]]:
-    """The pairs of which both models are there."""
-    have = {*models}
-    return [pair for pair in pairs if {*pair} <= have]
 
 
 def differences(
@@ -181,40 +169,46 @@ def differences(
     """Paired differences of models, a less b, for each value of `by` that both have.
 
     Rows hold a, b, the columns `by`, difference, low, high, p (exact McNemar, of one
-    seed; it knows nothing of videos), and the keys of `contrast`.
+    seed; it knows nothing of videos), and the keys of `contrast`, or `missing`.
     """
     rows, cells = [], Cells(answers, [*by, "model"])
-    places = list(dict.fromkeys(place[:-1] for place in cells.groups))
+    places = list(dict.fromkeys(place[:-1] for place in cells))
     for a, b in pairs:
         for place in places:
+            if not {(*place, a), (*place, b)} <= cells.keys():
+                continue
             where = dict(zip(by, place, strict=True))
             terms = [(1, where | {"model": a}), (-1, where | {"model": b})]
-            try:
-                found = contrast(cells, terms, samples, seed)
-            except Missing:  # one of them was not asked this
-                continue
-            p = stats.mcnemar_exact(found["wins"], found["losses"])
-            row = {"a": a, "b": b} | where | found | {"difference": found["effect"]}
-            rows.append(row | {"p": p if found["seeds"] == 1 else None})
+            row = {"a": a, "b": b, **where} | _row(cells, terms, samples, seed)
+            once = row["seeds"] == 1
+            p = stats.mcnemar_exact(row["wins"], row["losses"]) if once else None
+            rows.append(row | {"difference": row["effect"], "p": p})
     return rows
 
 
-def out_of_distribution(
-    answers: pd.DataFrame, samples: int = SAMPLES, seed: int = 0
-) -> list[dict]:
+def _row(cells: Cells, terms: Terms, samples: int, seed: int) -> dict:
+    try:
+        return contrast(cells, terms, samples, seed)
+    except Missing as missing:
+        row = dict.fromkeys(("effect", "low", "high", "error", "sd"))
+        return row | {"n": 0, "seeds": 0, "missing": f"needs {missing}"}
+
+
+def kept(row: Mapping, *keys: str) -> dict:
+    """What a record keeps of a row of `table` or `differences`."""
+    keys = (*keys, "n", "seeds", "low", "high", "missing")
+    return {key: row[key] for key in keys if key in row}
+
+
+def out_of_distribution(answers: pd.DataFrame, **draws: int) -> list[dict]:
     """Is GRPO's advantage over SFT larger on L2 and L3 than on L1? One row each."""
-    rows, n = [], answers[answers.model == "grpo"].groupby("set", observed=True).id
-    sizes = n.nunique().to_dict()
+    rows, gap = [], {"model": ("grpo", "sft")}
+    sizes = answers[answers.model == "grpo"].groupby("set", observed=True).id.nunique()
     for there in ("L2", "L3"):
-        if {there, "L1"} <= sizes.keys():
-            terms = [
-                (sign * way, {"set": name, "model": model})
-                for sign, name in ((1, there), (-1, "L1"))
-                for way, model in ((1, "grpo"), (-1, "sft"))
-            ]
-            found = contrast(answers, terms, samples, seed)
-            row = {"there": there, "here": "L1", "n_there": sizes[there]}
-            row |= {"n_here": sizes["L1"], "difference": found["effect"]}
+        if {there, "L1"} <= {*sizes.index}:
+            found = apart(answers, gap, {"set": (there, "L1")}, **draws)
+            row = {"there": there, "here": "L1", "n_there": int(sizes[there])}
+            row |= {"n_here": int(sizes["L1"]), "difference": found["effect"]}
             rows.append(row | {key: found[key] for key in ("low", "high")})
     return rows
 
@@ -228,21 +222,17 @@ def accuracies(
     a row a group. A question whose answer cannot be parsed, or whose video failed,
     counts as wrong.
     """
-    if not field:
-        return [
-            {"model": model, "set": own, **summary(rows)}
-            for (model, own), rows in predictions.items()
-        ]
+    groups: dict[tuple, list] = {}
+    for (model, own), rows in predictions.items():
+        if not field:
+            groups[model, own] = rows
+        elif own == name and model in METHODS:
+            known = [row for row in rows if row[field] is not None]
+            for row in sorted(known, key=lambda row: row[field]):
+                groups.setdefault((model, row[field]), []).append(row)
     return [
-        {"model": model, field: group, **summary(list(rows))}
-        for model in METHODS
-        for group, rows in groupby(
-            sorted(
-                (row for row in predictions[model, name] if row[field] is not None),
-                key=lambda row: row[field],
-            ),
-            key=lambda row: row[field],
-        )
+        {"model": model, field or "set": group, **summary(rows)}
+        for (model, group), rows in groups.items()
     ]
 
 
@@ -297,88 +287,71 @@ def published_differences() -> dict:
 # Tables
 
 
-def markdown(
-    rows: Iterable[Mapping],
-    down: Mapping[str, Callable],
-    across: Callable,
-    cell: Callable,
-) -> str:
-    """Rows as a grid: `down` {header: function of a row} names its lines, `across` its
-    columns, `cell` is the text where they meet; – where there is no row."""
-    lines: dict[tuple, dict[str, str]] = {}
-    for row in rows:
-        place = tuple(str(of(row)) for of in down.values())
-        lines.setdefault(place, {})[across(row)] = cell(row)
-    heads = list(dict.fromkeys(head for cells in lines.values() for head in cells))
-    body = [
-        [*place, *(cells.get(head, "–") for head in heads)]
-        for place, cells in lines.items()
-    ]
-    return tables.grid([[*down, *heads], *body])
-
-
-def spans(value: str, signed: bool = False) -> Callable[[Mapping], str]:
-    """The text of a row's `value` with its interval, 47.3 [44.9, 49.8]."""
-    return lambda row: tables.span(row[value], row["low"], row["high"], signed)
+def span(row: Mapping, value: str) -> str:
+    """A row's share, or difference, with its interval, 47.3 [44.9, 49.8]."""
+    if row[value] is None:
+        return f"– ({row['missing']})"
+    return tables.span(row[value], row["low"], row["high"], value == "difference")
 
 
 def accuracies_markdown(rows: Sequence[Mapping]) -> str:
     """The method x level table with n, both parsing rules, and what went wrong."""
-    columns = {
-        "method": lambda row: LABELS[row["model"]],
-        "set": lambda row: row["set"],
-        "n": lambda row: row["n"],
-        "accuracy %, first letter": spans("accuracy"),
-        "accuracy %, lenient": lambda row: tables.span(
-            *(row[f"{key}_lenient"] for key in ("accuracy", "low", "high"))
-        ),
-        "no answer parsed %": lambda row: tables.percent(row["parse_failure"]),
-        "truncated %": lambda row: tables.percent(row["truncated"]),
-        "failed videos": lambda row: row["failed_videos"],
-        "chance %": lambda row: tables.percent(row["chance"]),
-    }
-    return tables.markdown(rows, columns)
+    return tables.markdown(
+        {
+            "method": LABELS[row["model"]],
+            "set": row["set"],
+            "n": row["n"],
+            "accuracy %, first letter": span(row, "accuracy"),
+            "accuracy %, lenient": tables.span(
+                *(row[f"{key}_lenient"] for key in ("accuracy", "low", "high"))
+            ),
+            "no answer parsed %": tables.percent(row["parse_failure"]),
+            "truncated %": tables.percent(row["truncated"]),
+            "failed videos": row["failed_videos"],
+            "chance %": tables.percent(row["chance"]),
+        }
+        for row in rows
+    )
 
 
 def differences_markdown(rows: Sequence[Mapping]) -> str:
     """Paired differences in points, with the discordant questions they rest on."""
-    columns = {
-        "comparison": lambda row: difference(row["a"], row["b"]),
-        "set": lambda row: row["set"],
-        "n": lambda row: row["n"],
-        "difference, points": spans("difference", signed=True),
-        "only the first right": lambda row: row["wins"],
-        "only the second right": lambda row: row["losses"],
-        "McNemar p": lambda row: f"{row['p']:.2g}",
-    }
-    return tables.markdown(rows, columns)
+    return tables.markdown(
+        {
+            "comparison": difference(row["a"], row["b"]),
+            "set": row["set"],
+            "n": row["n"],
+            "difference, points": span(row, "difference"),
+            "only the first right": row.get("wins", "–"),
+            "only the second right": row.get("losses", "–"),
+            "McNemar p": "–" if row["p"] is None else f"{row['p']:.2g}",
+        }
+        for row in rows
+    )
 
 
 def out_of_distribution_markdown(rows: Sequence[Mapping]) -> str:
     """GRPO's advantage over SFT there, less the same on L1, in points."""
-    columns = {
-        "GRPO − SFT": lambda row: f"on {row['there']}, less that on {row['here']}",
-        "n": lambda row: f"{row['n_there']} and {row['n_here']}",
-        "difference of differences, points": spans("difference", signed=True),
-    }
-    return tables.markdown(rows, columns)
+    head = "difference of differences, points"
+    return tables.markdown(
+        {
+            "GRPO − SFT": f"on {row['there']}, less that on {row['here']}",
+            "n": f"{row['n_there']} and {row['n_here']}",
+            head: span(row, "difference"),
+        }
+        for row in rows
+    )
 
 
 def beside_paper_markdown(rows: Sequence[Mapping]) -> str:
     """Our accuracies beside the paper's: another model, and often other data."""
-    ours = {(row["model"], row["set"]): row for row in rows}
-    columns: dict[str, Callable] = {
-        "set": str,
-        "n": lambda name: ours["base", name]["n"],
-    }
-    for model in METHODS:
-        columns |= {
-            f"{LABELS[model]} %": lambda name, m=model: tables.percent(
-                ours[m, name]["accuracy"]
-            ),
-            f"paper's {LABELS[model]} %": lambda name, m=model: tables.percent(
-                published_accuracy(m, name)
-            ),
-        }
-    columns["paper's n"] = lambda name: published()["sets"][name]["n"]
-    return tables.markdown([s for s in SETS if ("base", s) in ours], columns)
+    lines = []
+    for name in dict.fromkeys(row["set"] for row in rows):
+        own = {row["model"]: row for row in rows if row["set"] == name}
+        line = {"set": name, "n": own["base"]["n"]}
+        for model in METHODS:
+            here, there = own[model]["accuracy"], published_accuracy(model, name)
+            line[f"{LABELS[model]} %"] = tables.percent(here)
+            line[f"paper's {LABELS[model]} %"] = tables.percent(there)
+        lines.append(line | {"paper's n": published()["sets"][name]["n"]})
+    return tables.markdown(lines)

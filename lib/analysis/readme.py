@@ -7,8 +7,7 @@
 
 `reference` keeps a run as a few kilobytes, from which `readme` writes the one block of
 README that is made of numbers; `sweep` and `evidence` write a record, a table and a
-figure each, to which README links. An interval over seeds carries the choice of
-questions and the training seed alike.
+figure each, to which README links.
 
 Example: with GRPO right on 240 of 500 questions of L1 and SFT on 225, and an interval
 of the paired difference from +0.4 to +5.6 points, the block says "L1: GRPO ahead of
@@ -21,10 +20,10 @@ from pathlib import Path
 import pandas as pd
 
 from lib import chain
-from lib.analysis import answers, compare, evidence_plots, plots, reasoned, seen
+from lib.analysis import answers, compare, plots, reasoned, seen
 from lib.evaluate import tables
-from lib.evaluate.tables import percent, span
-from lib.markup import Marked, code, grid
+from lib.evaluate.tables import percent
+from lib.markup import Marked, code
 from lib.methods import (
     ASKED,
     LABELS,
@@ -39,11 +38,11 @@ from lib.methods import (
 )
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
-from lib.records import read_json, settings_hash, write_json, write_text
+from lib.records import read_json, write_json, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-FIXED = ("run", "seed", "status", "seconds", "metrics", "git_commit")  # of a sweep
 KEPT = ("n", "accuracy", "accuracy_lenient", "parse_failure", "truncated", "chance")
+RAN = "run it with python -m lib.run"
 
 
 # One run
@@ -93,51 +92,37 @@ def write_results(run: Path, results: Mapping) -> str:
     `results` needs accuracy, comparisons and out_of_distribution (rows of
     lib/analysis/compare.py) and may carry any settings beside them.
     """
-    found = findings(results["accuracy"], results["comparisons"])
-    text = "\n".join(
-        [
-            f"# {run.name}\n",
-            *(f"- {sentence}" for sentence in found),
-            "\n## Accuracy, 95 % Wilson intervals\n",
-            compare.accuracies_markdown(results["accuracy"]),
-            "## Paired differences, 95 % bootstrap intervals over questions\n",
-            compare.differences_markdown(results["comparisons"]),
-            "## GRPO's advantage out of distribution\n",
-            compare.out_of_distribution_markdown(results["out_of_distribution"]),
-            "## Beside the paper: another model and other data\n",
-            compare.beside_paper_markdown(results["accuracy"]),
-        ]
-    )
+    rows, compared = results["accuracy"], results["comparisons"]
+    found = findings(rows, compared)
+    apart = compare.out_of_distribution_markdown(results["out_of_distribution"])
+    parts = {
+        "Accuracy, 95 % Wilson intervals": compare.accuracies_markdown(rows),
+        "Paired differences, 95 % bootstrap intervals over questions": (
+            compare.differences_markdown(compared)
+        ),
+        "GRPO's advantage out of distribution": apart,
+        "Beside the paper: another model and other data": (
+            compare.beside_paper_markdown(rows)
+        ),
+    }
+    text = f"# {run.name}\n\n" + "".join(f"- {sentence}\n" for sentence in found)
+    text += "".join(f"\n## {head}\n\n{part}" for head, part in parts.items())
     write_json(run / "results.json", {**results, "findings": found})
     write_text(run / "results.md", text)
     return text
 
 
 def manifest_markdown(manifest: Mapping) -> str:
-    """What each stage of a run recorded about itself, one line a fact."""
-    facts = [
-        (stage, fact, value)
-        for stage, known in manifest.items()
-        for fact, value in _flat(known)
-    ]
-    columns = {
-        "stage": lambda row: row[0],
-        "fact": lambda row: row[1],
-        "value": lambda row: code(row[2]),
-    }
-    return tables.markdown(facts, columns)
-
-
-def _flat(facts: Mapping, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested facts as dotted names; long values cut, the file has them whole."""
-    lines: list[tuple[str, str]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += _flat(value, f"{prefix}{name}.")
-        else:
-            text = str(value)
-            lines.append((prefix + name, text[:70] + " ..." * (len(text) > 70)))
-    return lines
+    """What each stage of a run recorded about itself, one line a fact with its dotted
+    name; long values are cut, the file has them whole."""
+    lines = []
+    for stage, known in manifest.items():
+        for facts in pd.json_normalize(known).to_dict("records"):
+            for fact, value in facts.items():
+                text = str(value)
+                cut = text[:70] + " ..." * (len(text) > 70)
+                lines.append({"stage": stage, "fact": fact, "value": code(cut)})
+    return tables.markdown(lines)
 
 
 # Committed records of runs
@@ -154,21 +139,19 @@ def reference_record(run: Path) -> dict:
     run = resolve(run)
     chain.verify(run)
     predictions = tables.read_predictions(run)
-    state = require(run / "pipeline.json", "run it with python -m lib.run")
-    state = read_json(state)
-    given = dict(state["parameters"])
+    state = read_json(require(run / "pipeline.json", RAN))
+    given = state["parameters"]
     if "seed" not in given:
         raise ValueError(f"{run / 'pipeline.json'}: its parameters hold no `seed`")
     manifest = read_json(require(run / "manifest.json", "run the notebooks first"))
-    apart = ("seed", "run_name", *answers.ASKED_BESIDE)
-    peaks = {s: facts.get("peak_memory_gib") for s, facts in manifest.items()}
+    held = "peak_memory_gib"
     return {
         "run_name": run.name,
         "seed": given["seed"],
-        "settings": settings_hash({k: v for k, v in given.items() if k not in apart}),
+        "settings": answers.settings_of(given),
         "data": given.get("data_dir"),
         "seconds": {k: v["seconds"] for k, v in state["notebooks"].items()},
-        "peak_memory_gib": {s: peak for s, peak in peaks.items() if peak is not None},
+        held: {k: v[held] for k, v in manifest.items() if v.get(held) is not None},
         "environment": list(manifest.values())[-1]["environment"],
         "questions": {
             name: tables.questions_hash(predictions["base", name])
@@ -195,22 +178,18 @@ def write_reference(run: Path, out: Path) -> Path:
 
 
 def read_reference(source: str | Path) -> list[dict]:
-    """The records to average, by seed: a folder of them, or run names with commas.
+    """The records of a folder, by seed.
 
     ValueError when they cannot be averaged: a seed twice, other questions, settings.
     """
     folder = resolve(source)
-    if folder.is_dir():
-        records = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    else:
-        names = [name.strip() for name in str(source).split(",") if name.strip()]
-        records = [reference_record(ROOT / "outputs" / name) for name in names]
+    records = [read_json(path) for path in sorted(folder.glob("*.json"))]
     if not records:
         raise FileNotFoundError(
             f"{folder} holds no records: python -m lib.analysis reference writes them"
         )
     seeds = [record["seed"] for record in records]
-    if len(set(seeds)) < len(seeds):
+    if len({*seeds}) < len(seeds):
         raise ValueError(f"{source}: a seed occurs twice among {seeds}")
     for key in ("questions", "settings"):
         if any(record[key] != records[0][key] for record in records):
@@ -235,10 +214,9 @@ def of_records(records: Iterable[Mapping]) -> pd.DataFrame:
 def accuracies(frame: pd.DataFrame, by: Sequence[str] = ()) -> list[dict]:
     """Mean accuracy of each model and set over seeds, with `by_seed` and chance."""
     keys = [*by, "model", "set"]
-    groups = dict(iter(frame.groupby(keys, sort=False, observed=True)))
     rows = compare.table(frame, keys, value="mean")
     for row in rows:
-        own = groups[tuple(row[key] for key in keys)]
+        own = compare.select(frame, {key: row[key] for key in keys})
         row["by_seed"] = own.groupby("seed").value.mean().tolist()
         row["chance"] = float(own.chance.iloc[0])
     return rows
@@ -257,65 +235,50 @@ def results(source: str | Path) -> str:
     records = read_reference(source)
     frame = of_records(records)
     table, compared = accuracies(frame), differences(frame)
-    lines = [
-        BEGIN,
-        *(f"- {verdict(row['set'], row)}" for row in main_of(compared)),
-        "",
-        _table(table, compared),
-        _caption(records, table, _shown(source)),
-        END,
-    ]
-    return "\n".join(lines)
+    said = [f"- {verdict(row['set'], row)}" for row in main_of(compared)]
+    caption = _caption(records, table, source)
+    return "\n".join([BEGIN, *said, "", _table(table, compared), caption, END])
 
 
 def _table(table: Sequence[Mapping], compared: Sequence[Mapping]) -> str:
     """Methods and differences down, sets across, and the paper's numbers below."""
-    sets = {row["set"]: row for row in table}
-    lines = [["", *(f"{name} (n = {row['n']:,})" for name, row in sets.items())]]
-    named = [(LABELS[row["model"]], row, False) for row in table]
-    named += [(f"{difference(r['a'], r['b'])}, points", r, True) for r in compared]
-    cells: dict[str, dict[str, str]] = {}
-    for label, row, signed in named:
-        ends = row["effect"], row["low"], row["high"]
-        cells.setdefault(label, {})[row["set"]] = span(*ends, signed)
-    for label, own in cells.items():
-        lines.append([label, *(own.get(name, "") for name in sets)])
-    lines.append(["chance", *(percent(row["chance"]) for row in sets.values())])
-    paper = [
-        " / ".join(percent(compare.published_accuracy(m, name)) for m in METHODS)
-        for name in sets
+    heads = {row["set"]: f"{row['set']} (n = {row['n']:,})" for row in table}
+    cells = [
+        (LABELS[row["model"]], row["set"], compare.span(row, "mean")) for row in table
     ]
-    lines.append([Marked("*paper, Qwen2-VL-7B: base / SFT / GRPO*"), *paper])
-    return grid(lines)
+    for row in compared:
+        name = f"{difference(row['a'], row['b'])}, points"
+        cells.append((name, row["set"], compare.span(row, "difference")))
+    chance = {row["set"]: percent(row["chance"]) for row in table}
+    cells += [("chance", *own) for own in chance.items()]
+    for name in heads:
+        paper = (percent(compare.published_accuracy(m, name)) for m in METHODS)
+        label = Marked("*paper, Qwen2-VL-7B: base / SFT / GRPO*")
+        cells.append((label, name, " / ".join(paper)))
+    return tables.crossed(({"": line}, heads[name], text) for line, name, text in cells)
 
 
-def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source: str) -> str:
+def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source) -> str:
     """What varies in the intervals, how often an answer was missing, whose data."""
     seeds = ", ".join(str(record["seed"]) for record in records)
-    spread, unparsed = "unknown, one seed", []
+    entries = pd.DataFrame([row for record in records for row in record["results"]])
+    failed = entries.groupby("model").parse_failure.mean()
+    unparsed = ", ".join(f"{LABELS[m]} {percent(failed[m])} %" for m in METHODS)
+    spread = "unknown, one seed"
     if len(records) > 1:
-        sd = {
-            m: 100 * max(row["sd"] for row in table if row["model"] == m)
-            for m in METHODS
-        }
-        spread = ", ".join(f"{LABELS[m]} {value:.1f}" for m, value in sd.items())
-    for model in METHODS:
-        rates = [
-            entry["parse_failure"]
-            for record in records
-            for entry in record["results"]
-            if entry["model"] == model
-        ]
-        unparsed.append(f"{LABELS[model]} {percent(sum(rates) / len(rates))} %")
+        sd = pd.DataFrame(table).groupby("model", observed=True).sd.max()
+        spread = ", ".join(f"{LABELS[m]} {100 * sd[m]:.1f}" for m in METHODS)
+    path = resolve(source)  # as it is typed from the root
+    path = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else source
     sentences = [
         f"Accuracy in %, first-letter rule, mean over training seeds ({seeds}) with a "
         f"95 % interval in which {table[0]['varies']} vary; differences are paired by "
         "question.",
         f"Largest standard deviation over seeds, in points: {spread}.",
-        f"Answers that could not be parsed, mean over sets: {', '.join(unparsed)}.",
+        f"Answers that could not be parsed, mean over sets: {unparsed}.",
         f"Data: `{records[0]['data']}`; the paper's row is another model on other "
         "questions, shown for the pattern.",
-        f"Written by `python -m lib.analysis readme {source}`.",
+        f"Written by `python -m lib.analysis readme {path}`.",
     ]
     return " ".join(sentences)
 
@@ -324,19 +287,10 @@ def write_block(readme: str | Path, block: str) -> str:
     """Replace README's block by `block`, which begins and ends with its markers."""
     path = require(readme, "the README with the markers of its blocks")
     text = path.read_text(encoding="utf-8")
-    begin, end = block.splitlines()[0], block.splitlines()[-1]
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{path} must hold {begin} and {end} once each")
-    before, rest = text.split(begin)
-    write_text(path, before + block + rest.split(end)[1])
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{path} must hold {BEGIN} and {END} once each")
+    write_text(path, text.split(BEGIN)[0] + block + text.split(END)[1])
     return block
-
-
-def _shown(source: str | Path) -> str:
-    """The source as it is typed from the root, whatever folder it was given from."""
-    path = resolve(source)
-    below = path.is_dir() and path.is_relative_to(ROOT)
-    return path.relative_to(ROOT).as_posix() if below else str(source)
 
 
 # Sweeps
@@ -347,59 +301,38 @@ def sweep_record(folder: str | Path) -> list[dict]:
 
     A run that failed, or waits, stays in it with its status and without numbers.
     """
-    folder = resolve(folder)
+    folder, rows = resolve(folder), []
     path = require(folder / "runs.json", "run the sweep with python -m lib.run")
-    rows = []
     for row in read_json(path):
         if "metrics" in row:
             run = folder.parent / row["run"]
             chain.verify(run)
             manifest = read_json(run / "manifest.json")
             commit = list(manifest.values())[-1]["environment"]["git_commit"]
-            metrics = {
-                label: {
-                    name: _compact(
-                        sorted(
-                            tables.read_rows(run / f"predictions_{label}_{name}.jsonl"),
-                            key=lambda row: row["id"],
-                        )
-                    )
-                    for name in sets
-                }
-                for label, sets in row["metrics"].items()
-            }
+            metrics: dict = {}
+            for model, sets in row["metrics"].items():
+                for name in sets:
+                    file = run / f"predictions_{model}_{name}.jsonl"
+                    own = sorted(tables.read_rows(file), key=lambda row: row["id"])
+                    metrics.setdefault(model, {})[name] = _compact(own)
             row = {**row, "git_commit": commit, "metrics": metrics}
         rows.append(row)
     return rows
 
 
-def varied(rows: Sequence[Mapping]) -> list[str]:
-    """What a sweep varies, but for the seed."""
-    return [key for key in rows[0] if key not in FIXED]
-
-
 def sweep_table(rows: Sequence[Mapping]) -> list[dict]:
     """One row a combination of values, model and set: `accuracies`, with the values."""
-    keys = varied(rows)
-    texts = [
-        {key: row[key] for key in (*keys, "seed")}
-        | {"model": label, "set": name, "correct": entry["correct"]}
-        | {"chance": entry["chance"]}
-        for row in rows
-        for label, sets in row.get("metrics", {}).items()
-        for name, entry in sets.items()
-    ]
-    return accuracies(answers.of_texts(texts), keys)
+    return accuracies(answers.of_sweep(rows), answers.varied(rows[0]))
 
 
 def sweep_markdown(rows: Sequence[Mapping]) -> str:
     """The table, one line a combination and model, one column a set."""
-    down = {key: lambda row, key=key: row[key] for key in varied(rows)}
-    down |= {"model": lambda row: LABELS[row["model"]]}
-    down |= {"seeds": lambda row: row["seeds"]}
-    return compare.markdown(
-        sweep_table(rows), down, lambda row: row["set"], compare.spans("mean")
-    )
+    keys, cells = answers.varied(rows[0]), []
+    for row in sweep_table(rows):
+        line = {key: row[key] for key in keys}
+        line |= {"model": LABELS[row["model"]], "seeds": row["seeds"]}
+        cells.append((line, row["set"], compare.span(row, "mean")))
+    return tables.crossed(cells)
 
 
 def write_sweep(folder: Path, out: Path) -> str:
@@ -409,7 +342,7 @@ def write_sweep(folder: Path, out: Path) -> str:
     write_json(out / f"{name}.json", rows)
     write_text(out / f"{name}.md", text)
     made = [row for row in sweep_table(rows) if row["set"] in LEVELS]
-    plots.save(plots.sweep(made, varied(rows)[0]), out / f"{name}.png")
+    plots.save(plots.sweep(made, answers.varied(rows[0])[0]), out / f"{name}.png")
     return text
 
 
@@ -422,33 +355,28 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     From what 04_eval left in runs that differ in their seed alone; what was seen needs
     those that were asked with something taken away.
     """
-    found = answers.by_seed(runs)
-    for run in found.values():
+    found = [*answers.by_seed(runs).values()]
+    for run in found:
         chain.verify(run)
-    first = next(iter(found.values()))
-    given = require(first / "pipeline.json", "run it with python -m lib.run")
-    given = read_json(given)["parameters"]
+    given = read_json(require(found[0] / "pipeline.json", RAN))["parameters"]
     folders = given["data_dir"], given["general_dir"]
-    asked = tables.asked(*folders, SETS)
-    looked = [run for run in found.values() if (run / ASKED).exists()]
+    looked = [run for run in found if (run / ASKED).exists()]
     if not looked:
         raise FileNotFoundError(
             f"none of the runs holds {ASKED}: give one a parameter "
             "perception_conditions and run 04_eval again"
         )
-    known = still_reader.without_video(given["data_dir"])
-    shown = seen.seen(
-        answers.read(looked, *folders), seen.asked_of(looked), asked, known
-    )
-    everything = answers.read(runs, *folders)
-    whole = everything[everything.model.isin(labels_of(found.values()))]
-    said = reasoned.reasoned(whole)
-    for name, record in (("perception", shown), ("coherence", said)):
-        write_json(out / f"{name}.json", record)
+    asked, known = seen.asked_of(looked), still_reader.without_video(folders[0])
+    questions = tables.asked(*folders, SETS)
+    shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
+    whole = answers.read(runs, *folders)
+    said = reasoned.reasoned(whole[whole.model.isin(labels_of(found))])
+    write_json(out / "perception.json", shown)
+    write_json(out / "coherence.json", said)
     last = shown["accuracy"][-1]["set"]
-    plots.save(evidence_plots.perception(shown, last), out / "perception.png")
+    plots.save(plots.perception(shown, last), out / "perception.png")
     drawn = [r for r in said["shares"] if r["measure"] in reasoned.OVER_SEEDS]
-    plots.save(evidence_plots.coherence(drawn), out / "coherence.png")
+    plots.save(plots.coherence(drawn), out / "coherence.png")
     text = evidence_markdown(shown, said)
     write_text(out / "evidence.md", text)
     return text

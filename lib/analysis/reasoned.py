@@ -4,23 +4,20 @@
 Each measure is a share of the answers; which of two measures can be trusted where the
 truth is not known, says how far they agree where it is.
 
-    found = reasoned(answers)
-    found["shares"][0]  # {"set": "L1", "model": "base", "measure": "consistent", ...}
-
 Example: of 12 answers 8 give the letter of the step that their reasoning names:
 consistent is 0.67, and the cell right_unsupported counts right letters among the 4.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 
 from lib.analysis import compare, stats
 from lib.analysis.answers import CONTROLS, SAID
-from lib.analysis.compare import kept
+from lib.analysis.compare import kept, span
 from lib.evaluate import tables
-from lib.methods import GENERAL, LABELS, METHODS, SEEN, SETS, in_order
+from lib.methods import GENERAL, LABELS, METHODS, PAIRS, SEEN, SETS, in_order
 
 MEASURES = {  # of coherence, as a title
     "consistent": "answer is the step that\nthe reasoning names (exact)",
@@ -56,28 +53,30 @@ def reasoned(
     words stands in the training reasoning; agreement, Cohen's kappa of two measures. Of
     several seeds the levels stand together as "levels", without differences.
     """
-    draws = {"samples": samples, "seed": seed}
+    draws, by = {"samples": samples, "seed": seed}, ("set", "model", "measure")
     answers = answers[answers.condition == SEEN].astype({"set": str, "measure": str})
-    some = answers[answers.measure.isin([*SAID, *CONTROLS])]
-    flawless = answers[answers.measure.str.endswith("_flawless")]
-    several = answers.seed.nunique() > 1
+    some, several = answers, answers.seed.nunique() > 1
     if several:
-        some = some.assign(set=some.set.where(some.set == GENERAL, "levels"))
-    order = {key: i for i, key in enumerate((*MEASURES, *CONTROLS))}
-    some = some.sort_values("measure", key=lambda own: own.map(order), kind="stable")
-    own = some.measure.isin(CONTROLS)
-    by = ("set", "model", "measure")
-    found: dict = {"bootstrap_samples": samples, "bootstrap_seed": seed}
-    for name, part in (("shares", some[~own]), ("controls", some[own])):
-        rows = compare.table(part, by, value="share", **draws)
-        found[name] = [kept(row, *by, "share") for row in _sorted(rows)]
-    rows = []
-    if not several:
-        rows = compare.differences(some[~own], by=("set", "measure"), **draws)
+        some = answers.assign(set=answers.set.where(answers.set == GENERAL, "levels"))
+    said, controls = (some[some.measure.isin([*own])] for own in (SAID, CONTROLS))
+    rows = () if several else compare.differences(said, by=("set", "measure"), **draws)
     keys = ("a", "b", "set", "measure", "difference")
-    found["differences"] = [kept(row, *keys) for row in rows]
-    return found | {
-        "flawless": _flawless(flawless),
+    said, controls = (
+        _sorted(compare.table(own, by, value="share", **draws))
+        for own in (said, controls)
+    )
+    flawless = _wide(answers, ("verbatim_flawless", "overlap_flawless"))
+    flawless.columns = flawless.columns.str.removesuffix("_flawless")
+    return {
+        "bootstrap_samples": samples,
+        "bootstrap_seed": seed,
+        "shares": [kept(row, *by, "share") for row in said],
+        "controls": [kept(row, *by, "share") for row in controls],
+        "differences": [kept(row, *keys) for row in rows],
+        "flawless": [
+            {"set": name, "n": own.id.nunique(), **own.mean(numeric_only=True)}
+            for name, own in flawless.drop(columns="seed").groupby("set", sort=False)
+        ],
         "answers": _supported(answers),
         "agreement": _agreements(answers, samples, seed),
     }
@@ -85,27 +84,24 @@ def reasoned(
 
 def _sorted(rows: Iterable[dict]) -> list[dict]:
     """Rows of one set and model together, in the order of every table."""
-    sets, models = [*SETS, "levels"], in_order(row["model"] for row in rows)
+    rows = list(rows)
+    models = in_order(row["model"] for row in rows)
+    sets, measures = [*SETS, "levels"], [*MEASURES, *CONTROLS]
     return sorted(
-        rows, key=lambda row: (sets.index(row["set"]), models.index(row["model"]))
+        rows,
+        key=lambda row: (
+            sets.index(row["set"]),
+            models.index(row["model"]),
+            measures.index(row["measure"]),
+        ),
     )
 
 
-def _wide(answers: pd.DataFrame) -> pd.DataFrame:
-    """A row an answer, a column a measure; `set` and `model` beside it."""
+def _wide(answers: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
+    """A row an answer, a column a measure, after what it is of."""
     index = ["seed", "model", "set", "id", "video"]
-    return answers.pivot(index=index, columns="measure", values="value").reset_index()
-
-
-def _flawless(answers: pd.DataFrame) -> list[dict]:
-    """{set, n, verbatim, overlap} of what a flawless reasoner would say: so much of it
-    stands in the training reasoning without any memory of it."""
-    rows = []
-    for name, own in answers.groupby("set", sort=False):
-        means = own.groupby("measure").value.mean()
-        shares = {key.removesuffix("_flawless"): v for key, v in means.items()}
-        rows.append({"set": name, "n": own.id.nunique()} | shares)
-    return rows
+    own = answers[answers.measure.isin(list(measures))]
+    return own.pivot(index=index, columns="measure", values="value").reset_index()
 
 
 def _supported(answers: pd.DataFrame) -> list[dict]:
@@ -113,21 +109,18 @@ def _supported(answers: pd.DataFrame) -> list[dict]:
 
     right_unsupported is a right letter below reasoning that does not lead to it.
     """
-    rows = []
-    wide = _wide(answers[answers.measure.isin(["correct", *SUPPORTS])])
+    rows, wide = [], _wide(answers, ("correct", *SUPPORTS))
     for (name, model), own in wide.groupby(["set", "model"], observed=True):
-        for measure in (m for m in SUPPORTS if m in own):
+        for measure in own.columns.intersection(SUPPORTS):
             said = own.dropna(subset=["correct", measure])
-            cells = {
-                f"{word}_{kind}": int(
-                    ((said.correct == r) & (said[measure] == s)).sum()
-                )
-                for word, r in (("right", 1), ("wrong", 0))
-                for kind, s in (("supported", 1), ("unsupported", 0))
-            }
-            if len(said):
-                place = {"model": model, "set": name, "measure": measure}
-                rows.append(place | {"n": len(said)} | cells)
+            if said.empty:
+                continue
+            row = {"model": model, "set": name, "measure": measure, "n": len(said)}
+            for word, right in (("right", 1), ("wrong", 0)):
+                for kind, holds in (("supported", 1), ("unsupported", 0)):
+                    both = (said.correct == right) & (said[measure] == holds)
+                    row[f"{word}_{kind}"] = int(both.sum())
+            rows.append(row)
     return _sorted(rows)
 
 
@@ -140,12 +133,9 @@ def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:
     only there does it show whether the two also agree on reasoning that does not.
     """
     names = {name for pair in AGREEMENTS for name in pair}
-    names |= {"consistent_other", *CONTROLS}
-    wide = _wide(answers[answers.measure.isin(names)])
+    wide, rows = _wide(answers, {"consistent_other", *CONTROLS, *names}), []
     wide["over"] = wide.set.where(wide.set == GENERAL, "levels")
     videos = tuple(sorted({*answers.video}))
-    drawn = stats.resampling(videos, samples, seed) if videos else None
-    rows = []
     for model in in_order(wide.model):
         for over in ("levels", GENERAL):
             own = wide[(wide.model == model) & (wide.over == over)]
@@ -153,46 +143,38 @@ def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:
                 same = model == "base" and second == "own_reader"  # as base_reader
                 if same or not {first, second} <= {*own.columns}:
                     continue
-                pairs = own.dropna(subset=[first, second])
-                said = pairs[[first, second, "video"]].to_numpy().tolist()
-                if not said:
-                    continue
-                kinds = {"own": said}
+                said = own[[first, second, "video"]].dropna().to_numpy().tolist()
+                kinds = {"own": said} if said else {}
                 control = f"{second.removesuffix('_reader')}_other"
-                if first == "consistent" and control in own:
+                if said and first == "consistent" and control in own:
                     swapped = own[["consistent_other", control, "video"]].dropna()
                     kinds["with other"] = said + swapped.to_numpy().tolist()
                 head = {"model": model, "sets": over, "first": first, "second": second}
-                rows += [
-                    head | {"reasoning": kind} | agreement(some, drawn)
-                    for kind, some in kinds.items()
-                ]
+                for kind, pairs in kinds.items():
+                    counts = agreement(pairs, stats.resampling(videos, samples, seed))
+                    rows.append(head | {"reasoning": kind} | counts)
     return rows
 
 
 def agreement(said: Iterable[tuple], drawn: stats.Resampling) -> dict:
     """Counts of the four cells and Cohen's kappa (Cohen 1960) with a 95 % interval.
 
-    `said` are (what the first says, what the second says, video), each 0 or 1. kappa =
-    (agreed - expected) / (1 - expected), expected from the two margins. It is None
-    where both say the same of everything; resamples without a kappa are left out of its
-    interval. Where nearly all is "yes" kappa is low and its interval wide however well
-    the two agree: read the counts beside it.
+    `said` are (what the first says, what the second says, video), each 0 or 1. kappa is
+    None where both say the same of everything; resamples without one do not count.
+    Where nearly all is "yes" kappa is low and its interval wide however well the two
+    agree: read the counts beside it.
     """
     one, two, videos = zip(*said, strict=True)
     first, second = np.array(one, dtype=float), np.array(two, dtype=float)
     both = (first == second, first, second)
     ends = stats.percentiles(_kappa(*(drawn.means(own, videos) for own in both)))
     kappa = _kappa(*(own.mean() for own in both))
-    cells = {
-        "both": first * second,
-        "only_first": first * (1 - second),
-        "only_second": (1 - first) * second,
-        "neither": (1 - first) * (1 - second),
-    }
     return {
         "n": len(first),
-        **{name: int(cell.sum()) for name, cell in cells.items()},
+        "both": int((first * second).sum()),
+        "only_first": int((first * (1 - second)).sum()),
+        "only_second": int(((1 - first) * second).sum()),
+        "neither": int(((1 - first) * (1 - second)).sum()),
         "kappa": float(kappa) if np.isfinite(kappa) else None,
         **dict(zip(("low", "high"), ends, strict=True)),
     }
@@ -211,25 +193,19 @@ def measure(name: str) -> str:
 
 def shares_markdown(found: Mapping) -> str:
     """A line a measure and set: the share of each method and GRPO − SFT, in points."""
-    gaps = [r for r in found["differences"] if (r["a"], r["b"]) == ("grpo", "sft")]
+    gaps = [r for r in found["differences"] if (r["a"], r["b"]) == PAIRS[0]]
     sizes = {(row["measure"], row["set"]): row["n"] for row in gaps}
     rows = [row for row in found["shares"] if row["model"] in METHODS]
     rows = [r for r in (*rows, *gaps) if (r["measure"], r["set"]) in sizes]
-    rows.sort(key=lambda row: list(MEASURES).index(row["measure"]))
-    down = {
-        "measure": lambda row: measure(row["measure"]),
-        "set": lambda row: row["set"],
-        "n": lambda row: sizes[row["measure"], row["set"]],
-    }
-
-    def cell(row: Mapping) -> str:
-        value = "share" if "share" in row else "difference"
-        return compare.spans(value, signed=value == "difference")(row)
-
-    def head(row: Mapping) -> str:
-        return f"{LABELS[row['model']]} %" if "share" in row else "GRPO − SFT, points"
-
-    return compare.markdown(rows, down, head, cell)
+    cells = []
+    for row in sorted(rows, key=lambda row: list(MEASURES).index(row["measure"])):
+        line = {"measure": measure(row["measure"]), "set": row["set"]}
+        line["n"] = sizes[row["measure"], row["set"]]
+        if "share" in row:
+            cells.append((line, f"{LABELS[row['model']]} %", span(row, "share")))
+        else:
+            cells.append((line, "GRPO − SFT, points", span(row, "difference")))
+    return tables.crossed(cells)
 
 
 def over_seeds_markdown(found: Mapping, over: str = "levels") -> str:
@@ -241,50 +217,50 @@ def over_seeds_markdown(found: Mapping, over: str = "levels") -> str:
         if (row["set"], row["measure"]) == (over, measured)
     ]
     size = f"{rows[0]['n']:,} questions × {rows[0]['seeds']} seeds"
-    down = {f"% of answers, {over}: {size}": lambda row: measure(row["measure"])}
-    return compare.markdown(
-        rows, down, lambda row: LABELS[row["model"]], compare.spans("share")
+    head = f"% of answers, {over}: {size}"
+    return tables.crossed(
+        ({head: measure(row["measure"])}, LABELS[row["model"]], span(row, "share"))
+        for row in rows
     )
 
 
 def agreement_markdown(found: Mapping) -> str:
     """A line a pair of measures: the four counts and kappa with its interval."""
-    columns = {
-        "method": lambda row: LABELS[row["model"]],
-        "sets": lambda row: row["sets"],
-        "first": lambda row: measure(row["first"]),
-        "second": lambda row: measure(row["second"]),
-        "reasoning": lambda row: row["reasoning"],
-        "both yes": lambda row: row["both"],
-        "only first": lambda row: row["only_first"],
-        "only second": lambda row: row["only_second"],
-        "both no": lambda row: row["neither"],
-        "kappa": kappa_text,
-    }
-    return tables.markdown(found["agreement"], columns)
+    return tables.markdown(
+        {
+            "method": LABELS[row["model"]],
+            "sets": row["sets"],
+            "first": measure(row["first"]),
+            "second": measure(row["second"]),
+            "reasoning": row["reasoning"],
+            "both yes": row["both"],
+            "only first": row["only_first"],
+            "only second": row["only_second"],
+            "both no": row["neither"],
+            "kappa": kappa_text(row),
+        }
+        for row in found["agreement"]
+    )
 
 
 def reader_markdown(found: Mapping) -> str:
     """How often the reader that needs no truth says what the exact measure says."""
-    rows = [
-        row
+    pair = ("consistent", "base_reader", "levels")
+    lines = [
+        {
+            "method": LABELS[row["model"]],
+            "reasoning": row["reasoning"],
+            "n": f"{row['n']:,}",
+            "same verdict %": tables.percent((row["both"] + row["neither"]) / row["n"]),
+            "kappa (95 % interval)": kappa_text(row),
+        }
         for row in found["agreement"]
-        if (row["first"], row["second"]) == ("consistent", "base_reader")
-        and row["sets"] == "levels"
+        if (row["first"], row["second"], row["sets"]) == pair
     ]
-    if not rows:
+    if not lines:
         return "The truth is not known on these data: there is no exact measure.\n"
-    columns: dict[str, Callable] = {
-        "method": lambda row: LABELS[row["model"]],
-        "reasoning": lambda row: row["reasoning"],
-        "n": lambda row: f"{row['n']:,}",
-        "same verdict %": lambda row: tables.percent(
-            (row["both"] + row["neither"]) / row["n"]
-        ),
-        "kappa (95 % interval)": kappa_text,
-    }
     head = "The reader that needs no truth against the exact measure, levels:\n\n"
-    return head + tables.markdown(rows, columns)
+    return head + tables.markdown(lines)
 
 
 def kappa_text(row: Mapping) -> str:

@@ -1,13 +1,8 @@
 """Does a model look? The same questions with something taken away
 (lib/evaluate/perception.py).
 
-SEED-Bench-R1 (arXiv 2503.24376) says that RL mainly improves perception. If RL's gain
-over the base is perception, it must shrink without the video.
-
-    found = seen(answers, asked_of([run]), questions)
-    found["gains"][0]
-    # {"a": "grpo", "b": "base", "condition": "no_video", "gain": 0.44,
-    #  "gain_then": 0.31, "difference": 0.13, "low": 0.08, "high": 0.18, ...}
+SEED-Bench-R1 (arXiv 2503.24376) says that RL mainly improves perception: then its gain
+over the base must shrink without the video.
 
 Example: GRPO is right on 6 of 6 questions and on 3 of them without their clips: the
 condition costs 0.5, and its interval comes from six paired differences.
@@ -20,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from lib.analysis import compare
-from lib.analysis.compare import kept
+from lib.analysis.compare import kept, span
 from lib.data.questions import Question
 from lib.evaluate import tables
 from lib.methods import ASKED, LABELS, METHODS, PAIRS, SEEN, condition, difference
@@ -33,16 +28,16 @@ ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed
 def asked_of(runs: Iterable[Path]) -> dict:
     """What 04_eval asked with something taken away: conditions, left_out, sets, count,
     seed. ValueError for runs that asked other things."""
-    found: dict | None = None
+    first: dict = {}
     for run in runs:
         own = read_json(require(run / ASKED, "run 04_eval first"))
-        if found not in (None, own):
+        first = first or own
+        if own != first:
             raise ValueError(
                 f"{run / ASKED} differs from that of the other seeds: only the same "
                 "questions and conditions can be averaged"
             )
-        found = own
-    return found or {}
+    return first
 
 
 def seen(
@@ -50,189 +45,150 @@ def seen(
     asked: Mapping,
     questions: Mapping[str, Question],
     groups: Mapping[str, Mapping] | None = None,
-    samples: int = compare.SAMPLES,
-    seed: int = 0,
+    **draws: int,
 ) -> dict:
-    """What each condition costs each method.
+    """What each condition costs each method, and how much of each gain.
 
     `questions` are those asked, by id. `groups` {id: {"group", "ceiling"}} is what a
-    generated benchmark knows of its questions (lib/mini/still_reader.py). With several
-    sets there is one more that holds them all, "L1+L3". Returns `asked` and
+    generated benchmark knows of its questions (lib/mini/still_reader.py): a ceiling
+    below 1 means that the video is needed. With several sets there is one more that
+    holds them all, "L1+L3". Returns `asked` and rows with set, n, seeds, low, high:
 
-    * accuracy: for each set, group, model and condition n, seeds, accuracy with ends,
-      chance, and what the condition costs on the same questions: cost, cost_low,
-      cost_high (negative: it gains answers);
-    * gains: for all questions and each pair of methods (a, b) the gain a - b with all
-      as it is, gain_then under the condition, and their difference with ends (positive:
-      it shrinks);
-    * ceilings: how often an ideal reader without the video is right, by group;
-    * needs: for each model and condition, what it costs where the video is needed (the
-      ceiling is below 1) less what it costs elsewhere.
-
-    FileNotFoundError names predictions that are missing.
+    * accuracy by group, model and condition, with chance, the ceiling where it is known
+      and what the condition costs on the same questions: cost, cost_low, cost_high;
+    * gains: of each pair (a, b) the gain a - b, gain_then under the condition, and
+      their difference (positive: it shrinks);
+    * needs: what a condition costs a model where the video is needed, less elsewhere.
     """
-    found = {**asked, "accuracy": [], "gains": [], "ceilings": [], "needs": []}
-    sets, groups = list(asked["sets"]) if asked["conditions"] else [], groups or {}
-    right = _asked_again(answers, sets, asked["conditions"])
-    if len(sets) > 1:
-        name = "+".join(sets)
-        right = pd.concat([right, right.assign(set=name)], ignore_index=True)
-        sets.append(name)
-    draws = {"samples": samples, "seed": seed}
-    for name in sets:
-        whole = right[right.set == name]
-        for group, ids in _members(questions, groups).items():
-            inside = whole[whole.id.isin(ids)]
-            if inside.id.nunique() < 2:
-                continue
-            place = {"set": name, "group": group}
-            rows = _costs(inside, place, draws)
-            found["accuracy"] += rows
-            if group == ALL:
-                found["gains"] += _gains(inside, rows, place, draws)
-            if group not in (ALL, WITH_VIDEO):
-                known = [groups[key]["ceiling"] for key in inside.id.unique()]
-                entry = {"n": len(known), "ceiling": float(np.mean(known))}
-                found["ceilings"].append(place | entry)
-        found["needs"] += _needs(whole, groups, {"set": name}, draws)
-    return found
-
-
-def _asked_again(
-    answers: pd.DataFrame, sets: Iterable[str], conditions: Iterable[str]
-) -> pd.DataFrame:
-    """Right or wrong under each condition, and of the same questions as they are."""
-    right = answers[answers.measure == "correct"]
-    parts = []
-    for name in sets:
-        for model in METHODS:
-            place = {"set": name, "model": model}
-            own = compare.select(right, place)
-            for shown in conditions:
-                then = own[own.condition == shown]
-                if then.seed.nunique() < right.seed.nunique():
-                    file = f"predictions_{model}_{name}.{shown}.jsonl"
-                    raise FileNotFoundError(f"{file} is missing: run 04_eval first")
-                parts.append(then)
-            again = pd.concat(parts[-1:]).id if conditions else ()
-            parts.append(own[(own.condition == SEEN) & own.id.isin(again)])
-    found = pd.concat(parts, ignore_index=True) if parts else right[:0]
-    return found.astype({"set": str, "condition": str})
-
-
-def _members(
-    questions: Mapping[str, Question], groups: Mapping[str, Mapping]
-) -> dict[str, set]:
-    """{group: ids in it}; a question is in several."""
+    found: dict = {**asked, "accuracy": [], "gains": [], "needs": []}
+    groups = groups or {}
     members = {ALL: {*questions}}
     members[WITH_VIDEO] = {key for key, item in questions.items() if item.video}
     members[NEEDED] = {key for key, entry in groups.items() if entry["ceiling"] < 1}
     members[NOT_NEEDED] = {*groups} - members[NEEDED]
     for key, entry in groups.items():
         members.setdefault(entry["group"], set()).add(key)
-    return members
+    for name, whole in _asked_again(answers, asked).items():
+        inside = {group: whole[whole.id.isin(ids)] for group, ids in members.items()}
+        inside = {group: own for group, own in inside.items() if own.id.nunique() > 1}
+        for group, own in inside.items():
+            place = {"set": name, "group": group}
+            rows = _costs(own, groups, draws)
+            found["accuracy"] += [place | row for row in rows]
+            if group == ALL:
+                found["gains"] += [place | row for row in _gains(own, rows, draws)]
+        if {NEEDED, NOT_NEEDED} <= inside.keys():
+            sides = [inside[group].assign(side=group) for group in (NEEDED, NOT_NEEDED)]
+            rows = _needs(pd.concat(sides), draws)
+            found["needs"] += [{"set": name} | row for row in rows]
+    return found
 
 
-def _costs(inside: pd.DataFrame, place: dict, draws: dict) -> list[dict]:
-    """A row a condition and model, all as it is first."""
-    options = inside.drop_duplicates("id").options
-    by = ("condition", "model")
-    inside = inside.sort_values("condition", key=lambda own: own != SEEN, kind="stable")
-    costs = {
-        (row["condition"], row["model"]): row
-        for row in compare.table(inside, by, {"condition": SEEN}, **draws)
-    }
-    rows = []
-    for row in compare.table(inside, by, value="accuracy", **draws):
-        own = place | kept(row, "model", "condition", "accuracy")
-        own["chance"] = float((1 / options).mean())
+def _asked_again(answers: pd.DataFrame, asked: Mapping) -> dict[str, pd.DataFrame]:
+    """{set: right or wrong of the same questions as they are and under each condition},
+    last all sets; FileNotFoundError where a condition lacks the rows of a seed."""
+    right, found = answers[answers.measure == "correct"], {}
+    for name in asked["sets"] if asked["conditions"] else ():
+        whole, less = [], []
+        for model in METHODS:
+            own = compare.select(right, {"set": name, "model": model})
+            then = own[own.condition.isin(asked["conditions"])]
+            for shown in asked["conditions"]:
+                had = then[then.condition == shown].seed.nunique()
+                if had < right.seed.nunique():
+                    file = f"predictions_{model}_{name}.{shown}.jsonl"
+                    raise FileNotFoundError(f"{file} is missing: run 04_eval first")
+            whole.append(own[(own.condition == SEEN) & own.id.isin(then.id)])
+            less.append(then)
+        found[name] = pd.concat(whole + less).astype({"condition": str, "set": str})
+    if len(found) > 1:
+        found["+".join(found)] = pd.concat(found.values())
+    return found
+
+
+def _costs(own: pd.DataFrame, groups: Mapping, draws: dict) -> list[dict]:
+    """A row a condition and model."""
+    options = own.drop_duplicates("id").set_index("id").options
+    facts = {"chance": float((1 / options).mean())}
+    if {*options.index} <= groups.keys():
+        ceilings = [groups[key]["ceiling"] for key in options.index]
+        facts["ceiling"] = float(np.mean(ceilings))
+    by, rows = ("condition", "model"), []
+    costs = compare.table(own, by, {"condition": SEEN}, **draws)
+    costs = {(row["condition"], row["model"]): row for row in costs}
+    for row in compare.table(own, by, value="accuracy", **draws):
+        rows.append(kept(row, "model", "condition", "accuracy") | facts)
         if lost := costs.get((row["condition"], row["model"])):
-            ends = (-lost["effect"], -lost["high"], -lost["low"])
-            own |= dict(zip(("cost", "cost_low", "cost_high"), ends, strict=True))
-        rows.append(own)
+            ends = (-lost[key] for key in ("effect", "high", "low"))
+            names = ("cost", "cost_low", "cost_high")
+            rows[-1] |= dict(zip(names, ends, strict=True))
     return rows
 
 
-def _gains(
-    inside: pd.DataFrame, accuracies: Iterable[Mapping], place: dict, draws: dict
-) -> list[dict]:
+def _gains(own: pd.DataFrame, accuracies: Iterable[Mapping], draws: dict) -> list[dict]:
     """Does a's gain over b shrink? Question by question, so that pairs stay pairs."""
-    rows, cells = [], compare.Cells(inside, ("condition", "model"))
+    rows, cells = [], compare.Cells(own, ("condition", "model"))
     share = {(row["condition"], row["model"]): row["accuracy"] for row in accuracies}
-    for shown in [c for c in dict.fromkeys(at for at, _ in share) if c != SEEN]:
+    for shown in _taken_away(own):
         for a, b in PAIRS:
-            terms = [
-                (sign * way, {"condition": at, "model": model})
-                for sign, at in ((1, SEEN), (-1, shown))
-                for way, model in ((1, a), (-1, b))
-            ]
-            found = compare.contrast(cells, terms, **draws)
+            models, shows = {"model": (a, b)}, {"condition": (SEEN, shown)}
+            found = compare.apart(cells, models, shows, **draws)
             row = {"a": a, "b": b, "condition": shown, "difference": found["effect"]}
             row |= {"gain": share[SEEN, a] - share[SEEN, b]}
             row |= {"gain_then": share[shown, a] - share[shown, b]}
-            rows.append(place | row | kept(found))
+            rows.append(row | kept(found))
     return rows
 
 
-def _needs(
-    whole: pd.DataFrame, groups: Mapping[str, Mapping], place: dict, draws: dict
-) -> list[dict]:
+def _needs(both: pd.DataFrame, draws: dict) -> list[dict]:
     """Other questions on either side, so each side is resampled by itself."""
-    members, rows = _members({}, groups), []
-    sides = [
-        whole[whole.id.isin(members[group])].assign(set=group)
-        for group in (NEEDED, NOT_NEEDED)
-    ]
-    if any(side.id.nunique() < 2 for side in sides):
-        return []
-    both = compare.Cells(pd.concat(sides), ("set", "condition", "model"))
-    for shown in [c for c in whole.condition.unique() if c != SEEN]:
+    cells = compare.Cells(both.assign(set=both.side), ("set", "condition", "model"))
+    rows, sides = [], {"set": (NEEDED, NOT_NEEDED)}
+    for shown in _taken_away(both):
         for model in METHODS:
-            terms = [
-                (sign * way, {"set": group, "condition": at, "model": model})
-                for sign, group in ((1, NEEDED), (-1, NOT_NEEDED))
-                for way, at in ((1, SEEN), (-1, shown))
-            ]
-            found = compare.contrast(both, terms, **draws)
+            shows = {"condition": (SEEN, shown)}
+            found = compare.apart(cells, shows, sides, {"model": model}, **draws)
             row = {"model": model, "condition": shown, "difference": found["effect"]}
-            rows.append(place | row | kept(found))
+            rows.append(row | kept(found))
     return rows
 
 
-def markdown(found: Mapping, name: str = "", group: str = ALL) -> str:
+def _taken_away(own: pd.DataFrame) -> list[str]:
+    return [shown for shown in own.condition.unique() if shown != SEEN]
+
+
+def markdown(found: Mapping, name: str = "") -> str:
     """A line a condition: accuracy of each method, and what the condition costs it."""
-    name = name or found["accuracy"][-1]["set"]
-    rows = [
-        row
-        for row in found["accuracy"]
-        if (row["set"], row["group"]) == (name, group) and row["model"] in METHODS
-    ]
+    rows = [row for row in _of_set(found, "accuracy", name) if row["model"] in METHODS]
     order = [SEEN, *found["conditions"]]
     rows.sort(key=lambda row: order.index(row["condition"]))
-
-    def cell(row: Mapping) -> str:
-        text = tables.percent(row["accuracy"])
-        if "cost" not in row:
-            return text
-        ends = (-row[key] for key in ("cost", "cost_high", "cost_low"))
-        return f"{text} ({tables.span(*ends, signed=True)})"
-
     seeds = f" × {rows[0]['seeds']} seeds" if rows[0]["seeds"] > 1 else ""
-    head = f"{name}, {rows[0]['n']:,} questions{seeds}"
-    down = {head: lambda row: condition(row["condition"])}
-    return compare.markdown(rows, down, lambda row: f"{LABELS[row['model']]} %", cell)
+    head = f"{rows[0]['set']}, {rows[0]['n']:,} questions{seeds}"
+    cells = []
+    for row in rows:
+        text = tables.percent(row["accuracy"])
+        if "cost" in row:
+            ends = (-row[key] for key in ("cost", "cost_high", "cost_low"))
+            text += f" ({tables.span(*ends, signed=True)})"
+        line = {head: condition(row["condition"])}
+        cells.append((line, f"{LABELS[row['model']]} %", text))
+    return tables.crossed(cells)
 
 
-def gains_markdown(found: Mapping, name: str = "", group: str = ALL) -> str:
-    """One line a condition: by how many points each gain shrinks."""
-    name = name or found["gains"][-1]["set"]
-    rows = [r for r in found["gains"] if (r["set"], r["group"]) == (name, group)]
+def gains_markdown(found: Mapping, name: str = "") -> str:
+    """A line a condition: by how many points each gain shrinks."""
+    return tables.crossed(
+        (
+            {"shown": condition(row["condition"])},
+            f"{difference(row['a'], row['b'])}, points",
+            f"{tables.percent(row['gain'])} → {tables.percent(row['gain_then'])}, "
+            f"shrinks by {span(row, 'difference')}",
+        )
+        for row in _of_set(found, "gains", name)
+    )
 
-    def cell(row: Mapping) -> str:
-        shrinks = tables.span(row["difference"], row["low"], row["high"], signed=True)
-        gains = f"{tables.percent(row['gain'])} → {tables.percent(row['gain_then'])}"
-        return f"{gains}, shrinks by {shrinks}"
 
-    down = {"shown": lambda row: condition(row["condition"])}
-    head = lambda row: f"{difference(row['a'], row['b'])}, points"  # noqa: E731
-    return compare.markdown(rows, down, head, cell)
+def _of_set(found: Mapping, kind: str, name: str) -> list[Mapping]:
+    """The rows of all questions of a set; the last one if no name is given."""
+    name = name or found[kind][-1]["set"]
+    return [row for row in found[kind] if (row["set"], row["group"]) == (name, ALL)]

@@ -1,30 +1,26 @@
 """What a claim's terms mean: selections of the answers, and the contrast of them.
 
-A term is one mean over questions, written as in claims.json; see `Term`.
-
-    >>> records = Records("outputs/mini", "outputs/data/miniplan")
-    >>> terms = [Term.read("grpo L1"), Term.read("-sft L1")]
-    >>> records.contrast(terms, samples=10_000, seed=0)["effect"]
-    -0.004
+>>> records = Records("outputs/mini", "outputs/data/miniplan")
+>>> terms = [Term.read("grpo L1"), Term.read("-sft L1")]
+>>> records.contrast(terms, samples=10_000, seed=0)["effect"]
+-0.004
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from math import prod
 
-import numpy as np
 import pandas as pd
 
 from lib.analysis import answers, compare
+from lib.analysis.answers import Folder
 from lib.analysis.compare import Missing
 from lib.methods import GENERAL, LEVELS, SEEN
 from lib.paths import ROOT, resolve
 from lib.records import read_json
 
 FIELDS = {"domain": str, "duration_group": float}  # of a question
-# Of a row of a sweep; all else is what it varies.
-NOT_VARIED = ("run", "seed", "status", "seconds", "metrics", "git_commit")
 MORE = {"more_frames": "frames_", "larger": "size_"}
 MEASURED = ("effect", "low", "high", "error", "n", "clusters", "seeds", "sd", "varies")
 Terms = Sequence["Term"]
@@ -57,7 +53,7 @@ class Term:
     weight: float
     label: str
     set: str
-    picks: tuple[tuple[str, str], ...] = ()
+    picks: dict[str, str]
 
     @classmethod
     def read(cls, text: str) -> "Term":
@@ -69,41 +65,37 @@ class Term:
         if not found:
             raise ValueError(f"{text!r} is no term: a label, a set, then name=value")
         picks = re.findall(r" (\w+)=((?:[^= ]| (?!\w+=))+)", found[4])
-        return cls(-1.0 if found[1] else 1.0, found[2], found[3], tuple(picks))
-
-    def get(self, name: str) -> str:
-        """The value of a pick, "" without it."""
-        return dict(self.picks).get(name, "")
+        return cls(-1.0 if found[1] else 1.0, found[2], found[3], dict(picks))
 
     def over(self, sets: Sequence[str]) -> list["Term"]:
         """The term itself, or for `levels` one a set with its share of the weight."""
         if self.set != "levels":
             return [self]
-        weight = self.weight / len(sets)
-        return [replace(self, set=name, weight=weight) for name in sets]
+        return [replace(self, set=s, weight=self.weight / len(sets)) for s in sets]
 
     def __str__(self) -> str:
-        return " ".join([self.label, self.set, *(f"{k}={v}" for k, v in self.picks)])
+        picks = [f"{name}={value}" for name, value in self.picks.items()]
+        return " ".join([self.label, self.set, *picks])
 
 
 class Records:
     """The records of one run, or of several that differ in nothing but their seed.
 
     Without `data_dir` (`general_dir`) every question counts as one on its own video.
-    ValueError for runs of other settings, or twice of one seed.
     """
 
     def __init__(
         self,
-        runs: str | Path | Sequence[str | Path],
-        data_dir: str | Path = "",
-        general_dir: str | Path = "",
-        sweeps: str | Path = ROOT / "outputs/reference/sweeps",
+        runs: Folder | Sequence[Folder],
+        data_dir: Folder = "",
+        general_dir: Folder = "",
+        sweeps: Folder = ROOT / "outputs/reference/sweeps",
     ):
-        self.runs = answers.by_seed(runs)
+        self.runs = [*answers.by_seed(runs).values()]
         self.answers = answers.read(runs, data_dir, general_dir)
         self.sweeps = resolve(sweeps)
-        self._data = [data_dir] * len(LEVELS) + [general_dir]
+        folders = dict.fromkeys(LEVELS, data_dir) | {GENERAL: general_dir}
+        self._folders = {name: folder for name, folder in folders.items() if folder}
         self._swept: dict[str, pd.DataFrame] = {}
 
     def contrast(self, terms: Terms, samples: int, seed: int) -> dict:
@@ -128,80 +120,71 @@ class Records:
 
     def pulls(self, terms: Terms) -> dict[str, float]:
         """{question id: what it adds to the contrast, mean over seeds}."""
-        parts, _ = compare.matrices(*self._chosen(terms))
+        parts = compare.matrices(*self._chosen(terms))
         return {
-            key: pull
-            for ids, values in parts.values()
-            for key, pull in zip(ids, values.mean(0).tolist(), strict=True)
+            key: pull for part in parts.values() for key, pull in part.mean().items()
         }
 
-    def _chosen(self, terms: Terms) -> tuple[pd.DataFrame, compare.Terms]:
+    def _chosen(self, terms: Terms) -> tuple[compare.Cells, compare.Terms]:
         """The rows of all terms, numbered, and the terms for lib/analysis/compare.py.
 
         ValueError where questions differ that were not asked of a part on purpose.
         """
         rows = [self.rows(term).assign(term=i) for i, term in enumerate(terms)]
-        frame = pd.concat(rows, ignore_index=True)
-        partly = any(term.get("condition") or term.get("value") for term in terms)
-        asked = frame.groupby(["set", "term", "seed"], observed=True).id.agg(frozenset)
-        if not partly and (asked.groupby("set", observed=True).nunique() > 1).any():
+        frame = pd.concat(rows, ignore_index=True).astype({"set": str})
+        partly = any({"condition", "value"} & term.picks.keys() for term in terms)
+        asked = frame.groupby(["set", "term", "seed"]).id.agg(frozenset)
+        if not partly and (asked.groupby("set").nunique() > 1).any():
             raise ValueError(
                 f"{' and '.join(map(str, terms))} are not of the same questions: "
                 "evaluate them again"
             )
         where = [{"term": i, "set": term.set} for i, term in enumerate(terms)]
-        return frame, [(t.weight, own) for t, own in zip(terms, where, strict=True)]
+        weights = [term.weight for term in terms]
+        cells = compare.Cells(frame, ("term", "set"))
+        return cells, list(zip(weights, where, strict=True))
 
     def rows(self, term: Term) -> pd.DataFrame:
         """The answers that a term means; Missing names the file without any."""
-        where: dict = {"model": term.label, "set": term.set}
-        if term.get("sweep"):
+        frame, where = self.answers, {"model": term.label, "set": term.set}
+        if "sweep" in term.picks:
             frame = self._sweep(term)
             where |= self._wanted(term, frame)
         else:
-            frame = self.answers
-            where |= {"measure": self._measure(term), "condition": SEEN}
-            if term.get("condition"):
-                where["condition"] = self._condition(term)
-            for name, kind in FIELDS.items():
-                if term.get(name):
-                    where[name] = kind(term.get(name))
+            where |= {"measure": self._measure(term), "condition": self._shown(term)}
+            picked = [name for name in FIELDS if name in term.picks]
+            where |= {name: FIELDS[name](term.picks[name]) for name in picked}
         found = compare.select(frame, where)
         if found.empty:
-            raise Missing(self.file(term) if not term.picks else self._said(term))
+            there = any(path.exists() for path in self._files(term))
+            said = f" with {term}" if term.picks and there else ""
+            raise Missing(self.file(term) + said)
         if found.duplicated(["seed", "id"]).any():
             raise Missing(f"{self.file(term)} with one run a seed for {term}")
         return found[["seed", "set", "id", "video", "value"]]
 
-    def _said(self, term: Term) -> str:
-        """The file of a term, and what was looked for in it where it is there."""
-        file = self.file(term)
-        folders = [self.sweeps] if term.get("sweep") else self.runs.values()
-        there = any((folder / file).exists() for folder in folders)
-        return f"{file} with {term}" if there else file
-
     def file(self, term: Term) -> str:
         """The name of the file that a term is read from."""
-        if term.get("sweep"):
-            return f"{term.get('sweep')}.json"
-        if term.get("value") == "attention":
+        if "sweep" in term.picks:
+            return f"{term.picks['sweep']}.json"
+        if term.picks.get("value") == "attention":
             return f"attention_{term.label}.jsonl"
-        if term.get("value"):
+        if "value" in term.picks:
             return f"coherence_{term.label}_{term.set}.jsonl"
-        condition = self._condition(term) if term.get("condition") else SEEN
-        ending = "" if condition == SEEN else f".{condition}"
+        shown = self._shown(term)
+        ending = "" if shown == SEEN else f".{shown}"
         return f"predictions_{term.label}_{term.set}{ending}.jsonl"
+
+    def _files(self, term: Term) -> list:
+        folders = [self.sweeps] if "sweep" in term.picks else self.runs
+        return [folder / self.file(term) for folder in folders]
 
     def paths(self, terms: Terms) -> list[str]:
         """The files behind some terms, from the root where they lie below it."""
-        found = set()
-        for term in terms:
-            folders = [self.sweeps] if term.get("sweep") else self.runs.values()
-            found |= {folder / self.file(term) for folder in folders}
+        found = {path for term in terms for path in self._files(term) if path.exists()}
         return sorted(
             str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
             for path in found
-            if path.exists()
         )
 
     def levels(self, terms: Terms) -> list[str]:
@@ -219,77 +202,79 @@ class Records:
         return found
 
     def _measure(self, term: Term) -> str:
-        value = term.get("value") or "correct"
+        value = term.picks.get("value", "correct")
         if value != "supported":
             return value
         own = {"model": term.label, "set": term.set, "measure": "consistent"}
         known = not compare.select(self.answers, own).empty
         return "consistent" if known else "judge"
 
-    def _condition(self, term: Term) -> str:
+    def _shown(self, term: Term) -> str:
         """The condition of a term; of more frames, or larger ones, the most asked."""
-        name = term.get("condition")
+        name = term.picks.get("condition", SEEN)
         if name not in MORE:
             return name
-        start, asked = f"predictions_{term.label}_{term.set}", {}
-        for run in self.runs.values():
-            settings = run / f"{start}.settings.json"
-            seen = read_json(settings)["sampling"] if settings.exists() else {}
-            usual = seen.get("max_frames", 0)
-            if name == "larger":
-                usual = seen.get("height", 0) * seen.get("width", 0)
-            for path in run.glob(f"{start}.{MORE[name]}*.jsonl"):
-                shown = path.name.removeprefix(f"{start}.").removesuffix(".jsonl")
-                size = int(np.prod([int(n) for n in re.findall(r"\d+", shown)]))
-                if size > usual:
-                    asked[size] = shown
-        if not asked:
+        file, usual = f"predictions_{term.label}_{term.set}", 0
+        for path in (run / f"{file}.settings.json" for run in self.runs):
+            seen = read_json(path)["sampling"] if path.exists() else {}
+            size = seen.get("height", 0) * seen.get("width", 0)
+            usual = max(usual, seen.get("max_frames", 0) if "frames" in name else size)
+        own = compare.select(self.answers, {"model": term.label, "set": term.set})
+        asked = {
+            prod(int(number) for number in re.findall(r"\d+", shown)): shown
+            for shown in own.condition.unique()
+            if shown.startswith(MORE[name])
+        }
+        most = max(asked, default=0)
+        if most <= usual:
             what = "frames" if name == "more_frames" else "pixels"
-            file = f"{start}.{MORE[name]}*.jsonl"
+            file = f"{file}.{MORE[name]}*.jsonl"
             raise Missing(f"{file} with more {what} than the models see")
-        return asked[max(asked)]
+        return asked[most]
 
     def _sweep(self, term: Term) -> pd.DataFrame:
-        """The finished runs of a sweep as answers, with what it varies as columns."""
+        """The finished runs of a sweep as answers, with what it varies as columns, the
+        options of its `rl` line among them."""
         file = self.file(term)
         path = self.sweeps / file
         if not path.exists():
             raise Missing(file)
         if file not in self._swept:
-            videos: dict[str, dict[str, str]] = {}
-            for name, folder in zip((*LEVELS, GENERAL), self._data, strict=True):
-                if folder:
-                    videos[name] = answers.source_videos(folder, name)
-            rows = [
-                _values(row) | {"model": model, "set": name, "correct": own["correct"]}
-                for row in read_json(path)
-                for model, sets in row.get("metrics", {}).items()
-                for name, own in sets.items()
-            ]
-            if not rows:
-                raise Missing(f"{file} with a finished run")
-            self._swept[file] = answers.of_texts(rows, videos)
+            rows = []
+            for row in read_json(path):
+                values = {key: str(row[key]) for key in answers.varied(row)}
+                words = values.get("rl", "").split()[1:]
+                rows.append(row | values | dict(word.split("=", 1) for word in words))
+            videos = {
+                name: answers.source_videos(folder, name)
+                for name, folder in self._folders.items()
+            }
+            self._swept[file] = answers.of_sweep(rows, videos)
+        if self._swept[file].empty:
+            raise Missing(f"{file} with a finished run")
         return self._swept[file]
 
     def _wanted(self, term: Term, frame: pd.DataFrame) -> dict[str, str]:
         """{column: value} of the runs of a sweep that a term means."""
-        wanted = {k: v for k, v in term.picks if k not in ("sweep", "at")}
-        fixed = (*answers.COLUMNS, "seed")
-        names = [key for key in frame if key not in fixed]
-        if end := term.get("at"):
+        fixed = (
+            "model",
+            "set",
+            "condition",
+            "measure",
+            "id",
+            "video",
+            "value",
+            "chance",
+        )
+        names = [key for key in frame if key not in (*fixed, "seed")]
+        wanted = {k: v for k, v in term.picks.items() if k not in ("sweep", "at")}
+        if "at" in term.picks:
             varied = [key for key in names if frame[key].nunique() > 1]
             if len(varied) != 1:
                 raise Missing(f"{self.file(term)} that varies one thing")
-            choose = {"least": min, "most": max}[end]
+            choose = min if term.picks["at"] == "least" else max
             wanted[varied[0]] = choose(frame[varied[0]].unique(), key=float)
         if not {*wanted} <= {*names}:
             text = " ".join(f"{key}={value}" for key, value in wanted.items())
             raise Missing(f"{self.file(term)} with {text}")
         return wanted
-
-
-def _values(row: Mapping) -> dict[str, str]:
-    """Seed and varied values of a run of a sweep, the options of its `rl` line too."""
-    values = {k: str(v) for k, v in row.items() if k not in NOT_VARIED}
-    options = [word.split("=", 1) for word in str(row.get("rl", "")).split()[1:]]
-    return {"seed": row.get("seed", 0), **values, **dict(options)}

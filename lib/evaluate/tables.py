@@ -1,9 +1,7 @@
 """A run's rows of predictions, checked as they are read, and numbers as text.
 
-A run folder holds predictions_<model>_<set>.jsonl, one row a question; whoever shows a
-number or a question reads them here. Sets are named as in SEED-Bench-R1 (arXiv
-2503.24376): L1 same environments as in training, L2 new environments, L3 new
-environments and new tasks; `general` is a benchmark of another kind.
+Whoever shows a number or a question reads predictions_<model>_<set>.jsonl, one row a
+question, here.
 
     >>> span(0.473, 0.449, 0.498), points(-0.012)
     ('47.3 [44.9, 49.8]', '−1.2')
@@ -12,7 +10,7 @@ environments and new tasks; `general` is a benchmark of another kind.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lib.data import questions
@@ -22,22 +20,27 @@ from lib.methods import METHODS, SETS, in_order
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl
 
-FIELDS = ("id", "gold", "options", "completion", "correct", "correct_lenient", "parsed")
-FIELDS += ("truncated",)
+FIELDS = (
+    *("id", "gold", "options", "completion"),
+    *("correct", "correct_lenient", "parsed", "truncated"),
+)
 FILE = re.compile(rf"predictions_(.+)_({'|'.join(SETS)})\.jsonl")
 
 Predictions = dict[tuple[str, str], list[dict]]
-
-
-# Rows
+GALLERY = {  # which of base, SFT and GRPO are right
+    "only GRPO right": (False, False, True),
+    "only SFT right": (False, True, False),
+    "base right, both trained ones wrong": (True, False, False),
+    "image only, methods disagree": None,
+}
 
 
 def read_predictions(run: Path) -> Predictions:
     """{(model, set): rows sorted by id} of a run, the same questions for every model.
 
-    A set counts as evaluated when any model has predictions on it; then base, SFT and
-    GRPO must all have them. FileNotFoundError names a missing file; ValueError names
-    the file, line and field, or the questions, that make a comparison impossible.
+    Where any model has predictions on a set, base, SFT and GRPO must have them.
+    FileNotFoundError names a missing file, ValueError the file, line and field, or the
+    questions, that make a comparison impossible.
     """
     found: Predictions = {}
     for name in SETS:
@@ -131,46 +134,45 @@ def by_id(predictions: Predictions, model: str) -> dict[str, dict]:
 
 
 def gallery(predictions: Predictions, image_only: set[str]) -> list[dict]:
-    """Up to four questions worth a look: {"kind", "id", "set"}, by rule, not by taste.
+    """The first question, by id, of each kind of GALLERY: {"kind", "id", "set"}.
 
-    The first question, by id, of each kind; a question is shown once, and only if its
-    pictures could be read. `image_only` holds the ids of questions without a video.
+    A question is shown once, and only if its pictures could be read. `image_only` holds
+    the ids of questions without a video.
     """
-    kinds: dict[str, Callable[[str, tuple], bool]] = {
-        "only GRPO right": lambda _, right: right == (False, False, True),
-        "only SFT right": lambda _, right: right == (False, True, False),
-        "base right, both trained ones wrong": lambda _, right: (
-            right == (True, False, False)
-        ),
-        "image only, methods disagree": lambda key, right: (
-            key in image_only and len({*right}) > 1
-        ),
-    }
+    asked = [
+        (rows[0]["id"], name, tuple(bool(row["correct"]) for row in rows))
+        for name in sets_of(predictions)
+        for rows in zip(*(predictions[m, name] for m in METHODS), strict=True)
+        if all(row.get("error") is None for row in rows)
+    ]
     picks: dict[str, dict] = {}
-    for kind, holds in kinds.items():
-        for key, name, rows in _by_question(predictions):
-            right = tuple(bool(row["correct"]) for row in rows)
-            readable = all(row.get("error") is None for row in rows)
-            if key not in picks and readable and holds(key, right):
+    for kind, pattern in GALLERY.items():
+        for key, name, right in asked:
+            mixed = pattern is None and key in image_only and len({*right}) > 1
+            if key not in picks and (mixed or right == pattern):
                 picks[key] = {"kind": kind, "id": key, "set": name}
                 break
     return list(picks.values())
 
 
-def _by_question(predictions: Predictions) -> Iterator[tuple[str, str, tuple]]:
-    """(id, set, rows of base, SFT and GRPO), sets in order, ids in order."""
-    for name in sets_of(predictions):
-        for rows in zip(*(predictions[m, name] for m in METHODS), strict=True):
-            yield rows[0]["id"], name, rows
-
-
 # Text
 
 
-def markdown(rows: Iterable, columns: Mapping[str, Callable]) -> str:
-    """A table: one line a row, each column {header: function of the row}."""
-    cells = [[cell(row) for cell in columns.values()] for row in rows]
-    return grid([list(columns), *cells])
+def markdown(rows: Iterable[Mapping[str, object]]) -> str:
+    """Rows {header: cell} as a table; – where a row has no such cell."""
+    rows = list(rows)
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    if not rows:
+        return "None in these records.\n"
+    return grid([heads, *([row.get(head, "–") for head in heads] for row in rows)])
+
+
+def crossed(cells: Iterable[tuple[Mapping, str, object]]) -> str:
+    """A table of (line {header: cell}, column, cell where they meet)."""
+    lines: dict[tuple, dict] = {}
+    for line, column, cell in cells:
+        lines.setdefault(tuple(line.items()), {})[column] = cell
+    return markdown(dict(line) | own for line, own in lines.items())
 
 
 def span(value: float, low: float, high: float, signed: bool = False) -> str:

@@ -534,8 +534,7 @@ ADAPTERS = {
 def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "sft")
     change(folder)
-    model = models.load_model(tiny_checkpoint)
-    check_raised(error, words, lambda: models.load_adapter(model, folder))
+    check_raised(error, words, lambda: models.load_trained(tiny_checkpoint, folder))
 
 
 def test_a_half_written_training_checkpoint_is_removed_and_that_is_said(

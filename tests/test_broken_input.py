@@ -266,8 +266,7 @@ ADAPTERS = {
 def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "sft")
     change(folder)
-    model = models.load_model(tiny_checkpoint)
-    check_raised(error, words, lambda: models.load_adapter(model, folder))
+    check_raised(error, words, lambda: models.load_trained(tiny_checkpoint, folder))
 
 
 # --- the folder of a run --------------------------------------------------------------

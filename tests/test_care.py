@@ -202,7 +202,7 @@ def completions_of(trainer):
 def likelihoods_of(trainer, tokens):
     """What the reference says of the rollouts of the first question."""
     prompts = [trainer.read_prompt(next(iter(trainer.questions.values())))]
-    return trainer.reference_likelihoods(prompts, tokens)
+    return trainer.reference_likelihoods(prompts, [tokens])[0]
 
 
 def spread(weights, seed):
@@ -297,7 +297,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(make_task, tmp_path):
         "adapter_model.safetensors",
         "care_settings.json",
     ]
-    interrupted_and_resumed(two, care.VideoCARETrainer, 3 * 16 + 5)
+    interrupted_and_resumed(two, care.VideoCARETrainer, 3 * 8 + 5)
     log = assert_same_run(one.run, two.run, "care")
     assert [row["step"] for row in log] == list(range(1, 7))
     assert all("reward_consistency_bonus" in row for row in log)

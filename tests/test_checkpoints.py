@@ -190,14 +190,12 @@ class Saved:
 def test_a_folder_that_no_training_left_is_not_trained_over(tmp_path):
     theirs = tmp_path / "adapters" / "sft" / "notes.txt"
     theirs.parent.mkdir(parents=True)
-    with checkpoints.one_trainer(tmp_path, "sft"):
-        pass  # an empty one may be filled
+    given = (tmp_path, "sft", "sft_settings.json", {}, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # an empty one may be filled
+        checkpoints.finished(*given)
     theirs.touch()
-    with (
-        pytest.raises(FileExistsError, match="sft was not made by a training"),
-        checkpoints.one_trainer(tmp_path, "sft"),
-    ):
-        pass
+    with pytest.raises(FileExistsError, match="sft was not made by a training"):
+        checkpoints.finished(*given)
     assert theirs.exists()
 
 

@@ -16,7 +16,7 @@ from lib.data.video import BadVideo, Sampling
 from lib.model import encoding, models, prefix
 from lib.train import checkpoints, grpo
 from lib.train.rewards import format_reward
-from lib.train.task import GRPOSettings, batch_sizes
+from lib.train.task import GRPOSettings, trainer_arguments
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = GRPOSettings(
@@ -259,9 +259,10 @@ def test_settings_without_a_signal_are_refused(changes, message):
         replace(SETTINGS, **changes)
 
 
-def test_batches_that_do_not_divide_are_refused():
+def test_batches_that_do_not_divide_are_refused(tmp_path):
+    odd = replace(SETTINGS, prompts_per_step=4, prompts_per_backward=3)
     with pytest.raises(ValueError, match="prompts_per_backward"):
-        batch_sizes(replace(SETTINGS, prompts_per_step=4, prompts_per_backward=3))
+        trainer_arguments(odd, tmp_path)
 
 
 # Whole runs
@@ -381,7 +382,7 @@ def test_the_adapter_loads_and_changes_the_model(finished, tiny_checkpoint):
     ids = torch.arange(20, 40)[None]
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        adapted = models.load_adapter(model, run / "adapters" / "grpo")
+        adapted = models.load_trained(tiny_checkpoint, run / "adapters" / "grpo")
         after = adapted(input_ids=ids).logits
     assert (before - after).abs().max() > 1e-3
 

@@ -301,7 +301,7 @@ def test_an_adapter_comes_back_as_it_was_saved(tiny_checkpoint, processor, tmp_p
         plain = models.load_model(tiny_checkpoint)
         assert models.fingerprint(plain) == before
         assert not torch.allclose(plain(**batch).logits, wanted, atol=1e-3)
-        loaded = models.load_adapter(plain, tmp_path / "adapter")
+        loaded = models.load_trained(tiny_checkpoint, tmp_path / "adapter")
         assert torch.equal(loaded(**batch).logits, wanted)
     assert not loaded.training
     assert models.fingerprint(loaded) == models.fingerprint(adapted) != before
@@ -384,7 +384,7 @@ def test_a_strange_adapter_config_is_named(
         changes = json.loads(path.read_text()) | changes
     path.write_text(json.dumps(changes))
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
-        models.load_adapter(models.load_model(tiny_checkpoint), folder)
+        models.load_trained(tiny_checkpoint, folder)
     assert told in str(caught.value)
 
 
@@ -411,7 +411,7 @@ def test_peft_loads_an_adapter_by_its_folder_alone(tiny_checkpoint, adapter):
     from peft import AutoPeftModel
 
     loaded = AutoPeftModel.from_pretrained(adapter)
-    mine = models.load_adapter(models.load_model(tiny_checkpoint), adapter)
+    mine = models.load_trained(tiny_checkpoint, adapter)
     assert models.fingerprint(loaded.float()) == models.fingerprint(mine)
 
 
@@ -479,12 +479,10 @@ def test_an_adapter_is_the_one_that_training_left(tiny_checkpoint, trained):
 
 def test_a_fingerprint_knows_the_scale_of_an_adapter(tiny_checkpoint, trained):
     (trained / "sft_settings.json").unlink()  # somebody else's adapter, then
-    base = models.load_model(tiny_checkpoint)
-    before = models.fingerprint(models.load_adapter(base, trained))
+    before = models.fingerprint(models.load_trained(tiny_checkpoint, trained))
     config = records.read_json(trained / models.ADAPTER)
     records.write_json(trained / models.ADAPTER, config | {"lora_alpha": 16})
-    base = models.load_model(tiny_checkpoint)
-    assert models.fingerprint(models.load_adapter(base, trained)) != before
+    assert models.fingerprint(models.load_trained(tiny_checkpoint, trained)) != before
 
 
 LIBRARIES = {"transformers", "trl", "peft", "datasets", "accelerate"}

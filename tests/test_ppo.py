@@ -273,8 +273,7 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     assert [row["step"] for row in log] == list(range(1, 9))
     assert all("value_loss" in row and "clipped_ratios" in row for row in log)
     assert all("explained_variance" in row for row in log[::2])
-    model = models.load_model(tiny_checkpoint)
-    models.load_adapter(model, folder)  # 04_eval does no more
+    models.load_trained(tiny_checkpoint, folder)  # 04_eval does no more
 
 
 def test_it_improves_a_reward_with_groups_of_one(make_task, tmp_path):

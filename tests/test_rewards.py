@@ -308,12 +308,6 @@ def test_accuracy_is_the_released_reward(completion):
         assert accuracy_reward(completion, gold) == released(completion, gold)
 
 
-def test_accuracy_under_the_lenient_rule():
-    assert accuracy_reward("<answer>(B)</answer>", "B") == 0.0
-    assert accuracy_reward("<answer>(B)</answer>", "B", "lenient") == 1.0
-    assert accuracy_reward("<answer>Add water</answer>", "A", "lenient") == 0.0
-
-
 def test_no_letter_never_equals_a_gold_letter():
     assert [accuracy_reward("no idea", gold) for gold in "ABCDE"] == [0.0] * 5
 
@@ -321,12 +315,6 @@ def test_no_letter_never_equals_a_gold_letter():
 def test_letters_bound_what_can_be_answered():
     assert parse_answer("<answer>E</answer>", "first_letter", "ABCD") is None
     assert parse_answer("<answer>(e)</answer>", "lenient", "ABCD") is None
-
-
-@pytest.mark.parametrize("gold", ["b", "B.", "", "AB", "F", "B\n"])
-def test_a_gold_that_is_no_letter_is_an_error(gold):
-    with pytest.raises(ValueError, match="one capital letter"):
-        accuracy_reward("<answer>B</answer>", gold)
 
 
 def test_an_unknown_rule_is_an_error():

@@ -47,7 +47,7 @@ def test_a_line_makes_the_settings_of_its_method(line, kind, expected):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("", "'' is no method; begin with grpo, ppo or care"),
+        ("", "'' is no method; begin with one of grpo, ppo, care"),
         ("dpo", "'dpo' is no method"),
         ("grpo bonus=dense", "'bonus=dense' is no option of grpo"),
         ("care bonnus=dense", "did you mean bonus=?"),

@@ -93,7 +93,7 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(
     plain = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32)
     before = logits(plain.eval(), batch)
     plain = peft.PeftModel.from_pretrained(plain, str(folder)).eval()
-    ours = models.load_adapter(models.load_model(BASE), folder)
+    ours = models.load_trained(BASE, folder)
     assert torch.equal(logits(plain, batch), logits(ours, batch))
     assert not torch.allclose(logits(plain, batch), before, atol=1e-3)
 
@@ -104,7 +104,7 @@ def test_the_export_is_a_checkpoint_with_the_adapters_logits(run, exported, batc
     assert not any("lora" in name for name in model.state_dict())
     base = models.load_model(BASE)
     untrained = logits(base, batch)
-    wanted = logits(models.load_adapter(base, run / "adapters" / "grpo"), batch)
+    wanted = logits(models.load_trained(BASE, run / "adapters" / "grpo"), batch)
     found = logits(model.float(), batch)
     moved = (wanted - untrained).abs().max()
     assert (found - wanted).abs().max() < min(0.25 * moved, 0.1 * wanted.std())
@@ -171,18 +171,15 @@ def test_a_run_of_all_weights_loads_as_a_whole_checkpoint(
     folder = grpo.train(make_task(REWARDS, settings, tmp_path))
     base = models.load_model(tiny_checkpoint)
     before = models.fingerprint(base)
-    loaded = models.load_adapter(base, folder)
+    loaded = models.load_trained(tiny_checkpoint, folder)
     trained = models.load_model(folder)
     assert models.fingerprint(loaded) == models.fingerprint(trained) != before
     assert not loaded.training
-    with pytest.raises(ValueError, match="whole checkpoint, but the model is quant"):
-        quantized = models.load_model(tiny_checkpoint, quantize=True)
-        models.load_adapter(quantized, folder)
 
 
 def test_a_folder_that_is_neither_is_refused(tiny_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="no adapter and no checkpoint"):
-        models.load_adapter(models.load_model(tiny_checkpoint), tmp_path)
+        models.load_trained(tiny_checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("size", ["2b", "7b"])

@@ -196,14 +196,12 @@ def test_a_critic_gives_no_advantage_to_a_group(train, tmp_path):
     assert {own["advantage"] for row in rows for own in row["rollouts"]} == {None}
 
 
-def test_the_bonus_of_care_is_measured_by_its_reference(
-    task, tiny_questions, tmp_path, monkeypatch
-):
+def test_the_bonus_of_care_is_measured_by_its_reference(task, tiny_questions, tmp_path):
     """Answers are forced: a random policy gives none."""
     trainer = care.VideoCARETrainer(task(tmp_path, "care"))
     answers = ["<think>stir</think><answer>B</answer>", "no", "e <answer>C</answer>"]
     tokens = [trainer._tokenizer(text)["input_ids"] for text in [*answers, "e"]]
-    monkeypatch.setattr(watched, "draw", lambda trainer, prompt: tokens)
+    trainer.draw = lambda seen: [tokens]
     trainer.callback_handler.on_train_begin(
         trainer.args, trainer.state, trainer.control
     )
@@ -211,7 +209,7 @@ def test_the_bonus_of_care_is_measured_by_its_reference(
         rows_of(tmp_path, "care"), tiny_questions[4:], strict=True
     ):
         prompts = [trainer.read_prompt(question)]
-        likelihoods = trainer.reference_likelihoods(prompts, tokens)
+        likelihoods = trainer.reference_likelihoods(prompts, [tokens])[0]
         accuracies = [own["rewards"]["accuracy"] for own in row["rollouts"]]
         expected = care.consistency_bonus(accuracies, likelihoods, trainer.settings)
         found = [own["rewards"]["consistency_bonus"] for own in row["rollouts"]]

@@ -53,17 +53,15 @@ def encode(
     A conversation that ends with the user gets the generation prompt. Clips are uint8
     [T, H, W, 3] and stills uint8 [H, W, 3] in their final size: nothing is resized,
     sampled or truncated here. Conversations with and without pictures mix freely.
-    Control tokens come from the chat template alone: whatever a text spells is text.
 
     Returns input_ids, attention_mask and mm_token_type_ids [B, L]; for clips, in their
     order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
     pixel_values and image_grid_thw. Types are int64, pixels float32.
 
-    Raises ValueError for a picture whose size the model cannot take (`check_sizes`, to
-    which `long_clips` belongs), for a clip before a processor that needs frame times,
-    for a text that is no Unicode, and for a conversation that is longer than the
-    tokenizer's model_max_length. With `asked`, what each conversation is about, it
-    names the one that is to blame.
+    Raises ValueError for a picture that the model cannot take (`check_sizes`), a clip
+    before a processor that needs frame times, a text that is no Unicode, and more
+    tokens than the tokenizer's model_max_length. With `asked`, what each conversation
+    is about, it names the one that is to blame.
     """
     try:
         return _encode(processor, conversations, padding_side, long_clips)
@@ -87,23 +85,17 @@ def _encode(
         )
     texts = [
         processor.apply_chat_template(
-            conversation,
-            tokenize=False,
-            add_generation_prompt=conversation[-1]["role"] != "assistant",
+            talk, tokenize=False, add_generation_prompt=talk[-1]["role"] != "assistant"
         )
-        for conversation in as_text(processor.tokenizer, conversations)
+        for talk in as_text(processor.tokenizer, conversations)
     ]
     "".join(texts).encode()  # of half a character a tokenizer does not say what it is
+    as_given = {"truncation": False, "add_special_tokens": False}
     batch = processor(
         text=texts,
         videos=clips or None,
         images=stills or None,
-        text_kwargs={
-            "padding": True,
-            "padding_side": padding_side,
-            "truncation": False,
-            "add_special_tokens": False,
-        },
+        text_kwargs={"padding": True, "padding_side": padding_side, **as_given},
         videos_kwargs={"do_resize": False, "do_sample_frames": False},
         images_kwargs={"do_resize": False},
         sanitize_control_tokens=True,
@@ -119,10 +111,9 @@ def _encode(
 
 
 def as_text(tokenizer, words: str | list[list[dict]]):
-    """`words`, a text or conversations, marked where they spell a token of their own.
+    """`words`, a text or conversations, marked where they spell a token of their own:
+    with `sanitize_control_tokens` transformers reads that as text.
 
-    What is marked becomes pieces of text in a call with `sanitize_control_tokens`, the
-    way of transformers to keep what users write apart from what its template writes.
     Unlike there, every added token counts (<tool_call> is no "special" one), and the
     tags of the kit's prompt do not.
     """
@@ -162,10 +153,7 @@ def _parts(conversations: list[list[dict]], kind: str) -> list[np.ndarray]:
 
 
 def check_sizes(
-    processor,
-    clips: list[np.ndarray],
-    stills: list[np.ndarray],
-    long_clips: bool = False,
+    processor, clips: list[np.ndarray], stills: list[np.ndarray], long_clips: bool
 ) -> None:
     """Raise ValueError for pictures that the model would take wrongly or not at all.
 
@@ -176,29 +164,23 @@ def check_sizes(
     `long_clips` it may be: for callers whose positions come from
     `lib.model.prefix.make_prompts`, which puts the text behind the whole clip.
     """
-    for still in stills:
-        _check_sides(still.shape[-3:-1], processor.image_processor)
     vision = processor.video_processor
-    for clip in clips:
-        rows, columns = _check_sides(clip.shape[-3:-1], vision)
-        temporal = -(-len(clip) // vision.temporal_patch_size)
-        if temporal > max(rows, columns) and not long_clips:
-            side = vision.patch_size * vision.merge_size
+    side = vision.patch_size * vision.merge_size
+    for picture in (*stills, *clips):
+        height, width = picture.shape[-3:-1]
+        if height % side or width % side:
             raise ValueError(
-                f"a clip of {len(clip)} frames of {clip.shape[1]}x{clip.shape[2]} "
+                f"a picture of {height}x{width} pixels cannot be cut into patches: "
+                f"height and width must be multiples of {side}"
+            )
+    for clip in () if long_clips else clips:
+        frames, rows, columns = len(clip), *(n // side for n in clip.shape[1:3])
+        temporal = -(-frames // vision.temporal_patch_size)
+        if temporal > max(rows, columns):
+            raise ValueError(
+                f"a clip of {frames} frames of {clip.shape[1]}x{clip.shape[2]} "
                 f"pixels has {temporal} temporal patches but only {rows}x{columns} "
                 "spatial ones, so its positions would overlap those of the text: "
                 f"lower max_frames to {max(rows, columns) * vision.temporal_patch_size}"
                 f" or raise height or width to {temporal * side}"
             )
-
-
-def _check_sides(size: tuple[int, int], vision) -> tuple[int, int]:
-    """Merged patches along height and width."""
-    side = vision.patch_size * vision.merge_size
-    if size[0] % side or size[1] % side:
-        raise ValueError(
-            f"a picture of {size[0]}x{size[1]} pixels cannot be cut into patches: "
-            f"height and width must be multiples of {side}"
-        )
-    return size[0] // side, size[1] // side

@@ -31,8 +31,7 @@ import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -46,8 +45,7 @@ from lib.data import torchvision_cpu as torchvision_cpu  # before transformers
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # What is imported below takes its progress bars from here. In a kernel they would be
-# widgets, of which an executed notebook keeps a word that they cannot be displayed;
-# so let them be what they are in a terminal.
+# widgets, of which an executed notebook keeps a word that they cannot be displayed.
 tqdm.auto.tqdm = tqdm.asyncio.tqdm
 # DeepSpeed, which TRL imports wherever it is installed, warns on stdout of what it
 # detects and at every change of the order of layers; only its errors concern us.
@@ -66,9 +64,7 @@ from transformers import (  # noqa: E402
     AutoProcessor,
     BitsAndBytesConfig,
 )
-from transformers.models.auto.modeling_auto import (  # noqa: E402
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto  # noqa: E402
 from transformers.utils import (  # noqa: E402
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -82,8 +78,7 @@ LORA_TARGETS = (
 # bitsandbytes in transformers 5 matches names from their start, so "visual" alone would
 # skip nothing, and a list of one's own drops the default that keeps lm_head.
 NOT_QUANTIZED = ["model.visual", "lm_head"]
-ADAPTER = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODEL_FILES = (("config.json",), (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
 PROCESSOR_FILES = (
     ("config.json",),
@@ -100,18 +95,12 @@ def checkpoint_source(path: str | Path) -> str:
     Anything that can be meant as a folder must be one: a mistyped path is an error here
     and never becomes a look-up on the hub.
     """
-    text = str(path)
-    folder = paths.resolve(text)
+    text, folder = str(path), paths.resolve(path)
     if folder.is_dir():
         return str(folder)
     parts = Path(text).parts
-    looks_local = (
-        isinstance(path, Path)
-        or text.startswith((".", "/", "~"))
-        or len(parts) != 2
-        or paths.resolve(parts[0]).is_dir()
-    )
-    if looks_local:
+    local = isinstance(path, Path) or text.startswith((".", "/", "~"))
+    if local or len(parts) != 2 or paths.resolve(parts[0]).is_dir():
         raise FileNotFoundError(
             f"{folder} is missing: give a checkpoint folder (relative paths start at "
             f"{paths.ROOT}) or a hub id such as Qwen/Qwen2-VL-2B-Instruct"
@@ -121,11 +110,7 @@ def checkpoint_source(path: str | Path) -> str:
 
 def load_processor(path: str | Path):
     """The checkpoint's processor; resizing and frame sampling stay with
-    lib/data/video.py.
-
-    Raises FileNotFoundError for a local folder that is not there or lacks a file, and
-    ValueError for a damaged one.
-    """
+    lib/data/video.py. Errors as of `check_files`."""
     source = checkpoint_source(path)
     check_files(source, PROCESSOR_FILES)
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
@@ -135,30 +120,30 @@ def load_processor(path: str | Path):
     return processor
 
 
-def load_model(
-    path: str | Path,
-    dtype: str = "float32",
-    quantize: bool = False,
-    placed: bool = True,
-):
+def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True):
     """The checkpoint's model in eval mode, on the GPU where there is one.
 
-    `dtype` is float32 or bfloat16. `quantize` stores the language model's matrices as
-    NF4 with double quantisation (QLoRA, arXiv 2305.14314); the vision tower and lm_head
-    keep `dtype`. `placed` is False where a trainer will split the weights over
-    processes and move them itself. Raises FileNotFoundError for a local folder that is
-    not there or lacks a file, and ValueError for a damaged one and for weights that are
-    not the model's.
+    `quantize` stores the language model's matrices as NF4 with double quantisation
+    (QLoRA, arXiv 2305.14314); the vision tower and lm_head keep `dtype`. `placed` is
+    False where a trainer splits the weights over processes and moves them itself.
+    Errors as of `checkpoint_source` and `load_whole`.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
     device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+        llm_int8_skip_modules=NOT_QUANTIZED,
+    )
     model = load_whole(
         AutoModelForImageTextToText,
         checkpoint_source(path),
         dtype=getattr(torch, dtype),
         attn_implementation="sdpa",
-        quantization_config=nf4(dtype) if quantize else None,
+        quantization_config=nf4 if quantize else None,
         device_map={"": device} if placed else None,
     )
     return model.eval()
@@ -168,9 +153,7 @@ def check_files(source: str | Path, needed: tuple[tuple[str, ...], ...]) -> None
     """FileNotFoundError unless the folder `source` has one file of each of `needed`,
     ValueError if one is damaged. A hub id passes: its files were checked on arrival."""
     folder = Path(source)
-    if not folder.is_dir():
-        return
-    for names in needed:
+    for names in needed if folder.is_dir() else ():
         file = next((folder / n for n in names if (folder / n).is_file()), None)
         if file is None:
             raise FileNotFoundError(f"{folder} has no {' or '.join(names)}: {COPY}")
@@ -193,23 +176,31 @@ def _tensor_names(file: Path) -> set[str]:
 
 
 def load_whole(kind, source: str | Path, **options):
-    """`kind.from_pretrained`, with a ValueError where the library would go on with
-    random numbers: for tensors that the checkpoint lacks or has in another shape."""
+    """`kind.from_pretrained` of a checkpoint that is whole.
+
+    ValueError where the library would go on with random numbers, for tensors that the
+    checkpoint lacks or has in another shape, for NaN, and for a model that cannot see;
+    and as `check_files`.
+    """
     check_files(source, MODEL_FILES)
-    _check_type(source)
+    if (file := Path(source) / "config.json").is_file():
+        found = records.read_json(file).get("model_type")
+        if found not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+            raise ValueError(
+                f"{file}, model_type: found {found!r}: give a checkpoint of a model for"
+                " pictures and text, such as qwen2_vl"
+            )
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     options["trust_remote_code"] = False  # nor is anybody asked in a terminal
     model, info = kind.from_pretrained(source, **options)
     other = [name for name, *_ in info["mismatched_keys"]]
-    for names, what in (
-        (info["missing_keys"], "lacks"),
-        (other, "has other shapes of"),
-    ):
+    wrong = {"lacks": info["missing_keys"], "has other shapes of": other}
+    for what, names in wrong.items():
         if names:
-            first = min(names)
             raise ValueError(
-                f"{source} {what} {len(names)} of the model's tensors, such as {first}:"
-                f" its weights and config.json do not belong together; {COPY}"
+                f"{source} {what} {len(names)} of the model's tensors, such as "
+                f"{min(names)}: its weights and config.json do not belong together; "
+                f"{COPY}"
             )
     _check_finite(model.named_parameters(), source)
     return model
@@ -247,49 +238,22 @@ def say_dtype(folder: Path, dtype: str) -> None:
 def say_base(folder: Path) -> None:
     """Let an adapter's config name a local base as any machine may have it: relative to
     the checkout, or by the folder's own name."""
-    config = records.read_json(folder / ADAPTER)
-    base = Path(config.get("base_model_name_or_path") or "")
+    config, field = records.read_json(folder / ADAPTER), "base_model_name_or_path"
+    base = Path(config.get(field) or "")
     if base.is_absolute():
         below = base.is_relative_to(paths.ROOT)
         said = base.relative_to(paths.ROOT).as_posix() if below else base.name
-        records.write_json(
-            folder / ADAPTER, {**config, "base_model_name_or_path": said}
-        )
+        records.write_json(folder / ADAPTER, {**config, field: said})
 
 
-def _check_type(source: str | Path) -> None:
-    """ValueError if the folder `source` holds a model that cannot see."""
-    if not Path(source).is_dir():
-        return
-    file = Path(source) / "config.json"
-    found = records.read_json(file).get("model_type")
-    if found not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise ValueError(
-            f"{file}, model_type: found {found!r}: give a checkpoint of a model for"
-            " pictures and text, such as qwen2_vl"
-        )
+def lora_config(rank: int, alpha: float) -> peft.LoraConfig | None:
+    """LoRA (arXiv 2106.09685) on the language model's projections only; None: rank 0.
 
-
-def nf4(dtype: str) -> BitsAndBytesConfig:
-    """4-bit NormalFloat with double quantisation, computing in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-        llm_int8_skip_modules=NOT_QUANTIZED,
-    )
-
-
-def lora_config(rank: int, alpha: float, dropout: float = 0.0) -> peft.LoraConfig:
-    """LoRA (arXiv 2106.09685) on the language model's projections only."""
-    return peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=LORA_TARGETS,
-        # No task: then PEFT notes the base's class, and AutoPeftModel can load it.
-    )
+    Without a task PEFT notes the base's class, and AutoPeftModel can load it.
+    """
+    if rank == 0:
+        return None
+    return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
 
 
 def load_trained(
@@ -301,92 +265,54 @@ def load_trained(
     """The model that training left in `folder`, in eval mode; without one, the base.
 
     `model_path` is the base: a LoRA adapter is put on top of it, and a folder with
-    whole weights stands for itself. Raises as `load_model` and `load_adapter` do.
+    whole weights stands for itself. Raises as `load_model`, FileNotFoundError for a
+    missing folder or file, and ValueError for one that is neither, is damaged, or
+    belongs to another base.
     """
     if folder is None:
         return load_model(model_path, dtype, quantize)
-    folder = trained_folder(folder)
-    chain.check_trained(folder, identity(model_path))
-    if (folder / ADAPTER).exists():
-        return load_adapter(load_model(model_path, dtype, quantize), folder)
-    return load_model(folder, dtype, quantize)
-
-
-def trained_folder(folder: str | Path) -> Path:
-    """The absolute folder; FileNotFoundError if it is missing, ValueError if it holds
-    neither an adapter nor a checkpoint."""
     folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
     if not any((folder / name).exists() for name in (ADAPTER, "config.json")):
         raise ValueError(
             f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
             " checkpoint; give the folder that 02_sft or 03_grpo wrote"
         )
-    return folder
-
-
-def load_adapter(model, folder: str | Path):
-    """`model` with what training left in `folder`, in eval mode.
-
-    A LoRA adapter is put on top of it. Training with lora_rank = 0 leaves a whole
-    checkpoint instead: all weights of `model` are replaced by it, in the model's type.
-    Raises FileNotFoundError for a missing folder or file, ValueError for a folder that
-    is neither or damaged, for one that belongs to another base, and for a whole
-    checkpoint that a quantized model cannot take.
-    """
-    folder = trained_folder(folder)
-    chain.check_trained(folder)
-    if (folder / ADAPTER).exists():
-        return _with_adapter(model, folder).eval()
-    if getattr(model, "is_quantized", False):
-        raise ValueError(
-            f"{folder} is a whole checkpoint, but the model is quantized: load it with "
-            "quantize = False"
-        )
-    trained = load_whole(type(model), folder, dtype=model.dtype)
-    with _fitting(folder):
-        model.load_state_dict(trained.state_dict(), strict=True)
-    return model.eval()
+    chain.check_trained(folder, identity(model_path))
+    if not (folder / ADAPTER).exists():
+        return load_model(folder, dtype, quantize)
+    return _with_adapter(load_model(model_path, dtype, quantize), folder).eval()
 
 
 def _with_adapter(model, folder: Path) -> peft.PeftModel:
     """PEFT itself only warns of tensors that are missing, and drops those it has no
     place for."""
+    file, weights = folder / ADAPTER, folder / ADAPTER_WEIGHTS
     check_files(folder, ((ADAPTER,), (ADAPTER_WEIGHTS,)))
-    config = records.read_json(folder / ADAPTER)
+    config = records.read_json(file)
     if not isinstance(config, dict) or "peft_type" not in config:
-        raise ValueError(f"{folder / ADAPTER} has no field peft_type: {COPY}")
+        raise ValueError(f"{file} has no field peft_type: {COPY}")
     if config["peft_type"] != "LORA":
         kind = str(config["peft_type"])
-        raise ValueError(f"{folder / ADAPTER}: peft_type is {kind[:50]!r}, not LORA")
-    with _fitting(folder):
-        try:
-            adapted = peft.PeftModel.from_pretrained(model, str(folder))
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            what = f"{type(error).__name__}: {error!s:.200}"
-            raise ValueError(f"{folder / ADAPTER}: {what}; {COPY}") from error
-    wanted = peft.get_peft_model_state_dict(adapted)
-    _check_finite(wanted.items(), folder / ADAPTER_WEIGHTS)
-    if odd := set(wanted) ^ _tensor_names(folder / ADAPTER_WEIGHTS):
-        raise ValueError(
-            f"{folder / ADAPTER_WEIGHTS} does not fit the model: {len(odd)} tensors,"
-            f" such as {min(odd)}, are only in one of them; {FITTING}"
-        )
-    return adapted
-
-
-@contextmanager
-def _fitting(folder: Path) -> Iterator[None]:
-    """torch's list of tensors that do not fit as a ValueError that names the folder."""
+        raise ValueError(f"{file}: peft_type is {kind[:50]!r}, not LORA")
     try:
-        yield
+        adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error!s:.200}"
+        raise ValueError(f"{file}: {what}; {COPY}") from error
     except RuntimeError as error:
         head, _, rest = str(error).partition("\n")
         if "loading state_dict" not in head:
             raise
-        first = rest.strip().partition("\n")[0]
+        what = f"{folder} does not fit the model ({rest.strip().splitlines()[0]:.200})"
+        raise ValueError(f"{what}; {FITTING}") from error
+    wanted = peft.get_peft_model_state_dict(adapted)
+    _check_finite(wanted.items(), weights)
+    if odd := set(wanted) ^ _tensor_names(weights):
         raise ValueError(
-            f"{folder} does not fit the model ({first:.200}); {FITTING}"
-        ) from error
+            f"{weights} does not fit the model: {len(odd)} tensors, such as {min(odd)},"
+            f" are only in one of them; {FITTING}"
+        )
+    return adapted
 
 
 def identity(model_path: str | Path) -> str:
@@ -403,8 +329,8 @@ def fingerprint(model) -> str:
     """12 hex digits over names, shapes and up to 1,024 spread values of every tensor,
     and over the scale of every adapter, which no tensor holds.
 
-    Training moves every value of a matrix, so a sample tells models and adapters apart
-    as a full hash would, without reading all gigabytes of a 7B model.
+    Training moves every value of a matrix, so a sample tells models apart as a full
+    hash would, without reading all gigabytes of a 7B model.
     """
     digest = hashlib.sha256()
     scales = [m.scaling for m in model.modules() if isinstance(m, LoraLayer)]

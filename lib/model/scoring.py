@@ -14,7 +14,7 @@ Example: G = 8 completions of 15 tokens behind a prompt of 170 are one row of
 import functools
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -31,10 +31,10 @@ LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
 def add_scoring(model, temperature: float = 1.0) -> None:
     """Let `model(..., completion_labels=[B, L])` return (logps, entropies).
 
-    Both are [N] in float32 or wider, one number for every label that is not -100, row
-    after row; the label at a position is the token predicted there. Only these
-    positions meet the vocabulary, in chunks. The forward is extended, not bypassed, so
-    that data parallelism and adapters see an ordinary call.
+    Both are [N], one number for every label that is not -100, row after row; the label
+    at a position is the token predicted there. Only these positions meet the
+    vocabulary. The forward is extended, not bypassed, so that data parallelism and
+    adapters see an ordinary call.
     """
     base = base_of(model)
     plain = base.forward
@@ -51,14 +51,8 @@ def add_scoring(model, temperature: float = 1.0) -> None:
     base.forward = types.MethodType(forward, base)
 
 
-def score(
-    hidden: torch.Tensor,
-    head,
-    labels: torch.Tensor,
-    temperature: float = 1.0,
-    pieces: int = 0,
-):
-    """Log-probability of each label and entropy at its position, both [N].
+def score(hidden, head, labels, temperature: float = 1.0, pieces: int = 0):
+    """Log-probability of each label [N] and entropy at its position, in float32.
 
     `hidden` [N, hidden size], `head` the output layer. Logits exist for one piece of
     the N at a time, in the forward and, computed again, in the backward pass; `pieces`
@@ -67,14 +61,12 @@ def score(
     pieces = pieces or logits_pieces(len(labels), head)
     if pieces == 1:
         return _score_chunk(hidden, head, labels, temperature)
+    split = zip(hidden.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
     parts = [
         checkpoint(_score_chunk, part, head, own, temperature, use_reentrant=False)
-        for part, own in zip(
-            hidden.tensor_split(pieces), labels.tensor_split(pieces), strict=True
-        )
+        for part, own in split
     ]
-    logps, entropies = zip(*parts, strict=True)
-    return torch.cat(logps), torch.cat(entropies)
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def logits_pieces(labels: int, head) -> int:
@@ -93,7 +85,7 @@ def _score_chunk(hidden, head, labels, temperature):
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt with completions packed behind it; see the module's docstring."""
+    """A prompt with completions packed behind it."""
 
     prompt: Prompt
     completions: tuple[torch.Tensor, ...]
@@ -119,10 +111,8 @@ class Row:
 
     def positions(self) -> torch.Tensor:
         """[3, length]: every segment goes on from the position of the prompt's end."""
-        last = self.prompt.positions[:, -1:]
-        runs = [
-            last + torch.arange(len(c), device=last.device) for c in self.completions
-        ]
+        end = self.prompt.positions[:, -1:]
+        runs = [end + torch.arange(len(c), device=end.device) for c in self.completions]
         return torch.cat([self.prompt.positions[:, :-1], *runs], 1)
 
     def segments(self) -> torch.Tensor:
@@ -158,9 +148,10 @@ def make_packs(rows: Sequence[Row], pack_tokens: int) -> list[list[Row]]:
     """Rows in their order, batched so that no padded batch exceeds `pack_tokens`."""
     packs: list[list[Row]] = []
     for row in rows:
-        longest = max(other.length for other in [*(packs[-1] if packs else []), row])
-        if packs and longest * (len(packs[-1]) + 1) <= pack_tokens:
-            packs[-1].append(row)
+        together = [*(packs[-1] if packs else []), row]
+        longest = max(own.length for own in together)
+        if packs and longest * len(together) <= pack_tokens:
+            packs[-1] = together
         else:
             packs.append([row])
     return packs
@@ -173,23 +164,23 @@ def completion_scores(
     pack_tokens: int = 16384,
 ) -> tuple[list[torch.Tensor], ...]:
     """Log-probabilities and entropies of every token of every completion, and what else
-    the model's scoring gives.
+    the model's scoring (`add_scoring`) gives.
 
     `completions[i]` are those of `prompts[i]`, each a tensor of token ids [R > 0]. The
     result holds one [R] tensor a completion, in the same order, prompt after prompt.
     `pack_tokens` bounds the tokens, padding included, of one forward pass: a group that
     is larger is split and its prompt encoded once a part, with the same gradients.
-
-    Call `add_scoring` on the model first. Raises ValueError for an attention
-    implementation that takes no 4-D mask.
     """
     check_model(model)
     groups = zip(prompts, completions, strict=True)
     rows = [row for own in groups for row in make_rows(*own, pack_tokens)]
     packs = make_packs(rows, pack_tokens)
     pieces = [0] * len(packs)
-    if shards.is_split(model):
-        pieces = agreed_pieces(model, packs)
+    if shards.is_split(model):  # the most packs of any process, and pieces of a pack
+        base = base_of(model)
+        scored = [sum(row.scored for row in pack) for pack in packs]
+        own = [logits_pieces(n, base.get_output_embeddings()) for n in scored]
+        pieces = shards.agreed(own, base.device)
     scores = []
     for pack, count in zip(packs, pieces, strict=False):
         lengths = [len(completion) for row in pack for completion in row.completions]
@@ -202,32 +193,18 @@ def completion_scores(
     return logps, *more
 
 
-def agreed_pieces(model, packs: Sequence[Sequence[Row]]) -> list[int]:
-    """For every pack of the process with most of them, the most pieces of any."""
-    base = base_of(model)
-    head = base.get_output_embeddings()
-    scored = [sum(row.scored for row in pack) for pack in packs]
-    return shards.agreed([logits_pieces(n, head) for n in scored], base.device)
-
-
 def idle_row(prompt: Prompt) -> Row:
     """The prompt's last token, twice: for a forward pass whose result counts 0."""
-    last = replace(
-        prompt,
-        ids=prompt.ids[-1:],
-        positions=prompt.positions[:, -1:],
-        pixels={},
-        features=prompt.features and {},
-    )
-    return Row(last, (last.ids,))
+    ids, features = prompt.ids[-1:], prompt.features and {}
+    last = Prompt(ids, prompt.positions[:, -1:], {}, features)
+    return Row(last, (ids,))
 
 
 def pack_inputs(model, rows: Sequence[Row]) -> dict:
     """Arguments of the scoring forward for right-padded rows, L tokens the longest.
 
     input_ids and completion_labels [B, L], position_ids [3, B, L], attention_mask
-    [B, 1, L, L], and the pictures. Padding sees the prompt, so no softmax is empty, and
-    nothing sees padding.
+    [B, 1, L, L]. Padding sees the prompt, so no softmax is empty; nothing sees padding.
     """
     ids = pad_sequence([row.ids() for row in rows], True, 0)
     labels = pad_sequence([row.labels() for row in rows], True, -100)
@@ -248,10 +225,8 @@ def pack_inputs(model, rows: Sequence[Row]) -> dict:
 
 @torch.no_grad()
 def plain_scores(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [R] of one completion: video and prompt encoded for it alone.
-
-    What a stock trainer computes for every completion of a group. Temperature 1.
-    """
+    """Log-probabilities [R] of one completion, with video and prompt encoded for it
+    alone, as a stock trainer does."""
     base = base_of(model)
     ids = torch.cat([prompt.ids, completion])[None]
     kinds = mm_token_type_ids(ids, base.config)

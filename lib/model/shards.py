@@ -8,14 +8,9 @@ collective, in which all processes take part. So all of them must call the same 
 in the same order, whatever their own data are:
 
 * rollouts, whose lengths nobody knows in advance, run on weights gathered before;
-* the numbers of forward passes, and of the pieces of one, are agreed on before;
+* the numbers of forward passes, and of the pieces of one, are agreed on before: where
+  two processes need 3 and 5, the first adds two over a token, whose results count 0;
 * a forward pass runs the vision tower exactly once (`prefix.see_once`).
-
-Nothing is taken on trust: CheckShards looks at the weights before the first step.
-
-Example: two processes need 3 and 5 forward passes for their groups. Both learn from
-`agreed` that it is 5, and the first one adds two passes over a token or two, whose
-results count 0.
 """
 
 import logging
@@ -47,20 +42,18 @@ logging.getLogger("accelerate.accelerator").addFilter(
 )
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+PLAIN = ("Size", "float32", "bfloat16", "float16", "int64")
+NOTES = (
+    *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
+    *("TensorStorageMetadata", "BytesStorageMetadata"),
+    *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+)
 METADATA = {  # what that pickle names in torch 2.13
     ("pathlib", "PosixPath"),
-    ("torch", "Size"),
-    *(("torch", name) for name in ("float32", "bfloat16", "float16", "int64")),
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    *(
-        ("torch.distributed.checkpoint.metadata", name)
-        for name in (
-            *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
-            *("TensorStorageMetadata", "BytesStorageMetadata"),
-            *("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
-        )
-    ),
+    *(("torch", name) for name in PLAIN),
+    *(("torch.distributed.checkpoint.metadata", name) for name in NOTES),
 }
 ZERO3, FSDP2 = "DeepSpeed ZeRO-3", "FSDP2"
 
@@ -95,7 +88,13 @@ def weights_only(checkpoint: Path, arguments: TrainingArguments) -> Iterator[Non
             with open(file, "rb") as opened:
                 _Metadata(opened).load()
         os.environ[FORCED] = "1"
-        with torch.serialization.safe_globals(_engine_types(arguments)):
+        own_types = []  # DeepSpeed's, in its checkpoints beside weights
+        if arguments.deepspeed_plugin is not None:
+            from deepspeed.runtime.fp16.loss_scaler import LossScaler
+            from deepspeed.runtime.zero.config import ZeroStageEnum
+
+            own_types = [LossScaler, ZeroStageEnum]
+        with torch.serialization.safe_globals(own_types):
             yield
     except pickle.UnpicklingError as error:
         raise ValueError(
@@ -105,16 +104,6 @@ def weights_only(checkpoint: Path, arguments: TrainingArguments) -> Iterator[Non
         ) from error
     finally:
         os.environ.pop(FORCED, None)
-
-
-def _engine_types(arguments: TrainingArguments) -> list:
-    """What DeepSpeed itself writes into its checkpoints beside weights."""
-    if arguments.deepspeed_plugin is None:
-        return []
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    return [LossScaler, ZeroStageEnum]
 
 
 def is_split(model) -> bool:
@@ -146,7 +135,7 @@ def gathered(model, accelerator: Accelerator) -> Iterator[None]:
     """Every process has all weights inside, and forward passes are its own affair.
 
     `model` is what the trainer wraps around the network; nothing happens for one whose
-    weights are not split. Weights must not be changed inside.
+    weights are not split.
     """
     if not is_split(model):
         yield
@@ -189,11 +178,10 @@ def load_trainable(model_path: str | Path, settings, arguments: TrainingArgument
     every model as it loads it. Where all weights are trained they are float32, with
     bfloat16 as the type to compute in: at lr 1e-6 a step changes a weight by about that
     much, and a bfloat16 near 0.01 cannot change by less than 3e-5, so that most updates
-    would be lost. DeepSpeed keeps such float32 masters by itself, as in the paper's
-    runs; there the weights are loaded in the settings' type.
+    would be lost. DeepSpeed keeps such float32 masters by itself.
 
-    Raises ValueError for NF4 weights without an adapter, for splitting them, and for a
-    launch that wants another type than the settings.
+    ValueError for NF4 weights that are split or have no adapter, and for a launch that
+    wants another type than the settings.
     """
     asked = asked_for(arguments)
     computed = {"float32": "no", "bfloat16": "bf16"}.get(settings.dtype)
@@ -209,7 +197,8 @@ def load_trainable(model_path: str | Path, settings, arguments: TrainingArgument
             f"quantize = True under {asked}: NF4 weights are not split; set quantize = "
             "False, or start without a config file of params/accelerate"
         )
-    _prepare_cpu(asked)
+    if not torch.cuda.is_available():
+        _prepare_cpu(asked)
     masters = not settings.lora_rank and arguments.deepspeed_plugin is None
     dtype = "float32" if masters else settings.dtype
     model = models.load_model(model_path, dtype, settings.quantize, asked is None)
@@ -219,11 +208,8 @@ def load_trainable(model_path: str | Path, settings, arguments: TrainingArgument
 
 
 def _configure_zero3(arguments: TrainingArguments, hidden_size: int) -> None:
-    """What a config file for `accelerate launch` has no field for.
-
-    Sizes are those of transformers' own "auto". Smaller weights than the threshold stay
-    whole; the default threshold would keep all of a small model whole.
-    """
+    """What a config file for `accelerate launch` has no field for: the sizes of
+    transformers' own "auto". Smaller weights than the threshold stay whole."""
     config = arguments.deepspeed_plugin.deepspeed_config
     config["zero_optimization"] |= {
         "stage3_param_persistence_threshold": 10 * hidden_size,
@@ -236,9 +222,7 @@ def _configure_zero3(arguments: TrainingArguments, hidden_size: int) -> None:
 
 
 def _prepare_cpu(asked: str | None) -> None:
-    """On CPUs: what DeepSpeed need not do, and accelerate would not do."""
-    if torch.cuda.is_available():
-        return
+    """What DeepSpeed need not do there, and accelerate would not do."""
     if asked == ZERO3:
         # Compiling it takes 85 s on a first run, and it serves inference alone.
         from deepspeed.ops import __compatible_ops__
@@ -295,10 +279,7 @@ class CheckShards(TrainerCallback):
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """All weights by name, on process 0; every process must call it.
-
-    None for a model that is not split: its own weights are whole.
-    """
-    if not is_split(trainer.model_wrapped):
-        return None
-    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    """All weights by name, on process 0; every process must call it. None for a model
+    that is not split."""
+    wrapped = trainer.model_wrapped
+    return trainer.accelerator.get_state_dict(wrapped) if is_split(wrapped) else None

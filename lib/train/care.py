@@ -16,14 +16,9 @@ and a counting rollout whose p is at least the mean p of all that count, less 0.
 Example: accuracies 1, 1, 0, 1 with p = 0.9, 0.5, 0.99, 0.8. The third does not count;
 the mean of the others is 0.733, so the first and the last get the bonus.
 
-    settings = CARESettings(steps=1500, prompts_per_step=4, group_size=8, lr=1e-6,
-                            kl_beta=0.0, ...)   # the rest as for GRPO
-    rewards = read_rewards("accuracy + format")
-    task = Task(model, questions, rewards, settings, Sampling(), run)
     folder = grpo.train(task, VideoCARETrainer)   # run/adapters/care
 
-The rows of rollouts_care.jsonl also hold `reference_likelihood` (p before it is cut)
-and the consistency bonus among the rewards.
+The rows of rollouts_care.jsonl also hold `reference_likelihood`, p before it is cut.
 
 The released code differs: its mean is geometric (`answer_mean`), over the letter and
 the `>` before it; its means over rollouts are over the whole batch; and under ZeRO-3
@@ -37,10 +32,12 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from lib.data.letters import ANSWER
+from lib.model.prefix import Prompt
 from lib.train import grpo
 from lib.train.task import GRPOSettings, Task
 
@@ -91,11 +88,8 @@ def consistency_bonus(
 
     Means are compared in float32, as in the released code (grpo_trainer_ref_ema.py,
     lines 594 to 609): there the mean of six equal likelihoods of 0.95 is 0.95, so that
-    at margin 0 all six get their bonus; in float64 it rounds to more.
-
-    `dense` is the variant in which the likelihood itself is the bonus: bonus_weight x
-    accuracy x p for all that count. How the paper's DenseCons is computed in detail is
-    not documented.
+    at margin 0 all six get their bonus; in float64 it rounds to more. With `dense` the
+    likelihood itself is the bonus; how the paper computes DenseCons is not documented.
     """
     accuracy = torch.tensor(accuracies, dtype=torch.float32)
     cut = torch.tensor(likelihoods, dtype=torch.float32)
@@ -113,24 +107,21 @@ def answer_span(
     """Start and end of the tokens that hold the answer; None without an answer.
 
     The answer is what stands in the first `<answer>...</answer>`, without white space
-    around it; a token that holds a part of it, and maybe of the tag, belongs to it.
-    `text_of` decodes tokens. In "<answer>B</answer>" of MiniPlan's tokenizer it is the
-    one token ">B".
+    around it; a token that holds a part of it, and maybe of the tag, belongs to it: in
+    "<answer>B</answer>" of MiniPlan's tokenizer the one token ">B".
     """
     text = text_of(tokens)
     match = ANSWER.search(text)
     if match is None or not match.group(1).strip():
         return None
-    start = match.start(1) + len(match.group(1)) - len(match.group(1).lstrip())
-    end = start + len(match.group(1).strip())
+    inside = match.group(1)
+    start = match.start(1) + len(inside) - len(inside.lstrip())
+    end = start + len(inside.strip())
     # More tokens never give less text, but half a character counts as one.
-    counts = range(len(tokens) + 1)
-
-    def holds(n: int) -> bool:
-        return text_of(tokens[:n]).startswith(text[:end])
-
-    first = bisect_left(counts, start + 1, key=lambda n: len(text_of(tokens[:n])))
-    return first - 1, bisect_left(counts, True, key=holds)
+    texts, counts = (lambda n: text_of(tokens[:n])), range(len(tokens) + 1)
+    first = bisect_left(counts, start + 1, key=lambda n: len(texts(n)))
+    last = bisect_left(counts, True, key=lambda n: texts(n).startswith(text[:end]))
+    return first - 1, last
 
 
 def answer_likelihood(
@@ -155,10 +146,8 @@ class ReferenceWeights:
 
     def __init__(self, model):
         self.weights = trained_weights(model)
-        self.average = {
-            name: weight.detach().to(torch.float32, copy=True)
-            for name, weight in self.weights.items()
-        }
+        copies = ((n, w.detach().float().clone()) for n, w in self.weights.items())
+        self.average = dict(copies)
 
     @torch.no_grad()
     def move(self, decay: float) -> None:
@@ -171,20 +160,17 @@ class ReferenceWeights:
         """Inside, the model has the reference's weights."""
         policy = {name: own.detach().clone() for name, own in self.weights.items()}
         try:
-            self._put(self.average)
+            put(self.average, self.weights)
             yield
         finally:
-            self._put(policy)
+            put(policy, self.weights)
 
-    @torch.no_grad()
-    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(values[name])
 
-    def load(self, average: Mapping[str, torch.Tensor]) -> None:
-        """Take back an average that was saved."""
-        for name, own in self.average.items():
-            own.copy_(average[name])
+@torch.no_grad()
+def put(values: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor]) -> None:
+    """Copy the values into tensors of the same names."""
+    for name, own in into.items():
+        own.copy_(values[name])
 
 
 def trained_weights(model) -> dict[str, torch.Tensor]:
@@ -210,12 +196,12 @@ class MoveReference(TrainerCallback):
 class VideoCARETrainer(grpo.VideoGRPOTrainer):
     """GRPO whose last reward is the consistency bonus."""
 
-    label = "care"
+    label, added = "care", ("consistency_bonus",)
     logged: Mapping[str, str] = {
         **grpo.LOGGED,
-        "rewards/consistency_bonus/mean": "reward_consistency_bonus",
         "reference_likelihood": "reference_likelihood",
     }
+    whole = "GRPO-CARE's reference"
 
     def __init__(self, task: Task):
         if "accuracy" not in task.rewards:
@@ -224,12 +210,6 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
                 "bonus is built on"
             )
         super().__init__(task)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "GRPO-CARE's reference needs the trained weights whole on each device: "
-                "train on one device, or on several under torchrun without FSDP and "
-                "DeepSpeed"
-            )
         settings, self.reference = self.settings, None
         if settings.reference != "policy":
             self.reference = ReferenceWeights(self.model)
@@ -237,58 +217,46 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
             how = (settings.reference_decay, settings.reference_every)
             self.add_callback(MoveReference(self.reference, *how))
 
-    def reward_functions(self) -> list[Callable]:
-        return [*super().reward_functions(), self.consistency_bonus]
-
-    def consistency_bonus(self, completions, completion_ids, question_id, **kwargs):
-        """A reward in TRL's form."""
-        likelihoods = self.reference_likelihoods(self.batch.prompts, completion_ids)
-        self.batch.columns = {"reference_likelihood": likelihoods}
-        self._log_metric("reference_likelihood", sum(likelihoods) / len(likelihoods))
-        accuracy = self.task.rewards["accuracy"]
-        accuracies = [
-            accuracy(text, self.questions[name])
-            for text, name in zip(completions, question_id, strict=True)
-        ]
-        size = self.num_generations
-        groups = [slice(i, i + size) for i in range(0, len(likelihoods), size)]
-        return [
-            bonus
-            for own in groups
-            for bonus in consistency_bonus(
-                accuracies[own], likelihoods[own], self.settings
-            )
-        ]
-
-    def measured(self, question, prompt, group, texts) -> list[dict[str, float]]:
-        each = super().measured(question, prompt, group, texts)
-        accuracies = [own["accuracy"] for own in each]
-        likelihoods = self.reference_likelihoods([prompt], group)
-        bonus = consistency_bonus(accuracies, likelihoods, self.settings)
-        return [
-            {**own, "consistency_bonus": extra}
-            for own, extra in zip(each, bonus, strict=True)
-        ]
+    def measure(self, groups: Sequence[grpo.Group]) -> None:
+        super().measure(groups)
+        prompts = [own.prompt for own in groups]
+        likelihoods = self.reference_likelihoods(
+            prompts, [own.tokens for own in groups]
+        )
+        for group, own in zip(groups, likelihoods, strict=True):
+            accuracies = [row["rewards"]["accuracy"] for row in group.rows]
+            bonus = consistency_bonus(accuracies, own, self.settings)
+            for row, likelihood, more in zip(group.rows, own, bonus, strict=True):
+                row["reference_likelihood"] = likelihood
+                row["rewards"]["consistency_bonus"] = more
 
     @torch.no_grad()
-    def reference_likelihoods(self, prompts, completion_ids: Sequence) -> list[float]:
+    def reference_likelihoods(
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[float]]:
         """p of every completion under the reference; 0 where there is no answer."""
-        device, size = self.model.device, self.num_generations
-        answers = [torch.tensor(tokens, device=device) for tokens in completion_ids]
-        groups = [answers[i : i + size] for i in range(0, len(answers), size)]
+        device = self.model.device
         asked = self.reference.in_place_of_policy() if self.reference else nullcontext()
+        tensors = [[torch.tensor(own, device=device) for own in g] for g in groups]
         with asked, self.accelerator.autocast():
-            logps, _ = self._completion_scores(self.model, prompts, groups)
+            logps, _ = self._completion_scores(self.model, prompts, tensors)
+        found, spans = iter(logps), partial(answer_span, text_of=self._text_of)
         return [
-            answer_likelihood(own, answer_span(tokens, self._text_of), self.settings)
-            for tokens, own in zip(completion_ids, logps, strict=True)
+            [answer_likelihood(next(found), spans(own), self.settings) for own in group]
+            for group in groups
         ]
 
     def _text_of(self, tokens: Sequence[int]) -> str:
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
+    def _calculate_rewards(self, *given):
+        rows = [row for group in self.groups for row in group.rows]
+        likelihoods = [row["reference_likelihood"] for row in rows]
+        self._log_metric("reference_likelihood", sum(likelihoods) / len(rows))
+        return super()._calculate_rewards(*given)
+
     def extra_state(self) -> dict[str, torch.Tensor]:
         return {} if self.reference is None else self.reference.average
 
     def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        self.reference.load(state)
+        put(state, self.reference.average)

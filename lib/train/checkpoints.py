@@ -1,18 +1,16 @@
-"""Checkpoints that survive a kill, and the records that go with them.
+"""Checkpoints that survive a kill, on the Trainer of transformers 5.23; for SFT and RL.
 
-Used by SFT and GRPO alike, on the Trainer of transformers 5.23. A run that is killed at
-any moment and started again ends with the files of an undisturbed run, because
-* the order of its data is made before it starts, for any number of processes;
-* a checkpoint counts only once `complete.json` lies in it, and that is written last;
-* the logs are cut back to the step of the checkpoint that training goes on from;
-* the finished adapter appears by one rename, with the settings that made it inside.
+A run that is killed at any moment and started again ends with the files of an
+undisturbed one, because the order of its data is made before it starts, a checkpoint
+counts only once `complete.json` lies in it, written last, logs are cut back to the step
+that training goes on from, and the finished adapter appears by one rename.
 
-Example: killed at step 27 with save_every 10 while checkpoint-30 was not yet begun,
-`last_complete` returns checkpoint-20, and LogRecord drops the rows of steps 21 to 27
-before step 21 is computed again.
+Example: killed at step 27 with save_every 10 while checkpoint-30 was not yet begun, it
+goes on from checkpoint-20, and the rows of steps 21 to 27 are dropped before.
 """
 
 import fnmatch
+import hashlib
 import math
 import os
 import pickle
@@ -21,9 +19,9 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -39,17 +37,15 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-# TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated.
+# TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated; its
+# successor to the second would still send buffers once (ddp_broadcast_buffers).
 warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
-# Its successor would still send the buffers once; see ddp_broadcast_buffers in grpo.py.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
 EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
 UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
 DELETE = "Delete that folder; training then goes on from the checkpoint before it"
-
-Item = TypeVar("Item")
 
 
 def processes() -> int:
@@ -58,59 +54,39 @@ def processes() -> int:
     return PartialState(cpu=not torch.cuda.is_available()).num_processes
 
 
-def training_order(items: Sequence[Item], count: int, seed: int) -> list[Item]:
+def training_order(items: Sequence, count: int, seed: int) -> list:
     """`count` items: shuffled epochs, as many as it takes, one after the other.
 
-    Within an epoch every item comes once. Trainers run through the order as it stands,
-    so that every step is full and any number of processes shares the same steps.
+    Trainers run through it as it stands, so that every step is full and any number of
+    processes shares the same steps.
     """
     if not items:
         raise ValueError("there is nothing to train on")
-    order: list[Item] = []
+    order: list = []
     while len(order) < count:
         epoch = random.Random(f"{seed}/epoch/{len(order) // len(items)}")
         order += epoch.sample(items, len(items))
     return order[:count]
 
 
-@contextmanager
-def one_trainer(run: Path, label: str) -> Iterator[None]:
-    """Keep others from training run/adapters/<label>; processes of one launch are one.
-
-    Raises Busy (lib/run_files.py), which names who does, and FileExistsError for a
-    folder of that name that no training left.
-    """
-    processes()
-    first, folder = PartialState().is_main_process, run / "adapters" / label
-    if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
-        raise FileExistsError(
-            f"{folder} was not made by a training of the kit: move it away"
-        )
-    # Not beside the folder: adapters/ is there once there is one.
-    with run_files.one_writer(run / label, "trained") if first else nullcontext():
-        yield
+def at_least(settings, ones: Sequence[str]) -> None:
+    """ValueError for a number of settings below 0, or below 1 if it is among `ones`."""
+    for name, value in vars(settings).items():
+        low = 1 if name in ones else 0
+        if isinstance(value, int | float) and not low <= value < math.inf:
+            raise ValueError(f"{name} = {value}: at least {low} is needed, and finite")
 
 
-def finished(
-    run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
-) -> Path:
-    """run/adapters/<label>, as the trainer that `make` gives leaves it.
-
-    A finished one of the same settings (in its file `record`) is returned at once, an
-    unfinished one goes on from run/checkpoints/<label>. Raises ValueError, naming the
-    difference, when what lies there was made with other settings.
-    """
-    folder, work = run / "adapters" / label, run / "checkpoints" / label
-    with one_trainer(run, label):
-        if not same_settings(folder / record, settings):
-            if not same_settings(work / record, settings):
-                write_settings(work / record, settings)
-            trainer = make()
-            train(trainer)
-            publish_trained(trainer, folder, record, settings)
-        if PartialState().is_main_process:
-            shutil.rmtree(work, ignore_errors=True)
-    return folder
+def facts(task, name: str, items: Iterable[bytes]) -> dict:
+    """What decides the weights, as plain JSON values: settings, model, and `items`."""
+    items = list(items)
+    digest = hashlib.sha256(b"".join(items)).hexdigest()[:12]
+    return {
+        **asdict(task.settings),
+        "sampling": asdict(task.sampling),
+        "model": models.identity(task.model),
+        name: f"{len(items)} with sha256 {digest}",
+    }
 
 
 def common_arguments(settings, folder: Path) -> dict:
@@ -133,133 +109,41 @@ def common_arguments(settings, folder: Path) -> dict:
         "use_cpu": not has_gpu,
         "bf16": settings.dtype == "bfloat16",
         "dataloader_pin_memory": has_gpu,
-        # prefix.see_once: every pass uses every weight.
-        "ddp_find_unused_parameters": False,
+        "ddp_find_unused_parameters": False,  # prefix.see_once: all are used
     }
 
 
-class MarkComplete(TrainerCallback):
-    """Writes complete.json into a checkpoint when everything else is in it.
+# Training to the end, whatever happened before
 
-    It says how many processes wrote the checkpoint, how their weights were split, and
-    which files belong to it, each with its size.
+
+def finished(
+    run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
+) -> Path:
+    """run/adapters/<label>, as the trainer that `make` gives leaves it.
+
+    A finished one of the same settings (in its file `record`) is returned at once, an
+    unfinished one goes on from run/checkpoints/<label>. ValueError names the difference
+    to other settings, run_files.Busy who else trains it, and FileExistsError a folder
+    of that name that no training left.
     """
-
-    def on_save(self, args, state, control, **kwargs):
-        PartialState().wait_for_everyone()  # each process saves files of its own
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in files}
-        marker = {"step": state.global_step, **written_by(args), "files": sizes}
-        records.write_json(folder / MARKER, marker)
-
-
-def damage(checkpoint: Path, sizes: Mapping[str, int]) -> Iterator[str]:
-    """What is wrong with the files of a checkpoint; the processes share the reading.
-
-    torch loads a file whose bytes have changed as it is, but writes a checksum of every
-    tensor into it.
-    """
-    state = PartialState()
-    for name in sorted(sizes)[state.process_index :: state.num_processes]:
-        file = checkpoint / name
-        if not file.exists():
-            yield f"{name} is missing"
-        elif file.stat().st_size != sizes[name]:
-            yield f"{name} has {file.stat().st_size} bytes of {sizes[name]}"
-        elif zipfile.is_zipfile(file):
-            with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-                if archive.testzip() is None:
-                    continue
-            yield f"{name} is not what was written"
-
-
-def written_by(arguments: TrainingArguments) -> dict:
-    """What a checkpoint can only be read with: its optimizer lies in as many parts."""
-    split = shards.asked_for(arguments)
-    return {"processes": arguments.world_size, "split": split or "not at all"}
-
-
-def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
-    """Raise ValueError unless this launch can go on from a checkpoint.
-
-    The Trainer itself would go on with a fresh optimizer where that file is missing.
-    """
-    marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
-    then = {name: marker.get(name, "unknown") for name in now}
-    if then != now:
-        raise ValueError(
-            f"{checkpoint} was written with {then}, this launch has {now}: start it as "
-            f"before, or delete {checkpoint.parent} to train from the start"
+    folder, work = run / "adapters" / label, run / "checkpoints" / label
+    if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
+        raise FileExistsError(
+            f"{folder} was not made by a training of the kit: move it away"
         )
-    # Who changes a checkpoint can change its marker: it must fit what it lies in.
-    listed = marker["files"]
-    for pattern in needed_files(arguments):
-        if not fnmatch.filter(listed, pattern):
-            raise ValueError(
-                f"{checkpoint} is damaged: {MARKER} lists no {pattern}. {DELETE}"
-            )
-    for what in sorted(gather_object(list(damage(checkpoint, listed)))):
-        raise ValueError(f"{checkpoint} is damaged: {what}. {DELETE}")
-    step, state = step_of(checkpoint), records.read_json(checkpoint / STATE)
-    said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
-    if said != {step}:
-        told = ", ".join(map(str, said - {step}))
-        raise ValueError(f"{checkpoint} is damaged: it says step {told}. {DELETE}")
-
-
-def needed_files(arguments: TrainingArguments) -> list[str]:
-    """Patterns of what any checkpoint of this launch holds."""
-    ranks = range(arguments.world_size)
-    names = [STATE, SCHEDULER]
-    names += (
-        [f"rng_state_{r}.pth" for r in ranks] if len(ranks) > 1 else ["rng_state.pth"]
-    )
-    match shards.asked_for(arguments):
-        case shards.ZERO3:
-            parts = ("model", "optim")
-            return [
-                *names,
-                *(f"*_rank_{r}_*_{p}_states.pt" for r in ranks for p in parts),
-            ]
-        case shards.FSDP2:
-            return [*names, "optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata"]
-    if arguments.deepspeed_plugin is not None:  # a lower stage, with whole weights
-        return [*names, *(f"*_rank_{r}_*_optim_states.pt" for r in ranks)]
-    return [*names, "*.safetensors", "optimizer.pt"]
-
-
-def _scheduled(checkpoint: Path) -> int | None:
-    """The step that the schedule of the learning rate has come to, None if unknown."""
-    try:
-        return torch.load(checkpoint / SCHEDULER, weights_only=True)["last_epoch"]
-    except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
-        return None
-
-
-def step_of(checkpoint: Path) -> int:
-    """20 for .../checkpoint-20."""
-    number = checkpoint.name.removeprefix("checkpoint-")
-    if not number.isdecimal():
-        raise ValueError(f"{checkpoint} is not the checkpoint of a step: move it away")
-    return int(number)
-
-
-def last_complete(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint below `folder`, None without one.
-
-    Checkpoints without their marker were being written when the run was killed; they
-    are removed, and a line says so.
-    """
-    found = sorted(Path(folder).glob("checkpoint-*"), key=step_of)
-    complete = [checkpoint for checkpoint in found if (checkpoint / MARKER).exists()]
-    for checkpoint in found:
-        if checkpoint not in complete and PartialState().is_main_process:
-            print(f"removing {checkpoint.name}: a kill left it half written")
-            shutil.rmtree(checkpoint)
-    return complete[-1] if complete else None
+    processes()
+    first = PartialState().is_main_process
+    # Not beside the folder: adapters/ is there once there is one.
+    with run_files.one_writer(run / label, "trained") if first else nullcontext():
+        if not same_settings(folder / record, settings):
+            if not same_settings(work / record, settings):
+                write_settings(work / record, settings)
+            trainer = make()
+            train(trainer)
+            publish_trained(trainer, folder, record, settings)
+        if first:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
 class Begin(TrainerCallback):
@@ -293,7 +177,7 @@ def train(trainer: Trainer) -> None:
     finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, progress.StepBar):
-                callback.close()
+                callback.on_train_end()
 
 
 class ExactResume:
@@ -320,8 +204,7 @@ class ExactResume:
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
-        split = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if is_peft_model(model) or split:
+        if is_peft_model(model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         saved = models.load_whole(
             type(model), resume_from_checkpoint, dtype=model.dtype
@@ -349,21 +232,128 @@ class ExactResume:
             return super()._prepare_for_training(*args)
 
 
-def at_least(settings, least: Mapping[str, float]) -> None:
-    """ValueError for a number of settings that is below its least, or not finite."""
-    for name, value in vars(settings).items():
-        low = least.get(name, -math.inf)
-        if isinstance(value, int | float) and not low <= value < math.inf:
-            wanted = f"at least {low}" if name in least else "a finite number"
-            raise ValueError(f"{name} = {value}: {wanted} is needed")
+# Which checkpoints count
 
 
-def same_settings(path: str | Path, settings: Mapping) -> bool:
-    """Whether `path` exists and records the same settings (plain JSON values).
+class MarkComplete(TrainerCallback):
+    """Writes complete.json into a checkpoint when everything else is in it: how many
+    processes wrote it, how their weights were split, and its files with their sizes."""
 
-    Raises ValueError naming every differing setting.
+    def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()  # each process saves files of its own
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        sizes = {str(f.relative_to(folder)): f.stat().st_size for f in files}
+        marker = {"step": state.global_step, **written_by(args), "files": sizes}
+        records.write_json(folder / MARKER, marker)
+
+
+def written_by(arguments: TrainingArguments) -> dict:
+    """What a checkpoint can only be read with: its optimizer lies in as many parts."""
+    split = shards.asked_for(arguments) or "not at all"
+    return {"processes": arguments.world_size, "split": split}
+
+
+def step_of(checkpoint: Path) -> int:
+    """20 for .../checkpoint-20."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    if not number.isdecimal():
+        raise ValueError(f"{checkpoint} is not the checkpoint of a step: move it away")
+    return int(number)
+
+
+def last_complete(folder: str | Path) -> Path | None:
+    """The newest complete checkpoint below `folder`, None without one.
+
+    Those without their marker were being written when the run was killed, and go.
     """
-    path = Path(path)
+    last = None
+    for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=step_of):
+        if (checkpoint / MARKER).exists():
+            last = checkpoint
+        elif PartialState().is_main_process:
+            print(f"removing {checkpoint.name}: a kill left it half written")
+            shutil.rmtree(checkpoint)
+    return last
+
+
+def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
+    """Raise ValueError unless this launch can go on from a checkpoint.
+
+    The Trainer itself would go on with a fresh optimizer where that file is missing.
+    """
+    marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
+    then = {name: marker.get(name, "unknown") for name in now}
+    if then != now:
+        raise ValueError(
+            f"{checkpoint} was written with {then}, this launch has {now}: start it as "
+            f"before, or delete {checkpoint.parent} to train from the start"
+        )
+    # Who changes a checkpoint can change its marker: it must fit what it lies in.
+    listed = marker["files"]
+    wrong = [
+        f"{MARKER} lists no {pattern}"
+        for pattern in needed_files(arguments)
+        if not fnmatch.filter(listed, pattern)
+    ]
+    wrong += sorted(gather_object(list(damage(checkpoint, listed))))
+    if not wrong:
+        state = records.read_json(checkpoint / STATE)
+        said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
+        wrong = [f"it says step {own}" for own in said - {step_of(checkpoint)}]
+    if wrong:
+        raise ValueError(f"{checkpoint} is damaged: {wrong[0]}. {DELETE}")
+
+
+def needed_files(arguments: TrainingArguments) -> list[str]:
+    """Patterns of what any checkpoint of this launch holds."""
+    ranks, split = range(arguments.world_size), shards.asked_for(arguments)
+    many = [f"rng_state_{rank}.pth" for rank in ranks]
+    names = [STATE, SCHEDULER, *(many if len(many) > 1 else ["rng_state.pth"])]
+    if split == shards.FSDP2:
+        return [*names, "optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata"]
+    if arguments.deepspeed_plugin is None:
+        return [*names, "*.safetensors", "optimizer.pt"]
+    parts = ("model", "optim") if split else ("optim",)  # lower stages: whole weights
+    return [*names, *(f"*_rank_{r}_*_{p}_states.pt" for r in ranks for p in parts)]
+
+
+def damage(checkpoint: Path, sizes: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with the files of a checkpoint; the processes share the reading.
+
+    torch loads a file whose bytes have changed as it is, but writes a checksum of every
+    tensor into it.
+    """
+    state = PartialState()
+    for name in sorted(sizes)[state.process_index :: state.num_processes]:
+        file = checkpoint / name
+        if not file.exists():
+            yield f"{name} is missing"
+        elif file.stat().st_size != sizes[name]:
+            yield f"{name} has {file.stat().st_size} bytes of {sizes[name]}"
+        elif zipfile.is_zipfile(file):
+            with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+                if archive.testzip() is None:
+                    continue
+            yield f"{name} is not what was written"
+
+
+def _scheduled(checkpoint: Path) -> int | None:
+    """The step that the schedule of the learning rate has come to, None if unknown."""
+    try:
+        return torch.load(checkpoint / SCHEDULER, weights_only=True)["last_epoch"]
+    except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
+        return None
+
+
+# What training leaves
+
+
+def same_settings(path: Path, settings: Mapping) -> bool:
+    """Whether `path` exists and records the same settings (plain JSON values);
+    ValueError names every differing one."""
     if path.exists():
         records.refuse_other(
             records.read_json(path)["settings"],
@@ -374,11 +364,9 @@ def same_settings(path: str | Path, settings: Mapping) -> bool:
     return path.exists()
 
 
-def write_settings(
-    path: str | Path, settings: Mapping, trained: Iterable[Path] = ()
-) -> None:
-    """Record settings and their hash where `same_settings` looks for them, and the
-    fingerprints of `trained` files, for `chain.check_trained`."""
+def write_settings(path: Path, settings: Mapping, trained: Iterable[Path] = ()) -> None:
+    """Record settings and their hash for `same_settings`, and the fingerprints of
+    `trained` files for `chain.check_trained`."""
     content = {
         "hash": records.settings_hash(settings),
         "settings": dict(settings),
@@ -388,7 +376,7 @@ def write_settings(
 
 
 def publish_trained(
-    trainer: Trainer, folder: str | Path, record: str, settings: Mapping
+    trainer: Trainer, folder: Path, record: str, settings: Mapping
 ) -> Path:
     """`publish` what a trainer has trained; every process must call it.
 
@@ -398,37 +386,31 @@ def publish_trained(
     whole = shards.whole_weights(trainer)
     if is_peft_model(trainer.model):
         return publish(trainer.model, folder, record, settings, whole)
+    weights: dict[str, torch.Tensor] = {}
     if PartialState().is_main_process:
-        whole = trainer.model.state_dict() if whole is None else whole
-        whole = as_published(whole, getattr(torch, settings["dtype"]))
-    processor = trainer.processing_class
-    return publish(trainer.model, folder, record, settings, whole, processor)
-
-
-def as_published(weights: Mapping, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Weights in `dtype` on the CPU; tied ones, which share memory, stay one tensor."""
-    made: dict[int, torch.Tensor] = {}
-    for value in weights.values():
-        if value.data_ptr() not in made:
-            made[value.data_ptr()] = value.to("cpu", dtype)
-    return {name: made[value.data_ptr()] for name, value in weights.items()}
+        own = trainer.model.state_dict() if whole is None else whole
+        dtype, made = getattr(torch, settings["dtype"]), {}
+        for name, value in own.items():  # tied ones share memory, and stay one tensor
+            if value.data_ptr() not in made:
+                made[value.data_ptr()] = value.to("cpu", dtype)
+            weights[name] = made[value.data_ptr()]
+    given = (record, settings, weights, trainer.processing_class)
+    return publish(trainer.model, folder, *given)
 
 
 def publish(
     model,
-    folder: str | Path,
+    folder: Path,
     record: str,
     settings: Mapping,
     weights: Mapping[str, torch.Tensor] | None = None,
     processor=None,
 ) -> Path:
-    """Save the trained weights and `record` (a file name) to `folder`, whole or not.
+    """Save the trained weights and `record` (a file name) to `folder`, by one rename.
 
-    The folder appears by one rename; a PEFT model leaves its adapter, any other model
-    all its weights. `weights` are saved in place of the model's own; `processor` beside
-    whole weights, which are then said to be of settings["dtype"].
+    A PEFT model leaves its adapter, any other all its weights; `weights` are saved in
+    place of its own, `processor` beside whole ones of type settings["dtype"].
     """
-    folder = Path(folder)
     if PartialState().is_main_process:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)

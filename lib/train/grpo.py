@@ -2,14 +2,12 @@
 
 The RL arm of SEED-Bench-R1 (arXiv 2503.24376; released grpo.py and grpo.sh): G answers
 to a question are drawn, each gets a reward, and the policy moves towards those that did
-better than their group. Rewards, advantages, loss, metrics and checkpoints are those of
-TRL 1.16; lib/model/ supplies rollouts and log-probabilities, because stock TRL takes
-video prompts and then computes the update with no video at all.
+better than their group. Advantages, loss, metrics and checkpoints are those of TRL
+1.16; lib/model/ supplies rollouts and log-probabilities, because stock TRL takes video
+prompts and then computes the update with no video at all.
 
-    settings = GRPOSettings(steps=750, prompts_per_step=8, ...)
-    task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),
-                settings, Sampling(), run)
-    folder = train(task)
+    folder = train(Task("Qwen/Qwen2-VL-7B-Instruct", questions,
+                        read_rewards("accuracy"), settings, Sampling(), run))
 
 Example of an advantage: rewards 1, 0, 0, 1 in a group of four have mean 0.5 and
 standard deviation 0.577 (one degree of freedom less), so the advantages are 0.866,
@@ -18,10 +16,11 @@ standard deviation 0.577 (one degree of freedom less), so the advantages are 0.8
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -35,14 +34,7 @@ from lib.model import encoding, models, prefix, rollouts, scoring, shards
 from lib.model.prefix import Prompt
 from lib.train import checkpoints, progress
 from lib.train.reward_stages import RewardStages
-from lib.train.task import (
-    STYLE,
-    GRPOSettings,
-    Reward,
-    Task,
-    dataset_row,
-    trainer_arguments,
-)
+from lib.train.task import STYLE, GRPOSettings, Task, dataset_row, trainer_arguments
 from lib.train.watched import WatchGroups, watched_path
 
 # isort: split
@@ -70,34 +62,32 @@ LOGGED = {
 
 
 @dataclass
-class Rollouts:
-    """A batch of groups on its way from the draw to the record."""
+class Group:
+    """The G rollouts of a question, on their way from the draw to the record."""
 
-    questions: list[Question]  # of each group
-    prompts: list[Prompt]  # of each group; with features where the tower is frozen
-    groups: list[list[list[int]]]  # the token ids of each group's G completions
-    texts: Sequence[str] = ()  # of all completions, group after group
-    rewards: torch.Tensor | None = None  # [rollouts of all processes, rewards]
-    columns: dict[str, Sequence] = field(default_factory=dict)  # more to record of each
-
-    def each(self) -> Iterator[tuple[Question, Prompt, list[list[int]]]]:
-        """Question, prompt and completions of every group."""
-        return zip(self.questions, self.prompts, self.groups, strict=True)
+    question: Question
+    prompt: Prompt  # with features where the vision tower is frozen
+    tokens: list[list[int]]  # of each rollout
+    rows: list[dict]  # what rollouts.jsonl says of each; "rewards" as measured
+    totals: Sequence[float] = ()  # the weighted sum of the rewards of each
 
 
 class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     """TRL's GRPOTrainer for questions with video, still or neither, ready to start.
 
-    A dataset row is {"prompt", "question_id"}; media are read when a step needs them. A
-    group stays together: it is one row of the batch that TRL shuffles and splits, with
-    tensors [groups, G, ...], until the loss unfolds it.
+    Media are read when a step needs them. A group stays together: it is one row of the
+    batch that TRL shuffles and splits, with tensors [groups, G, ...], until the loss
+    unfolds it.
 
     Other methods on the same rollouts are subclasses: `label` names their adapter, logs
-    and checkpoints, `logged` maps TRL's numbers to the keys of their log.
+    and checkpoints, `logged` maps TRL's numbers to the keys of their log, `added` names
+    rewards of their own, and what is `whole` cannot be split over devices.
     """
 
     label = "grpo"
     logged = LOGGED
+    added: tuple[str, ...] = ()
+    whole = ""
 
     def __init__(self, task: Task):
         settings, run = task.settings, Path(task.run)
@@ -105,31 +95,38 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         self.task, self.settings = task, settings
         self.questions = {question.id: question for question in task.questions}
         self.rollout_path = run / rollout_file(self.label)
+        self.replaced_path = run / f"replaced_{rollout_file(self.label)}"
         self.groups_were_compared = settings.group_size == 1
-        self.batch: Rollouts | None = None  # the last that was drawn
+        self.groups: list[Group] = []  # of the last batch that was drawn
         self.in_loss: dict | None = None  # what the loss is being computed from
-        rows = Dataset.from_list(task.rows())  # text alone: Arrow fills absent media
+        rows = Dataset.from_list(task.rows())
         # Known before the model is loaded: ZeRO-3 splits it on the way.
         arguments = trainer_arguments(settings, run / "checkpoints" / self.label)
-        names = {f"rewards/{name}/mean": f"reward_{name}" for name in task.rewards}
+        rewards = [*task.rewards, *self.added]
+        names = {f"rewards/{name}/mean": f"reward_{name}" for name in rewards}
         if settings.updates_per_batch > 1:
             names["clip_ratio/region_mean"] = "clipped_ratios"
         log = progress.LogRecord(
             run / f"train_log_{self.label}.jsonl",
             {**self.logged, **names},
-            beside=(self.rollout_path, replaced_path(self.rollout_path)),
+            beside=(self.rollout_path, self.replaced_path),
         )
         stop = progress.StopDiverged(settings, partial(teaches, settings))
-        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
         super().__init__(
             model=shards.load_trainable(task.model, settings, arguments),
-            reward_funcs=self.reward_functions(),
+            reward_funcs=[self.measure for _ in rewards],  # TRL counts them
             args=arguments,
             train_dataset=rows,
             processing_class=models.load_processor(task.model),
-            peft_config=lora if settings.lora_rank else None,
+            peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
             callbacks=[log, stop, checkpoints.MarkComplete(), shards.CheckShards()],
         )
+        if self.whole and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"{self.whole} is not split: train on one device, or on several under "
+                "torchrun without FSDP and DeepSpeed"
+            )
+        self.reward_func_names = rewards
         prefix.check_model(self.model)
         for model in filter(None, (self.model, self.ref_model)):
             scoring.add_scoring(model, self.temperature)
@@ -165,33 +162,29 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         size = self.num_generations
-        names = [row["question_id"] for row in inputs]
-        if any(name != names[i - i % size] for i, name in enumerate(names)):
-            raise ValueError(f"a batch must hold whole groups of {size}: {names}")
         if isinstance(self.task.rewards, RewardStages):
             self.reward_weights = torch.tensor(list(self.weights().values()))
             self._metrics["train"]["reward_stage"].append(self._stage() + 1.0)
         with self.gathered():
-            asked = [self.questions[name] for name in names[::size]]
-            batch = self.batch = self._drawn(asked)
+            asked = [self.questions[row["question_id"]] for row in inputs[::size]]
+            self.groups = self.drawn(asked)
+            if not self.groups_were_compared:
+                check_groups_differ(self.groups)
+                self.groups_were_compared = True
             if self.settings.extra_draws:
-                self._replace_dead_groups(batch)
-        if not prefix.vision_is_frozen(self.model):
-            # Features of a trained tower have no gradient and are not the reference's.
-            batch.prompts = [replace(own, features=None) for own in batch.prompts]
-        rows = [dataset_row(own) for own in batch.questions for _ in range(size)]
+                self._replace_dead_groups()
+        rows = [dataset_row(own.question) for own in self.groups for _ in range(size)]
         output = super()._generate_and_score_completions(rows)
-        output = self._with_advantages(output, batch)
-        self._record(batch, output["advantages"])
-        return {**fold(output, size), "prompts": batch.prompts}
+        output = self._with_advantages(output)
+        self._record(output["advantages"])
+        return {**fold(output, size), "prompts": [own.prompt for own in self.groups]}
 
     def _tokenize_prompts(self, prompts):
-        repeats = len(prompts) // len(self.batch.prompts)
-        each = [own.ids.tolist() for own in self.batch.prompts]
-        return [ids for ids in each for _ in range(repeats)], None, {}
+        ids = [own.prompt.ids.tolist() for own in self.groups for _ in own.tokens]
+        return ids, None, {}
 
     def _generate_single_turn(self, *args, **kwargs):
-        return [tokens for group in self.batch.groups for tokens in group], None
+        return [tokens for group in self.groups for tokens in group.tokens], None
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -200,15 +193,21 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         with whole, self.accelerator.autocast():
             yield
 
-    def _drawn(self, questions: list[Question]) -> Rollouts:
-        """A group for each of these questions."""
+    def drawn(self, questions: Sequence[Question]) -> list[Group]:
+        """A group for each of these questions, measured; call it inside `gathered`."""
         prompts = [self.read_prompt(question) for question in questions]
         seen = prefix.with_features(self.model, prompts)
-        groups = self.draw(seen)
-        if not self.groups_were_compared:
-            check_groups_differ(groups)
-            self.groups_were_compared = True
-        return Rollouts(questions, seen, groups)
+        drawn = self.draw(seen)
+        if not prefix.vision_is_frozen(self.model):
+            seen = prompts  # such features have no gradient, and are no reference's
+        columns = (questions, seen, drawn, map(self._rows, questions, drawn))
+        groups = [Group(*own) for own in zip(*columns, strict=True)]
+        self.measure(groups)
+        weights = self.weights()
+        for own in groups:
+            rewards = [row["rewards"] for row in own.rows]
+            own.totals = [math.fsum(weights[n] * r[n] for n in r) for r in rewards]
+        return groups
 
     def draw(self, seen: Sequence[Prompt]) -> list[list[list[int]]]:
         """Groups as token ids; FloatingPointError for a policy that has become NaN."""
@@ -221,7 +220,21 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
                 f"policy's probabilities are NaN; {progress.diverged(self.settings)}"
             ) from error
 
-    def _replace_dead_groups(self, batch: Rollouts) -> None:
+    def _rows(self, question: Question, drawn: list[list[int]]) -> list[dict]:
+        texts = self.processing_class.batch_decode(drawn, skip_special_tokens=True)
+        return [
+            {
+                "step": self.state.global_step + 1,
+                "question": question.id,
+                "rollout": number,
+                "text": text,
+                "tokens": len(tokens),
+                "truncated": tokens[-1] not in self.eos_token_ids,
+            }
+            for number, (text, tokens) in enumerate(zip(texts, drawn, strict=True))
+        ]
+
+    def _replace_dead_groups(self) -> None:
         """Dynamic sampling: put groups of further questions in the place of dead ones.
 
         A group whose rewards are all equal has no advantage, and late in training many
@@ -230,86 +243,57 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         """
         replaced: list[dict] = []
         for draw in range(self.settings.extra_draws):
-            scored = [self.score(*own) for own in batch.each()]
-            totals = [own["total"] for own in scored]
+            totals = [own.totals for own in self.groups]
             dead = [i for i, own in enumerate(totals) if min(own) == max(own)]
-            further = self._further_questions(batch.questions, draw)[: len(dead)]
+            further = self._further_questions(draw)[: len(dead)]
             if not further:
                 break
-            for i, new in zip(dead, self._drawn(further).each(), strict=False):
-                own = (batch.questions[i], scored[i]["texts"], batch.groups[i])
-                each = zip(self._rows(*own), scored[i]["rewards"], strict=True)
-                replaced += [{**row, "rewards": m, "draw": draw} for row, m in each]
-                batch.questions[i], batch.prompts[i], batch.groups[i] = new
+            for i, new in zip(dead, self.drawn(further), strict=False):
+                replaced += [{**row, "draw": draw} for row in self.groups[i].rows]
+                self.groups[i] = new
         replaced = gather_object(replaced)
         count = len(replaced) / self.num_generations
         self._metrics["train"]["replaced_groups"].append(count)
         if self.accelerator.is_main_process and replaced:
-            records.append_jsonl(replaced_path(self.rollout_path), replaced)
+            records.append_jsonl(self.replaced_path, replaced)
 
-    def _further_questions(self, asked: list[Question], draw: int) -> list[Question]:
+    def _further_questions(self, draw: int) -> list[Question]:
         """Questions for a draw: the step decides them, so that a resumed run agrees."""
         told = f"{self.settings.seed}/draw/{self.state.global_step}/{draw}"
         order = random.Random(told).sample(list(self.questions), len(self.questions))
         # Each process has its own share, so that no two draw the same question.
-        process, names = self.accelerator, {question.id for question in asked}
-        own = order[process.process_index :: process.num_processes]
-        return [self.questions[name] for name in own if name not in names]
+        process, asked = self.accelerator, {own.question.id for own in self.groups}
+        share = order[process.process_index :: process.num_processes]
+        return [self.questions[name] for name in share if name not in asked]
 
-    # Rewards
+    # Rewards and advantages
 
-    def reward_functions(self) -> list[Callable]:
-        """The rewards in TRL's form: one call for all completions of a step."""
-        return [self._of_trl(*own) for own in self.task.rewards.items()]
+    def measure(self, groups: Sequence[Group]) -> None:
+        """Give every rollout its rewards; a subclass may add those it has `added`."""
+        for group in groups:
+            for row in group.rows:
+                given = (row["text"], group.question)
+                rewards = self.task.rewards.items()
+                row["rewards"] = {name: float(own(*given)) for name, own in rewards}
 
-    def _of_trl(self, name: str, function: Reward) -> Callable:
-        def rewards(completions, question_id, **kwargs):
-            pairs = zip(completions, question_id, strict=True)
-            return [float(function(text, self.questions[i])) for text, i in pairs]
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rows = chain.from_iterable(own.rows for own in self.groups)
+        names = self.reward_func_names
+        own = [[row["rewards"][name] for name in names] for row in rows]
+        return self.accelerator.gather(torch.tensor(own, device=self.model.device))
 
-        rewards.__name__ = name
-        return rewards
-
-    def score(
-        self, question: Question, prompt: Prompt, group: Sequence[Sequence[int]]
-    ) -> dict[str, list]:
-        """Texts, {reward name: value} and weighted sums of a question's rollouts.
-
-        The weights are those of the next batch; nothing in the trainer changes.
-        """
-        texts = self.processing_class.batch_decode(group, skip_special_tokens=True)
-        each, weights = self.measured(question, prompt, group, texts), self.weights()
-        sums = [
-            math.fsum(weights[name] * value for name, value in own.items())
-            for own in each
-        ]
-        return {"texts": texts, "rewards": each, "total": sums}
-
-    def measured(self, question, prompt, group, texts) -> list[dict[str, float]]:
-        """Every reward of every rollout; a subclass may add its own."""
-        rewards = self.task.rewards.items()
-        return [
-            {key: float(own(text, question)) for key, own in rewards} for text in texts
-        ]
-
-    def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
-        """The advantage of each rollout, from the rewards of whole groups.
-
-        None where a subclass does not compare the rollouts of a group.
-        """
-        found = advantages(groups, self.settings.scale_rewards)
-        return self.shaped(torch.tensor(found)).tolist()
-
-    def shaped(self, advantages: torch.Tensor) -> torch.Tensor:
-        """What is learned of advantages of any shape: all; a subclass may differ."""
-        return advantages
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward, by name, in the next batch."""
+        weights = dict.fromkeys(self.reward_func_names, 1.0)
+        if isinstance(self.task.rewards, RewardStages):
+            # Rewards that a subclass adds are not the schedule's.
+            weights |= dict.fromkeys(self.task.rewards, 0.0)
+            weights |= self.task.rewards.stages[self._stage()].weights
+        return weights
 
     def _stage(self) -> int:
-        """Index of the stage that the next batch is in.
-
-        It follows from the logged means of all steps before, which checkpoints hold in
-        trainer_state.json.
-        """
+        """Index of the stage that the next batch is in: it follows from the logged
+        means of all steps before, which checkpoints hold in trainer_state.json."""
         keys = {name: f"rewards/{name}/mean" for name in self.task.rewards}
         means = [
             {name: row[key] for name, key in keys.items()}
@@ -318,52 +302,25 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         ]
         return self.task.rewards.stage_after(means)
 
-    def weights(self) -> dict[str, float]:
-        """The weight of each reward, by name, in the next batch."""
-        weights = dict.fromkeys(self.reward_func_names, 1.0)
-        if not isinstance(self.task.rewards, RewardStages):
-            return weights
-        # Rewards that a subclass adds are not the schedule's.
-        weights |= dict.fromkeys(self.task.rewards, 0.0)
-        return weights | self.task.rewards.stages[self._stage()].weights
+    def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
+        """The advantage of each rollout, from the rewards of whole groups; None where a
+        subclass does not compare the rollouts of a group."""
+        found = advantages(groups, self.settings.scale_rewards)
+        return self.shaped(torch.tensor(found)).tolist()
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        given = (inputs, prompts, completions, completion_ids_list)
-        self.batch.texts = completions
-        self.batch.rewards = super()._calculate_rewards(*given)
-        return self.batch.rewards
+    def shaped(self, advantages: torch.Tensor) -> torch.Tensor:
+        """What is learned of advantages of any shape: all; a subclass may differ."""
+        return advantages
 
-    def _with_advantages(self, output: dict, batch: Rollouts) -> dict:
+    def _with_advantages(self, output: dict) -> dict:
         """TRL's output of a batch, with the advantages that the loss shall see."""
         return {**output, "advantages": self.shaped(output["advantages"])}
 
-    def _rows(self, question: Question, texts: Sequence[str], group) -> list[dict]:
-        """What rollouts.jsonl says of every rollout of a group but its rewards."""
-        ends, step = set(self.eos_token_ids), self.state.global_step + 1
-        return [
-            {
-                "step": step,
-                "question": question.id,
-                "rollout": number,
-                "text": text,
-                "tokens": len(tokens),
-                "truncated": tokens[-1] not in ends,
-            }
-            for number, (text, tokens) in enumerate(zip(texts, group, strict=True))
-        ]
-
-    def _record(self, batch: Rollouts, advantages: torch.Tensor) -> None:
+    def _record(self, advantages: torch.Tensor) -> None:
         """Append a batch to rollouts.jsonl and log how many answers can be read."""
-        rows, size = [], self.num_generations
-        for i, question in enumerate(batch.questions):
-            texts = batch.texts[i * size : (i + 1) * size]
-            rows += self._rows(question, texts, batch.groups[i])
-        start = self.accelerator.process_index * len(rows)
-        rewards = batch.rewards[start : start + len(rows)].tolist()
-        columns = {"advantage": advantages.tolist(), **batch.columns}
-        for i, row in enumerate(rows):
-            row["rewards"] = dict(zip(self.reward_func_names, rewards[i], strict=True))
-            row |= {name: values[i] for name, values in columns.items()}
+        rows = list(chain.from_iterable(own.rows for own in self.groups))
+        for row, advantage in zip(rows, advantages.tolist(), strict=True):
+            row.setdefault("advantage", advantage)
         rows = gather_object(rows)
         failed = [parse_answer(row["text"], "first_letter") is None for row in rows]
         self._metrics["train"]["parse_failure"].append(sum(failed) / len(failed))
@@ -394,7 +351,8 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model, ids, mask, width, compute_entropy=False, **kwargs
     ):
-        prompts = self.in_loss["prompts"] if self.in_loss else self.batch.prompts
+        drawn = [own.prompt for own in self.groups]
+        prompts = self.in_loss["prompts"] if self.in_loss else drawn
         kept = mask[:, -width:].bool()
         # mask_truncated hides all of a rollout that was cut off, which fills its row.
         kept |= ~kept.any(1, keepdim=True)
@@ -432,24 +390,16 @@ def train(task: Task, method: type[VideoGRPOTrainer] = VideoGRPOTrainer) -> Path
 
     Writes train_log_<label>.jsonl (a row a step) and rollouts.jsonl (a row a rollout of
     the update; those of groups that were drawn and replaced are in
-    replaced_rollouts.jsonl) into the run, and goes on from checkpoints/<label> where a
-    killed call stopped. A finished adapter of the same settings is returned at once.
-    Raises ValueError, naming the difference, when what lies there was made with other
-    settings, and BadVideo for unusable media.
+    replaced_rollouts.jsonl) into the run. Resumes, returns at once, and raises as
+    `checkpoints.finished` does; BadVideo for unusable media.
     """
-    record = f"{method.label}_settings.json"
-    where = (Path(task.run), method.label, record)
+    where = (Path(task.run), method.label, f"{method.label}_settings.json")
     return checkpoints.finished(*where, task.facts(), partial(method, task))
 
 
 def rollout_file(label: str) -> str:
     """rollouts.jsonl for GRPO, rollouts_<label>.jsonl for another method."""
     return "rollouts.jsonl" if label == "grpo" else f"rollouts_{label}.jsonl"
-
-
-def replaced_path(rollout_path: Path) -> Path:
-    """Where the rollouts of groups that dynamic sampling replaced are recorded."""
-    return rollout_path.with_name(f"replaced_{rollout_path.name}")
 
 
 def padded(values: Sequence[torch.Tensor], width: int) -> torch.Tensor:
@@ -491,13 +441,10 @@ def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float
     return found.tolist()
 
 
-def check_groups_differ(groups: Sequence[Sequence[Sequence[int]]]) -> None:
-    """Raise RuntimeError if in no group any two rollouts differ.
-
-    Then every advantage is 0 and nothing would be learned; it is what a sampling field
-    taken from a checkpoint's generation_config (top_k 1) looks like.
-    """
-    if all(len({tuple(tokens) for tokens in group}) == 1 for group in groups):
+def check_groups_differ(groups: Sequence[Group]) -> None:
+    """RuntimeError if in no group any two rollouts differ, so that nothing is learned;
+    a sampling field taken from a checkpoint (top_k 1) looks like that."""
+    if all(len(set(map(tuple, own.tokens))) == 1 for own in groups):
         raise RuntimeError(
             f"the rollouts of each of the {len(groups)} groups are identical: sampling "
             "is off or the policy is deterministic; look at temperature, top_k, top_p"

@@ -25,9 +25,6 @@ TRL removed its own PPOTrainer. The clipped value loss is that of OpenAI's basel
 Example: T = 2, r = 1, V = 0.5, 0.5, discount 1, lambda 0.5. delta = 0, 0.5, so
 A = 0.25, 0.5 and R = 0.75, 1.
 
-    settings = PPOSettings(steps=400, prompts_per_step=8, group_size=8, lr=1e-3,
-                           kl_beta=0.0, ...)   # 100 batches of rollouts, 4 steps each
-    task = Task(model, questions, read_rewards("accuracy"), settings, Sampling(), run)
     folder = grpo.train(task, VideoPPOTrainer)   # run/adapters/ppo
 
 The rows of rollouts_ppo.jsonl hold the mean advantage of a rollout's tokens and
@@ -43,7 +40,6 @@ import torch
 
 from lib.model import prefix
 from lib.train import grpo
-from lib.train.grpo import Rollouts
 from lib.train.task import GRPOSettings, Task
 
 HEAD = "value_head"  # name of the critic's layer in the model
@@ -75,15 +71,10 @@ class PPOSettings(GRPOSettings):
                 "are whitened together"
             )
         if not self.lora_rank:
-            raise ValueError(
-                "lora_rank = 0: PPO's critic stands beside an adapter; give a rank "
-                "above 0"
-            )
+            raise ValueError("lora_rank = 0: PPO's critic stands beside an adapter")
         if self.loss_type != "dapo":
-            raise ValueError(
-                f"loss_type = {self.loss_type!r}: PPO's loss is a mean over tokens, "
-                "'dapo'"
-            )
+            kind = self.loss_type
+            raise ValueError(f"loss_type = {kind!r}: PPO's is 'dapo', over tokens")
         if self.extra_draws:
             raise ValueError("extra_draws replaces dead groups; PPO compares no groups")
 
@@ -181,13 +172,10 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         "explained_variance": "explained_variance",
     }
 
+    whole = "PPO's critic"
+
     def __init__(self, task: Task):
         super().__init__(task)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "PPO's critic is not sharded: train on one device, or on several under "
-                "torchrun without FSDP and DeepSpeed"
-            )
         add_critic(self.model)
         self.values = self.old_values = None  # V now, and when the rollouts were drawn
 
@@ -211,19 +199,21 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         """A critic judges each token: a group decides nothing."""
         return [[None] * len(own) for own in groups]
 
-    def _with_advantages(self, output: dict, batch: Rollouts) -> dict:
+    def _with_advantages(self, output: dict) -> dict:
         """TRL's output with advantages of each token, returns and values [B, T]."""
         mask = output["completion_mask"]
         values = self._values_when_drawn(output) * mask
-        start = self.accelerator.process_index * len(mask)
-        weights = self.reward_weights.to(batch.rewards.device)
-        own = (batch.rewards * weights).sum(1)[start : start + len(mask)]
-        rewards = last_token_rewards(own, mask)
+        totals = [total for group in self.groups for total in group.totals]
+        rewards = last_token_rewards(torch.tensor(totals, device=mask.device), mask)
         how = (self.settings.discount, self.settings.gae_lambda)
         advantages, returns = generalized_advantages(rewards, values, mask, *how)
         advantages = self._whitened(advantages, mask)
         means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
-        batch.columns = {"advantage": means.tolist(), "value": values[:, 0].tolist()}
+        rows = [row for group in self.groups for row in group.rows]
+        for row, mean, first in zip(
+            rows, means.tolist(), values[:, 0].tolist(), strict=True
+        ):
+            row |= {"advantage": mean, "value": first}
         self._log_critic(values, returns, mask)
         more = {"advantages": advantages, "returns": returns, "old_values": values}
         return {**output, **more}
@@ -257,18 +247,17 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
 
     def _log_critic(self, values, returns, mask) -> None:
         """Mean V, and the share of the returns' variance that V explains."""
-        errors = returns - values
+        errors, logged = returns - values, self._metrics["train"]
         parts = (values, returns, returns**2, errors, errors**2)
         sums = [mask.sum(), *((part * mask).sum() for part in parts)]
         sums = self.accelerator.reduce(torch.stack(sums).double(), reduction="sum")
-        sums = (sums[1:] / sums[0].clamp(min=1)).tolist()
-        mean, of_return, squared, of_error, squared_error = sums
-        variance = squared - of_return**2
-        unexplained = squared_error - of_error**2
-        self._metrics["train"]["value"].append(mean)
-        if variance > 0:
-            share = 1 - unexplained / variance
-            self._metrics["train"]["explained_variance"].append(share)
+        mean, of_return, squared, of_error, squared_error = (
+            sums[1:] / sums[0].clamp(min=1)
+        ).tolist()
+        logged["value"].append(mean)
+        if (variance := squared - of_return**2) > 0:
+            share = 1 - (squared_error - of_error**2) / variance
+            logged["explained_variance"].append(share)
 
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)

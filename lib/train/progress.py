@@ -1,12 +1,10 @@
 """A training as it goes: a row a step, a bar, and an end where it cannot go well.
 
-Callbacks of the Trainer of transformers 5.23, used by SFT and RL alike. The log of a
-run that was killed is cut back to the step of the checkpoint that training goes on
-from, so that in the end every step has one row.
+Callbacks of the Trainer of transformers 5.23, used by SFT and RL alike.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from lib import records
@@ -18,7 +16,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 
-def cut_back(path: str | Path, step: int) -> None:
+def cut_back(path: Path, step: int) -> None:
     """Drop the rows of a JSON lines file that belong to later steps than `step`."""
     rows = records.repair_jsonl(path)
     kept = [row for row in rows if row["step"] <= step]
@@ -27,14 +25,15 @@ def cut_back(path: str | Path, step: int) -> None:
 
 
 class LogRecord(TrainerCallback):
-    """Appends one row {"step", ...numbers} to a JSON lines file for every log.
+    """Appends a row {"step", ...numbers} to a JSON lines file for every log.
 
-    `names` maps the Trainer's keys to ours and leaves out every other key. Steps behind
-    the checkpoint that training goes on from leave this file, and those `beside` it.
-    The Trainer's closing summary is no step, and no row.
+    `names` maps the Trainer's keys to ours and leaves out every other. Steps behind the
+    checkpoint that training goes on from leave this file, and those `beside` it.
     """
 
-    def __init__(self, path: Path, names: Mapping[str, str], beside=()):
+    def __init__(
+        self, path: Path, names: Mapping[str, str], beside: Iterable[Path] = ()
+    ):
         self.path, self.names, self.beside = path, names, beside
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -43,10 +42,10 @@ class LogRecord(TrainerCallback):
                 cut_back(path, state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "train_runtime" in logs:
-            return
-        row = {ours: logs[key] for key, ours in self.names.items() if key in logs}
-        records.append_jsonl(self.path, [{"step": state.global_step, **row}])
+        # The Trainer's closing summary is no step.
+        if state.is_world_process_zero and "train_runtime" not in logs:
+            row = {ours: logs[key] for key, ours in self.names.items() if key in logs}
+            records.append_jsonl(self.path, [{"step": state.global_step, **row}])
 
 
 class StopDiverged(TrainerCallback):
@@ -62,16 +61,15 @@ class StopDiverged(TrainerCallback):
         self.something_to_learn = something_to_learn
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        step = f"step {state.global_step}"
         for key in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(key, 0.0)):
-                raise FloatingPointError(
-                    f"step {state.global_step}: {key} is {logs[key]}; {self.advice}"
-                )
+                raise FloatingPointError(f"{step}: {key} is {logs[key]}; {self.advice}")
         if logs.get("grad_norm") == 0 and self.something_to_learn(logs):
             raise FloatingPointError(
-                f"step {state.global_step}: every gradient is exactly 0, so nothing is "
-                "learned: look at lora_alpha, and at what was changed in the model or "
-                f"its loss; or {self.advice}"
+                f"{step}: every gradient is exactly 0, so nothing is learned: look at "
+                "lora_alpha, and at what was changed in the model or its loss; or "
+                f"{self.advice}"
             )
 
     def on_save(self, args, state, control, model=None, **kwargs):
@@ -88,16 +86,14 @@ class StopDiverged(TrainerCallback):
 
 def diverged(settings) -> str:
     """What to look at when numbers are no longer finite."""
-    precise = settings.dtype == "float32"
-    other = "" if precise else f", or dtype = float32 (now {settings.dtype})"
     return (
-        f"training has diverged: give a lower lr (now {settings.lr:g}){other}. Nothing "
-        "was published"
+        f"training has diverged: give a lower lr (now {settings.lr:g}), or dtype = "
+        f"float32 (now {settings.dtype}). Nothing was published"
     )
 
 
 class StepBar(TrainerCallback):
-    """A progress bar over steps with the time left; `shown` {key of a log: name}."""
+    """A progress bar over steps; `shown` {key of a log: name}."""
 
     def __init__(self, label: str, shown: Mapping[str, str]):
         self.label, self.shown, self.bar = label, shown, None
@@ -112,18 +108,12 @@ class StepBar(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {
-            name: f"{logs[key]:.3g}" for key, name in self.shown.items() if key in logs
-        }
-        if self.bar is not None and shown:
-            self.bar.set_postfix(shown)
+        names = {key: name for key, name in self.shown.items() if key in logs}
+        if self.bar is not None and names:
+            self.bar.set_postfix({n: f"{logs[key]:.3g}" for key, n in names.items()})
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.close()
-
-    def close(self) -> None:
-        """Leave the bar as it stands; the next one is drawn in its own place."""
-        if self.bar is not None:
+    def on_train_end(self, *given, **kwargs):
+        if self.bar is not None:  # the next bar is drawn in its own place
             self.bar.close()
 
 

@@ -12,7 +12,7 @@ alone. In this line the names are those of rewards.REWARDS:
 
 A stage ends when the mean of the named reward (the stage's first, if none is named)
 over its last `count` steps is at least `mean`, or after `count` steps at the latest. A
-reward of any stage is measured and logged in all of them. Example:
+step is one batch of rollouts, and a reward of any stage is measured in all. Example:
 
     >>> rewards = read_rewards("format until 0.9 over 2 | accuracy + 0.5 consistency")
     >>> list(rewards), rewards.stages[1].weights
@@ -20,9 +20,6 @@ reward of any stage is measured and logged in all of them. Example:
     >>> low, high = {"format": 0.5}, {"format": 0.95}
     >>> rewards.stage_after([low, high]), rewards.stage_after([low, high, high])
     (0, 1)
-
-Here a step is one batch of rollouts. The stage is computed from the logged means of all
-steps so far, which every checkpoint holds: nothing else has to survive a kill.
 """
 
 import math
@@ -57,10 +54,9 @@ class Stage:
         """Whether it is, behind these steps of it, {name: mean reward} each."""
         if self.steps and len(means) >= self.steps:
             return True
-        if not self.reward or len(means) < self.over:
-            return False
-        last = [row[self.reward] for row in means[-self.over :]]
-        return math.fsum(last) / self.over >= self.mean - ROUNDING
+        last = [row[self.reward] for row in means[-self.over :] if self.reward]
+        mean = math.fsum(last) / self.over
+        return len(last) == self.over and mean >= self.mean - ROUNDING
 
     def __str__(self) -> str:
         said = " + ".join(
@@ -103,10 +99,7 @@ class RewardStages(Mapping[str, Callable]):
 
 
 def read_rewards(line: str) -> RewardStages:
-    """The stages that a line describes; see the module's docstring for its grammar.
-
-    Raises ValueError that names the stage and what is wrong in it.
-    """
+    """The stages of a line; ValueError names the stage and what is wrong in it."""
     parts, stages = line.split("|"), []
     for number, part in enumerate(parts, 1):
         try:
@@ -126,26 +119,24 @@ def _stage(text: str, last: bool) -> Stage:
         if found[2] in weights:
             raise ValueError(f"{found[2]} stands in it twice")
         weights[_known(found[2])] = float(found[1] or 1)
-    if not until and not last:
-        raise ValueError("it never ends; write 'format until 0.9 over 10' or the like")
-    if until and last:
+    if last and until:
         raise ValueError("it is the last and has no end; add | and what follows")
-    if not until:
+    if last:
         return Stage(weights)
+    if not until:
+        raise ValueError("it never ends; write 'format until 0.9 over 10' or the like")
     condition = until[0].strip()
-    found = STEPS.fullmatch(condition) or REACHED.fullmatch(condition)
-    said = found.groupdict() if found else {}
-    mean = float(said.get("mean", 1))
-    if not found or not 0 < mean <= 1:
+    if found := STEPS.fullmatch(condition):
+        return Stage(weights, steps=int(found["steps"]))
+    found = REACHED.fullmatch(condition)
+    if not found or not 0 < float(found["mean"]) <= 1:
         raise ValueError(
             f"'until {condition}' is neither 'until 60 steps' nor 'until 0.9 over 10' "
             "nor 'until format 0.9 over 10 or 60 steps', the mean above 0 and up to 1"
         )
-    steps = int(said["steps"] or 0)
-    if "mean" not in said:
-        return Stage(weights, steps=steps)
-    reward = _known(said["name"] or next(iter(weights)))
-    return Stage(weights, reward, mean, int(said["over"]), steps)
+    reward = _known(found["name"] or next(iter(weights)))
+    reached = (float(found["mean"]), int(found["over"]), int(found["steps"] or 0))
+    return Stage(weights, reward, *reached)
 
 
 def _known(name: str) -> str:

@@ -10,14 +10,12 @@
     "care reference=frozen"                   GRPO-CARE (arXiv 2506.16141)
 
 The options are the fields of the method's settings (GRPOSettings, PPOSettings,
-CARESettings say what each does). What all methods share, such as the learning rate,
-stands in the notebook's own parameters and cannot be given here.
+CARESettings say what each does) that are no parameters of the notebook. Several
+methods, each from the base, are divided by a bar: "grpo | ppo | care".
 
     (method,) = read("care bonus=dense")
     settings = method.settings(batches=100, save_every=25, lr=1e-3, ...)
     method.train(Task(model, questions, rewards, settings, sampling, run))
-
-Several methods, each from the base, are divided by a bar: "grpo | ppo | care".
 
 Extend it: a further method is settings, a trainer and a name. SFT never sees a wrong
 answer; what do they teach? This one learns from what did better than its group, and
@@ -45,7 +43,7 @@ lib/train/care.py are larger variants.
 
 import difflib
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib.train import care, grpo, ppo
@@ -56,23 +54,20 @@ METHODS: dict[str, tuple[type[grpo.GRPOSettings], type[grpo.VideoGRPOTrainer]]] 
     "care": (care.CARESettings, care.VideoCARETrainer),
 }
 WORDS = {"true": True, "false": False}
+Value = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method's name, the options of its line, its settings and its trainer."""
+    """A method's name and the options of its line."""
 
     name: str
-    options: dict[str, bool | int | float | str]
+    options: dict[str, Value]
 
-    @property
-    def kind(self) -> type[grpo.GRPOSettings]:
-        """The class of its settings."""
-        return METHODS[self.name][0]
-
-    def option(self, name: str) -> bool | int | float | str:
+    def option(self, name: str) -> Value:
         """What its line says of one of its settings, or the default."""
-        return self.options.get(name, self.kind.__dataclass_fields__[name].default)
+        fields = METHODS[self.name][0].__dataclass_fields__
+        return self.options.get(name, fields[name].default)
 
     def trainer(self, task: grpo.Task) -> grpo.VideoGRPOTrainer:
         """Its trainer, ready to start."""
@@ -83,18 +78,12 @@ class Method:
         return grpo.train(task, METHODS[self.name][1])
 
     def settings(self, batches: int, save_every: int, **shared) -> grpo.GRPOSettings:
-        """Settings for so many batches of rollouts, saved every so many of them.
-
-        ValueError for an option that the notebook gives by a parameter of its own.
-        """
-        twice = sorted(shared.keys() & self.options)
-        if twice:
-            raise ValueError(
-                f"rl: {twice[0]} has a parameter of its own; give it there"
-            )
+        """Settings for so many batches of rollouts, saved every so many of them."""
+        for name in sorted(shared.keys() & self.options):
+            raise ValueError(f"rl: {name} has a parameter of its own; give it there")
         updates = self.option("updates_per_batch")
         steps = {"steps": batches * updates, "save_every": save_every * updates}
-        return self.kind(**steps, **shared, **self.options)
+        return METHODS[self.name][0](**steps, **shared, **self.options)
 
 
 def read(line: str) -> list[Method]:
@@ -110,15 +99,11 @@ def read(line: str) -> list[Method]:
 def _method(part: str) -> Method:
     name, *words = part.split() or [""]
     if name not in METHODS:
-        raise ValueError(f"rl: {name!r} is no method; begin with {_named(METHODS)}")
-    kind, _ = METHODS[name]
-    types = typing.get_type_hints(kind)
-    offered = [
-        field.name
-        for field in fields(kind)
-        if field.name not in ("steps", "save_every")
-    ]
-    options: dict[str, bool | int | float | str] = {}
+        known = ", ".join(METHODS)
+        raise ValueError(f"rl: {name!r} is no method; begin with one of {known}")
+    kinds = typing.get_type_hints(METHODS[name][0])
+    offered = [own for own in kinds if own not in ("steps", "save_every")]
+    options: dict[str, Value] = {}
     for word in words:
         option, equals, text = word.partition("=")
         if not equals or option not in offered:
@@ -127,18 +112,11 @@ def _method(part: str) -> Method:
             raise ValueError(f"rl: {word!r} is no option of {name}{hint}")
         if option in options:
             raise ValueError(f"rl: {option} is given twice")
-        options[option] = _value(option, text, types[option])
+        kind = kinds[option]
+        try:
+            options[option] = WORDS[text] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+            told = f"rl: {option} must be {wanted}, found {text!r}"
+            raise ValueError(told) from error
     return Method(name, options)
-
-
-def _value(option: str, text: str, kind: type) -> bool | int | float | str:
-    try:
-        return WORDS[text] if kind is bool else kind(text)
-    except (KeyError, ValueError) as error:
-        wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
-        raise ValueError(f"rl: {option} must be {wanted}, found {text!r}") from error
-
-
-def _named(names) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}"

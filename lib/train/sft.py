@@ -2,9 +2,7 @@
 
 The SFT arm of SEED-Bench-R1 (arXiv 2503.24376; released sft.py and
 qwen2vl_sft_config.yaml): the loss is the mean negative log-likelihood of the response
-tokens and their <|im_end|>; prompt, pictures and padding have no part in it. `LOSSES`
-says over what the mean is taken. The paper trains all weights; here it is those
-(lora_rank = 0) or LoRA adapters on the language model.
+tokens and their <|im_end|>; prompt, pictures and padding have no part in it.
 
     settings = SFTSettings(steps=46, batch_size=1, gradient_accumulation=128, lr=2e-5,
                            lora_rank=16, lora_alpha=32, seed=42, save_every=10,
@@ -13,12 +11,10 @@ says over what the mean is taken. The paper trains all weights; here it is those
                                          data)
     folder = train_sft(Task("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
                             Sampling(), run))
-    model = load_trained("Qwen/Qwen2-VL-7B-Instruct", folder)
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,11 +32,13 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 RECORD = "sft_settings.json"
-LEAST = {
-    **dict.fromkeys(("steps", "batch_size", "gradient_accumulation"), 1),
-    **dict.fromkeys(("save_every", "max_tokens"), 1),
-    **dict.fromkeys(("lr", "lora_rank", "warmup_share"), 0),
-}
+AT_LEAST_1 = (
+    "steps",
+    "batch_size",
+    "gradient_accumulation",
+    "save_every",
+    "max_tokens",
+)
 IGNORED = -100  # label of a token that is not in the loss
 END_OF_RESPONSE = "<|im_end|>"
 # tokens: the mean over all learned tokens of a step, so that every token weighs the
@@ -62,8 +60,6 @@ class SFTSettings:
     """What decides the weights; in brackets the paper's values for all weights of 7B.
 
     Every step sees batch_size x gradient_accumulation demonstrations on each device.
-    Their order is that of `checkpoints.training_order`: a step that reaches the end of
-    an epoch goes on with the next one.
     """
 
     steps: int  # optimizer steps (46: one epoch of 6k)
@@ -83,7 +79,7 @@ class SFTSettings:
     gradient_checkpointing: bool = False  # less memory, more time (True)
 
     def __post_init__(self) -> None:
-        checkpoints.at_least(self, LEAST)
+        checkpoints.at_least(self, AT_LEAST_1)
         if self.loss not in LOSSES:
             raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
 
@@ -101,19 +97,13 @@ class Task:
 
     def facts(self) -> dict:
         """Everything that decides the adapter, as plain JSON values."""
-        digest = hashlib.sha256()
+        lines = []
         for item in self.demonstrations:
             media = (item.video is not None, item.image is not None)
             told = f"{item.id}\n{media}\n{item.text}\n{item.response}\n"
             with encoding.naming(item):
-                digest.update(told.encode())
-        count, hashed = len(self.demonstrations), digest.hexdigest()[:12]
-        return {
-            **asdict(self.settings),
-            "sampling": asdict(self.sampling),
-            "model": models.identity(self.model),
-            "demonstrations": f"{count} with sha256 {hashed}",
-        }
+                lines.append(told.encode())
+        return checkpoints.facts(self, "demonstrations", lines)
 
     def order(self) -> list[int]:
         """Numbers of the demonstrations of all steps, over all devices, in order."""
@@ -136,19 +126,20 @@ class ResponseCollator:
         """The tensors of `encoding.encode` and labels [B, L]: -100 outside responses.
 
         Raises BadVideo for unusable media and ValueError for a demonstration that is
-        longer than max_tokens or whose tokens are not prompt tokens + response tokens;
-        both name the demonstration.
+        longer than max_tokens or that `response_span` refuses; both name it.
         """
-        batch = encoding.encode(
-            self.processor,
-            [self.conversation(item) for item in demonstrations],
-            padding_side="right",
-            asked=demonstrations,
-        )
+        talks = [self.conversation(item) for item in demonstrations]
+        how = {"padding_side": "right", "asked": demonstrations}
+        batch = encoding.encode(self.processor, talks, **how)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):
             length = int(batch["attention_mask"][number].sum())
-            self.check_length(item, length)
+            if self.max_tokens is not None and length > self.max_tokens:
+                raise ValueError(
+                    f"demonstration {item.id} has {length} tokens, more than max_tokens"
+                    f" = {self.max_tokens}: raise max_tokens, or lower max_frames, "
+                    "height or width; nothing is cut off"
+                )
             ids = batch["input_ids"][number, :length]
             span = self.response_span(item, ids)
             labels[number, span] = ids[span]
@@ -157,31 +148,20 @@ class ResponseCollator:
     def conversation(self, item: Demonstration) -> list[dict]:
         """The user turn with its media, and the response as the assistant's turn."""
         with encoding.naming(item):
-            clip, still = question_media(item, self.sampling)
-        prompt = messages(item.text, clip, still)
+            prompt = messages(item.text, *question_media(item, self.sampling))
         return [*prompt, {"role": "assistant", "content": item.response}]
 
-    def check_length(self, item: Demonstration, length: int) -> None:
-        """ValueError for a demonstration that is longer than max_tokens."""
-        if self.max_tokens is not None and length > self.max_tokens:
-            raise ValueError(
-                f"demonstration {item.id} has {length} tokens, more than max_tokens = "
-                f"{self.max_tokens}: raise max_tokens, or lower max_frames, height or "
-                "width; nothing is cut off"
-            )
-
     def response_span(self, item: Demonstration, ids: torch.Tensor) -> slice:
-        """Where the response and its <|im_end|> stand in the unpadded ids [length].
+        """Where the response and its <|im_end|> stand in the unpadded ids [length]; for
+        the released loss with the template's line end behind them.
 
-        They are the last ones but for the template's line end, which belongs to the
-        span of the released loss. The tokens must be those
-        the model would have to generate: a response that the tokenizer joins with the
-        line end before it (by starting with a line end itself) is a ValueError.
+        The tokens must be those the model would have to generate: a response that the
+        tokenizer joins with the line end before it is a ValueError.
         """
         tokenizer = self.processor.tokenizer
         end_id = tokenizer.convert_tokens_to_ids(END_OF_RESPONSE)
         wanted = torch.tensor([*encoding.text_ids(tokenizer, item.response), end_id])
-        end = int((ids == wanted[-1]).nonzero()[-1]) + 1
+        end = int((ids == end_id).nonzero()[-1]) + 1
         span = slice(end - len(wanted), end)
         if not torch.equal(ids[span], wanted):
             raise ValueError(
@@ -192,20 +172,17 @@ class ResponseCollator:
 
 
 class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
-    """TRL's SFTTrainer for a Task, ready to start: it resumes exactly, and has either
-    of the two losses."""
+    """TRL's SFTTrainer for a Task, ready to start, with either of the two losses."""
 
     def __init__(self, task: Task):
         settings, label, run = task.settings, task.label, Path(task.run)
         models.seed_everything(settings.seed)
-        processor, self.mean_over = models.load_processor(task.model), settings.loss
-        collator = ResponseCollator(
-            processor, task.sampling, settings.max_tokens, settings.loss
-        )
+        processor, asked = models.load_processor(task.model), task.demonstrations
+        how = (task.sampling, settings.max_tokens, settings.loss)
+        collator = ResponseCollator(processor, *how)
         # Before the model is loaded: ZeRO-3 splits it on the way.
         arguments = trainer_arguments(settings, run / "checkpoints" / label)
-        lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
-        asked = task.demonstrations
+        self.mean_over = settings.loss
         super().__init__(
             model=shards.load_trainable(task.model, settings, arguments),
             args=arguments,
@@ -213,7 +190,7 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
             train_dataset=Dataset.from_dict({"row": task.order()}),
             data_collator=lambda rows: collator([asked[i["row"]] for i in rows]),
             processing_class=processor,
-            peft_config=lora if settings.lora_rank else None,
+            peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
             callbacks=[
                 progress.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
                 progress.StopDiverged(settings, lambda logs: logs["loss"] > 0),
@@ -226,16 +203,13 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
         shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
         progress.show_steps(self, "SFT", shown)
 
-    def compute_loss(
-        self, model, inputs, return_outputs=False, num_items_in_batch=None
-    ):
-        given = (inputs, return_outputs, num_items_in_batch)
+    def compute_loss(self, model, *given, **named):
         if self.mean_over == "tokens":
-            return super().compute_loss(model, *given)
+            return super().compute_loss(model, *given, **named)
         # Asked for its outputs, TRL would compute all logits in a second pass.
         found = []
         hook = model.register_forward_hook(lambda *call: found.append(call[-1]))
-        super().compute_loss(model, *given)
+        super().compute_loss(model, *given, **named)
         hook.remove()
         loss = mean_of_means(found[0].log_probs, found[0].label_mask)
         return loss / self.current_gradient_accumulation_steps
@@ -251,9 +225,7 @@ def train_sft(task: Task) -> Path:
     """Train an adapter, or all weights; returns their folder run/adapters/<label>.
 
     Logs one row a step to run/train_log_<label>.jsonl (step, loss, lr, grad_norm,
-    token_accuracy) and goes on from run/checkpoints/<label> after a kill. A finished
-    adapter of the same settings is returned at once. Raises ValueError, naming the
-    difference, when what lies there was made with other settings.
+    token_accuracy). Resumes, returns at once, and raises as `checkpoints.finished`.
     """
     where = (Path(task.run), task.label, RECORD)
     return checkpoints.finished(*where, task.facts(), partial(ResponseTrainer, task))

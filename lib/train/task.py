@@ -1,26 +1,22 @@
 """What an RL training is told: a Task, the settings of GRPO, and their names in TRL.
 
-What is trained, on what and by which rewards is one object, which every method takes:
-
-    settings = GRPOSettings(steps=750, prompts_per_step=8, group_size=8, lr=1e-6,
-                            kl_beta=0.1, temperature=1.0, top_k=50, top_p=1.0,
-                            max_completion_tokens=256, lora_rank=16, lora_alpha=32,
-                            seed=42, save_every=50)
-    task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),
-                settings, Sampling(), run)
-    folder = grpo.train(task)
+settings = GRPOSettings(steps=750, prompts_per_step=8, group_size=8, lr=1e-6,
+                        kl_beta=0.1, temperature=1.0, top_k=50, top_p=1.0,
+                        max_completion_tokens=256, lora_rank=16, lora_alpha=32,
+                        seed=42, save_every=50)
+task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),
+            settings, Sampling(), run)
+folder = grpo.train(task)
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib.data.prompts import prompt_text
 from lib.data.questions import Question
 from lib.data.video import Sampling
-from lib.model import models
 from lib.train import checkpoints
 from lib.train.reward_stages import RewardStages
 
@@ -30,22 +26,19 @@ from trl import GRPOConfig
 Reward = Callable[[str, Question], float]
 
 STYLE = "think"  # the paper trains with the prompt it evaluates with
-LEAST = {
-    **dict.fromkeys(("steps", "save_every", "updates_per_batch"), 1),
-    **dict.fromkeys(("prompts_per_step", "max_completion_tokens", "pack_tokens"), 1),
-    **dict.fromkeys(("lr", "kl_beta", "top_k", "top_p", "lora_rank"), 0),
-    **dict.fromkeys(("warmup_share", "extra_draws", "kl_clamp"), 0),
-    "prompts_per_backward": 0,
-}
+AT_LEAST_1 = (
+    *("steps", "save_every", "updates_per_batch"),
+    *("prompts_per_step", "max_completion_tokens", "pack_tokens"),
+)
 
 
 @dataclass(frozen=True)
 class GRPOSettings:
     """What decides the adapter; in brackets the paper's values.
 
-    With one update a batch (updates_per_batch = 1, the paper's way) the policy that is
-    trained is the one that drew the rollouts: every ratio is 1, nothing is clipped, and
-    epsilon, epsilon_high and importance_sampling have no influence whatever.
+    With one update a batch (the paper's way) the policy that is trained is the one that
+    drew the rollouts: every ratio is 1, nothing is clipped, and epsilon, epsilon_high
+    and importance_sampling have no influence whatever.
     """
 
     steps: int  # optimizer steps (about 750)
@@ -62,9 +55,7 @@ class GRPOSettings:
     seed: int  # adapter, order of the questions, rollouts (42)
     save_every: int  # steps between checkpoints
     loss_type: str = "grpo"  # as TRL names it: grpo, dr_grpo, dapo, bnpo, ... (grpo)
-    scale_rewards: str = (
-        "group"  # advantages over the std of group, batch, none (group)
-    )
+    scale_rewards: str = "group"  # advantages over the std of group, batch, none
     updates_per_batch: int = 1  # optimizer steps on the same rollouts (1)
     epsilon: float = 0.2  # ratios below 1 - epsilon are clipped (no clip)
     epsilon_high: float = 0.0  # ... above 1 + this; 0: epsilon (DAPO: 0.28)
@@ -84,7 +75,7 @@ class GRPOSettings:
     smallest_group = 2  # of the class; no setting
 
     def __post_init__(self) -> None:
-        checkpoints.at_least(self, LEAST)
+        checkpoints.at_least(self, AT_LEAST_1)
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature = {self.temperature}: it must be above 0, or all "
@@ -108,9 +99,8 @@ class Task:
     """What is trained, on what, by which rewards, how, and where it is written.
 
     `rewards` maps a name to a function of completion text and question; their sum is
-    the reward, or what RewardStages (lib/train/reward_stages.py) make of them. The
-    groups of the `watched` questions are recorded (lib/train/watched.py); they decide
-    nothing.
+    the reward, or what RewardStages make of them. Groups of the `watched` questions are
+    recorded (lib/train/watched.py); they decide nothing.
     """
 
     model: str | Path  # folder of a checkpoint, or hub id
@@ -123,25 +113,18 @@ class Task:
 
     def facts(self) -> dict:
         """Everything that decides the adapter, as plain JSON values."""
-        digest = hashlib.sha256()
-        for item in self.questions:
-            media = (item.video is not None, item.image is not None)
-            told = (item.id, media, item.gold, prompt_text(item, STYLE))
-            digest.update(f"{told!r}\n".encode())
+        lines = []
+        for own in self.questions:
+            media = (own.video is not None, own.image is not None)
+            told = (own.id, media, own.gold, prompt_text(own, STYLE))
+            lines.append(f"{told!r}\n".encode())
         names = list(self.rewards)
         if isinstance(self.rewards, RewardStages):
             names = [str(stage) for stage in self.rewards.stages]
-        return {
-            **asdict(self.settings),
-            "sampling": asdict(self.sampling),
-            "model": models.identity(self.model),
-            "questions": f"{len(self.questions)} with sha256 {digest.hexdigest()[:12]}",
-            "rewards": names,
-        }
+        return {**checkpoints.facts(self, "questions", lines), "rewards": names}
 
     def rows(self) -> list[dict[str, str]]:
-        """A dataset row for every group of all steps: as many shuffled epochs as it
-        takes, then cut off."""
+        """A dataset row for every group of all steps, in epochs that are shuffled."""
         known = {question.id: question for question in self.questions}
         if len(known) < len(self.questions):
             ids = Counter(question.id for question in self.questions)
@@ -157,15 +140,28 @@ class Task:
 
 
 def dataset_row(question: Question) -> dict[str, str]:
-    """What the trainer's dataset holds of a question."""
+    """What the trainer's dataset holds of a question: text alone, no absent media."""
     return {"prompt": prompt_text(question, STYLE), "question_id": question.id}
 
 
 def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
-    """The settings under TRL's names, and what the kit never varies."""
+    """The settings under TRL's names, and what the kit never varies.
+
+    TRL counts rollouts on a device; a step is one generation, split by backwards.
+    """
+    devices = checkpoints.processes()
+    own, rest = divmod(settings.prompts_per_step, devices)
+    once = settings.prompts_per_backward or own
+    if rest or once == 0 or own % once:
+        raise ValueError(
+            f"prompts_per_step = {settings.prompts_per_step} cannot be split over "
+            f"{devices} devices with prompts_per_backward = "
+            f"{settings.prompts_per_backward} each"
+        )
     arguments = GRPOConfig(
         **checkpoints.common_arguments(settings, folder),
-        **batch_sizes(settings),
+        per_device_train_batch_size=once * settings.group_size,
+        gradient_accumulation_steps=own // once,
         # One group at first: TRL refuses groups of one rollout, which PPO may have.
         num_generations=settings.prompts_per_step * settings.group_size,
         num_iterations=settings.updates_per_batch,
@@ -191,20 +187,3 @@ def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
     )
     arguments.num_generations = settings.group_size
     return arguments
-
-
-def batch_sizes(settings: GRPOSettings) -> dict[str, int]:
-    """TRL counts rollouts on a device; a step is one generation, split by backwards."""
-    devices = checkpoints.processes()
-    own, rest = divmod(settings.prompts_per_step, devices)
-    once = settings.prompts_per_backward or own
-    if rest or once == 0 or own % once:
-        raise ValueError(
-            f"prompts_per_step = {settings.prompts_per_step} cannot be split over "
-            f"{devices} devices with prompts_per_backward = "
-            f"{settings.prompts_per_backward} each"
-        )
-    return {
-        "per_device_train_batch_size": once * settings.group_size,
-        "gradient_accumulation_steps": own // once,
-    }

@@ -1,11 +1,10 @@
 """Groups that are watched over training: the same questions, again and again.
 
 A reward curve says that a policy changed, not how. Here a few questions that are not
-trained on are answered by a group of rollouts at step 0, at every checkpoint and at the
-last step, with rewards and advantages as training would give them, so that a reader
-sees what the policy does differently. It is a look, not an influence: random states,
-model and optimizer are left as they were, and what is trained is the same to the last
-bit. run/watched_<method>.jsonl holds one row for every step and question:
+trained on are answered at step 0, at every checkpoint and at the last step, with
+rewards and advantages as training would give them. It is a look, not an influence: what
+is trained is the same to the last bit. run/watched_<method>.jsonl holds one row for
+every step and question:
 
     {"step": 25, "question_id": "training/12", "prompt": "...", "gold": "B",
      "options": ["wash tomato", ...], "rollouts": [
@@ -13,16 +12,10 @@ bit. run/watched_<method>.jsonl holds one row for every step and question:
           "rewards": {"accuracy": 1.0}, "reward": 1.0, "advantage": 0.87,
           "tokens": 31, "truncated": false}, ...]}
 
-`rewards` are as measured, `reward` is their weighted sum in the stage that the next
-batch is in (lib/train/reward_stages.py), `advantage` is null where no group decides it
-(PPO).
-
-The randomness of a group follows from seed, step and question alone. A resumed run
-therefore drops the rows from its checkpoint on and draws them again, and a kill at any
-moment neither loses a row nor leaves it twice.
-
-    grpo.train(Task(..., run, watched=held[:2]))
-    rows = records.read_jsonl(watched_path(run, "grpo"))
+`reward` is the weighted sum of `rewards` in the stage that the next batch is in,
+`advantage` is null where no group decides it (PPO). A group's randomness follows from
+seed, step and question alone, so a resumed run drops the rows from its checkpoint on
+and draws the same again.
 """
 
 import random
@@ -35,7 +28,6 @@ import torch
 
 from lib import records
 from lib.data.questions import Question
-from lib.model import prefix
 from lib.train import progress
 from lib.train.task import dataset_row
 
@@ -43,16 +35,15 @@ from lib.train.task import dataset_row
 from transformers import TrainerCallback
 
 
-def watched_path(run: str | Path, label: str) -> Path:
+def watched_path(run: Path, label: str) -> Path:
     """Where the watched groups of a method are recorded."""
-    return Path(run) / f"watched_{label}.jsonl"
+    return run / f"watched_{label}.jsonl"
 
 
 class WatchGroups(TrainerCallback):
     """Records a group of each question at the start and at every checkpoint.
 
-    `trainer` is a grpo.VideoGRPOTrainer. The last step is always a checkpoint. Raises
-    BadVideo for unusable media.
+    `trainer` is a grpo.VideoGRPOTrainer. Raises BadVideo for unusable media.
     """
 
     def __init__(self, trainer, questions: Sequence[Question], path: Path):
@@ -63,7 +54,7 @@ class WatchGroups(TrainerCallback):
             progress.cut_back(self.path, state.global_step - 1)
         self.look(state.global_step)
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args, state, control, **kwargs):  # the last step is saved too
         self.look(state.global_step)
 
     def look(self, step: int) -> None:
@@ -79,12 +70,10 @@ class WatchGroups(TrainerCallback):
             records.append_jsonl(self.path, rows)
 
     def _row(self, step: int, question: Question) -> dict:
-        with own_randomness(seed_of(self.trainer.settings.seed, step, question.id)):
-            prompt = self.trainer.read_prompt(question)
-            group = draw(self.trainer, prompt)
-            scored = self.trainer.score(question, prompt, group)
-        ends = set(self.trainer.eos_token_ids)
-        columns = (scored["texts"], scored["rewards"], scored["total"], group)
+        trainer = self.trainer
+        seed = f"{trainer.settings.seed}/watched/{step}/{question.id}"
+        with own_randomness(random.Random(seed).getrandbits(63)), trainer.gathered():
+            (group,) = trainer.drawn([question])
         return {
             "step": step,
             "question_id": question.id,
@@ -93,28 +82,16 @@ class WatchGroups(TrainerCallback):
             "options": list(question.options),
             "rollouts": [
                 {
-                    "text": text,
-                    "rewards": rewards,
+                    "text": own["text"],
+                    "rewards": own["rewards"],
                     "reward": total,
                     "advantage": None,  # `look` compares whole groups
-                    "tokens": len(tokens),
-                    "truncated": tokens[-1] not in ends,
+                    "tokens": own["tokens"],
+                    "truncated": own["truncated"],
                 }
-                for text, rewards, total, tokens in zip(*columns, strict=True)
+                for own, total in zip(group.rows, group.totals, strict=True)
             ],
         }
-
-
-def draw(trainer, prompt: prefix.Prompt) -> list[list[int]]:
-    """A group as the trainer would draw it now, as token ids."""
-    with trainer.gathered():
-        seen = prefix.with_features(trainer.model, [prompt])
-        return trainer.draw(seen)[0]
-
-
-def seed_of(seed: int, step: int, question_id: str) -> int:
-    """The seed of a group, the same whenever it is drawn."""
-    return random.Random(f"{seed}/watched/{step}/{question_id}").getrandbits(63)
 
 
 @contextmanager

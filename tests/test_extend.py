@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -23,18 +24,11 @@ from lib.mini import benchmark, world
 from lib.paths import ROOT
 from lib.records import read_json, read_jsonl, write_json
 
-EXAMPLES = {  # modules that hold one
-    "rewards": "train",
-    "rl": "train",
-    "training_sets": "data",
-    "models": "model",
-}
-FILES = {  # file of films.json: clips in it
-    "training": 4,
-    "validation_L1": 2,
-    "validation_L2": 1,
-    "validation_L3": 1,
-}
+# modules that hold one, and their folders
+EXAMPLES = {"rewards": "train", "rl": "train"}
+EXAMPLES |= {"training_sets": "data", "models": "model"}
+# file of films.json: clips in it
+FILES = {"training": 4, "validation_L1": 2, "validation_L2": 1, "validation_L3": 1}
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +44,12 @@ def sections():
 
 @pytest.fixture(scope="module")
 def blocks(sections):
-    """{module: the indented lines, which are code}."""
+    """{module: the indented lines, which are code: one short block}."""
     found = {}
     for name, text in sections.items():
-        lines = text.splitlines()
-        indented = [i for i, line in enumerate(lines) if line.startswith("    ")]
-        code = lines[indented[0] : indented[-1] + 1]
-        assert all(line.startswith("    ") or not line for line in code), name
-        found[name] = "\n".join(line[4:] for line in code) + "\n"
+        (code,) = re.findall(r"(?:^    .*\n|^\n+(?=    ))+", f"{text}\n", re.M)
+        found[name] = textwrap.dedent(code).lstrip("\n")
+        assert 3 < len(found[name].splitlines()) < 30
     return found
 
 
@@ -65,23 +57,17 @@ def film(file: str, number: int, folder: Path) -> dict:
     """Render a clip and a still, and say what films.json would of them."""
     rng, name = random.Random(f"{file}/{number}"), f"{file}_{number}"
     episode = world.sample_episode(rng, "Daily life", number)
-    while not episode.actions:
-        episode = world.sample_episode(rng, "Daily life", number)
     benchmark.write_clip(folder / "videos" / "films" / f"{name}.mp4", episode)
     still = Image.fromarray(world.still(episode))
     still.save(folder / "images" / "films" / f"{name}.png")
-    frames = ("start_frame", "stop_frame")
     last = file == "validation_L3"
+    told = benchmark.record(benchmark.Item("training", number, episode, False))
     return {
         "id": f"film {number}" if last else number,
         "clip": f"{name}.mp4",
         "still": f"{name}.png",
         "goal": episode.goal,
-        "done": [
-            {"narration_text": episode.say(step)}
-            | dict(zip(frames, episode.span(i), strict=True))
-            for i, step in enumerate(episode.actions)
-        ],
+        "done": told["task_progress_metadata"],
         "options": [episode.say(step) for step in episode.options],
         "answer": episode.say(episode.answer),
         "why": f"Next is {episode.say(episode.answer)}.",
@@ -107,10 +93,9 @@ def films(tmp_path_factory):
 def kit(films, blocks, sections):
     """The extended copy of the kit, after everything in it has run."""
     kit = films.parents[2]
+    fresh = shutil.ignore_patterns("__pycache__")
     for name in ("lib", "params", "notebooks"):
-        shutil.copytree(
-            ROOT / name, kit / name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(ROOT / name, kit / name, ignore=fresh)
     for name in ("rewards", "rl"):
         with (kit / "lib" / "train" / f"{name}.py").open("a") as module:
             module.write(f"\n\n{blocks[name]}")
@@ -129,27 +114,19 @@ def found(text: str, pattern: str) -> str:
 
 def run(kit: Path, *arguments: str) -> None:
     """Python in the copy, whose lib is the one that is imported."""
-    environment = {**os.environ, "PYTHONPATH": str(kit), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=kit,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    given = {"env": {**os.environ, "PYTHONPATH": str(kit), "OMP_NUM_THREADS": "1"}}
+    given |= {"cwd": kit, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *arguments], **given)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def weights(folder: Path) -> dict:
+def weights(kit: Path, run: str, label: str) -> dict:
+    folder = kit / "outputs" / run / "adapters" / label
     return load_file(folder / "adapter_model.safetensors")
 
 
 def same(one: dict, other: dict) -> bool:
     return all(one[name].equal(other[name]) for name in one | other)
-
-
-def test_every_example_is_short(blocks):
-    assert all(3 < len(block.splitlines()) < 30 for block in blocks.values())
 
 
 def test_the_reward_is_logged_and_moves_what_is_trained(kit, films):
@@ -167,8 +144,7 @@ def test_the_reward_is_logged_and_moves_what_is_trained(kit, films):
     assert log["reward_progress"] == pytest.approx(sum(named) / len(named))
     total = log["reward_accuracy"] + 0.2 * log["reward_progress"]
     assert log["reward"] == pytest.approx(total, abs=1e-6)
-    alone = weights(kit / "outputs" / "accuracy" / "adapters" / "grpo")
-    assert not same(weights(kit / "outputs" / "both" / "adapters" / "grpo"), alone)
+    assert not same(weights(kit, "both", "grpo"), weights(kit, "accuracy", "grpo"))
 
 
 def test_all_that_it_left_is_known_as_the_kits(kit):
@@ -179,22 +155,17 @@ def test_all_that_it_left_is_known_as_the_kits(kit):
 
 
 def test_the_variant_trains_under_its_name_on_what_did_better(kit):
-    outputs = kit / "outputs"
-    grpo, psr = (
-        read_jsonl(outputs / "both" / name)
-        for name in ("rollouts.jsonl", "rollouts_psr.jsonl")
-    )
+    run = kit / "outputs" / "both"
+    grpo, psr = (read_jsonl(run / f"rollouts{name}.jsonl") for name in ("", "_psr"))
     better = [max(0.0, row["advantage"]) for row in grpo]
     assert [row["text"] for row in psr] == [row["text"] for row in grpo]
     assert [row["advantage"] for row in psr] == pytest.approx(better)
     assert sum(better) > 0
-    losses = {
-        label: read_jsonl(outputs / "both" / f"train_log_{label}.jsonl")[0]["loss"]
-        for label in ("grpo", "psr")
-    }
+    logs = [read_jsonl(run / f"train_log_{name}.jsonl") for name in ("grpo", "psr")]
     # Every ratio is 1, so the loss is minus the mean advantage: 0 within a group.
-    assert losses["grpo"] == pytest.approx(0, abs=1e-4)
-    assert losses["psr"] == pytest.approx(-sum(better) / len(better), abs=1e-4)
+    assert logs[0][0]["loss"] == pytest.approx(0, abs=1e-4)
+    expected = -sum(better) / len(better)
+    assert logs[1][0]["loss"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_watched_group_shows_the_variants_advantages(kit):
@@ -209,14 +180,9 @@ def test_a_watched_group_shows_the_variants_advantages(kit):
 
 
 def test_the_variants_option_leads_back_to_grpo(kit):
-    adapters = {
-        label: weights(kit / "outputs" / run / "adapters" / label)
-        for label, run in (("grpo", "both"), ("psr", "whole"))
-    }
-    assert same(adapters["grpo"], adapters["psr"])
-    assert not same(
-        adapters["psr"], weights(kit / "outputs" / "both" / "adapters" / "psr")
-    )
+    whole = weights(kit, "whole", "psr")
+    assert same(weights(kit, "both", "grpo"), whole)
+    assert not same(weights(kit, "both", "psr"), whole)
     card = (kit / "outputs" / "psr" / "README.md").read_text()
     assert "the method `psr` of `lib/train/rl.py`" in card
 

@@ -8,7 +8,6 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from lib import paths
 from lib.mini import benchmark
@@ -33,12 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         description=ABOUT,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(
-        dest="command",
-        required=True,
-        prog="python -m lib.mini",
-        help=argparse.SUPPRESS,
-    )
+    hidden = {"help": argparse.SUPPRESS, "prog": "python -m lib.mini"}
+    commands = parser.add_subparsers(dest="command", required=True, **hidden)
     write = commands.add_parser("write", description="Write MiniPlan into a folder.")
     write.add_argument("folder", help="relative: below the repository")
     write.add_argument("--size", choices=benchmark.SIZES, default="full")
@@ -51,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     folder = paths.resolve(given.folder)
     if given.command == "base":
-        _make_base(folder, given)
+        # here, because transformers comes in with it, for which `write` need not wait
+        from lib.mini import make_base
+
+        command = " ".join(["python -m lib.mini", *sys.argv[1:]])
+        make_base.make(folder, given.batch, given.lr, given.seed, command)
         return 0
     sizes = replace(benchmark.SIZES[given.size], seed=given.seed)
     try:
@@ -61,14 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     print(json.dumps({"folder": str(folder), **asdict(sizes)}))
     return 0
-
-
-def _make_base(folder: Path, given: argparse.Namespace) -> None:
-    # here, because transformers comes in with it, for which `write` need not wait
-    from lib.mini import make_base
-
-    command = " ".join(["python -m lib.mini", *sys.argv[1:]])
-    make_base.make(folder, given.batch, given.lr, given.seed, command)
 
 
 if __name__ == "__main__":

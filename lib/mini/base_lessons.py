@@ -14,35 +14,22 @@ Levels are never seen: environments 1000 and up, verb combinations of L3 left ou
 """
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from lib.data import prompts
 from lib.data.video import Sampling, frame_indices
-from lib.mini import world
-from lib.mini.lessons import (
-    OBJECT_QUESTION,
-    SHOWN_QUESTION,
-    STEPS,
-    answer_text,
-    any_episode,
-    ask,
-    careful_thought,
-    hasty_step,
-    hasty_thought,
-    question_text,
-    visible_order,
-)
-from lib.mini.world import DOMAINS, Episode, Step
+from lib.mini import lessons, world
+from lib.mini.lessons import STEPS, answer_text, any_episode, ask
+from lib.mini.world import DOMAINS, Episode
 
 CAREFUL_SHARE = 0.35
 SAMPLING = Sampling(max_frames=8, height=world.HEIGHT, width=world.WIDTH)
 _LETTERS = "ABCD"
 
 
-@dataclass(frozen=True)
-class Lesson:
+class Lesson(NamedTuple):
     """One user turn and the response to learn; pixels uint8, absent where None."""
 
     text: str
@@ -86,74 +73,64 @@ def caption_lesson(rng: random.Random) -> Lesson:
     episode = any_episode(rng, image_only=image_only)
     clip, still = look(rng, episode, image_only, still=image_only)
     shown = "image" if image_only else "video"
-    seen = visible_order(episode) if image_only else episode.actions
-    done = ", ".join(episode.say(s) for s in seen) or "nothing done"
+    seen = lessons.visible_order(episode) if image_only else episode.actions
+    done = ", ".join(map(episode.say, seen)) or "nothing done"
     return Lesson(f"What was done in the {shown}?", f"I see {done}.", clip, still)
 
 
 def shown_lesson(rng: random.Random) -> Lesson:
     """Which of these steps is shown in the video?"""
     episode = any_episode(rng)
-    gold = rng.choice(episode.actions)
-    others = [s for s in STEPS if s not in episode.actions]
-    options, letter = _options(rng, gold, others)
-    clip, _ = look(rng, episode, False, still=False)
-    style = _style(rng)
-    progress = ", ".join(episode.say(s) for s in episode.actions)
-    thought = f"I see {progress}. It is {episode.say(gold)}."
-    text = ask(SHOWN_QUESTION, [episode.say(s) for s in options], style)
-    return Lesson(text, _respond(style, thought, letter), clip)
-
-
-def _options(rng: random.Random, right, wrong: list) -> tuple[list, str]:
-    """The right one among three wrong ones, and its letter."""
-    options, place = rng.sample(wrong, 3), rng.randrange(4)
-    options.insert(place, right)
-    return options, _LETTERS[place]
-
-
-def _plan_or_any(rng: random.Random, episode: Episode) -> list[Step]:
-    """Half the time the four steps of the plan, else any four."""
-    return list(episode.options) if rng.random() >= 0.5 else rng.sample(STEPS, 4)
+    seen = list(map(episode.say, episode.actions))
+    gold = rng.choice(seen)
+    others = [episode.say(s) for s in STEPS if s not in episode.actions]
+    return _which(rng, episode, lessons.SHOWN_QUESTION, seen, gold, others)
 
 
 def object_lesson(rng: random.Random) -> Lesson:
     """Which of these objects is in the video?"""
     episode = any_episode(rng)
-    gold = rng.choice((0, 1))
+    seen = [episode.name(0), episode.name(1)]
+    gold = rng.choice(seen)
     names = [n for d in DOMAINS.values() for n in d["objects"]]
-    present = {episode.name(0), episode.name(1)}
-    others = [n for n in names if n not in present]
-    options, letter = _options(rng, episode.name(gold), others)
+    others = [n for n in names if n not in seen]
+    return _which(rng, episode, lessons.OBJECT_QUESTION, seen, gold, others)
+
+
+def _which(rng, episode: Episode, question: str, seen, gold: str, others) -> Lesson:
+    """The right option among three wrong ones, about a clip."""
+    options, place = rng.sample(others, 3), rng.randrange(4)
+    options.insert(place, gold)
     clip, _ = look(rng, episode, False, still=False)
-    style = _style(rng)
-    thought = f"I see {episode.name(0)}, {episode.name(1)}. It is {episode.name(gold)}."
-    text = ask(OBJECT_QUESTION, options, style)
-    return Lesson(text, _respond(style, thought, letter), clip)
+    style, thought = _style(rng), f"I see {', '.join(seen)}. It is {gold}."
+    response = _respond(style, thought, _LETTERS[place])
+    return Lesson(ask(question, options, style), response, clip)
 
 
 def binding_lesson(rng: random.Random) -> Lesson:
     """Text only: find a given step among the options."""
     episode = any_episode(rng)
-    options = rng.sample(STEPS, 4)
-    gold = rng.randrange(4)
-    said = episode.say(options[gold])
-    style = rng.choice(("think", "direct"))
-    text = ask(
-        f"Next is {said}. Which is it?", [episode.say(s) for s in options], style
-    )
-    return Lesson(text, _respond(style, f"Next is {said}.", _LETTERS[gold]))
+    steps = [episode.say(step) for step in rng.sample(STEPS, 4)]
+    gold, style = rng.randrange(4), rng.choice(("think", "direct"))
+    return _find(steps, gold, style)
 
 
 def drill_lesson(rng: random.Random) -> Lesson:
     """Text only, always reasoned: half the time among the four steps of one plan."""
+    steps = _plan_or_any(rng)
+    return _find(steps, rng.randrange(4), "think")
+
+
+def _find(steps: list[str], gold: int, style: str) -> Lesson:
+    text = ask(f"Next is {steps[gold]}. Which is it?", steps, style)
+    return Lesson(text, _respond(style, f"Next is {steps[gold]}.", _LETTERS[gold]))
+
+
+def _plan_or_any(rng: random.Random) -> list[str]:
+    """Half the time the four steps of a plan, else any four."""
     episode = any_episode(rng)
-    options = _plan_or_any(rng, episode)
-    gold = rng.randrange(4)
-    said = episode.say(options[gold])
-    steps = [episode.say(s) for s in options]
-    text = ask(f"Next is {said}. Which is it?", steps, "think")
-    return Lesson(text, answer_text(f"Next is {said}.", _LETTERS[gold]))
+    steps = episode.options if rng.random() >= 0.5 else rng.sample(STEPS, 4)
+    return list(map(episode.say, steps))
 
 
 def pick_lesson(rng: random.Random) -> Lesson:
@@ -162,9 +139,7 @@ def pick_lesson(rng: random.Random) -> Lesson:
     The letter follows from the stated step alone: a question that names the step, as
     the drill does, is solved on the way through the options and does not carry over.
     """
-    episode = any_episode(rng)
-    options = _plan_or_any(rng, episode)
-    steps = [episode.say(s) for s in options]
+    steps = _plan_or_any(rng)
     text = ask("Name each of these.", steps, "think")
     if rng.random() < 0.7:
         text = text.removesuffix(prompts.THINK_ANSWER)
@@ -176,12 +151,12 @@ def pick_lesson(rng: random.Random) -> Lesson:
 def told_lesson(rng: random.Random) -> Lesson:
     """Text only: the progress is told, the plan has to be worked out."""
     episode = any_episode(rng)
-    done = ", ".join(episode.say(s) for s in episode.actions) or "nothing done"
+    done = ", ".join(map(episode.say, episode.actions)) or "nothing done"
     question = f"I see {done}. What action should I take next in order to"
     style = _style(rng)
-    options = [episode.say(s) for s in episode.options]
+    options = list(map(episode.say, episode.options))
     text = ask(f"{question} {episode.goal}?", options, style)
-    thought = careful_thought(episode, episode.actions, episode.answer)
+    thought = lessons.careful_thought(episode, episode.actions, episode.answer)
     return Lesson(text, _respond(style, thought, episode.letter))
 
 
@@ -190,18 +165,14 @@ def plan_lesson(rng: random.Random) -> Lesson:
     image_only = rng.random() < 0.15
     episode = any_episode(rng, image_only=image_only)
     clip, still = look(rng, episode, image_only)
-    style = _style(rng)
-    text = ask(
-        question_text(episode, image_only),
-        [episode.say(s) for s in episode.options],
-        style,
-    )
+    style, question = _style(rng), lessons.question_text(episode, image_only)
+    text = ask(question, list(map(episode.say, episode.options)), style)
     if rng.random() < CAREFUL_SHARE:
         step = episode.answer
-        seen = visible_order(episode) if image_only else episode.actions
-        thought = careful_thought(episode, seen, step)
+        seen = lessons.visible_order(episode) if image_only else episode.actions
+        thought = lessons.careful_thought(episode, seen, step)
     else:
-        step = hasty_step(rng, episode)
-        thought = hasty_thought(episode, step)
+        step = lessons.hasty_step(rng, episode)
+        thought = lessons.hasty_thought(episode, step)
     letter = _LETTERS[episode.options.index(step)]
     return Lesson(text, _respond(style, thought, letter), clip, still)

@@ -18,7 +18,6 @@ step with probability 0.08 and is hasty in 15 % of its answers; like the paper's
 distilled data it is kept only where its answer is right.
 """
 
-import fcntl
 import os
 import random
 import shutil
@@ -31,17 +30,23 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lib import records
+from lib import records, run_files
 from lib.mini import lessons, world
 from lib.mini.world import DOMAINS, Episode
 
 SOURCE = "MiniPlan"
-TRAINING_ENVIRONMENTS = range(0, 12)
-L2_ENVIRONMENTS = range(100, 112)
-L3_ENVIRONMENTS = range(200, 216)
-GENERAL_ENVIRONMENTS = range(300, 316)
+# What stands in a folder for the questions and pixels below: change it when they do.
+GENERATOR = "2f84fbbad189"
+ENVIRONMENTS = {
+    "training": range(0, 12),
+    "L1": range(0, 12),
+    "L2": range(100, 112),
+    "L3": range(200, 216),
+    "general": range(300, 316),
+}
 IMAGE_ONLY_SHARE = 0.15
 TEACHER_OVERLOOKS, TEACHER_HASTY = 0.08, 0.15
+PATIENCE = 3600.0  # seconds to wait for another process that writes the same folder
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,16 @@ class Item:
 
 def make_items(sizes: Sizes) -> dict[str, list[Item]]:
     """Episodes of every split; no instance occurs twice."""
+    counts = {"training": sizes.training}
+    counts |= dict.fromkeys(("L1", "L2", "L3"), sizes.level)
     seen: set = set()
     return {
-        "training": _items("training", sizes.training, sizes.seed, seen),
-        "L1": _items("L1", sizes.level, sizes.seed, seen),
-        "L2": _items("L2", sizes.level, sizes.seed, seen),
-        "L3": _items("L3", sizes.level, sizes.seed, seen),
+        split: _items(split, count, sizes.seed, seen) for split, count in counts.items()
     }
 
 
 def _items(split: str, count: int, seed: int, seen: set) -> list[Item]:
     rng = random.Random(f"miniplan/{seed}/{split}")
-    environments = {"L2": L2_ENVIRONMENTS, "L3": L3_ENVIRONMENTS}
     gold = [i % 4 for i in range(count)]
     rng.shuffle(gold)
     items: list[Item] = []
@@ -94,13 +97,9 @@ def _items(split: str, count: int, seed: int, seen: set) -> list[Item]:
         number = len(items)
         domain = list(DOMAINS)[number % 4] if split == "L3" else "Daily life"
         image_only = rng.random() < IMAGE_ONLY_SHARE
+        environment, held_out = rng.choice(ENVIRONMENTS[split]), split == "L3"
         episode = world.sample_episode(
-            rng,
-            domain,
-            rng.choice(environments.get(split, TRAINING_ENVIRONMENTS)),
-            held_out=split == "L3",
-            gold=gold[number],
-            image_only=image_only,
+            rng, domain, environment, held_out, gold[number], image_only
         )
         if instance(episode) not in seen:
             seen.add(instance(episode))
@@ -109,23 +108,19 @@ def _items(split: str, count: int, seed: int, seen: set) -> list[Item]:
     return items
 
 
-def instance(episode: Episode) -> tuple:
+def instance(e: Episode) -> tuple:
     """What makes two questions the same instance: scene, task and progress."""
-    return (
-        episode.domain,
-        episode.environment,
-        episode.objects,
-        episode.positions,
-        episode.plan,
-        episode.actions,
-    )
+    return e.domain, e.environment, e.objects, e.positions, e.plan, e.actions
 
 
 def record(item: Item) -> dict:
     """The SEED-Bench-R1 record of an item, keys as in its split's file."""
     e = item.episode
-    progress = [] if item.image_only else list(enumerate(e.actions))
-    common = {
+    progress = []
+    for index, step in enumerate(() if item.image_only else e.actions):
+        frames = dict(zip(("start_frame", "stop_frame"), e.span(index), strict=True))
+        progress.append({"narration_text": e.say(step)} | frames)
+    found = {
         "sample_id": item.number,
         "video_source": SOURCE,
         "video_id": f"M{e.environment:03d}_{item.stem}",
@@ -133,30 +128,19 @@ def record(item: Item) -> dict:
         "question": lessons.question_text(e, item.image_only),
         "answer": e.say(e.answer),
         "current_observation_frame": e.frames - 1,
-        "task_progress_metadata": [
-            {
-                "narration_text": e.say(step),
-                "start_frame": e.span(index)[0],
-                "stop_frame": e.span(index)[1],
-            }
-            for index, step in progress
-        ],
+        "task_progress_metadata": progress,
         "video_basename": f"{item.stem}.mp4",
         "current_observation_basename": f"{item.stem}.png",
     }
     if item.split == "training":
-        negatives = [e.say(s) for s in e.options if s != e.answer]
-        return common | {"negative_answers": negatives}
-    choices = {f"choice_{'abcd'[i]}": e.say(s) for i, s in enumerate(e.options)}
-    labelled = common | choices | {"golden_choice_idx": e.letter}
+        found["negative_answers"] = [e.say(s) for s in e.options if s != e.answer]
+        return found
+    found |= {f"choice_{x}": e.say(s) for x, s in zip("abcd", e.options, strict=True)}
+    found["golden_choice_idx"] = e.letter
     if item.split == "L3":
-        labelled |= {
-            "sample_id": f"{common['video_id']}_0",
-            "domain": e.domain,
-            "scenario": item.scenario,
-            "task_start_frame": 0,
-        }
-    return labelled
+        found["sample_id"] = f"{found['video_id']}_0"
+        found |= {"domain": e.domain, "scenario": item.scenario, "task_start_frame": 0}
+    return found
 
 
 def demonstration(item: Item, seed: int) -> dict | None:
@@ -169,19 +153,17 @@ def demonstration(item: Item, seed: int) -> dict | None:
         thought = lessons.hasty_thought(e, step)
     else:
         step = next(s for s in e.plan if s not in seen)
-        in_order = seen
         if item.image_only:
-            in_order = tuple(s for s in lessons.visible_order(e) if s in seen)
-        thought = lessons.careful_thought(e, in_order, step)
+            seen = tuple(s for s in lessons.visible_order(e) if s in seen)
+        thought = lessons.careful_thought(e, seen, step)
     if step != e.answer:
         return None
     question = lessons.question_text(e, item.image_only)
     problem = lessons.ask(question, [e.say(s) for s in e.options], "think")
     content = [{"type": "image", "image": f"images/{SOURCE}/{item.stem}.png"}]
     if not item.image_only:
-        content.insert(
-            0, {"type": "video", "video": f"videos/{SOURCE}/{item.stem}.mp4"}
-        )
+        clip = {"type": "video", "video": f"videos/{SOURCE}/{item.stem}.mp4"}
+        content.insert(0, clip)
     content.append({"type": "text", "text": problem})
     return {
         "sample_id": item.number,
@@ -206,22 +188,29 @@ def make_general(count: int, seed: int) -> list[tuple[dict, Episode]]:
 def _general(rng: random.Random, number: int) -> tuple[dict, Episode]:
     domain = list(DOMAINS)[number % 4]
     group = (15, 60)[number // 4 % 2]
-    episode = world.sample_episode(rng, domain, rng.choice(GENERAL_ENVIRONMENTS))
-    while len(episode.actions) < 2:
-        episode = world.sample_episode(rng, domain, rng.choice(GENERAL_ENVIRONMENTS))
+    actions: tuple = ()
+    while len(actions) < 2:
+        environment = rng.choice(ENVIRONMENTS["general"])
+        episode = world.sample_episode(rng, domain, environment)
+        actions = episode.actions
     low, high = {15: (8.5, 15), 60: (15.5, 30)}[group]
     frames = int(rng.uniform(low, high) * world.CLIP_FPS)
-    hold = (frames - 8) // len(episode.actions)
-    episode = replace(episode, hold=hold, tail=frames - 4 - hold * len(episode.actions))
+    hold = (frames - 8) // len(actions)
+    episode = replace(episode, hold=hold, tail=frames - 4 - hold * len(actions))
     count = 4 + number // 8 % 2
-    asks_step = number // 16 % 2 == 0
-    gold, others = (
-        _shown_step(rng, episode) if asks_step else _shown_object(rng, episode)
-    )
+    if number // 16 % 2 == 0:
+        kind, question = "S2A", lessons.SHOWN_QUESTION
+        gold = episode.say(rng.choice(actions))
+        others = [episode.say(s) for s in lessons.STEPS if s not in actions]
+    else:
+        kind, question = "S2O", lessons.OBJECT_QUESTION
+        present = [episode.name(0), episode.name(1)]
+        gold = rng.choice(present)
+        names = [name for domain in DOMAINS.values() for name in domain["objects"]]
+        others = [name for name in names if name not in present]
     candidates = rng.sample(others, count - 1)
     correct = rng.randrange(count)
     candidates.insert(correct, gold)
-    question = lessons.SHOWN_QUESTION if asks_step else lessons.OBJECT_QUESTION
     video = f"general_{number:05d}"
     return {
         "video_id": video,
@@ -229,9 +218,9 @@ def _general(rng: random.Random, number: int) -> tuple[dict, Episode]:
         "question_wo_referring_query": question,
         "candidates": candidates,
         "correct_choice": correct,
-        "position": [episode.span(i)[0] for i in range(len(episode.actions))],
+        "position": [episode.span(i)[0] for i in range(len(actions))],
         "topic_category": domain,
-        "question_category": "S2A" if asks_step else "S2O",
+        "question_category": kind,
         "level": "L1-Perception",
         "id": f"{video}_0",
         "video_path": f"{video}.mp4",
@@ -241,18 +230,6 @@ def _general(rng: random.Random, number: int) -> tuple[dict, Episode]:
         "duration": episode.frames / world.CLIP_FPS,
         "view_count": 0,
     }, episode
-
-
-def _shown_step(rng: random.Random, episode: Episode) -> tuple[str, list[str]]:
-    gold = rng.choice(episode.actions)
-    others = [episode.say(s) for s in lessons.STEPS if s not in episode.actions]
-    return episode.say(gold), others
-
-
-def _shown_object(rng: random.Random, episode: Episode) -> tuple[str, list[str]]:
-    names = [name for domain in DOMAINS.values() for name in domain["objects"]]
-    present = [episode.name(0), episode.name(1)]
-    return rng.choice(present), [n for n in names if n not in present]
 
 
 def yuv420(pixels: np.ndarray) -> np.ndarray:
@@ -278,24 +255,20 @@ def write_clip(path: Path, episode: Episode) -> None:
     One thread, and x264's macroblock tree off: with it 4 of 304 clips had other bytes
     in another process, without it none of 1,748.
     """
+    options = {"crf": "14", "preset": "veryfast", "threads": "1"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=int(world.CLIP_FPS))
         stream.width, stream.height = world.WIDTH, world.HEIGHT
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {
-            "crf": "14",
-            "preset": "veryfast",
-            "threads": "1",
-            "x264-params": "mbtree=0",
-        }
+        stream.options = options | {"x264-params": "mbtree=0"}
         for pixels in world.clip(episode):
             frame = av.VideoFrame.from_ndarray(yuv420(pixels), format="yuv420p")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def _write_media(job: tuple[Path, Path | None, Episode]) -> None:
+def _write_media(job: tuple[Path | None, Path | None, Episode]) -> None:
     video, image, episode = job
     if video is not None:
         write_clip(video, episode)
@@ -303,39 +276,39 @@ def _write_media(job: tuple[Path, Path | None, Episode]) -> None:
         Image.fromarray(world.still(episode)).save(image)
 
 
+def annotations(folder: Path, split: str) -> Path:
+    """The file of a split's records."""
+    name = "training" if split == "training" else f"validation_{split}"
+    return folder / "annotations" / f"{name}.jsonl"
+
+
 def write(folder: Path, sizes: Sizes) -> Path:
     """Write the whole benchmark, or return at once where it is already there.
 
     Everything is made beside the folder and moved into place when complete; a second
-    process that wants the same waits for the first. A folder written with other sizes
-    is an error: nothing is overwritten.
+    process that wants the same waits for the first. FileExistsError for a folder that
+    holds something else: nothing is overwritten.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go of when the process ends, however
-        return _write(folder, sizes)
-
-
-def _write(folder: Path, sizes: Sizes) -> Path:
     marker = folder / "benchmark.json"
-    stamp = {"sizes": asdict(sizes), "generator": _generator_hash()}
-    if marker.exists():
-        if records.read_json(marker) != stamp:
-            raise FileExistsError(
-                f"{folder} holds a benchmark made with other settings "
-                f"({records.read_json(marker)}, now {stamp}): remove it or choose "
-                "another folder"
-            )
-        return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} exists and holds no complete benchmark")
-    staging = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(staging, ignore_errors=True)
-    _write_into(staging, sizes)
-    records.write_json(staging / "benchmark.json", stamp)
-    if folder.exists():
-        folder.rmdir()
-    os.rename(staging, folder)
+    stamp = {"sizes": asdict(sizes), "generator": GENERATOR}
+    with run_files.one_writer(folder, "written", PATIENCE):
+        if marker.exists():
+            found = records.read_json(marker)
+            if found != stamp:
+                raise FileExistsError(
+                    f"{folder} holds a benchmark made with other settings ({found}, "
+                    f"now {stamp}): remove it or choose another folder"
+                )
+            return folder
+        if folder.exists() and any(folder.iterdir()):
+            raise FileExistsError(f"{folder} exists and holds no complete benchmark")
+        staging = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(staging, ignore_errors=True)
+        _write_into(staging, sizes)
+        records.write_json(staging / "benchmark.json", stamp)
+        if folder.exists():
+            folder.rmdir()
+        os.rename(staging, folder)
     return folder
 
 
@@ -346,16 +319,13 @@ def _write_into(folder: Path, sizes: Sizes) -> None:
         path.mkdir(parents=True)
     splits, jobs = make_items(sizes), []
     for split, items in splits.items():
-        name = "training" if split == "training" else f"validation_{split}"
-        path = folder / "annotations" / f"{name}.jsonl"
-        records.write_jsonl(path, [record(item) for item in items])
+        records.write_jsonl(annotations(folder, split), map(record, items))
         for item in items:
             video = None if item.image_only else videos / f"{item.stem}.mp4"
             jobs.append((video, images / f"{item.stem}.png", item.episode))
     taught = [demonstration(item, sizes.seed) for item in splits["training"]]
-    records.write_jsonl(
-        folder / "annotations" / "training_with_cot.jsonl", [d for d in taught if d]
-    )
+    path = folder / "annotations" / "training_with_cot.jsonl"
+    records.write_jsonl(path, filter(None, taught))
     rows = make_general(sizes.general, sizes.seed)
     records.write_json(general / "lvb_val.json", [row for row, _ in rows])
     jobs += [(general / "videos" / r["video_path"], None, e) for r, e in rows]
@@ -363,8 +333,3 @@ def _write_into(folder: Path, sizes: Sizes) -> None:
         done = pool.map(_write_media, jobs, chunksize=32)
         for _ in tqdm(done, total=len(jobs), desc="MiniPlan media", mininterval=1):
             pass
-
-
-def _generator_hash() -> str:
-    sources = [Path(__file__), Path(world.__file__), Path(lessons.__file__)]
-    return records.settings_hash({p.name: records.sha256(p) for p in sources})

@@ -1,17 +1,14 @@
 """The language of MiniPlan: its questions, and how reasoning about them is worded.
 
-Of the base's own training (`lib/mini/base_lessons.py`) here is only from where its
-scenes are: environments that no level has.
-
-    >>> episode = any_episode(random.Random(0))
-    >>> hasty_thought(episode, episode.answer)
-    'Next is saw board.'
+>>> episode = any_episode(random.Random(0))
+>>> hasty_thought(episode, episode.answer)
+'Next is saw board.'
 """
 
 import random
+from types import SimpleNamespace
 
 from lib.data import prompts
-from lib.data.questions import Question
 from lib.mini import world
 from lib.mini.world import DOMAINS, Episode, Step
 
@@ -53,11 +50,7 @@ def question_text(episode: Episode, image_only: bool) -> str:
 
 def ask(text: str, options: list[str], style: str) -> str:
     """The prompt of a question with these options (`lib/data/prompts.py`)."""
-    question = Question(
-        id="", level="training", text=text, options=tuple(options), gold="A",
-        answer=options[0], goal="", domain="", scenario="", progress=(),
-        video=None, image=None,
-    )  # fmt: skip
+    question = SimpleNamespace(text=text, options=options)
     return prompts.prompt_text(question, style)
 
 
@@ -70,6 +63,4 @@ def any_episode(rng: random.Random, **fixed) -> Episode:
 def visible_order(episode: Episode) -> tuple[Step, ...]:
     """Done steps as an image shows them: left object first, effects in work order."""
     left = min((0, 1), key=lambda item: episode.positions[item][0])
-    return tuple(
-        sorted(episode.actions, key=lambda s: (s.item != left, s.effect))
-    )  # fmt: skip
+    return tuple(sorted(episode.actions, key=lambda s: (s.item != left, s.effect)))

@@ -20,6 +20,7 @@ import json
 import math
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import numpy as np
 from lib import paths, records
 from lib.data import prompts
 from lib.mini import base_lessons, lessons, world
-from lib.mini.world import DOMAINS, EFFECTS
+from lib.mini.world import DOMAINS
 from lib.model import encoding, models
 
 # isort: split
@@ -83,20 +84,10 @@ LESSONS = {
 
 # Qwen2-VL's added tokens in the order of their ids (151643-151656 in the real one).
 SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
+    *("<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 WORDS = tuple(w for d in DOMAINS.values() for w in d["objects"] + d["verbs"])
 _CELL, _MARGIN = 28, 3  # pixels; an object belongs to a cell its centre (nearly) is in
@@ -109,36 +100,27 @@ HEAD = 0  # of 4, the one that learns where to look
 _STATED = (-5, -4)
 
 
-# --- the whole ------------------------------------------------------------------------
-
-
 def make(folder: Path, batch: int, lr: float, seed: int, command: str) -> None:
     """Train into `folder`, and write how: manifest.json."""
     progress = pretrain(folder, batch, lr, seed)
-    weights = folder / "model.safetensors"
-    manifest = progress | {
-        "command": command,
-        "schedule": PHASES,
-        "batch": batch,
-        "lr": lr,
-        "seed": seed,
+    given = {"batch": batch, "lr": lr, "seed": seed}
+    found = {
         "threads": torch.get_num_threads(),
-        "model_sha256": records.sha256(weights),
+        "model_sha256": records.sha256(folder / "model.safetensors"),
         "environment": records.environment(),
     }
+    manifest = progress | {"command": command, "schedule": PHASES} | given | found
     records.write_json(folder / "manifest.json", manifest)
 
 
 def corpus(seed: int) -> list[str]:
     """Text the tokenizer is trained on: every word of the world is among it."""
-    rng = random.Random(f"corpus/{seed}")
-    text = []
+    rng, text = random.Random(f"corpus/{seed}"), []
     for kind in ("binding", "told", "caption", "shown", "object", "plan"):
-        make = LESSONS[kind]
         for _ in range(400):
-            lesson = make(rng)
+            lesson = LESSONS[kind](rng)
             text += [lesson.text, lesson.response]
-    words = [w for d in world.DOMAINS.values() for w in d["verbs"] + d["objects"]]
+    words = [w for d in DOMAINS.values() for w in d["verbs"] + d["objects"]]
     text += [f" {word} {word}." for word in words * 40]
     roles = ["system", "user", "assistant", "You are a helpful assistant."]
     return text + roles * 400
@@ -219,13 +201,14 @@ def train_phase(model, processor, phase: int, batch: int, lr: float, seed: int):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01
     )
-    first = sum(steps for steps, _ in PHASES[:phase])
+    first, (steps, weights) = sum(steps for steps, _ in PHASES[:phase]), PHASES[phase]
+    given = {"processor": processor, "batch": batch, "seed": seed, "weights": weights}
     loader = torch.utils.data.DataLoader(
-        range(first, first + PHASES[phase][0]),
+        range(first, first + steps),
         batch_size=None,
         num_workers=1,
         prefetch_factor=4,
-        collate_fn=_Batches(processor, batch, seed, PHASES[phase][1]),
+        collate_fn=partial(make_batch, **given),
     )
     # In a response the letter is one token with the bracket before it: "<answer>B".
     letters = torch.tensor([processor.tokenizer.encode(f">{a}")[0] for a in "ABCD"])
@@ -253,21 +236,14 @@ def train_phase(model, processor, phase: int, batch: int, lr: float, seed: int):
     return losses
 
 
-class _Batches:
-    """Batch number -> (kind, inputs): a pure function of the seed and the number."""
-
-    def __init__(self, processor, batch: int, seed: int, weights: dict[str, float]):
-        self.processor, self.batch, self.seed = processor, batch, seed
-        self.weights = weights
-
-    def __call__(self, step: int):
-        torch.set_num_threads(1)
-        rng = random.Random(f"lessons/{self.seed}/{step}")
-        kind = rng.choices(list(self.weights), list(self.weights.values()))[0]
-        if kind == "sight":
-            return kind, sight_batch(self.processor, rng, self.batch)
-        made = [LESSONS[kind](rng) for _ in range(self.batch)]
-        return kind, collate(self.processor, made)
+def make_batch(step: int, processor, batch: int, seed: int, weights: dict):
+    """(kind, inputs) of a step: a pure function of the seed and the step's number."""
+    torch.set_num_threads(1)
+    rng = random.Random(f"lessons/{seed}/{step}")
+    (kind,) = rng.choices(list(weights), list(weights.values()))
+    if kind == "sight":
+        return kind, sight_batch(processor, rng, batch)
+    return kind, collate(processor, [LESSONS[kind](rng) for _ in range(batch)])
 
 
 def schedule(step: int, first: int) -> float:
@@ -351,13 +327,12 @@ def word_grid(episode: world.Episode, frames: list[int]) -> np.ndarray:
         state = world.effects_at(episode, frame)
         for item in (0, 1):
             x, y = world.place(episode, state, item, frame)
-            words = [episode.name(item)]
-            words += [verbs[e] for e in range(len(EFFECTS)) if state[item, e]]
-            for row in range(rows):
-                for column in range(columns):
-                    if _inside(x, column) and _inside(y, row):
-                        for word in words:
-                            grid[i, row, column, WORDS.index(word)] = 1
+            said = [episode.name(item)]
+            said += [verbs[effect] for effect in np.flatnonzero(state[item])]
+            words = [WORDS.index(word) for word in said]
+            for row, column in np.ndindex(rows, columns):
+                if _inside(x, column) and _inside(y, row):
+                    grid[i, row, column, words] = 1
     return grid
 
 
@@ -386,9 +361,8 @@ def sight_loss(model, processor, inputs: dict[str, torch.Tensor]) -> torch.Tenso
     """Binary cross-entropy of the words each visual token speaks.
 
     As CLIP does for Qwen2-VL's tower, each merged visual token (28 x 28 pixels, two
-    frames) is first taught by itself: read through the language model's own output head
-    it must name the object and the lasting effects in its cell. Reading them off
-    afterwards is easy for the language model.
+    frames) is taught by itself: read through the language model's own output head it
+    must name the object and the lasting effects in its cell.
     """
     seen = model.model.get_video_features(
         inputs["pixel_values_videos"], inputs["video_grid_thw"]
@@ -396,10 +370,8 @@ def sight_loss(model, processor, inputs: dict[str, torch.Tensor]) -> torch.Tenso
     hidden = model.model.language_model.norm(torch.cat(tuple(seen)))
     ids = [processor.tokenizer.encode(f" {word}") for word in WORDS]
     logits = hidden @ model.get_output_embeddings().weight[torch.tensor(ids)[:, 0]].T
-    weight = torch.tensor(4.0)
-    return F.binary_cross_entropy_with_logits(
-        logits + _ABSENT, inputs["words"], pos_weight=weight
-    )
+    loss, weight = F.binary_cross_entropy_with_logits, torch.tensor(4.0)
+    return loss(logits + _ABSENT, inputs["words"], pos_weight=weight)
 
 
 # --- letters second -------------------------------------------------------------------
@@ -417,9 +389,8 @@ def binding_loss(
     noun it has just stated; in the layer above, one head of that place looks at the
     option's last word.
 
-    `inputs` holds input_ids [B, L] and labels [B, L], -100 outside the response;
-    `hidden` [B, L, width] is the output of layer `LAYER`, `attention` [B, heads, L, L]
-    that of the layer above it; without it only the first two parts count.
+    `inputs` holds input_ids and labels [B, L]; `hidden` [B, L, width] is the output of
+    layer LAYER, `attention` [B, heads, L, L] that of the next, if it is to be taught.
     """
     encode = processor.tokenizer.encode
     ids, labels = inputs["input_ids"], inputs["labels"]

@@ -19,14 +19,16 @@ answer, and does it say what is there?
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lib.mini.truth import Truth, known
 from lib.mini.world import DOMAINS
 
 FIELDS = ("progress", "next", "consistent", "follows", "false_step", "false_object")
 NOTHING = "nothing done"
+RIGHT = {True: "right", False: "wrong"}
+YES = {True: "yes", False: "no"}
 _VERBS = "|".join(verb for domain in DOMAINS.values() for verb in domain["verbs"])
 _OBJECTS = "|".join(name for domain in DOMAINS.values() for name in domain["objects"])
 _ITEM = rf"(?:(?:{_VERBS}) )?(?:{_OBJECTS})"
@@ -35,18 +37,12 @@ _CHOSEN = rf"(?:Next|It) is (?P<chosen>{_ITEM})\."
 _SAID = re.compile(rf"(?:{_SEEN})?(?:(?:(?<=\.) |^){_CHOSEN})?")
 
 
-@dataclass(frozen=True)
-class Statement:
+class Statement(NamedTuple):
     """What a reasoning says: the steps (or objects) seen and the one it comes to, each
     None where it does not say."""
 
     seen: tuple[str, ...] | None
     chosen: str | None
-
-    @property
-    def named(self) -> tuple[str, ...]:
-        """Everything it names."""
-        return (*(self.seen or ()), *([self.chosen] if self.chosen else []))
 
 
 def read(reasoning: str) -> Statement | None:
@@ -81,21 +77,42 @@ def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, 
     said = read(reasoning)
     if said is None:
         return dict.fromkeys(FIELDS, "unreadable")
+    seen, chosen = said
+    stated, named = seen or (), [*(seen or ()), *([chosen] if chosen else [])]
     option = truth.options["ABCDE".index(letter)] if letter else None
-    return {
-        "progress": _progress(said, truth),
-        "next": _word(said.chosen, said.chosen == truth.answer, "right", "wrong"),
-        "consistent": _word(said.chosen and option, said.chosen == option),
-        "follows": _word(
-            said.chosen and said.seen is not None,
-            said.seen is not None and _follows(said, truth),
-        ),
-        "false_step": _false_step(said, truth),
-        "false_object": _word(
-            said.named,
-            any(item.split()[-1] not in truth.objects for item in said.named),
-        ),
-    }
+    # In a question about a shown step the answer is said to be done, too.
+    claimed = named if truth.asks == "shown step" else stated
+    steps = [item for item in claimed if " " in item]
+    found = dict.fromkeys(FIELDS, "absent")
+    if seen is not None:
+        found["progress"] = RIGHT[_is_progress(seen, truth)]
+    if chosen:
+        found["next"] = RIGHT[chosen == truth.answer]
+    if chosen and option:
+        found["consistent"] = YES[chosen == option]
+    if chosen and seen is not None:
+        found["follows"] = YES[_follows(said, truth)]
+    if seen is not None or steps:
+        found["false_step"] = YES[not set(steps) <= set(truth.seen)]
+    if named:
+        nouns = {item.split()[-1] for item in named}
+        found["false_object"] = YES[not nouns <= set(truth.objects)]
+    return found
+
+
+def _is_progress(seen: tuple[str, ...], truth: Truth) -> bool:
+    if truth.asks == "shown object":
+        return sorted(seen) == sorted(truth.objects)
+    return (
+        sorted(seen) == sorted(truth.seen) if truth.image_only else seen == truth.seen
+    )
+
+
+def _follows(said: Statement, truth: Truth) -> bool:
+    if truth.asks != "next step":
+        return said.chosen in said.seen
+    left = [step for step in truth.plan if step not in said.seen]
+    return bool(left) and said.chosen == left[0]
 
 
 def checker(data_dir: str | Path):
@@ -124,42 +141,10 @@ def flawless(data_dir: str | Path) -> dict[str, str]:
     """{question id: what a reasoner who sees everything would say, in the teacher's
     words}; empty where no truth is known. So much stands in the training set without
     any memory of it."""
-    return {key: _flawless(truth) for key, truth in known(data_dir).items()}
-
-
-def _flawless(truth: Truth) -> str:
-    seen, chosen = truth.seen, "Next" if truth.asks == "next step" else "It"
-    if truth.asks == "shown object":
-        seen = truth.objects
-    return f"I see {', '.join(seen) or NOTHING}. {chosen} is {truth.answer}."
-
-
-def _progress(said: Statement, truth: Truth) -> str:
-    if said.seen is None:
-        return "absent"
-    true, ordered = truth.seen, not truth.image_only
-    if truth.asks == "shown object":
-        true, ordered = truth.objects, False
-    same = said.seen == true if ordered else sorted(said.seen) == sorted(true)
-    return "right" if same else "wrong"
-
-
-def _follows(said: Statement, truth: Truth) -> bool:
-    if truth.asks != "next step":
-        return said.chosen in said.seen
-    left = [step for step in truth.plan if step not in said.seen]
-    return bool(left) and said.chosen == left[0]
-
-
-def _false_step(said: Statement, truth: Truth) -> str:
-    """Steps said to be done; in a question about a shown step its answer is one too."""
-    claimed = list(said.seen or ())
-    if truth.asks == "shown step" and said.chosen:
-        claimed.append(said.chosen)
-    steps = [item for item in claimed if " " in item]
-    nothing_said = said.seen is None and not steps
-    return _word(not nothing_said, any(step not in truth.seen for step in steps))
-
-
-def _word(said, holds: bool, yes: str = "yes", no: str = "no") -> str:
-    return (yes if holds else no) if said else "absent"
+    found = {}
+    for key, truth in known(data_dir).items():
+        seen = truth.objects if truth.asks == "shown object" else truth.seen
+        chosen = "Next" if truth.asks == "next step" else "It"
+        said = ", ".join(seen) or NOTHING
+        found[key] = f"I see {said}. {chosen} is {truth.answer}."
+    return found

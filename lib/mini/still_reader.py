@@ -7,8 +7,7 @@ as `world.sample_episode` makes it; the reader names the likeliest next step. Ho
 that is right is the question's ceiling without its video. Three groups follow:
 
     needed        the hand hides a mark that decides: the ceiling is below 1
-    hand          the hand is in the way, but what sticks out from under it, or what
-                  it cannot hide, leaves one answer
+    hand          the hand is in the way, but leaves one answer
     open          nothing is hidden
 
     >>> without_video("outputs/data/miniplan")["L1/0"]
@@ -65,25 +64,20 @@ def still_ceiling(episode: Episode) -> float:
 def _still(episode: Episode, actions: tuple[Step, ...]):
     """The still of the same moment, had `actions` been done: camera and hand as in the
     episode's own, every mark in place."""
-    return world.still(
-        replace(episode, actions=actions, hold=0, tail=episode.frames - 4)
-    )
+    tail = episode.frames - 4
+    return world.still(replace(episode, actions=actions, hold=0, tail=tail))
 
 
 def without_video(data_dir: str | Path) -> dict[str, dict]:
     """{question id: {"group", "ceiling"}} of the levels' questions that have a video.
 
-    Empty for a folder that `lib.mini write` did not write: there nobody knows.
-    ValueError where it holds other questions than are made today (`lib.mini.truth`).
+    Empty, and ValueError, where `truth.known` is.
     """
-    return {
-        key: _grouped(known.episode)
-        for key, known in truth.known(data_dir).items()
-        if key.split("/")[0] in LEVELS and not known.image_only
-    }
-
-
-def _grouped(episode: Episode) -> dict:
-    ceiling = still_ceiling(episode)
-    group = "hand" if episode.hand_covers else "open"
-    return {"group": group if ceiling == 1 else "needed", "ceiling": ceiling}
+    found = {}
+    for key, known in truth.known(data_dir).items():
+        if key.split("/")[0] in LEVELS and not known.image_only:
+            ceiling = still_ceiling(known.episode)
+            group = "hand" if known.episode.hand_covers else "open"
+            group = group if ceiling == 1 else "needed"
+            found[key] = {"group": group, "ceiling": ceiling}
+    return found

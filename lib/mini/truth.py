@@ -9,7 +9,6 @@ seed in `benchmark.json`, and every record is compared with the one on disk.
     (('plate tomato',), 'wash tomato', 'next step')
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,12 +41,12 @@ class Truth:
         done = self.episode.actions
         if self.image_only:
             done = lessons.visible_order(self.episode)
-        return tuple(self.episode.say(step) for step in done)
+        return tuple(map(self.episode.say, done))
 
     @property
     def plan(self) -> tuple[str, ...]:
         """The goal's four steps in the order in which they are done."""
-        return tuple(self.episode.say(step) for step in self.episode.plan)
+        return tuple(map(self.episode.say, self.episode.plan))
 
     @property
     def objects(self) -> tuple[str, str]:
@@ -86,38 +85,30 @@ def _known(folder: Path) -> dict[str, Truth]:
     sizes = benchmark.Sizes(**records.read_json(marker)["sizes"])
     found = {}
     for split, items in benchmark.make_items(sizes).items():
-        name = "training" if split == "training" else f"validation_{split}"
         made = [benchmark.record(item) for item in items]
-        path = folder / "annotations" / f"{name}.jsonl"
-        _same(path, records.read_jsonl(path), made)
+        path = benchmark.annotations(folder, split)
+        _check_same(path, records.read_jsonl(path), made)
         for item, record in zip(items, made, strict=True):
-            found[f"{split}/{record['sample_id']}"] = _planning(item)
+            e = item.episode
+            words = tuple(map(e.say, e.options)), e.say(e.answer)
+            own = Truth(e, item.image_only, "next step", *words)
+            found[f"{split}/{record['sample_id']}"] = own
     rows = benchmark.make_general(sizes.general, sizes.seed)
     path = folder / "general" / "lvb_val.json"
-    _same(path, records.read_json(path), [record for record, _ in rows])
-    return found | dict(_general(rows))
-
-
-def _planning(item: benchmark.Item) -> Truth:
-    e = item.episode
-    options = tuple(e.say(step) for step in e.options)
-    return Truth(e, item.image_only, "next step", options, e.say(e.answer))
-
-
-def _general(rows: list[tuple[dict, Episode]]) -> Iterator[tuple[str, Truth]]:
+    _check_same(path, records.read_json(path), [record for record, _ in rows])
     for record, episode in rows:
-        options = tuple(record["candidates"])
+        options, asks = tuple(record["candidates"]), ASKS[record["question"]]
         answer = options[record["correct_choice"]]
-        asks = ASKS[record["question"]]
-        yield f"general/{record['id']}", Truth(episode, False, asks, options, answer)
+        own = Truth(episode, False, asks, options, answer)
+        found[f"general/{record['id']}"] = own
+    return found
 
 
-def _same(path: Path, found: list[dict], made: list[dict]) -> None:
+def _check_same(path: Path, found: list[dict], made: list[dict]) -> None:
     if found == made:
         return
-    pairs = enumerate(zip(found, made, strict=False), 1)
-    fallback = min(len(found), len(made)) + 1
-    first = next((n for n, (old, new) in pairs if old != new), fallback)
+    same = [old == new for old, new in zip(found, made, strict=False)]
+    first = [*same, False].index(False) + 1
     raise ValueError(
         f"{path}, record {first}: the generator makes another question than stands"
         " there, so nothing is known about these clips: write the benchmark again into"

@@ -50,12 +50,7 @@ _HAND = (255, 205, 170)
 _TRAY_TOP, _TRAY_Y, _REACH = 38, 45, 12
 _WINDOW = 13  # half the side of the square an object is drawn into
 
-# Task families: four steps on one object, or two verbs on both objects. The verb
-# combinations are split once: L3 alone may use the held-out third.
-_COMBINATIONS = {
-    "single": tuple(combinations(range(6), 4)),
-    "pair": tuple(combinations(range(6), 2)),
-}
+_VERBS = {"single": 4, "pair": 2}  # task families: on one object, or on both
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,8 @@ class Episode:
 
 def combinations_for(family: str, held_out: bool) -> tuple[tuple[int, ...], ...]:
     """Verb combinations of a task family: every third is held out for L3."""
-    every = _COMBINATIONS[family]
-    return tuple(c for i, c in enumerate(every) if (i % 3 == 1) == held_out)
+    every = enumerate(combinations(range(len(EFFECTS)), _VERBS[family]))
+    return tuple(found for i, found in every if (i % 3 == 1) == held_out)
 
 
 def sample_episode(
@@ -133,14 +128,14 @@ def sample_episode(
     are the options, so that the text alone says nothing about the answer.
     """
     objects = tuple(rng.sample(range(4), 2))
-    left_first = rng.random() < 0.5
-    columns = (30, 82) if left_first else (82, 30)
+    columns = (30, 82) if rng.random() < 0.5 else (82, 30)
     positions = tuple(
         (x + rng.randint(-6, 6), 17 + rng.randint(-2, 2)) for x in columns
     )
     family = rng.choice(("single", "pair"))
     combination = rng.choice(combinations_for(family, held_out))
-    plan = _plan(family, combination)
+    items = (0,) if family == "single" else (0, 1)
+    plan = tuple(Step(effect, item) for effect in combination for item in items)
     done = rng.randrange(4)
     actions = list(plan[:done])
     # A clip must show something: with no progress yet there is always a distraction.
@@ -170,12 +165,6 @@ def sample_episode(
     )
 
 
-def _plan(family: str, combination: tuple[int, ...]) -> tuple[Step, ...]:
-    if family == "single":
-        return tuple(Step(effect, 0) for effect in combination)
-    return tuple(Step(effect, item) for effect in combination for item in (0, 1))
-
-
 def _goal(rng, domain, objects, family, combination) -> str:
     verbs = [DOMAINS[domain]["verbs"][effect] for effect in combination]
     names = [DOMAINS[domain]["objects"][i] for i in objects]
@@ -196,13 +185,13 @@ def effects_at(episode: Episode, frame: int) -> np.ndarray:
 
 def clip_frame(episode: Episode, frame: int) -> np.ndarray:
     """Frame `frame` of the progress video: uint8 [56, 112, 3]."""
-    hand = None
+    state, hand = effects_at(episode, frame), None
     for index, step in enumerate(episode.actions):
         phase = frame - episode.span(index)[0]
         if 0 <= phase < 3:
-            x, y = place(episode, effects_at(episode, frame), step.item, frame)
+            x, y = place(episode, state, step.item, frame)
             hand = (x, y + _REACH - 2 * phase)
-    return _render(episode, effects_at(episode, frame), hand, frame)
+    return _render(episode, state, hand, frame)
 
 
 def clip(episode: Episode) -> np.ndarray:
@@ -213,20 +202,18 @@ def clip(episode: Episode) -> np.ndarray:
 def still(episode: Episode) -> np.ndarray:
     """The current observation: uint8 [56, 112, 3], the hand perhaps in the way."""
     last = episode.frames - 1
-    state = effects_at(episode, last)
-    hand = None
+    state, hand = effects_at(episode, last), None
     if episode.hand_covers:
-        item = episode.actions[-1].item
-        hand = place(episode, state, item, last)
+        hand = place(episode, state, episode.actions[-1].item, last)
     return _render(episode, state, hand, last, hand_size=10)
 
 
 def place(episode: Episode, state, item: int, frame: int) -> tuple[int, int]:
     """Centre of an object in a frame, camera jitter included: (x, y) in pixels."""
     x, y = episode.positions[item]
-    shake = _shake(episode.environment, frame)
+    right, down = _shake(episode.environment, frame)
     on_tray = state[item, EFFECTS.index("tray")]
-    return x + shake[0], (_TRAY_Y if on_tray else y) + shake[1]
+    return x + right, (_TRAY_Y if on_tray else y) + down
 
 
 def _render(episode, state, hand, frame, hand_size=5) -> np.ndarray:
@@ -250,7 +237,7 @@ def _background(environment: int) -> np.ndarray:
     canvas = np.empty((HEIGHT, WIDTH, 3))
     canvas[:] = rng.integers(150, 236, 3)
     canvas[34:] = rng.integers(90, 151, 3)
-    style = rng.integers(0, 4)
+    style = rng.integers(0, 4)  # plain, or with lines or dots
     if style == 1:
         canvas[::8] *= 0.88
     if style == 2:
@@ -269,8 +256,7 @@ def _shake(environment: int, frame: int) -> tuple[int, int]:
     if amplitude == 0:
         return 0, 0
     rng = np.random.default_rng([73, environment, frame])
-    x, y = rng.integers(-amplitude, amplitude + 1, 2)
-    return int(x), int(y)
+    return tuple(rng.integers(-amplitude, amplitude + 1, 2).tolist())
 
 
 _DY, _DX = np.mgrid[-_WINDOW : _WINDOW + 1, -_WINDOW : _WINDOW + 1]
@@ -282,18 +268,15 @@ for _x, _y in ((-6, -3), (-3, -6), (0, -2), (3, -6), (6, -3)):
 @cache
 def _masks(shape: int, split: bool) -> tuple[np.ndarray, np.ndarray]:
     """Body of an object and the ring around it, on the drawing window."""
-    radius = 8
     body = np.zeros(_DX.shape, bool)
     for side in (-1, 1):
         dx = _DX - side * (4 if split else 0)
-        if shape == 0:
-            part = dx**2 + _DY**2 <= radius**2
-        elif shape == 1:
-            part = (abs(_DY) <= radius) & (abs(dx) <= (_DY + radius) / 2 + 1)
-        elif shape == 2:
-            part = (abs(dx) < radius) & (abs(_DY) < radius)
-        else:
-            part = abs(dx) + abs(_DY) <= radius + 1
+        part = (
+            dx**2 + _DY**2 <= 64,  # a circle
+            (abs(_DY) <= 8) & (abs(dx) <= _DY / 2 + 5),  # a triangle
+            (abs(dx) < 8) & (abs(_DY) < 8),  # a square
+            abs(dx) + abs(_DY) <= 9,  # a diamond
+        )[shape]
         body |= part & (dx * side >= 0)
     distance = np.sqrt(_DX**2 + _DY**2)
     return body, (distance > 10.5) & (distance < 13)
@@ -305,15 +288,14 @@ def _draw_object(canvas, x, y, colour, shape, state) -> None:
     top, bottom = max(0, y - _WINDOW), min(HEIGHT, y + _WINDOW + 1)
     left, right = max(0, x - _WINDOW), min(WIDTH, x + _WINDOW + 1)
     view = canvas[top:bottom, left:right]
-    cut = np.s_[
-        top - y + _WINDOW : bottom - y + _WINDOW,
-        left - x + _WINDOW : right - x + _WINDOW,
-    ]
+    # the part of the drawing window that lies in the picture
+    rows = slice(top - y + _WINDOW, bottom - y + _WINDOW)
+    columns = slice(left - x + _WINDOW, right - x + _WINDOW)
     base = np.array(_COLOURS[colour])
-    view[body[cut]] = base * 0.4 if dark else base
+    view[body[rows, columns]] = base * 0.4 if dark else base
     if strap:
-        view[(body & (_DY >= 1) & (_DY <= 5))[cut]] = (250, 235, 70)
+        view[(body & (_DY >= 1) & (_DY <= 5))[rows, columns]] = (250, 235, 70)
     if dots:
-        view[_DOTS[cut]] = (255, 255, 255)
+        view[_DOTS[rows, columns]] = (255, 255, 255)
     if wet:
-        view[ring[cut]] = (50, 110, 255)
+        view[ring[rows, columns]] = (50, 110, 255)

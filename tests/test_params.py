@@ -81,9 +81,9 @@ def test_a_file_can_name_the_notebooks_of_its_runs(tmp_path, notebooks):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ("[01_train, 3]", "line 2, notebooks: there is no notebook 3; there are 01_tr"),
-        ("01_train", "line 2, notebooks: expected a list of names"),
-        ("[]", "line 2, notebooks: expected a list of names"),
+        ("[01_train, 3]", "expected a list out of 01_train, 02_eval, found ['01_tr"),
+        ("01_train", "line 2, notebooks: expected a list out of 01_train, 02_eval"),
+        ("[]", "02_eval, found []"),
     ],
 )
 def test_notebooks_that_are_not_there_are_faults(tmp_path, notebooks, given, told):

@@ -1,24 +1,20 @@
 """Parameters of a run: declared in the notebooks, given in params/*.yaml.
 
 A notebook declares them in its cell tagged `parameters`, one a line, each a typed
-literal with a sentence:
-
-    lr: float = 1.0e-3  # AdamW learning rate
-
-A params file is flat YAML and gives values to some of them. `base: mini.yaml` starts
-from another file, whose path is relative to this one; `notebooks: [02_sft, 04_eval]`
-runs these alone; `sweep:` holds lists and makes one run of every combination. So
-params/sweeps/mini_seeds.yaml with
+literal with a sentence: `lr: float = 1.0e-3  # AdamW learning rate`. A params file is
+flat YAML and gives values to some of them. `base: mini.yaml` starts from another file,
+whose path is relative to this one; `notebooks: [02_sft, 04_eval]` runs these alone;
+`sweep:` holds lists and makes one run of every combination:
 
     base: ../mini.yaml
     sweep:
       seed: [0, 1]
 
-is two runs, mini_seeds-seed=0 and mini_seeds-seed=1, otherwise as params/mini.yaml.
+in mini_seeds.yaml is two runs, mini_seeds-seed=0 and mini_seeds-seed=1.
 
-papermill takes unknown keys and wrong types without complaint, and its own reading of
-the parameter cell loses a line with an equals sign in the comment; so the cell is read
-with `ast` here, and every fault of a file is reported before anything runs.
+papermill takes unknown keys and wrong types without complaint, and loses a parameter
+with an equals sign in its comment; so the cell is read with `ast` here, and every fault
+of a file is reported before anything runs.
 """
 
 import ast
@@ -29,6 +25,7 @@ import math
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,41 +79,6 @@ class ParamsFaults(ValueError):
         super().__init__("\n".join(self.faults[:MOST_FAULTS] + rest))
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A key of a params file with its YAML node, and the faults found so far."""
-
-    key: str
-    node: yaml.Node
-    file: Path
-    faults: list[str]
-
-    def fault(self, text: str, node: yaml.Node | None = None) -> None:
-        line = (node or self.node).start_mark.line + 1
-        name = shown(self.key, LONGEST)
-        self.faults.append(f"{self.file}, line {line}, {name}: {text}")
-
-
-class _Plain(yaml.SafeLoader):
-    """YAML without what a params file has no use for and what has no bound: aliases,
-    of which a few lines can stand for gigabytes, and deep nesting."""
-
-    level = 0
-
-    def compose_node(self, parent, index):
-        mark = self.peek_event().start_mark
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="an alias: write it out", problem_mark=mark
-            )
-        self.level += 1
-        if self.level > DEEPEST:
-            raise yaml.MarkedYAMLError(problem="nested too deep", problem_mark=mark)
-        node = super().compose_node(parent, index)
-        self.level -= 1
-        return node
-
-
 def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
     """The numbered notebooks of a folder, in the order of their numbers."""
     found = sorted(folder.glob("[0-9]*.ipynb"))
@@ -127,7 +89,14 @@ def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
 
 def declared(notebook: Path) -> dict[str, Parameter]:
     """The parameters that a notebook declares; ValueError names the line at fault."""
-    source = _parameter_cell(notebook)
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
+    if len(tagged) != 1 or tagged[0].cell_type != "code":
+        raise ValueError(
+            f"{notebook.name}: expected exactly one cell tagged parameters, with code; "
+            f"found {len(tagged)} tagged cells"
+        )
+    source = tagged[0].source
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     sentences = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
     found: dict[str, Parameter] = {}
@@ -139,6 +108,22 @@ def declared(notebook: Path) -> dict[str, Parameter]:
             raise ValueError(f"{place}: {parameter.name} is declared twice")
         found[parameter.name] = parameter
     return found
+
+
+def _parameter(node: ast.stmt, sentence: str, place: str) -> Parameter:
+    match node:
+        case ast.AnnAssign(
+            target=ast.Name(id=name), annotation=ast.Name(id=kind), value=ast.expr()
+        ) if kind in TYPES:
+            with suppress(ValueError):  # not a literal
+                default, own = ast.literal_eval(node.value), TYPES[kind]
+                if sentence and _mismatch(default, own) is None:
+                    return Parameter(name, own, own(default), sentence, place)
+    raise ValueError(
+        f"{place}: expected `name: type = literal  # sentence` with a type of "
+        f"{', '.join(TYPES)}; found `{ast.unparse(node)}`"
+        + ("" if sentence else " without a sentence")
+    )
 
 
 def declarations(notebooks: Iterable[Path]) -> dict[str, Parameter]:
@@ -161,34 +146,24 @@ def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
     Raises ParamsFaults with all faults: unknown and repeated keys, values of a type
     other than the notebook's, a missing run_name, names that cannot be folders.
     """
-    available = notebook_paths(notebooks)
-    parameters = declarations(available)
-    known = {name: parameter.type for name, parameter in parameters.items()}
-    faults: list[str] = []
-    given, axes = _collect(Path(path), faults)
-    chosen = _chosen(given.pop("notebooks", None), available)
-    values = {key: _checked(item, item.node, known) for key, item in given.items()}
-    varied = [
-        [(item.key, _checked(item, node, known)) for node in item.node.value]
-        for item in axes
-    ]
-    runs = [] if faults else _expand(Path(path), values, chosen, varied, faults)
-    if faults:
-        raise ParamsFaults(faults)
+    reader = _Reader(notebook_paths(notebooks))
+    runs = reader.runs(Path(path))
+    if reader.faults:
+        raise ParamsFaults(reader.faults)
     return runs
 
 
 def check_given(names: Mapping[str, Any]) -> None:
     """ValueError for what `papermill -f FILE` or `-p` gave a notebook, whose globals()
-    are `names`, and load_params would refuse: papermill takes it without a word.
-
-    A `base` or `sweep` is read by lib.run alone; papermill would run the
-    defaults.
+    are `names`, and load_params would refuse: papermill takes it without a word, and of
+    a `base` or `sweep` it would run the defaults.
     """
     cells = [cell for cell in names.get("In", ()) if cell.startswith("# Parameters\n")]
     known = declarations(notebook_paths())
     for line in ast.parse(cells[-1] if cells else "").body:
-        key, value = line.targets[0].id, _value(line.value)
+        key, value = line.targets[0].id, ast.unparse(line.value)
+        with suppress(ValueError):  # not a literal, such as nan
+            value = ast.literal_eval(line.value)
         if key in ("base", "sweep"):
             raise ValueError(
                 f"papermill does not read `{key}`: these are not the values of the "
@@ -201,43 +176,215 @@ def check_given(names: Mapping[str, Any]) -> None:
                 raise ValueError(f"{key}, given to papermill: {wrong}")
 
 
-def _value(node: ast.expr) -> Any:
-    """What papermill wrote down for a value; its text where that is no literal."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return ast.unparse(node)
+class _Plain(yaml.SafeLoader):
+    """YAML without what a params file has no use for: aliases, of which a few lines can
+    stand for gigabytes, deep nesting, and numbers that are not what they look like, as
+    010, which is 8 in YAML 1.1, and 1:30, which is 90."""
+
+    level = 0
+
+    def compose_node(self, parent, index):
+        problem = "an alias: write it out" if self.check_event(yaml.AliasEvent) else ""
+        self.level += 1
+        if self.level > DEEPEST:
+            problem = "nested too deep"
+        if problem:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        return node
+
+    def number(self, node):
+        kind = {"int": int, "float": float}[node.tag.rpartition(":")[2]]
+        value = getattr(self, f"construct_yaml_{kind.__name__}")(node)
+        plain = f"expected a finite number in plain digits, found {node.value}"
+        if value in (math.inf, -math.inf) or value != value:
+            raise _Misread(plain)
+        with suppress(ValueError):
+            if kind(node.value) == value:
+                return value
+        raise _Misread(f"{plain}: YAML reads it as {value}; write that")
 
 
-def _parameter_cell(notebook: Path) -> str:
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [c for c in cells if "parameters" in c.metadata.get("tags", [])]
-    if len(tagged) != 1 or tagged[0].cell_type != "code":
-        raise ValueError(
-            f"{notebook.name}: expected exactly one cell tagged parameters, with code; "
-            f"found {len(tagged)} tagged cells"
-        )
-    return tagged[0].source
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.number)
+_Plain.add_constructor("tag:yaml.org,2002:float", _Plain.number)
 
 
-def _parameter(node: ast.stmt, sentence: str, place: str) -> Parameter:
-    match node:
-        case ast.AnnAssign(
-            target=ast.Name(id=name), annotation=ast.Name(id=kind), value=ast.expr()
-        ) if kind in TYPES:
+class _Misread(ValueError):
+    """The text says what is wrong with a number."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a params file gives to a key, and where: "FILE, line N, KEY"."""
+
+    place: str
+    value: Any
+
+
+class _Reader:
+    """Reads params files for some notebooks and collects their faults."""
+
+    def __init__(self, notebooks: list[Path]):
+        self.notebooks, self.faults = notebooks, []
+        known = declarations(notebooks)
+        self.types = {name: own.type for name, own in known.items()} | {"run_name": str}
+
+    def fault(self, place: object, text: str) -> None:
+        self.faults.append(f"{place}: {text}")
+
+    def runs(self, path: Path) -> list[Run]:
+        given, axes = self.collect(path)
+        chosen = self.chosen(given.pop("notebooks", None))
+        values = {
+            key: self.typed(key, own.place, own.value) for key, own in given.items()
+        }
+        varied = [
+            [(key, self.typed(key, own.place, value)) for value in own.value]
+            for key, own in axes.items()
+        ]
+        if self.faults:
+            return []
+        count = math.prod(map(len, varied))
+        if count > MOST_RUNS:
+            most = f"{count:,} combinations, more than {MOST_RUNS:,}"
+            self.fault(f"{path}, sweep", f"{most}; give fewer values, or several files")
+            return []
+        runs = []
+        for combination in itertools.product(*varied):
+            parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
+            name = "-".join([path.stem, *parts]) if varied else values["run_name"]
+            own = {**values, **dict(combination), "run_name": name}
+            runs.append(Run(name, own, tuple(axes), chosen))
+        names = [run.name for run in runs]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            self.fault(f"{path}, sweep", f"two runs would both be called {name}")
+        try:
+            for name in [path.stem, *names] if varied else names:
+                check_run_name(name)
+        except ValueError as error:
+            self.fault(f"{path}, run_name", str(error))
+        return runs
+
+    def collect(
+        self, path: Path, above: tuple[Path, ...] = ()
+    ) -> tuple[dict[str, _Given], dict[str, _Given]]:
+        """The keys of a file over those of its bases, and the axes of its sweep."""
+        own = self.read(path)
+        if own is None:
+            return {}, {}
+        base, sweep = own.pop("base", None), own.pop("sweep", None)
+        axes = self.axes(sweep, own) if sweep else {}
+        if above and sweep:
+            self.fault(sweep.place, f"{above[-1]} starts from this file; no sweep here")
+        elif not above and sweep and "run_name" in own:
+            self.fault(own["run_name"].place, "a sweep is named after its file")
+        elif not above and not sweep and "run_name" not in own:
+            missing = "missing; it names the folder of the records"
+            self.fault(f"{path}, run_name", missing)
+        inherited: dict[str, _Given] = {}
+        if base:
+            source = path.parent / shown(base.value, LONGEST)
+            if not isinstance(base.value, str):
+                self.fault(base.place, "expected the path of a params file")
+            elif source.resolve() in {p.resolve() for p in (*above, path)}:
+                self.fault(base.place, f"{source} starts from this file")
+            elif not source.is_file():
+                self.fault(base.place, f"{source} is missing")
+            else:
+                inherited, _ = self.collect(source, (*above, path))
+                inherited.pop("run_name", None)
+        return {k: v for k, v in inherited.items() if k not in axes} | own, axes
+
+    def read(self, path: Path) -> dict[str, _Given] | None:
+        """The keys of one file; None, with a fault added, if it cannot be read."""
+        raw, loader = b"", None
+        try:
+            raw = path.read_bytes()
+            loader = _Plain(raw.decode("utf-8"))
+            tree = loader.get_single_node()
+            if isinstance(tree, yaml.MappingNode):
+                return self.keys(tree, path)
+            line, why = 1, LINES
+        except FileNotFoundError:
+            self.faults.append(
+                f"{path} is missing: give a file such as params/mini.yaml"
+            )
+            return None
+        except UnicodeDecodeError as error:
+            line = raw.count(b"\n", 0, error.start) + 1
+            why = "not UTF-8; save it as UTF-8 text"
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            why = f"not YAML ({error.problem}); {LINES}"
+        except yaml.reader.ReaderError as error:
+            line = raw.decode("utf-8").count("\n", 0, error.position) + 1
+            why = f"a control character, {error.character:#04x}; {LINES}"
+        except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
+            line, why = loader.line + 1, f"not YAML ({error}); {LINES}"
+        self.fault(f"{path}, line {line}", why)
+        return None
+
+    def keys(self, tree: yaml.MappingNode, path: Path) -> dict[str, _Given]:
+        """The keys of a file, or of its sweep, which is another such dict."""
+        found: dict[str, _Given] = {}
+        for key, node in tree.value:
+            name, value = str(key.value), None
+            place = f"{path}, line {key.start_mark.line + 1}, {shown(name, LONGEST)}"
             try:
-                default = ast.literal_eval(node.value)
-            except ValueError:
-                default = None
-            if _mismatch(default, TYPES[kind]) is None and sentence:
-                return Parameter(
-                    name, TYPES[kind], TYPES[kind](default), sentence, place
-                )
-    raise ValueError(
-        f"{place}: expected `name: type = literal  # sentence` with a type of "
-        f"{', '.join(TYPES)}; found `{ast.unparse(node)}`"
-        + ("" if sentence else " without a sentence")
-    )
+                nested = name == "sweep" and isinstance(node, yaml.MappingNode)
+                value = self.keys(node, path) if nested else _value(node)
+            except ValueError as error:
+                self.fault(place, str(error))
+                continue
+            if name in found:
+                self.fault(place, "given twice")
+            found[name] = _Given(place, value)
+        return found
+
+    def axes(self, sweep: _Given, own: Mapping[str, _Given]) -> dict[str, _Given]:
+        """The swept keys that have a list of values."""
+        if not isinstance(sweep.value, dict) or not sweep.value:
+            self.fault(sweep.place, "expected lines of `key: [value, value]` below it")
+            return {}
+        axes = {}
+        for key, axis in sweep.value.items():
+            wrong = "a sweep names its runs itself" if key == "run_name" else None
+            wrong = "given here and outside the sweep" if key in own else wrong
+            if not isinstance(axis.value, list) or not axis.value:
+                wrong = "expected a list of values, such as [0, 1]"
+            if wrong:
+                self.fault(axis.place, wrong)
+            else:
+                axes[key] = axis
+        return axes
+
+    def chosen(self, given: _Given | None) -> tuple[Path, ...]:
+        """The notebooks that a file names, all where it names none."""
+        if given is None:
+            return tuple(self.notebooks)
+        stems = [notebook.stem for notebook in self.notebooks]
+        named = given.value if isinstance(given.value, list) else []
+        if not named or any(name not in stems for name in named):
+            told = f"expected a list out of {', '.join(stems)}, found "
+            self.fault(given.place, told + shown(given.value, LONGEST))
+        return tuple(path for path in self.notebooks if path.stem in named)
+
+    def typed(self, key: str, place: str, value: Any) -> Any:
+        """The value in the declared type; a fault is added if it has another."""
+        kind = self.types.get(key)
+        wrong = _mismatch(value, kind) if kind else _unknown(key, self.types)
+        return self.fault(place, wrong) if wrong else kind(value)
+
+
+def _value(node: yaml.Node) -> Any:
+    try:
+        return _Plain("").construct_object(node, deep=True)
+    except _Misread:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"not a value of YAML ({shown(error, LONGEST)})") from error
 
 
 def _mismatch(value: Any, kind: type) -> str | None:
@@ -249,7 +396,9 @@ def _mismatch(value: Any, kind: type) -> str | None:
     if kind is str:
         return f"{found}; put it in quotation marks"
     if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):
-        return f"{found}; YAML wants a point and a sign: {_yaml_float(value)}"
+        plain = re.sub(r"^([+-]?\d+)(?=e|$)", r"\1.0", value.lower())
+        plain = re.sub(r"e(?=\d)", "e+", plain)
+        return f"{found}; YAML wants a point and a sign: {plain}"
     return found
 
 
@@ -257,187 +406,3 @@ def _unknown(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     return f"no notebook declares this parameter{hint}"
-
-
-def _misread(text: str, value: Any) -> str | None:
-    """What is wrong with a number that YAML 1.1 reads as nobody means it: 010 is 8
-    there and 1:30 is 90; None if nothing."""
-    if type(value) not in (int, float):
-        return None
-    plain = f"a finite number in plain digits, found {text}"
-    if not math.isfinite(value):
-        return f"expected {plain}"
-    try:
-        same = type(value)(text) == value
-    except ValueError:
-        same = False
-    return None if same else f"expected {plain}: YAML reads it as {value}; write that"
-
-
-def _yaml_float(text: str) -> str:
-    """A number as YAML 1.1 reads it: 1e-5 -> 1.0e-5, 3E4 -> 3.0e+4."""
-    mantissa, _, exponent = text.lower().partition("e")
-    mantissa = mantissa if "." in mantissa else f"{mantissa}.0"
-    sign = "" if exponent.startswith(("+", "-")) else "+"
-    return f"{mantissa}e{sign}{exponent}" if exponent else mantissa
-
-
-def _collect(
-    path: Path, faults: list[str], above: tuple[Path, ...] = ()
-) -> tuple[dict[str, _Given], list[_Given]]:
-    """The keys of a file over those of its bases, and the axes of its sweep."""
-    own = _read(path, faults)
-    if own is None:
-        return {}, []
-    base, sweep = own.pop("base", None), own.pop("sweep", None)
-    axes = _axes(sweep, own) if sweep else []
-    if not above:
-        _check_named(path, own, sweep, faults)
-    elif sweep:
-        sweep.fault(f"{above[-1]} starts from this file; no sweep here")
-    inherited: dict[str, _Given] = {}
-    if base:
-        source = path.parent / shown(base.node.value, LONGEST)
-        if not isinstance(base.node, yaml.ScalarNode):
-            base.fault("expected the path of a params file")
-        elif source.resolve() in {p.resolve() for p in (*above, path)}:
-            base.fault(f"{source} starts from this file")
-        elif not source.is_file():
-            base.fault(f"{source} is missing")
-        else:
-            inherited, _ = _collect(source, faults, (*above, path))
-            inherited.pop("run_name", None)
-    swept = {item.key for item in axes}
-    merged = {key: item for key, item in inherited.items() if key not in swept}
-    return merged | own, axes
-
-
-def _read(path: Path, faults: list[str]) -> dict[str, _Given] | None:
-    """The keys of one file; None, with a fault added, if it cannot be read."""
-    raw, loader = b"", None
-    try:
-        raw = path.read_bytes()
-        loader = _Plain(raw.decode("utf-8"))
-        tree = loader.get_single_node()
-        if isinstance(tree, yaml.MappingNode):
-            return _keys(tree, path, faults)
-        line, why = 1, LINES
-    except FileNotFoundError:
-        faults.append(f"{path} is missing: give a file such as params/mini.yaml")
-        return None
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        why = "not UTF-8; save it as UTF-8 text"
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        why = f"not YAML ({error.problem}); {LINES}"
-    except yaml.reader.ReaderError as error:
-        line = raw.decode("utf-8").count("\n", 0, error.position) + 1
-        why = f"a control character, {error.character:#04x}; {LINES}"
-    except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
-        line, why = loader.line + 1, f"not YAML ({error}); {LINES}"
-    faults.append(f"{path}, line {line}: {why}")
-    return None
-
-
-def _keys(tree: yaml.MappingNode, path: Path, faults: list[str]) -> dict[str, _Given]:
-    found: dict[str, _Given] = {}
-    for key_node, node in tree.value:
-        item = _Given(str(key_node.value), node, path, faults)
-        if item.key in found:
-            item.fault("given twice", key_node)
-        found[item.key] = item
-    return found
-
-
-def _axes(sweep: _Given, own: dict[str, _Given]) -> list[_Given]:
-    """The swept keys, each with a node that is a list."""
-    if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
-        sweep.fault("expected lines of `key: [value, value]` below it")
-        return []
-    axes = []
-    for key, item in _keys(sweep.node, sweep.file, sweep.faults).items():
-        if key == "run_name":
-            item.fault("a sweep names its runs itself")
-        elif key in own:
-            item.fault("given here and outside the sweep")
-        elif not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
-            item.fault("expected a list of values, such as [0, 1]")
-        else:
-            axes.append(item)
-    return axes
-
-
-def _check_named(
-    path: Path, own: dict[str, _Given], sweep: _Given | None, faults: list[str]
-) -> None:
-    if sweep and "run_name" in own:
-        own["run_name"].fault("a sweep is named after its file")
-    if not sweep and "run_name" not in own:
-        faults.append(f"{path}, run_name: missing; it names the folder of the records")
-
-
-def _chosen(item: _Given | None, available: list[Path]) -> tuple[Path, ...]:
-    """The notebooks that a file names, all where it names none."""
-    if item is None:
-        return tuple(available)
-    if not isinstance(item.node, yaml.SequenceNode) or not item.node.value:
-        item.fault("expected a list of names, such as [02_sft, 04_eval]")
-        return ()
-    named = {shown(node.value, LONGEST): node for node in item.node.value}
-    stems = [notebook.stem for notebook in available]
-    for name, node in named.items():
-        if name not in stems:
-            there = f"there is no notebook {name}; there are {', '.join(stems)}"
-            item.fault(there, node)
-    return tuple(notebook for notebook in available if notebook.stem in named)
-
-
-def _checked(item: _Given, node: yaml.Node, known: dict[str, type]) -> Any:
-    """The value of a node, of the declared type; a fault is added if it is not."""
-    kind = str if item.key == "run_name" else known.get(item.key)
-    if kind is None:
-        item.fault(_unknown(item.key, known), node)
-        return None
-    try:
-        value = yaml.SafeLoader("").construct_object(node, deep=True)
-    except (yaml.YAMLError, ValueError) as error:
-        why = shown(error, LONGEST)
-        item.fault(f"not a value of YAML ({why})", node)
-        return None
-    wrong = _mismatch(value, kind) or _misread(node.value, value)
-    if wrong:
-        item.fault(wrong, node)
-        return None
-    return kind(value)
-
-
-def _expand(
-    path: Path,
-    values: dict[str, Any],
-    notebooks: tuple[Path, ...],
-    varied: list[list[tuple[str, Any]]],
-    faults: list[str],
-) -> list[Run]:
-    """One run a combination; their names tell the combinations apart."""
-    count = math.prod(map(len, varied))
-    if count > MOST_RUNS:
-        most = f"{count:,} combinations, more than {MOST_RUNS:,}"
-        faults.append(f"{path}, sweep: {most}; give fewer values, or several files")
-        return []
-    runs = []
-    for combination in itertools.product(*varied):
-        parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
-        name = "-".join([path.stem, *parts]) if varied else values["run_name"]
-        keys = tuple(key for key, _ in combination)
-        own = {**values, **dict(combination), "run_name": name}
-        runs.append(Run(name, own, keys, notebooks))
-    names = [run.name for run in runs]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        faults.append(f"{path}, sweep: two runs would both be called {name}")
-    try:
-        for name in ([path.stem] if varied else []) + names:
-            check_run_name(name)
-    except ValueError as error:
-        faults.append(f"{path}, run_name: {error}")
-    return runs

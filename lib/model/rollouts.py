@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from lib.model.prefix import Prompt, base_of, check_model, picture_inputs
 from lib.model.token_step import Language
@@ -190,10 +191,11 @@ class Slots:
         behind = self.hidden.shape[1] - mask.shape[1]
         layers = output.past_key_values.layers
         if self.keys is None:
-            self._allocate(layers)
-        for i, layer in enumerate(layers):
-            self.keys[i][rows, :, behind:] = layer.keys
-            self.values[i][rows, :, behind:] = layer.values
+            self._allocate(layers, behind)
+        else:
+            for i, layer in enumerate(layers):
+                self.keys[i][rows, :, behind:] = layer.keys
+                self.values[i][rows, :, behind:] = layer.values
         self.hidden[rows] = -torch.inf
         self.hidden[rows, behind:] = torch.where(mask, 0.0, -torch.inf)
         self.position[rows] = position
@@ -203,18 +205,20 @@ class Slots:
         self.done[rows] = False
         self.draw(output.logits[:, -1:].expand(-1, self.drawn.shape[1], -1), rows)
 
-    def _allocate(self, layers) -> None:
-        size, count, length = self.drawn.shape
+    def _allocate(self, layers, behind: int) -> None:
+        """From the first prefill, which fills all slots: its own tensors, if it can."""
 
-        def zeros(like, *between):
-            heads, width = like.shape[1], like.shape[-1]
-            return like.new_zeros(size, heads, *between, width)
+        def prompts(of_layer):
+            return functional.pad(of_layer, (0, 0, behind, 0)) if behind else of_layer
 
-        longest = self.hidden.shape[1]
-        self.keys = [zeros(layer.keys, longest) for layer in layers]
-        self.values = [zeros(layer.values, longest) for layer in layers]
-        self.own_keys = [zeros(layer.keys, count, length) for layer in layers]
-        self.own_values = [zeros(layer.values, count, length) for layer in layers]
+        def own(of_layer):
+            size, heads, _, width = of_layer.shape
+            return of_layer.new_zeros(size, heads, *self.drawn.shape[1:], width)
+
+        self.keys = [prompts(layer.keys) for layer in layers]
+        self.values = [prompts(layer.values) for layer in layers]
+        self.own_keys = [own(layer.keys) for layer in layers]
+        self.own_values = [own(layer.values) for layer in layers]
 
     def draw(self, logits: torch.Tensor, rows: torch.Tensor | None = None) -> None:
         """Draw the next token of the completions in `rows` (all) from [B, G, V]."""
@@ -265,7 +269,7 @@ class Slots:
 
 def _at_chance(scores: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
     """[N] tokens from scores [N, V]: where the summed probabilities pass `chances`."""
-    sums = scores.double().softmax(-1).cumsum(-1)
+    sums = scores.softmax(-1, dtype=torch.float64).cumsum_(-1)
     wanted = (chances * sums[:, -1])[:, None]
     token = torch.searchsorted(sums, wanted, right=True)[:, 0]
     return token.clamp(max=scores.shape[-1] - 1)

@@ -118,10 +118,11 @@ def _projections(layer) -> Iterator[Callable]:
 def _linear(*modules) -> Callable:
     """What linear modules make of one input: a function from x to their outputs."""
     bases = [getattr(module, "base_layer", module) for module in modules]
-    if not all(_is_small(base) for base in bases):
-        pairs = list(zip(modules, bases, strict=True))
+    pairs = list(zip(modules, bases, strict=True))
+    as_it_is = len(modules) == 1 and not list(_adapters(modules[0]))
+    if as_it_is or not all(_is_small(base) for base in bases):
         return lambda x: [_adapted(module, x, base(x)) for module, base in pairs]
-    weight = torch.cat([_folded(*own) for own in zip(modules, bases, strict=True)])
+    weight = torch.cat([_folded(*pair) for pair in pairs])
     biases = [base.bias for base in bases if base.bias is not None]
     bias = torch.cat(biases) if biases else None
     sizes = [base.out_features for base in bases]

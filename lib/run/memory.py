@@ -15,6 +15,7 @@ import yaml
 from lib import paths
 from lib.model import models
 from lib.model.scoring import LOGITS_AT_ONCE
+from lib.model.token_step import SMALL
 
 # isort: split
 from transformers import AutoConfig, Qwen2VLConfig
@@ -296,12 +297,12 @@ def update(model: Model, work: Work) -> float:
 
 
 def evaluation(model: Model, work: Work) -> float:
-    """One batch of the questions that take most, whose pixels are there three times: as
-    the processor made them, alone, and joined."""
+    """One batch of the questions that take most, whose pixels are there twice: as the
+    processor made them, and alone."""
     patches = work.eval_patches or work.patches
     asked = work.eval_batch, 1, work.eval_prompt or work.prompt, patches
     adapter = LOADED_ADAPTER if work.lora_rank else 0
-    kept = 3 * 4 * work.eval_batch * patches * model.patch
+    kept = 2 * 4 * work.eval_batch * patches * model.patch
     kept += adapter * work.lora_rank * model.sides
     return kept + answers(model, work, asked, work.eval_tokens, adapter)
 
@@ -317,7 +318,18 @@ def answers(
     prefill = prompts * length * token + forward(model, work, prompts * length, adapter)
     logits = prompts * group * model.vocab * (work.wide + 16)  # in float32 four times
     last = prompts * (length + group * drawn) * token + logits
-    return max(tower, prefill, last)
+    return max(tower, prefill, last) + joined(model, work, adapter)
+
+
+def joined(model: Model, work: Work, adapter: int) -> int:
+    """Copies of small float32 layers that a token step on a CPU joins, and folds the
+    adapter into (lib/model/token_step.py)."""
+    whole = work.wide == 4 and not work.quantize
+    if work.device != "cpu" or not whole or model.hidden * model.inner > SMALL:
+        return 0
+    together = model.hidden + 2 * model.kv + 2 * model.inner
+    alone = 0 if not adapter else model.hidden + model.inner
+    return 4 * model.layers * model.hidden * (together + alone)
 
 
 def forward(model: Model, work: Work, tokens: int, adapter: int) -> float:

@@ -352,32 +352,32 @@ def record_of(out: Path) -> Path:
 
 
 def _why(left_out: dict[str, str]) -> list[str]:
-    return [f"  {count} of {why}" for why, count in Counter(left_out.values()).items()]
+    return [f"{count:6} of {why}" for why, count in Counter(left_out.values()).items()]
 
 
 def describe(record: dict) -> str:
     """The record in words."""
-    l1, proof = record["l1"], record["proof"]
-    official = (l1["records"], proof["videos_of_l1"]) == (L1_RECORDS, L1_VIDEOS)
+    l1, proof, left_out = record["l1"], record["proof"], record["left_out"]
     lines = [
-        f"labels: {record['rows']} rows",
-        *(f"  {count} {what}: used" for what, count in record["odd"].items()),
-        f"L1: {l1['records']} records on {proof['videos_of_l1']} videos",
-        ""
-        if official
-        else f"  NOT the official file, which has {L1_RECORDS} records on"
-        f" {L1_VIDEOS} videos: what only that one uses is not excluded",
-        f"excluded: {len(record['videos_excluded'])} videos that L1 uses, with"
-        f" {record['rows_excluded']} rows",
-        f"questions by the rule: {record['questions_by_the_rule']}, of which"
-        f" {len(record['left_out'])} are left out",
-        *_why(record["left_out"]),
-        f"written: {proof['questions_read_back']} questions,"
-        f" {record['questions_without_progress']} without progress, from"
-        f" {record['rows_used']} rows: {record['out']['file']}",
-        f"proof, read back from it: {proof['their_videos']} videos, of which"
+        f"{record['rows']:6} rows of labels",
+        *(f"{count:6} {what}: used" for what, count in record["odd"].items()),
+        f"{l1['records']:6} records of L1 on {proof['videos_of_l1']} videos",
+        f"{len(record['videos_excluded']):6} of these videos have labels: excluded,"
+        f" with {record['rows_excluded']} rows",
+        f"{record['questions_by_the_rule']:6} questions by the rule",
+        f"{len(left_out):6} of them left out",
+        *_why(left_out),
+        f"{record['questions_without_progress']:6} of the others without progress",
+        f"{proof['questions_read_back']:6} written to {record['out']['file']}",
+        f"{proof['their_videos']:6} videos read back from there, of which"
         f" {proof['in_both']} are among L1's {proof['videos_of_l1']}",
         "licence: CC BY-NC 4.0, as NOTICE.txt beside annotations/ says",
-        "" if record["clips_cut"] else "clips: none; --videos FOLDER cuts them",
     ]
-    return "\n".join(filter(None, lines))
+    if (l1["records"], proof["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
+        lines.append(
+            f"this L1 is NOT the official file of {L1_RECORDS} records on {L1_VIDEOS}"
+            " videos: what only that one uses is not excluded"
+        )
+    if not record["clips_cut"]:
+        lines.append("no clips were cut: run it again with --videos FOLDER")
+    return "\n".join(lines)

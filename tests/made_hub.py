@@ -61,9 +61,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def do_HEAD(self):
-        self.do_GET()
-
     def do_GET(self):
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[:2] == ["api", "agent-harnesses"]:  # the library's own business
@@ -88,21 +85,22 @@ class _Handler(BaseHTTPRequestHandler):
             return
         entries = [{"type": "directory", "path": "videos", "oid": "0" * 40}]
         for path, data in self.hub.files[repo].items():
-            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            entry = {"type": "file", "path": path, "size": len(data), "oid": blob}
-            if len(data) > SMALL:
+            size = len(data)
+            blob = hashlib.sha1(b"blob %d\0" % size + data).hexdigest()
+            entry = {"type": "file", "path": path, "size": size, "oid": blob}
+            if size > SMALL:
                 sha256 = self.hub.digests.get(path, hashlib.sha256(data).hexdigest())
-                lfs = {"oid": sha256, "size": len(data), "pointerSize": 130}
-                entry["lfs"] = lfs
+                entry["lfs"] = {"oid": sha256, "size": size, "pointerSize": 130}
             entries.append(entry)
         self._json(entries)
 
     def _json(self, value, status=200):
         self._send(json.dumps(value).encode(), status)
 
-    def _send(self, data, status=200):
+    def _send(self, data, status=200, headers=()):
         self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
+        for name, value in {**dict(headers), "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
 
@@ -110,16 +108,10 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.hub.status:
             status, name = self.hub.status[path]
             self.hub.requests.append((path, None))
-            self.send_response(status)
-            self.send_header("X-Error-Code", name)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._send(b"", status, {"X-Error-Code": name})
         elif len(self.hub.files[repo][path]) > SMALL:
-            self.send_response(302)
             place = f"http://localhost:{self.hub.port}/cdn/{repo}/{path}"
-            self.send_header("Location", place.replace(" ", "%20"))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._send(b"", 302, {"Location": place.replace(" ", "%20")})
         else:
             self._content(repo, path)
 
@@ -128,16 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((path, asked))
         data = self.hub.served.get(path, self.hub.files[repo][path])
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        self.send_response(206 if asked else 200)
-        if asked:
-            span = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.send_header("Content-Range", span)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
+        headers = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
         cut = self.hub.cuts[path].pop(0) if self.hub.cuts[path] else None
         if cut is None:
-            self.wfile.write(data[start:])
+            self._send(data[start:], 206 if asked else 200, headers if asked else ())
             return
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
         self.wfile.write(data[start : start + abs(cut)])
         self.wfile.flush()
         if cut < 0:  # say so, and wait for the other side to go away

@@ -339,6 +339,14 @@ def test_a_connection_that_breaks_is_taken_up_where_it_broke(world):
     assert asked(world) == [None, f"bytes={10 * MIB}-", f"bytes={20 * MIB}-"]
 
 
+def test_a_connection_that_breaks_again_and_again(world, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    world.hub.cuts[TEXT] = [100] * 20
+    said = error(world.accept("L2"))
+    assert f"{SEED}: {TEXT}: the connection to {world.hub.endpoint} broke" in said
+    assert "what has arrived is kept, and the same command goes on from there" in said
+
+
 def test_a_connection_that_breaks_again_and_again_is_said(world):
     world.hub.cuts["annotations/validation_L1.jsonl"] = [100] * 20
     said = error(world.accept())
@@ -353,27 +361,32 @@ LICENCE = (
 )
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
 TEXT = "annotations/validation_L2.jsonl"
-SENT = {  # what the hub sends of a file: bytes or (status, name), what is said
-    "page": (TEXT, PAGE, "received a web page; expected"),
-    "short": (TEXT, b"abc", "received 3 bytes; expected"),
-    "flipped": (OF_EGO, None, "bytes with another hash"),
-    "pointer": (TEXT, LFS, "received a git-LFS pointer; expected"),
-    "gated": (TEXT, (401, "GatedRepo"), LICENCE),
-    "no token": (TEXT, (401, ""), "log in with `hf auth login` or set HF_TOKEN"),
-    "gone": (TEXT, (404, "EntryNotFound"), "look whether the hub still lists that"),
-    "ill": (TEXT, (500, ""), "answered 500"),
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+SENT = {  # what the hub sends of a file: bytes or (status, name), and what is said
+    "pointer": (TEXT, POINTER, "a git-LFS pointer; expected", "deleted; run it again"),
+    "page": (TEXT, PAGE, "a web page; expected", "deleted; run it again"),
+    "short": (TEXT, b"abc", "received 3 bytes; expected", "deleted; run it again"),
+    "flipped text": (TEXT, None, "with another hash", "deleted; run it again"),
+    "flipped archive": (OF_EGO, None, "with another hash", "deleted; run it again"),
+    "gated": (
+        *(TEXT, (401, "GatedRepo"), "an account that has accepted the licence"),
+        f"https://huggingface.co/datasets/{SEED}, then run `hf auth login` or set",
+    ),
+    "login": (TEXT, (401, ""), "answered 401", "log in with `hf auth login` or set"),
+    "missing": (TEXT, (404, "EntryNotFound"), "answered 404", "still lists that file"),
+    "ill": (TEXT, (500, ""), "answered 500", "run it again later"),
 }
 
 
 @pytest.mark.parametrize("kind", SENT)
 def test_what_the_hub_sends_is_named_and_deleted(world, kind):
-    path, sent, words = SENT[kind]
+    path, sent, *words = SENT[kind]
     if sent is None:
         sent = bytearray(world.seed[path])
         sent[50] ^= 1
     (world.hub.status if isinstance(sent, tuple) else world.hub.served)[path] = sent
     said = error(world.accept("L2"))
-    assert f"{SEED}: {path}: " in said and words in said
+    assert f"{SEED}: {path}: " in said and not [w for w in words if w not in said]
     assert not [p for p in world.folder.rglob("*.part") if p.stat().st_size]
     assert not list(world.folder.glob("videos/*/*"))
     world.hub.served.clear(), world.hub.status.clear()
@@ -468,6 +481,7 @@ BAD_MEMBERS = {
     "pipe": (tar([(special(tarfile.FIFOTYPE, "0.mp4"), b"")]), NO_FILE),
     "sparse": (sparse("0.mp4", 10**9), NO_FILE),
     "long name": (tar([("a" * 300 + "0.mp4", b"x")]), "too long"),
+    "zip: absolute": (zipped([("/tmp/0.mp4", b"x")]), OUT),
     "zip: link": (zipped([(linked("0.mp4", stat.S_IFLNK), b"x")]), NO_FILE),
     "zip: parent": (zipped([(linked("../0.mp4", stat.S_IFREG), b"x")]), OUT),
 }
@@ -478,8 +492,9 @@ def test_a_member_that_is_no_plain_file_within_stops_it(kind, tmp_path):
     data, words = BAD_MEMBERS[kind]
     names = ["0.mp4", "../0.mp4", "a/../../0.mp4", "/tmp/0.mp4"]
     (folder := tmp_path / "a").mkdir()
-    with pytest.raises(download.ArchiveError, match=rf"x: the member .*{words}"):
+    with pytest.raises(download.ArchiveError, match=rf"x: the member .*{words}") as err:
         unpacked([data], folder, names)
+    assert "report it to who made the archive" in str(err.value)
     assert not list(tmp_path.rglob("*0.mp4"))
 
 
@@ -488,7 +503,8 @@ def test_a_member_that_is_no_plain_file_within_stops_it(kind, tmp_path):
 )
 def test_an_archive_that_ends_too_early(share, mode, tmp_path):
     whole = tar([("9.mp4", b"x"), ("0.mp4", os.urandom(50_000))], mode=mode)
-    with pytest.raises(download.ArchiveError, match="cannot be read to its end"):
+    words = "cannot be read to its end .* file is damaged; report it there"
+    with pytest.raises(download.ArchiveError, match=words):
         unpacked([whole[: int(len(whole) * share)]], tmp_path, ["0.mp4"])
     assert not list(tmp_path.glob("out/*"))
 
@@ -524,6 +540,15 @@ def test_a_digest_that_is_none_is_never_a_path(digest, tmp_path):
         with pytest.raises(download.ArchiveError, match=r"images.tar: the hub lists"):
             use(0, tmp_path / "a/b/c")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_another_file_has_is_not_overwritten(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0.png").write_bytes(b"mine")
+    words = "the member 'a/0.png' has 2,000 bytes, but .*0.png is there with 4; delete"
+    with pytest.raises(download.ArchiveError, match=words):
+        unpacked([TAR], tmp_path)
+    assert (tmp_path / "out" / "0.png").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -564,7 +589,7 @@ def test_an_archive_that_cannot_be_used_does_not_stop_the_others(world, media):
     stored[2000] ^= 1
     bad = {
         "1.tar": (sparse("0.mp4", 10**9), "sparse"),
-        "2.zip": (of_method(zipped(members), 9), "method is not supported"),
+        "2.zip": (of_method(zipped(members), 9), "unpack it yourself"),
         "3.zip": (of_method(zipped(members), 99), "method is not supported"),
         "4.zip": (of_method(zipped(members), 8, 200), "zip file version 20.0"),
         "5.tar.gz": (bytes(stored), "CRC check failed"),
@@ -862,6 +887,15 @@ def counted(needed, **others):
     return {"needed": needed, **none} | others
 
 
+def write_one_frame(path):
+    """In a function: a film of this process must not live on in those that decode."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
+        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
+        container.mux([*stream.encode(black), *stream.encode()])
+
+
 def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     ok(world.accept("evaluation", "training_6k"))
     epic, ego = world.folder / "videos" / EPIC, world.folder / "videos" / EGO
@@ -870,11 +904,7 @@ def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     (ego / "0.mp4").write_bytes(PAGE)
     (ego / "1.mp4").write_bytes(media["1.mp4"][: len(media["1.mp4"]) // 2])
     (world.folder / "images" / EGO / "1.png").write_bytes(b"no picture")
-    with av.open(str(ego / NAMES[3]), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
-        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
-        container.mux([*stream.encode(black), *stream.encode()])
+    write_one_frame(ego / NAMES[3])
 
     quick = by_split(inventory.check(world.folder))
     assert quick["validation_L1"]["videos"] == counted(2, missing=1, damaged=1)

@@ -1,17 +1,14 @@
 """Clips and stills cut from long videos, by time.
 
-`lib/data/epic.py` names the moments. A clip shows what the video shows from `start` to
-`end`, 10 frames a second and 256 pixels high: the paper's sampling takes at most 2
-frames a second of it and squashes them to 252 x 252. The still is the frame that stands
-at `end`. Both stand upright, however the video was filmed. Clips that start together
-are decoded together, once.
+A clip shows what the video shows from `start` to `end`, 10 frames a second and 256
+pixels high: the paper's sampling takes at most 2 frames a second of it and squashes
+them to 252 x 252. The still is the frame that stands at `end`. Both stand upright.
 
     >>> cut("P01_11.MP4", [Cut(12.5, 40.0, Path("clip.mp4"), Path("still.png"))])
     {}
 
 Time is the time stamp of each frame, counted from the video's first: neither frame
-numbers nor the frame rate decide what is cut. A file appears under its own name when it
-is complete; one that is there is not made again.
+numbers nor the frame rate decide what is cut.
 """
 
 from __future__ import annotations
@@ -46,7 +43,8 @@ class Cut:
 
 
 def cut(video: Path, cuts: list[Cut]) -> dict[Cut, str]:
-    """Make the files that are not there; returns why for each cut that failed."""
+    """Make the files that are not there; returns why for each cut that failed. A file
+    has its own name once it is complete."""
     todo = sorted((c for c in cuts if not c.is_there), key=attrgetter("start", "end"))
     failed = {}
     for start, group in groupby(todo, key=attrgetter("start")):
@@ -65,13 +63,13 @@ def cut(video: Path, cuts: list[Cut]) -> dict[Cut, str]:
 def _cut_together(
     shown: Iterator[tuple[av.VideoFrame, float]], start: float, cuts: list[Cut]
 ) -> list[Cut]:
-    """Make the files of cuts that start together; returns those the video ends before.
+    """Make the files of cuts that start together, decoding once; returns those the
+    video ends before.
 
     Every pending clip gets a frame at every tick of a tenth of a second: the one that
     stands then, so that sources of any frame rate keep their pace.
     """
-    pending, ticks = list(cuts), 0
-    clips = {}
+    pending, ticks, clips = list(cuts), 0, {}
     try:
         for frame, until in shown:
             small = _small(frame)
@@ -86,7 +84,8 @@ def _cut_together(
                 done = pending.pop(0)
                 if done.clip:
                     clips.pop(done).finish()
-                _write_still(small, done.still)
+                small.to_image().save(_unfinished(done.still), "PNG")
+                os.replace(_unfinished(done.still), done.still)
             if not pending:
                 break
     finally:
@@ -122,24 +121,21 @@ def _small(frame: av.VideoFrame) -> av.VideoFrame:
     return small
 
 
-def _write_still(frame: av.VideoFrame, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    frame.to_image().save(unfinished, "PNG")
-    os.replace(unfinished, path)
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 class _Clip:
     """An h264 clip in the making, renamed to its own name when it is complete."""
 
     def __init__(self, path: Path, width: int):
-        self.path, self.unfinished = path, path.with_name(f".{path.name}.tmp")
-        self._container = av.open(str(self.unfinished), "w", format="mp4")
+        self._path, self._count = path, 0
+        self._container = av.open(str(_unfinished(path)), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=FPS)
         self._stream.width, self._stream.height = width, HEIGHT
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"preset": "veryfast", "x264-params": "mbtree=0"}
         self._stream.codec_context.thread_count = 1  # same frames, same bytes
-        self._count = 0
 
     def add(self, frame: av.VideoFrame) -> None:
         frame.pts, frame.time_base = self._count, 1 / self._stream.average_rate
@@ -149,8 +145,8 @@ class _Clip:
     def finish(self) -> None:
         self._container.mux(self._stream.encode())
         self._container.close()
-        os.replace(self.unfinished, self.path)
+        os.replace(_unfinished(self._path), self._path)
 
     def drop(self) -> None:
         self._container.close()
-        self.unfinished.unlink(missing_ok=True)
+        _unfinished(self._path).unlink(missing_ok=True)

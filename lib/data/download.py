@@ -58,6 +58,10 @@ PACKED = [  # first bytes of a tar that is packed, what reads it; zstd may skip 
     ),
 ]
 UNFINISHED = ".unfinished-c0d1a7f4e93b5268"  # a name that nobody wants
+HEADS = {  # of what comes in place of a file
+    b"version https://git-lfs": "a git-LFS pointer",
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), "a web page"),
+}
 KEPT = "what has arrived is kept, and the same command goes on from there"
 STOPPED = "nothing more is unpacked: report it to who made the archive"
 UNPACK = (
@@ -109,13 +113,13 @@ class Archive:
         """A part, downloaded into the folder `store` unless it is there."""
         return fetch(self.parts[number], self._stored(number, store))
 
-    def drop_parts(self, store: Path, end: int) -> int:
-        """Delete the stored parts that end at or before a byte; returns how many."""
-        done = range(bisect_right(self.ends, end))
-        there = [p for p in (self._stored(n, store) for n in done) if p.exists()]
+    def drop_parts(self, store: Path, end: int) -> bool:
+        """Delete the stored parts that end at or before a byte; whether any was."""
+        done = [self._stored(n, store) for n in range(bisect_right(self.ends, end))]
+        there = [path for path in done if path.exists()]
         for path in there:
             path.unlink()
-        return len(there)
+        return bool(there)
 
     def _stored(self, number: int, store: Path) -> Path:
         part = self.parts[number]
@@ -237,14 +241,11 @@ def _transfer(file: HubFile, part: Path) -> None:
 def _rejected(file: HubFile, part: Path) -> ArchiveError:
     """The error for a part that is complete but not the file; the part is deleted."""
     size = part.stat().st_size
+    what = f"{size:,} bytes" + (" with another hash" if size == file.size else "")
     with part.open("rb") as opened:
         head = opened.read(64).lstrip().lower()
+    what = next((said for begin, said in HEADS.items() if head.startswith(begin)), what)
     part.unlink()
-    what = f"{size:,} bytes" + (" with another hash" if size == file.size else "")
-    if head.startswith(b"version https://git-lfs"):
-        what = "a git-LFS pointer"
-    elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "a web page"
     return ArchiveError(
         f"{file.repo}: {file.path}: received {what}; expected {file.size:,} bytes with"
         f" the hash {file.digest}. It was deleted; run it again, and if it happens"
@@ -312,8 +313,7 @@ def unpack(
     try:
         with io.BufferedReader(_Joined(archive, store), BLOCK) as joined:
             for member in _members(joined, start):
-                if _is_folder(archive.name, member):
-                    continue
+                _require_plain(archive.name, member)
                 target = place(member.name)
                 if target and _write(archive.name, member, target) and member.packed:
                     unproven.append(target)
@@ -334,7 +334,7 @@ def copy(file: HubFile, store: Path, target: Path) -> None:
     """Put a file that is no archive at `target`, by way of `store`."""
     whole = Archive(f"{file.repo}: {file.path}", (file,), ())
     with whole.fetch_part(0, store).open("rb") as source:
-        member = _Member(file.path, file.size, False, True, lambda: source)
+        member = _Member(file.path, file.size, True, lambda: source)
         _write(whole.name, member, target)
     whole.drop_parts(store, file.size)
 
@@ -344,7 +344,6 @@ class _Member(NamedTuple):
 
     name: str
     size: int
-    folder: bool
     plain: bool
     open: Callable
     packed: bool = False
@@ -352,7 +351,7 @@ class _Member(NamedTuple):
 
 
 def _members(joined: io.BufferedReader, start: int) -> Iterator[_Member]:
-    """The members of an archive, told by its first bytes what it is."""
+    """All members but folders of an archive, told by its first bytes what it is."""
     head = b"" if start else joined.read(10)
     joined.seek(start)
     unpacked = next((read for first, read in PACKED if first.match(head)), None)
@@ -367,39 +366,35 @@ def _members(joined: io.BufferedReader, start: int) -> Iterator[_Member]:
 
 def _zipped(joined: io.BufferedReader) -> Iterator[_Member]:
     with zipfile.ZipFile(joined) as file:
-        for info in file.infolist():
+        for info in (info for info in file.infolist() if not info.is_dir()):
             kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where not made on Unix
             plain = kind in (0, stat.S_IFREG) and not info.flag_bits & 1
             name = info.orig_filename  # .filename has been mended
-            opens = partial(file.open, info)
-            yield _Member(name, info.file_size, info.is_dir(), plain, opens)
+            yield _Member(name, info.file_size, plain, partial(file.open, info))
 
 
 def _tarred(stream, packed: bool = False) -> Iterator[_Member]:
     with tarfile.open(fileobj=stream, mode="r|", bufsize=BLOCK) as tar:
-        for info in tar:
+        for info in (info for info in tar if not info.isdir()):
             plain = info.isreg() and not info.issparse()
             end = 0 if packed else tar.offset
             opens = partial(tar.extractfile, info)
-            yield _Member(info.name, info.size, info.isdir(), plain, opens, packed, end)
+            yield _Member(info.name, info.size, plain, opens, packed, end)
     while packed and stream.read(BLOCK):
         pass  # to where the checksum is
 
 
-def _is_folder(archive: str, member: _Member) -> bool:
-    """Whether a member is a folder; ArchiveError unless it is that or a plain file."""
+def _require_plain(archive: str, member: _Member) -> None:
+    """ArchiveError unless a member is a plain file with a plain relative name."""
     name, fault = member.name, ""
-    if member.folder and not name.strip("./"):
-        return True  # "./", with which many archives begin
     if not is_relative(name):
         fault = "leads out of the folder"
-    elif not (member.folder or member.plain):
+    elif not member.plain:
         fault = "is a link, a device, sparse or encrypted, not a plain file"
     elif len(os.fsencode(name)) > 4096 or len(os.fsencode(Path(name).name)) > 255:
         fault = "has a name too long for a file"
     if fault:
         raise ArchiveError(f"{archive}: the member {shown(name)} {fault}; {STOPPED}")
-    return member.folder
 
 
 def _write(archive: str, member: _Member, target: Path) -> bool:

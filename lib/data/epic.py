@@ -37,7 +37,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
@@ -55,7 +55,6 @@ LEAD = 0.5  # seconds from the observation to the answer's start
 SOURCE = "EpicKitchens"
 LABELS = "https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 L1_RECORDS, L1_VIDEOS = 2432, 436  # of the official validation_L1.jsonl
-RERELEASED = ("P01_109", "P27_103")
 VIDEO_ID = re.compile(r"P\d\d_\d{2,3}")
 TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 COLUMNS = {  # of the labels: what a value matches, and that in words
@@ -86,11 +85,6 @@ class Action:
     stop: float
     start_frame: int
     stop_frame: int
-
-    @property
-    def fps(self) -> int:
-        """Frames a second by which the labels count, 50 or 60."""
-        return round(self.stop_frame / self.stop)
 
 
 @dataclass(frozen=True)
@@ -126,6 +120,7 @@ class Item:
             }
             for action in self.segment[: self.index]
         ]
+        fps = round(answer.stop_frame / answer.stop)  # by which labels count, 50 or 60
         seen = "the progress shown in the video and " if steps else ""
         return {
             "sample_id": answer.id,
@@ -136,7 +131,7 @@ class Item:
             " what action should I take next?",
             "answer": answer.text,
             "negative_answers": [text for text in texts if text != answer.text],
-            FRAME: max(0, answer.start_frame - round(LEAD * answer.fps)),
+            FRAME: max(0, answer.start_frame - round(LEAD * fps)),
             PROGRESS: steps,
             "video_basename": media.clip.name if media.clip else None,
             STILL: media.still.name,
@@ -154,10 +149,10 @@ class LabelFaults(ValueError):
         self.faults = faults
 
 
-def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
-    """The actions of label files in EPIC_100_train.csv's form, and counts of what is
-    odd in them but does no harm. Raises LabelFaults with every fault of every file."""
-    actions, odd, faults, seen = [], Counter(), [], {}
+def read_labels(files: Iterable[Path]) -> list[Action]:
+    """The actions of label files in EPIC_100_train.csv's form. Raises LabelFaults with
+    every fault of every file."""
+    actions, faults, seen = [], [], {}
     for file in files:
         for line, row in _rows(file, faults):
             place = f"{file}, line {line}"
@@ -168,16 +163,9 @@ def read_labels(files: Iterable[Path]) -> tuple[list[Action], Counter]:
             if (first := seen.setdefault(action.id, place)) != place:
                 faults.append(f"{place}, narration_id: {action.id} is also in {first}")
             actions.append(action)
-            stamp = row.get("narration_timestamp")
-            odd["rows without narration_timestamp"] += not stamp
-            odd["rows of videos in EPIC's errata"] += action.video in RERELEASED
     if faults:
         raise LabelFaults(faults)
-    ordered = sorted(actions, key=attrgetter("video", "start_frame"))
-    odd["rows that start before the one before them ends"] = sum(
-        a.video == b.video and b.start < a.stop for a, b in pairwise(ordered)
-    )
-    return actions, odd
+    return actions
 
 
 def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
@@ -308,7 +296,7 @@ def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
     """Write the questions, a notice and the record of how they were made; returns the
     record. LabelFaults or ValueError where an input cannot be used."""
     root = out.parents[1]
-    actions, odd = read_labels(labels)
+    actions = read_labels(labels)
     l1_records, held = read_videos(l1)
     used = [action for action in actions if action.video not in held]
     items = [item for segment in segments(used) for item in questions(segment)]
@@ -332,7 +320,6 @@ def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
         "l1": {"file": str(l1), "sha256": records.sha256(l1), "records": l1_records},
         "out": {"file": str(out), "sha256": records.sha256(out)},
         "rows": len(actions),
-        "odd": dict(+odd),
         "videos_excluded": sorted({action.video for action in actions} & held),
         "rows_excluded": len(actions) - len(used),
         "rows_used": len({action for item in kept for action in item.segment}),
@@ -352,32 +339,31 @@ def record_of(out: Path) -> Path:
 
 
 def _why(left_out: dict[str, str]) -> list[str]:
-    return [f"  {count} of {why}" for why, count in Counter(left_out.values()).items()]
+    return [f"{count:6} of {why}" for why, count in Counter(left_out.values()).items()]
 
 
 def describe(record: dict) -> str:
     """The record in words."""
-    l1, proof = record["l1"], record["proof"]
-    official = (l1["records"], proof["videos_of_l1"]) == (L1_RECORDS, L1_VIDEOS)
+    l1, proof, left_out = record["l1"], record["proof"], record["left_out"]
     lines = [
-        f"labels: {record['rows']} rows",
-        *(f"  {count} {what}: used" for what, count in record["odd"].items()),
-        f"L1: {l1['records']} records on {proof['videos_of_l1']} videos",
-        ""
-        if official
-        else f"  NOT the official file, which has {L1_RECORDS} records on"
-        f" {L1_VIDEOS} videos: what only that one uses is not excluded",
-        f"excluded: {len(record['videos_excluded'])} videos that L1 uses, with"
-        f" {record['rows_excluded']} rows",
-        f"questions by the rule: {record['questions_by_the_rule']}, of which"
-        f" {len(record['left_out'])} are left out",
-        *_why(record["left_out"]),
-        f"written: {proof['questions_read_back']} questions,"
-        f" {record['questions_without_progress']} without progress, from"
-        f" {record['rows_used']} rows: {record['out']['file']}",
-        f"proof, read back from it: {proof['their_videos']} videos, of which"
+        f"{record['rows']:6} rows of labels",
+        f"{l1['records']:6} records of L1 on {proof['videos_of_l1']} videos",
+        f"{len(record['videos_excluded']):6} of these videos have labels: excluded,"
+        f" with {record['rows_excluded']} rows",
+        f"{record['questions_by_the_rule']:6} questions by the rule",
+        f"{len(left_out):6} of them left out",
+        *_why(left_out),
+        f"{record['questions_without_progress']:6} of the others without progress",
+        f"{proof['questions_read_back']:6} written to {record['out']['file']}",
+        f"{proof['their_videos']:6} videos read back from there, of which"
         f" {proof['in_both']} are among L1's {proof['videos_of_l1']}",
         "licence: CC BY-NC 4.0, as NOTICE.txt beside annotations/ says",
-        "" if record["clips_cut"] else "clips: none; --videos FOLDER cuts them",
     ]
-    return "\n".join(filter(None, lines))
+    if (l1["records"], proof["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
+        lines.append(
+            f"this L1 is NOT the official file of {L1_RECORDS} records on {L1_VIDEOS}"
+            " videos: what only that one uses is not excluded"
+        )
+    if not record["clips_cut"]:
+        lines.append("no clips were cut: run it again with --videos FOLDER")
+    return "\n".join(lines)

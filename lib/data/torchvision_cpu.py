@@ -1,17 +1,11 @@
 """Let the PyPI wheel of torchvision be imported beside a CPU-only torch.
 
-Qwen2-VL's video processor (transformers 5) needs torchvision's resize and normalise,
-which are pure torch. The wheel's compiled part is linked against CUDA, so beside
-torch +cpu it cannot be loaded, torchvision skips it, and the import then fails with
-"operator torchvision::nms does not exist" because its meta registrations name two
-operators that nobody declared. Declaring the two schemas beforehand is enough; they
-have no kernel, so calling them still fails, and nothing here calls them.
-
-On a machine whose torch and torchvision match, the compiled part loads and nothing is
-declared. Import this module before transformers:
-
-    from lib.data import torchvision_cpu  # noqa: F401
-    from transformers import AutoProcessor
+Qwen2-VL's video processor needs torchvision's resize and normalise, which are pure
+torch. The wheel's compiled part is linked against CUDA; where it cannot be loaded,
+torchvision's import fails, because its meta registrations name two operators that
+nobody declared. Declaring them is enough: they have no kernel, and nothing here calls
+them. Where the compiled part loads, nothing is declared. Import this before
+transformers.
 """
 
 import importlib.util
@@ -19,24 +13,8 @@ from pathlib import Path
 
 import torch
 
-SCHEMAS = {  # torchvision/csrc/ops/nms.cpp and quantized/cpu/qnms_kernel.cpp, 0.28
-    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-}
-
-
-def is_declared(operator: str) -> bool:
-    """Whether torch knows a schema `torchvision::<operator>`."""
-    return bool(torch._C._jit_get_schemas_for_operator(f"torchvision::{operator}"))
-
-
-def compiled_part_loads(package: Path) -> bool:
-    """Load torchvision's operators as torchvision itself will; False if they cannot."""
-    try:
-        torch.ops.load_library(package / "_C.so")
-    except OSError:
-        return False
-    return True
+OPERATORS = ("nms", "qnms")  # torchvision/csrc/ops/nms.cpp and quantized/cpu, 0.28
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def declare_missing_operators() -> torch.library.Library | None:
@@ -47,11 +25,15 @@ def declare_missing_operators() -> torch.library.Library | None:
     spec = importlib.util.find_spec("torchvision")  # finds without importing
     if spec is None:
         raise ImportError("torchvision is missing: pip install -r requirements.txt")
-    if is_declared("nms") or compiled_part_loads(Path(spec.origin).parent):
+    if torch._C._jit_get_schemas_for_operator("torchvision::nms"):
         return None
-    library = torch.library.Library("torchvision", "DEF")
-    for operator, signature in SCHEMAS.items():
-        library.define(operator + signature)
+    try:
+        torch.ops.load_library(Path(spec.origin).with_name("_C.so"))
+        return None
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+    for operator in OPERATORS:
+        library.define(operator + SCHEMA)
     return library
 
 

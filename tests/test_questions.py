@@ -674,10 +674,12 @@ def test_lines_and_places_of_a_list_and_of_lines(tmp_path):
     records = records_of("general")
     records[2]["correct_choice"] = 9
     path = tmp_path / "lvb_val.json"
+    records[4]["id"] = records[3]["id"]
     path.write_text(json.dumps(records))
-    (fault,) = refused(path, "general")
-    assert (fault.line, fault.field) == (1, "[2].correct_choice")
-    assert check(path)["usable"] == 4
+    wrong, again = refused(path, "general")
+    assert (wrong.line, wrong.field) == (1, "[2].correct_choice")
+    assert (again.line, again.field) == (1, "[4].id") and "line 1 again" in again.found
+    assert check(path)["usable"] == 3
 
     text = json.dumps(records, indent=2)
     path.write_text(text)

@@ -380,7 +380,7 @@ UNUSABLE = [
     *each("demonstrations", "prompt", [DROP, "What next?"], "a list"),
     *each("demonstrations", "prompt", [[]], "0 messages"),
     *each("demonstrations", "prompt[0].role", ["system"], "user message", "prompt[0]"),
-    *each("demonstrations", PART, ["text"], "user message"),
+    *each("demonstrations", PART, ["text"], "user message", "prompt[0]"),
     *each("demonstrations", PART, [[{"type": "text", "text": "x"}]], "0 videos, 0 im"),
     *each("demonstrations", PART, [[{"type": "image", "image": "a.png"}]], "0 texts"),
     *each("demonstrations", f"{PART}[0].type", ["audio"], "audio"),

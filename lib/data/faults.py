@@ -1,10 +1,9 @@
 """What a sound annotation record is: fields and rules for each kind of file.
 
-The kinds are those of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376; fields as on
-https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and as its code reads them) and
-LongVideoBench (https://arxiv.org/abs/2407.15754). A fault is (field, what was found,
-what was expected, whether the record is usable all the same): real files have steps
-that end after the observation, and answers that were done before.
+The fields are those of https://huggingface.co/datasets/TencentARC/SEED-Bench-R1, as its
+code reads them, and of LongVideoBench. A fault is (field, what was found, what was
+expected, whether the record is usable all the same): real files have steps that end
+after the observation, and answers that were done before.
 """
 
 from __future__ import annotations
@@ -264,24 +263,25 @@ def _demonstration(record: dict) -> Faults:
 
 def _prompt(prompt: list) -> Iterator[tuple[str, str]]:
     """(field, what was found) of what keeps a prompt from being one whole message."""
-    message, place = prompt[0] if len(prompt) == 1 else None, "prompt[0].content"
-    if len(prompt) != 1:
-        yield "prompt", f"{len(prompt)} messages"
-    elif not isinstance(message, dict) or message.get("role") != "user":
-        yield "prompt[0]", shown(message)
-    elif not isinstance(message.get("content"), list):
-        yield place, shown(message.get("content"))
-    else:
-        parts = [p if isinstance(p, dict) else {} for p in message["content"]]
-        kinds = [part.get("type") for part in parts]
-        for i, (kind, part) in enumerate(zip(kinds, parts, strict=True)):
-            if kind not in [*PARTS]:  # a list, as `kind` may be no key
-                yield f"{place}[{i}].type", shown(kind)
-            elif not PARTS[kind](part.get(kind)):
-                yield f"{place}[{i}].{kind}", shown(part.get(kind))
-        videos, images, texts = map(kinds.count, PARTS)
-        if texts != 1 or max(videos, images) > 1 or not videos + images:
-            yield place, f"{videos} videos, {images} images, {texts} texts"
+    place = "prompt[0].content"
+    match prompt:
+        case [{"role": "user", "content": list(content)}]:
+            parts = [part if isinstance(part, dict) else {} for part in content]
+        case [message]:
+            yield "prompt[0]", shown(message)
+            return
+        case _:
+            yield "prompt", f"{len(prompt)} messages"
+            return
+    kinds = [part.get("type") for part in parts]
+    for i, (kind, part) in enumerate(zip(kinds, parts, strict=True)):
+        if kind not in [*PARTS]:  # a list, as `kind` may be no key
+            yield f"{place}[{i}].type", shown(kind)
+        elif not PARTS[kind](part.get(kind)):
+            yield f"{place}[{i}].{kind}", shown(part.get(kind))
+    videos, images, texts = map(kinds.count, PARTS)
+    if texts != 1 or max(videos, images) > 1 or not videos + images:
+        yield place, f"{videos} videos, {images} images, {texts} texts"
 
 
 def _general(record: dict) -> Faults:

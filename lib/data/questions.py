@@ -1,13 +1,8 @@
 """Questions and demonstrations, read from the benchmarks' own files and checked.
 
-Reads the annotation files of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376,
-https://huggingface.co/datasets/TencentARC/SEED-Bench-R1) and LongVideoBench
-(https://arxiv.org/abs/2407.15754). `lib/data/faults.py` says what a sound record is;
-every reader raises DataFaults with the faults of all records at once.
-
-    >>> questions = read_validation("annotations/validation_L1.jsonl", root, "L1")
-    >>> questions[0].id, questions[0].gold, questions[0].options[0]
-    ('L1/115', 'A', 'put cereal box into cupboard')
+SEED-Bench-R1 (https://arxiv.org/abs/2503.24376) and LongVideoBench
+(https://arxiv.org/abs/2407.15754); `lib/data/faults.py` says what a sound record is.
+Every reader raises DataFaults with the faults of all records at once.
 """
 
 from __future__ import annotations
@@ -99,32 +94,24 @@ class DataFaults(ValueError):
 
 
 def read_validation(path: Place, media_root: Place, level: str) -> list[Question]:
-    """The questions of validation_L1, L2 or L3, options in the file's order.
-
-    Media are `<media_root>/videos/<video_source>/<video_basename>` and
-    `<media_root>/images/<video_source>/<current_observation_basename>`; whether they
-    exist shows when they are read.
-    """
+    """The questions of validation_L1, L2 or L3, options in the file's order. Clips are
+    `<media_root>/videos/<video_source>/<video_basename>`, stills in images/; whether
+    they exist shows when they are read."""
     if level not in ("L1", "L2", "L3"):
         raise ValueError(f"level {level!r} is unknown; it must be L1, L2 or L3")
     return _read(path, media_root, level)
 
 
 def read_training(path: Place, media_root: Place, seed: int = 0) -> list[Question]:
-    """The training questions, each with three of its negative answers drawn.
-
-    Draw and order are seeded by f"{seed}/{sample_id}" (the released grpo.py draws
-    unseeded). Negatives that repeat each other or the answer are not drawn.
+    """The training questions, each with three different ones of its negative answers;
+    draw and order are seeded by f"{seed}/{sample_id}" (unseeded in the released code).
     """
     return _read(path, media_root, "training", seed)
 
 
 def read_demonstrations(path: Place, media_root: Place) -> list[Demonstration]:
-    """The records of training_with_cot: `prompt` messages and a `response`.
-
-    The schema is that of the released sft.py, which does not touch `sample_id`. Where
-    that is absent the id, "training/line-12", matches no training question.
-    """
+    """The records of training_with_cot: `prompt` messages and a `response`, as the
+    released sft.py reads them; without `sample_id` the id is "training/line-12"."""
     return _read(path, media_root, "demonstrations")
 
 
@@ -146,10 +133,8 @@ def _read(path: Place, media_root: Place, kind: str, seed: int = 0) -> list:
 def usable(
     path: Place, media_root: Place
 ) -> list[tuple[dict, Question | Demonstration]]:
-    """(record, what is read from it) for all that can be used in a file of any kind.
-
-    For looking at a file whatever its faults; training and evaluation refuse those.
-    """
+    """(record, what is read from it) for all that can be used in a file of any kind, to
+    look at it whatever its faults."""
     kind, _, sound, _ = _survey(paths.require(path, "nothing to check"))
     root = paths.resolve(media_root)
     return [(record, _item(record, line, root, kind)) for line, record in sound]

@@ -572,7 +572,7 @@ def test_a_byte_order_mark_is_one_fault(tmp_path, kind, encoding):
         (b"", 1, "no record"),
         (b"\n\n", 1, "no record"),
         (b"version https://git-lfs.github.com/spec/v1\noid", 1, "git lfs pull"),
-        (b"<!DOCTYPE html>", 1, "no JSON; expected the file itself: download it again"),
+        (b"<!DOCTYPE html>", 1, "a web page; expected the file: download it again"),
         (b'{"a": 1', 1, "no JSON"),
         (b'\n{"caf\xe9": 1}\n', 2, "not UTF-8"),
         (b"3\n", 1, "a JSON object"),

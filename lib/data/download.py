@@ -42,7 +42,7 @@ from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
 
 from lib import records
-from lib.data.faults import is_relative, shown
+from lib.data.faults import is_relative, no_file, shown
 
 WAITS = (1, 4, None)  # seconds before another attempt; http_get has its own
 BLOCK = 2**20
@@ -238,13 +238,10 @@ def _rejected(file: HubFile, part: Path) -> ArchiveError:
     """The error for a part that is complete but not the file; the part is deleted."""
     size = part.stat().st_size
     with part.open("rb") as opened:
-        head = opened.read(64).lstrip().lower()
+        said = no_file(opened.read(64))
     part.unlink()
     what = f"{size:,} bytes" + (" with another hash" if size == file.size else "")
-    if head.startswith(b"version https://git-lfs"):
-        what = "a git-LFS pointer"
-    elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        what = "a web page"
+    what = said[0] if said else what
     return ArchiveError(
         f"{file.repo}: {file.path}: received {what}; expected {file.size:,} bytes with"
         f" the hash {file.digest}. It was deleted; run it again, and if it happens"

@@ -43,6 +43,16 @@ SERIES = ("ABCDEFGH", "12345678", ("I", "II", "III", "IV", "V", "VI", "VII", "VI
 NUMBERS = {sign: number for signs in SERIES for number, sign in enumerate(signs)}
 
 
+def no_file(head: bytes) -> tuple[str, str] | None:
+    """What a file is in place of records or media, by its first bytes, and what to do."""
+    begins = head.lstrip().lower()
+    if begins.startswith(b"version https://git-lfs"):
+        return "a git-LFS pointer", "the file: run `git lfs pull`"
+    if begins.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page", "the file: download it again"
+    return None
+
+
 def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and len(value) <= LONGEST
 

@@ -22,11 +22,6 @@ from lib.data import faults
 from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
 
 BYTE_ORDERS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-NO_FILES = (  # how a file begins that holds no records: what it is, and what to do
-    (b"version https://git-lfs", "a git-LFS pointer", "the file: run `git lfs pull`"),
-    (b"<", "a web page, no JSON", "the file itself: download it again"),
-    (BYTE_ORDERS, "a byte order mark", "UTF-8 without one"),
-)
 Place = str | Path
 FORMS = ("one JSON object a line", "one JSON list")
 LISTS = ("general",)  # kinds that are one JSON list
@@ -267,9 +262,9 @@ def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list,
     does. In a list, which may be a single line, a field is named with its record.
     """
     data, sound, found, seen = path.read_bytes(), [], [], {}
-    head = data.lstrip()[:99].lower()
-    is_list = head[:1] == b"["
-    no_file = [said for begin, *said in NO_FILES if head.startswith(begin)]
+    is_list, no_file = data.lstrip()[:1] == b"[", faults.no_file(data[:99])
+    if data.startswith(BYTE_ORDERS):
+        no_file = ("a byte order mark", "UTF-8 without one")
     rows = [] if no_file else list((_of_list if is_list else _of_lines)(data))
     parsed = [(line, row) for line, row in rows if not isinstance(row, Exception)]
     kind = kind or _recognised(row for _, row in parsed)
@@ -278,7 +273,7 @@ def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list,
         found.append(Fault(str(path), line, *named))
 
     if not rows:
-        fault(1, "file", *(no_file or [("no record", "records")])[0], UNUSABLE)
+        fault(1, "file", *(no_file or ("no record", "records")), UNUSABLE)
     elif parsed and kind is None:
         marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
         none = "no field of a known kind of file"

@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from lib.data import footage, torchvision_cpu  # noqa: F401  before torchvision
+from lib.data.faults import no_file
 
 from torchvision.transforms import InterpolationMode  # isort: skip
 from torchvision.transforms.functional import resize  # isort: skip
@@ -151,13 +152,10 @@ def require_media(path: str | Path) -> None:
             head = file.read(64)
     except OSError as error:  # a name too long, no permission
         raise BadVideo(path, f"cannot be opened ({error.strerror})") from error
-    text = head.lstrip().lower()
     if not head:
         raise BadVideo(path, "is empty (zero bytes)")
-    if text.startswith(b"version https://git-lfs"):
-        raise BadVideo(path, "is a git-LFS pointer, not the file: run `git lfs pull`")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise BadVideo(path, "is a web page, not the file: download it again")
+    if said := no_file(head):
+        raise BadVideo(path, f"is {said[0]}, not {said[1]}")
 
 
 def _squashed(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:

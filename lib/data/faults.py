@@ -44,7 +44,7 @@ NUMBERS = {sign: number for signs in SERIES for number, sign in enumerate(signs)
 
 
 def no_file(head: bytes) -> tuple[str, str] | None:
-    """What a file is in place of records or media, by its first bytes, and what to do."""
+    """What a file is instead, by its first bytes, and what is wanted; None: itself."""
     begins = head.lstrip().lower()
     if begins.startswith(b"version https://git-lfs"):
         return "a git-LFS pointer", "the file: run `git lfs pull`"

@@ -137,10 +137,7 @@ def test_a_folder_without_the_marks_of_a_run_is_not_emptied(run, mark, tmp_path)
 
 def test_a_run_in_which_somebody_trains_is_not_emptied(run):
     before = {name for name in files_in(run) if not name.endswith(".lock")}
-    with (
-        run_files.one_writer(run / "sft", "trained"),
-        pytest.raises(run_files.Busy),
-    ):
+    with run_files.one_writer(run / "sft", "trained"), pytest.raises(run_files.Busy):
         run_files.empty(run)
     assert before <= files_in(run)
 

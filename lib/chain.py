@@ -1,15 +1,9 @@
 """A run as a chain that is checked: what each notebook read and wrote, by content.
 
 `close` ends a notebook: outputs/<run>/chain.json then holds, for it, a fingerprint of
-every file that it read outside the run and of every record, adapter and figure that it
-left inside. `verify` compares all of them with what is there now. Who shows a number
-(a notebook, the report, a model card, a reference record) verifies first, so swapped,
-edited, cut or stale files are named, with the row:
-
-    ValueError: ... rollouts.jsonl, line 12: not as 03_grpo left it
-
-Nothing is mended here, and nothing is secret: who rewrites chain.json too is not found
-out.
+every file that it read outside the run and of all that it left inside. Who shows a
+number verifies first, so swapped, edited, cut or stale files are named, with the row.
+Nothing is secret: who rewrites chain.json too is not found out.
 """
 
 import hashlib
@@ -40,10 +34,8 @@ SHOWN = 10
 
 
 def close(run: Path, stage: str, reads: Iterable[Path | None] = (), **facts: Any):
-    """End a notebook: `facts` go to the manifest, files to the chain.
-
-    `reads` are annotation files, clips and stills; None and repeats are left out. What
-    it wrote is what lies in the run and belongs to no other notebook.
+    """End a notebook: `facts` go to the manifest, files to the chain. What it wrote is
+    what lies in the run and belongs to no other notebook; None in `reads` is left out.
     """
     record_stage(run, stage, **facts)
     seal(run, stage, reads)
@@ -75,10 +67,9 @@ def extend(run: Path, stage: str, paths: Iterable[Path]) -> None:
 def verify(run: Path, before: str = "99") -> None:
     """NotAsLeft naming all that differs from what the notebooks read and left.
 
-    `before` names a notebook that is about to run. Of what it left itself, earlier,
-    only what it goes on from counts; and nothing once a part of that was deleted to be
-    made anew. Where nothing that a notebook read is on this machine, there is nothing
-    to compare it with; nor is there for a run that no notebook has finished.
+    `before` names a notebook that is about to run: of what it left itself, earlier,
+    only what it goes on from counts, and nothing once a part of that was deleted. What
+    was read is not compared where none of it is on this machine.
     """
     chain, manifest = _read(run, LEDGER), _read(run, "manifest.json")
     pipeline, faults = _read(run, "pipeline.json"), []
@@ -126,7 +117,6 @@ def _faults(
 
 
 def _changed(folder: Path, known: dict, stage: str, did: str) -> list[str]:
-    """One text for each file that is not as it was."""
     faults = []
     for name, then in known.items():
         now, line = content(folder / name, whole=did == "left"), ""
@@ -160,12 +150,9 @@ def _after(chain: dict, stage: str) -> dict[str, str]:
 
 
 def content(path: str | Path, whole: bool = False) -> str | None:
-    """A fingerprint of a file; None if it is missing.
-
-    Of JSON lines a few digits a line, so that a change has a line. Of another large
-    file, unless `whole`, its size and four parts spread over it: a benchmark holds
-    hundreds of GB of clips.
-    """
+    """A fingerprint of a file, None if it is missing: of JSON lines a few digits each;
+    of another large file, unless `whole`, its size and four parts, as a benchmark holds
+    hundreds of GB of clips."""
     path = Path(path)
     if not path.is_file():
         return None

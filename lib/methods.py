@@ -1,11 +1,8 @@
 """Methods, sets, levels: their names, their order and their colours, in one place.
 
-A method has the same colour in every figure and on every page, from the colour-blind
-safe palette of Okabe and Ito (https://jfly.uni-koeln.de/color/). A method that stands
-nowhere here, such as a reader's own RL variant, comes last, in capitals and purple.
-
-    >>> LABELS["care"], LABELS["psr"], in_order(["psr", "ppo", "base"])
-    ('GRPO-CARE', 'PSR', ['base', 'ppo', 'psr'])
+A method has the same colour everywhere, from the colour-blind safe palette of Okabe and
+Ito (https://jfly.uni-koeln.de/color/). One that stands nowhere here, such as a reader's
+own RL variant, comes last, in capitals and purple.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -34,13 +31,12 @@ CONDITIONS = {  # what is shown in place of all as it is; also frames_N and size
     "no_video": "no video",
     "no_pictures": "no pictures",
 }
-OWN = "#882255"  # of every method without a colour here
 
 
 class ByMethod(dict):
     """{method: its look}; `other` makes that of a method without an entry."""
 
-    def __init__(self, known: Mapping[str, str], other: Callable[[str], str]):
+    def __init__(self, other: Callable[[str], str], known: Mapping[str, str]):
         super().__init__(known)
         self.other = other
 
@@ -48,32 +44,18 @@ class ByMethod(dict):
         return self.other(method)
 
 
-COLORS = ByMethod(
-    {
-        "base": "#7f7f7f",
-        "base-direct": "#CC79A7",
-        "sft": "#E69F00",
-        "grpo": "#0072B2",
-        "sft-answers": "#D55E00",
-        "ppo": "#56B4E9",
-        "care": "#009E73",
-        "paper": "#000000",
-    },
-    other=lambda method: OWN,
-)
-LABELS = ByMethod(
-    {
-        "base": "base",
-        "base-direct": "base, direct answer",
-        "sft": "SFT",
-        "grpo": "GRPO",
-        "sft-answers": "SFT, answers alone",
-        "ppo": "PPO",
-        "care": "GRPO-CARE",
-        "paper": "paper (Qwen2-VL-7B)",
-    },
-    other=str.upper,
-)
+LOOKS = {  # colour and name
+    "base": ("#7f7f7f", "base"),
+    "base-direct": ("#CC79A7", "base, direct answer"),
+    "sft": ("#E69F00", "SFT"),
+    "grpo": ("#0072B2", "GRPO"),
+    "sft-answers": ("#D55E00", "SFT, answers alone"),
+    "ppo": ("#56B4E9", "PPO"),
+    "care": ("#009E73", "GRPO-CARE"),
+    "paper": ("#000000", "paper (Qwen2-VL-7B)"),
+}
+COLORS = ByMethod(lambda _: "#882255", {m: color for m, (color, _) in LOOKS.items()})
+LABELS = ByMethod(str.upper, {m: label for m, (_, label) in LOOKS.items()})
 
 
 def in_order(models: Iterable[str]) -> list[str]:

@@ -46,11 +46,8 @@ def written(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which becomes `path` when the block ends.
-
-    The folder is made if missing. A process that is killed leaves `.NAME.PID.tmp`;
-    whoever writes the same file next deletes it.
-    """
+    """A temporary file beside `path`, which becomes `path` when the block ends; what a
+    killed process left, `.NAME.PID.tmp`, is deleted."""
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with written(path):
@@ -122,11 +119,8 @@ def read_jsonl(path: str | Path) -> list[dict]:
 
 
 def repair_jsonl(path: str | Path) -> list[dict]:
-    """The whole rows of a file that was appended to, after cutting off a torn last one.
-
-    A last line counts as torn when its line end is missing or when it is not JSON.
-    A missing file has no rows. ValueError names any other line that is not a row.
-    """
+    """The whole rows of a file that was appended to, none if it is missing, after
+    cutting off a torn last one: without line end, or not JSON."""
     path = Path(path)
     if not path.exists():
         return []
@@ -190,11 +184,8 @@ def environment() -> dict:
 
 
 def record_stage(run: Path, stage: str, **facts: Any) -> None:
-    """Add the facts of a stage, and where it ran, to run/manifest.json.
-
-    The manifest is {stage: {fact: value, ..., "environment": {...}}, ...}: stages of
-    one run may have run on different machines. Facts recorded earlier stay.
-    """
+    """Add the facts of a stage, and where it ran, to run/manifest.json, which is
+    {stage: {fact: value, ..., "environment": {...}}, ...}."""
     path = Path(run) / "manifest.json"
     found = environment()  # first: it takes a while, in which others may write theirs
     manifest = read_json(path) if path.exists() else {}

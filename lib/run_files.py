@@ -1,16 +1,8 @@
 """Who may write a run's files, and which of them the kit may delete.
 
 Two processes that train one adapter would log every step twice, so whoever writes holds
-a lock: `one_writer`. A process that ends, however it ends, holds none. What is deleted
-is deleted by name: only a file that the kit gives such a name to, in a folder that the
-kit has marked as a run.
-
-    with one_writer(run / "sft", "trained"):
-        ...  # a second process gets Busy, and is told who is here
-    kept = empty(run)  # what --fresh does
-
-Example: outputs/a holds pipeline.json, figures/accuracy.png and thesis.docx. `empty`
-deletes the first two and returns the third.
+a lock, which ends with its process. Deleted is only a file that the kit gives such a
+name to, in a folder that the kit has marked as a run.
 """
 
 import fcntl
@@ -32,13 +24,11 @@ MADE = re.compile(
     | (pipeline|manifest|chain|metrics|claims|perception(_asked)?)\.json
     | (attention|coherence)\.json
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
-    | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
     | (predictions|readings|judgements|attention)_[^/]+\.settings\.json
-    | figures/[^/]+\.png
-    | adapters/\.[^/]+\.unfinished/.+
+    | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
+    | figures/[^/]+\.png | adapters/\.[^/]+\.unfinished/.+ | \.[^/]+\.lock
     | checkpoints/[^/]+/(README\.md | \w+_settings\.json | checkpoint-\d+/.+)
-    | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)
-    | \.[^/]+\.lock""",
+    | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)""",
     re.VERBOSE,
 )
 ADAPTER = re.compile(r"adapters/[^./][^/]*/[^/]+\.(json|safetensors|jinja|txt|md)")
@@ -54,11 +44,8 @@ class NotARun(ValueError):
 
 @contextmanager
 def one_writer(place: Path, doing: str, patience: float = 0.0) -> Iterator[None]:
-    """Keep every other process from writing the file or folder `place`.
-
-    Raises Busy where another one does: "`place` is being `doing` by another process",
-    at once or after `patience` seconds. The lock is `.NAME.lock` beside `place`.
-    """
+    """Keep every other process from writing the file or folder `place`, by a lock
+    beside it. Where another one does: Busy, at once or after `patience` seconds."""
     path = place.with_name(f".{place.name}.lock")
     until = time.monotonic() + patience
     while (lock := _taken(path)) is None:
@@ -102,11 +89,8 @@ def _taken(path: Path) -> int | None:
 
 
 def empty(run: Path) -> list[Path]:
-    """Delete what the kit made in the folder `run`; returns what it did not make.
-
-    Links are not followed. Raises NotARun, and deletes nothing, for a folder that is no
-    run's, and Busy while somebody writes in it.
-    """
+    """Delete what the kit made in the folder `run`; returns what it did not make. A
+    folder that is no run's is NotARun, one in which somebody writes is Busy."""
     if not run.exists() and not run.is_symlink():
         return []
     if run.is_symlink() or not is_run(run):

@@ -1,6 +1,5 @@
 """A run is checked against what its notebooks read and left."""
 
-import json
 import shutil
 
 import pytest
@@ -85,47 +84,58 @@ def test_notebooks_that_run_again_with_the_same_result_change_nothing(run, data)
     verify(run)
 
 
+def writing(name, **content):
+    return lambda run, _: records.write_json(run / name, content)
+
+
+def editing(name, number, **changes):
+    return lambda run, data: edit_row(
+        (data if name.startswith("annotations") else run) / name, number, **changes
+    )
+
+
+def swapped_answers(run, _):
+    for end in (".jsonl", ".settings.json"):
+        swap(run, f"predictions_sft_L1{end}", f"predictions_grpo_L1{end}")
+
+
+def other_facts(run, _):
+    manifest = records.read_json(run / "manifest.json")
+    records.write_json(run / "manifest.json", manifest | {"02_sft": {"seed": 1}})
+
+
+ANSWERS, LARGE = "predictions_sft_L1.jsonl", bytes(2 * chain.WHOLE_BYTES - 1) + b"x"
 TAMPERED = {
     "adapters swapped": (
         lambda run, _: swap(run, "adapters/sft", "adapters/grpo"),
         ["adapters/sft/adapter_model.safetensors: not as 02_sft left it", "grpo/"],
     ),
     "the scale of an adapter": (
-        lambda run, _: records.write_json(
-            run / "adapters/grpo/adapter_config.json", {"lora_alpha": 800}
-        ),
+        writing("adapters/grpo/adapter_config.json", lora_alpha=800),
         ["adapters/grpo/adapter_config.json: not as 03_grpo left it"],
     ),
     "answers swapped, with their settings": (
-        lambda run, _: [
-            swap(run, f"predictions_sft_L1{end}", f"predictions_grpo_L1{end}")
-            for end in (".jsonl", ".settings.json")
-        ],
-        [
-            "predictions_sft_L1.jsonl, line 1: not as",
-            "predictions_grpo_L1.settings.json",
-        ],
+        swapped_answers,
+        [f"{ANSWERS}, line 1: not as", "predictions_grpo_L1.settings.json"],
     ),
     "a row edited": (
-        lambda run, _: edit_row(run / "predictions_sft_L1.jsonl", 1, id="other"),
-        ["predictions_sft_L1.jsonl, line 2: not as 04_eval left it"],
+        editing(ANSWERS, 1, id="other"),
+        [f"{ANSWERS}, line 2: not as 04_eval left it"],
     ),
     "the last row cut off": (
         lambda run, _: cut(run / "predictions_grpo_L1.jsonl"),
         ["predictions_grpo_L1.jsonl, line 3: not as"],
     ),
     "a model that nobody asked": (
-        lambda run, _: shutil.copy(
-            run / "predictions_sft_L1.jsonl", run / "predictions_best_L1.jsonl"
-        ),
+        lambda run, _: shutil.copy(run / ANSWERS, run / "predictions_best_L1.jsonl"),
         ["predictions_best_L1.jsonl: no notebook left it"],
     ),
     "a log": (
-        lambda run, _: edit_row(run / "train_log_grpo.jsonl", 0, reward=1.0),
+        editing("train_log_grpo.jsonl", 0, reward=1.0),
         ["train_log_grpo.jsonl, line 1: not as 03_grpo left it"],
     ),
     "metrics": (
-        lambda run, _: records.write_json(run / "metrics.json", {"sft": 0.99}),
+        writing("metrics.json", sft=0.99),
         ["metrics.json: not as 04_eval left it"],
     ),
     "results gone": (
@@ -137,18 +147,19 @@ TAMPERED = {
         ["figures/accuracy.png: not as 05_analysis left it"],
     ),
     "the manifest": (
-        lambda run, _: records.write_json(
-            run / "manifest.json",
-            records.read_json(run / "manifest.json") | {"02_sft": {"seed": 1}},
-        ),
+        other_facts,
         ["manifest.json: 02_sft is not what that notebook recorded"],
     ),
     "the chain": (
         lambda run, _: (run / chain.LEDGER).unlink(),
         ["01_data is in manifest.json and not in chain.json"],
     ),
+    "the state of the pipeline": (
+        writing("pipeline.json", hash="0" * 12, notebooks={}),
+        ["pipeline.json: not as the pipeline wrote it"],
+    ),
     "annotations": (
-        lambda _, data: edit_row(data / "annotations/training.jsonl", 1, id=9),
+        editing("annotations/training.jsonl", 1, id=9),
         ["training.jsonl, line 2: not as 01_data read it", "as 03_grpo read it"],
     ),
     "a clip": (
@@ -160,9 +171,7 @@ TAMPERED = {
         ["videos/small.mp4: missing, though 01_data read it"],
     ),
     "a large clip": (
-        lambda _, data: (data / "videos/large.mp4").write_bytes(
-            bytes(2 * chain.WHOLE_BYTES - 1) + b"x"
-        ),
+        lambda _, data: (data / "videos/large.mp4").write_bytes(LARGE),
         ["videos/large.mp4: not as 01_data read it"],
     ),
 }
@@ -237,13 +246,9 @@ def test_no_door_shows_a_number_of_such_a_run(run):
             door(run)
 
 
-def test_paths_of_the_checkout_are_told_from_its_root(tmp_path):
-    close(tmp_path, "01_data", reads=[paths.ROOT / "requirements.txt", None])
-    found = json.loads((tmp_path / chain.LEDGER).read_text())
-    assert list(found["01_data"]["read"]) == ["requirements.txt"]
-
-
-def test_seal_keeps_the_facts(run):
+def test_paths_of_the_checkout_are_told_from_its_root(run):
     before = records.read_json(run / "manifest.json")
-    seal(run, "05_analysis")
+    seal(run, "05_analysis", reads=[paths.ROOT / "requirements.txt", None])
+    found = records.read_json(run / chain.LEDGER)["05_analysis"]
+    assert list(found["read"]) == ["requirements.txt"]
     assert records.read_json(run / "manifest.json") == before

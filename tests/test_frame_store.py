@@ -238,17 +238,11 @@ def test_the_least_recently_used_go_first(folder, tmp_path, one):
     assert reader.calls == ["0.mp4", "1.mp4", "2.mp4", "3.mp4", "1.mp4"]
 
 
-def test_a_bound_holds_from_the_opening_on_and_a_full_store_says_so_once(
-    folder, tmp_path, one, caplog
-):
+def test_a_smaller_bound_holds_from_the_opening_on(folder, tmp_path, one):
     filled(folder, tmp_path / "media")
-    assert caplog.messages == [] and held(folder) > 2 * one
+    assert held(folder) > 2 * one
     FrameFolder(folder, 2 * one)
     assert 0 < held(folder) <= 2 * one
-    caplog.clear()
-    filled(folder, tmp_path / "more media", bound=2 * one)
-    assert len(caplog.messages) == 1
-    assert "full" in caplog.text and str(folder) in caplog.text
 
 
 def test_files_of_others_are_left_alone(folder, tmp_path, one):
@@ -329,8 +323,7 @@ def test_several_processes_fill_one_folder(entries_held, folder, tmp_path, one):
     for process in start(folder, tmp_path / "media", bound, turns=3):
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-        assert "damaged" not in errors  # nobody saw half an entry
-        assert errors == "" or entries_held
+        assert errors == ""  # no warning: nobody saw half an entry
     assert 0 < held(folder) <= bound
     if entries_held is None:
         assert len(entries(folder)) == len(paths)

@@ -7,12 +7,9 @@ import pytest
 from lib import paths
 
 
-def test_root_is_the_checkout():
-    assert (paths.ROOT / "lib" / "paths.py").samefile(paths.__file__)
-
-
 def test_resolve_does_not_read_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    assert (paths.ROOT / "lib" / "paths.py").samefile(paths.__file__)
     assert paths.resolve("data/x") == paths.ROOT / "data" / "x"
     assert paths.resolve(tmp_path / "x") == tmp_path / "x"
     assert paths.resolve("~/x") == Path.home() / "x"
@@ -20,10 +17,8 @@ def test_resolve_does_not_read_the_current_folder(tmp_path, monkeypatch):
 
 def test_run_dir_is_made_below_outputs(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert paths.run_dir("mini_seeds-seed=0") == (
-        tmp_path / "outputs" / "mini_seeds-seed=0"
-    )
-    assert paths.run_dir("mini_seeds-seed=0").is_dir()
+    made = paths.run_dir("mini_seeds-seed=0")
+    assert made.is_dir() and made == tmp_path / "outputs" / "mini_seeds-seed=0"
 
 
 NO_FOLDERS = [

@@ -380,7 +380,7 @@ UNUSABLE = [
     *each("demonstrations", "prompt", [DROP, "What next?"], "a list"),
     *each("demonstrations", "prompt", [[]], "0 messages"),
     *each("demonstrations", "prompt[0].role", ["system"], "user message", "prompt[0]"),
-    *each("demonstrations", PART, ["text"], "user message"),
+    *each("demonstrations", PART, ["text"], "user message", "prompt[0]"),
     *each("demonstrations", PART, [[{"type": "text", "text": "x"}]], "0 videos, 0 im"),
     *each("demonstrations", PART, [[{"type": "image", "image": "a.png"}]], "0 texts"),
     *each("demonstrations", f"{PART}[0].type", ["audio"], "audio"),
@@ -572,7 +572,7 @@ def test_a_byte_order_mark_is_one_fault(tmp_path, kind, encoding):
         (b"", 1, "no record"),
         (b"\n\n", 1, "no record"),
         (b"version https://git-lfs.github.com/spec/v1\noid", 1, "git lfs pull"),
-        (b"<!DOCTYPE html>", 1, "no JSON; expected the file itself: download it again"),
+        (b"<!DOCTYPE html>", 1, "a web page; expected the file: download it again"),
         (b'{"a": 1', 1, "no JSON"),
         (b'\n{"caf\xe9": 1}\n', 2, "not UTF-8"),
         (b"3\n", 1, "a JSON object"),
@@ -674,10 +674,12 @@ def test_lines_and_places_of_a_list_and_of_lines(tmp_path):
     records = records_of("general")
     records[2]["correct_choice"] = 9
     path = tmp_path / "lvb_val.json"
+    records[4]["id"] = records[3]["id"]
     path.write_text(json.dumps(records))
-    (fault,) = refused(path, "general")
-    assert (fault.line, fault.field) == (1, "[2].correct_choice")
-    assert check(path)["usable"] == 4
+    wrong, again = refused(path, "general")
+    assert (wrong.line, wrong.field) == (1, "[2].correct_choice")
+    assert (again.line, again.field) == (1, "[4].id") and "line 1 again" in again.found
+    assert check(path)["usable"] == 3
 
     text = json.dumps(records, indent=2)
     path.write_text(text)

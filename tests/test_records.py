@@ -1,6 +1,5 @@
 """Records are whole or absent, and errors in them name file and line."""
 
-import json
 import os
 import signal
 import subprocess
@@ -33,20 +32,16 @@ def test_numbers_that_are_none_become_null(tmp_path):
     assert '\n  {\n    "a": null' in (tmp_path / "a.json").read_text()
 
 
-def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path):
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a.json"
     records.write_json(path, {"old": 1})
     with pytest.raises(TypeError, match="of type set cannot be written"):
         records.write_json(path, {"new": {1, 2}})
     assert records.read_json(path) == {"old": 1}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError):
         records.write_text(tmp_path / "taken", "text")
-    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+    assert {file.name for file in tmp_path.iterdir()} == {"a.json", "taken"}
 
 
 def test_read_json_names_file_and_line(tmp_path):
@@ -66,36 +61,25 @@ def test_jsonl_round_trip_and_append(tmp_path):
 
 
 @pytest.mark.parametrize("bad", ['{"id": ', "3", "[1]", ""])
-def test_read_jsonl_names_file_and_line(bad, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(f'{{"id": 1}}\n{bad}\n{{"id": 3}}\n')
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
-        records.read_jsonl(path)
+def test_a_line_that_is_no_row_is_named(bad, tmp_path):
+    path, text = tmp_path / "rows.jsonl", f'{{"id": 1}}\n{bad}\n{{"id": 3}}\n'
+    path.write_text(text)
+    for read in (records.read_jsonl, records.repair_jsonl):
+        with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
+            read(path)
+    assert path.read_text() == text
 
 
 @pytest.mark.parametrize(
-    "torn", ["", '{"id": 3', '{"id": 3}', '{"te": "\xc3', "\0\0\0\n"]
+    "torn", ["", '{"id": 3', '{"id": 3}', '{"te": "\xc3', "\0\0\0\n", "3\n"]
 )
 def test_repair_cuts_off_a_torn_last_line(torn, tmp_path):
-    path = tmp_path / "rows.jsonl"
-    whole = b'{"id": 1}\n{"id": 2}\n'
+    path, whole = tmp_path / "rows.jsonl", b'{"id": 1}\n{"id": 2}\n'
+    assert records.repair_jsonl(path) == []
+    assert not list(tmp_path.iterdir())
     path.write_bytes(whole + torn.encode("latin-1"))
     assert records.repair_jsonl(path) == [{"id": 1}, {"id": 2}]
     assert path.read_bytes() == whole
-
-
-def test_repair_takes_missing_files(tmp_path):
-    assert records.repair_jsonl(tmp_path / "rows.jsonl") == []
-    assert not list(tmp_path.iterdir())
-
-
-def test_repair_refuses_a_line_torn_elsewhere(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    text = '{"id": 1}\n{"id"\n{"id": 3}\n'
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"rows\.jsonl, line 2"):
-        records.repair_jsonl(path)
-    assert path.read_text() == text
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
@@ -105,16 +89,15 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
         "for n in range(10**9): write_json(sys.argv[1], [n] * 20_000)"
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT)
-    for _ in range(3):
-        while not path.exists():
-            time.sleep(0.01)
+    while not path.exists():
+        time.sleep(0.01)
+    for kill in (False, False, True):
         time.sleep(0.1)
+        if kill:
+            writer.send_signal(signal.SIGKILL)
+            writer.wait()
         rows = records.read_json(path)
         assert len(rows) == 20_000 and len(set(rows)) == 1
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
-    rows = records.read_json(path)
-    assert len(rows) == 20_000 and len(set(rows)) == 1
 
 
 def test_sha256_of_a_file_is_the_standard_one(tmp_path):
@@ -154,25 +137,22 @@ def test_settings_hash_is_of_the_content_alone():
         records.settings_hash({"path": ROOT})
 
 
-def test_record_stage_adds_to_the_manifest(tmp_path):
+def test_record_stage_adds_to_the_manifest(tmp_path, monkeypatch):
     records.record_stage(tmp_path, "02_sft", seconds=1.5, seed=0)
     records.record_stage(tmp_path, "03_grpo", seconds=2)
+    monkeypatch.setattr(records, "ROOT", tmp_path)  # outside a repository
     records.record_stage(tmp_path, "02_sft", seconds=1.0)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = records.read_json(tmp_path / "manifest.json")
     assert list(manifest) == ["02_sft", "03_grpo"]
-    sft = manifest["02_sft"]
-    assert (sft["seconds"], sft["seed"]) == (1.0, 0)
-    assert sft["environment"]["packages"]["torch"]
-    assert set(sft["environment"]) >= {
+    sft, grpo = manifest.values()
+    assert (sft["seconds"], sft["seed"], grpo["seconds"]) == (1.0, 0, 2)
+    assert grpo["environment"]["packages"]["torch"]
+    assert set(grpo["environment"]) >= {
         *("git_commit", "git_dirty", "python", "packages"),
         *("platform", "cpu_count", "gpu"),
     }
-
-
-def test_environment_outside_a_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "ROOT", tmp_path)
-    environment = records.environment()
-    assert environment["git_commit"] is None and environment["git_dirty"] is None
+    assert len(grpo["environment"]["git_commit"]) == 40
+    assert sft["environment"]["git_commit"] is sft["environment"]["git_dirty"] is None
 
 
 def test_peak_memory_counts_what_is_held():

@@ -42,7 +42,7 @@ from huggingface_hub.utils.sha import git_hash
 from tqdm import tqdm
 
 from lib import records
-from lib.data.faults import is_relative, shown
+from lib.data.faults import is_relative, no_file, shown
 
 WAITS = (1, 4, None)  # seconds before another attempt; http_get has its own
 BLOCK = 2**20
@@ -58,10 +58,6 @@ PACKED = [  # first bytes of a tar that is packed, what reads it; zstd may skip 
     ),
 ]
 UNFINISHED = ".unfinished-c0d1a7f4e93b5268"  # a name that nobody wants
-HEADS = {  # of what comes in place of a file
-    b"version https://git-lfs": "a git-LFS pointer",
-    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), "a web page"),
-}
 KEPT = "what has arrived is kept, and the same command goes on from there"
 STOPPED = "nothing more is unpacked: report it to who made the archive"
 UNPACK = (
@@ -241,11 +237,11 @@ def _transfer(file: HubFile, part: Path) -> None:
 def _rejected(file: HubFile, part: Path) -> ArchiveError:
     """The error for a part that is complete but not the file; the part is deleted."""
     size = part.stat().st_size
-    what = f"{size:,} bytes" + (" with another hash" if size == file.size else "")
     with part.open("rb") as opened:
-        head = opened.read(64).lstrip().lower()
-    what = next((said for begin, said in HEADS.items() if head.startswith(begin)), what)
+        said = no_file(opened.read(64))
     part.unlink()
+    what = f"{size:,} bytes" + (" with another hash" if size == file.size else "")
+    what = said[0] if said else what
     return ArchiveError(
         f"{file.repo}: {file.path}: received {what}; expected {file.size:,} bytes with"
         f" the hash {file.digest}. It was deleted; run it again, and if it happens"

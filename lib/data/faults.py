@@ -1,10 +1,9 @@
 """What a sound annotation record is: fields and rules for each kind of file.
 
-The kinds are those of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376; fields as on
-https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and as its code reads them) and
-LongVideoBench (https://arxiv.org/abs/2407.15754). A fault is (field, what was found,
-what was expected, whether the record is usable all the same): real files have steps
-that end after the observation, and answers that were done before.
+The fields are those of https://huggingface.co/datasets/TencentARC/SEED-Bench-R1, as its
+code reads them, and of LongVideoBench. A fault is (field, what was found, what was
+expected, whether the record is usable all the same): real files have steps that end
+after the observation, and answers that were done before.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 PROGRESS = "task_progress_metadata"
 FRAME = "current_observation_frame"
 STILL = "current_observation_basename"
-# Fields whose texts a model reads, themselves or within a list.
-READ = ("question", "task_goal", "answer", PROGRESS, *CHOICES)
-READ = (*READ, "negative_answers", "candidates")
+READ = (  # fields whose texts a model reads, themselves or within a list
+    *("question", "task_goal", "answer", PROGRESS, *CHOICES),
+    *("negative_answers", "candidates"),
+)
 USABLE, UNUSABLE = True, False
 Faults = Iterator[tuple[str, str, str, bool]]
 
@@ -35,14 +35,22 @@ DEEPEST = 20  # values within values; the deepest of a sound record has 5
 # (`lib/model/encoding.py`) has for itself.
 UNREADABLE = re.compile("[\ud800-\udfff\U000f0000\U000f0001]")
 CONTROL = re.compile(r"<\|\w+\|>")
-# A letter or number in front of an option: "B. ", "(b) ", "2) ", "Option B: ", or a
-# bare "B ".
-OWN_LETTER = re.compile(
+OWN_LETTER = re.compile(  # in front of an option: "B. ", "2) ", "Option B: ", "B "
     r"[\W_]*(?i:(?:option|choice|answer) ?)?"
     r"(?:(?i:([A-H1-8]|[ivx]{2,4}) ?(?:[.:)\]}*、]+| -)\s*)|([A-H]) )(?=[^\W\d])"
 )
 SERIES = ("ABCDEFGH", "12345678", ("I", "II", "III", "IV", "V", "VI", "VII", "VIII"))
 NUMBERS = {sign: number for signs in SERIES for number, sign in enumerate(signs)}
+
+
+def no_file(head: bytes) -> tuple[str, str] | None:
+    """What a file is instead, by its first bytes, and what is wanted; None: itself."""
+    begins = head.lstrip().lower()
+    if begins.startswith(b"version https://git-lfs"):
+        return "a git-LFS pointer", "the file: run `git lfs pull`"
+    if begins.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page", "the file: download it again"
+    return None
 
 
 def is_text(value: object) -> bool:
@@ -61,8 +69,8 @@ def is_relative(value: object) -> bool:
     """A path that stays below the folder it is joined to."""
     if not is_text(value) or set(value) & set("\\\0"):
         return False
-    path = PurePosixPath(value)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+    parts = PurePosixPath(value).parts
+    return bool(parts) and parts[0][0] != "/" and ".." not in parts
 
 
 def is_path(value: object) -> bool:
@@ -106,6 +114,7 @@ LABELLED = {
     "golden_choice_idx": (lambda v: v in [*"ABCD"], "one of the letters A, B, C, D"),
 }
 MAYBE = {"video_id": TEXT, FRAME: INTEGER, "task_start_frame": INTEGER}
+A_STEP = "a step with narration_text"
 
 
 def narration(step: dict) -> str:
@@ -162,15 +171,16 @@ def _planning(record: dict) -> Faults:
     if steps and not is_file_name(name := record.get("video_basename")):
         expected = f"{FILE_NAME[1]}, because there is progress to show"
         yield "video_basename", shown(name), expected, UNUSABLE
-    done, start = [], record.get("task_start_frame")
+    done, start, answer = [], record.get("task_start_frame"), folded(record["answer"])
     for i, step in enumerate(steps):
         field = f"{PROGRESS}[{i}]"
+        if not isinstance(step, dict):
+            yield field, shown(step), A_STEP, UNUSABLE
+            continue
         yield from _step(step, field, frame)
-        if isinstance(step, dict):
-            start = step.get("start_frame") if start is None else start
-            said = narration(step)
-            if is_text(said) and folded(said) == folded(record["answer"]):
-                done.append(field)
+        start = step.get("start_frame") if start is None else start
+        if is_text(narration(step)) and folded(narration(step)) == answer:
+            done.append(field)
     if is_integer(frame) and frame < 0:
         yield FRAME, str(frame), "a frame number from 0 on", USABLE
     if steps and is_integer(frame) and is_integer(start) and frame < start:
@@ -181,39 +191,34 @@ def _planning(record: dict) -> Faults:
         yield "answer", found, "an action not yet done", USABLE
 
 
-def _step(step: object, field: str, frame: int | None) -> Faults:
+def _step(step: dict, field: str, frame: int | None) -> Faults:
     """A step of the progress, which should lie before the `frame` of observation."""
-    expected = "a step with narration_text"
-    if not isinstance(step, dict):
-        yield field, shown(step), expected, UNUSABLE
-        return
-    words = step.get("narration_text")
     if not is_text(narration(step)):
-        yield f"{field}.narration_text", shown(words), expected, UNUSABLE
-    elif words is None:
+        found = shown(step.get("narration_text"))
+        yield f"{field}.narration_text", found, A_STEP, UNUSABLE
+    elif step.get("narration_text") is None:
         found = shown(step["narration"])
         yield f"{field}.narration", found, "the key narration_text", USABLE
-    start, stop = step.get("start_frame"), step.get("stop_frame")
-    for key, value in (("start_frame", start), ("stop_frame", stop)):
+    for key in ("start_frame", "stop_frame"):
+        value, name = step.get(key), f"{field}.{key}"
         if not is_integer(value):
-            yield f"{field}.{key}", shown(value), INTEGER[1], USABLE
-    if not is_integer(frame):
-        return
-    if is_integer(start) and start >= frame:
-        found = f"{start}, not before the observation {frame}"
-        yield f"{field}.start_frame", found, "a start before the observation", USABLE
-    if is_integer(stop) and stop > frame:
-        found = f"{stop}, after the observation {frame}"
-        yield f"{field}.stop_frame", found, "an end before the observation", USABLE
+            yield name, shown(value), INTEGER[1], USABLE
+        elif not is_integer(frame):
+            continue
+        elif key == "start_frame" and value >= frame:
+            found = f"{value}, not before the observation {frame}"
+            yield name, found, "a start before the observation", USABLE
+        elif key == "stop_frame" and value > frame:
+            found = f"{value}, after the observation {frame}"
+            yield name, found, "an end before the observation", USABLE
 
 
 def _validation(record: dict) -> Faults:
     yield from _planning(record)
-    letter = record["golden_choice_idx"]
+    letter, answer = record["golden_choice_idx"], record["answer"]
     gold = CHOICES["ABCD".index(letter)]
-    if record["answer"].strip() != record[gold].strip():
-        found = f"{shown(record['answer'])} while option {letter} is"
-        found = f"{found} {shown(record[gold])}"
+    if answer.strip() != record[gold].strip():
+        found = f"{shown(answer)} while option {letter} is {shown(record[gold])}"
         yield "answer", found, "the text of the gold option", UNUSABLE
     yield from _options({choice: record[choice] for choice in CHOICES}, gold)
 
@@ -268,24 +273,25 @@ def _demonstration(record: dict) -> Faults:
 
 def _prompt(prompt: list) -> Iterator[tuple[str, str]]:
     """(field, what was found) of what keeps a prompt from being one whole message."""
-    message, place = prompt[0] if len(prompt) == 1 else None, "prompt[0].content"
-    if len(prompt) != 1:
-        yield "prompt", f"{len(prompt)} messages"
-    elif not isinstance(message, dict) or message.get("role") != "user":
-        yield "prompt[0]", shown(message)
-    elif not isinstance(message.get("content"), list):
-        yield place, shown(message.get("content"))
-    else:
-        parts = [p if isinstance(p, dict) else {} for p in message["content"]]
-        kinds = [part.get("type") for part in parts]
-        for i, (kind, part) in enumerate(zip(kinds, parts, strict=True)):
-            if kind not in [*PARTS]:  # a list, as `kind` may be no key
-                yield f"{place}[{i}].type", shown(kind)
-            elif not PARTS[kind](part.get(kind)):
-                yield f"{place}[{i}].{kind}", shown(part.get(kind))
-        videos, images, texts = map(kinds.count, PARTS)
-        if texts != 1 or max(videos, images) > 1 or not videos + images:
-            yield place, f"{videos} videos, {images} images, {texts} texts"
+    place = "prompt[0].content"
+    match prompt:
+        case [{"role": "user", "content": list(content)}]:
+            parts = [part if isinstance(part, dict) else {} for part in content]
+        case [message]:
+            yield "prompt[0]", shown(message)
+            return
+        case _:
+            yield "prompt", f"{len(prompt)} messages"
+            return
+    kinds = [part.get("type") for part in parts]
+    for i, (kind, part) in enumerate(zip(kinds, parts, strict=True)):
+        if kind not in [*PARTS]:  # a list, as `kind` may be no key
+            yield f"{place}[{i}].type", shown(kind)
+        elif not PARTS[kind](part.get(kind)):
+            yield f"{place}[{i}].{kind}", shown(part.get(kind))
+    videos, images, texts = map(kinds.count, PARTS)
+    if texts != 1 or max(videos, images) > 1 or not videos + images:
+        yield place, f"{videos} videos, {images} images, {texts} texts"
 
 
 def _general(record: dict) -> Faults:
@@ -306,16 +312,14 @@ def _general(record: dict) -> Faults:
 
 
 class Kind(NamedTuple):
-    """A kind of file: its name, the keys of which any gives it away, the fields that
-    its records must have (name: condition, in words), its rules, the values that may
-    occur once, with whether a repeat is usable, and the fields that may be absent."""
+    """A kind of file; a condition is a function of a value, and what it wants."""
 
     name: str
-    marks: tuple[str, ...]
-    fields: dict[str, tuple[Callable, str]]
-    rules: Callable[[dict], Faults]
-    unique: dict[tuple[str, ...], bool]
-    maybe: dict[str, tuple[Callable, str]]
+    marks: tuple[str, ...]  # keys of which any gives the kind away
+    fields: dict[str, tuple[Callable, str]]  # that every record has
+    maybe: dict[str, tuple[Callable, str]]  # that may be absent
+    rules: Callable[[dict], Faults]  # of records with sound fields
+    unique: dict[tuple[str, ...], bool]  # once in a file; whether a repeat is usable
 
 
 ASKED_ONCE = {("video_id", "task_goal", FRAME): USABLE}
@@ -323,11 +327,10 @@ L1_L2 = Kind(
     "SEED-Bench-R1 validation, L1 or L2",
     ("golden_choice_idx", *CHOICES),
     {"sample_id": INTEGER, **LABELLED},
+    MAYBE,
     _validation,
     {("sample_id",): UNUSABLE, **ASKED_ONCE},
-    MAYBE,
 )
-L3 = {"sample_id": TEXT, "domain": TEXT, "scenario": TEXT, **LABELLED}
 KINDS = {  # in the order in which a record is asked for its marks
     "general": Kind(
         "LongVideoBench validation",
@@ -337,36 +340,39 @@ KINDS = {  # in the order in which a record is asked for its marks
             **{"correct_choice": INTEGER, "duration_group": INTEGER},
             "video_path": (is_path, "a path relative to the video folder"),
         },
+        {},
         _general,
         {("id",): UNUSABLE},
-        maybe={},
     ),
     "demonstrations": Kind(
         "SEED-Bench-R1 training with reasoning",
         ("prompt", "response"),
         {"prompt": LIST, "response": TEXT},
+        {"sample_id": ID},
         _demonstration,
         {("sample_id", "response"): USABLE},
-        maybe={"sample_id": ID},
     ),
     "training": Kind(
         "SEED-Bench-R1 training",
         ("negative_answers",),
         {"sample_id": ID, "negative_answers": LIST, **PLANNING},
+        MAYBE,
         _training,
         {("sample_id",): USABLE, **ASKED_ONCE},
-        MAYBE,
     ),
     "L3": L1_L2._replace(
-        name="SEED-Bench-R1 validation, L3", marks=("domain", "scenario"), fields=L3
+        name="SEED-Bench-R1 validation, L3",
+        marks=("domain", "scenario"),
+        fields={"sample_id": TEXT, "domain": TEXT, "scenario": TEXT, **LABELLED},
     ),
     "L1": L1_L2,
     "L2": L1_L2,
 }
 
 
-def record_faults(record: dict, kind: Kind) -> Faults:
-    """Everything wrong within one record."""
+def record_faults(record: dict, line: int, kind: Kind, seen: dict) -> Faults:
+    """Everything wrong with one record, and what it has of an earlier one: `seen`
+    remembers in which line each value that may occur once did."""
     odd = list(_odd(record))
     yield from odd
     if any(found == TOO_DEEP for _, found, *_ in odd):
@@ -380,6 +386,14 @@ def record_faults(record: dict, kind: Kind) -> Faults:
             yield name, found, expected, usable
     if is_whole:
         yield from kind.rules(record)
+    for names, usable in kind.unique.items():
+        values = [record.get(name) for name in names]
+        if all(isinstance(value, (int, str)) for value in values):
+            key = (names, *map(str, values))  # an id is a text: 1 and "1" are one
+            if key in seen:
+                found = f"the {' and '.join(names)} of line {seen[key]} again"
+                yield names[0], found, "it once", usable
+            seen.setdefault(key, line)
 
 
 def _odd(record: dict) -> Faults:
@@ -410,21 +424,8 @@ def _within(value: dict | list, place: str = "", depth: int = 1) -> Iterator[tup
             yield from _within(part, _joined(place, key), depth + 1)
 
 
-def _joined(field: str, key: str | int | None) -> str:
-    if key is TWICE or isinstance(key, int):
-        return f"{field}[{key}]"
+def _joined(place: str, key: str | int | None) -> str:
+    if not isinstance(key, str):
+        return f"{place}[{key}]"
     name = key if key.isprintable() and len(key) <= 80 else shown(key)
-    return f"{field}.{name}" if field else name
-
-
-def repeats(record: dict, line: int, kind: Kind, seen: dict) -> Faults:
-    """Values that an earlier record has; `seen` remembers their lines."""
-    for names, usable in kind.unique.items():
-        values = [record.get(name) for name in names]
-        if not all(isinstance(value, (int, str)) for value in values):
-            continue
-        key = (names, *map(str, values))  # an id is a text: 1 and "1" are one
-        if key in seen:
-            what = " and ".join(names)
-            yield names[0], f"the {what} of line {seen[key]} again", "it once", usable
-        seen.setdefault(key, line)
+    return f"{place}.{name}" if place else name

@@ -1,23 +1,11 @@
 """Decoded frames kept: in this process and, behind that, in a folder.
 
-    >>> keep_frames("outputs/frames", max_gib=20)
-    >>> clip, still = question_media(question, Sampling())  # decoded, and kept
-    >>> clip, still = question_media(question, Sampling())  # read, in any process
-
-An entry holds the frames that one reader of `lib/data/video.py` took from one file,
-pixel for pixel. Its name says what they depend on: the file's path, size and two times
-of change, the sampling, and the versions of the packages that decide pixels.
-
-In the folder frames are kept as differences (red and blue to green, each row to the one
-above), packed with zstd: 35 to 55 % of the raw bytes, read in a few milliseconds
-(`tests/bench/frame_store.py`). Raw frames are read three times as fast, zlib reads four
-times slower, FFV1 saves 20 to 30 % more and reads ten times slower.
-
-Any number of processes may fill a folder. An entry appears by renaming a finished file,
-so readers need no lock; writers hold one, under which the oldest entries make room.
-Other files in the folder are neither counted nor deleted. What a killed process left
-unfinished the next writer overwrites. An entry whose checksum does not match is made
-anew, with a line of warning.
+An entry of the folder holds what one reader of `lib/data/video.py` took from one file:
+differences (red and blue to green, each row to the one above), packed with zstd, are 35
+to 55 % of the raw bytes (`tests/bench/frame_store.py`). Any number of processes may
+fill it. An entry appears by renaming a finished file, so readers need no lock; writers
+hold one, under which the oldest entries make room. An entry whose checksum does not
+match is made anew, with a line of warning.
 """
 
 from __future__ import annotations
@@ -82,15 +70,12 @@ def kept_frames() -> tuple[str | Path, float]:
 
 class FrameStore:
     """Decoded frames of this process, least recently used out first, bounded in bytes.
-
-    Callers get copies, so nobody can change what the next caller sees.
-    """
+    Callers get copies, so nobody can change what the next caller sees."""
 
     def __init__(self, max_bytes: int):
-        self.max_bytes = max_bytes
+        self.max_bytes, self.used_bytes = max_bytes, 0
         self.behind: FrameFolder | None = None
         self.kept: tuple[str | Path, float] = ("", 0.0)
-        self.used_bytes = 0
         self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def read(self, reader: Callable, path: Path, sampling: Sampling) -> np.ndarray:
@@ -120,17 +105,14 @@ class FrameFolder:
             bound = f"the frame store is bounded at {max_bytes} bytes"
             raise ValueError(f"{bound}; give it more than 0")
         self.folder, self.max_bytes = Path(folder), max_bytes
-        self._told_full = False
         with self._locked() as lock:
             os.pwrite(lock, b"%20d" % self._shrink(max_bytes), 0)
 
     def read(
         self, reader: Callable, path: str | Path, sampling: Sampling
     ) -> np.ndarray:
-        """`reader(path, sampling)`, uint8 [..., H, W, 3], decoded or from the folder.
-
-        What `reader` raises is passed on, and nothing is kept.
-        """
+        """`reader(path, sampling)`, uint8 [..., H, W, 3], decoded or from the folder;
+        what `reader` raises is passed on, and nothing is kept."""
         name = entry_name(reader, path, sampling)
         if (kept := self._get(name, path)) is not None:
             return _unpack(kept)
@@ -166,8 +148,7 @@ class FrameFolder:
             if used + len(data) > self.max_bytes:
                 used = self._shrink(room)
             # Counted before it is there: a kill in between makes the count too high,
-            # which the next count of the folder mends. One length of the number leaves
-            # nothing of an older one.
+            # which the next count of the folder mends.
             os.pwrite(lock, b"%20d" % (used + len(data)), 0)
             unfinished = self.folder / ".frames_unfinished"
             unfinished.write_bytes(data)
@@ -193,25 +174,17 @@ class FrameFolder:
         stats = [(path.stat(), path) for path in own]
         files = sorted((stat.st_mtime_ns, stat.st_size, path) for stat, path in stats)
         used = sum(size for _, size, _ in files)
-        if used > limit and not self._told_full:
-            self._told_full = True
-            said = "the frame store %s is full at %.3g GiB: clips not used for long are"
-            said += " dropped and decoded again; a larger bound would hold more"
-            _LOGGER.warning(said, self.folder, self.max_bytes / 2**30)
         for _, size, path in files:
-            if used <= limit:
-                break
-            path.unlink()
-            used -= size
+            if used > limit:
+                path.unlink()
+                used -= size
         return used
 
 
 def entry_name(reader: Callable, path: str | Path, sampling: Sampling) -> str:
-    """The name of what a reader takes from a file as it is now.
-
-    The time of a file's last change of state cannot be set back, as `cp -p` or
-    `rsync -t` set back the time of its content.
-    """
+    """The name of what a reader takes from a file as it is now, by its path, size and
+    times (that of its last change of state `cp -p` cannot set back), the sampling, and
+    the versions of the packages that decide pixels."""
     path = Path(path).absolute()
     stat = path.stat()
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

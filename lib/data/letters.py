@@ -1,10 +1,8 @@
 """What a completion answers: the letter of an option, by two rules, side by side.
 
-* `first_letter`, the paper's (SEED-Bench-R1, https://arxiv.org/abs/2503.24376,
-  `grpo.py` and `infer.py` of the released code): the first `<answer>...</answer>`, its
-  content stripped, its first character, case and all. No tag means no answer. So
-  "Add water" counts as A, while "(A)" and "a." count as nothing.
-* `lenient`: what a patient reader would grant; see `parse_answer`.
+`first_letter` is the paper's (`grpo.py` and `infer.py` of the released code): the first
+character, case and all, in the first `<answer>...</answer>`. So "Add water" counts as A
+while "(A)" and "a." count as nothing. `lenient` is what a patient reader would grant.
 """
 
 from __future__ import annotations
@@ -106,11 +104,8 @@ def judged(
     completion: str, options: Sequence[str], gold: str, style: str = "think"
 ) -> dict:
     """What a completion says: first_letter and lenient (letters or None), correct and
-    parsed by the first, correct_lenient by the second.
-
-    Under the direct prompt the whole completion is the answer, so both rules read it as
-    if it stood between answer tags; the lenient one only where it has none of its own.
-    """
+    parsed by the first, correct_lenient by the second. Under the direct prompt the
+    whole completion is the answer; the lenient rule still goes by tags of its own."""
     letters, answered = "ABCDE"[: len(options)], completion
     if style == "direct":
         answered = f"<answer>{completion}</answer>"

@@ -1,9 +1,8 @@
 """The two prompts, and the chat message that carries video, still and text.
 
-The thinking prompt is the paper's (SEED-Bench-R1, https://arxiv.org/abs/2503.24376;
-`infer.py` and `grpo.py` of github.com/TencentARC/SEED-Bench-R1): the question, one
-option a line as "A. ...", then `THINK_ANSWER`. Training, evaluation and the untrained
-model all get the same words, and the default chat template adds the system prompt.
+The thinking prompt is the paper's: the question, one option a line as "A. ...", then
+`THINK_ANSWER`. Training, evaluation and the untrained model all get the same words; the
+default chat template adds the system prompt.
 """
 
 from __future__ import annotations

@@ -1,13 +1,8 @@
 """Questions and demonstrations, read from the benchmarks' own files and checked.
 
-Reads the annotation files of SEED-Bench-R1 (https://arxiv.org/abs/2503.24376,
-https://huggingface.co/datasets/TencentARC/SEED-Bench-R1) and LongVideoBench
-(https://arxiv.org/abs/2407.15754). `lib/data/faults.py` says what a sound record is;
-every reader raises DataFaults with the faults of all records at once.
-
-    >>> questions = read_validation("annotations/validation_L1.jsonl", root, "L1")
-    >>> questions[0].id, questions[0].gold, questions[0].options[0]
-    ('L1/115', 'A', 'put cereal box into cupboard')
+SEED-Bench-R1 (https://arxiv.org/abs/2503.24376) and LongVideoBench
+(https://arxiv.org/abs/2407.15754); `lib/data/faults.py` says what a sound record is.
+Every reader raises DataFaults with the faults of all records at once.
 """
 
 from __future__ import annotations
@@ -27,22 +22,15 @@ from lib.data import faults
 from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
 
 BYTE_ORDERS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-NO_FILES = (  # how a file begins that holds no records: what it is, and what to do
-    (b"version https://git-lfs", "a git-LFS pointer", "the file: run `git lfs pull`"),
-    (b"<", "a web page, no JSON", "the file itself: download it again"),
-    (BYTE_ORDERS, "a byte order mark", "UTF-8 without one"),
-)
+Place = str | Path
 FORMS = ("one JSON object a line", "one JSON list")
 LISTS = ("general",)  # kinds that are one JSON list
 
 
 @dataclass(frozen=True)
 class Question:
-    """A multiple-choice question; `options[letters.index(gold)] == answer`.
-
-    `video` is None where nothing has happened yet (image only), `image` in the general
-    set. `domain` and `scenario` are empty where the file has none (training, L1, L2).
-    """
+    """A multiple-choice question. `video` is None where nothing has happened yet, and
+    `image` in the general set; `domain` and `scenario` are empty in many files."""
 
     id: str  # "L1/115", "training/7", "general/<id>"
     level: str  # "training", "L1", "L2", "L3", "general"
@@ -100,46 +88,89 @@ class DataFaults(ValueError):
         return "\n".join([head, *map(str, self.faults)])
 
 
-def read_validation(
-    path: str | Path, media_root: str | Path, level: str
-) -> list[Question]:
-    """The questions of validation_L1, L2 or L3, options in the file's order.
-
-    Media are `<media_root>/videos/<video_source>/<video_basename>` and
-    `<media_root>/images/<video_source>/<current_observation_basename>`; whether they
-    exist shows when they are read.
-    """
+def read_validation(path: Place, media_root: Place, level: str) -> list[Question]:
+    """The questions of validation_L1, L2 or L3, options in the file's order. Clips are
+    `<media_root>/videos/<video_source>/<video_basename>`, stills in images/; whether
+    they exist shows when they are read."""
     if level not in ("L1", "L2", "L3"):
         raise ValueError(f"level {level!r} is unknown; it must be L1, L2 or L3")
     return _read(path, media_root, level)
 
 
-def read_training(
-    path: str | Path, media_root: str | Path, seed: int = 0
-) -> list[Question]:
-    """The training questions, each with three of its negative answers drawn.
-
-    Draw and order are seeded by f"{seed}/{sample_id}" (the released grpo.py draws
-    unseeded). Negatives that repeat each other or the answer are not drawn.
+def read_training(path: Place, media_root: Place, seed: int = 0) -> list[Question]:
+    """The training questions, each with three different ones of its negative answers;
+    draw and order are seeded by f"{seed}/{sample_id}" (unseeded in the released code).
     """
     return _read(path, media_root, "training", seed)
 
 
-def read_demonstrations(
-    path: str | Path, media_root: str | Path
-) -> list[Demonstration]:
-    """The records of training_with_cot: `prompt` messages and a `response`.
-
-    The schema is that of the released sft.py, which does not touch `sample_id`. Where
-    that is absent the id, "training/line-12", matches no training question.
-    """
+def read_demonstrations(path: Place, media_root: Place) -> list[Demonstration]:
+    """The records of training_with_cot: `prompt` messages and a `response`, as the
+    released sft.py reads them; without `sample_id` the id is "training/line-12"."""
     return _read(path, media_root, "demonstrations")
 
 
-def read_general(path: str | Path, media_root: str | Path) -> list[Question]:
+def read_general(path: Place, media_root: Place) -> list[Question]:
     """The questions of LongVideoBench's lvb_val.json, 4 or 5 candidates each; clips
     alone, `<media_root>/videos/<video_path>`, no subtitles, as the paper does it."""
     return _read(path, media_root, "general")
+
+
+def _read(path: Place, media_root: Place, kind: str, seed: int = 0) -> list:
+    hint = "an annotation file; 01_data says where it comes from"
+    _, _, sound, found = _survey(paths.require(path, hint), kind)
+    if unusable := [fault for fault in found if not fault.usable]:
+        raise DataFaults(unusable)
+    root = paths.resolve(media_root)
+    return [_item(record, line, root, kind, seed) for line, record in sound]
+
+
+def usable(
+    path: Place, media_root: Place
+) -> list[tuple[dict, Question | Demonstration]]:
+    """(record, what is read from it) for all that can be used in a file of any kind, to
+    look at it whatever its faults."""
+    kind, _, sound, _ = _survey(paths.require(path, "nothing to check"))
+    root = paths.resolve(media_root)
+    return [(record, _item(record, line, root, kind)) for line, record in sound]
+
+
+def check(path: Place) -> dict:
+    """What a file is and holds: {file, kind, records, usable, media, faults}; `media`
+    counts the different files that usable records need, and those without video."""
+    path = paths.require(path, "nothing to check")
+    kind, count, sound, found = _survey(path)
+    items = [_item(record, line, Path(), kind) for line, record in sound]
+    return {
+        "file": str(path),
+        "kind": KINDS[kind].name if kind else "not recognised",
+        "records": count,
+        "usable": len(sound),
+        "media": {
+            "videos": len({item.video for item in items} - {None}),
+            "stills": len({item.image for item in items} - {None}),
+            "image_only": sum(item.video is None for item in items),
+        },
+        "faults": found,
+    }
+
+
+def show_faults(path: Path, as_json: bool = False) -> int:
+    """Print `check` of a file; 1 if a record in it cannot be used, else 0."""
+    report = check(path)
+    found, media = report["faults"], report["media"]
+    unusable = sum(not fault.usable for fault in found)
+    lines = [
+        f"{report['file']}: {report['kind']}",
+        f"records: {report['records']}, of which {report['usable']} can be used",
+        f"media needed: {media['videos']} videos, {media['stills']} stills"
+        f" ({media['image_only']} records without video)",
+        f"faults: {len(found)}, of which {unusable} make a record unusable",
+        *map(str, found),
+    ]
+    as_dicts = {**report, "faults": [*map(asdict, found)]}
+    print(json.dumps(as_dicts, indent=1) if as_json else "\n".join(lines))
+    return int(unusable > 0)
 
 
 def split_holdout(
@@ -155,15 +186,6 @@ def split_holdout(
         drawn = int.from_bytes(digest[:8], "big") / 2**64
         (held if drawn < share else kept).append(item)
     return kept, held
-
-
-def _read(path: str | Path, media_root: str | Path, kind: str, seed: int = 0) -> list:
-    hint = "an annotation file; 01_data says where it comes from"
-    _, _, sound, found = _survey(paths.require(path, hint), kind)
-    if unusable := [fault for fault in found if not fault.usable]:
-        raise DataFaults(unusable)
-    root = paths.resolve(media_root)
-    return [_item(record, line, root, kind, seed) for line, record in sound]
 
 
 def _item(
@@ -237,13 +259,12 @@ def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list,
     """(kind, number of records, the sound (line, record), faults by line) of a file.
 
     Without a `kind` it is that which most records show by their keys, None if none
-    does. In a list a field is named with its record, "[12].candidates" for the
-    thirteenth: such a file may be a single line.
+    does. In a list, which may be a single line, a field is named with its record.
     """
     data, sound, found, seen = path.read_bytes(), [], [], {}
-    head = data.lstrip()[:99].lower()
-    is_list = head[:1] == b"["
-    no_file = [said for begin, *said in NO_FILES if head.startswith(begin)]
+    is_list, no_file = data.lstrip()[:1] == b"[", faults.no_file(data[:99])
+    if data.startswith(BYTE_ORDERS):
+        no_file = ("a byte order mark", "UTF-8 without one")
     rows = [] if no_file else list((_of_list if is_list else _of_lines)(data))
     parsed = [(line, row) for line, row in rows if not isinstance(row, Exception)]
     kind = kind or _recognised(row for _, row in parsed)
@@ -252,7 +273,7 @@ def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list,
         found.append(Fault(str(path), line, *named))
 
     if not rows:
-        fault(1, "file", *(no_file or [("no record", "records")])[0], UNUSABLE)
+        fault(1, "file", *(no_file or ("no record", "records")), UNUSABLE)
     elif parsed and kind is None:
         marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
         none = "no field of a known kind of file"
@@ -267,10 +288,7 @@ def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list,
             shown = faults.shown(record)
             fault(line, place or "record", shown, "a JSON object", UNUSABLE)
         elif kind:
-            wrong = [
-                *faults.record_faults(record, KINDS[kind]),
-                *faults.repeats(record, line, KINDS[kind], seen),
-            ]
+            wrong = [*faults.record_faults(record, line, KINDS[kind], seen)]
             for field, *rest in wrong:
                 fault(line, f"{place}.{field}" if place else field, *rest)
             if all(usable for *_, usable in wrong):
@@ -350,55 +368,3 @@ def _integer(digits: str) -> int | str:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_with_repeats, parse_int=_integer)
-
-
-def check(path: str | Path) -> dict:
-    """What a file is and holds: {file, kind, records, usable, media, faults}; `media`
-    counts the different files that usable records need, and those without video."""
-    path = paths.require(path, "nothing to check")
-    kind, count, sound, found = _survey(path)
-    items = [_item(record, line, Path(), kind) for line, record in sound]
-    return {
-        "file": str(path),
-        "kind": KINDS[kind].name if kind else "not recognised",
-        "records": count,
-        "usable": len(sound),
-        "media": {
-            "videos": len({item.video for item in items} - {None}),
-            "stills": len({item.image for item in items} - {None}),
-            "image_only": sum(item.video is None for item in items),
-        },
-        "faults": found,
-    }
-
-
-def usable(
-    path: str | Path, media_root: str | Path
-) -> list[tuple[dict, Question | Demonstration]]:
-    """(record, what is read from it) for all that can be used in a file of any kind.
-
-    For looking at a file whatever its faults; training and evaluation refuse those.
-    """
-    kind, _, sound, _ = _survey(paths.require(path, "nothing to check"))
-    root = paths.resolve(media_root)
-    return [(record, _item(record, line, root, kind)) for line, record in sound]
-
-
-def show_faults(path: Path, as_json: bool = False) -> int:
-    """Print `check` of a file; 1 if a record in it cannot be used, else 0."""
-    report = check(path)
-    found, media = report["faults"], report["media"]
-    unusable = sum(not fault.usable for fault in found)
-    if as_json:
-        print(json.dumps({**report, "faults": [*map(asdict, found)]}, indent=1))
-        return int(unusable > 0)
-    print(
-        f"{report['file']}: {report['kind']}",
-        f"records: {report['records']}, of which {report['usable']} can be used",
-        f"media needed: {media['videos']} videos, {media['stills']} stills"
-        f" ({media['image_only']} records without video)",
-        f"faults: {len(found)}, of which {unusable} make a record unusable",
-        *found,
-        sep="\n",
-    )
-    return int(unusable > 0)

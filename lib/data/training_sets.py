@@ -61,10 +61,7 @@ Item = TypeVar("Item", Question, Demonstration)
 
 def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
     """The `share` of the items whose ids come first in a shuffled order; at least one.
-
-    Shares of one seed are nested: a sixth holds the twelfth. A training question and
-    its demonstration share an id, so both methods are cut at the same place.
-    """
+    Shares of one seed are nested; questions and demonstrations are cut alike."""
     if not 0 < share <= 1:
         raise ValueError(f"share = {share} must lie above 0 and be 1 at most")
     if not items:
@@ -76,10 +73,8 @@ def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
 def with_label_noise(
     questions: Sequence[Question], share: float, seed: int
 ) -> list[Question]:
-    """The same questions; for `share` of them a wrong option, drawn evenly, is gold.
-
-    The wrong labels of a larger share include those of a smaller one.
-    """
+    """The same questions, for `share` of which a wrong option, drawn evenly, is gold;
+    the wrong labels of a larger share include those of a smaller one."""
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
     noisy = _first(questions, round(share * len(questions)), f"noise/{seed}")
@@ -103,10 +98,8 @@ def _first(items: Sequence[Item], count: int, salt: str) -> set[str]:
 
 
 def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
-    """Demonstrations without reasoning: the paper's prompt, answered by the label.
-
-    The control that the paper lacks. Its arms differ in two things at once, the loss
-    and the teacher's reasoning; this one learns by imitation from what RL is given.
+    """Demonstrations without reasoning: the paper's prompt, answered by the label. The
+    control that the paper lacks: imitation of what RL is given, no teacher's thoughts.
     """
     return [
         Demonstration(
@@ -119,10 +112,8 @@ def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
 
 def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
     """Write annotations/training_with_cot.jsonl of a data folder; returns its path.
-
     `reasoning` is what a teacher, or a person, thinks before the answer: one text for
-    each record of annotations/training.jsonl, in its order. ValueError where one lacks.
-    """
+    each record of annotations/training.jsonl, in its order."""
     root, made = paths.resolve(folder), []
     path = root / "annotations" / "training.jsonl"
     asked = questions.read_training(path, root)
@@ -151,10 +142,8 @@ def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
 def lessons(
     targets: str, demonstrations: Sequence[Demonstration], labelled: Sequence[Question]
 ) -> dict[str, list[Demonstration]]:
-    """What SFT learns, by the name of the adapter that comes of it.
-
-    `targets` is "reasoning" (adapter sft), "answers" (sft-answers) or both.
-    """
+    """What SFT learns, by the name of the adapter that comes of it; `targets` is
+    "reasoning" (adapter sft), "answers" (sft-answers) or both."""
     known = {
         "reasoning": ("sft", list(demonstrations)),
         "answers": ("sft-answers", answers_alone(labelled)),
@@ -169,12 +158,8 @@ def lessons(
 def kept_by_rejection(
     demonstrations: Iterable[Demonstration], questions: Iterable[Question]
 ) -> list[Demonstration]:
-    """Those whose answer is the label: what rejection sampling leaves of a teacher.
-
-    A wrong label takes right reasoning away; it lets none through that a teacher did
-    not write. The two files may show the options in different orders, so the text of
-    the chosen option is compared. ValueError for the answer to an unknown question.
-    """
+    """Those whose answer is the label: what rejection sampling leaves of a teacher. The
+    two files may show the options in different orders, so the option's text counts."""
     labels = {question.id: question.answer for question in questions}
     kept = []
     for item in demonstrations:

@@ -1,16 +1,10 @@
 """Frames of a clip and the observation still, as the paper samples and resizes them.
 
-Rule of the released code (SEED-Bench-R1, https://arxiv.org/abs/2503.24376,
-`vision_process_egoplan.py`): two frames a second, at least 4 and at most 16, an even
-count (Qwen2-VL merges two frames into one patch), evenly spaced from the first frame
-to the last; every frame and still is squashed to 252 x 252, aspect ignored: frames by
-torchvision's bicubic with antialias, stills by Pillow's.
-
-    >>> frame_indices(250, 25.0, Sampling())          # ten seconds: 16 frames
-    [0, 17, 33, 50, 66, 83, 100, 116, 133, 149, 166, 183, 199, 216, 232, 249]
-
-Frames are evenly spaced by index, among those that the film shows
-(`lib/data/footage.py`): evenly in time only where the frame rate is constant.
+Rule of the released code (`vision_process_egoplan.py`): two frames a second, at least 4
+and at most 16, an even count (Qwen2-VL merges two frames into one patch), evenly spaced
+by index from the first frame that the film shows to the last (`lib/data/footage.py`).
+Every frame and still is squashed to 252 x 252, aspect ignored: frames by torchvision's
+bicubic with antialias, stills by Pillow's.
 """
 
 from __future__ import annotations
@@ -25,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from lib.data import footage, torchvision_cpu  # noqa: F401  before torchvision
+from lib.data.faults import no_file
 
 from torchvision.transforms import InterpolationMode  # isort: skip
 from torchvision.transforms.functional import resize  # isort: skip
@@ -76,11 +71,8 @@ class Sampling:
 
 
 def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[int]:
-    """Indices of the sampled frames, ascending, from 0 to `n_frames` - 1.
-
-    A clip shorter than `min_frames` gives its frames down to an even count, as the
-    released code does. ValueError below two frames or without a frame rate.
-    """
+    """Indices of the sampled frames, ascending, from 0 to `n_frames` - 1; of a clip
+    shorter than `min_frames` an even count. ValueError for less than two frames."""
     if n_frames < 2:
         raise ValueError(f"has {n_frames} frame(s); at least 2 are needed")
     if not (math.isfinite(clip_fps) and clip_fps > 0):
@@ -160,13 +152,10 @@ def require_media(path: str | Path) -> None:
             head = file.read(64)
     except OSError as error:  # a name too long, no permission
         raise BadVideo(path, f"cannot be opened ({error.strerror})") from error
-    text = head.lstrip().lower()
     if not head:
         raise BadVideo(path, "is empty (zero bytes)")
-    if text.startswith(b"version https://git-lfs"):
-        raise BadVideo(path, "is a git-LFS pointer, not the file: run `git lfs pull`")
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise BadVideo(path, "is a web page, not the file: download it again")
+    if said := no_file(head):
+        raise BadVideo(path, f"is {said[0]}, not {said[1]}")
 
 
 def _squashed(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from made_run import answering
 
-from lib.analysis import answers, attended, plots, reasoned, seen, stats
+from lib.analysis import answers, attended, evidence_plots, reasoned, seen, stats
 from lib.analysis.readme import evidence_markdown, labels_of
 from lib.evaluate import tables
 from lib.methods import ASKED, METHODS
@@ -139,7 +139,7 @@ def test_tables_and_figure_say_the_same(found):
     assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
     assert "| no video | 33.3 (0.0 [" in table and "| 50.0 (−16.7 [" in table
     assert "66.7 → 16.7, shrinks by +50.0" in seen.gains_markdown(found)
-    figure = plots.perception(found, "L1")
+    figure = evidence_plots.perception(found, "L1")
     heights = [round(bar.get_height(), 1) for bar in figure.axes[0].patches]
     assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
     text = words(figure)
@@ -280,7 +280,7 @@ def test_tables_hold_the_shares_and_the_counts(said):
 
 def test_figures_hold_the_shares_and_the_cells(said):
     shown = (said[key] for key in ("shares", "controls", "flawless"))
-    figure = plots.coherence(*shown)
+    figure = evidence_plots.coherence(*shown)
     panels = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
     assert len(panels) == len({row["measure"] for row in said["shares"]})
     panel = panels[reasoned.MEASURES["consistent"]]
@@ -288,7 +288,7 @@ def test_figures_hold_the_shares_and_the_cells(said):
     drawn = [line.get_ydata()[0] for line in points]
     assert drawn == pytest.approx([0, 100, 100 * 8 / 12])
     measures = ["consistent", "follows"]
-    figure = plots.supported_answers(said["answers"], measures)
+    figure = evidence_plots.supported_answers(said["answers"], measures)
     assert len(figure.axes) == 6
     grpo = " ".join(text.get_text() for text in figure.axes[2].texts)
     assert "66.7 %\n8" in grpo and "33.3 %\n4" in grpo
@@ -343,12 +343,12 @@ def test_attention_by_hand(tmp_path):
         "| everything | video | GRPO − base | 2 | 55.0 − 25.0 | +30.0 [+30.0, +30.0] |"
     )
     assert line in attended.markdown(found, "own")
-    layers = plots.attention_layers(found, "own").axes[0].get_lines()
+    layers = evidence_plots.attention_layers(found, "own").axes[0].get_lines()
     drawn = [line.get_ydata().tolist() for line in layers if line.get_marker() == "o"]
     assert drawn[0] == pytest.approx([15, 35]) and drawn[2] == pytest.approx([45, 65])
     dotted = [line.get_ydata().tolist() for line in layers if line.get_marker() != "o"]
     assert dotted[0] == pytest.approx([20, 20])
-    tokens = plots.attention_tokens(found, "own").axes[0].get_lines()
+    tokens = evidence_plots.attention_tokens(found, "own").axes[0].get_lines()
     assert [len(line.get_xdata()) for line in tokens] == [3, 3, 3]
 
 

@@ -197,50 +197,48 @@ def published(claim: Mapping, part: Mapping) -> dict | None:
     unknown = dict.fromkeys(("low", "high", "z", "power", "verdict", "n"))
     if "size" in part:
         return {"effect": part["size"], **unknown, "shares": {}}
-    shares = published_shares(claim["table"]) if "table" in claim else {}
+    cells = {row["cell"]: row for row in _cells() if row["table"] == claim.get("table")}
     terms = [Term.read(text) for text in part.get("paper", part["effect"])]
     spread = [one for term in terms for one in term.over(LEVELS)]
-    if any(str(term) not in shares for term in spread):
+    if not {str(term) for term in spread} <= cells.keys():
         return None
-    found = [(term.weight, *shares[str(term)]) for term in spread]
-    used = {str(term): shares[str(term)][0] for term in spread}
-    if any(n is None for *_, n in found):
-        effect = sum(weight * share for weight, share, _ in found)
-        return {"effect": effect, **unknown, "shares": used}
-    above, row = part.get("above", 0.0), stats.unpaired_contrast(found)
-    power = stats.power(row["effect"] - above, row.pop("error"))
-    said = verdict(row["low"], row["high"], above, None)
-    counts = [n for *_, n in found]
-    return row | {"power": power, "verdict": said, "n": counts, "shares": used}
+    found = [(term.weight, cells[str(term)]) for term in spread]
+    shares = {"shares": {row["cell"]: row["share"] for _, row in found}}
+    counts = [row["n"] for _, row in found]
+    if None in counts:
+        effect = sum(weight * row["share"] for weight, row in found)
+        return {"effect": effect, **unknown, **shares}
+    above = part.get("above", 0.0)
+    row = stats.unpaired_contrast([(w, row["share"], row["n"]) for w, row in found])
+    row["power"] = stats.power(row["effect"] - above, row.pop("error"))
+    row["verdict"] = verdict(row["low"], row["high"], above, None)
+    return row | {"n": counts} | shares
 
 
-def published_shares(name: str) -> dict[str, tuple[float, int | None]]:
-    """{"grpo L1": (share, n)} of a published table: sbr, care or care_general.
+def _cells() -> list[dict]:
+    """Every published number: table, cell ("grpo L1"), share, n, printed, decimals.
 
-    sbr is lib/analysis/published.json, whose counts give the printed percentages; the
-    others have percentages alone (claims.json). n is None where it is not published.
+    sbr is lib/analysis/published.json, which has counts; the others have percentages
+    alone, and n is None where it is not published.
     """
-    if name == "sbr":
-        return {
-            f"{label} {where}": (count / entry["n"], entry["n"])
-            for where, entry in _counted().items()
-            for label, count in entry["correct"].items()
-        }
-    entry = _data()["tables"][name]
-    return {
-        f"{label} {where}": (value / 100, entry["n"].get(where))
-        for label, row in entry["printed"].items()
-        for where, value in row.items()
-    }
-
-
-def _counted() -> dict[str, dict]:
-    """{"L1" or "L3 domain=Work": n, correct, printed}: the cells with counts."""
-    paper = compare.published()
-    groups = {f"L3 domain={name}": row for name, row in paper["domains"].items()}
+    rows, paper = [], compare.published()
+    counted = dict(paper["sets"])
+    counted |= {f"L3 domain={name}": row for name, row in paper["domains"].items()}
     for name, row in paper["durations"].items():
-        groups[f"general duration_group={name}"] = row
-    return paper["sets"] | groups
+        counted[f"general duration_group={name}"] = row
+    for where, entry in counted.items():
+        n, decimals = entry["n"], 1 if where.startswith("general") else 2
+        for label, printed in entry["printed"].items():
+            row = {"table": "sbr", "cell": f"{label} {where}", "n": n}
+            row |= {"share": entry["correct"][label] / n, "decimals": decimals}
+            rows.append(row | {"printed": printed})
+    for name, entry in _data()["tables"].items():
+        for label, values in entry["printed"].items():
+            for where, printed in values.items():
+                row = {"table": name, "cell": f"{label} {where}", "decimals": 1}
+                row |= {"n": entry["n"].get(where), "share": printed / 100}
+                rows.append(row | {"printed": printed})
+    return rows
 
 
 def reachable(printed: float, n: int, decimals: int) -> list[int]:
@@ -255,28 +253,12 @@ def reachable(printed: float, n: int, decimals: int) -> list[int]:
 
 
 def unreachable_cells() -> list[dict]:
-    """Printed percentages that no number of right answers gives.
-
-    Rows hold table, cell, printed, n and nearest, the percentage of the nearest count.
-    """
-    cells = [
-        # LongVideoBench as another paper prints it: one decimal
-        ("sbr", f"{label} {where}", value, row["n"], 1 if "general" in where else 2)
-        for where, row in _counted().items()
-        for label, value in row["printed"].items()
-    ]
-    for name, entry in _data()["tables"].items():
-        cells += [
-            (name, f"{label} {where}", value, entry["n"][where], 1)
-            for label, row in entry["printed"].items()
-            for where, value in row.items()
-            if where in entry["n"]
-        ]
+    """The published cells that no number of right answers gives, with `nearest`, the
+    percentage of the nearest count."""
     return [
-        {"table": name, "cell": cell, "printed": value, "n": n}
-        | {"nearest": 100 * round(value * n / 100) / n}
-        for name, cell, value, n, decimals in cells
-        if not reachable(value, n, decimals)
+        row | {"nearest": 100 * round(row["printed"] * row["n"] / 100) / row["n"]}
+        for row in _cells()
+        if row["n"] and not reachable(row["printed"], row["n"], row["decimals"])
     ]
 
 

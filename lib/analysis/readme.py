@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import chain
-from lib.analysis import answers, compare, plots, reasoned, seen
+from lib.analysis import answers, compare, evidence_plots, plots, reasoned, seen
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
 from lib.markup import Marked, code
@@ -374,9 +374,9 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     write_json(out / "perception.json", shown)
     write_json(out / "coherence.json", said)
     last = shown["accuracy"][-1]["set"]
-    plots.save(plots.perception(shown, last), out / "perception.png")
+    plots.save(evidence_plots.perception(shown, last), out / "perception.png")
     drawn = [r for r in said["shares"] if r["measure"] in reasoned.OVER_SEEDS]
-    plots.save(plots.coherence(drawn), out / "coherence.png")
+    plots.save(evidence_plots.coherence(drawn), out / "coherence.png")
     text = evidence_markdown(shown, said)
     write_text(out / "evidence.md", text)
     return text

@@ -2,11 +2,9 @@
 
     python -m lib.run export outputs/mini/adapters/grpo outputs/mini/merged
 
-The base is loaded in bfloat16, never quantized, whatever the adapter was trained on;
-each matrix and its adapter are added in float32 and the sum is stored in bfloat16. What
-comes out loads with `AutoModelForImageTextToText.from_pretrained`, processor and
-tokenizer included. An adapter trained on NF4 weights (QLoRA, arXiv 2305.14314) has seen
-rounded ones; here it is added to the exact ones, so answers can differ in single cases.
+The base is loaded in bfloat16, never quantized, whatever the adapter was trained on, so
+after training on NF4 weights (QLoRA, arXiv 2305.14314) answers can differ in single
+cases. What comes out loads with `AutoModelForImageTextToText.from_pretrained`.
 
 The model card README.md (https://huggingface.co/docs/hub/model-cards) says only what
 the run's records say; it is put into the export and into the adapter's folder.
@@ -18,8 +16,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
-
 from lib import chain, paths, records
 from lib.analysis import stats
 from lib.model import models
@@ -28,7 +24,6 @@ from lib.train import rl
 # isort: split
 import peft
 from huggingface_hub import ModelCard, ModelCardData
-from peft.tuners.lora import LoraLayer
 
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
@@ -39,14 +34,10 @@ METHODS = {
     "care": "GRPO-CARE with its consistency bonus",
 }
 LICENCES = {  # part of the command that made the data: what its licence asks for
-    "seed_bench": (
-        "Trained on SEED-Bench-R1, whose videos are EPIC-KITCHENS-100 (CC BY-NC 4.0, "
-        "no commercial use) and Ego4D (its own signed licence)."
-    ),
+    "seed_bench": "Trained on SEED-Bench-R1, whose videos are EPIC-KITCHENS-100 "
+    "(CC BY-NC 4.0, no commercial use) and Ego4D (its own signed licence).",
     "longvideobench": "Evaluated on LongVideoBench (CC BY-NC-SA 4.0).",
-    "lib.mini": (
-        "Trained on MiniPlan, which is generated and free of third-party media."
-    ),
+    "lib.mini": "Trained on MiniPlan, generated and free of third-party media.",
 }
 CARD = paths.ROOT / "lib/train/card.md"  # a template of jinja
 
@@ -63,29 +54,18 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
         raise FileExistsError(f"{folder} is not empty: give a folder that is not there")
     base, card = trained_on(adapter)["model"], model_card(adapter)
     model = models.load_trained(base, adapter, "bfloat16")
+    if isinstance(model, peft.PeftModel):
+        model = model.merge_and_unload()  # adds in float32, the adapter's type
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with records.written(folder):
-        merged(model).save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
         models.load_processor(base).save_pretrained(unfinished)
     for place in (unfinished, adapter):
         records.write_text(place / "README.md", card)
     os.replace(unfinished, folder)
     return folder
-
-
-@torch.no_grad()
-def merged(model):
-    """The base model with its adapters added; one without adapters as it is."""
-    if not isinstance(model, peft.PeftModel):
-        return model
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer):
-            weight = layer.get_base_layer().weight
-            (name,) = layer.active_adapters
-            weight.copy_(weight.float() + layer.get_delta_weight(name).float())
-    return model.unload()
 
 
 def trained_on(adapter: Path) -> dict:
@@ -108,12 +88,12 @@ def model_card(adapter: Path) -> str:
     chain.verify(run)
     (record,) = adapter.glob("*_settings.json")
     base, data = facts["model"], facts["data_command"]
-    # A local base has no name on the hub.
-    named = {} if paths.resolve(base).is_dir() else {"base_model": base}
     front = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
+    if not paths.resolve(base).is_dir():  # a local one has no name on the hub
+        front["base_model"] = base
     licences = [text for name, text in LICENCES.items() if name in data.lower()]
     card = ModelCard.from_template(
-        ModelCardData(**front, **named),
+        ModelCardData(**front),
         template_path=str(CARD),
         base=base,
         label=adapter.name,
@@ -135,15 +115,13 @@ def measured(run: Path, label: str) -> list[list]:
     metrics = records.read_json(file) if file.exists() else {}
     base = metrics.get("base", {})
     return [
-        [name, own["n"], percent(own), percent(base.get(name))]
+        [name, own["n"], percent(own), percent(base[name]) if name in base else ""]
         for name, own in metrics.get(label, {}).items()
     ]
 
 
-def percent(found: dict | None) -> str:
+def percent(found: dict) -> str:
     """46.0 [44.0, 48.0]"""
-    if found is None:
-        return ""
     right = round(found["accuracy"] * found["n"])
     low, high = stats.wilson_interval(right, found["n"])
     return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -151,10 +129,8 @@ def percent(found: dict | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0, or 2 when nothing was written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.run export",
-        description="Merge an adapter into its base: a bf16 checkpoint and its card.",
-    )
+    told = "Merge an adapter into its base: a bf16 checkpoint and its card."
+    parser = argparse.ArgumentParser("python -m lib.run export", description=told)
     parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")
     parser.add_argument("folder", help="to be made; must not hold anything")
     options = parser.parse_args(arguments)

@@ -6,20 +6,18 @@ as a child and shows in the cell what the first process prints:
 
     adapter = launch.call(run, 2, "", sft.train_sft, task)
 
-gives what `sft.train_sft(task)` gives on two processes; with one process and
-no accelerate config it is that very call, in the kernel. Function, arguments and result
+gives what `sft.train_sft(task)` gives on two processes. Function, arguments and result
 travel by pickle in a folder below `run`, which every node of a job can read.
 
 No process outlives the call. The standard input of each is a pipe whose other end only
 the caller holds, and a process that sees it close kills its process group. That holds
 for a killed kernel and a killed launcher alike, and on other nodes, where srun forwards
-it. A parent-death signal would not do: torch starts the processes in sessions of their
-own, below a launcher that would outlive the kernel, or below another machine's srun.
+it; a parent-death signal would not do: torch starts the processes in sessions of their
+own, below a launcher that would outlive the kernel.
 
-On one machine everything listens on loopback alone.
-
-On several nodes the environment variable LAUNCH_COMMAND holds the command that starts
-`accelerate launch` on each of them; params/accelerate/slurm.sh is a job that sets it.
+On one machine everything listens on loopback alone. On several nodes the environment
+variable LAUNCH_COMMAND holds the command that starts `accelerate launch` on each of
+them; params/accelerate/slurm.sh is a job that sets it.
 """
 
 import codecs
@@ -38,7 +36,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +84,10 @@ def call(
     """`function(*arguments)` on `num_processes` processes; returns the first one's.
 
     `accelerate_config` is a file such as params/accelerate/*.yaml, or "" for plain data
-    parallelism. Interrupting ends all processes. Raises ChildFailed with the traceback
-    of the process that failed first, FileNotFoundError for a missing config, ValueError
-    for something that another process could not load, and Busy (lib/run_files.py) while
-    another kernel makes the same call for the run.
+    parallelism; one process without it is this one. Interrupting ends all processes.
+    Raises ChildFailed with the traceback of the process that failed first,
+    FileNotFoundError for a missing config, ValueError for something that another
+    process could not load, and Busy while another kernel makes the same call.
     """
     if num_processes < 1:
         raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
@@ -140,14 +138,14 @@ def _write_call(folder: Path, function: Callable, arguments: tuple) -> None:
 
 def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[str]:
     """The command line that starts `main` in each process."""
-    launcher = [sys.executable, "-c", START, *ONE_MACHINE]
     config = folder / "plain.json"
     if accelerate_config:
         config = paths.require(accelerate_config, "see params/accelerate")
     else:
         records.write_json(config, PLAIN)
+    launcher = shlex.split(os.environ.get(COMMAND, ""))
     return [
-        *(shlex.split(os.environ.get(COMMAND, "")) or launcher),
+        *(launcher or [sys.executable, "-c", START, *ONE_MACHINE]),
         *("--num_processes", str(num_processes), "--config_file", str(config)),
         *("-m", "lib.run.launch", str(folder / CALL)),
     ]
@@ -203,16 +201,11 @@ def _prepare_devices(num_processes: int) -> None:
 
 def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Exit code of the launcher, and the end of what it and silent processes said."""
-    process = subprocess.Popen(
-        command,
-        cwd=paths.ROOT,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # an interrupt of the kernel's group is not theirs
-    )
-    with process:
+    pipe = subprocess.PIPE
+    pipes = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
+    # Of a session of its own: an interrupt of the kernel's group is not theirs.
+    own = {"cwd": paths.ROOT, "env": environment, "start_new_session": True}
+    with subprocess.Popen(command, **pipes, **own) as process:
         try:
             return _follow(process)
         finally:
@@ -221,8 +214,8 @@ def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
 
 def _follow(process: subprocess.Popen) -> tuple[int, str]:
     """Show what the processes print until all of them have ended."""
-    tail = bytearray()
-    with closing(_Output()) as shown, selectors.DefaultSelector() as selector:
+    tail, shown = bytearray(), _Output()
+    with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, shown.write)
         selector.register(process.stderr, selectors.EVENT_READ, tail.extend)
         while selector.get_map():
@@ -238,6 +231,8 @@ def _follow(process: subprocess.Popen) -> tuple[int, str]:
                 process.stdin.close()  # ends processes that outlived their launcher
                 if not ready:
                     break
+    if shown.line:
+        shown.write(b"\n")
     return process.wait(), tail.decode(errors="replace")
 
 
@@ -266,11 +261,8 @@ def _failure(name: str, folder: Path, code: int, said: str) -> ChildFailed:
     if errors:
         first = min(errors, key=lambda error: error["time"])
         lines += [f"in process {first['process']}:", first["traceback"].rstrip()]
-    if not lines:
-        lines = [
-            f"exit code {code}; the last lines were",
-            LAUNCHER_FAILED.split(said)[0],
-        ]
+    told = LAUNCHER_FAILED.split(said)[0]
+    lines = lines or [f"exit code {code}; the last lines were", told]
     return ChildFailed(f"{name} failed: " + "\n".join(lines))
 
 
@@ -280,49 +272,40 @@ class _Output:
     seconds. A notebook would keep every piece of it."""
 
     def __init__(self):
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._line, self._due, self._display = "", 0.0, None
+        self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.line, self.due, self.display = "", 0.0, None
 
     def write(self, data: bytes) -> None:
-        text = self._line + ESCAPES.sub("", self._decode(data))
+        text = self.line + ESCAPES.sub("", self.decode(data))
         *lines, rest = text.split("\n")
-        self._line = "\r".join(rest.split("\r")[-2:])  # a bar of hours must not grow
-        for line in lines:
-            self._finish(line.rstrip("\r"))
+        self.line = "\r".join(rest.split("\r")[-2:])  # a bar of hours must not grow
+        for line in map(str.rstrip, lines):
+            if "\r" in line:
+                self.draw(line, ended=True)
+                self.display, self.due = None, 0.0
+            else:
+                print(line, flush=True)
 
     def refresh(self) -> None:
         """Draw the progress bar, if there is one and it is time to."""
-        if "\r" in self._line and time.monotonic() >= self._due:
-            self._draw(self._line)
+        if "\r" in self.line and time.monotonic() >= self.due:
+            self.draw(self.line)
 
-    def close(self) -> None:
-        if self._line:
-            self._finish(self._line)
-
-    def _finish(self, line: str) -> None:
-        if "\r" not in line:
-            print(line, flush=True)
-            return
-        self._draw(line)
-        if self._display is None:  # on a terminal
-            print(flush=True)
-        self._display, self._due = None, 0.0
-
-    def _draw(self, line: str) -> None:
-        """The last state of a line, in its place."""
+    def draw(self, line: str, ended: bool = False) -> None:
+        """The last state of a line in its place; outside notebooks its end alone."""
         from IPython import display, get_ipython  # here: the new processes need none
 
         states = [state.rstrip() for state in line.split("\r")]
         text = next(filter(None, reversed(states)), "")
-        self._due = time.monotonic() + REDRAWN
+        self.due = time.monotonic() + REDRAWN
         if not hasattr(get_ipython(), "kernel"):
-            print(f"\r{text}", end="", flush=True)
-        elif self._display is None:
-            self._display = display.display(
-                {"text/plain": text}, raw=True, display_id=True
-            )
+            if ended:
+                print(text, flush=True)
+        elif self.display is None:
+            drawn = {"text/plain": text}
+            self.display = display.display(drawn, raw=True, display_id=True)
         else:
-            self._display.update({"text/plain": text}, raw=True)
+            self.display.update({"text/plain": text}, raw=True)
 
 
 # In each of the new processes
@@ -365,11 +348,7 @@ def _leave_error(folder: Path, process: int, error: BaseException) -> None:
     """error_N.json for the notebook: the traceback from the called function on."""
     steps = error.__traceback__.tb_next or error.__traceback__
     text = "".join(traceback.format_exception(type(error), error, steps))
-    content = {
-        "time": time.time(),
-        "process": process,
-        "traceback": text,
-    }
+    content = {"time": time.time(), "process": process, "traceback": text}
     records.write_json(folder / f"error_{process}.json", content)
     if process:  # also where the folder of another node is not seen in time
         print(text, file=sys.stderr, flush=True)

@@ -24,7 +24,7 @@ from lib import paths, records
 from lib.model import scoring, shards
 from lib.train import checkpoints, grpo, sft
 from tests import two_processes
-from tests.two_processes import REWARDS, SAMPLING
+from tests.trainings import SAMPLING
 
 # isort: split
 import deepspeed  # noqa: F401  once, before the processes are forked
@@ -96,9 +96,9 @@ def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     two_processes.train_sft(checkpoint, demonstrations, SFT, folder / "sft")
     if kind == "zero3_offload":
         return
-    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING, folder / "drawn_again")
+    told = (checkpoint, questions, DRAWN, folder / "drawn_again")
     # A run that is watched must end as the one that is not.
-    task = grpo.Task(*told, watched=questions[4:])
+    task = two_processes.task_of(*told, watched=questions[4:])
     start(task.run / "checkpoints/grpo/grpo_settings.json", task.facts())
     stopped(grpo.VideoGRPOTrainer(task))
     shown = (checkpoint, demonstrations, SFT, SAMPLING, folder / "sft_again")

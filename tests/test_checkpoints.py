@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from lib import records
 from lib.model import models, shards
 from lib.train import checkpoints, grpo, progress
-from tests.test_grpo import REWARDS, SETTINGS
+from tests.trainings import GRPO, REWARDS
 
 # isort: split
 from safetensors.torch import load_file, save_file
@@ -87,19 +87,20 @@ def test_last_complete_is_the_newest_by_number(tmp_path, capsys):
     assert (tmp_path / "checkpoint-9").exists()
 
 
+def progress_of(folder, names, shown=()):
+    return progress.Progress(folder / "log.jsonl", names, "line", shown)
+
+
 def test_a_resumed_log_equals_an_undisturbed_one(tmp_path):
     path = tmp_path / "log.jsonl"
-    names = {"loss": "loss", "learning_rate": "lr"}
 
     def run(checkpoint=None):
-        callbacks = [progress.LogRecord(path, names), checkpoints.MarkComplete()]
-        trainer = line_trainer(tmp_path, callbacks)
-        progress.show_steps(trainer, "line", {"loss": "loss"})
+        log = progress_of(tmp_path, {"loss": "loss", "learning_rate": "lr"})
+        trainer = line_trainer(tmp_path, [log, checkpoints.MarkComplete()])
         trainer.train(resume_from_checkpoint=checkpoint)
 
     run()
-    whole = path.read_bytes()
-    rows = records.read_jsonl(path)
+    whole, rows = path.read_bytes(), records.read_jsonl(path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(set(row) == {"step", "loss", "lr"} for row in rows)
     with open(path, "a") as file:
@@ -119,10 +120,8 @@ def test_an_interrupt_closes_the_bar_and_the_next_one_starts_in_its_place(
                 raise KeyboardInterrupt
 
     def trainer(*more):
-        callbacks = [checkpoints.MarkComplete(), *more]
-        made = line_trainer(tmp_path, callbacks)
-        progress.show_steps(made, "line", {"loss": "how wrong"})
-        return made
+        log = progress_of(tmp_path, {"loss": "loss"}, {"loss": "how wrong"})
+        return line_trainer(tmp_path, [log, checkpoints.MarkComplete(), *more])
 
     with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps the bar
         checkpoints.train(trainer(Interrupt()))
@@ -212,7 +211,7 @@ def test_a_finished_folder_appears_whole(tmp_path):
     assert checkpoints.same_settings(folder / "settings.json", {"lr": 1})
 
 
-WHOLE = replace(SETTINGS, lora_rank=0, lr=1e-3, pack_tokens=4096)
+WHOLE = replace(GRPO, lora_rank=0, lr=1e-3, pack_tokens=4096)
 
 
 def test_a_full_fine_tune_resumes_exactly(make_task, tmp_path):
@@ -357,7 +356,7 @@ def test_a_tiny_learning_rate_moves_bfloat16_weights(
 ):
     """They are float32 in training; the published ones are bfloat16, as the base."""
     trained = {"lr": 1e-6, "schedule": "constant", "dtype": "bfloat16", "steps": 2}
-    task = make_task(REWARDS, replace(SETTINGS, lora_rank=0, **trained), tmp_path)
+    task = make_task(REWARDS, replace(GRPO, lora_rank=0, **trained), tmp_path)
     trainer = grpo.VideoGRPOTrainer(task)
     start = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
     checkpoints.train(trainer)

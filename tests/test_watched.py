@@ -1,7 +1,7 @@
 """Watching groups over training: a look that changes nothing, the same at any time."""
 
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +10,18 @@ import torch
 from lib import records
 from lib.data.video import BadVideo
 from lib.train import care, checkpoints, grpo, reward_stages, rewards, rl, watched
-from tests.test_grpo import REWARDS, SETTINGS, assert_same_run, one_step_inputs, vowels
-from tests.test_grpo_variants import Killed
-
-
-def letters(text, question):
-    """Stands for accuracy, which a random policy never has: an e in the text."""
-    return float("e" in text)
-
+from tests.trainings import (
+    GRPO,
+    METHODS,
+    REWARDS,
+    Killed,
+    assert_same_run,
+    letters,
+    log_of,
+    one_step_inputs,
+    rollouts_of,
+    vowels,
+)
 
 MEASURED = {**REWARDS, "accuracy": letters}
 
@@ -27,9 +31,7 @@ def task(make_task, tiny_questions):
     """A task on the first four questions that watches the last two."""
 
     def make(run, name="grpo", watching=True, measured=MEASURED, **changes):
-        kind, _ = rl.METHODS[name]
-        loss = {"loss_type": "dapo"} if name == "ppo" else {}
-        settings = kind(**{**asdict(SETTINGS), **loss, **changes})
+        settings = replace(METHODS[name][0], **changes)
         shown = tiny_questions[4:] if watching else ()
         return make_task(measured, settings, run, tiny_questions[:4], shown)
 
@@ -78,7 +80,7 @@ def saved(run, name, step):
         ("grpo", {"extra_draws": 1, "prompts_per_backward": 1}),
         ("grpo", {"lora_rank": 0, "lr": 1e-3, "kl_beta": 0.1}),
         ("grpo", {"quantize": True, "gradient_checkpointing": True}),
-        ("ppo", {"updates_per_batch": 2}),
+        ("ppo", {}),
         ("care", {"reference_every": 1}),
     ],
 )
@@ -137,13 +139,13 @@ def test_rows_tell_the_group_of_every_question_and_step(
     for row, question in zip(rows, tiny_questions[4:] * 3, strict=True):
         assert row["prompt"] == grpo.dataset_row(question)["prompt"]
         assert (row["gold"], row["options"]) == (question.gold, [*question.options])
-        assert len(row["rollouts"]) == SETTINGS.group_size
+        assert len(row["rollouts"]) == GRPO.group_size
         for own in row["rollouts"]:
             measured = {key: f(own["text"], question) for key, f in MEASURED.items()}
             assert own["rewards"] == pytest.approx(measured)
             assert own["reward"] == pytest.approx(sum(measured.values()))
-            assert 1 <= own["tokens"] <= SETTINGS.max_completion_tokens
-            assert own["tokens"] == SETTINGS.max_completion_tokens or (
+            assert 1 <= own["tokens"] <= GRPO.max_completion_tokens
+            assert own["tokens"] == GRPO.max_completion_tokens or (
                 own["truncated"] is False
             )
         totals = torch.tensor([own["reward"] for own in row["rollouts"]])
@@ -165,7 +167,7 @@ def test_a_change_of_the_policy_shows(train, whole, tmp_path):
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_advantages_are_those_of_a_real_step(task, tmp_path, scale):
     one_step_inputs(grpo.VideoGRPOTrainer(task(tmp_path, scale_rewards=scale)))
-    rows = records.read_jsonl(tmp_path / "rollouts.jsonl")
+    rows = rollouts_of(tmp_path)
     groups = [rows[:4], rows[4:]]
     totals = [[sum(row["rewards"].values()) for row in group] for group in groups]
     found = grpo.advantages(totals, scale)
@@ -225,7 +227,7 @@ def test_rewards_are_weighed_as_the_next_batch_weighs_them(
     monkeypatch.setitem(rewards.REWARDS, "format", vowels)
     line = "format until 2 steps | 0.25 accuracy + 2 format"
     run = train(tmp_path, measured=reward_stages.read_rewards(line))
-    log = records.read_jsonl(run / "train_log_grpo.jsonl")
+    log = log_of(run)
     assert [row["reward_stage"] for row in log] == [1, 1, 2, 2]
     shares = {0: (0, 1), 2: (0.25, 2), 4: (0.25, 2)}
     for row in rows_of(run):

@@ -3,53 +3,25 @@
 All runs of two_processes.py are made by one pair of child processes.
 """
 
-import os
-import pickle
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lib import paths, records
+from lib import records
 from lib.model import models
+from lib.run import launch
 from lib.train import checkpoints, grpo, sft
 from tests import two_processes
 from tests.trainings import log_of, rollouts_of, weights_of, without_seconds
-
-SECONDS = 600  # of a hang; an idle machine needs 15
-
-
-def torchrun(arguments):
-    """Run two_processes.py in two processes; fails with their output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "-m", "tests.two_processes", str(arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-    log = arguments.with_name("output.txt")
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            code = f"none after {SECONDS} s"
-        finally:
-            process.terminate()  # torchrun ends the two processes on its way
-            process.wait()
-    if code != 0:
-        pytest.fail(f"exit code {code}:\n{log.read_text(errors='replace')}")
 
 
 @pytest.fixture(scope="module")
 def two(tiny_checkpoint, tiny_questions, eight_demonstrations, tmp_path_factory):
     """The folder of the runs that two processes made."""
     folder = tmp_path_factory.mktemp("two")
-    arguments = folder / "arguments.pickle"
-    content = (tiny_checkpoint, tiny_questions, eight_demonstrations, folder)
-    arguments.write_bytes(pickle.dumps(content))
-    torchrun(arguments)
+    given = (tiny_checkpoint, tiny_questions, eight_demonstrations, folder)
+    launch.call(folder, 2, "", two_processes.main, *given)
     return folder
 
 
@@ -115,12 +87,10 @@ def test_the_steps_are_the_hard_ones(two, tiny_questions):
     assert len(drawn[0] | drawn[1]) == 2 * settings.group_size
 
 
-def test_the_adapter_of_two_processes_loads_in_one(two, tiny_checkpoint):
-    model = models.load_model(tiny_checkpoint)
-    ids = torch.arange(20, 40)[None]
+def test_the_adapter_of_two_processes_loads_in_one(two, tiny_checkpoint, model):
+    ids, folder = torch.arange(20, 40)[None], two / "drawn/adapters/grpo"
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        folder = two / "drawn/adapters/grpo"
         after = models.load_trained(tiny_checkpoint, folder)(ids).logits
     assert (before - after).abs().max() > 1e-3
 

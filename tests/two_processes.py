@@ -1,16 +1,10 @@
 """What test_two_processes.py trains, once in one process and once in two.
 
-    python -m torch.distributed.run --nproc_per_node 2 --standalone \
-        -m tests.two_processes ARGUMENTS
-
-ARGUMENTS is a pickle of (checkpoint, questions, demonstrations, folder). Every run lies
-in a folder of its own below `folder`; there process N leaves in weights_N.json the
+Every run lies in a folder of its own; there process N leaves in weights_N.json the
 fingerprint of the weights that it ends with.
 """
 
-import pickle
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -132,9 +126,8 @@ def tell_weights(publish):
     return wrapped
 
 
-def main(arguments: Path) -> None:
+def main(checkpoint, questions, demonstrations, folder: Path) -> None:
     torch.set_num_threads(1)
-    checkpoint, questions, demonstrations, folder = pickle.loads(arguments.read_bytes())
     checkpoints.publish = tell_weights(checkpoints.publish)
     three = questions[:3]
     train_drawn(checkpoint, three, DRAWN, folder / "drawn")
@@ -151,7 +144,3 @@ def main(arguments: Path) -> None:
         train_drawn(checkpoint, three, odd, folder / "odd")
     except ValueError as error:
         records.write_json(folder / f"odd_{rank()}.json", str(error))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -173,7 +173,7 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         **grpo.LOGGED,
         "reference_likelihood": "reference_likelihood",
     }
-    whole = "GRPO-CARE's reference"
+    unsplit = "GRPO-CARE's reference"
 
     def __init__(self, task: Task):
         if "accuracy" not in task.rewards:

@@ -369,11 +369,10 @@ def publish_trained(
     weights: dict[str, torch.Tensor] = {}
     if PartialState().is_main_process:
         own = trainer.model.state_dict() if whole is None else whole
-        dtype, made = getattr(torch, settings["dtype"]), {}
-        for name, value in own.items():  # tied ones share memory, and stay one tensor
-            if value.data_ptr() not in made:
-                made[value.data_ptr()] = value.to("cpu", dtype)
-            weights[name] = made[value.data_ptr()]
+        dtype = getattr(torch, settings["dtype"])
+        # Tied ones share memory, and stay one tensor.
+        made = {value.data_ptr(): value.to("cpu", dtype) for value in own.values()}
+        weights = {name: made[value.data_ptr()] for name, value in own.items()}
     given = (record, settings, weights, trainer.processing_class)
     return publish(trainer.model, folder, *given)
 

@@ -69,13 +69,13 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     with tensors [groups, G, ...], until the loss unfolds it. Other methods on the same
     rollouts are subclasses: `label` names their adapter, logs and checkpoints, `logged`
     maps TRL's numbers to the keys of their log, `added` names rewards of their own, and
-    what is `whole` cannot be split over devices.
+    what is `unsplit` needs whole weights on each device.
     """
 
     label = "grpo"
     logged = LOGGED
     added: tuple[str, ...] = ()
-    whole = ""
+    unsplit = ""
 
     def __init__(self, task: Task):
         settings, run = task.settings, Path(task.run)
@@ -105,10 +105,10 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             train_dataset=rows,
             **checkpoints.trainer_parts(task, arguments, log, learns),
         )
-        if self.whole and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.unsplit and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
-                f"{self.whole} is not split: train on one device, or on several under "
-                "torchrun without FSDP and DeepSpeed"
+                f"{self.unsplit} is not split: train on one device, or on several "
+                "under torchrun without FSDP and DeepSpeed"
             )
         self.reward_func_names = rewards
         prefix.check_model(self.model)

@@ -153,7 +153,7 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         "value_loss": "value_loss",
     }
 
-    whole = "PPO's critic"
+    unsplit = "PPO's critic"
 
     def __init__(self, task: Task):
         super().__init__(task)

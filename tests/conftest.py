@@ -265,13 +265,27 @@ def demonstrations(eight_demonstrations):
 @pytest.fixture(scope="session")
 def make_task(tiny_checkpoint, tiny_questions):
     """A task of RL on the tiny checkpoint and its questions."""
-    from lib.data.video import Sampling
     from lib.train.task import Task
-
-    sampling = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+    from tests.trainings import SAMPLING
 
     def make(rewards, settings, run, questions=tiny_questions, watched=()):
-        given = (tiny_checkpoint, questions, rewards, settings, sampling, run)
+        given = (tiny_checkpoint, questions, rewards, settings, SAMPLING, run)
         return Task(*given, watched)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_task, tmp_path):
+    """The trainer of a method by its name, with changed settings."""
+    from dataclasses import replace
+
+    from lib.train import rl
+    from tests.trainings import METHODS
+
+    def make(name="grpo", rewards=None, run=tmp_path, **changes):
+        settings, usual = METHODS[name]
+        task = make_task(rewards or usual, replace(settings, **changes), run)
+        return rl.METHODS[name][1](task)
 
     return make

@@ -10,11 +10,7 @@ start; their environment is that which `accelerate launch` makes of the config f
 
 import os
 import pickle
-import signal
-import socket
 import sys
-import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +19,8 @@ import torch
 from lib import paths, records
 from lib.model import scoring, shards
 from lib.train import checkpoints, grpo, sft
-from tests import two_processes
-from tests.two_processes import REWARDS, SAMPLING
+from tests import forked, two_processes
+from tests.trainings import SAMPLING
 
 # isort: split
 import deepspeed  # noqa: F401  once, before the processes are forked
@@ -96,9 +92,9 @@ def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     two_processes.train_sft(checkpoint, demonstrations, SFT, folder / "sft")
     if kind == "zero3_offload":
         return
-    told = (checkpoint, questions, REWARDS, DRAWN, SAMPLING, folder / "drawn_again")
+    told = (checkpoint, questions, DRAWN, folder / "drawn_again")
     # A run that is watched must end as the one that is not.
-    task = grpo.Task(*told, watched=questions[4:])
+    task = two_processes.task_of(*told, watched=questions[4:])
     start(task.run / "checkpoints/grpo/grpo_settings.json", task.facts())
     stopped(grpo.VideoGRPOTrainer(task))
     shown = (checkpoint, demonstrations, SFT, SAMPLING, folder / "sft_again")
@@ -145,60 +141,13 @@ def environment(kind: str) -> dict[str, str]:
 def pair(phase, kind: str, arguments, folder: Path) -> str:
     """Run a phase on two processes; "" or what became of them."""
     folder.mkdir(exist_ok=True)
-    told = {**environment(kind), "WORLD_SIZE": str(WORLD), "MASTER_PORT": free_port()}
-    told |= {"MASTER_ADDR": "127.0.0.1", "LOCAL_WORLD_SIZE": str(WORLD)}
-    running = {}
-    for own in range(WORLD):
-        pid = os.fork()
-        if pid == 0:
-            os.environ.update(told, RANK=str(own), LOCAL_RANK=str(own))
-            run_child(phase, kind, arguments, folder)
-        running[pid] = own
-    return watch(running)
 
-
-def run_child(phase, kind, arguments, folder) -> None:
-    code = 1
-    try:
-        output = os.open(folder / f"output_{rank()}.txt", os.O_WRONLY | os.O_CREAT)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+    def work():
         scoring.LOGITS_AT_ONCE = POSITIONS * 466
         phase(kind, *arguments, folder)
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
-
-def watch(running: dict[int, int]) -> str:
-    """Wait for all; the first failure, or the end of the time, ends the others."""
-    deadline, said = time.monotonic() + SECONDS, []
-    while running:
-        for pid in list(running):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                own, code = running.pop(pid), os.waitstatus_to_exitcode(status)
-                said += [f"process {own} ended with {code}"] if code else []
-        late = time.monotonic() > deadline
-        if running and (said or late):
-            time.sleep(1)  # the others may have something to say as well
-            said += ["time is up"] if late else []
-            for pid in list(running):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                running.pop(pid)
-        time.sleep(0.05)
-    return "; ".join(said)
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
+    logs = [folder / f"output_{own}.txt" for own in range(WORLD)]
+    return forked.wait(forked.start(work, logs, environment(kind)), SECONDS)
 
 
 def main(name: str, file: Path) -> None:

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from lib import records
 from lib.model import models, shards
 from lib.train import checkpoints, grpo, progress
-from tests.test_grpo import REWARDS, SETTINGS
+from tests.trainings import GRPO, REWARDS
 
 # isort: split
 from safetensors.torch import load_file, save_file
@@ -87,19 +87,20 @@ def test_last_complete_is_the_newest_by_number(tmp_path, capsys):
     assert (tmp_path / "checkpoint-9").exists()
 
 
+def progress_of(folder, names, shown=()):
+    return progress.Progress(folder / "log.jsonl", names, "line", shown)
+
+
 def test_a_resumed_log_equals_an_undisturbed_one(tmp_path):
     path = tmp_path / "log.jsonl"
-    names = {"loss": "loss", "learning_rate": "lr"}
 
     def run(checkpoint=None):
-        callbacks = [progress.LogRecord(path, names), checkpoints.MarkComplete()]
-        trainer = line_trainer(tmp_path, callbacks)
-        progress.show_steps(trainer, "line", {"loss": "loss"})
+        log = progress_of(tmp_path, {"loss": "loss", "learning_rate": "lr"})
+        trainer = line_trainer(tmp_path, [log, checkpoints.MarkComplete()])
         trainer.train(resume_from_checkpoint=checkpoint)
 
     run()
-    whole = path.read_bytes()
-    rows = records.read_jsonl(path)
+    whole, rows = path.read_bytes(), records.read_jsonl(path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(set(row) == {"step", "loss", "lr"} for row in rows)
     with open(path, "a") as file:
@@ -119,10 +120,8 @@ def test_an_interrupt_closes_the_bar_and_the_next_one_starts_in_its_place(
                 raise KeyboardInterrupt
 
     def trainer(*more):
-        callbacks = [checkpoints.MarkComplete(), *more]
-        made = line_trainer(tmp_path, callbacks)
-        progress.show_steps(made, "line", {"loss": "how wrong"})
-        return made
+        log = progress_of(tmp_path, {"loss": "loss"}, {"loss": "how wrong"})
+        return line_trainer(tmp_path, [log, checkpoints.MarkComplete(), *more])
 
     with pytest.raises(KeyboardInterrupt) as kept:  # its traceback keeps the bar
         checkpoints.train(trainer(Interrupt()))
@@ -144,17 +143,6 @@ def test_training_order_is_whole_epochs_behind_each_other():
     assert order != checkpoints.training_order("abcdef", 15, seed=4)
     with pytest.raises(ValueError, match="nothing to train on"):
         checkpoints.training_order([], 1, seed=3)
-
-
-def test_cut_back_keeps_steps_up_to_the_checkpoint(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    records.write_jsonl(
-        path, [{"step": step, "n": 0.1 + step} for step in (1, 1, 2, 3)]
-    )
-    progress.cut_back(path, 2)
-    assert [row["step"] for row in records.read_jsonl(path)] == [1, 1, 2]
-    progress.cut_back(tmp_path / "missing.jsonl", 2)
-    assert not (tmp_path / "missing.jsonl").exists()
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
@@ -212,21 +200,19 @@ def test_a_finished_folder_appears_whole(tmp_path):
     assert checkpoints.same_settings(folder / "settings.json", {"lr": 1})
 
 
-WHOLE = replace(SETTINGS, lora_rank=0, lr=1e-3, pack_tokens=4096)
+WHOLE = replace(GRPO, lora_rank=0, lr=1e-3, pack_tokens=4096)
 
 
 def test_a_full_fine_tune_resumes_exactly(make_task, tmp_path):
-    """Weights after steps 1-4 equal those after steps 1-2, a new process, 3-4."""
-
-    def trainer(run):
-        return grpo.VideoGRPOTrainer(make_task(REWARDS, WHOLE, run))
-
-    straight = trainer(tmp_path / "straight")
+    """Weights after steps 1-4 equal those after steps 1-2, a new trainer, 3-4."""
+    straight, resumed = (
+        grpo.VideoGRPOTrainer(make_task(REWARDS, WHOLE, tmp_path / name))
+        for name in ("straight", "resumed")
+    )
     start = {k: v.clone() for k, v in straight.model.state_dict().items()}
     straight.train()
     checkpoint = tmp_path / "resumed/checkpoints/grpo/checkpoint-2"
     shutil.copytree(tmp_path / "straight/checkpoints/grpo/checkpoint-2", checkpoint)
-    resumed = trainer(tmp_path / "resumed")
     resumed.train(resume_from_checkpoint=str(checkpoint))
     expected = straight.model.state_dict()
     moved = [key for key in expected if not torch.equal(expected[key], start[key])]
@@ -246,6 +232,8 @@ def ended(make_task, tmp_path):
 def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(ended, tmp_path):
     checkpoint = tmp_path / "checkpoints" / "grpo" / "checkpoint-2"
     whole = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    marker = records.read_json(checkpoint / checkpoints.MARKER)
+    optimizer, schedule = checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"
 
     def check(message):
         trainer = grpo.VideoGRPOTrainer(ended)
@@ -254,49 +242,45 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(ended, tmp_path):
         for path, content in whole.items():
             path.write_bytes(content)
 
-    file = checkpoint / "optimizer.pt"
-    file.unlink()
+    optimizer.unlink()
     check("checkpoint-2 is damaged: optimizer.pt is missing. Delete that folder")
-    content = whole[file]
-    file.write_bytes(content[:5000] + b"x" * 100 + content[5100:])
+    content = whole[optimizer]
+    optimizer.write_bytes(content[:5000] + b"x" * 100 + content[5100:])
     check("checkpoint-2 is damaged: optimizer.pt is not what was written")
-    file.write_bytes(content[:-1])
+    optimizer.write_bytes(content[:-1])
     check(r"checkpoint-2 is damaged: optimizer.pt has \d+ bytes of \d+. Delete that")
     model = checkpoint / "model.safetensors"
     model.write_bytes(b"x" * model.stat().st_size)
     check("checkpoint-2/model.safetensors is damaged")
-    marker = records.read_json(checkpoint / checkpoints.MARKER)
-    records.write_json(checkpoint / checkpoints.MARKER, {**marker, "processes": 3})
-    check("was written with {'processes': 3, 'split': 'not at all'}, this launch has")
 
-    def forge(changed=lambda files: files, **marked):
+    def mark(names=marker["files"], **marked):
         """A marker that fits the files as they are now, but for what is changed."""
-        names = changed(dict.fromkeys(marker["files"]))
         found = {name: (checkpoint / name).stat().st_size for name in names}
         made = {**marker, "files": found, **marked}
         records.write_json(checkpoint / checkpoints.MARKER, made)
 
-    forge(lambda files: {})
+    mark(processes=3)
+    check("was written with {'processes': 3, 'split': 'not at all'}, this launch has")
+    mark(())
     check("complete.json lists no trainer_state.json")
-    file.unlink()
-    forge(lambda files: set(files) - {"optimizer.pt"})
+    optimizer.unlink()
+    mark(set(marker["files"]) - {"optimizer.pt"})
     check("complete.json lists no optimizer.pt")
-    forge(step=3)
+    mark(step=3)
     check("checkpoint-2 is damaged: it says step 3")
     state = records.read_json(checkpoint / "trainer_state.json")
     records.write_json(checkpoint / "trainer_state.json", {**state, "global_step": 1})
-    forge()
+    mark()
     check("checkpoint-2 is damaged: it says step 1")
-    schedule = torch.load(checkpoint / "scheduler.pt", weights_only=True)
-    torch.save({**schedule, "last_epoch": 7}, checkpoint / "scheduler.pt")
-    forge()
-    check("checkpoint-2 is damaged: it says step 7")
-    torch.save(Hostile(tmp_path), checkpoint / "scheduler.pt")
-    forge()
-    check("checkpoint-2 is damaged: it says step None")
-    torch.save(Hostile(tmp_path), checkpoint / "optimizer.pt")
-    forge()
-    check("checkpoint-2 is damaged, or not of this kit: ")
+    told = torch.load(schedule, weights_only=True)
+    for file, content, message in (
+        (schedule, {**told, "last_epoch": 7}, "damaged: it says step 7"),
+        (schedule, Hostile(tmp_path), "damaged: it says step None"),
+        (optimizer, Hostile(tmp_path), "damaged, or not of this kit: "),
+    ):
+        torch.save(content, file)
+        mark()
+        check(f"checkpoint-2 is {message}")
     assert not (tmp_path / "called").exists()
 
 
@@ -314,30 +298,31 @@ def test_a_pickle_that_calls_is_refused_whoever_loads_it(tmp_path):
     """As DeepSpeed loads its parts, and torch the metadata of a sharded checkpoint."""
     arguments = SimpleNamespace(deepspeed_plugin=None)
     file = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+
+    def refused():
+        with (
+            pytest.raises(ValueError, match="not of this kit"),
+            shards.weights_only(tmp_path, arguments),
+        ):
+            torch.load(file, weights_only=False)
+
     torch.save({"a": torch.ones(2), "b": (0.9, None)}, file)
     with shards.weights_only(tmp_path, arguments):
         assert torch.load(file, weights_only=False)["b"] == (0.9, None)
+    whole = file.read_bytes()
     torch.save({"a": Hostile(tmp_path)}, file)
-    with (
-        pytest.raises(ValueError, match="not of this kit"),
-        shards.weights_only(tmp_path, arguments),
-    ):
-        torch.load(file, weights_only=False)
+    refused()
     assert shards.FORCED not in os.environ
 
-    part = tmp_path / "optimizer_0"
-    weights = {"a": torch.ones(3)}
+    file.write_bytes(whole)
+    part, weights = tmp_path / "optimizer_0", {"a": torch.ones(3)}
     dcp.save(weights, checkpoint_id=part, no_dist=True)
     with shards.weights_only(tmp_path, arguments):
         dcp.load(weights, checkpoint_id=part, no_dist=True)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         content = pickle.dumps(Hostile(tmp_path), protocol)
         (part / ".metadata").write_bytes(content)
-        with (
-            pytest.raises(ValueError, match="not of this kit"),
-            shards.weights_only(tmp_path, arguments),
-        ):
-            pytest.fail("it was opened")
+        refused()
     assert not (tmp_path / "called").exists()
 
 
@@ -357,7 +342,7 @@ def test_a_tiny_learning_rate_moves_bfloat16_weights(
 ):
     """They are float32 in training; the published ones are bfloat16, as the base."""
     trained = {"lr": 1e-6, "schedule": "constant", "dtype": "bfloat16", "steps": 2}
-    task = make_task(REWARDS, replace(SETTINGS, lora_rank=0, **trained), tmp_path)
+    task = make_task(REWARDS, replace(GRPO, lora_rank=0, **trained), tmp_path)
     trainer = grpo.VideoGRPOTrainer(task)
     start = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
     checkpoints.train(trainer)

@@ -11,18 +11,12 @@ import torch
 from lib.model import models
 from lib.run import launch
 from lib.train import checkpoints, grpo, rl, sft
-from tests import test_care, test_grpo, test_ppo, test_sft
-from tests.test_grpo import SAMPLING
+from tests.trainings import METHODS, SAMPLING, SFT, nothing
 
 # isort: split
 from safetensors.torch import load_file, save_file
 
-METHODS = {
-    "grpo": (test_grpo.SETTINGS, test_grpo.REWARDS),
-    "ppo": (test_ppo.PPO, test_ppo.REWARDS),
-    "care": (test_care.CARE, test_care.REWARDS),
-}
-ALL = [test_sft.SETTINGS, *(settings for settings, _ in METHODS.values())]
+ALL = [SFT, *(settings for settings, _ in METHODS.values())]
 
 
 @pytest.fixture
@@ -31,7 +25,7 @@ def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
 
     def run(name, rewards=None, **changes):
         if name == "sft":
-            settings = replace(test_sft.SETTINGS, **changes)
+            settings = replace(SFT, **changes)
             given = (tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
             return sft.train_sft(sft.Task(*given))
         settings, functions = METHODS[name]
@@ -83,11 +77,11 @@ def test_a_training_without_gradients_is_an_error(train, tmp_path, name):
 
 
 def test_dead_groups_may_have_no_gradients(train):
-    assert train("grpo", {"nothing": test_grpo.nothing}, steps=2).is_dir()
+    assert train("grpo", {"nothing": nothing}, steps=2).is_dir()
 
 
 def test_both_processes_stop_and_say_why(tiny_checkpoint, demonstrations, tmp_path):
-    settings = replace(test_sft.SETTINGS, batch_size=1, lr=1e39)
+    settings = replace(SFT, batch_size=1, lr=1e39)
     task = sft.Task(tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
     with pytest.raises(launch.ChildFailed, match=r"step 2: it left NaN .* lower lr"):
         launch.call(tmp_path, 2, "", sft.train_sft, task)
@@ -97,14 +91,13 @@ def test_both_processes_stop_and_say_why(tiny_checkpoint, demonstrations, tmp_pa
 
 @pytest.mark.parametrize("settings", ALL)
 def test_numbers_that_train_nothing_are_refused(settings):
-    for steps in (0, -3):
-        with pytest.raises(ValueError, match=rf"^steps = {steps}: at least 1"):
-            replace(settings, steps=steps)
-    for lr in (math.inf, math.nan):
-        with pytest.raises(ValueError, match=rf"^lr = {lr}: "):
-            replace(settings, lr=lr)
-    with pytest.raises(ValueError, match=r"lora_alpha = .*: at least 0 .* finite"):
-        replace(settings, lora_alpha=math.inf)
+    for name, value in (
+        *(("steps", 0), ("steps", -3), ("lr", math.inf), ("lr", math.nan)),
+        ("lora_alpha", math.inf),
+    ):
+        told = rf"^{name} = {value}: at least [01] is needed, and finite"
+        with pytest.raises(ValueError, match=told):
+            replace(settings, **{name: value})
 
 
 # What is loaded

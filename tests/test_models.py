@@ -19,16 +19,11 @@ from lib.data.questions import Demonstration
 from lib.model import encoding, models
 from lib.paths import ROOT
 from lib.train import checkpoints
+from tests.trainings import move_adapter
 
-
-@pytest.fixture(scope="module")
-def processor(tiny_checkpoint):
-    return models.load_processor(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint):
-    return models.load_model(tiny_checkpoint)
+# isort: split
+from bitsandbytes.nn import Linear4bit
+from transformers import Qwen2_5_VLProcessor
 
 
 def pixels(*shape, seed=0):
@@ -37,14 +32,19 @@ def pixels(*shape, seed=0):
 
 def mixed_conversations():
     """Video + image, image only, video only and text only, of different lengths."""
+    both = (pixels(8, 112, 84), pixels(56, 56))
     return [
-        messages(
-            "what next? A. cut B. wash C. dry", pixels(8, 112, 84), pixels(56, 56)
-        ),
+        messages("what next? A. cut B. wash C. dry", *both),
         messages("short", None, pixels(84, 56, seed=1)),
         messages("and now?", pixels(4, 56, 56, seed=2), None),
         messages("words and nothing else to look at", None, None),
     ]
+
+
+@pytest.fixture
+def own_processor(tiny_checkpoint):
+    """One that a test may change."""
+    return models.load_processor(tiny_checkpoint)
 
 
 def test_left_padded_mixed_batch_gives_the_logits_of_single_samples(processor, model):
@@ -121,9 +121,8 @@ SPELLED = [
 
 @pytest.mark.parametrize("text", SPELLED)
 @pytest.mark.parametrize("role", ["user", "assistant"])
-def test_words_never_become_control_tokens(tiny_checkpoint, text, role):
-    processor = models.load_processor(tiny_checkpoint)
-    tokenizer = processor.tokenizer
+def test_words_never_become_control_tokens(own_processor, text, role):
+    tokenizer = own_processor.tokenizer
     tags = [AddedToken("<tool_call>"), AddedToken("</tool_call>", normalized=False)]
     tokenizer.add_tokens(tags)
 
@@ -132,7 +131,7 @@ def test_words_never_become_control_tokens(tiny_checkpoint, text, role):
         talk = messages("go" if role == "assistant" else words, *media)
         if role == "assistant":
             talk.append({"role": role, "content": words})
-        ids = encoding.encode(processor, [talk])["input_ids"][0].tolist()
+        ids = encoding.encode(own_processor, [talk])["input_ids"][0].tolist()
         own = set(tokenizer.added_tokens_encoder.values())
         return [token for token in ids if token in own], tokenizer.decode(ids)
 
@@ -143,12 +142,12 @@ def test_words_never_become_control_tokens(tiny_checkpoint, text, role):
     assert tokenizer.decode(encoding.text_ids(tokenizer, text)) == text
 
 
-def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(tiny_checkpoint):
+def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(own_processor):
     """As in Qwen3, whose tokenizer has <think> and </think>."""
-    processor = models.load_processor(tiny_checkpoint)
-    processor.tokenizer.add_tokens(["<think>", "</think>"])
-    ids = encoding.encode(processor, [messages(THINK_ANSWER, None, None)])["input_ids"]
-    own = processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    own_processor.tokenizer.add_tokens(["<think>", "</think>"])
+    talk = messages(THINK_ANSWER, None, None)
+    ids = encoding.encode(own_processor, [talk])["input_ids"]
+    own = own_processor.tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     assert [int((ids == token).sum()) for token in own] == [2, 2]
 
 
@@ -161,13 +160,12 @@ def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(tiny_checkpoint
         (messages("word " * 400, None, None), "has .* tokens, the model takes 300"),
     ],
 )
-def test_what_stops_a_batch_names_what_was_asked(tiny_checkpoint, wrong, what):
-    processor = models.load_processor(tiny_checkpoint)
-    processor.tokenizer.model_max_length = 300
+def test_what_stops_a_batch_names_what_was_asked(own_processor, wrong, what):
+    own_processor.tokenizer.model_max_length = 300
     asked = [Demonstration(f"training/{i}", "", None, None, "") for i in range(3)]
     good = messages("go", None, None)
     with pytest.raises(ValueError, match=f"demonstration training/1: .*{what}"):
-        encoding.encode(processor, [good, wrong, good], asked=asked)
+        encoding.encode(own_processor, [good, wrong, good], asked=asked)
 
 
 def test_encoding_is_quiet_and_leaves_the_conversation_as_it_was(
@@ -209,11 +207,8 @@ def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "legacy")
     (folder / "processor_config.json").unlink()
     legacy = {
-        "min_pixels": 3136,
-        "max_pixels": 4 * 28 * 28,
-        "patch_size": 14,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
+        **{"min_pixels": 3136, "max_pixels": 4 * 28 * 28},
+        **{"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2},
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
         "image_processor_type": "Qwen2VLImageProcessor",
@@ -228,15 +223,14 @@ def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_
     assert batch["image_grid_thw"].tolist() == [[1, 8, 6]]
 
 
-def test_a_conversation_beyond_the_limit_is_an_error_and_never_cut(tiny_checkpoint):
-    processor = models.load_processor(tiny_checkpoint)
+def test_a_conversation_beyond_the_limit_is_an_error_and_never_cut(own_processor):
     long = messages("word " * 40, None, None)
-    length = encoding.encode(processor, [long])["input_ids"].shape[1]
-    processor.tokenizer.model_max_length = length
-    assert encoding.encode(processor, [long])["input_ids"].shape[1] == length
-    processor.tokenizer.model_max_length = length - 1
+    length = encoding.encode(own_processor, [long])["input_ids"].shape[1]
+    own_processor.tokenizer.model_max_length = length
+    assert encoding.encode(own_processor, [long])["input_ids"].shape[1] == length
+    own_processor.tokenizer.model_max_length = length - 1
     with pytest.raises(ValueError, match=f"has {length} tokens, the model takes"):
-        encoding.encode(processor, [long])
+        encoding.encode(own_processor, [long])
 
 
 @pytest.mark.parametrize(
@@ -258,8 +252,6 @@ def test_hub_ids_and_folders_pass(tiny_checkpoint):
 
 
 def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
-    from bitsandbytes.nn import Linear4bit
-
     model = models.load_model(tiny_checkpoint, quantize=True)
     quantized = [
         name for name, part in model.named_modules() if isinstance(part, Linear4bit)
@@ -273,25 +265,21 @@ def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
         assert model(**batch).logits.isfinite().all()
 
 
-def test_lora_adapts_the_language_model_alone(tiny_checkpoint):
-    import peft
-
-    model = models.load_model(tiny_checkpoint)
-    model = peft.get_peft_model(model, models.lora_config(rank=4, alpha=8))
-    adapted = {name for name, weight in model.named_parameters() if "lora_A" in name}
-    assert len(adapted) == 2 * 7
-    assert all(".language_model.layers." in name for name in adapted)
-    trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert all("lora_" in name for name in trained)
+def test_lora_adapts_the_language_model_alone(model):
+    adapted = models.peft.get_peft_model(model, models.lora_config(4, 8))
+    trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    assert len([name for name in trained if "lora_A" in name]) == 2 * 7
+    assert len(trained) == 2 * 2 * 7
+    assert all(".language_model.layers." in n and "lora_" in n for n in trained)
+    assert models.lora_config(0, 8) is None
 
 
-def test_an_adapter_comes_back_as_it_was_saved(tiny_checkpoint, processor, tmp_path):
-    import peft
-
-    model = models.load_model(tiny_checkpoint)
+def test_an_adapter_comes_back_as_it_was_saved(
+    tiny_checkpoint, processor, model, tmp_path
+):
     before = models.fingerprint(model)
     batch = encoding.encode(processor, mixed_conversations())
-    adapted = peft.get_peft_model(model, models.lora_config(rank=4, alpha=8)).eval()
+    adapted = models.peft.get_peft_model(model, models.lora_config(4, 8)).eval()
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
@@ -318,16 +306,9 @@ def test_seeding_repeats_every_generator():
     assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(tiny_checkpoint):
-    from transformers import Qwen2_5_VLProcessor
-
-    processor = models.load_processor(tiny_checkpoint)
-    timed = Qwen2_5_VLProcessor(
-        image_processor=processor.image_processor,
-        tokenizer=processor.tokenizer,
-        video_processor=processor.video_processor,
-        chat_template=processor.chat_template,
-    )
+def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(processor):
+    kinds = ("image_processor", "tokenizer", "video_processor", "chat_template")
+    timed = Qwen2_5_VLProcessor(**{kind: getattr(processor, kind) for kind in kinds})
     clip = np.zeros((4, 56, 56, 3), np.uint8)
     with pytest.raises(ValueError, match=r"Qwen2_5_VLProcessor.*Qwen2-VL checkpoint"):
         encoding.encode(timed, [messages("stir", clip, None)])
@@ -350,13 +331,10 @@ def test_the_bars_of_libraries_are_no_widgets_in_a_kernel():
     subprocess.run([sys.executable, "-c", BARS], cwd=ROOT, check=True)
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_checkpoint, tmp_path_factory):
-    import peft
-
-    folder = tmp_path_factory.mktemp("adapter")
-    model = models.load_model(tiny_checkpoint)
-    peft.get_peft_model(model, models.lora_config(4, 8)).save_pretrained(folder)
+@pytest.fixture
+def adapter(model, tmp_path):
+    folder = tmp_path / "adapter"
+    models.peft.get_peft_model(model, models.lora_config(4, 8)).save_pretrained(folder)
     return folder
 
 
@@ -375,16 +353,13 @@ def adapter(tiny_checkpoint, tmp_path_factory):
         ("LORA", "has no field peft_type"),
     ],
 )
-def test_a_strange_adapter_config_is_named(
-    tiny_checkpoint, adapter, tmp_path, changes, told
-):
-    folder = shutil.copytree(adapter, tmp_path / "adapter")
-    path = folder / models.ADAPTER
+def test_a_strange_adapter_config_is_named(tiny_checkpoint, adapter, changes, told):
+    path = adapter / models.ADAPTER
     if isinstance(changes, dict):
         changes = json.loads(path.read_text()) | changes
     path.write_text(json.dumps(changes))
     with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
-        models.load_trained(tiny_checkpoint, folder)
+        models.load_trained(tiny_checkpoint, adapter)
     assert told in str(caught.value)
 
 
@@ -397,13 +372,12 @@ def test_a_strange_adapter_config_is_named(
         (None, None),
     ],
 )
-def test_an_adapter_names_its_base_without_a_machine(adapter, tmp_path, base, said):
-    folder = shutil.copytree(adapter, tmp_path / "adapter")
-    config = json.loads((folder / models.ADAPTER).read_text())
-    config["base_model_name_or_path"] = base
-    (folder / models.ADAPTER).write_text(json.dumps(config))
-    models.say_base(folder)
-    found = json.loads((folder / models.ADAPTER).read_text())
+def test_an_adapter_names_its_base_without_a_machine(adapter, base, said):
+    path = adapter / models.ADAPTER
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    models.say_base(adapter)
+    found = json.loads(path.read_text())
     assert found == config | {"base_model_name_or_path": said}
 
 
@@ -455,18 +429,13 @@ def test_a_hub_id_is_known_by_its_commit(tiny_checkpoint, tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def trained(tiny_checkpoint, tmp_path):
+def trained(tiny_checkpoint, model, tmp_path):
     """An adapter as training publishes it."""
-    torch.manual_seed(0)
-    model = models.peft.get_peft_model(
-        models.load_model(tiny_checkpoint), models.lora_config(4, 8)
-    )
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
+    adapted = models.peft.get_peft_model(model, models.lora_config(4, 8))
+    move_adapter(adapted)
     settings = {"model": models.identity(tiny_checkpoint), "dtype": "float32"}
     folder = tmp_path / "adapters" / "sft"
-    return checkpoints.publish(model, folder, "sft_settings.json", settings)
+    return checkpoints.publish(adapted, folder, "sft_settings.json", settings)
 
 
 def test_an_adapter_is_the_one_that_training_left(tiny_checkpoint, trained):

@@ -1,49 +1,39 @@
 """PPO: advantages by generalized estimation, clipped losses, a critic that learns."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from lib import records
-from lib.model import encoding, models, prefix, scoring
+from lib.model import models, prefix, scoring
 from lib.train import grpo, ppo
-from lib.train.ppo import PPOSettings, generalized_advantages, value_losses
-from tests.test_grpo import (
-    SETTINGS,
+from lib.train.ppo import generalized_advantages, value_losses
+from tests.test_grpo_variants import ADVANTAGES, COMPLETIONS, token_losses, toy
+from tests.trainings import (
+    PPO,
     SPLITS,
     assert_same_run,
+    interrupted_and_resumed,
+    log_of,
+    move_adapter,
     one_step_inputs,
+    plain_inputs,
+    rollouts_of,
     step_gradient,
     vowels,
 )
-from tests.test_grpo_variants import (
-    ADVANTAGES,
-    COMPLETIONS,
-    interrupted_and_resumed,
-    token_losses,
-    toy,
-)
 
-GIVEN = {**asdict(SETTINGS), "loss_type": "dapo", "updates_per_batch": 2}
-PPO = PPOSettings(**GIVEN)
 REWARDS = {"vowels": vowels}
 
 
 @pytest.fixture
-def build(make_task, tmp_path):
-    def make(**changes):
-        task = make_task(REWARDS, replace(PPO, **changes), tmp_path)
-        return ppo.VideoPPOTrainer(task)
-
-    return make
+def build(make_trainer):
+    return partial(make_trainer, "ppo")
 
 
 def critic(trainer):
     return getattr(prefix.base_of(trainer.model), ppo.HEAD)
-
-
-# Advantages and losses
 
 
 def slow_advantage(rewards, values, t, discount, gae_lambda):
@@ -110,24 +100,15 @@ def perturb(trainer):
     """A critic and an adapter that are not at their start."""
     torch.manual_seed(3)
     torch.nn.init.normal_(critic(trainer).weight, std=0.1)
-    for name, weight in trainer.model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.05)
+    move_adapter(trainer.model)
 
 
 def plain_values(trainer, question, completion):
     """V before every token, by one ordinary forward over prompt and completion."""
-    prompt = trainer.read_prompt(question)
-    ids = torch.cat([prompt.ids, completion])[None]
-    base = prefix.base_of(trainer.model)
+    inner = prefix.base_of(trainer.model).model
     with torch.no_grad():
-        hidden = base.model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=encoding.mm_token_type_ids(ids, base.config),
-            **prompt.pixels,
-        ).last_hidden_state[0, -len(completion) - 1 : -1]
-        return critic(trainer)(hidden)[:, 0]
+        hidden = inner(**plain_inputs(trainer, question, completion)).last_hidden_state
+        return critic(trainer)(hidden[0, -len(completion) - 1 : -1])[:, 0]
 
 
 def test_values_are_those_of_the_plain_forward(build):
@@ -136,18 +117,15 @@ def test_values_are_those_of_the_plain_forward(build):
     questions = list(trainer.questions.values())[:2]
     groups = [[torch.arange(20, 26), torch.arange(30, 33)], [torch.arange(40, 47)]]
     prompts = [trainer.read_prompt(question) for question in questions]
-    with torch.no_grad():
-        given = (trainer.model, prompts, groups)
-        whole = scoring.completion_scores(*given, 4096)
-        split = scoring.completion_scores(*given, 300)
-    places = [(0, groups[0][0]), (0, groups[0][1]), (1, groups[1][0])]
-    for (which, completion), values, other in zip(
-        places, whole[2], split[2], strict=True
-    ):
-        expected = plain_values(trainer, questions[which], completion)
-        assert expected.abs().max() > 0.01
-        torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(other, expected, rtol=1e-4, atol=1e-5)
+    places = [(questions[0], own) for own in groups[0]] + [(questions[1], groups[1][0])]
+    for pack_tokens in (4096, 300):
+        with torch.no_grad():
+            given = (trainer.model, prompts, groups, pack_tokens)
+            found = scoring.completion_scores(*given)[2]
+        for place, values in zip(places, found, strict=True):
+            expected = plain_values(trainer, *place)
+            assert expected.abs().max() > 0.01
+            torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_values_are_float32_under_autocast(build):
@@ -238,7 +216,7 @@ def test_a_batch_has_whitened_advantages_and_values_of_the_drawing_policy(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         # With discount 1 the last return is the reward itself.
         rewards.append(round(flat["returns"][i][own][-1].item(), 4))
-    rows = records.read_jsonl(tmp_path / "rollouts_ppo.jsonl")
+    rows = rollouts_of(tmp_path, "ppo")
     assert sorted(rewards) == sorted(round(row["rewards"]["vowels"], 4) for row in rows)
     firsts = flat["old_values"][:, 0].tolist()
     assert sorted(row["value"] for row in rows) == pytest.approx(sorted(firsts))
@@ -263,16 +241,14 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(
     settings = replace(PPO, steps=8, save_every=4, kl_beta=0.05)
     one, two = (make_task(REWARDS, settings, tmp_path / name) for name in ("1", "2"))
     folder = grpo.train(one, ppo.VideoPPOTrainer)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "ppo_settings.json",
-    ]
+    assert {path.name for path in folder.iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors", "ppo_settings.json")
+    }
     interrupted_and_resumed(two, ppo.VideoPPOTrainer, 3 * 8 + 3)
     log = assert_same_run(one.run, two.run, "ppo")
     assert [row["step"] for row in log] == list(range(1, 9))
     assert all("value_loss" in row and "clipped_ratios" in row for row in log)
-    assert all("explained_variance" in row for row in log[::2])
+    assert all("value" in row for row in log[::2])
     models.load_trained(tiny_checkpoint, folder)  # 04_eval does no more
 
 
@@ -281,7 +257,7 @@ def test_it_improves_a_reward_with_groups_of_one(make_task, tmp_path):
     changes = {"steps": 24, "save_every": 24, "prompts_per_step": 16, "group_size": 1}
     settings = replace(PPO, max_completion_tokens=6, temperature=0.25, **changes)
     grpo.train(make_task(REWARDS, settings, tmp_path), ppo.VideoPPOTrainer)
-    log = records.read_jsonl(tmp_path / "train_log_ppo.jsonl")
+    log = log_of(tmp_path, "ppo")
     rewards = [row["reward"] for row in log if "reward" in row]
     assert len(rewards) == 12
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 3 * 0.05

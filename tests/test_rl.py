@@ -1,23 +1,17 @@
 """The line that says which RL is trained."""
 
 import pickle
+from dataclasses import MISSING, fields
 
 import pytest
 
 from lib.train import care, grpo, ppo, rl
+from tests.trainings import GRPO
 
 SHARED = {
-    "prompts_per_step": 2,
-    "group_size": 4,
-    "lr": 1e-3,
-    "kl_beta": 0.0,
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "max_completion_tokens": 8,
-    "lora_rank": 4,
-    "lora_alpha": 8.0,
-    "seed": 0,
+    own.name: getattr(GRPO, own.name)
+    for own in fields(GRPO)
+    if own.default is MISSING and own.name not in ("steps", "save_every")
 }
 
 
@@ -41,7 +35,7 @@ def test_a_line_makes_the_settings_of_its_method(line, kind, expected):
     for name, value in expected.items():
         found = getattr(settings, name)
         assert found == value and type(found) is type(value)
-    assert settings.lr == 1e-3
+    assert settings.lr == GRPO.lr
 
 
 @pytest.mark.parametrize(

@@ -185,13 +185,13 @@ def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpo
     from lib.model import models
     from lib.run import launch
     from lib.train import grpo, rl, sft
-    from tests import test_grpo, test_sft
+    from tests.trainings import GRPO, SAMPLING, SFT
 
-    run, sampling = tmp_path / "run", test_grpo.SAMPLING
-    given = (tiny_checkpoint, [], {}, test_grpo.SETTINGS, sampling, run)
+    run, sampling = tmp_path / "run", SAMPLING
+    given = (tiny_checkpoint, [], {}, GRPO, sampling, run)
     for name in rl.METHODS:
         refused(run / name, partial(rl.Method(name, {}).train, grpo.Task(*given)))
-    lessons = (tiny_checkpoint, [], test_sft.SETTINGS, sampling, run, "answers")
+    lessons = (tiny_checkpoint, [], SFT, sampling, run, "answers")
     refused(run / "answers", partial(sft.train_sft, sft.Task(*lessons)))
 
     model = models.load_model(tiny_checkpoint)

@@ -1,59 +1,35 @@
 """SFT: what the loss is, and that a run repeats, resumes and refuses."""
 
-import os
-import pickle
 import resource
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from lib import paths, records
-from lib.data.video import BadVideo, Sampling
+from lib.data.video import BadVideo
 from lib.model import encoding, models
 from lib.train import checkpoints, sft
-
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
-SETTINGS = sft.SFTSettings(
-    steps=4,
-    batch_size=2,
-    gradient_accumulation=1,
-    lr=5e-3,
-    lora_rank=4,
-    lora_alpha=8,
-    seed=1,
-    save_every=2,
-    max_tokens=200,
-)
-CHILD = """
-import pickle, sys
-from lib.train import sft
-sft.train_sft(pickle.load(open(sys.argv[1], "rb")))
-"""
+from tests.trainings import SAMPLING, SFT, kill_when, log_of
 
 
 @pytest.fixture(scope="module")
 def make_task(tiny_checkpoint, demonstrations):
     def make(run, given=demonstrations, **changes):
-        settings = replace(SETTINGS, **changes)
+        settings = replace(SFT, **changes)
         return sft.Task(tiny_checkpoint, given, settings, SAMPLING, run)
 
     return make
 
 
-@pytest.fixture(scope="module")
-def collator(tiny_checkpoint):
-    return sft.ResponseCollator(models.load_processor(tiny_checkpoint), SAMPLING)
+@pytest.fixture
+def collator(processor):
+    return sft.ResponseCollator(processor, SAMPLING)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(make_task, tmp_path_factory):
-    """A finished run of SETTINGS."""
+    """A finished run."""
     run = tmp_path_factory.mktemp("undisturbed")
     sft.train_sft(make_task(run))
     return run
@@ -99,13 +75,13 @@ def test_labels_are_the_response_and_its_end_and_nothing_else(collator, demonstr
 
 
 def test_the_logged_loss_is_the_mean_over_response_tokens(
-    tiny_checkpoint, make_task, demonstrations, collator, tmp_path
+    model, make_task, demonstrations, collator, tmp_path
 ):
     """Over all of a step: two passes of two, of different lengths, one image only."""
     four = demonstrations[1:5]
     sft.train_sft(make_task(tmp_path, four, steps=1, gradient_accumulation=2))
-    log = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
-    by_hand = response_loss(models.load_model(tiny_checkpoint), collator, four)
+    log = log_of(tmp_path, "sft")
+    by_hand = response_loss(model, collator, four)
     assert log[0]["loss"] == pytest.approx(by_hand, abs=2e-4)
     assert set(log[0]) == {"step", "loss", "lr", "grad_norm", "token_accuracy"}
 
@@ -140,7 +116,7 @@ def test_the_released_loss_is_the_mean_of_the_responses_means(
     cut = {"batch_size": batch_size, "gradient_accumulation": accumulation}
     task = make_task(tmp_path, four, steps=1, loss="released", **cut)
     sft.train_sft(task)
-    (row,) = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
+    (row,) = log_of(tmp_path, "sft")
 
     trainer = sft.ResponseTrainer(replace(task, run=tmp_path / "untrained"))
     losses = []
@@ -156,8 +132,7 @@ def test_the_released_loss_is_the_mean_of_the_responses_means(
     assert row["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
-def test_the_loss_depends_on_the_video(tiny_checkpoint, demonstrations, collator):
-    model = models.load_model(tiny_checkpoint)
+def test_the_loss_depends_on_the_video(model, demonstrations, collator):
     batch = collator(demonstrations[:1])
     with torch.no_grad():
         seeing = model(**batch).loss
@@ -207,7 +182,7 @@ def test_all_weights_are_trained_and_load_like_an_adapter(
     tiny_checkpoint, make_task, undisturbed, tmp_path
 ):
     folder = sft.train_sft(make_task(tmp_path, lora_rank=0, lr=1e-3))
-    log = records.read_jsonl(tmp_path / "train_log_sft.jsonl")
+    log = log_of(tmp_path, "sft")
     assert log[-1]["loss"] < log[0]["loss"] - 0.3
     base = dict(models.load_model(tiny_checkpoint).named_parameters())
     whole = models.load_trained(tiny_checkpoint, folder)
@@ -228,11 +203,11 @@ def test_an_unusable_video_names_the_demonstration(collator, demonstrations, tmp
 
 
 def test_it_learns_and_the_log_follows_the_schedule(undisturbed):
-    log = records.read_jsonl(undisturbed / "train_log_sft.jsonl")
+    log = log_of(undisturbed, "sft")
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert log[-1]["loss"] < log[0]["loss"] - 0.3
     rates = [row["lr"] for row in log]
-    assert rates[0] == 0.0 and max(rates) == rates[1] == SETTINGS.lr
+    assert rates[0] == 0.0 and max(rates) == rates[1] == SFT.lr
     assert rates[1] > rates[2] > rates[3] > 0
 
 
@@ -258,18 +233,13 @@ def test_a_finished_adapter_is_returned_at_once_and_others_are_refused(
 def test_killed_and_started_again_it_ends_as_if_undisturbed(make_task, tmp_path):
     changes = {"steps": 24, "save_every": 3}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    arguments = tmp_path / "arguments.pickle"
-    arguments.write_bytes(pickle.dumps(make_task(killed, **changes)))
+    killed.mkdir()
     log = killed / "train_log_sft.jsonl"
-    environment = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
-    command = [sys.executable, "-c", CHILD, str(arguments)]
-    with subprocess.Popen(command, env=environment) as child:
-        while child.poll() is None:
-            if log.exists() and log.read_bytes().count(b"\n") >= 5:
-                child.send_signal(signal.SIGKILL)
-            time.sleep(0.01)
-    assert child.returncode == -signal.SIGKILL
-    assert not (killed / "adapters").exists()
+
+    def in_step_6():
+        return log.exists() and log.read_bytes().count(b"\n") >= 5
+
+    kill_when(in_step_6, sft.train_sft, make_task(killed, **changes))
     resumed_from = checkpoints.last_complete(killed / "checkpoints" / "sft")
     assert resumed_from.name != "checkpoint-24"
 
@@ -306,10 +276,9 @@ def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"steps": 0}, {"batch_size": 0}, {"lora_rank": -8}, {"lr": -1e-3}],
+    ("name", "value"),
+    [("steps", 0), ("batch_size", 0), ("lora_rank", -8), ("lr", -1e-3), ("loss", "")],
 )
-def test_numbers_that_cannot_be_trained_with_are_refused(changes):
-    ((name, value),) = changes.items()
-    with pytest.raises(ValueError, match=f"{name} = {value}: at least"):
-        replace(SETTINGS, **changes)
+def test_settings_that_cannot_be_trained_with_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value!r}: "):
+        replace(SFT, **{name: value})

@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lib import paths, records
 from lib.data.frame_store import question_media
@@ -23,6 +22,13 @@ from lib.train import checkpoints, sft
 from lib.train.task import STYLE
 from tests import sharded, two_processes
 from tests.sharded import KINDS
+from tests.trainings import (
+    SAMPLING,
+    log_of,
+    rollouts_of,
+    weights_of,
+    without_seconds,
+)
 
 # isort: split
 from transformers import TrainingArguments
@@ -119,16 +125,6 @@ def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
     return folder
 
 
-def log_of(folder, name):
-    return records.read_jsonl(folder / f"train_log_{name}.jsonl")
-
-
-def weights_of(folder):
-    (file,) = folder.glob("*.safetensors")
-    tensors = load_file(file)
-    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
-
-
 @pytest.mark.parametrize(
     ("name", "label"), [("fixed", "grpo"), ("adapter", "grpo"), ("sft", "sft")]
 )
@@ -165,7 +161,7 @@ def test_the_weights_lie_as_asked_for(first, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_process_draws_rollouts_of_its_own(first, kind):
-    rows = records.read_jsonl(first / kind / "drawn" / "rollouts.jsonl")
+    rows = rollouts_of(first / kind / "drawn")
     size = sharded.DRAWN.group_size
     assert len(rows) == 4 * 2 * size
     for step in (1, 2, 3, 4):
@@ -180,7 +176,7 @@ def test_ranks_need_unlike_numbers_of_passes_and_pieces(
     model = models.load_model(tiny_checkpoint)
     trainer_like = {question.id: question for question in tiny_questions}
     processor = models.load_processor(tiny_checkpoint)
-    rows = records.read_jsonl(first / "zero3" / "fixed" / "rollouts.jsonl")
+    rows = rollouts_of(first / "zero3" / "fixed")
     seen = set()
     for step in (1, 2, 3):
         ours = [row for row in rows if row["step"] == step]
@@ -199,7 +195,7 @@ def packs_of(rows, questions, processor, model):
     for start in range(0, len(rows), size):
         group = rows[start : start + size]
         question = questions[group[0]["question"]]
-        shown = question_media(question, two_processes.SAMPLING)
+        shown = question_media(question, SAMPLING)
         turn = messages(prompt_text(question, STYLE), *shown)
         encoded = encoding.encode(processor, [turn])
         prompt = prefix.make_prompt(model, encoded)
@@ -242,13 +238,6 @@ def test_watched_groups_are_whole_and_the_same_however_weights_are_split(second)
             [own["text"] for own in row["rollouts"]] for row in rows if row["step"] == 0
         ]
     assert found["ddp"] == found["zero3"] == found["fsdp2"]
-
-
-def without_seconds(rows):
-    return [
-        {key: value for key, value in row.items() if not key.startswith("seconds")}
-        for row in rows
-    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,64 +3,26 @@
 All runs of two_processes.py are made by one pair of child processes.
 """
 
-import os
-import pickle
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from lib import paths, records
+from lib import records
 from lib.model import models
+from lib.run import launch
 from lib.train import checkpoints, grpo, sft
 from tests import two_processes
-from tests.test_grpo import without_seconds
-
-SECONDS = 600  # of a hang; an idle machine needs 15
-
-
-def torchrun(arguments):
-    """Run two_processes.py in two processes; fails with their output."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "-m", "tests.two_processes", str(arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
-    log = arguments.with_name("output.txt")
-    with open(log, "wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            code = process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            code = f"none after {SECONDS} s"
-        finally:
-            process.terminate()  # torchrun ends the two processes on its way
-            process.wait()
-    if code != 0:
-        pytest.fail(f"exit code {code}:\n{log.read_text(errors='replace')}")
+from tests.trainings import log_of, rollouts_of, weights_of, without_seconds
 
 
 @pytest.fixture(scope="module")
 def two(tiny_checkpoint, tiny_questions, eight_demonstrations, tmp_path_factory):
     """The folder of the runs that two processes made."""
     folder = tmp_path_factory.mktemp("two")
-    arguments = folder / "arguments.pickle"
-    content = (tiny_checkpoint, tiny_questions, eight_demonstrations, folder)
-    arguments.write_bytes(pickle.dumps(content))
-    torchrun(arguments)
+    given = (tiny_checkpoint, tiny_questions, eight_demonstrations, folder)
+    launch.call(folder, 2, "", two_processes.main, *given)
     return folder
-
-
-def log_of(run, name):
-    return records.read_jsonl(run / f"train_log_{name}.jsonl")
-
-
-def weights_of(folder):
-    tensors = load_file(folder / "adapter_model.safetensors")
-    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
 def assert_same_training(two, one, name, untrained):
@@ -94,7 +56,7 @@ def test_both_processes_end_with_the_same_weights(two, run):
 
 def test_every_rollout_of_every_process_is_recorded_once(two, tiny_questions):
     settings = two_processes.DRAWN
-    rows = records.read_jsonl(two / "drawn" / "rollouts.jsonl")
+    rows = rollouts_of(two / "drawn")
     ids = [question.id for question in tiny_questions[:3]]
     order = checkpoints.training_order(ids, 6, settings.seed)
     expected = [
@@ -104,7 +66,7 @@ def test_every_rollout_of_every_process_is_recorded_once(two, tiny_questions):
     ]
     assert [(row["step"], row["question"], row["rollout"]) for row in rows] == expected
     assert len({row["text"] for row in rows}) == len(rows)
-    for row in log_of(two / "drawn", "grpo"):
+    for row in log_of(two / "drawn"):
         own = [sum(r["rewards"].values()) for r in rows if r["step"] == row["step"]]
         assert row["reward"] == pytest.approx(sum(own) / len(own), abs=1e-6)
 
@@ -112,7 +74,7 @@ def test_every_rollout_of_every_process_is_recorded_once(two, tiny_questions):
 def test_the_steps_are_the_hard_ones(two, tiny_questions):
     """A video beside an image only, unlike forward passes, one question twice."""
     settings = two_processes.DRAWN
-    rows = records.read_jsonl(two / "drawn" / "rollouts.jsonl")
+    rows = rollouts_of(two / "drawn")
     steps = [[row for row in rows if row["step"] == step] for step in (1, 2, 3)]
     without_video = tiny_questions[2].id
     assert tiny_questions[2].video is None
@@ -125,12 +87,10 @@ def test_the_steps_are_the_hard_ones(two, tiny_questions):
     assert len(drawn[0] | drawn[1]) == 2 * settings.group_size
 
 
-def test_the_adapter_of_two_processes_loads_in_one(two, tiny_checkpoint):
-    model = models.load_model(tiny_checkpoint)
-    ids = torch.arange(20, 40)[None]
+def test_the_adapter_of_two_processes_loads_in_one(two, tiny_checkpoint, model):
+    ids, folder = torch.arange(20, 40)[None], two / "drawn/adapters/grpo"
     with torch.no_grad():
         before = model(input_ids=ids).logits
-        folder = two / "drawn/adapters/grpo"
         after = models.load_trained(tiny_checkpoint, folder)(ids).logits
     assert (before - after).abs().max() > 1e-3
 
@@ -142,12 +102,9 @@ def test_the_same_rollouts_give_the_update_of_one_process(
     settings = two_processes.FIXED[name]
     arguments = (tiny_checkpoint, tiny_questions)
     two_processes.train_fixed(*arguments, settings, tmp_path)
-    ours, theirs = (
-        records.read_jsonl(run / "rollouts.jsonl") for run in (two / name, tmp_path)
-    )
-    assert ours == theirs
-    common = (two_processes.REWARDS, settings, two_processes.SAMPLING, tmp_path)
-    fresh = grpo.VideoGRPOTrainer(grpo.Task(*arguments, *common))
+    assert rollouts_of(two / name) == rollouts_of(tmp_path)
+    task = two_processes.task_of(*arguments, settings, tmp_path)
+    fresh = grpo.VideoGRPOTrainer(task)
     untrained = untrained_weights(fresh, tmp_path / "untrained")
     assert_same_training(two / name, tmp_path, "grpo", untrained)
 
@@ -158,8 +115,7 @@ def test_the_same_rollouts_give_the_training_of_one_process(
 ):
     """By PPO and by GRPO-CARE."""
     two_processes.train_other(name, tiny_checkpoint, tiny_questions, tmp_path)
-    file = f"rollouts_{name}.jsonl"
-    ours, theirs = (records.read_jsonl(run / file) for run in (two / name, tmp_path))
+    ours, theirs = (rollouts_of(run, name) for run in (two / name, tmp_path))
     for row, other in zip(ours, theirs, strict=True):
         for key in ("advantage", "value", "reference_likelihood"):
             assert row.pop(key, 0) == pytest.approx(other.pop(key, 0), abs=1e-4)
@@ -175,10 +131,10 @@ def test_the_same_rollouts_give_the_training_of_one_process(
 
 
 def test_each_process_replaces_its_own_dead_groups(two):
-    rows = records.read_jsonl(two / "draws" / "rollouts.jsonl")
+    rows = rollouts_of(two / "draws")
     replaced = records.read_jsonl(two / "draws" / "replaced_rollouts.jsonl")
     assert len(rows) == 4 * 4 * 2
-    counted = [row["replaced_groups"] for row in log_of(two / "draws", "grpo")]
+    counted = [row["replaced_groups"] for row in log_of(two / "draws")]
     own = [sum(row["step"] == step for row in replaced) / 2 for step in range(1, 5)]
     assert counted == own
     assert sum(own) > 0

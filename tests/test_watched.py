@@ -1,7 +1,8 @@
 """Watching groups over training: a look that changes nothing, the same at any time."""
 
+import os
 import random
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,18 @@ import torch
 from lib import records
 from lib.data.video import BadVideo
 from lib.train import care, checkpoints, grpo, reward_stages, rewards, rl, watched
-from tests.test_grpo import REWARDS, SETTINGS, assert_same_run, one_step_inputs, vowels
-from tests.test_grpo_variants import Killed
-
-
-def letters(text, question):
-    """Stands for accuracy, which a random policy never has: an e in the text."""
-    return float("e" in text)
-
+from tests.trainings import (
+    GRPO,
+    METHODS,
+    REWARDS,
+    Killed,
+    assert_same_run,
+    letters,
+    log_of,
+    one_step_inputs,
+    rollouts_of,
+    vowels,
+)
 
 MEASURED = {**REWARDS, "accuracy": letters}
 
@@ -27,9 +32,7 @@ def task(make_task, tiny_questions):
     """A task on the first four questions that watches the last two."""
 
     def make(run, name="grpo", watching=True, measured=MEASURED, **changes):
-        kind, _ = rl.METHODS[name]
-        loss = {"loss_type": "dapo"} if name == "ppo" else {}
-        settings = kind(**{**asdict(SETTINGS), **loss, **changes})
+        settings = replace(METHODS[name][0], **changes)
         shown = tiny_questions[4:] if watching else ()
         return make_task(measured, settings, run, tiny_questions[:4], shown)
 
@@ -78,7 +81,7 @@ def saved(run, name, step):
         ("grpo", {"extra_draws": 1, "prompts_per_backward": 1}),
         ("grpo", {"lora_rank": 0, "lr": 1e-3, "kl_beta": 0.1}),
         ("grpo", {"quantize": True, "gradient_checkpointing": True}),
-        ("ppo", {"updates_per_batch": 2}),
+        ("ppo", {}),
         ("care", {"reference_every": 1}),
     ],
 )
@@ -127,25 +130,20 @@ def test_randomness_outside_goes_on_as_if_never():
 # What is recorded
 
 
-def test_rows_tell_the_group_of_every_question_and_step(
-    train, tmp_path, tiny_questions
-):
-    rows = rows_of(train(tmp_path, steps=3))
-    ids = [question.id for question in tiny_questions[4:]]
-    expected = [(step, name) for step in (0, 2, 3) for name in ids]
+def test_rows_tell_the_group_of_every_question_and_step(whole, tiny_questions):
+    rows, shown = rows_of(whole), tiny_questions[4:]
+    expected = [(step, question.id) for step in (0, 2, 4) for question in shown]
     assert [(row["step"], row["question_id"]) for row in rows] == expected
-    for row, question in zip(rows, tiny_questions[4:] * 3, strict=True):
+    for row, question in zip(rows, shown * 3, strict=True):
         assert row["prompt"] == grpo.dataset_row(question)["prompt"]
         assert (row["gold"], row["options"]) == (question.gold, [*question.options])
-        assert len(row["rollouts"]) == SETTINGS.group_size
+        assert len(row["rollouts"]) == GRPO.group_size
         for own in row["rollouts"]:
             measured = {key: f(own["text"], question) for key, f in MEASURED.items()}
             assert own["rewards"] == pytest.approx(measured)
             assert own["reward"] == pytest.approx(sum(measured.values()))
-            assert 1 <= own["tokens"] <= SETTINGS.max_completion_tokens
-            assert own["tokens"] == SETTINGS.max_completion_tokens or (
-                own["truncated"] is False
-            )
+            assert 1 <= own["tokens"] <= GRPO.max_completion_tokens
+            assert own["tokens"] == GRPO.max_completion_tokens or not own["truncated"]
         totals = torch.tensor([own["reward"] for own in row["rollouts"]])
         compared = (totals - totals.mean()) / (totals.std() + 1e-4)
         found = [own["advantage"] for own in row["rollouts"]]
@@ -155,17 +153,19 @@ def test_rows_tell_the_group_of_every_question_and_step(
 
 
 def test_a_change_of_the_policy_shows(train, whole, tmp_path):
-    """Step 0 is the untrained policy, and every step draws by randomness of its own."""
-    moved, still = rows_of(whole)[:4], rows_of(train(tmp_path, lr=1e-12, steps=2))
+    """Step 0 is the untrained policy, every step draws by randomness of its own, and
+    the last one is watched though it is no multiple of save_every."""
+    moved, still = rows_of(whole), rows_of(train(tmp_path, lr=1e-12, steps=3))
+    assert [row["step"] for row in still] == [0, 0, 2, 2, 3, 3]
     assert still[:2] == moved[:2]
-    assert still[2:] != moved[2:]
+    assert still[2:4] != moved[2:4]
     assert still[0]["rollouts"] != still[2]["rollouts"]
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_advantages_are_those_of_a_real_step(task, tmp_path, scale):
     one_step_inputs(grpo.VideoGRPOTrainer(task(tmp_path, scale_rewards=scale)))
-    rows = records.read_jsonl(tmp_path / "rollouts.jsonl")
+    rows = rollouts_of(tmp_path)
     groups = [rows[:4], rows[4:]]
     totals = [[sum(row["rewards"].values()) for row in group] for group in groups]
     found = grpo.advantages(totals, scale)
@@ -175,19 +175,18 @@ def test_advantages_are_those_of_a_real_step(task, tmp_path, scale):
     assert max(row["advantage"] for row in rows) > 1e-2
 
 
-def test_advantages_of_the_example():
-    (found,) = grpo.advantages([[1, 0, 0, 1]], "group")
-    assert found == pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
-    assert grpo.advantages([[1, 1, 1, 1]], "group") == [[0, 0, 0, 0]]
+def test_advantages_of_the_example(task, tmp_path):
+    """The docstring's, and half of it for a variant that learns from half."""
 
-
-def test_a_variant_that_learns_from_half_of_it_shows_half(task, tmp_path):
     class Halving(grpo.VideoGRPOTrainer):
         def shaped(self, advantages):
             return advantages / 2
 
+    example = pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
+    assert grpo.advantages([[1, 0, 0, 1]], "group") == [example]
+    assert grpo.advantages([[1, 1, 1, 1]], "group") == [[0, 0, 0, 0]]
     (found,) = Halving(task(tmp_path)).compared([[1, 0, 0, 1]])
-    assert found == pytest.approx([0.433, -0.433, -0.433, 0.433], abs=1e-3)
+    assert [2 * own for own in found] == example
 
 
 def test_a_critic_gives_no_advantage_to_a_group(train, tmp_path):
@@ -225,7 +224,7 @@ def test_rewards_are_weighed_as_the_next_batch_weighs_them(
     monkeypatch.setitem(rewards.REWARDS, "format", vowels)
     line = "format until 2 steps | 0.25 accuracy + 2 format"
     run = train(tmp_path, measured=reward_stages.read_rewards(line))
-    log = records.read_jsonl(run / "train_log_grpo.jsonl")
+    log = log_of(run)
     assert [row["reward_stage"] for row in log] == [1, 1, 2, 2]
     shares = {0: (0, 1), 2: (0.25, 2), 4: (0.25, 2)}
     for row in rows_of(run):
@@ -250,13 +249,13 @@ def test_unusable_media_are_told_before_training(task, tiny_questions, tmp_path)
 
 def killed(train, run, monkeypatch, number, before):
     """A training that ends before or behind its n-th look: at step 0, 2 or 4."""
-    look, left = watched.WatchGroups.look, [number]
+    look, looks = watched.WatchGroups.look, []
 
     def counted(self, step):
-        left[0] -= 1
-        if left[0] or not before:
+        looks.append(step)
+        if len(looks) < number or not before:
             look(self, step)
-        if not left[0]:
+        if len(looks) == number:
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -267,8 +266,7 @@ def killed(train, run, monkeypatch, number, before):
 def tear(run):
     """As a kill in the middle of writing: one row, and a half."""
     path = watched.watched_path(run, "grpo")
-    with open(path, "r+b") as file:
-        file.truncate(path.stat().st_size - 100)
+    os.truncate(path, path.stat().st_size - 100)
     assert path.read_bytes().count(b"\n") == 1
 
 
@@ -279,10 +277,7 @@ def lose_checkpoint_4(run):
 @pytest.mark.parametrize(
     ("number", "before", "damage"),
     [
-        (1, False, tear),
-        (2, True, None),
-        (2, False, None),
-        (3, False, None),
+        *((1, False, tear), (2, True, None), (2, False, None), (3, False, None)),
         (3, False, lose_checkpoint_4),
     ],
 )

@@ -1,18 +1,12 @@
 """What test_two_processes.py trains, once in one process and once in two.
 
-    python -m torch.distributed.run --nproc_per_node 2 --standalone \
-        -m tests.two_processes ARGUMENTS
-
-ARGUMENTS is a pickle of (checkpoint, questions, demonstrations, folder). Every run lies
-in a folder of its own below `folder`; there process N leaves in weights_N.json the
+Every run lies in a folder of its own; there process N leaves in weights_N.json the
 fingerprint of the weights that it ends with.
 """
 
-import pickle
 import random
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,53 +14,21 @@ import torch
 from lib import records
 from lib.model import models
 from lib.train import care, checkpoints, grpo, ppo, sft
-from tests.test_grpo import SAMPLING, SETTINGS, vowels
+from tests import trainings
+from tests.trainings import GRPO, METHODS, SAMPLING, letters, vowels
 
 # With this seed steps 1 and 3 hold the question without a video and one with a video,
 # step 2 the same question twice. Only groups with a video exceed pack_tokens, so that
 # the processes of a step need unlike numbers of forward passes.
-DRAWN = grpo.GRPOSettings(
-    steps=3,
-    prompts_per_step=2,
-    group_size=4,
-    lr=1e-2,
-    kl_beta=0.1,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    max_completion_tokens=8,
-    lora_rank=4,
-    lora_alpha=8,
-    seed=5,
-    save_every=2,
-    pack_tokens=136,
-)
+DRAWN = replace(GRPO, steps=3, kl_beta=0.1, seed=5, pack_tokens=136)
+FOUR = replace(DRAWN, prompts_per_step=4)
 FIXED = {
-    "whole": replace(DRAWN, prompts_per_step=4),
-    "split": replace(
-        DRAWN, prompts_per_step=4, prompts_per_backward=1, loss_type="dapo"
-    ),
+    "whole": FOUR,
+    "split": replace(FOUR, prompts_per_backward=1, loss_type="dapo"),
 }
-SFT = sft.SFTSettings(
-    steps=4,
-    batch_size=1,
-    gradient_accumulation=2,
-    lr=5e-3,
-    lora_rank=4,
-    lora_alpha=8,
-    seed=1,
-    save_every=2,
-    max_tokens=200,
-)
+SFT = replace(trainings.SFT, batch_size=1, gradient_accumulation=2)
 # Four of six a step: the second one ends an epoch and begins the next.
-UNEVEN = replace(SFT, steps=3, batch_size=2, gradient_accumulation=1, loss="released")
-
-
-def letters(text, question):
-    """Stands for accuracy."""
-    return float("e" in text)
-
-
+UNEVEN = replace(trainings.SFT, steps=3, loss="released")
 REWARDS = {"vowels": vowels}
 
 
@@ -102,37 +64,33 @@ class FixedCARE(Fixed, care.VideoCARETrainer):
     pass
 
 
-COMMON = {**asdict(SETTINGS), "prompts_per_step": 4, "group_size": 2, "kl_beta": 0.1}
+COMMON = {"prompts_per_step": 4, "group_size": 2, "kl_beta": 0.1}
+MOVING = {"reference_every": 1, "reference_decay": 0.5}
 OTHERS = {
-    "ppo": (
-        FixedPPO,
-        ppo.PPOSettings(**{**COMMON, "loss_type": "dapo", "updates_per_batch": 2}),
-        REWARDS,
-    ),
-    "care": (
-        FixedCARE,
-        care.CARESettings(**COMMON, reference_every=1, reference_decay=0.5),
-        {"accuracy": letters},
-    ),
+    "ppo": (FixedPPO, replace(METHODS["ppo"][0], **COMMON)),
+    "care": (FixedCARE, replace(METHODS["care"][0], **COMMON, **MOVING)),
 }
-DRAWS = replace(grpo.GRPOSettings(**COMMON), extra_draws=2, kl_beta=0.0)
+DRAWS = replace(GRPO, **COMMON | {"kl_beta": 0.0}, extra_draws=2)
+
+
+def task_of(checkpoint, questions, settings, run, watched=(), rewards=REWARDS):
+    given = (checkpoint, questions, rewards, settings, SAMPLING, run, watched)
+    return grpo.Task(*given)
 
 
 def train_other(name, checkpoint, questions, run: Path) -> None:
     """PPO or GRPO-CARE."""
-    method, settings, rewards = OTHERS[name]
-    task = grpo.Task(checkpoint, questions, rewards, settings, SAMPLING, run)
+    (method, settings), rewards = OTHERS[name], METHODS[name][1]
+    task = task_of(checkpoint, questions, settings, run, rewards=rewards)
     grpo.train(task, method)
 
 
-def train_drawn(checkpoint, questions, settings, run, watched=(), rewards=REWARDS):
-    given = (checkpoint, questions, rewards, settings, SAMPLING, run, watched)
-    grpo.train(grpo.Task(*given))
+def train_drawn(*given, **named) -> None:
+    grpo.train(task_of(*given, **named))
 
 
-def train_fixed(checkpoint, questions, settings, run: Path) -> None:
-    task = grpo.Task(checkpoint, questions, REWARDS, settings, SAMPLING, run)
-    grpo.train(task, FixedRollouts)
+def train_fixed(*given) -> None:
+    grpo.train(task_of(*given), FixedRollouts)
 
 
 def train_sft(checkpoint, demonstrations: Sequence, settings, run: Path) -> None:
@@ -168,9 +126,8 @@ def tell_weights(publish):
     return wrapped
 
 
-def main(arguments: Path) -> None:
+def main(checkpoint, questions, demonstrations, folder: Path) -> None:
     torch.set_num_threads(1)
-    checkpoint, questions, demonstrations, folder = pickle.loads(arguments.read_bytes())
     checkpoints.publish = tell_weights(checkpoints.publish)
     three = questions[:3]
     train_drawn(checkpoint, three, DRAWN, folder / "drawn")
@@ -187,7 +144,3 @@ def main(arguments: Path) -> None:
         train_drawn(checkpoint, three, odd, folder / "odd")
     except ValueError as error:
         records.write_json(folder / f"odd_{rank()}.json", str(error))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

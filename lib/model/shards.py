@@ -168,9 +168,6 @@ def _unsharded(model: FSDPModule, reshards: bool) -> Iterator[None]:
         unit.reshard()
 
 
-# Before and after training
-
-
 def load_trainable(model_path: str | Path, settings, arguments: TrainingArguments):
     """The checkpoint's model, as `settings` and the launch want it trained.
 

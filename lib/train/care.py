@@ -16,16 +16,11 @@ and a counting rollout whose p is at least the mean p of all that count, less 0.
 Example: accuracies 1, 1, 0, 1 with p = 0.9, 0.5, 0.99, 0.8. The third does not count;
 the mean of the others is 0.733, so the first and the last get the bonus.
 
-    folder = grpo.train(task, VideoCARETrainer)   # run/adapters/care
-
-The rows of rollouts_care.jsonl also hold `reference_likelihood`, p before it is cut.
-
 The released code differs: its mean is geometric (`answer_mean`), over the letter and
 the `>` before it; its means over rollouts are over the whole batch; and under ZeRO-3
-its reference most likely never moves. Here the reference is an average, in float32, of
-the weights that are trained; while it is asked, it takes their place in the model, so
-there is no second model. With LoRA the two factors of an adapter are averaged, each by
-itself, which is not the average of their products.
+its reference most likely never moves. Here the reference is a float32 average of the
+trained weights, and takes their place in the model while it is asked. With LoRA the two
+factors of an adapter are averaged, which is not the average of their products.
 """
 
 from bisect import bisect_left
@@ -44,9 +39,11 @@ from lib.train.task import GRPOSettings, Task
 # isort: split
 from transformers import TrainerCallback
 
-REFERENCES = ("ema", "frozen", "policy")
-MEANS = ("arithmetic", "geometric")
-BONUSES = ("sparse", "dense")
+CHOICES = {
+    "reference": ("ema", "frozen", "policy"),
+    "answer_mean": ("arithmetic", "geometric"),
+    "bonus": ("sparse", "dense"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,20 +62,15 @@ class CARESettings(GRPOSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        allowed = {"reference": REFERENCES, "answer_mean": MEANS, "bonus": BONUSES}
-        for name, values in allowed.items():
+        for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(
                     f"{name} = {getattr(self, name)!r}: it must be one of {values}"
                 )
         if self.extra_draws:
             raise ValueError(
-                "extra_draws replaces groups before their bonus is known; GRPO-CARE "
-                "needs extra_draws = 0"
+                "GRPO-CARE needs extra_draws = 0: a bonus depends on the group"
             )
-
-
-# The bonus
 
 
 def consistency_bonus(
@@ -138,59 +130,39 @@ def answer_likelihood(
     return float(answer.exp().mean() if arithmetic else answer.mean().exp())
 
 
-# The reference
+class ReferenceWeights(TrainerCallback):
+    """A float32 copy of a model's trained weights that follows them, where it is a
+    callback of the training: every so many steps
 
+        average <- decay x average + (1 - decay) x weights
+    """
 
-class ReferenceWeights:
-    """A float32 copy of a model's trained weights that follows them slowly."""
-
-    def __init__(self, model):
-        self.weights = trained_weights(model)
-        copies = ((n, w.detach().float().clone()) for n, w in self.weights.items())
-        self.average = dict(copies)
+    def __init__(self, model, decay: float, every: int):
+        named = model.named_parameters()
+        self.weights = {name: own for name, own in named if own.requires_grad}
+        copies = {n: own.detach().float().clone() for n, own in self.weights.items()}
+        self.average, self.decay, self.every = copies, decay, every
 
     @torch.no_grad()
-    def move(self, decay: float) -> None:
-        """average <- decay x average + (1 - decay) x weights."""
-        for name, average in self.average.items():
-            average.lerp_(self.weights[name].float(), 1 - decay)
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.every == 0:
+            for name, average in self.average.items():
+                average.lerp_(self.weights[name].float(), 1 - self.decay)
 
     @contextmanager
     def in_place_of_policy(self) -> Iterator[None]:
         """Inside, the model has the reference's weights."""
         policy = {name: own.detach().clone() for name, own in self.weights.items()}
         try:
-            put(self.average, self.weights)
+            self._put(self.average)
             yield
         finally:
-            put(policy, self.weights)
+            self._put(policy)
 
-
-@torch.no_grad()
-def put(values: Mapping[str, torch.Tensor], into: Mapping[str, torch.Tensor]) -> None:
-    """Copy the values into tensors of the same names."""
-    for name, own in into.items():
-        own.copy_(values[name])
-
-
-def trained_weights(model) -> dict[str, torch.Tensor]:
-    """The weights that get a gradient, by name."""
-    named = model.named_parameters()
-    return {name: weight for name, weight in named if weight.requires_grad}
-
-
-class MoveReference(TrainerCallback):
-    """Moves the reference every `every` optimizer steps."""
-
-    def __init__(self, reference: ReferenceWeights, decay: float, every: int):
-        self.reference, self.decay, self.every = reference, decay, every
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.every == 0:
-            self.reference.move(self.decay)
-
-
-# Training
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(values[name])
 
 
 class VideoCARETrainer(grpo.VideoGRPOTrainer):
@@ -201,7 +173,7 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         **grpo.LOGGED,
         "reference_likelihood": "reference_likelihood",
     }
-    whole = "GRPO-CARE's reference"
+    unsplit = "GRPO-CARE's reference"
 
     def __init__(self, task: Task):
         if "accuracy" not in task.rewards:
@@ -212,10 +184,10 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         super().__init__(task)
         settings, self.reference = self.settings, None
         if settings.reference != "policy":
-            self.reference = ReferenceWeights(self.model)
-        if settings.reference == "ema":
             how = (settings.reference_decay, settings.reference_every)
-            self.add_callback(MoveReference(self.reference, *how))
+            self.reference = ReferenceWeights(self.model, *how)
+        if settings.reference == "ema":
+            self.add_callback(self.reference)
 
     def measure(self, groups: Sequence[grpo.Group]) -> None:
         super().measure(groups)
@@ -240,14 +212,12 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         tensors = [[torch.tensor(own, device=device) for own in g] for g in groups]
         with asked, self.accelerator.autocast():
             logps, _ = self._completion_scores(self.model, prompts, tensors)
-        found, spans = iter(logps), partial(answer_span, text_of=self._text_of)
+        text_of = partial(self._tokenizer.decode, skip_special_tokens=True)
+        found, spans = iter(logps), partial(answer_span, text_of=text_of)
         return [
             [answer_likelihood(next(found), spans(own), self.settings) for own in group]
             for group in groups
         ]
-
-    def _text_of(self, tokens: Sequence[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _calculate_rewards(self, *given):
         rows = [row for group in self.groups for row in group.rows]
@@ -257,6 +227,3 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
 
     def extra_state(self) -> dict[str, torch.Tensor]:
         return {} if self.reference is None else self.reference.average
-
-    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        put(state, self.reference.average)

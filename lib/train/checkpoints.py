@@ -1,12 +1,9 @@
 """Checkpoints that survive a kill, on the Trainer of transformers 5.23; for SFT and RL.
 
 A run that is killed at any moment and started again ends with the files of an
-undisturbed one, because the order of its data is made before it starts, a checkpoint
-counts only once `complete.json` lies in it, written last, logs are cut back to the step
-that training goes on from, and the finished adapter appears by one rename.
-
-Example: killed at step 27 with save_every 10 while checkpoint-30 was not yet begun, it
-goes on from checkpoint-20, and the rows of steps 21 to 27 are dropped before.
+undisturbed one: the order of its data is made before it starts, a checkpoint counts
+only once `complete.json` lies in it, written last, logs are cut back to the step that
+training goes on from, and the finished adapter appears by one rename.
 """
 
 import fnmatch
@@ -35,7 +32,7 @@ from accelerate.utils import gather_object, is_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 # TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated; its
 # successor to the second would still send buffers once (ddp_broadcast_buffers).
@@ -55,11 +52,8 @@ def processes() -> int:
 
 
 def training_order(items: Sequence, count: int, seed: int) -> list:
-    """`count` items: shuffled epochs, as many as it takes, one after the other.
-
-    Trainers run through it as it stands, so that every step is full and any number of
-    processes shares the same steps.
-    """
+    """`count` items: shuffled epochs, one after the other, so that every step is full
+    and any number of processes shares the same steps."""
     if not items:
         raise ValueError("there is nothing to train on")
     order: list = []
@@ -113,7 +107,21 @@ def common_arguments(settings, folder: Path) -> dict:
     }
 
 
-# Training to the end, whatever happened before
+def trainer_parts(task, arguments: TrainingArguments, log, learns: Callable) -> dict:
+    """What every trainer is made of; `learns` as StopDiverged takes it.
+
+    `arguments` must be there before: ZeRO-3 splits the model as it is loaded.
+    """
+    settings = task.settings
+    models.seed_everything(settings.seed)
+    stop = progress.StopDiverged(settings, learns)
+    return {
+        "model": shards.load_trainable(task.model, settings, arguments),
+        "args": arguments,
+        "processing_class": models.load_processor(task.model),
+        "peft_config": models.lora_config(settings.lora_rank, settings.lora_alpha),
+        "callbacks": [log, stop, MarkComplete(), shards.CheckShards()],
+    }
 
 
 def finished(
@@ -121,10 +129,9 @@ def finished(
 ) -> Path:
     """run/adapters/<label>, as the trainer that `make` gives leaves it.
 
-    A finished one of the same settings (in its file `record`) is returned at once, an
-    unfinished one goes on from run/checkpoints/<label>. ValueError names the difference
-    to other settings, run_files.Busy who else trains it, and FileExistsError a folder
-    of that name that no training left.
+    One of the same settings (in its file `record`) is returned at once, an unfinished
+    one goes on from run/checkpoints/<label>. ValueError names the difference to other
+    settings, run_files.Busy who else trains it; FileExistsError: no training left it.
     """
     folder, work = run / "adapters" / label, run / "checkpoints" / label
     if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
@@ -146,38 +153,26 @@ def finished(
     return folder
 
 
-class Begin(TrainerCallback):
-    """Knows whether training has begun; what fails before is a checkpoint's loading."""
-
-    training = False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.training = True
-
-
 def train(trainer: Trainer) -> None:
-    """Train to the last step, from the last complete checkpoint where there is one.
-
-    ValueError names a checkpoint that cannot be loaded.
-    """
-    last, begin = last_complete(trainer.args.output_dir), Begin()
+    """Train to the last step, from the last complete checkpoint where there is one;
+    ValueError names one that cannot be loaded."""
+    last, callbacks = last_complete(trainer.args.output_dir), trainer.callback_handler
     if last is not None:
         check_complete(last, trainer.args)
-    trainer.callback_handler.callbacks.insert(0, begin)
+    trainer.remove_callback(PrinterCallback)  # left on by disable_tqdm
+    (log,) = (c for c in callbacks.callbacks if isinstance(c, progress.Progress))
     safe = shards.weights_only(last, trainer.args) if last else nullcontext()
     try:
         with safe:
             trainer.train(resume_from_checkpoint=last and str(last))
     except (*UNREADABLE, CheckpointException) as error:
         full = isinstance(error, torch.OutOfMemoryError)
-        if last is None or begin.training or full or str(last) in str(error):
+        if last is None or log.begun or full or str(last) in str(error):
             raise
         why = f"{type(error).__name__}: {error!s:.300}"
         raise ValueError(f"{last} cannot be loaded ({why}). {DELETE}") from error
-    finally:  # an interrupt never reaches on_train_end, and its traceback keeps the bar
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, progress.StepBar):
-                callback.on_train_end()
+    finally:  # an interrupt never gets there, and its traceback keeps the bar
+        log.on_train_end()
 
 
 class ExactResume:
@@ -186,21 +181,20 @@ class ExactResume:
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
     (`visual.*`), and the resume of its Trainer loads them into a model with the names
     of version 5 (`model.visual.*`) with strict=False: all but lm_head stays as it was.
-    `from_pretrained` converts the names, and a tensor that is missing is an error here.
-    Adapters need no conversion; split weights are in checkpoints of their own form.
+    `from_pretrained` converts them. Adapters need none; split weights have other files.
     """
 
     def extra_state(self) -> dict[str, torch.Tensor]:
-        """What a subclass must find again beside weights, optimizer and randomness."""
+        """Tensors that a subclass must find again beside weights and optimizer."""
         return {}
-
-    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `extra_state` gave."""
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.extra_state():
-            self.load_extra_state(load_file(Path(checkpoint) / EXTRA))
+        own = self.extra_state()
+        if checkpoint is not None and own:
+            saved = load_file(Path(checkpoint) / EXTRA)
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
@@ -230,9 +224,6 @@ class ExactResume:
         at_root = shards.output_layer_at_root(self.model)
         with at_root if self.is_fsdp_enabled else nullcontext():
             return super()._prepare_for_training(*args)
-
-
-# Which checkpoints count
 
 
 class MarkComplete(TrainerCallback):
@@ -265,10 +256,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def last_complete(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint below `folder`, None without one.
-
-    Those without their marker were being written when the run was killed, and go.
-    """
+    """The newest complete checkpoint below `folder`; those without their marker were
+    being written when the run was killed, and go."""
     last = None
     for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=step_of):
         if (checkpoint / MARKER).exists():
@@ -322,10 +311,7 @@ def needed_files(arguments: TrainingArguments) -> list[str]:
 
 def damage(checkpoint: Path, sizes: Mapping[str, int]) -> Iterator[str]:
     """What is wrong with the files of a checkpoint; the processes share the reading.
-
-    torch loads a file whose bytes have changed as it is, but writes a checksum of every
-    tensor into it.
-    """
+    torch does not look at the checksum of every tensor that it writes."""
     state = PartialState()
     for name in sorted(sizes)[state.process_index :: state.num_processes]:
         file = checkpoint / name
@@ -346,9 +332,6 @@ def _scheduled(checkpoint: Path) -> int | None:
         return torch.load(checkpoint / SCHEDULER, weights_only=True)["last_epoch"]
     except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError):
         return None
-
-
-# What training leaves
 
 
 def same_settings(path: Path, settings: Mapping) -> bool:
@@ -378,22 +361,18 @@ def write_settings(path: Path, settings: Mapping, trained: Iterable[Path] = ()) 
 def publish_trained(
     trainer: Trainer, folder: Path, record: str, settings: Mapping
 ) -> Path:
-    """`publish` what a trainer has trained; every process must call it.
-
-    All weights are published in the type of settings["dtype"], whatever type they were
-    trained in, with the processor's files: an ordinary checkpoint.
-    """
+    """`publish` what a trainer has trained; every process must call it. All weights are
+    an ordinary checkpoint, with the processor's files, in settings["dtype"]."""
     whole = shards.whole_weights(trainer)
     if is_peft_model(trainer.model):
         return publish(trainer.model, folder, record, settings, whole)
     weights: dict[str, torch.Tensor] = {}
     if PartialState().is_main_process:
         own = trainer.model.state_dict() if whole is None else whole
-        dtype, made = getattr(torch, settings["dtype"]), {}
-        for name, value in own.items():  # tied ones share memory, and stay one tensor
-            if value.data_ptr() not in made:
-                made[value.data_ptr()] = value.to("cpu", dtype)
-            weights[name] = made[value.data_ptr()]
+        dtype = getattr(torch, settings["dtype"])
+        # Tied ones share memory, and stay one tensor.
+        made = {value.data_ptr(): value.to("cpu", dtype) for value in own.values()}
+        weights = {name: made[value.data_ptr()] for name, value in own.items()}
     given = (record, settings, weights, trainer.processing_class)
     return publish(trainer.model, folder, *given)
 

@@ -6,9 +6,6 @@ better than their group. Advantages, loss, metrics and checkpoints are those of 
 1.16; lib/model/ supplies rollouts and log-probabilities, because stock TRL takes video
 prompts and then computes the update with no video at all.
 
-    folder = train(Task("Qwen/Qwen2-VL-7B-Instruct", questions,
-                        read_rewards("accuracy"), settings, Sampling(), run))
-
 Example of an advantage: rewards 1, 0, 0, 1 in a group of four have mean 0.5 and
 standard deviation 0.577 (one degree of freedom less), so the advantages are 0.866,
 -0.866, -0.866, 0.866; rewards 1, 1, 1, 1 are a dead group, all advantages 0.
@@ -30,7 +27,7 @@ from lib.data.frame_store import question_media
 from lib.data.letters import parse_answer
 from lib.data.prompts import messages, prompt_text
 from lib.data.questions import Question
-from lib.model import encoding, models, prefix, rollouts, scoring, shards
+from lib.model import encoding, prefix, rollouts, scoring, shards
 from lib.model.prefix import Prompt
 from lib.train import checkpoints, progress
 from lib.train.reward_stages import RewardStages
@@ -43,20 +40,13 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 
-LOGGED = {
-    "reward": "reward",
-    "reward_std": "reward_std",
-    "reward_stage": "reward_stage",
-    "replaced_groups": "replaced_groups",
+SAME = ("reward", "reward_std", "reward_stage", "replaced_groups", "parse_failure")
+LOGGED = {  # the names of TRL's numbers in our logs
+    **{name: name for name in (*SAME, "kl", "entropy", "loss", "grad_norm")},
     "frac_reward_zero_std": "dead_groups",
-    "parse_failure": "parse_failure",
     "completions/mean_length": "completion_length",
     "completions/clipped_ratio": "truncated",
-    "kl": "kl",
-    "entropy": "entropy",
-    "loss": "loss",
     "learning_rate": "lr",
-    "grad_norm": "grad_norm",
     "step_time": "seconds_step",
 }
 
@@ -75,23 +65,20 @@ class Group:
 class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     """TRL's GRPOTrainer for questions with video, still or neither, ready to start.
 
-    Media are read when a step needs them. A group stays together: it is one row of the
-    batch that TRL shuffles and splits, with tensors [groups, G, ...], until the loss
-    unfolds it.
-
-    Other methods on the same rollouts are subclasses: `label` names their adapter, logs
-    and checkpoints, `logged` maps TRL's numbers to the keys of their log, `added` names
-    rewards of their own, and what is `whole` cannot be split over devices.
+    A group stays together: it is one row of the batch that TRL shuffles and splits,
+    with tensors [groups, G, ...], until the loss unfolds it. Other methods on the same
+    rollouts are subclasses: `label` names their adapter, logs and checkpoints, `logged`
+    maps TRL's numbers to the keys of their log, `added` names rewards of their own, and
+    what is `unsplit` needs whole weights on each device.
     """
 
     label = "grpo"
     logged = LOGGED
     added: tuple[str, ...] = ()
-    whole = ""
+    unsplit = ""
 
     def __init__(self, task: Task):
         settings, run = task.settings, Path(task.run)
-        models.seed_everything(settings.seed)
         self.task, self.settings = task, settings
         self.questions = {question.id: question for question in task.questions}
         self.rollout_path = run / rollout_file(self.label)
@@ -99,32 +86,29 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         self.groups_were_compared = settings.group_size == 1
         self.groups: list[Group] = []  # of the last batch that was drawn
         self.in_loss: dict | None = None  # what the loss is being computed from
-        rows = Dataset.from_list(task.rows())
-        # Known before the model is loaded: ZeRO-3 splits it on the way.
-        arguments = trainer_arguments(settings, run / "checkpoints" / self.label)
         rewards = [*task.rewards, *self.added]
         names = {f"rewards/{name}/mean": f"reward_{name}" for name in rewards}
         if settings.updates_per_batch > 1:
             names["clip_ratio/region_mean"] = "clipped_ratios"
-        log = progress.LogRecord(
+        log = progress.Progress(
             run / f"train_log_{self.label}.jsonl",
             {**self.logged, **names},
+            self.label.upper(),
+            {"reward": "reward", "completion_length": "length"},
             beside=(self.rollout_path, self.replaced_path),
         )
-        stop = progress.StopDiverged(settings, partial(teaches, settings))
+        rows = Dataset.from_list(task.rows())
+        arguments = trainer_arguments(settings, run / "checkpoints" / self.label)
+        learns = partial(teaches, settings)
         super().__init__(
-            model=shards.load_trainable(task.model, settings, arguments),
             reward_funcs=[self.measure for _ in rewards],  # TRL counts them
-            args=arguments,
             train_dataset=rows,
-            processing_class=models.load_processor(task.model),
-            peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
-            callbacks=[log, stop, checkpoints.MarkComplete(), shards.CheckShards()],
+            **checkpoints.trainer_parts(task, arguments, log, learns),
         )
-        if self.whole and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.unsplit and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
-                f"{self.whole} is not split: train on one device, or on several under "
-                "torchrun without FSDP and DeepSpeed"
+                f"{self.unsplit} is not split: train on one device, or on several "
+                "under torchrun without FSDP and DeepSpeed"
             )
         self.reward_func_names = rewards
         prefix.check_model(self.model)
@@ -134,8 +118,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
                 prefix.see_once(model)
         path = watched_path(run, self.label)
         self.add_callback(WatchGroups(self, task.watched, path))
-        shown = {"reward": "reward", "completions/mean_length": "length"}
-        progress.show_steps(self, self.label.upper(), shown)
 
     def decoding(self) -> rollouts.Decoding:
         """Every sampling field, from the settings and never from the checkpoint."""
@@ -157,8 +139,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             turn = messages(prompt_text(question, STYLE), clip, still)
             encoded = encoding.encode(self.processing_class, [turn])
         return prefix.make_prompt(self.model, encoded)
-
-    # Rollouts
 
     def _generate_and_score_completions(self, inputs):
         size = self.num_generations
@@ -235,12 +215,9 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         ]
 
     def _replace_dead_groups(self) -> None:
-        """Dynamic sampling: put groups of further questions in the place of dead ones.
-
-        A group whose rewards are all equal has no advantage, and late in training many
-        are so. DAPO (arXiv 2503.14476, section 3.2) draws until a batch holds none;
-        here `extra_draws` bounds the draws, and a group that is still dead then stays.
-        """
+        """Dynamic sampling: put groups of further questions in the place of dead ones,
+        whose rewards are all equal. DAPO (arXiv 2503.14476, section 3.2) draws until a
+        batch holds none; here a group that is dead after `extra_draws` stays."""
         replaced: list[dict] = []
         for draw in range(self.settings.extra_draws):
             totals = [own.totals for own in self.groups]
@@ -265,8 +242,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         process, asked = self.accelerator, {own.question.id for own in self.groups}
         share = order[process.process_index :: process.num_processes]
         return [self.questions[name] for name in share if name not in asked]
-
-    # Rewards and advantages
 
     def measure(self, groups: Sequence[Group]) -> None:
         """Give every rollout its rewards; a subclass may add those it has `added`."""
@@ -327,8 +302,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         if self.accelerator.is_main_process:
             records.append_jsonl(self.rollout_path, rows)
 
-    # Update
-
     def _compute_loss(self, model, inputs):
         self.in_loss = {**unfold(inputs), "prompts": inputs["prompts"]}
         loss = super()._compute_loss(model, self.in_loss)
@@ -338,10 +311,8 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return loss
 
     def _log_kl(self, policy_logps, ref_per_token_logps, completion_mask, **_) -> None:
-        """Log the KL that is in the loss, a mean over sequences of their means.
-
-        TRL logs a mean over all tokens, in which long completions weigh more.
-        """
+        """Log the KL that is in the loss, a mean over sequences of their means; TRL's
+        is one over all tokens, in which long completions weigh more."""
         ratio = ref_per_token_logps - policy_logps
         kl = (ratio.exp() - ratio - 1) * completion_mask
         own = (kl.sum(-1) / completion_mask.sum(-1).clamp(min=1)).mean()
@@ -374,11 +345,9 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return scoring.completion_scores(model, prompts, groups, pack)
 
     def _clamp_reference(self, logps: torch.Tensor) -> None:
-        """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy.
-
-        As the released code does (grpo_trainer.py:476-479): beyond the bound the KL has
-        no gradient. TRL 1.16 has no such setting and subtracts `logps` again, so the
-        reference is moved to where the bounded difference puts it.
+        """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy, as the
+        released code does (grpo_trainer.py:476-479): beyond it the KL has no gradient.
+        TRL subtracts `logps` again, so the reference moves to where the bound puts it.
         """
         bound, inputs = self.settings.kl_clamp, self.in_loss
         ratio = (inputs["ref_per_token_logps"] - logps).clamp(-bound, bound)
@@ -386,12 +355,10 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
 
 
 def train(task: Task, method: type[VideoGRPOTrainer] = VideoGRPOTrainer) -> Path:
-    """Train an adapter; returns its folder run/adapters/<label of the method>.
+    """Train run/adapters/<label of the method>, as `checkpoints.finished` does it.
 
-    Writes train_log_<label>.jsonl (a row a step) and rollouts.jsonl (a row a rollout of
-    the update; those of groups that were drawn and replaced are in
-    replaced_rollouts.jsonl) into the run. Resumes, returns at once, and raises as
-    `checkpoints.finished` does; BadVideo for unusable media.
+    Writes train_log_<label>.jsonl (a row a step), rollouts.jsonl (a row a rollout of
+    the update) and replaced_rollouts.jsonl. Raises BadVideo for unusable media.
     """
     where = (Path(task.run), method.label, f"{method.label}_settings.json")
     return checkpoints.finished(*where, task.facts(), partial(method, task))
@@ -427,11 +394,9 @@ def unfold(batch: Mapping) -> dict:
 
 
 def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float]]:
-    """How much better than its group each rollout did, from rewards [groups][G].
+    """(r - mean of the group) / (std + 1e-4) of rewards [groups][G], as TRL 1.16.
 
-    (r - mean of the group) / (std + 1e-4) as TRL 1.16 computes it, the std with one
-    degree of freedom less; `scale` says whose std: "group", "batch" (all groups), or
-    "none" to leave the difference as it is.
+    `scale` says whose std: "group", "batch" (all groups), or "none" for no division.
     """
     rewards = torch.tensor(groups, dtype=torch.float32)
     found = rewards - rewards.mean(1, keepdim=True)
@@ -453,9 +418,6 @@ def check_groups_differ(groups: Sequence[Group]) -> None:
 
 def teaches(settings: GRPOSettings, logs: Mapping) -> bool:
     """Whether a step must have had gradients, by its log: not every group was dead.
-
-    False where it cannot be told: truncated rollouts may be masked, and a second update
-    on the same rollouts may be clipped.
-    """
+    False where it cannot be told: rollouts may be masked, a second update clipped."""
     masked = settings.mask_truncated and logs.get("completions/clipped_ratio", 1)
     return logs.get("frac_reward_zero_std", 1) < 1 and not masked

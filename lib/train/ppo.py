@@ -25,11 +25,9 @@ TRL removed its own PPOTrainer. The clipped value loss is that of OpenAI's basel
 Example: T = 2, r = 1, V = 0.5, 0.5, discount 1, lambda 0.5. delta = 0, 0.5, so
 A = 0.25, 0.5 and R = 0.75, 1.
 
-    folder = grpo.train(task, VideoPPOTrainer)   # run/adapters/ppo
-
 The rows of rollouts_ppo.jsonl hold the mean advantage of a rollout's tokens and
 `value`, V before the first of them. Steps that use the rollouts of the step before have
-no rewards in the log. The critic is used up in training: the adapter is the policy.
+no rewards in the log. The adapter is the policy; the critic is used up in training.
 """
 
 import types
@@ -47,12 +45,9 @@ HEAD = "value_head"  # name of the critic's layer in the model
 
 @dataclass(frozen=True)
 class PPOSettings(GRPOSettings):
-    """What decides the adapter: the fields of GRPO, and the critic's.
-
-    In brackets the defaults that TRL's PPOTrainer had for language models.
-    `updates_per_batch` are PPO's epochs, `group_size` may be 1. There are no groups to
-    compare, so scale_rewards has no influence.
-    """
+    """What decides the adapter: the fields of GRPO, and the critic's; in brackets the
+    defaults that TRL's PPOTrainer had. `updates_per_batch` are PPO's epochs,
+    `group_size` may be 1, and scale_rewards has no influence."""
 
     loss_type: str = "dapo"  # mean over all tokens of the batch
     updates_per_batch: int = 4  # optimizer steps on the same rollouts (4)
@@ -79,21 +74,15 @@ class PPOSettings(GRPOSettings):
             raise ValueError("extra_draws replaces dead groups; PPO compares no groups")
 
 
-# Advantages and losses
-
-
 def generalized_advantages(
     rewards: torch.Tensor,
     values: torch.Tensor,
     mask: torch.Tensor,
-    discount: float,
-    gae_lambda: float,
+    discount,
+    gae_lambda,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages and returns [B, T] of `rewards` and `values` [B, T].
-
-    `mask` [B, T] is 1 on the tokens of a row, which start at its left; elsewhere both
-    results are 0.
-    """
+    """Advantages and returns [B, T] of `rewards` and `values` [B, T]; both are 0 where
+    `mask` [B, T], which is 1 on the tokens at the left of a row, is 0."""
     following = torch.nn.functional.pad(values * mask, (0, 1))[:, 1:]
     delta = (rewards + discount * following - values) * mask
     advantages = torch.zeros_like(delta)
@@ -121,15 +110,11 @@ def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
     return rewards[:, None] * last
 
 
-# The critic
-
-
 def add_critic(model) -> None:
-    """Give the model a value head, and its scoring forward a third result: V, [N].
+    """Give the model a value head, and the forward of scoring.add_scoring a third
+    result: V [N], what is expected before a label is drawn.
 
-    `model(..., completion_labels=...)` of scoring.add_scoring then returns
-    (logps, entropies, values). V at a position is what is expected before its label is
-    drawn. The head starts at 0 and computes in float32, also under autocast.
+    The head starts at 0 and computes in float32, also under autocast.
     """
     base = prefix.base_of(model)
     size = base.config.get_text_config().hidden_size
@@ -158,9 +143,6 @@ def add_critic(model) -> None:
     base.forward = types.MethodType(forward, base)
 
 
-# Training
-
-
 class VideoPPOTrainer(grpo.VideoGRPOTrainer):
     """Rollouts, policy loss and records of GRPO, with the advantages of a critic."""
 
@@ -169,10 +151,9 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         **grpo.LOGGED,
         "value": "value",
         "value_loss": "value_loss",
-        "explained_variance": "explained_variance",
     }
 
-    whole = "PPO's critic"
+    unsplit = "PPO's critic"
 
     def __init__(self, task: Task):
         super().__init__(task)
@@ -214,15 +195,14 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
             rows, means.tolist(), values[:, 0].tolist(), strict=True
         ):
             row |= {"advantage": mean, "value": first}
-        self._log_critic(values, returns, mask)
+        total, count = self._summed((values * mask).sum(), mask.sum())
+        self._metrics["train"]["value"].append((total / count).item())
         more = {"advantages": advantages, "returns": returns, "old_values": values}
         return {**output, **more}
 
     def _values_when_drawn(self, output: dict) -> torch.Tensor:
-        """V of the policy that drew the rollouts.
-
-        With several updates a batch TRL has just scored the rollouts by it, before it
-        did so by the base. With one update it had no reason to.
+        """V of the policy that drew the rollouts: with several updates a batch TRL has
+        just scored them by it, before it did so by the base; with one it had no reason.
         """
         if "old_per_token_logps" not in output:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
@@ -245,20 +225,6 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         total, count = self.accelerator.reduce(stacked, reduction="sum")
         return total, count.clamp(min=1.0)
 
-    def _log_critic(self, values, returns, mask) -> None:
-        """Mean V, and the share of the returns' variance that V explains."""
-        errors, logged = returns - values, self._metrics["train"]
-        parts = (values, returns, returns**2, errors, errors**2)
-        sums = [mask.sum(), *((part * mask).sum() for part in parts)]
-        sums = self.accelerator.reduce(torch.stack(sums).double(), reduction="sum")
-        mean, of_return, squared, of_error, squared_error = (
-            sums[1:] / sums[0].clamp(min=1)
-        ).tolist()
-        logged["value"].append(mean)
-        if (variance := squared - of_return**2) > 0:
-            share = 1 - (squared_error - of_error**2) / variance
-            logged["explained_variance"].append(share)
-
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)
         own = grpo.unfold(inputs)
@@ -275,6 +241,3 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
 
     def extra_state(self) -> dict[str, torch.Tensor]:
         return getattr(prefix.base_of(self.model), HEAD).state_dict()
-
-    def load_extra_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        getattr(prefix.base_of(self.model), HEAD).load_state_dict(state)

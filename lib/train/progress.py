@@ -4,7 +4,7 @@ Callbacks of the Trainer of transformers 5.23, used by SFT and RL alike.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lib import records
@@ -13,7 +13,7 @@ from lib.model import models, shards  # first: models prepares transformers
 # isort: split
 from accelerate.utils import gather_object
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 
 def cut_back(path: Path, step: int) -> None:
@@ -24,28 +24,45 @@ def cut_back(path: Path, step: int) -> None:
         records.write_jsonl(path, kept)
 
 
-class LogRecord(TrainerCallback):
-    """Appends a row {"step", ...numbers} to a JSON lines file for every log.
+class Progress(TrainerCallback):
+    """Appends a row {"step", ...numbers} to a JSON lines file for every log, and draws
+    a bar that shows some of them.
 
-    `names` maps the Trainer's keys to ours and leaves out every other. Steps behind the
-    checkpoint that training goes on from leave this file, and those `beside` it.
+    `names` maps the Trainer's keys to ours and leaves out every other; `shown` maps
+    ours to words. Steps behind the checkpoint that training goes on from leave this
+    file, and those `beside` it.
     """
 
-    def __init__(
-        self, path: Path, names: Mapping[str, str], beside: Iterable[Path] = ()
-    ):
+    begun, bar = False, None  # on other processes there is no bar
+
+    def __init__(self, path: Path, names: Mapping, label="", shown=(), beside=()):
         self.path, self.names, self.beside = path, names, beside
+        self.label, self.shown = label, dict(shown)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.begun, start = True, state.global_step
         if state.is_world_process_zero:
             for path in (self.path, *self.beside):
-                cut_back(path, state.global_step)
+                cut_back(path, start)
+            self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # The Trainer's closing summary is no step.
-        if state.is_world_process_zero and "train_runtime" not in logs:
-            row = {ours: logs[key] for key, ours in self.names.items() if key in logs}
-            records.append_jsonl(self.path, [{"step": state.global_step, **row}])
+        if self.bar is None or "train_runtime" in logs:
+            return
+        row = {ours: logs[key] for key, ours in self.names.items() if key in logs}
+        records.append_jsonl(self.path, [{"step": state.global_step, **row}])
+        shown = {own: row[key] for key, own in self.shown.items() if key in row}
+        if shown:
+            self.bar.set_postfix({word: f"{own:.3g}" for word, own in shown.items()})
+
+    def on_train_end(self, *given, **kwargs):
+        if self.bar is not None:  # the next bar is drawn in its own place
+            self.bar.close()
 
 
 class StopDiverged(TrainerCallback):
@@ -76,10 +93,8 @@ class StopDiverged(TrainerCallback):
         trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
         bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
         for name in filter(None, gather_object([bad])):
-            raise FloatingPointError(
-                f"step {state.global_step}: it left NaN or infinity in {name}; "
-                f"{self.advice}"
-            )
+            what = f"step {state.global_step}: it left NaN or infinity in {name}"
+            raise FloatingPointError(f"{what}; {self.advice}")
 
     on_train_end = on_save  # nobody saw the weights of the last step
 
@@ -90,34 +105,3 @@ def diverged(settings) -> str:
         f"training has diverged: give a lower lr (now {settings.lr:g}), or dtype = "
         f"float32 (now {settings.dtype}). Nothing was published"
     )
-
-
-class StepBar(TrainerCallback):
-    """A progress bar over steps; `shown` {key of a log: name}."""
-
-    def __init__(self, label: str, shown: Mapping[str, str]):
-        self.label, self.shown, self.bar = label, shown, None
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            start = state.global_step
-            self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        names = {key: name for key, name in self.shown.items() if key in logs}
-        if self.bar is not None and names:
-            self.bar.set_postfix({n: f"{logs[key]:.3g}" for key, n in names.items()})
-
-    def on_train_end(self, *given, **kwargs):
-        if self.bar is not None:  # the next bar is drawn in its own place
-            self.bar.close()
-
-
-def show_steps(trainer: Trainer, label: str, shown: Mapping[str, str]) -> None:
-    """Replace the Trainer's printed logs (left on by disable_tqdm) by a StepBar."""
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepBar(label, shown))

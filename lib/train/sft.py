@@ -4,11 +4,6 @@ The SFT arm of SEED-Bench-R1 (arXiv 2503.24376; released sft.py and
 qwen2vl_sft_config.yaml): the loss is the mean negative log-likelihood of the response
 tokens and their <|im_end|>; prompt, pictures and padding have no part in it.
 
-    settings = SFTSettings(steps=46, batch_size=1, gradient_accumulation=128, lr=2e-5,
-                           lora_rank=16, lora_alpha=32, seed=42, save_every=10,
-                           max_tokens=8192)
-    demonstrations = read_demonstrations(data / "annotations/training_with_cot.jsonl",
-                                         data)
     folder = train_sft(Task("Qwen/Qwen2-VL-7B-Instruct", demonstrations, settings,
                             Sampling(), run))
 """
@@ -24,7 +19,7 @@ from lib.data.frame_store import question_media
 from lib.data.prompts import messages
 from lib.data.questions import Demonstration
 from lib.data.video import Sampling
-from lib.model import encoding, models, prefix, shards
+from lib.model import encoding, prefix
 from lib.train import checkpoints, progress
 
 # isort: split
@@ -176,32 +171,23 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
 
     def __init__(self, task: Task):
         settings, label, run = task.settings, task.label, Path(task.run)
-        models.seed_everything(settings.seed)
-        processor, asked = models.load_processor(task.model), task.demonstrations
-        how = (task.sampling, settings.max_tokens, settings.loss)
-        collator = ResponseCollator(processor, *how)
-        # Before the model is loaded: ZeRO-3 splits it on the way.
+        self.mean_over, asked = settings.loss, task.demonstrations
+        shown = {"loss": "loss", "token_accuracy": "token accuracy"}
+        file = run / f"train_log_{label}.jsonl"
+        log = progress.Progress(file, LOGGED, "SFT", shown)
         arguments = trainer_arguments(settings, run / "checkpoints" / label)
-        self.mean_over = settings.loss
+        given = (task, arguments, log, lambda logs: logs["loss"] > 0)
+        parts = checkpoints.trainer_parts(*given)
+        how = (task.sampling, settings.max_tokens, settings.loss)
+        collator = ResponseCollator(parts["processing_class"], *how)
         super().__init__(
-            model=shards.load_trainable(task.model, settings, arguments),
-            args=arguments,
             # Only numbers pass through Arrow, which would fill absent media with None.
             train_dataset=Dataset.from_dict({"row": task.order()}),
             data_collator=lambda rows: collator([asked[i["row"]] for i in rows]),
-            processing_class=processor,
-            peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
-            callbacks=[
-                progress.LogRecord(run / f"train_log_{label}.jsonl", LOGGED),
-                progress.StopDiverged(settings, lambda logs: logs["loss"] > 0),
-                checkpoints.MarkComplete(),
-                shards.CheckShards(),
-            ],
+            **parts,
         )
         if arguments.world_size > 1:
             prefix.see_once(self.model)
-        shown = {"loss": "loss", "mean_token_accuracy": "token accuracy"}
-        progress.show_steps(self, "SFT", shown)
 
     def compute_loss(self, model, *given, **named):
         if self.mean_over == "tokens":
@@ -222,11 +208,8 @@ def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
 
 
 def train_sft(task: Task) -> Path:
-    """Train an adapter, or all weights; returns their folder run/adapters/<label>.
-
-    Logs one row a step to run/train_log_<label>.jsonl (step, loss, lr, grad_norm,
-    token_accuracy). Resumes, returns at once, and raises as `checkpoints.finished`.
-    """
+    """Train run/adapters/<label>, as `checkpoints.finished` does it; the log
+    run/train_log_<label>.jsonl has a row a step."""
     where = (Path(task.run), task.label, RECORD)
     return checkpoints.finished(*where, task.facts(), partial(ResponseTrainer, task))
 

@@ -1,9 +1,5 @@
 """What an RL training is told: a Task, the settings of GRPO, and their names in TRL.
 
-settings = GRPOSettings(steps=750, prompts_per_step=8, group_size=8, lr=1e-6,
-                        kl_beta=0.1, temperature=1.0, top_k=50, top_p=1.0,
-                        max_completion_tokens=256, lora_rank=16, lora_alpha=32,
-                        seed=42, save_every=50)
 task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),
             settings, Sampling(), run)
 folder = grpo.train(task)
@@ -30,6 +26,8 @@ AT_LEAST_1 = (
     *("steps", "save_every", "updates_per_batch"),
     *("prompts_per_step", "max_completion_tokens", "pack_tokens"),
 )
+# Fields that TRL names alike.
+SAME = ("temperature", "top_k", "top_p", "epsilon", "loss_type", "scale_rewards")
 
 
 @dataclass(frozen=True)
@@ -160,25 +158,20 @@ def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
         )
     arguments = GRPOConfig(
         **checkpoints.common_arguments(settings, folder),
+        **{name: getattr(settings, name) for name in SAME},
         per_device_train_batch_size=once * settings.group_size,
         gradient_accumulation_steps=own // once,
         # One group at first: TRL refuses groups of one rollout, which PPO may have.
         num_generations=settings.prompts_per_step * settings.group_size,
         num_iterations=settings.updates_per_batch,
         max_completion_length=settings.max_completion_tokens,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
         beta=settings.kl_beta,
         # TRL's default weighs the KL by the ratio, which changes its gradient.
         use_bias_correction_kl=False,
-        epsilon=settings.epsilon,
         epsilon_high=settings.epsilon_high or None,
         importance_sampling_level=settings.importance_sampling,
         mask_truncated_completions=settings.mask_truncated,
         cast_lm_head_to_fp32=settings.fp32_logits,
-        loss_type=settings.loss_type,
-        scale_rewards=settings.scale_rewards,
         shuffle_dataset=False,  # `Task.rows` has shuffled
         activation_checkpointing=settings.gradient_checkpointing,
         # A broadcast at every forward pass hangs where devices need unlike numbers of

@@ -21,7 +21,6 @@ update above those before it.
 """
 
 import argparse
-import shutil
 import statistics
 import sys
 import tempfile
@@ -41,6 +40,8 @@ from lib.data.video import Sampling
 from lib.model import encoding, models, prefix, shards
 from lib.run import memory
 from lib.train import grpo
+from lib.train.task import dataset_row
+from tests import trainings
 from tests.bench.memory import config_of
 from tests.bench.random_checkpoint import BASE, write_checkpoint, write_questions
 
@@ -200,27 +201,19 @@ class Stock(Timed, StockVideo):
 
 
 def make_trainers(
-    checkpoint: Path,
-    questions: list[Question],
-    sampling: Sampling,
-    case: str,
-    length: int,
-    dtype: str,
-    run: Path,
+    checkpoint, questions, sampling, case: str, length: int, dtype: str, run: Path
 ) -> dict[str, GRPOTrainer]:
     """Both trainers on their own copies of the same weights."""
-    settings = grpo.GRPOSettings(
+    settings = replace(
+        trainings.GRPO,
         steps=1,
         prompts_per_step=len(questions),
         group_size=GROUP,
         lr=1e-6,
         kl_beta=0.1,
-        temperature=1.0,
         top_k=50,
-        top_p=1.0,
         max_completion_tokens=length,
         lora_alpha=32,
-        seed=0,
         save_every=1,
         dtype=dtype,
         gradient_checkpointing=torch.cuda.is_available(),
@@ -228,22 +221,18 @@ def make_trainers(
     )
     args = grpo.trainer_arguments(settings, run)
     suppressed = encoding.visual_token_ids(AutoConfig.from_pretrained(checkpoint))
-    args.generation_kwargs = {
-        "min_new_tokens": length,
-        "suppress_tokens": suppressed,
-    }
+    args.generation_kwargs = {"min_new_tokens": length, "suppress_tokens": suppressed}
     rewards = {"lengths": lengths_reward}
     task = grpo.Task(checkpoint, questions, rewards, settings, sampling, run)
     trainers = {"ours": Ours(task)}
     models.seed_everything(0)
-    lora = models.lora_config(settings.lora_rank, settings.lora_alpha)
     stock = trainers["stock"] = Stock(
         model=shards.load_trainable(checkpoint, settings, args),
         reward_funcs=[lengths_reward],
         args=args,
         train_dataset=Dataset.from_list(rows(questions)),
         processing_class=models.load_processor(checkpoint),
-        peft_config=lora if settings.lora_rank else None,
+        peft_config=models.lora_config(settings.lora_rank, settings.lora_alpha),
     )
     stock.questions, stock.sampling = trainers["ours"].questions, sampling
     if settings.gradient_checkpointing:
@@ -258,11 +247,7 @@ def make_trainers(
 
 def rows(questions: list[Question]) -> list[dict]:
     """The groups as TRL's sampler hands them to a trainer."""
-    return [
-        {"prompt": prompt_text(question, grpo.STYLE), "question_id": question.id}
-        for question in questions
-        for _ in range(GROUP)
-    ]
+    return [dataset_row(question) for question in questions for _ in range(GROUP)]
 
 
 def lengths_reward(completions, **kwargs) -> list[float]:
@@ -359,23 +344,11 @@ def token_limits(prompt: int, length: int) -> dict[str, float]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": statistics.median(values),
-        "least": min(values),
-        "most": max(values),
-    }
+    median = statistics.median(values)
+    return {"median": median, "least": min(values), "most": max(values)}
 
 
-def bench(
-    checkpoint: Path,
-    questions: list[Question],
-    shape: Shape,
-    case: str,
-    length: int,
-    dtype: str,
-    repeats: int,
-    run: Path,
-) -> dict:
+def bench(checkpoint, questions, shape, case, length, dtype, repeats, run) -> dict:
     """One row of the record: a case at one completion length."""
     what = (checkpoint, questions, shape.sampling, case, length, dtype, run)
     trainers = make_trainers(*what)
@@ -394,23 +367,17 @@ def bench(
                 seconds[name][stage].append(value)
     for own in seconds.values():
         own["step"] = [sum(parts) for parts in zip(*own.values(), strict=True)]
-    pairs = {
-        stage: [
-            theirs / ours
-            for theirs, ours in zip(
-                seconds["stock"][stage], seconds["ours"][stage], strict=True
-            )
-        ]
-        for stage in (*STAGES, "step")
-    }
+    ratios, spreads = {}, {name: {} for name in trainers}
+    for stage in (*STAGES, "step"):
+        pairs = zip(seconds["stock"][stage], seconds["ours"][stage], strict=True)
+        ratios[stage] = spread([theirs / ours for theirs, ours in pairs])
+        for name in trainers:
+            spreads[name][stage] = spread(seconds[name][stage])
     return {
         "case": case,
         "completion_tokens": length,
-        "seconds": {
-            name: {stage: spread(values) for stage, values in own.items()}
-            for name, own in seconds.items()
-        },
-        "ratio": {stage: spread(values) for stage, values in pairs.items()},
+        "seconds": spreads,
+        "ratio": ratios,
         "token_limit": token_limits(shape.tokens, length),
         **agreement,
     }
@@ -427,35 +394,30 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=RECORD)
     asked = parser.parse_args(arguments)
     dtype = "bfloat16" if has_gpu else "float32"
-    folder = Path(tempfile.mkdtemp())
-    try:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         checkpoint = make_checkpoint(folder / "model", asked.size, dtype)
         shape = MINI if asked.size == "mini" else PAPER
-        questions = make_questions(
-            folder / "media", models.load_processor(checkpoint), shape
-        )
-        asked_of_both = (checkpoint, questions, shape)
+        processor = models.load_processor(checkpoint)
+        questions = make_questions(folder / "media", processor, shape)
+        given = (checkpoint, questions, shape)
         found = [
-            bench(*asked_of_both, case, length, dtype, asked.repeats, folder)
+            bench(*given, case, length, dtype, asked.repeats, folder)
             for case in asked.cases
             for length in asked.lengths
         ]
-    finally:
-        shutil.rmtree(folder)
-    records.write_json(
-        asked.out,
-        {
-            "size": asked.size,
-            "dtype": dtype,
-            "group": GROUP,
-            "prompt_tokens": shape.tokens,
-            "prompts": shape.prompts,
-            "repeats": asked.repeats,
-            "threads": torch.get_num_threads(),
-            "environment": records.environment(),
-            "rows": found,
-        },
-    )
+    content = {
+        "size": asked.size,
+        "dtype": dtype,
+        "group": GROUP,
+        "prompt_tokens": shape.tokens,
+        "prompts": shape.prompts,
+        "repeats": asked.repeats,
+        "threads": torch.get_num_threads(),
+        "environment": records.environment(),
+        "rows": found,
+    }
+    records.write_json(asked.out, content)
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -44,6 +43,8 @@ from lib.mini import benchmark
 from lib.model import models
 from lib.train import checkpoints, grpo, sft
 from lib.train.reward_stages import read_rewards
+from tests import forked, trainings
+from tests.trainings import without_seconds
 
 BASE = paths.ROOT / "lib" / "mini" / "base"
 SAMPLING = Sampling(max_frames=4, fps=2.0, height=56, width=112)
@@ -51,29 +52,8 @@ SECONDS = 300  # of a run that hangs
 DISK = 256  # MiB of the disk that runs are written to
 # How a run is ended: a signal to all its processes, or by its disk.
 WAYS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "full disk": None}
-ADAPTER = {"lora_rank": 4, "lora_alpha": 8, "seed": 0}
-SFT = sft.SFTSettings(
-    steps=10,
-    batch_size=2,
-    gradient_accumulation=1,
-    lr=2e-3,
-    save_every=2,
-    max_tokens=1024,
-    **ADAPTER,
-)
-GRPO = grpo.GRPOSettings(
-    steps=6,
-    prompts_per_step=2,
-    group_size=4,
-    lr=1e-3,
-    kl_beta=0.1,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    max_completion_tokens=24,
-    save_every=2,
-    **ADAPTER,
-)
+SFT = replace(trainings.SFT, steps=10, lr=2e-3, seed=0, max_tokens=1024)
+GRPO = replace(trainings.GRPO, steps=6, lr=1e-3, kl_beta=0.1, max_completion_tokens=24)
 EVALUATION = evaluate.EvalSettings("think", max_new_tokens=24, batch_size=6)
 
 
@@ -212,9 +192,7 @@ def tally(stage: Stage, data: Path, disk: Path, options, bar: tqdm) -> dict:
     }
 
 
-def kill(
-    stage: Stage, data: Path, run: Path, moment: float | None, draw, way: str
-) -> dict:
+def kill(stage, data: Path, run: Path, moment: float | None, draw, way: str) -> dict:
     """End a fresh run after so many seconds, or in a checkpoint, and let it finish."""
     children = start(stage, data, run)
     if moment is None:
@@ -223,7 +201,7 @@ def kill(
     else:
         time.sleep(moment)
     if WAYS[way] is not None:
-        was_running, said = end(children, WAYS[way]), {}
+        was_running, said = forked.end(children, WAYS[way]), {}
     else:
         was_running = fill(run.parent, children)
         said = {"said": last_words(run) if was_running else ""}
@@ -238,18 +216,9 @@ def fill(disk: Path, children: list[int]) -> bool:
     with open(rest, "wb", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 16))
-    waiting, codes = set(children), []
-    while waiting and not any(codes):
-        for child in list(waiting):
-            pid, status = os.waitpid(child, os.WNOHANG)
-            waiting -= {pid}
-            codes += [status] if pid else []
-        time.sleep(0.01)
-    for child in waiting:  # as their launcher does
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    failed = forked.wait(children, SECONDS)
     rest.unlink()
-    return any(codes)
+    return bool(failed)
 
 
 def last_words(run: Path) -> str:
@@ -267,46 +236,15 @@ def wait_for(happened: Callable[[], object]) -> None:
         time.sleep(0.0005)
 
 
-# Processes
-
-
 def start(stage: Stage, data: Path, run: Path) -> list[int]:
     """Fork the processes of a run; their ids."""
     run.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    port = free_port()
-    children = []
-    for rank in range(stage.processes):
-        child = os.fork()
-        if child == 0:
-            be_rank(stage, data, run, rank, port)
-        children.append(child)
-    return children
 
-
-def be_rank(stage: Stage, data: Path, run: Path, rank: int, port: int) -> None:
-    """Do the work as one of the run's processes, and never return."""
-    code = 1
-    try:
-        log = os.open(log_of(run, rank), os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        if stage.processes > 1:
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(stage.processes),
-                "LOCAL_WORLD_SIZE": str(stage.processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
+    def work():
         checkpoints.PartialState(cpu=True)
         stage.work(data, run)
-        code = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
+
+    return forked.start(work, [log_of(run, rank) for rank in range(stage.processes)])
 
 
 def log_of(run: Path, rank: int) -> Path:
@@ -314,49 +252,14 @@ def log_of(run: Path, rank: int) -> Path:
     return run.parent.with_name(f"{run.name}.{rank}.log")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def end(children: list[int], how: signal.Signals = signal.SIGKILL) -> bool:
-    """Send all of them a signal; whether any was still running."""
-    running = [os.waitpid(child, os.WNOHANG)[0] == 0 for child in children]
-    for child, alive in zip(children, running, strict=True):
-        if alive:
-            os.kill(child, how)
-    for child, alive in zip(children, running, strict=True):
-        if alive:
-            os.waitpid(child, 0)
-    return any(running)
-
-
 def finish(stage: Stage, data: Path, run: Path) -> float:
-    """Run to the end; the seconds it took. Exits with the log of a run that failed."""
+    """Run to the end; the seconds it took. Exits with the logs of a run that failed."""
     started = time.monotonic()
-    children = start(stage, data, run)
-    waiting = set(children)
-    while waiting:
-        for child in list(waiting):
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid and status:
-                end([other for other in waiting if other != child])
-                fail(stage, run, children.index(child))
-            waiting -= {pid}
-        if time.monotonic() - started > SECONDS:
-            end(list(waiting))
-            sys.exit(f"{stage.name}: no end after {SECONDS} s")
-        time.sleep(0.01)
+    if failed := forked.wait(start(stage, data, run), SECONDS):
+        logs = [log_of(run, rank) for rank in range(stage.processes)]
+        said = [log.read_text(errors="replace")[-3000:] for log in logs]
+        sys.exit(f"{stage.name}: {failed}:\n" + "\n".join(said))
     return time.monotonic() - started
-
-
-def fail(stage: Stage, run: Path, rank: int) -> None:
-    log = log_of(run, rank).read_text(errors="replace")
-    sys.exit(f"{stage.name}: process {rank} failed:\n{log[-3000:]}")
-
-
-# What a run leaves
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -388,19 +291,12 @@ def left_behind(run: Path) -> dict[str, str]:
     files = [*run.glob("*.jsonl"), *run.glob("adapters/*/*")]
     return {
         file.relative_to(run).as_posix(): (
-            records.settings_hash({"rows": without_seconds(file)})
+            records.settings_hash({"rows": without_seconds(records.read_jsonl(file))})
             if file.suffix == ".jsonl"
             else records.sha256(file)
         )
         for file in sorted(files)
     }
-
-
-def without_seconds(file: Path) -> list[dict]:
-    return [
-        {key: value for key, value in row.items() if not key.startswith("seconds")}
-        for row in records.read_jsonl(file)
-    ]
 
 
 if __name__ == "__main__":

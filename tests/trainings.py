@@ -1,0 +1,210 @@
+"""Tiny trainings: settings, rewards and comparisons that several tests share."""
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from lib import paths, records
+from lib.data.video import Sampling
+from lib.model import encoding
+from lib.train import checkpoints, grpo, sft
+from lib.train.care import CARESettings
+from lib.train.ppo import PPOSettings
+from lib.train.rewards import format_reward
+
+# isort: split
+from safetensors.torch import load_file
+
+SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
+ADAPTER = {"steps": 4, "lora_rank": 4, "lora_alpha": 8, "save_every": 2}
+SFT = sft.SFTSettings(
+    **ADAPTER, batch_size=2, gradient_accumulation=1, lr=5e-3, seed=1, max_tokens=200
+)
+GRPO = grpo.GRPOSettings(
+    **ADAPTER,
+    prompts_per_step=2,
+    group_size=4,
+    lr=1e-2,
+    kl_beta=0.0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    max_completion_tokens=8,
+    seed=0,
+)
+PPO = PPOSettings(**{**asdict(GRPO), "loss_type": "dapo", "updates_per_batch": 2})
+CARE = CARESettings(**asdict(GRPO))
+
+
+def vowels(text, question):
+    """A reward any policy can move: the share of vowels."""
+    return sum(letter in "aeiou" for letter in text) / (len(text) + 1)
+
+
+def letters(text, question):
+    """Stands for accuracy, which a random policy never has: an e in the text."""
+    return float("e" in text)
+
+
+def nothing(text, question):
+    return 0.0
+
+
+def tagged(text, question):
+    return format_reward(text)
+
+
+REWARDS = {"vowels": vowels, "format": tagged}
+METHODS = {
+    "grpo": (GRPO, REWARDS),
+    "ppo": (PPO, {"vowels": vowels}),
+    "care": (CARE, {"accuracy": letters}),
+}
+SPLITS = [{"prompts_per_backward": 1}, {"pack_tokens": 300}]
+
+
+# Steps
+
+
+def one_step_inputs(trainer):
+    """The first batch, and what TRL hands to the loss for each backward pass of it."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = (
+        trainer.args.gradient_accumulation_steps
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer._prepare_inputs(batch)
+    return batch, trainer._buffered_inputs
+
+
+def plain_inputs(trainer, question, completion):
+    """Prompt, pictures and one completion, as an ordinary forward takes them."""
+    prompt = trainer.read_prompt(question)
+    ids = torch.cat([prompt.ids, completion])[None]
+    kinds = encoding.mm_token_type_ids(ids, trainer.model.config)
+    mask = torch.ones_like(ids)
+    own = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
+    return {**own, **prompt.pixels}
+
+
+def plain_logps(trainer, question, completion):
+    """Log-probabilities by one ordinary forward over prompt, pictures, completion."""
+    with torch.no_grad():
+        logits = trainer.model(**plain_inputs(trainer, question, completion)).logits
+    logps = logits[0, -len(completion) - 1 : -1].log_softmax(-1)
+    return logps.gather(-1, completion[:, None])[:, 0]
+
+
+def gradient(model):
+    return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
+
+
+def move_adapter(model):
+    """From its start, where it is zero, to numbers that every call finds alike."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.manual_seed(len(name))
+            torch.nn.init.normal_(weight, std=0.05)
+
+
+def step_gradient(trainer):
+    """Of one step, from an adapter and rollouts that every call finds alike."""
+    move_adapter(trainer.model)
+    torch.manual_seed(1)
+    _, parts = one_step_inputs(trainer)
+    for part in parts:
+        trainer.compute_loss(trainer.model, part).backward()
+    return gradient(trainer.model)
+
+
+# What runs leave
+
+
+def log_of(run, label="grpo"):
+    return records.read_jsonl(run / f"train_log_{label}.jsonl")
+
+
+def rollouts_of(run, label="grpo"):
+    return records.read_jsonl(run / grpo.rollout_file(label))
+
+
+def weights_of(folder):
+    """All tensors of a folder's weights as one."""
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def without_seconds(rows):
+    return [
+        {key: value for key, value in row.items() if not key.startswith("seconds")}
+        for row in rows
+    ]
+
+
+def assert_same_run(one, other, label):
+    """Adapters and rollouts to the last byte, logs but for their seconds."""
+    assert records.sha256(one / "adapters") == records.sha256(other / "adapters")
+    names = {path.name for path in one.glob("*rollouts*.jsonl")}
+    assert names == {path.name for path in other.glob("*rollouts*.jsonl")}
+    for name in names:
+        assert (one / name).read_bytes() == (other / name).read_bytes()
+    logs = [without_seconds(log_of(run, label)) for run in (one, other)]
+    assert logs[0] == logs[1]
+    return logs[0]
+
+
+# Kills
+
+CHILD = "import pickle, sys; f, task = pickle.load(open(sys.argv[1], 'rb')); f(task)"
+
+
+def kill_when(happened, train, task):
+    """Train in a child process, which is killed as soon as something has happened."""
+    file = task.run / "task.pickle"
+    file.write_bytes(pickle.dumps((train, task)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(paths.ROOT)}
+    command = [sys.executable, "-c", CHILD, str(file)]
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            deadline = time.monotonic() + 600
+            while not happened():
+                assert child.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        finally:
+            child.kill()
+    assert not (task.run / "adapters").exists()
+
+
+class Killed(Exception):
+    pass
+
+
+class Interrupting:
+    """A reward that raises at its n-th call."""
+
+    def __init__(self, reward, at):
+        self.reward, self.left = reward, at
+
+    def __call__(self, text, question):
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+        return self.reward(text, question)
+
+
+def interrupted_and_resumed(task, method, at):
+    """Train a task that dies at a call of its first reward, and then to its end."""
+    name, reward = next(iter(task.rewards.items()))
+    broken = {**task.rewards, name: Interrupting(reward, at)}
+    with pytest.raises(Killed):
+        grpo.train(replace(task, rewards=broken), method)
+    assert list(task.run.glob(f"checkpoints/*/checkpoint-*/{checkpoints.MARKER}"))
+    grpo.train(task, method)

@@ -11,7 +11,7 @@ from lib import records
 from lib.data.video import BadVideo, Sampling
 from lib.evaluate import evaluate as evaluation
 from lib.evaluate import perception
-from lib.evaluate.evaluate import EvalSettings, evaluate, metrics, row
+from lib.evaluate.evaluate import Asking, EvalSettings, evaluate, metrics, row
 from lib.model import encoding, models, rollouts
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
@@ -52,9 +52,10 @@ def test_one_row_a_question_in_their_order(whole, tiny_questions):
 def test_batches_answer_as_single_questions_do(model, processor, tiny_questions, whole):
     """By an argmax over the whole sequence at every step: no cache, no padding."""
     alone = replace(SETTINGS, batch_size=1)
+    asking = Asking(model, processor, alone, SAMPLING)
     for item, row_ in zip(tiny_questions, records.read_jsonl(whole), strict=True):
-        batch = evaluation.prepare_batch(processor, [item], alone, SAMPLING)
-        assert row_["completion"] == argmax_completion(model, processor, batch.inputs)
+        inputs = asking.prepare([item]).inputs
+        assert row_["completion"] == argmax_completion(model, processor, inputs)
 
 
 def test_a_window_of_batches_answers_as_each_batch_does(
@@ -63,18 +64,13 @@ def test_a_window_of_batches_answers_as_each_batch_does(
     """As on a GPU: the next batch's questions take the places of those that end."""
     settings = replace(SETTINGS, batch_size=2, on_bad_video="keep_as_wrong")
     bad = replace(tiny_questions[1], video=tiny_questions[1].video.with_name("no.mp4"))
-    window = []
+    asking, window = Asking(model, processor, settings, SAMPLING), []
     for asked in ([tiny_questions[0], bad], [bad], list(tiny_questions[2:6])):
-        batch = evaluation.prepare_batch(processor, asked, settings, SAMPLING)
-        if batch.inputs is not None:
-            batch = batch._replace(prompts=evaluation.see(model, batch.inputs))
-        window.append(batch)
+        batch = asking.prepare(asked)
+        window.append(batch if batch.inputs is None else asking.see(batch))
     with rollouts.generating(model):
-        together = evaluation.answer(model, processor, window, settings)
-        apart = [
-            evaluation.answer(model, processor, [batch], settings)[0]
-            for batch in window
-        ]
+        together = asking.answer(window)
+        apart = [asking.answer([batch])[0] for batch in window]
     assert together == apart
     assert [row["error"] is None for row in together[0]] == [True, False]
     assert [len(rows) for rows in together] == [2, 1, 4]
@@ -154,9 +150,8 @@ def test_a_prompt_that_is_too_long_is_named(tiny_checkpoint, tiny_questions):
     long = replace(tiny_questions[2], text="word " * 500)
     processor.tokenizer.model_max_length = 400
     with pytest.raises(ValueError, match=r"question training/2: .* tokens"):
-        evaluation.prepare_batch(
-            processor, [*tiny_questions[:2], long], SETTINGS, SAMPLING
-        )
+        asking = Asking(None, processor, SETTINGS, SAMPLING)
+        asking.prepare([*tiny_questions[:2], long])
 
 
 @pytest.mark.parametrize(

@@ -97,11 +97,12 @@ def evaluate(
     asking = Asking(model, processor, settings, sampling, shown)
     return resume.finish(
         Path(path),
-        partition(questions, settings),
+        questions,
         lambda: asking.facts(questions),
         asking.answers,
-        [question.id for question in questions],
         "answered",
+        settings.batch_size,
+        asking.shape,
         lambda rows: reopened(Path(path), questions, rows),
     )
 
@@ -128,6 +129,11 @@ class Asking:
             "questions": resume.digest(asked),
             **({} if self.shown is None else {"shown": asdict(self.shown)}),
         }
+
+    def shape(self, question: Question) -> tuple:
+        """By which questions are put together, to save padding."""
+        text = prompt_text(question, self.settings.style)
+        return question.video is None, question.image is None, len(text)
 
     def answers(self, batches: list[list[Question]]) -> Iterator[list[dict]]:
         """The rows of each batch, in order.
@@ -275,20 +281,6 @@ def with_model(
     processor = models.load_processor(model_path)
     model = models.load_trained(model_path, trained, dtype, quantize)
     return work(model, processor, *arguments)
-
-
-def partition(
-    questions: Sequence[Question], settings: EvalSettings
-) -> list[list[Question]]:
-    """The batches: always the same ones, of prompts of like shape to save padding."""
-
-    def shape(question: Question) -> tuple:
-        text = prompt_text(question, settings.style)
-        return question.video is None, question.image is None, len(text)
-
-    alike = sorted(questions, key=shape)  # stable: equal shapes keep their order
-    size = settings.batch_size
-    return [alike[start : start + size] for start in range(0, len(alike), size)]
 
 
 def reopened(path: Path, questions: Sequence[Question], rows: list[dict]) -> set[str]:

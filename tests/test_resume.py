@@ -8,8 +8,7 @@ from lib import records
 from lib.evaluate import resume
 
 Item = namedtuple("Item", "id")
-BATCHES = [[Item("c"), Item("a")], [Item("b"), Item("d")], [Item("e")]]
-ORDER = list("abcde")
+ITEMS = [Item(key) for key in "abcde"]  # in batches ca, bd and e
 
 
 @pytest.fixture
@@ -17,7 +16,7 @@ def path(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-def finished(path, order=ORDER, kept="made", asked=BATCHES, again=None, **settings):
+def finished(path, items=ITEMS, kept="made", again=(), **settings):
     """The words of all rows, and the ids of the batches that were made for them."""
     made = []
 
@@ -27,9 +26,9 @@ def finished(path, order=ORDER, kept="made", asked=BATCHES, again=None, **settin
             yield [{"id": item.id, "word": kept} for item in batch]
 
     settings = {"size": 2, **settings}
-    more = {} if again is None else {"again": lambda rows: again}
-    rows = resume.finish(path, asked, lambda: settings, make, order, "answered", **more)
-    assert [row["id"] for row in rows] == order
+    how = {"shape": lambda item: "cabde".index(item.id), "again": lambda rows: {*again}}
+    rows = resume.finish(path, items, lambda: settings, make, "answered", 2, **how)
+    assert [row["id"] for row in rows] == [item.id for item in items]
     assert not resume.partial_files(path)
     return "".join(row["word"][0] for row in rows), made
 
@@ -98,7 +97,7 @@ def test_rows_of_other_items_are_refused(path):
 
 def test_two_items_with_one_id_are_refused(path):
     with pytest.raises(ValueError, match="same id"):
-        finished(path, order=[*ORDER, "a"], asked=[*BATCHES, [Item("a")]])
+        finished(path, items=[*ITEMS, Item("a")])
 
 
 def test_a_file_of_another_name_is_nobody_s_share(path):

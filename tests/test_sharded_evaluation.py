@@ -7,7 +7,7 @@ import pytest
 
 from lib import records
 from lib.data.video import Sampling
-from lib.evaluate import evaluate
+from lib.evaluate import evaluate, resume
 from lib.run import launch
 from tests import launched
 
@@ -71,7 +71,9 @@ def resumed(killed, tiny_checkpoint, sets, tmp_path_factory):
 
 def whole_rows(run, questions):
     """How many rows of whole batches are in each partial file."""
-    batches = [{q.id for q in own} for own in evaluate.partition(questions, SETTINGS)]
+    shape = evaluate.Asking(None, None, SETTINGS, SAMPLING).shape
+    found = resume.partition(questions, SETTINGS.batch_size, shape)
+    batches = [{question.id for question in own} for own in found]
     ids = [{row["id"] for row in records.repair_jsonl(run / name)} for name in FILES]
     return [sum(len(own) for own in batches if own <= found) for found in ids]
 

@@ -64,11 +64,10 @@ def measure(
     """
     for text, answered in said.items():
         path = rows_file(run, label, text)
-        attend(model, processor, questions, answered, sampling, path)
+        _measure(model, processor, questions, answered, sampling, path)
 
 
-def attend(model, processor, questions, answered, sampling, path) -> list[dict]:
-    """A `row` a question on the completions of `answered`, also written to `path`."""
+def _measure(model, processor, questions, answered, sampling, path) -> None:
     said = {one["id"]: one for one in answered}
 
     def settings() -> dict:
@@ -79,13 +78,10 @@ def attend(model, processor, questions, answered, sampling, path) -> list[dict]:
     def rows(batch: Sequence[Question]) -> list[dict]:
         return [row(model, processor, q, said[q.id], sampling) for q in batch]
 
-    def make(batches: resume.Batches) -> Iterator[list[dict]]:
-        # One at a time: the model's attention is switched over for it.
-        one = partial(evaluate.on_each_core, cores=1)
-        yield from (one if model.device.type == "cpu" else map)(rows, batches)
-
-    batches, ids = [[q] for q in questions], [q.id for q in questions]
-    return resume.finish(path, batches, settings, make, ids, "measured")
+    # One at a time: the model's attention is switched over for it.
+    one = partial(evaluate.on_each_core, cores=1)
+    make = partial(one if model.device.type == "cpu" else map, rows)
+    resume.finish(path, questions, settings, make, "measured")
 
 
 def row(
@@ -109,28 +105,35 @@ def row(
     except BadVideo as bad:
         return {"id": question.id, "left_out": f"{bad.path.name} {bad.why}"}
     asked = messages(prompt_text(question, "think"), *media)
-    prompt = prefix.make_prompt(
-        model, encoding.encode(processor, [asked], asked=[question])
-    )
+    encoded = encoding.encode(processor, [asked], asked=[question])
+    prompt = prefix.make_prompt(model, encoded)
     tokens = processor.tokenizer(
         text,
         add_special_tokens=False,
         split_special_tokens=True,  # a completion has none: those it spells are text
         return_offsets_mapping=True,
     )
-    ids = torch.tensor(tokens["input_ids"], device=prompt.ids.device)
+    count = len(tokens["input_ids"])
+    facts = {
+        "id": question.id,
+        "n": count,
+        "retokenized": count + (not said["truncated"]) != said["tokens"],
+    }
+    parts = parts_of(text, tokens["offset_mapping"])
+    return facts | _numbers(model, prompt, tokens["input_ids"], parts)
+
+
+def _numbers(model, prompt, tokens: list[int], parts: Mapping[str, list[int]]) -> dict:
+    """What `row` tells of the tokens of a completion behind their prompt."""
+    ids = torch.tensor(tokens, device=prompt.ids.device)
     attention = completion_attention(model, prompt, ids)
     config = prefix.base_of(model).config
     whole = scoring.Row(prompt, (ids,)).ids()
     kinds = encoding.mm_token_type_ids(whole, config).cpu().numpy()
     found = masses(attention, kinds)
     by_token = found.mean(0)
-    parts = parts_of(text, tokens["offset_mapping"])
     merged = config.vision_config.spatial_merge_size
     return {
-        "id": question.id,
-        "n": len(ids),
-        "retokenized": len(ids) + (not said["truncated"]) != said["tokens"],
         "tokens": {
             "video": int((kinds == 2).sum()),
             "still": int((kinds == 1).sum()),

@@ -64,19 +64,13 @@ def rows_of(
 ) -> list[dict]:
     """One row a prediction, also written to run/coherence_<label>_<set>.jsonl.
 
-    A row holds
-    id, answer (the letter given), correct;
-    base_reader, own_reader: whether the reader comes to that answer; implied_base,
-    implied_own and probabilities_base, probabilities_own: to which it comes (None where
-    there is no reasoning); implied_<reader>_other and _none, the controls;
-    names_letter; verbatim, overlap: see TrainingReasoning;
-    judged, judge (True, False, None where the call failed) and judge_error;
-    with `exact` (lib.mini.reasoning.checker) its fields, and consistent_other, the same
-    with another question's reasoning; with `flawless` (of that module) verbatim and
-    overlap of what a flawless reasoner would say. None where the truth is not known.
-
-    The base reads for itself, so its two readers are one. Raises FileNotFoundError
-    where predictions or readings are missing.
+    A row holds id, answer (the letter given), correct; what the readers come to (see
+    `_read`; the base reads for itself, so its two are one); names_letter; verbatim and
+    overlap of TrainingReasoning; judged, judge (None where the call failed) and
+    judge_error; with `exact` (lib.mini.reasoning.checker) its fields, and
+    consistent_other, that of another question's reasoning; with `flawless` (of that
+    module) verbatim and overlap of what a flawless reasoner would say. None where the
+    truth is not known. FileNotFoundError where predictions or readings are missing.
     """
     run, read = Path(run), {}
     for reader in readers.READERS:
@@ -116,7 +110,8 @@ def _by_id(path: Path) -> dict[str, dict]:
 
 
 def _read(readings: Mapping[str, Mapping], row: Mapping) -> dict:
-    """What each reader comes to, by whose reasoning, and whether it is the answer."""
+    """implied_<reader>: the letter a reader comes to, None without reasoning, and its
+    probabilities; _other and _none, the controls; <reader>_reader: is it the answer?"""
     found, agrees = {}, {}
     for reader, read in readings.items():
         own, *controls = (

@@ -12,12 +12,12 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
     metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -63,14 +63,12 @@ class EvalSettings:
 
 
 class Batch(NamedTuple):
-    """Questions of one batch, their tensors (None if all failed), and what failed.
-
-    `prompts` instead of tensors where an earlier model was asked the same.
-    """
+    """Questions of one batch, what failed, and the rest as tensors (None if there is
+    none, or its prompts are known)."""
 
     questions: list[Question]
-    inputs: dict[str, torch.Tensor] | None
     errors: dict[str, str]
+    inputs: dict[str, torch.Tensor] | None
     prompts: Sequence[prefix.Prompt] = ()
 
     def asked(self) -> list[Question]:
@@ -96,67 +94,153 @@ def evaluate(
     Raises BadVideo (naming question and file) under on_bad_video = "raise", ValueError
     where an answered question shows other pictures now, and as `resume.finish` does.
     """
-    path = Path(path)
-    media = question_media if shown is None else shown.media
+    asking = Asking(model, processor, settings, sampling, shown)
+    return resume.finish(
+        Path(path),
+        questions,
+        lambda: asking.facts(questions),
+        asking.answers,
+        "answered",
+        settings.batch_size,
+        asking.shape,
+        lambda rows: reopened(Path(path), questions, rows),
+    )
 
-    def made_by() -> dict:
-        asked = [
-            f"{q.id}\n{q.gold}\n{prompt_text(q, settings.style)}" for q in questions
-        ]
+
+@dataclass(frozen=True)
+class Asking:
+    """A model, and how it is asked."""
+
+    model: Any
+    processor: Any
+    settings: EvalSettings
+    sampling: Sampling
+    shown: Any = None
+
+    def facts(self, questions: Sequence[Question]) -> dict:
+        """Everything that decides the rows, as plain JSON values."""
+        style = self.settings.style
+        asked = [f"{q.id}\n{q.gold}\n{prompt_text(q, style)}" for q in questions]
         return {
-            **asdict(settings),
+            **asdict(self.settings),
             "decoding": "greedy",
-            "sampling": asdict(sampling),
-            "model": models.fingerprint(model),
+            "sampling": asdict(self.sampling),
+            "model": models.fingerprint(self.model),
             "questions": resume.digest(asked),
-            **({} if shown is None else {"shown": asdict(shown)}),
+            **({} if self.shown is None else {"shown": asdict(self.shown)}),
         }
 
-    def answers(batches: list[list[Question]]) -> Iterator[list[dict]]:
-        tower = models.fingerprint(prefix.base_of(model).model.visual)
-        decides = (tower, repr(processor), settings.style, sampling, shown)
+    def shape(self, question: Question) -> tuple:
+        """By which questions are put together, to save padding."""
+        text = prompt_text(question, self.settings.style)
+        return question.video is None, question.image is None, len(text)
 
-        def keys(asked: Iterable[Question]) -> list[tuple]:
-            return [(decides, question, *pictures(question)) for question in asked]
+    def answers(self, batches: list[list[Question]]) -> Iterator[list[dict]]:
+        """The rows of each batch, in order.
 
-        def prepare(asked: list[Question]) -> Batch:
-            if prompts := KEPT.get(keys(asked), model.device):
-                return Batch(asked, None, {}, prompts)
-            return prepare_batch(processor, asked, settings, sampling, media)
+        On a CPU as many batches are worked on as there are threads; a GPU gets a window
+        of them at once, and the next window is read meanwhile.
+        """
+        tower = models.fingerprint(prefix.base_of(self.model).model.visual)
+        decides = (tower, repr(self.processor), self.settings.style, self.sampling)
 
-        def seen(batch: Batch) -> Batch:
-            if batch.inputs is None:
-                return batch
-            prompts = see(model, batch.inputs)
-            KEPT.keep(keys(batch.asked()), prompts)
-            return batch._replace(prompts=prompts)
+        def keys(asked: Sequence[Question]) -> list[tuple]:
+            return [(decides, self.shown, q, *pictures(q)) for q in asked]
 
         def prepared(window: list[list[Question]]) -> list[Batch]:
-            return [prepare(asked) for asked in window]
+            found = []
+            for asked in window:
+                prompts = KEPT.get(keys(asked), self.model.device)
+                known = Batch(asked, {}, None, prompts or ())
+                found.append(known if prompts else self.prepare(asked))
+            return found
 
         def answered(window: list[Batch]) -> list[list[dict]]:
-            return answer(model, processor, [*map(seen, window)], settings)
+            for i, batch in enumerate(window):
+                if batch.inputs is not None:
+                    window[i] = self.see(batch)
+                    KEPT.keep(keys(batch.asked()), window[i].prompts)
+            return self.answer(window)
 
-        on_cpu = model.device.type == "cpu"
+        on_cpu = self.model.device.type == "cpu"
         size = 1 if on_cpu else WINDOW
         windows = [batches[i : i + size] for i in range(0, len(batches), size)]
-        with rollouts.generating(model):
+        with rollouts.generating(self.model):
             if on_cpu:
                 found = on_each_core(lambda own: answered(prepared(own)), windows)
-            else:  # the next window is read while one is answered
+            else:
                 found = map(answered, one_ahead(prepared, windows))
             for rows in found:
                 yield from rows
 
-    return resume.finish(
-        path,
-        partition(questions, settings),
-        made_by,
-        answers,
-        [question.id for question in questions],
-        "answered",
-        lambda rows: reopened(path, questions, rows),
-    )
+    def prepare(self, questions: list[Question]) -> Batch:
+        """Read clips and stills and encode the prompts, left padded."""
+        media = question_media if self.shown is None else self.shown.media
+        conversations, errors = [], {}
+        for question in questions:
+            with encoding.naming(question):
+                try:
+                    pictures = media(question, self.sampling)
+                except BadVideo as bad:
+                    if self.settings.on_bad_video == "raise":
+                        raise
+                    errors[question.id] = f"{bad.path.name} {bad.why}"
+                    continue
+            text = prompt_text(question, self.settings.style)
+            conversations.append(messages(text, *pictures))
+        batch = Batch(questions, errors, None)
+        if not conversations:
+            return batch
+        given = {"long_clips": True, "asked": batch.asked()}
+        inputs = encoding.encode(self.processor, conversations, **given)
+        return batch._replace(inputs=inputs)
+
+    @torch.inference_mode()
+    def see(self, batch: Batch) -> Batch:
+        """The batch with its prompts, seen by the vision tower, in place of tensors."""
+        prompts = prefix.make_prompts(self.model, batch.inputs)
+        seen = prefix.with_features(self.model, prompts)
+        return batch._replace(inputs=None, prompts=seen)
+
+    def answer(self, batches: Sequence[Batch]) -> list[list[dict]]:
+        """One row for each question of each batch, in order; their prompts are seen."""
+        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        completions = iter(self.complete(prompts))
+        rows = []
+        for batch in batches:
+            own = []
+            for question in batch.questions:
+                error = batch.errors.get(question.id)
+                said = () if error else next(completions)
+                own.append(row(question, self.settings, *said, error=error))
+            rows.append(own)
+        return rows
+
+    @torch.inference_mode()
+    def complete(self, prompts: Sequence[prefix.Prompt]) -> list[tuple]:
+        """(completion, its number of tokens, truncated) of each prompt.
+
+        At most a batch of them is answered side by side; the next take the places of
+        those that end. Without an end token within max_new_tokens it is truncated.
+        Tokens that stand for pictures cannot be generated. The model is in the state of
+        rollouts.generating.
+        """
+        if not prompts:
+            return []
+        tokenizer = self.processor.tokenizer
+        ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
+        greedy = rollouts.Decoding(
+            max_tokens=self.settings.max_new_tokens,
+            temperature=0.0,
+            top_k=0,
+            top_p=1.0,
+            end_ids=tuple(ends),
+            pad_id=tokenizer.pad_token_id,
+            suppressed=tuple(encoding.visual_token_ids(self.model.config)),
+        )
+        size = self.settings.batch_size
+        groups = rollouts.decode(self.model, prompts, 1, greedy, size)
+        return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 
 
 def evaluate_sets(
@@ -197,20 +281,6 @@ def with_model(
     processor = models.load_processor(model_path)
     model = models.load_trained(model_path, trained, dtype, quantize)
     return work(model, processor, *arguments)
-
-
-def partition(
-    questions: Sequence[Question], settings: EvalSettings
-) -> list[list[Question]]:
-    """The batches: always the same ones, of prompts of like shape to save padding."""
-
-    def shape(question: Question) -> tuple:
-        text = prompt_text(question, settings.style)
-        return question.video is None, question.image is None, len(text)
-
-    alike = sorted(questions, key=shape)  # stable: equal shapes keep their order
-    size = settings.batch_size
-    return [alike[start : start + size] for start in range(0, len(alike), size)]
 
 
 def reopened(path: Path, questions: Sequence[Question], rows: list[dict]) -> set[str]:
@@ -259,86 +329,6 @@ def one_ahead(work: Callable, items: Sequence) -> Iterator:
                 yield current.result()
         if coming is not None:
             yield coming.result()
-
-
-def prepare_batch(
-    processor,
-    questions: list[Question],
-    settings: EvalSettings,
-    sampling: Sampling,
-    media: Callable = question_media,
-) -> Batch:
-    """Read clips and stills by `media` and encode the prompts, left padded."""
-    conversations, asked, errors = [], [], {}
-    for question in questions:
-        with encoding.naming(question):
-            try:
-                clip, still = media(question, sampling)
-            except BadVideo as bad:
-                if settings.on_bad_video == "raise":
-                    raise
-                errors[question.id] = f"{bad.path.name} {bad.why}"
-                continue
-        text = prompt_text(question, settings.style)
-        conversations.append(messages(text, clip, still))
-        asked.append(question)
-    inputs = None
-    if conversations:
-        inputs = encoding.encode(processor, conversations, long_clips=True, asked=asked)
-    return Batch(questions, inputs, errors)
-
-
-@torch.inference_mode()
-def see(model, inputs: dict[str, torch.Tensor]) -> list[prefix.Prompt]:
-    """The prompts of encoded conversations [B, L], seen by the vision tower."""
-    return prefix.with_features(model, prefix.make_prompts(model, inputs))
-
-
-def answer(
-    model, processor, batches: Sequence[Batch], settings: EvalSettings
-) -> list[list[dict]]:
-    """One row for each question of each batch, in order; their prompts are seen."""
-    prompts = [prompt for batch in batches for prompt in batch.prompts]
-    completions = iter(complete(model, processor, prompts, settings))
-    return [
-        [
-            row(question, settings, error=batch.errors[question.id])
-            if question.id in batch.errors
-            else row(question, settings, *next(completions))
-            for question in batch.questions
-        ]
-        for batch in batches
-    ]
-
-
-@torch.inference_mode()
-def complete(
-    model, processor, prompts: Sequence[prefix.Prompt], settings: EvalSettings
-) -> list[tuple[str, int, bool]]:
-    """(completion, its number of tokens, truncated) of each prompt.
-
-    At most a batch of them is answered side by side; the next take the places of those
-    that end.
-
-    Without <|im_end|> (or <|endoftext|>) within max_new_tokens it is truncated. Tokens
-    that stand for pictures cannot be generated. The model is in the state of
-    rollouts.generating.
-    """
-    if not prompts:
-        return []
-    tokenizer = processor.tokenizer
-    ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
-    greedy = rollouts.Decoding(
-        max_tokens=settings.max_new_tokens,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        end_ids=tuple(ends),
-        pad_id=tokenizer.pad_token_id,
-        suppressed=tuple(encoding.visual_token_ids(model.config)),
-    )
-    groups = rollouts.decode(model, prompts, 1, greedy, settings.batch_size)
-    return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 
 
 def cut(tokenizer, tokens: list[int], ends: list[int]) -> tuple[str, int, bool]:

@@ -84,14 +84,7 @@ def readings(
             each = evaluate.on_each_core if model.device.type == "cpu" else map
             yield from each(lambda batch: _read(model, *batch), encoded)
 
-    return resume.finish(
-        Path(path),
-        [items[at : at + batch_size] for at in range(0, len(items), batch_size)],
-        settings,
-        read,
-        [item.id for item in items],
-        "read for",
-    )
+    return resume.finish(Path(path), items, settings, read, "read for", batch_size)
 
 
 def read_run(

@@ -5,9 +5,6 @@ Rows of a finished batch go to NAME.partial.jsonl at once, those of process N > 
 NAME.partial-N.jsonl. So a killed call goes on with the batches that are missing, on any
 number of processes, and ends with the same bytes as an undisturbed one. What made the
 rows is in NAME.settings.json; rows of other settings are refused.
-
-Example: of batches [a, b] and [c, d] a kill left the rows of a, b and c, and half of
-d's. `finish` keeps a and b, makes the second batch anew and writes all four.
 """
 
 import hashlib
@@ -32,22 +29,25 @@ Batches = Sequence[Sequence]  # of items with an `id` each
 
 def finish(
     path: Path,
-    batches: Batches,
+    items: Sequence,
     settings: Callable[[], Mapping],
     make: Callable[[Batches], Iterable[list[dict]]],
-    order: Sequence[str],
     doing: str,
+    size: int = 1,
+    shape: Callable | None = None,
     again: Callable[[list[dict]], set[str]] = lambda rows: set(),
 ) -> list[dict]:
-    """One row for each id of `order`, made where it is missing; also in `path`.
+    """One row for each item, made where it is missing; also in `path`.
 
-    `make` gives the rows of each batch it gets; `settings`, plain JSON values, decide
-    them. A finished file is kept, but for the batches with an item of `again(rows)`.
-    All processes that call this together make a share each and return all rows.
+    `make` gives the rows of each batch it gets, `size` items that are neighbours by
+    `shape`; `settings`, plain JSON values, decide them. A finished file is kept, but
+    for the batches with an item of `again(rows)`. All processes that call this together
+    make a share each and return all rows.
 
     Raises ValueError where rows of other settings, or of other items, lie at `path`,
     and Busy (lib/run_files.py) while another process is `doing` this.
     """
+    batches, order = partition(items, size, shape), [item.id for item in items]
     if len(set(order)) < len(order):
         raise ValueError("two questions have the same id: rows could not be told apart")
     state = processes()
@@ -74,6 +74,12 @@ def finish(
             _remove(files)
         state.wait_for_everyone()
         return records.read_jsonl(path)
+
+
+def partition(items: Sequence, size: int, shape: Callable | None) -> Batches:
+    """The batches, always the same ones."""
+    alike = sorted(items, key=shape) if shape else items  # stable
+    return [alike[start : start + size] for start in range(0, len(alike), size)]
 
 
 def processes() -> PartialState:

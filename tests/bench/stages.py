@@ -194,11 +194,8 @@ def run_evaluation(checkpoint: Path, questions, shape: Shape) -> Meter:
     if shape.rank:
         model = peft.get_peft_model(model, models.lora_config(shape.rank, 1.0))
     settings = evaluate.EvalSettings("think", shape.completion, shape.eval_batch)
-    batch = evaluate.prepare_batch(
-        processor, questions[: shape.eval_batch], settings, shape.sampling
-    )
+    asking = evaluate.Asking(model, processor, settings, shape.sampling)
+    batch = asking.prepare(questions[: shape.eval_batch])
     with rollouts.generating(model), Meter("evaluation", outside) as meter:
-        seen = evaluate.see(model, batch.inputs)
-        batch = batch._replace(prompts=seen)
-        evaluate.answer(model, processor, [batch], settings)
+        asking.answer([asking.see(batch)])
     return meter

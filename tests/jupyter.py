@@ -2,7 +2,7 @@
 
     kit = jupyter.copy_kit(folder / "kit")
     with jupyter.lab(kit, folder / "home") as lab, jupyter.chromium() as browser:
-        file = kit / "notebooks" / "03_grpo.ipynb"
+        file = jupyter.copied(kit, "03_grpo", "mine", grpo_steps=2)
         notebook = jupyter.Notebook(browser.new_page(), lab, file)
         notebook.run("Run All Cells")
         assert notebook.errors() == []
@@ -27,12 +27,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from papermill.iorw import load_notebook_node, write_ipynb
+from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from lib.paths import ROOT
 
 CHROMIUM = "/usr/bin/chromium"  # Debian's; playwright's own would be a download
-MISSING = f"there is no {CHROMIUM}: on Debian, apt-get install chromium"
 # No sandbox, because tests run as root in containers; and nothing is asked of anybody.
 ARGUMENTS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -47,6 +48,13 @@ SERVER = {
         "extension_manager": "readonly",
     },
 }
+SETTINGS = {  # all cells in the page, which ends where they end; no question about news
+    "notebook-extension/tracker": {"windowingMode": "none", "scrollPastEnd": False},
+    "apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
+}
 LIMIT = 600  # seconds for anything that is waited for, on a busy machine
 
 
@@ -58,32 +66,16 @@ def copy_kit(folder: Path) -> Path:
     return folder
 
 
-def cell_with(path: Path, text: str) -> int:
-    """Number, from 0, of the first code cell of a notebook that holds `text`."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    for number, cell in enumerate(cells):
-        if cell["cell_type"] == "code" and text in "".join(cell["source"]):
-            return number
-    raise ValueError(f"{path}: no code cell holds {text!r}")
+def copied(kit: Path, name: str, copy: str, **parameters: object) -> Path:
+    """A notebook of a kit under another name and with these parameters."""
+    path = kit / "notebooks" / f"{copy}.ipynb"
+    node = load_notebook_node(str(kit / "notebooks" / f"{name}.ipynb"))
+    write_ipynb(parameterize_notebook(node, parameters), str(path))
+    return path
 
 
-def set_parameters(path: Path, **values: object) -> None:
-    """Write other values into the parameters cell of a notebook, as a user would."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    cell = next(
-        cell
-        for cell in notebook["cells"]
-        if "parameters" in cell["metadata"].get("tags", [])
-    )
-    source = "".join(cell["source"])
-    for name, value in values.items():
-        line = re.compile(rf"^({name}: \w+ = ).*?(?=  #|$)", re.MULTILINE)
-        literal = repr(value).replace("\\", r"\\")
-        source, found = line.subn(rf"\g<1>{literal}", source)
-        if found != 1:
-            raise ValueError(f"{path} has no parameter {name!r}")
-    cell["source"] = source.splitlines(keepends=True)
-    path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+def cells_of(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = LIMIT):
@@ -116,58 +108,41 @@ def lab(root: Path, home: Path) -> Iterator[Lab]:
 
     Its settings, workspaces and runtime files lie below `home`, a new folder.
     """
-    folders = {"CONFIG": "config", "DATA": "data", "RUNTIME": "runtime"}
-    places = {f"JUPYTER_{key}_DIR": str(home / name) for key, name in folders.items()}
-    places["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")
-    places["JUPYTERLAB_WORKSPACES_DIR"] = str(home / "workspaces")
-    _write(home / "config/jupyter_lab_config.json", SERVER)
-    _write_settings(home / "settings")
+    files = {home / "JUPYTER_CONFIG_DIR/jupyter_lab_config.json": SERVER}
+    for name, values in SETTINGS.items():
+        file = f"JUPYTERLAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"
+        files[home / file] = values
+    for path, content in files.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+    names = [f"JUPYTER_{name}_DIR" for name in ("CONFIG", "DATA", "RUNTIME")]
+    names += [f"JUPYTERLAB_{name}_DIR" for name in ("SETTINGS", "WORKSPACES")]
     token = secrets.token_hex(16)
+    given = {"HF_HUB_OFFLINE": "1", "JUPYTER_TOKEN": token}
+    given |= {name: str(home / name) for name in names}
     command = [sys.executable, "-m", "jupyterlab", "--allow-root", str(root)]
-    environment = os.environ | places | {"HF_HUB_OFFLINE": "1", "JUPYTER_TOKEN": token}
     with open(home / "server.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
+            command,
+            env=os.environ | given,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
+
+    def said() -> re.Match | None:
+        """Its address, in the log once it has started: http://127.0.0.1:41371/."""
+        log = (home / "server.log").read_text(encoding="utf-8")
+        assert server.poll() is None, f"JupyterLab ended: {log[-3000:]}"
+        return re.search(r"(http://127\.0\.0\.1:\d+/)lab\?token=\.\.\.\n", log)
+
     try:
-        yield Lab(_address(server, home), token, root)
+        yield Lab(wait_for(said, "JupyterLab has not started")[1], token, root)
     finally:
         server.send_signal(signal.SIGTERM)  # ends the kernels as well
         with suppress(subprocess.TimeoutExpired):
             server.wait(60)
         server.kill()
-
-
-def _write(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def _write_settings(folder: Path) -> None:
-    """All cells in the page, which ends where they end, and no question about news."""
-    settings = {
-        "notebook-extension/tracker": {
-            "windowingMode": "none",
-            "scrollPastEnd": False,
-        },
-        "apputils-extension/notification": {
-            "fetchNews": "false",
-            "checkForUpdates": False,
-        },
-    }
-    for name, values in settings.items():
-        _write(folder / f"@jupyterlab/{name}.jupyterlab-settings", values)
-
-
-def _address(server: subprocess.Popen, home: Path) -> str:
-    """What a server that has started says of its address: http://127.0.0.1:41371/."""
-
-    def said() -> re.Match | None:
-        log = (home / "server.log").read_text(encoding="utf-8")
-        assert server.poll() is None, f"JupyterLab ended: {log[-3000:]}"
-        return re.search(r"(http://127\.0\.0\.1:\d+/)lab\?token=\.\.\.\n", log)
-
-    return wait_for(said, "JupyterLab has not started")[1]
 
 
 @contextmanager
@@ -189,29 +164,33 @@ class Notebook:
         page.set_default_timeout(LIMIT * 1000)
         page.goto(lab.url(file))
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
-        self.cells = self.panel.locator(".jp-Cell")
-        count = len(json.loads(file.read_text(encoding="utf-8"))["cells"])
+        self.cells, count = self.panel.locator(".jp-Cell"), len(cells_of(file))
         wait_for(lambda: self.cells.count() == count, f"{file} does not open")
         ready = '.jp-Notebook-ExecutionIndicator[data-status="idle"]'
         self.panel.locator(ready).wait_for()
 
-    def cell(self, number: int) -> Locator:
-        return self.cells.nth(number)
+    def cell(self, text: str) -> Locator:
+        """The first code cell that holds `text`, with all that stands below it."""
+        return self.cells.nth(self._number(text))
+
+    def _number(self, text: str) -> int:
+        for number, cell in enumerate(cells_of(self.file)):
+            if cell["cell_type"] == "code" and text in "".join(cell["source"]):
+                return number
+        raise ValueError(f"{self.file}: no code cell holds {text!r}")
 
     def menu(self, name: str, entry: str) -> None:
         """Click an entry of the menu bar, such as Run, "Run All Cells"."""
-        exactly = re.compile(f"^{name}$")
-        bar = self.page.locator(".lm-MenuBar-itemLabel")
-        bar.filter(has_text=exactly).click()
-        labels = self.page.locator(".lm-Menu-itemLabel")
-        labels.filter(has_text=re.compile(f"^{entry}$")).click()
+        for labels, text in (("MenuBar-item", name), ("Menu-item", entry)):
+            found = self.page.locator(f".lm-{labels}Label")
+            found.filter(has_text=re.compile(f"^{text}$")).click()
 
     def tool(self, command: str) -> None:
-        """Click the button of the notebook's toolbar that stands for a command."""
-        self.panel.locator(f'jp-button[data-command="notebook:{command}"]').click()
+        """Click the button of the toolbar that stands for a command."""
+        self.panel.locator(f'jp-button[data-command="{command}"]').click()
 
-    def select(self, number: int) -> None:
-        self.cell(number).locator(".jp-InputPrompt").first.click()
+    def select(self, text: str) -> None:
+        self.cell(text).locator(".jp-InputPrompt").first.click()
 
     def prompts(self) -> list[str]:
         """`[ ]:`, `[*]:` or `[7]:` of every code cell that is not folded."""
@@ -229,20 +208,43 @@ class Notebook:
         before = self.prompts()
         self.menu("Run", entry)
         wait_for(lambda: self.prompts() != before, f"{entry}: nothing runs")
-        wait_for(self.idle, f"{entry}: still running")
+        self.wait_until_idle(entry)
 
-    def saved_text(self, number: int) -> str:
-        """Save the notebook; the text/plain of a cell's outputs as it is in the file.
+    def run_up_to(self, text: str) -> Locator:
+        """Run the code cell that holds `text`, and before it all cells above it."""
+        above, own = (
+            "Run All Above Selected Cell",
+            "Run Selected Cell and Do not Advance",
+        )
+        for entry in (above, own):
+            self.select(text)
+            self.run(entry)
+            assert self.errors() == []
+        return self.cell(text)
 
-        The text of a picture: JupyterLab shows the picture alone.
-        """
+    def interrupt(self) -> None:
+        self.tool("notebook:interrupt-kernel")
+        self.wait_until_idle("an interrupt")
+
+    def wait_until_idle(self, after: str) -> None:
+        """Until no cell is running or waiting to run."""
+        wait_for(lambda: "[*]:" not in self.prompts(), f"still running after {after}")
+
+    def saved_text(self, text: str) -> str:
+        """Save the notebook; the text/plain of a cell's outputs as it is in the file:
+        JupyterLab shows the picture alone."""
         then = self.file.stat().st_mtime_ns
-        self.panel.locator('jp-button[data-command="docmanager:save"]').click()
+        self.tool("docmanager:save")
         wait_for(lambda: self.file.stat().st_mtime_ns != then, "it was not saved")
-        cell = json.loads(self.file.read_text(encoding="utf-8"))["cells"][number]
-        texts = [out.get("data", {}).get("text/plain", "") for out in cell["outputs"]]
-        return "".join("".join(text) for text in texts)
+        outputs = cells_of(self.file)[self._number(text)]["outputs"]
+        return "".join(
+            "".join(o.get("data", {}).get("text/plain", "")) for o in outputs
+        )
 
-    def idle(self) -> bool:
-        """Whether no cell is running or waiting to run."""
-        return "[*]:" not in self.prompts()
+
+def press_next(cell: Locator) -> None:
+    """Press `next` of the browser below a cell, and wait until its text is another."""
+    text = cell.locator(".widget-html")
+    shown = text.inner_html()
+    cell.locator("button[title=next]").click()
+    wait_for(lambda: text.inner_html() != shown, "nothing else after `next`")

@@ -18,24 +18,21 @@ SAMPLING = Sampling(8, height=56, width=56)
 NASTY = "<script>alert(1)</script><img src=x onerror=alert(2)> & more"
 
 
-def styles(page):
-    return "".join(given.get("style") or "" for _, given in page.elements)
-
-
 @pytest.fixture(autouse=True)
-def _front_end(request, monkeypatch):
-    """There is one, unless a test is marked as headless."""
-    for mark in live.FRONT_ENDS:
-        monkeypatch.delenv(mark, raising=False)
-    if "headless" not in request.fixturenames:
-        monkeypatch.setenv(live.FRONT_ENDS[0], "1")
+def _figures():
     yield
     assert plt.get_fignums() == [], "a figure left open is shown twice"
 
 
 @pytest.fixture
-def headless():
-    return None
+def headless(monkeypatch):
+    for mark in live.FRONT_ENDS:
+        monkeypatch.delenv(mark, raising=False)
+
+
+@pytest.fixture(params=live.FRONT_ENDS[:1])
+def front_end(headless, request, monkeypatch):
+    monkeypatch.setenv(request.param, "1")
 
 
 @pytest.fixture(scope="module")
@@ -71,43 +68,53 @@ def asked(predictions, tiny_questions):
 
 
 @pytest.fixture
-def opened(run, predictions, asked):
-    return browser.questions(run, predictions, asked, SAMPLING)
+def open_browser(run, predictions):
+    return lambda asked: browser.questions(run, predictions, asked, SAMPLING)
 
 
 @pytest.fixture
-def view(opened):
-    return opened.browser
+def view(front_end, open_browser, asked):
+    return open_browser(asked).browser
 
 
-def right(predictions, model):
-    """{id: whether it is right} of one method, from its files."""
-    return {k: row["correct"] for k, row in tables.by_id(predictions, model).items()}
+@pytest.fixture
+def page(view):
+    """What stands below the controls, once one went to a question."""
+
+    def page(name):
+        view.go(name)
+        return Page(view.page.value)
+
+    return page
+
+
+def control(view, kind):
+    """The control beside the filters: of kind Text, or ToggleButton."""
+    return next(c for c in view.box.children[0].children if type(c).__name__ == kind)
 
 
 # What a cell holds
 
 
 def test_without_a_front_end_it_is_one_question_as_html(
-    headless, opened, predictions, asked
+    headless, open_browser, predictions, asked
 ):
-    data = opened._repr_mimebundle_()
+    data = open_browser(asked)._repr_mimebundle_()
     assert sorted(data) == ["text/html", "text/plain"]
     (pick, *_) = tables.gallery(predictions, set())
     item, words = asked[pick["id"]], Page(data["text/html"]).words
-    assert f"{pick['id']} · {pick['kind']}" in words and item.text in words
-    assert all(option in words for option in item.options)
+    for text in (f"{pick['id']} · {pick['kind']}", item.text, *item.options):
+        assert text in words
     said = f"Question {pick['id']}, right is {item.gold}."
     assert data["text/plain"].startswith(said)
     assert f"GRPO: {item.gold}, right." in data["text/plain"]
 
 
-@pytest.mark.parametrize("mark", live.FRONT_ENDS)
+@pytest.mark.parametrize("front_end", live.FRONT_ENDS, indirect=True)
 def test_with_a_front_end_it_is_a_widget_and_the_question(
-    headless, run, predictions, asked, mark, monkeypatch
+    front_end, open_browser, predictions, asked
 ):
-    monkeypatch.setenv(mark, "1")
-    opened = browser.questions(run, predictions, asked, SAMPLING)
+    opened = open_browser(asked)
     data = opened._repr_mimebundle_()
     assert sorted(data) == [pages.WIDGET, "text/html", "text/plain"]
     assert data[pages.WIDGET]["model_id"] == opened.browser.box.model_id
@@ -118,43 +125,41 @@ def test_with_a_front_end_it_is_a_widget_and_the_question(
 # Questions
 
 
-def test_it_begins_with_all_questions_at_the_one_chosen_by_rule(view):
+@pytest.mark.parametrize(
+    ("who", "says"),
+    [
+        ("any", lambda base, sft, grpo: True),
+        ("GRPO right, SFT wrong", lambda base, sft, grpo: grpo and not sft),
+        ("SFT right, GRPO wrong", lambda base, sft, grpo: sft and not grpo),
+        ("only GRPO right", lambda *right: right == (0, 0, 1)),
+        ("only SFT right", lambda *right: right == (0, 1, 0)),
+        ("only the base right", lambda *right: right == (1, 0, 0)),
+        ("all three right", lambda *right: sum(right) == 3),
+        ("all three wrong", lambda *right: sum(right) == 0),
+    ],
+)
+def test_the_filter_of_who_is_right_does_what_it_says(view, predictions, who, says):
     assert len(view.found) == 48
-    assert view.count.value == f"{[*view.found].index(view.name) + 1} of 48"
-    assert view.controls["level"].options == ("any", "L1", "L2", "L3", "general")
-
-
-@pytest.mark.parametrize("who", list(browser.WHO)[1:])
-def test_the_filter_of_who_is_right_does_what_it_says(view, predictions, who):
-    base, sft, grpo = (right(predictions, model) for model in METHODS)
-    says = {
-        "GRPO right, SFT wrong": lambda k: grpo[k] and not sft[k],
-        "SFT right, GRPO wrong": lambda k: sft[k] and not grpo[k],
-        "only GRPO right": lambda k: (base[k], sft[k], grpo[k]) == (0, 0, 1),
-        "only SFT right": lambda k: (base[k], sft[k], grpo[k]) == (0, 1, 0),
-        "only the base right": lambda k: (base[k], sft[k], grpo[k]) == (1, 0, 0),
-        "all three right": lambda k: base[k] + sft[k] + grpo[k] == 3,
-        "all three wrong": lambda k: base[k] + sft[k] + grpo[k] == 0,
-    }[who]
+    rows = [tables.by_id(predictions, model) for model in METHODS]
     view.controls["who"].value = who
-    wanted = {key for key in grpo if says(key)}
+    wanted = {k for k in rows[0] if says(*(own[k]["correct"] for own in rows))}
     assert {*view.found} == wanted
-    assert view.count.value.endswith(f" of {len(wanted)}")
+    place = [*view.found].index(view.name) + 1
+    assert view.count.value == f"{place} of {len(wanted)}"
 
 
 def test_sets_domains_and_missing_videos_filter_together(view, asked):
+    assert view.controls["level"].options == ("any", "L1", "L2", "L3", "general")
     view.controls["level"].value = "L3"
-    domains = ("Daily life", "Hobbies", "Recreation", "Work")
-    assert view.controls["domain"].options[1:] == domains
+    domains = ("any", "Daily life", "Hobbies", "Recreation", "Work")
+    assert view.controls["domain"].options == domains
     view.controls["domain"].value = "Hobbies"
     assert [*view.found] == ["L3/1", "L3/5", "L3/9"]
     view.controls["without_video"].value = True
     assert [*view.found] == ["L3/5"] and asked["L3/5"].video is None
-    view.controls["who"].value = next(
-        who
-        for who, right in browser.WHO.items()
-        if not right.items() <= view.found["L3/5"].items()
-    )
+    own = view.found["L3/5"].items()
+    others = (who for who, right in browser.WHO.items() if not right.items() <= own)
+    view.controls["who"].value = next(others)
     assert "No question passes" in view.page.value and view.count.value == "0 of 0"
     assert view.previous.disabled and view.next.disabled
     view.controls["who"].value = "any"
@@ -162,7 +167,6 @@ def test_sets_domains_and_missing_videos_filter_together(view, asked):
 
 
 def test_filters_keep_the_question_that_is_shown_if_it_passes(view):
-    view.controls["domain"].value = "any"
     view.go("L3/5")
     view.controls["level"].value = "L3"
     assert view.name == "L3/5" and view.at.value == [*view.found].index("L3/5")
@@ -172,8 +176,7 @@ def test_filters_keep_the_question_that_is_shown_if_it_passes(view):
 
 def test_buttons_and_slider_step_through_what_is_found(view):
     view.controls["level"].value = "L2"
-    ids = [*view.found]
-    view.at.value = 0
+    ids, view.at.value = [*view.found], 0
     assert view.previous.disabled and not view.next.disabled
     view.next.click()
     assert view.name == ids[1] and view.count.value == "2 of 12"
@@ -184,91 +187,70 @@ def test_buttons_and_slider_step_through_what_is_found(view):
     assert view.name == ids[-1] and view.next.disabled
 
 
-def text_field(view):
-    """Where an id is typed."""
-    (line, _) = view.box.children
-    return next(one for one in line.children if type(one).__name__ == "Text")
-
-
-def test_a_jump_to_what_is_filtered_out_opens_the_filters(view):
+def test_a_jump_opens_the_filters_where_it_must(view):
+    jump = control(view, "Text")
     view.controls["level"].value = "L1"
     view.controls["who"].value = "all three wrong"
-    text_field(view).value = " L3/7 "
+    jump.value = " L3/7 "
     assert view.name == "L3/7" and len(view.found) == 48
     assert (view.controls["level"].value, view.controls["who"].value) == ("any", "any")
     assert "L3/7" in Page(view.page.value).words
     view.next.click()
-    text_field(view).value = "L3/7"
+    jump.value = "L3/7"
     assert view.name == "L3/7", "the same id can be asked for again"
-
-
-def test_a_jump_to_nowhere_says_so_and_stays(view):
-    before = view.name
-    text_field(view).value = "L9/1"
+    jump.value = "L9/1"
     assert view.count.value == "no question L9/1; ids look like L1/2"
-    assert view.name == before
-    view.next.click()
-    assert view.count.value.endswith(" of 48")
+    assert view.name == "L3/7"
 
 
-def test_a_page_shows_pictures_options_and_every_answer(view, asked, predictions):
-    view.go("L1/0")
-    page, item = Page(view.page.value), asked["L1/0"]
-    assert page.alts == [f"frame {n} of 8" for n in range(1, 9)] + ["the still image"]
-    assert item.text in page.words and page.fetched() == []
+def test_a_page_shows_pictures_options_and_every_answer(page, asked, predictions):
+    shown, item = page("L1/0"), asked["L1/0"]
+    assert shown.alts == [f"frame {n} of 8" for n in range(1, 9)] + ["the still image"]
+    assert item.text in shown.words and shown.fetched() == []
     for letter, option in zip("ABCD", item.options, strict=True):
         mark = " ← right answer" if letter == item.gold else ""
-        assert f"{letter}. {option}{mark}" in page.words
+        assert f"{letter}. {option}{mark}" in shown.words
     for model in ("base", "sft", "grpo", "base-direct"):
         row = tables.by_id(predictions, model)["L1/0"]
         verdict = f"{row['first_letter']}, {'right' if row['correct'] else 'wrong'}"
         verdict = verdict if row["first_letter"] else "no answer"
-        assert f"{LABELS[model]}: {verdict}" in page.words
-        assert row["completion"] in page.words
-        assert COLORS[model] in styles(page)
+        assert f"{LABELS[model]}: {verdict} {row['completion']}" in shown.words
+        assert COLORS[model] in str(shown.elements)
 
 
-def test_what_a_model_wrote_is_text_and_never_markup(view):
-    view.go("L1/1")
-    page = Page(view.page.value)
-    assert NASTY in page.words and page.unclosed == []
-    assert page.all("script") == [] and len(page.alts) == 9
+def test_what_a_model_wrote_is_text_and_never_markup(page):
+    shown = page("L1/1")
+    assert NASTY in shown.words and shown.unclosed == []
+    assert shown.all("script") == [] and len(shown.alts) == 9
 
 
 def test_a_video_that_cannot_be_read_is_told_in_words(
-    run, predictions, asked, tmp_path
+    front_end, open_browser, asked, tmp_path
 ):
     gone = {k: replace(one, video=tmp_path / "gone.mp4") for k, one in asked.items()}
-    found = browser.questions(run, predictions, gone, SAMPLING)
+    found = open_browser(gone)
     for html in (found.html, found.browser.page.value):
         assert "Its pictures cannot be shown: gone.mp4 is missing." in Page(html).words
 
 
-def test_attention_is_shown_where_it_was_recorded(view):
-    (line, _) = view.box.children
-    look = next(one for one in line.children if type(one).__name__ == "ToggleButton")
-    view.go("L1/0")
-    assert not look.disabled and len(Page(view.page.value).alts) == 9
+def test_attention_is_shown_where_it_was_recorded(view, page):
+    look = control(view, "ToggleButton")
+    assert len(page("L1/0").alts) == 9 and not look.disabled
     look.value = True
-    alts = Page(view.page.value).alts
+    alts = page("L1/0").alts
     assert len(alts) == 9 + 3 * 5
     assert alts[9] == "frames 1–2: 4.0 % of the attention of base"
     assert alts[-1] == "still: 8.0 % of the attention of GRPO"
-    view.go("L1/2")  # has no video
-    page = Page(view.page.value)
-    assert page.alts[:2] == [
-        "the still image",
-        "still: 8.0 % of the attention of base",
-    ]
-    assert "No video" in page.words
-    view.go("L1/3")  # was left out
-    assert look.disabled and len(Page(view.page.value).alts) == 9
+    shown = page("L1/2")  # has no video
+    assert "No video" in shown.words and shown.alts[0] == "the still image"
+    assert shown.alts[1] == "still: 8.0 % of the attention of base"
+    assert len(page("L1/3").alts) == 9 and look.disabled  # was left out
 
 
-def test_answers_to_other_questions_are_refused(run, predictions, asked):
+def test_answers_to_other_questions_are_refused(open_browser, asked):
     del asked["L2/3"]
     with pytest.raises(ValueError, match="L2/3 has answers, but is no question of L2"):
-        browser.questions(run, predictions, asked, SAMPLING)
+        open_browser(asked)
 
 
 # Rollouts over training
@@ -307,17 +289,16 @@ def test_rollouts_are_three_steps_without_a_front_end(
     headless, trained, tiny_questions
 ):
     view = rollouts(trained, tiny_questions)
-    words = Page(view.html).words
-    assert view.browser is None and len(Page(view.html).alts) == 5
-    assert all(f"at {step}" in words for step in (0, 20, 40)) and "at 10" not in words
-    assert view.words == (
-        "Rollouts of GRPO on training/0: step 0: mean reward 1.00 of 2 rollouts; "
-        "step 20: mean reward 1.00 of 2 rollouts; "
-        "step 40: mean reward 1.00 of 2 rollouts."
-    )
+    page = Page(view.html)
+    assert view.browser is None and len(page.alts) == 5
+    assert [step for step in STEPS if f"at {step}" in page.words] == [0, 20, 40]
+    steps = (f"step {step}: mean reward 1.00 of 2 rollouts" for step in (0, 20, 40))
+    assert view.words == f"Rollouts of GRPO on training/0: {'; '.join(steps)}."
 
 
-def test_the_slider_goes_over_the_steps_of_the_chosen_question(trained, tiny_questions):
+def test_the_slider_goes_over_the_steps_of_the_chosen_question(
+    front_end, trained, tiny_questions
+):
     found = rollouts(trained, tiny_questions)
     view = found.browser
     assert view.box.model_id == found._repr_mimebundle_()[pages.WIDGET]["model_id"]
@@ -332,7 +313,7 @@ def test_the_slider_goes_over_the_steps_of_the_chosen_question(trained, tiny_que
     assert "training/1" in Page(view.page.value).words
 
 
-def test_a_group_shows_texts_rewards_and_advantages(trained, tiny_questions):
+def test_a_group_shows_texts_rewards_and_advantages(front_end, trained, tiny_questions):
     view = rollouts(trained, tiny_questions).browser
     page = Page(view.page.value)
     assert len(page.alts) == 5, "frames as the policy saw them: 4, and the still"
@@ -348,19 +329,19 @@ def test_a_group_shows_texts_rewards_and_advantages(trained, tiny_questions):
         assert words in page.words
     assert page.all("script") == []
     blue = COLORS["grpo"]
-    assert f"({blue} 0 0) left / 60%" in styles(page), "above the mean: to the right"
-    assert f"({blue} 0 0) right / 20%" in styles(page)
+    for bar in (f"({blue} 0 0) left / 60%", f"({blue} 0 0) right / 20%"):
+        assert bar in str(page.elements), "above the mean: to the right"
     view.at.value = 1
     assert "nothing is learned from this group" in Page(view.page.value).words
 
 
-def test_a_method_without_advantages_shows_none(trained, tiny_questions):
+def test_a_method_without_advantages_shows_none(headless, trained, tiny_questions):
     row = watched_row(0, tiny_questions[0])
     for own in row["rollouts"]:
         own["advantage"] = None
     write_jsonl(trained / "watched_ppo.jsonl", [row])
     found = rollouts(trained, tiny_questions, "ppo")
-    assert "advantage" not in Page(found.browser.page.value).words
+    assert "advantage" not in Page(found.html).words
     assert "nothing is learned" not in found.words
 
 
@@ -373,9 +354,7 @@ def test_what_was_not_watched_so_is_told_what_to_run(trained, tiny_questions):
     (trained / "watched_care.jsonl").touch()
     with pytest.raises(ValueError, match=rf"care.jsonl is empty: {again} care"):
         rollouts(trained, tiny_questions, "care")
-    for others in (
-        [],
-        [replace(one, options=one.options[::-1]) for one in tiny_questions],
-    ):
+    turned = [replace(one, options=one.options[::-1]) for one in tiny_questions]
+    for others in ([], turned):
         with pytest.raises(ValueError, match="holds training/0, which is not asked so"):
             rollouts(trained, others)

@@ -17,24 +17,23 @@ import pytest
 from lib.paths import ROOT
 from lib.records import read_jsonl
 from tests import jupyter
-from tests.jupyter import Notebook, wait_for
+from tests.jupyter import Notebook, copied, press_next, wait_for
 
 pytestmark = pytest.mark.browser
 
 SCREENS = ROOT / "outputs" / "screens"
 RUN = "walked"  # name of the headless run
-DESKTOP = {"width": 1280, "height": 900}
-LOG = "train_log_grpo.jsonl"
 GROUNDS = "all => all.map(one => getComputedStyle(one).backgroundColor)"
-STDERR = ".output_stderr"
 STEPS = 40  # of a training that is interrupted: enough to be in time
+TRAINING = "launch.call("  # in the cell that trains
 
 
 @pytest.fixture(scope="module")
 def browser():
     if not Path(jupyter.CHROMIUM).exists():
         # Where everything is checked, what was not looked at must not pass.
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(jupyter.MISSING)
+        stop = pytest.fail if os.environ.get("CI") else pytest.skip
+        stop(f"there is no {jupyter.CHROMIUM}: on Debian, apt-get install chromium")
     with jupyter.chromium() as browser:
         yield browser
 
@@ -64,77 +63,56 @@ def lab(kit, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def keep():
-    """A function that keeps what a page shows as outputs/screens/<name>.png."""
+    """A function that keeps what a page or a cell shows in outputs/screens/."""
     shutil.rmtree(SCREENS, ignore_errors=True)
-    SCREENS.mkdir(parents=True)
-
-    def keep(page, name, **options):
-        page.screenshot(path=SCREENS / f"{name}.png", **options)
-
-    return keep
+    return lambda shown, name: shown.screenshot(path=SCREENS / f"{name}.png")
 
 
 @pytest.fixture
 def page(browser, request, keep):
-    """A new window; what it showed at the end of a test is kept, failed or not."""
-    page = browser.new_page(viewport=DESKTOP)
-    page.faults = []  # what a person finds in the console
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
+    """A new window without faults in its console; its last state is kept."""
+    page, faults = browser.new_page(viewport={"width": 1280, "height": 900}), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
     page.on(
         "console",
-        lambda said: page.faults.append(said.text) if said.type == "error" else None,
+        lambda said: faults.append(said.text) if said.type == "error" else None,
     )
     yield page
     keep(page, f"end of {request.node.name}")
     page.close()
-
-
-def copied(kit, name, copy, **parameters):
-    """A notebook of the kit under another name and with other parameters."""
-    path = kit / "notebooks" / f"{copy}.ipynb"
-    shutil.copy(kit / "notebooks" / f"{name}.ipynb", path)
-    jupyter.set_parameters(path, **parameters)
-    return path
+    assert faults == []
 
 
 def click_through(keep, cell, name, first):
     """Press `next` in the browser below a cell: its count and its text change."""
-    text = cell.locator(".widget-html")
-    text.wait_for()
+    cell.locator(".widget-html").wait_for()
     cell.scroll_into_view_if_needed()
     labels = cell.locator(".widget-label")
     assert first in labels.all_text_contents()
-    shown = text.inner_html()
     keep(cell, f"{name}, first")
-    cell.locator("button[title=next]").click()
-    wait_for(lambda: text.inner_html() != shown, "nothing else after `next`")
+    press_next(cell)
     assert first not in labels.all_text_contents()
     keep(cell, f"{name}, next")
 
 
 def test_03_runs_and_its_rollouts_are_browsed(lab, page, kit, keep):
-    file = kit / "notebooks" / "03_grpo.ipynb"
-    notebook = Notebook(page, lab, file)
-    keep(page, "03 opened")
+    notebook = Notebook(page, lab, kit / "notebooks" / "03_grpo.ipynb")
     notebook.run("Run All Cells")
     keep(page, "03 ran")
     assert notebook.errors() == []
     assert all(re.fullmatch(r"\[\d+\]:", text) for text in notebook.prompts())
     assert (kit / "outputs/smoke/adapters/grpo").is_dir()
-
-    cell = notebook.cell(jupyter.cell_with(file, "browser.rollouts("))
+    cell = notebook.cell("browser.rollouts(")
     click_through(keep, cell, "03 rollouts", "step 0 of 3")
-    assert page.faults == []
 
 
 def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, keep):
     names = {"run_name": "interrupted", "grpo_steps": STEPS, "grpo_save_every": 2}
-    file = copied(kit, "03_grpo", "interrupted", **names)
-    training = jupyter.cell_with(file, "launch.call(")
-    run, log = kit / "outputs/interrupted", kit / "outputs/interrupted" / LOG
-    notebook = Notebook(page, lab, file)
+    run = kit / "outputs/interrupted"
+    log = run / "train_log_grpo.jsonl"
+    notebook = Notebook(page, lab, copied(kit, "03_grpo", "interrupted", **names))
     notebook.menu("Run", "Run All Cells")
-    cell = notebook.cell(training)
+    cell = notebook.cell(TRAINING)
     curves = cell.locator(".jp-OutputArea-output img")
     curves.wait_for()
     cell.scroll_into_view_if_needed()
@@ -143,8 +121,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, kee
     wait_for(lambda: list(run.glob("checkpoints/grpo/*/complete.json")), "checkpoint")
     keep(page, "03 training")
 
-    notebook.tool("interrupt-kernel")
-    wait_for(notebook.idle, "the interrupt did not end the training")
+    notebook.interrupt()
     cell.scroll_into_view_if_needed()
     keep(page, "03 interrupted")
     (error,) = notebook.errors()
@@ -152,10 +129,10 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, kee
     done = read_jsonl(log)
     assert 2 <= len(done) < STEPS
     kept = len(done) // 2 * 2  # steps up to the last checkpoint
-    assert f"from the last checkpoint, step {kept}." in notebook.saved_text(training)
+    assert f"from the last checkpoint, step {kept}." in notebook.saved_text(TRAINING)
     assert "[ ]:" in notebook.prompts(), "a cell below the interrupted one ran"
 
-    notebook.select(training)
+    notebook.select(TRAINING)
     notebook.run("Run Selected Cell and All Below")
     cell.scroll_into_view_if_needed()
     keep(page, "03 gone on")
@@ -168,19 +145,11 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, kee
 
 
 def test_questions_are_browsed_in_05(lab, page, kit, keep):
-    file = copied(kit, "05_analysis", "browsed", run_name=RUN)
-    notebook = Notebook(page, lab, file)
-    number = jupyter.cell_with(file, "browser.questions(")
-    notebook.select(number)
-    notebook.run("Run All Above Selected Cell")
-    assert notebook.errors() == []
-    notebook.select(number)
-    notebook.run("Run Selected Cell and Do not Advance")
-    cell = notebook.cell(number)
+    notebook = Notebook(page, lab, copied(kit, "05_analysis", "browsed", run_name=RUN))
+    cell = notebook.run_up_to("browser.questions(")
     cell.get_by_label("set", exact=True).select_option("L2")
     wait_for(lambda: "1 of 16" in cell.inner_text(), "the filter by set did nothing")
     click_through(keep, cell, "05 questions", "1 of 16")
-    assert page.faults == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -199,9 +168,8 @@ def test_the_report_and_its_notebooks_fit_a_screen(kit, page, keep, width, schem
         assert page.evaluate(wide) <= width, f"{file.name} scrolls sideways"
         broken = "[...document.images].filter(one => !one.naturalWidth).length"
         assert page.evaluate(broken) == 0, f"{file.name}: pictures that do not load"
-        grounds |= set(page.eval_on_selector_all(STDERR, GROUNDS))
+        grounds |= set(page.eval_on_selector_all(".output_stderr", GROUNDS))
     assert grounds == {"rgba(0, 0, 0, 0)"}, "progress that looks like errors"
-    assert page.faults == []
 
 
 def test_a_phone_gets_from_the_report_into_a_notebook(kit, page):

@@ -87,10 +87,9 @@ def test_rows_are_read_without_the_one_being_written(tmp_path):
 
 def test_time_left_follows_from_the_steps_of_this_run():
     seen = [(1000.0, 20), (1030.0, 34), (1060.0, 50)]
-    assert live.time_left(seen, 100) == 100.0
-    assert live.time_left(seen[:1], 100) is None
-    assert live.time_left([(0.0, 100), (9.0, 100)], 100) is None
-    assert [live.clock(s) for s in (6.6, 222, 3723)] == ["0:07", "3:42", "1:02:03"]
+    assert live.time_left(seen, 100) == ", about 0:01:40 left"
+    assert live.time_left(seen[:1], 100) == ""
+    assert live.time_left([(0.0, 100), (9.0, 100)], 100) == ""
 
 
 def test_one_display_follows_the_log(watched, tmp_path):
@@ -129,7 +128,7 @@ def test_each_state_is_drawn_once_and_speed_is_of_this_run(
     ten_more = lambda: append_jsonl(log, grpo_log(30)[20:])  # noqa: E731
     looks = Looks(bool, cut_back, bool, ten_more, bool)
     live._follow(log, grpo_log(27), live.Cell("grpo", 40), looks)
-    expected = ["GRPO, step 20 of 40", "GRPO, step 30 of 40, about 1:00 left"]
+    expected = ["GRPO, step 20 of 40", "GRPO, step 30 of 40, about 0:01:00 left"]
     assert screen.words() == expected
 
 
@@ -137,7 +136,9 @@ def test_a_training_that_had_finished_draws_nothing(watched, tmp_path):
     write_jsonl(tmp_path / LOG, grpo_log(4))
     with live.curves(tmp_path, "grpo", total=4):
         pass
-    assert watched.words()[-1].startswith("GRPO made no new step; this cell took 0:00")
+    assert watched.words()[-1].startswith(
+        "GRPO made no new step; this cell took 0:00:00"
+    )
     assert all(list(bundle) == ["text/plain"] for bundle, _ in watched.displays[0])
 
 

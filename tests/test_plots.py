@@ -100,22 +100,16 @@ def test_a_key_that_was_not_logged_is_named():
     figure = training_plots.grpo_curves(grpo_log())
     assert "not in the log: entropy" in words(figure)
     assert len([ax for ax in figure.axes if ax.has_data()]) == 5
+    assert "“loss” is not in the log" in words(training_plots.sft_curve([]).figure)
 
 
 def test_curves_of_another_method_have_its_name_and_colour():
     figure = training_plots.grpo_curves(grpo_log(), "ppo")
     assert "PPO by optimizer step" in words(figure)
-    thick = figure.axes[0].get_lines()[1]
-    assert thick.get_color() == plots.COLORS["ppo"]
-
-
-def test_a_method_without_an_entry_has_a_look_of_its_own():
-    figure = training_plots.grpo_curves(grpo_log(), "psr")
+    assert figure.axes[0].get_lines()[1].get_color() == plots.COLORS["ppo"]
+    figure = training_plots.grpo_curves(grpo_log(), "psr")  # without an entry
     assert "PSR by optimizer step" in words(figure)
     assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
-
-
-def test_the_loss_of_another_kind_of_sft_has_its_name_and_colour():
     ax = training_plots.sft_curve([{"step": 1, "loss": 2.0}], "sft-answers")
     assert ax.get_title() == "SFT, answers alone: loss on the response tokens"
     assert ax.get_lines()[1].get_color() == plots.COLORS["sft-answers"]
@@ -147,23 +141,12 @@ def test_right_rollouts_of_several_methods_are_counted_by_batch():
     assert drawn == {plots.COLORS[m] for m in logs}
 
 
-def test_an_empty_log_is_named():
-    ax = training_plots.sft_curve([])
-    assert "“loss” is not in the log" in words(ax.figure)
-
-
-def test_curves_hold_every_step():
-    log = grpo_log(40)
-    thin = training_plots.grpo_curves(log).axes[0].get_lines()[0]
-    assert thin.get_xdata().tolist() == list(range(1, 41))
-    assert thin.get_ydata().tolist() == [row["reward"] for row in log]
-
-
-def test_running_mean_by_hand():
+def test_curves_hold_every_step_and_a_running_mean():
     log = [{"step": s, "loss": float(s)} for s in range(1, 31)]
-    thick = training_plots.sft_curve(log).get_lines()[1]
-    assert thick.get_xdata()[0] == 3  # the mean of steps 1, 2 and 3 stands at step 3
-    assert thick.get_ydata()[0] == pytest.approx(2.0)
+    thin, thick = training_plots.sft_curve(log).get_lines()
+    assert thin.get_xydata().tolist() == [[s, s] for s in range(1, 31)]
+    # The mean of steps 1, 2 and 3 stands at step 3.
+    assert thick.get_xydata()[0].tolist() == [3, pytest.approx(2.0)]
 
 
 def test_every_seed_is_a_dot():
@@ -185,14 +168,13 @@ def test_save_leaves_one_whole_png(tmp_path):
 
 def test_encoded_tokens_are_drawn_to_scale():
     ax = training_plots.encoded_tokens(40, 130, [14, 15, 9])
-    widths = [round(bar.get_width()) for bar in ax.patches]
-    repeated, packed = widths[:9], widths[9:]
-    assert repeated == [40, 130, 14, 40, 130, 15, 40, 130, 9]
-    assert packed == [40, 129, 14, 15, 9]
-    assert f"{sum(repeated)} tokens" in words(ax.figure)
-    assert f"{sum(packed)} tokens" in words(ax.figure)
-    starts = [round(bar.get_x()) for bar in ax.patches[9:]]
-    assert starts == [0, 40, 169, 183, 198]
+    bars = sorted((bar.get_y(), bar.get_x(), bar.get_width()) for bar in ax.patches)
+    repeated, packed = bars[:9], bars[9:]
+    expected = [40, 130, 14, 40, 130, 15, 40, 130, 9]
+    assert [round(width) for *_, width in repeated] == expected
+    assert [round(width) for *_, width in packed] == [40, 129, 14, 15, 9]
+    assert [round(start) for _, start, _ in packed] == [0, 40, 169, 183, 198]
+    assert "548 tokens" in words(ax.figure) and "207 tokens" in words(ax.figure)
 
 
 @pytest.mark.parametrize("text", ["$x^2$", "$", r"$\frac{1}", "a $5 and $6 b", "\\"])

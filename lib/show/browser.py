@@ -125,12 +125,16 @@ def question_browser(
     """The widget of `questions`; `answered` {id: {method: its row}}, `attended`
     {method: {id: its row of attention}}."""
     facts = {key: _facts(asked[key], rows) for key, rows in answered.items()}
+    levels, domains = (
+        [ANY, *sorted({own[name] for own in facts.values()} - {""})]
+        for name in ("level", "domain")
+    )
     filters = {
-        name: widgets.Dropdown(options=[ANY, *_known(facts, name)], description=words)
-        for name, words in (("level", "set"), ("domain", "domain"))
+        "level": widgets.Dropdown(options=levels, description="set"),
+        "domain": widgets.Dropdown(options=domains, description="domain"),
+        "who": widgets.Dropdown(options=[*WHO], description="who is right"),
+        "without_video": widgets.Checkbox(description="only without video"),
     }
-    filters["who"] = widgets.Dropdown(options=[*WHO], description="who is right")
-    filters["without_video"] = widgets.Checkbox(description="only without video")
     none = {name: control.value for name, control in filters.items()}
     jump = widgets.Text(description="go to", continuous_update=False, placeholder=first)
     look = widgets.ToggleButton(description="where they look", icon="eye")
@@ -163,14 +167,10 @@ def question_browser(
 
 
 def _facts(item: Question, rows: Mapping[str, Mapping]) -> dict[str, object]:
-    """What the filters ask for: a question passes one if the values are equal."""
+    """What the filters ask for, in their words."""
     right = {model: bool(rows[model]["correct"]) for model in METHODS}
     media = {"without_video": item.video is None}
     return {"level": item.level, "domain": item.domain} | media | right
-
-
-def _known(facts: Mapping[str, Mapping], name: str) -> list[str]:
-    return sorted({own[name] for own in facts.values()} - {""})
 
 
 def rollouts(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
+from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 
@@ -78,8 +79,7 @@ def _follow(log: Path, rows: list[dict], cell: "Cell", stop: Event) -> None:
         before, rows = rows, read_rows(log)
         if rows and rows != before:
             seen.append((time.monotonic(), rows[-1]["step"]))
-            left = time_left(seen, cell.total)
-            cell.draw(rows, "" if left is None else f", about {clock(left)} left")
+            cell.draw(rows, time_left(seen, cell.total))
 
 
 class Cell:
@@ -126,15 +126,15 @@ def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def time_left(seen: Sequence[tuple[float, int]], total: int) -> float | None:
-    """Seconds until `total` steps, from the (seconds, steps done) seen so far; None
-    until two states were seen, for an earlier run says nothing of this one's speed."""
+def time_left(seen: Sequence[tuple[float, int]], total: int) -> str:
+    """Time until `total` steps in words, from the (seconds, steps done) seen so far;
+    none until two states were seen: an earlier run says nothing of this one's speed."""
     (start, first), (now, last) = seen[0], seen[-1]
-    return (total - last) * (now - start) / (last - first) if last > first else None
+    if last <= first:
+        return ""
+    return f", about {clock((total - last) * (now - start) / (last - first))} left"
 
 
-def clock(seconds: float) -> str:
-    """0:07, 3:42 or 1:02:03."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+def clock(seconds: float) -> timedelta:
+    """Printed as 1:02:03."""
+    return timedelta(seconds=round(seconds))

@@ -10,7 +10,6 @@ alternative text; the templates (views.html) escape every word of a question or 
 
 import io
 import re
-import struct
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -78,7 +77,7 @@ def show(drawn: Axes | Figure, path: str | Path, alt: str) -> None:
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     data = plots.save(figure, path).read_bytes()
     plt.close(figure)  # or the cell would show it a second time
-    width = round(struct.unpack(">I", data[16:20])[0] / PIXELS_AN_INCH)
+    width = round(Image.open(io.BytesIO(data)).width / PIXELS_AN_INCH)
     bundle = {"image/png": data, "text/plain": alt}
     display(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": width}})
 

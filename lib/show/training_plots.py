@@ -14,11 +14,6 @@ from matplotlib.figure import Figure
 from lib.analysis.plots import DASHES, WIDTH, tidy
 from lib.methods import COLORS, LABELS
 
-PARTS = {  # of what a language model reads in one update
-    "video and image": "#009E73",
-    "text of the prompt": "#999999",
-    "completions": "#56B4E9",
-}
 PANELS = {
     "reward": "mean reward of a rollout",
     "dead_groups": "share of groups with equal rewards",
@@ -129,32 +124,27 @@ def encoded_tokens(visual: int, text: int, completions: Sequence[int]) -> Axes:
     scale; the totals are those of lib/model/scoring.py, whose packed row starts each
     completion from a copy of the prompt's last token.
     """
-    ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * len(completions)))[1]
-    seen, prompt, answer = PARTS.values()
-    answers = [(length, answer) for length in completions]
-    rows = [[(visual, seen), (text, prompt), own] for own in answers]
-    packed = [(visual, seen), (text - 1, prompt), *answers]
-    last = len(rows) + 0.8
-    for y, parts in [*enumerate(rows), (last, packed)]:
-        start = 0
-        for size, color in parts:
-            ax.barh(y, size, 0.8, start, color=color, ec="white", lw=0.8)
-            start += size
-    once = sum(size for size, _ in packed)
-    repeated = len(rows) * (visual + text) + sum(completions)
+    group, answers = len(completions), np.array(completions)
+    ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * group))[1]
+    rows, last = [*range(group)], group + 0.8
+    prompts, style = [text] * group + [text - 1], {"ec": "white", "lw": 0.8}
+    for places, widths, left, name, color in (
+        ([*rows, last], visual, 0, "video and image", "#009E73"),
+        ([*rows, last], prompts, visual, "text of the prompt", "#999999"),
+        (rows, answers, visual + text, "completions", "#56B4E9"),
+        (last, answers, visual + text - 1 + answers.cumsum() - answers, "", "#56B4E9"),
+    ):
+        ax.barh(places, widths, 0.8, left, color=color, label=name, **style)
+    once = visual + text - 1 + answers.sum()
+    repeated = group * (visual + text) + answers.sum()
     names = f"repeated:\n{repeated:,} tokens", f"once:\n{once:,} tokens"
-    ax.set_yticks([(len(rows) - 1) / 2, last], names, fontsize=9)
-    ax.set_title(
-        f"One group of {len(rows)}: {repeated / once:.1f} times fewer tokens "
-        "through the language model",
-        fontsize=10,
-    )
+    ax.set_yticks([(group - 1) / 2, last], names, fontsize=9)
+    less = f"{repeated / once:.1f} times fewer tokens through the language model"
+    ax.set_title(f"One group of {group}: {less}", fontsize=10)
     ax.set_xlabel("tokens, to scale", fontsize=9)
     ax.invert_yaxis()
-    for name, color in PARTS.items():
-        ax.plot([], [], "s", color=color, label=name, ms=7)
-    where = {"loc": "lower right", "bbox_to_anchor": (1, 1.12), "ncols": len(PARTS)}
-    ax.legend(fontsize=8, frameon=False, **where)
+    square = {"handlelength": 1, "handleheight": 1, "frameon": False, "ncols": 3}
+    ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1.12), **square)
     tidy(ax, "x")
     ax.tick_params(axis="y", length=0)
     return ax

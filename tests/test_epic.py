@@ -171,7 +171,7 @@ def test_videos_of_l1_are_left_out_and_that_is_proven(run, tmp_path):
     assert record["rows_excluded"] == 5
     facts = {"questions_read_back": 10, "their_videos": 2, "videos_of_l1": 2}
     assert record["proof"] == {**facts, "in_both": 0}
-    assert "2 videos read back from there, of which 0 are among L1's 2" in printed
+    assert "10 questions read back" in printed and "0 in both" in printed
     assert "NOT the official file" in printed
     other = write_l1(tmp_path / "other.jsonl", "P05_05", "P01_01")
     with pytest.raises(ValueError, match=r"uses videos of .*other\.jsonl: P01_01"):

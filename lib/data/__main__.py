@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     faults.add_argument("file", type=_file, help="an annotation file")
     faults.add_argument("--json", action="store_true", help="print one JSON object")
 
-    about = epic.__doc__.split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
+    about = epic.__doc__.split("\n\n", 1)[1]
     make = commands.add_parser("epic", description=about, **raw)
     make.set_defaults(run=_epic)
     make.add_argument("labels", nargs="+", type=_file, help="EPIC_100_train.csv")

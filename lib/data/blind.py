@@ -1,11 +1,9 @@
 """How far the text alone carries: a reader of question and options without the video.
 
-A benchmark for video understanding is worth little if its answers can be guessed from
-their wording. So a linear reader is trained on the training questions and asked the
-evaluation questions; it sees words of the option, their pairs with the question's words
-and with the other options' words, their order, and the letter. What it gains over
-chance is what any method can gain without looking (compare claim 8 of SEED-Bench-R1,
-arXiv 2503.24376, on perception).
+A linear reader is trained on the training questions: words of an option, their pairs
+with the question's and the other options' words, their order, and the letter. What it
+gains over chance any method can gain without looking (compare claim 8 of SEED-Bench-R1,
+arXiv 2503.24376).
 
     reader = BlindReader.fit(training)
     stats.wilson_interval(sum(reader.right(level)), len(level))  # holds 25 %?

@@ -1,14 +1,10 @@
-"""Clips and stills cut from long videos, by time.
+"""Clips and stills cut from long videos, by the time stamps of their frames.
 
-A clip shows what the video shows from `start` to `end`, 10 frames a second and 256
-pixels high: the paper's sampling takes at most 2 frames a second of it and squashes
-them to 252 x 252. The still is the frame that stands at `end`. Both stand upright.
+A clip shows `start` to `end`, 10 frames a second and 256 pixels high: the paper's
+sampling takes 2 a second and squashes them to 252 x 252. The still stands at `end`.
 
     >>> cut("P01_11.MP4", [Cut(12.5, 40.0, Path("clip.mp4"), Path("still.png"))])
     {}
-
-Time is the time stamp of each frame, counted from the video's first: neither frame
-numbers nor the frame rate decide what is cut.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """Files of a Hugging Face dataset: fetched, verified, taken out of their archives.
 
-`huggingface_hub` does the talking; HF_ENDPOINT and HF_TOKEN mean what they mean there.
-Its `hf_hub_download` begins again after a kill, and these files have gigabytes; so here
-a file grows as `<name>.part` and takes its name once its hash is the one listed.
-
-An archive is never trusted with a path: the caller names the place of each member it
-wants, and a member that is no plain file with a plain relative name ends the reading.
+`hf_hub_download` begins again after a kill, and these files have gigabytes; so here a
+file grows as `<name>.part` and takes its name once its hash is the one listed. An
+archive is never trusted with a path: the caller names the place of each member.
 """
 
 from __future__ import annotations
@@ -158,9 +155,8 @@ def listing(repo: str, commit: str) -> dict[str, HubFile]:
 def fetch(file: HubFile, target: Path) -> Path:
     """`target`, downloaded unless it is there, with the hash of `file`.
 
-    A broken connection is taken up where it broke (to 10 MiB, the library's block),
-    here a few times, then by the next call. What is complete but another file is
-    deleted. Raises ArchiveError where other files may come, else DownloadError.
+    A broken connection is taken up where it broke (to 10 MiB, the library's block).
+    Raises ArchiveError where other files may come, else DownloadError.
     """
     if target.is_file():
         if digest(target, like=file.digest) != file.digest:
@@ -170,8 +166,6 @@ def fetch(file: HubFile, target: Path) -> Path:
             )
         return target
     part = target.with_name(target.name + ".part")
-    if part.exists() and part.stat().st_size > file.size:
-        part.unlink()
     there = part.stat().st_size if part.exists() else 0
     require_space(part.parent, file.size - there, f"download {file.path}")
     with _explained(f"{file.repo}: {file.path}"):
@@ -295,13 +289,12 @@ def _on_disk(what: str) -> Iterator[None]:
 def unpack(
     archive: Archive, store: Path, place: Callable[[str], Path | None], start: int = 0
 ) -> Iterator[tuple[str, int]]:
-    """Yield (member, end) for every file of an archive, in its order.
+    """Yield (member, end) for every file of an archive, once it stands at
+    `place(member)`, unless that is None. Raises ArchiveError.
 
-    By then the member stands at `place(member)`, whole, unless that is None; one that
-    stands there already must have its size. Parts are fetched into `store` as they are
-    reached and left there. A plain tar in parts can be read on from `end`, given as
-    `start`; of others it is 0. Files of a packed tar that turns out damaged are taken
-    away again: its checksum is about them all. Raises ArchiveError.
+    Parts are fetched into `store` as they are reached. A plain tar in parts can be read
+    on from `end`, given as `start`; of others it is 0. Files of a packed tar that turns
+    out damaged are taken away again: its checksum is about them all.
     """
     if archive.fault:
         raise ArchiveError(f"{archive.name}: {archive.fault}")

@@ -1,34 +1,23 @@
 """Training questions made from EPIC-KITCHENS-100 action labels, on the user's machine.
 
-    python -m lib.data epic EPIC_100_train.csv --l1 annotations/validation_L1.jsonl \\
-        --out data/epic/annotations/training.jsonl --videos EPIC-KITCHENS
-
-Labels: https://github.com/epic-kitchens/epic-kitchens-100-annotations, CC BY-NC 4.0.
-What is written carries that licence too. The questions have the form of EgoPlan's
+Labels: https://github.com/epic-kitchens/epic-kitchens-100-annotations, CC BY-NC 4.0,
+which holds for what is written, too. The questions have the form of EgoPlan's
 (https://arxiv.org/abs/2312.06722), from which SEED-Bench-R1's training set was made:
 
 * A video's actions, in the order of their start, are cut into segments at a pause of
   more than 10 s (from the end of one action to the start of the next) and after 20
   actions.
 * Each action that differs from the one before it, and has at least 3 different others
-  in its segment, is an answer. The others, all from the same segment and so from the
-  same video, are the wrong answers. What came before it in the segment is the progress;
-  the first action of a segment has none and is asked with an image alone.
+  in its segment, is an answer; the others are the wrong answers. What came before it in
+  the segment is the progress; the first has none and is asked with an image alone.
 * The observation is half a second before the answer starts, as it is in most records of
   L1 that can be compared with the labels. The clip runs from the segment's start to it.
 
 EgoPlan had its goals written by GPT-4 and its questions filtered by people; here is
-neither, and no goal: EPIC-KITCHENS-55 describes fewer than half of these videos, and
-the last action of a segment would name one of the options.
+neither, and no goal: the last action of a segment would name one of the options.
 
-All videos that L1 uses are left out. That is proven on the written file: it is read
-back and its videos are compared with L1's.
-
-Moments are the labels' timestamps. Frame numbers are copied into the records but never
-used to find a moment: labels count 50 or 60 frames a second, some files hold others.
-
-    >>> [[action.text for action in segment] for segment in segments(actions)]
-    [['take cup', 'open tap', 'fill cup', 'close tap'], ['take pan', ...]]
+All videos that L1 uses are left out, which is proven on the written file. Moments are
+the labels' timestamps: frame numbers count 50 or 60 a second, some files hold others.
 """
 
 from __future__ import annotations
@@ -344,26 +333,19 @@ def _why(left_out: dict[str, str]) -> list[str]:
 
 def describe(record: dict) -> str:
     """The record in words."""
-    l1, proof, left_out = record["l1"], record["proof"], record["left_out"]
-    lines = [
-        f"{record['rows']:6} rows of labels",
-        f"{l1['records']:6} records of L1 on {proof['videos_of_l1']} videos",
-        f"{len(record['videos_excluded']):6} of these videos have labels: excluded,"
-        f" with {record['rows_excluded']} rows",
-        f"{record['questions_by_the_rule']:6} questions by the rule",
-        f"{len(left_out):6} of them left out",
-        *_why(left_out),
-        f"{record['questions_without_progress']:6} of the others without progress",
-        f"{proof['questions_read_back']:6} written to {record['out']['file']}",
-        f"{proof['their_videos']:6} videos read back from there, of which"
-        f" {proof['in_both']} are among L1's {proof['videos_of_l1']}",
-        "licence: CC BY-NC 4.0, as NOTICE.txt beside annotations/ says",
+    counts = record | record["proof"]
+    numbers = {what: n for what, n in counts.items() if type(n) is int}
+    lines = [f"{n:6} {what.replace('_', ' ')}" for what, n in numbers.items()]
+    lines += [
+        f"{len(record['left_out']):6} questions left out",
+        *_why(record["left_out"]),
     ]
-    if (l1["records"], proof["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
+    if (record["l1"]["records"], counts["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
         lines.append(
             f"this L1 is NOT the official file of {L1_RECORDS} records on {L1_VIDEOS}"
             " videos: what only that one uses is not excluded"
         )
     if not record["clips_cut"]:
         lines.append("no clips were cut: run it again with --videos FOLDER")
-    return "\n".join(lines)
+    out = record["out"]["file"]
+    return "\n".join([*lines, f"written: {out}; licence: CC BY-NC 4.0, see NOTICE.txt"])

@@ -5,14 +5,11 @@ decord reads h264 in mp4 and Matroska whose every group of pictures begins with 
 picture and overlaps no other (it seeks by counting packets), if it then counts as many
 frames, at the same times, with the same first picture. PyAV reads all other films.
 
-    >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
-    >>> len(frames), why_pyav
-    (2, '')
-
 A film is damaged where FFmpeg reports errors, concealed blocks or lost references in
-the packets that its frames need. decord goes on without a word, so FFmpeg's messages
-are heard beneath it. A flipped bit that happens to be another sound picture stays
-unseen: these formats have no checksums.
+the packets that its frames need; decord goes on without a word, so FFmpeg's messages
+are heard beneath it. A flipped bit that is another sound picture stays unseen.
+
+    >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """What a data folder holds and lacks, split by split: records, faults, clips, stills.
 
-Faults of records are those `lib.data.questions` finds. To them come the files: missing,
-damaged, too short. And notes: what is odd about a record and nothing to mend, known
-from EgoPlan, EPIC-KITCHENS and Ego4D, whose annotations SEED-Bench-R1 reuses.
-
-    >>> found = check(Path("outputs/data/miniplan"))
-    >>> found[0]["split"], found[0]["records"], found[0]["videos"]["missing"]
-    ('training', 2200, 0)
+>>> found = check(Path("outputs/data/miniplan"))
+>>> found[0]["split"], found[0]["records"], found[0]["videos"]["missing"]
+('training', 2200, 0)
 """
 
 from __future__ import annotations

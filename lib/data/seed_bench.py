@@ -1,18 +1,12 @@
 """Get SEED-Bench-R1 and LongVideoBench, laid out as `lib/data/questions.py` reads them.
 
-https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and, as the general set,
-https://huggingface.co/datasets/longvideobench/LongVideoBench. In the folder:
-
     annotations/*.jsonl    the official bytes; training_6k.jsonl is named training.jsonl
                            and training_with_cot_6k.jsonl training_with_cot.jsonl
-    videos/<source>/*.mp4  the clips that the chosen questions need, no others
-    images/<source>/*.png  their stills
-    general/lvb_val.json   and general/videos/*.mp4
+    videos/<source>/*.mp4, images/<source>/*.png, general/lvb_val.json, general/videos/
     downloads.json         commits, hashes, what each archive held, licences accepted
 
 Neither which archive holds which clip is documented nor in which form the stills are
-kept. So archives come one after the other, stills first: downloaded, verified, the
-wanted files taken out, the archive deleted. What it held is remembered.
+kept. So archives come one by one, stills first, and each is deleted after use.
 """
 
 from __future__ import annotations
@@ -92,10 +86,7 @@ def get(
     dry_run: bool = False,
 ) -> None:
     """Say what is missing for the choices of `what`, then download it into `folder`.
-
-    Nothing is asked of the hub if nothing is missing. Raises DownloadError; the same
-    call goes on where it stopped.
-    """
+    Raises DownloadError; the same call goes on where it stopped."""
     target = Target(folder, what, subtitles)
     wanted = target.wanted()
     if wanted is not None and not missing(wanted):
@@ -151,10 +142,8 @@ class Target:
         records.write_json(self.book, self.known)
 
     def wanted(self) -> set[Path] | None:
-        """The media the chosen splits need; None if an annotation file is not there.
-
-        DownloadError if one is there with other bytes than the official ones.
-        """
+        """The media the chosen splits need; None if an annotation file is not there,
+        DownloadError if one has other bytes than the official ones."""
         for file in self.files.values():
             path, fetched = self.folder / file.name, self.known["annotations"]
             expected = file.sha256 or fetched.get(file.name, {}).get("sha256")
@@ -177,12 +166,8 @@ class Target:
         return found
 
     def ask_hub(self) -> None:
-        """List the annotations, archives and single files at the commits used here.
-
-        Annotations come from the commit their hashes were read at. Whether that one
-        has all archives is not documented, so media come from the newest commit of the
-        first call, which is remembered.
-        """
+        """List annotations at the commit their hashes were read at; archives and single
+        files, of which that one may lack some, at the newest of the first call."""
         media, commits = [], self.known["commits"]
         for repo in dict.fromkeys(file.repo for file in self.files.values()):
             if repo not in commits:
@@ -261,11 +246,7 @@ class Target:
 
     def get_media(self, wanted: set[Path]) -> None:
         """Get what is missing: stills, then clips; each from single files, then from
-        archive after archive, those known to help first.
-
-        What cannot be used is noted; it stays where it was downloaded. DownloadError if
-        all that may hold stills gave none for one of the sources.
-        """
+        archives. DownloadError if none gave any still of one of the sources."""
         stills = {p for p in wanted if p.is_relative_to(self.folder / "images")}
         folders = sorted({still.parent for still in stills})
         for some, of_stills in ((stills, True), (wanted - stills, False)):
@@ -318,12 +299,9 @@ class Target:
         return any(path.is_relative_to(self.folder / f) for f in archive.folders)
 
     def take_out(self, archive: Archive, wanted: set[Path]) -> None:
-        """Put the wanted files of an archive in their places and delete the archive.
-
-        Of a plain tar in parts (LongVideoBench) each part is deleted when it has been
-        read, a later call reads on from there, and reading ends as soon as nothing that
-        the archive may hold is missing.
-        """
+        """Put the wanted files of an archive in their places and delete the archive; of
+        a plain tar in parts (LongVideoBench) each part once it is read, until nothing
+        is missing. A later call reads on from there."""
         read_to, names = self.known["read_to"], []
         place = _Places(archive.name, [p for p in wanted if self.belongs(p, archive)])
         start = read_to.get(archive.name, 0)
@@ -346,13 +324,10 @@ class Target:
 
 
 class _Places:
-    """Where a member of an archive belongs: called with its name, None if nobody wants
-    it.
+    """Where a member of an archive belongs by its file name, None if nobody wants it.
 
-    It is found by its file name; the folders within an archive only tell the source, if
-    one is named: whether upstream's clips are flattened is not documented. Two members
-    for one place are an error and leave the place empty, because nothing tells which of
-    them a question means.
+    Folders within an archive only tell the source, if they name one. Two members for
+    one place are an error and leave it empty: nothing tells which a question means.
     """
 
     def __init__(self, archive: str, wanted: list[Path]):

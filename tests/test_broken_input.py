@@ -32,14 +32,14 @@ from safetensors.torch import load_file, save_file
 OTHER_BASE = "lib/mini/base"
 
 
-def every(table, usual):
-    """The rows of a table: what makes it so, the error if it is not the usual one, and
-    what its message says."""
+def every(table):
+    """The rows of a table: what makes it so, the error, and texts of its message; the
+    error is a ValueError where the row does not say."""
     rows = []
-    for change, *words in table.values():
-        error = words.pop(0) if isinstance(words[0], type) else usual
-        rows.append((change, error, words))
-    return pytest.mark.parametrize(("change", "error", "words"), rows, ids=table)
+    for name, (change, *words) in table.items():
+        error = words.pop(0) if isinstance(words[0], type) else ValueError
+        rows.append(pytest.param(change, error, words, id=name))
+    return pytest.mark.parametrize(("change", "error", "words"), rows)
 
 
 def check_raised(error, words, ask):
@@ -101,7 +101,7 @@ FILES = {
 }
 
 
-@every(FILES, ValueError)
+@every(FILES)
 def test_single_files(change, error, words, tmp_path):
     check_raised(error, words, lambda: change(tmp_path))
 
@@ -141,54 +141,43 @@ def narrower(found):
 
 
 WEIGHTS, DOWN = "model.safetensors", "model.layers.0.mlp.down_proj.weight"
+LAYER, MISSING = "layers.0.mlp.down_proj.weight", FileNotFoundError
 WHOLE = "copy or download that folder again, whole"
+AGAIN = "mend it, or delete it and make or download it again"
+GIVE = "give a checkpoint folder (relative paths start at"
+SEEING = "give a checkpoint of a model for pictures and text, such as qwen2_vl"
 CHECKPOINTS = {
-    "no checkpoint folder": (
-        shutil.rmtree,
-        FileNotFoundError,
-        "/model is missing",
-        "give a checkpoint folder (relative paths start at",
-    ),
+    "no folder": (shutil.rmtree, MISSING, "/model is missing", GIVE),
     "weights cut short": (cut(WEIGHTS), "/model/model.safetensors is damaged (", WHOLE),
-    "a checkpoint without weights": (
+    "no weights": (
         without(WEIGHTS),
-        FileNotFoundError,
-        "/model has no model.safetensors or model.safetensors.index.json",
+        *(MISSING, "/model has no model.safetensors or model.safetensors.index.json"),
         WHOLE,
     ),
-    "weights that lack a tensor": (
+    "a tensor less": (
         tensors(WEIGHTS, lambda found: found.pop(DOWN)),
-        "/model lacks 1 of the model's tensors",
-        "layers.0.mlp.down_proj.weight",
-        WHOLE,
+        *("/model lacks 1 of the model's tensors", LAYER, WHOLE),
     ),
     "weights of another size than config.json says": (
         tensors(WEIGHTS, narrower),
-        "/model has other shapes of 1",
-        "layers.0.mlp.down_proj.weight",
-        "config.json",
-        WHOLE,
+        *("/model has other shapes of 1", LAYER, "config.json", WHOLE),
     ),
     "a torn config.json": (
         writing("config.json", '{"model_type":\n'),
-        "/model/config.json, line 2: not JSON",
-        "mend it, or delete it and make or download it again",
+        *("/model/config.json, line 2: not JSON", AGAIN),
     ),
     "a model that cannot see": (
         writing("config.json", '{"model_type": "bert"}'),
-        "/model/config.json, model_type: found 'bert'",
-        "give a checkpoint of a model for pictures and text, such as qwen2_vl",
+        *("/model/config.json, model_type: found 'bert'", SEEING),
     ),
-    "a checkpoint without tokenizer": (
+    "no tokenizer": (
         without("tokenizer.json"),
-        FileNotFoundError,
-        "/model has no tokenizer.json or vocab.json",
-        WHOLE,
+        *(MISSING, "/model has no tokenizer.json or vocab.json", WHOLE),
     ),
 }
 
 
-@every(CHECKPOINTS, ValueError)
+@every(CHECKPOINTS)
 def test_checkpoints(change, error, words, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     change(folder)
@@ -218,50 +207,28 @@ def adapter(tiny_checkpoint, tmp_path_factory):
 
 LORA, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 FITTING = "load the base it was trained on, or train it again"
+TRAIN, WROTE = "train it first (02_sft or 03_grpo)", "02_sft or 03_grpo wrote"
 ADAPTERS = {
-    "no adapter folder": (
-        shutil.rmtree,
-        FileNotFoundError,
-        "/sft is missing",
-        "train it first (02_sft or 03_grpo)",
-    ),
-    "an adapter without its config": (
+    "no folder": (shutil.rmtree, MISSING, "/sft is missing", TRAIN),
+    "no config": (
         without(CONFIG),
-        "/sft holds neither adapter_config.json nor config.json",
-        "give the folder that 02_sft or 03_grpo wrote",
+        *("/sft holds neither adapter_config.json nor config.json", WROTE),
     ),
-    "an adapter without its weights": (
-        without(LORA),
-        FileNotFoundError,
-        "/sft has no adapter_model.safetensors",
-        WHOLE,
-    ),
-    "an adapter config without its type": (
-        writing(CONFIG, "{}"),
-        "/sft/adapter_config.json has no field peft_type",
-        WHOLE,
-    ),
-    "adapter weights cut short": (
-        cut(LORA),
-        "/sft/adapter_model.safetensors is damaged (",
-        WHOLE,
-    ),
-    "an adapter that lacks a tensor": (
+    "no weights": (without(LORA), MISSING, f"/sft has no {LORA}", WHOLE),
+    "no type": (writing(CONFIG, "{}"), f"/sft/{CONFIG} has no field peft_type", WHOLE),
+    "weights cut short": (cut(LORA), f"/sft/{LORA} is damaged (", WHOLE),
+    "a tensor less": (
         tensors(LORA, lambda found: found.pop(min(found))),
-        "/sft/adapter_model.safetensors does not fit",
-        "down_proj.lora_A.weight",
-        FITTING,
+        *(f"/sft/{LORA} does not fit", "down_proj.lora_A.weight", FITTING),
     ),
-    "an adapter of another base": (
+    "another base": (
         of_another_base,
-        "/sft does not fit the model (size mismatch for",
-        "q_proj.lora_A",
-        FITTING,
+        *("/sft does not fit the model (size mismatch for", "q_proj.lora_A", FITTING),
     ),
 }
 
 
-@every(ADAPTERS, ValueError)
+@every(ADAPTERS)
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     folder = shutil.copytree(adapter, tmp_path / "sft")
@@ -301,39 +268,33 @@ def not_a_step(run):
     checkpoints.last_complete(run)
 
 
-MAKE_AGAIN = "mend it, or delete it and make or download it again"
 RUNS = {
-    "an adapter trained with other settings": (
+    "an adapter of other settings": (
         other_settings,
-        "/adapters/sft was made with other settings",
-        "sft_lr (0.1 there, 0.2 now)",
+        *("/adapters/sft was made with other settings", "sft_lr (0.1 there, 0.2 now)"),
         "Use another run_name, or delete that folder",
     ),
-    "answers given with other settings": (
+    "answers of other settings": (
         answers_of_other_settings,
-        "predictions_sft_L1.jsonl holds rows",
-        "max_new_tokens (40 there, 256 now)",
+        *("predictions_sft_L1.jsonl holds rows", "max_new_tokens (40 there, 256 now)"),
         "Use another run_name, or delete predictions_sft_L1.*",
     ),
-    "a torn line among answers": (
+    "a torn line": (
         torn_answers,
-        "predictions_sft_L1.jsonl, line 2: not JSON",
-        MAKE_AGAIN,
+        *("predictions_sft_L1.jsonl, line 2: not JSON", AGAIN),
     ),
     "a manifest that is not UTF-8": (
         manifest_with_other_bytes,
-        "manifest.json, line 2: not UTF-8",
-        MAKE_AGAIN,
+        *("manifest.json, line 2: not UTF-8", AGAIN),
     ),
     "a folder named like a training checkpoint": (
         not_a_step,
-        "/checkpoint-20 (copy) is not the checkpoint of a step",
-        "move it away",
+        *("/checkpoint-20 (copy) is not the checkpoint of a step", "move it away"),
     ),
 }
 
 
-@every(RUNS, ValueError)
+@every(RUNS)
 def test_run_folders(change, error, words, tmp_path):
     check_raised(error, words, lambda: change(tmp_path))
 
@@ -388,21 +349,15 @@ def frames_in_a_file(folder):
 FULL = "cannot be written (File too large)"
 ROOM = "make room on its disk, or see that you may write there, then run it again"
 DISK = {
-    "a disk full at a record": (full_record, FULL, "/metrics.json", ROOM),
-    "a disk full at a log": (full_log, FULL, "/rollouts.jsonl", ROOM),
-    "a disk full at trained weights": (full_adapter, FULL, "/adapters/sft", ROOM),
-    "a disk full at the frame store": (full_frame_store, FULL, "/frames", ROOM),
-    "a frame store that cannot be a folder": (
-        frames_in_a_file,
-        FileExistsError,
-        "cannot be written (File exists)",
-        "/frames",
-        ROOM,
-    ),
+    "a record": (full_record, OSError, FULL, "/metrics.json", ROOM),
+    "a log": (full_log, OSError, FULL, "/rollouts.jsonl", ROOM),
+    "trained weights": (full_adapter, OSError, FULL, "/adapters/sft", ROOM),
+    "the frame store": (full_frame_store, OSError, FULL, "/frames", ROOM),
+    "no folder": (frames_in_a_file, FileExistsError, "(File exists)", "/frames", ROOM),
 }
 
 
-@every(DISK, OSError)
+@every(DISK)
 def test_disks(change, error, words, tmp_path):
     check_raised(error, words, lambda: change(tmp_path))
     assert not (tmp_path / "metrics.json").exists()

@@ -88,10 +88,20 @@ def writing(name, **content):
     return lambda run, _: records.write_json(run / name, content)
 
 
+def place_of(run, data, name):
+    return (data if name.startswith(("annotations", "videos")) else run) / name
+
+
 def editing(name, number, **changes):
-    return lambda run, data: edit_row(
-        (data if name.startswith("annotations") else run) / name, number, **changes
-    )
+    return lambda *of: edit_row(place_of(*of, name), number, **changes)
+
+
+def deleting(name):
+    return lambda *of: place_of(*of, name).unlink()
+
+
+def holding(name, content):
+    return lambda *of: place_of(*of, name).write_bytes(content)
 
 
 def swapped_answers(run, _):
@@ -104,87 +114,52 @@ def other_facts(run, _):
     records.write_json(run / "manifest.json", manifest | {"02_sft": {"seed": 1}})
 
 
-ANSWERS, LARGE = "predictions_sft_L1.jsonl", bytes(2 * chain.WHOLE_BYTES - 1) + b"x"
-TAMPERED = {
-    "adapters swapped": (
+LARGE = bytes(2 * chain.WHOLE_BYTES - 1) + b"x"
+SFT, GRPO, BEST = (f"predictions_{name}_L1.jsonl" for name in ("sft", "grpo", "best"))
+SCALE = "adapters/grpo/adapter_config.json"
+TAMPERED = [  # what is done, and what is said
+    (
         lambda run, _: swap(run, "adapters/sft", "adapters/grpo"),
-        ["adapters/sft/adapter_model.safetensors: not as 02_sft left it", "grpo/"],
+        *("adapters/sft/adapter_model.safetensors: not as 02_sft left it", "grpo/"),
     ),
-    "the scale of an adapter": (
-        writing("adapters/grpo/adapter_config.json", lora_alpha=800),
-        ["adapters/grpo/adapter_config.json: not as 03_grpo left it"],
+    (writing(SCALE, lora_alpha=800), f"{SCALE}: not as 03_grpo left it"),
+    (swapped_answers, f"{SFT}, line 1: not as", "predictions_grpo_L1.settings.json"),
+    (editing(SFT, 1, id="other"), f"{SFT}, line 2: not as 04_eval left it"),
+    (lambda run, _: cut(run / GRPO), f"{GRPO}, line 3: not as"),
+    (
+        lambda run, _: shutil.copy(run / SFT, run / BEST),
+        f"{BEST}: no notebook left it",
     ),
-    "answers swapped, with their settings": (
-        swapped_answers,
-        [f"{ANSWERS}, line 1: not as", "predictions_grpo_L1.settings.json"],
-    ),
-    "a row edited": (
-        editing(ANSWERS, 1, id="other"),
-        [f"{ANSWERS}, line 2: not as 04_eval left it"],
-    ),
-    "the last row cut off": (
-        lambda run, _: cut(run / "predictions_grpo_L1.jsonl"),
-        ["predictions_grpo_L1.jsonl, line 3: not as"],
-    ),
-    "a model that nobody asked": (
-        lambda run, _: shutil.copy(run / ANSWERS, run / "predictions_best_L1.jsonl"),
-        ["predictions_best_L1.jsonl: no notebook left it"],
-    ),
-    "a log": (
-        editing("train_log_grpo.jsonl", 0, reward=1.0),
-        ["train_log_grpo.jsonl, line 1: not as 03_grpo left it"],
-    ),
-    "metrics": (
-        writing("metrics.json", sft=0.99),
-        ["metrics.json: not as 04_eval left it"],
-    ),
-    "results gone": (
-        lambda run, _: (run / "results.json").unlink(),
-        ["results.json: missing, though 05_analysis left it"],
-    ),
-    "a figure": (
-        lambda run, _: (run / "figures/accuracy.png").write_bytes(b"nicer"),
-        ["figures/accuracy.png: not as 05_analysis left it"],
-    ),
-    "the manifest": (
-        other_facts,
-        ["manifest.json: 02_sft is not what that notebook recorded"],
-    ),
-    "the chain": (
-        lambda run, _: (run / chain.LEDGER).unlink(),
-        ["01_data is in manifest.json and not in chain.json"],
-    ),
-    "the state of the pipeline": (
+    (editing("train_log_grpo.jsonl", 0, a=1), "train_log_grpo.jsonl, line 1: not as"),
+    (writing("metrics.json", sft=0.99), "metrics.json: not as 04_eval left it"),
+    (deleting("results.json"), "results.json: missing, though 05_analysis left it"),
+    (holding("figures/accuracy.png", b""), "figures/accuracy.png: not as 05_analysis"),
+    (other_facts, "manifest.json: 02_sft is not what that notebook recorded"),
+    (deleting(chain.LEDGER), "01_data is in manifest.json and not in chain.json"),
+    (
         writing("pipeline.json", hash="0" * 12, notebooks={}),
-        ["pipeline.json: not as the pipeline wrote it"],
+        "pipeline.json: not as the pipeline wrote it",
     ),
-    "annotations": (
+    (
         editing("annotations/training.jsonl", 1, id=9),
-        ["training.jsonl, line 2: not as 01_data read it", "as 03_grpo read it"],
+        *("training.jsonl, line 2: not as 01_data read it", "as 03_grpo read it"),
     ),
-    "a clip": (
-        lambda _, data: (data / "videos/small.mp4").write_bytes(b"others"),
-        ["videos/small.mp4: not as 01_data read it", "as 04_eval read it"],
+    (
+        holding("videos/small.mp4", b"others"),
+        *("videos/small.mp4: not as 01_data read it", "as 04_eval read it"),
     ),
-    "a clip that is gone": (
-        lambda _, data: (data / "videos/small.mp4").unlink(),
-        ["videos/small.mp4: missing, though 01_data read it"],
-    ),
-    "a large clip": (
-        lambda _, data: (data / "videos/large.mp4").write_bytes(LARGE),
-        ["videos/large.mp4: not as 01_data read it"],
-    ),
-}
+    (deleting("videos/small.mp4"), "videos/small.mp4: missing, though 01_data read it"),
+    (holding("videos/large.mp4", LARGE), "videos/large.mp4: not as 01_data read it"),
+]
 
 
-@pytest.mark.parametrize("what", TAMPERED)
-def test_what_was_tampered_with_is_named(what, run, data):
-    tamper, said = TAMPERED[what]
+@pytest.mark.parametrize("row", TAMPERED, ids=lambda row: row[1])
+def test_what_was_tampered_with_is_named(row, run, data):
+    tamper, *said = row
     tamper(run, data)
     with pytest.raises(NotAsLeft) as caught:
         verify(run)
-    for text in said:
-        assert text in str(caught.value)
+    assert [text for text in said if text not in str(caught.value)] == []
 
 
 def test_training_again_makes_the_answers_stale(run, data):

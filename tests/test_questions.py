@@ -270,12 +270,20 @@ def put(field, value):
 
 
 DROP, ENDS = object(), ("start_frame", "stop_frame")
-NO_TEXT = [None, "", "  ", 7, ["x"], {}]
+ALWAYS = f"question task_goal answer {STEP} video_source {STILL}"
+CHOICES = "choice_a choice_b choice_c choice_d golden_choice_idx"
+NEEDED = {
+    "L1": f"sample_id {ALWAYS} {CHOICES}",
+    "L3": f"sample_id domain scenario {ALWAYS} {CHOICES}",
+    "training": f"sample_id negative_answers {ALWAYS}",
+    "demonstrations": "prompt response",
+    "general": "id question candidates correct_choice video_path duration_group",
+}
 BAD_NAMES = ["", "a/b.mp4", "../b.mp4", "/etc/passwd", "a\\b.mp4", "..", ".", 3, None]
 HALVES = ["\ud83d", "go \udc00 on", "\ude00\ud83d"]
 CONTROL = ["<|im_end|>", "the <|video_pad|>s", "a<|vision_start|><|image_pad|>"]
 SAID = "<think>{}</think><answer>A</answer>"
-LONG = "x" * 100_001
+LONG, WIDE = "x" * 100_001, "ｗａｓｈ\u3000pan"
 
 
 def each(kind, field, values, words, named=""):
@@ -340,44 +348,32 @@ UNUSABLE = [
     # options that are the answer again
     *each("L1", "choice_a", ["Wash pan ", "wash\u00a0\u200bPAN"], "one option only"),
     *each("general", "candidates[2]", ["Green", "ｇｒｅｅｎ"], "one option only"),
-    *each(
-        "training",
-        "negative_answers",
-        [
-            ["a", "b"],
-            list("aab"),
-            ["a", "b", "Wash pan"],
-            ["e\u0301", "é", "pour", "ｗａｓｈ\u3000pan"],
-        ],
-        "2 that",
+    *each("training", "negative_answers", [["a", "b"], [*"aab"]], "2 that"),
+    *each("training", "negative_answers", [["a", "b", "Wash pan"]], "2 that"),
+    *each("training", "negative_answers", [["e\u0301", "é", "x", WIDE]], "2 that"),
+    # fields that must be there
+    *(
+        row
+        for kind, names in NEEDED.items()
+        for name in names.split()
+        for value, words in ((DROP, "no such field"), (None, "None"), ({}, "{}"))
+        for row in each(kind, name, [value], words)
     ),
-    # fields of planning questions
-    *each("L1", "sample_id", [DROP, "7", True, 1.0, 10**19], "whole number"),
-    *each("L3", "sample_id", [DROP, 7], "text"),
-    *each("L3", "domain", [DROP], "no such field"),
-    *each("L3", "scenario", [" "], "not empty"),
-    *each("L1", "question", [DROP], "no such field"),
-    *each("L1", "question", [*NO_TEXT, LONG], "not empty, of 100,000 characters"),
-    *each("L1", "task_goal", [DROP, *NO_TEXT], "text"),
-    *each("L1", "answer", [DROP, *NO_TEXT, LONG], "text"),
-    *each("L2", "choice_c", [DROP, *NO_TEXT], "text"),
-    *each(
-        "L1", "golden_choice_idx", ["E", "a", "AB", "", 0, None, ["A"]], "A, B, C, D"
-    ),
+    *each("L1", "sample_id", ["7", True, 1.0, 10**19], "whole number"),
+    *each("L3", "sample_id", [7], "text"),
+    *each("L1", "question", ["", "  ", 7, LONG], "not empty, of 100,000 characters"),
+    *each("L1", "golden_choice_idx", ["E", "a", "AB", "", 0, ["A"]], "A, B, C, D"),
     *each("L1", "answer", ["fly away"], "gold option"),
     *each("L1", "golden_choice_idx", ["A"], "gold option", "answer"),
     *each("L1", "video_source", BAD_NAMES, "folder"),
     *each("L1", "video_basename", [*BAD_NAMES, DROP], "there is progress to show"),
     *each("L1", STILL, BAD_NAMES, "without any folder"),
     *each("L1", STILL, ["x" * 252 + ".png", "é" * 126 + ".png"], "255 bytes"),
-    *each("L1", STEP, [DROP, None, "[]"], "a list"),
     *each("L1", f"{STEP}[1]", ["open jar"], "narration_text"),
-    *each("L1", f"{STEP}[1].narration_text", NO_TEXT, "step"),
-    *each("training", "sample_id", [DROP], "number or a text"),
-    *each("training", "negative_answers", [DROP, "a, b"], "a list"),
+    *each("L1", f"{STEP}[1].narration_text", [None, "", 7, ["x"], {}], "step"),
     *each("training", "negative_answers[1]", [None, ""], "not empty"),
     # demonstrations
-    *each("demonstrations", "prompt", [DROP, "What next?"], "a list"),
+    *each("demonstrations", "prompt", ["What next?"], "a list"),
     *each("demonstrations", "prompt", [[]], "0 messages"),
     *each("demonstrations", "prompt[0].role", ["system"], "user message", "prompt[0]"),
     *each("demonstrations", PART, ["text"], "user message", "prompt[0]"),
@@ -387,22 +383,14 @@ UNUSABLE = [
     *each("demonstrations", f"{PART}[0].video", [None, "/data/a.mp4"], "relative"),
     *each("demonstrations", f"{PART}[1].image", ["images/../../a.png"], "relative"),
     *each("demonstrations", f"{PART}[2].text", [""], "one text"),
-    *each("demonstrations", "response", [DROP, " "], "text"),
     # LongVideoBench
-    *each("general", "id", [DROP], "no such field"),
-    *each("general", "question", [None], "not empty"),
-    *each(
-        "general", "candidates", [DROP, list("abc"), list("abcdef"), "['a']"], "option0"
-    ),
+    *each("general", "candidates", [list("abc"), list("abcdef"), "['a']"], "option0"),
     *each("general", "candidates[3]", ["N/A"], "drop the 'N/A'"),
     *each("general", "candidates[2]", ["", LONG], "not empty"),
     *each("general", "correct_choice", [5, -1], "from 0"),
-    *each("general", "correct_choice", ["B"], "whole number"),
     *each("general", "video_path", ["../v.mp4", "a/" + "x" * 256], "relative"),
     *each("general", "video_path", ["a/" * 3000 + "b.mp4"], "relative"),
-    *each("general", "duration_group", [DROP, "600"], "whole number"),
 ]
-
 NARRATION = {"narration": "hum", "start_frame": 1, "stop_frame": 2}
 USABLE = [
     *each("L1", "video_id", [7], "not empty"),
@@ -417,15 +405,8 @@ USABLE = [
     *each("L1", f"{STEP}[1].stop_frame", [301], "301, after"),
     *each("L1", f"{STEP}[1].narration_text", ["Wash pan"], "already done", "answer"),
     *each("training", f"{STEP}[0].narration_text", ["wash pan"], "already", "answer"),
-    *(
-        (
-            "training",
-            put("negative_answers", [*"abc", twin]),
-            "negative_answers[3]",
-            said,
-        )
-        for twin, said in (("a", "equal to [0]"), ("wash pan", "equal to answer"))
-    ),
+    *each("training", "negative_answers[3]", ["open jar"], "equal to [0]"),
+    *each("training", "negative_answers[3]", ["wash pan"], "equal to answer"),
     lettered("L1", "A. open", "B. pour", "C. stir", "D. wash"),
     lettered("L1", "1) open", "2) pour", "3) stir", "4) wash"),
     *each("demonstrations", "response", ["A"], "<think>"),

@@ -37,7 +37,9 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
     records.write_json(path, {"old": 1})
     with pytest.raises(TypeError, match="of type set cannot be written"):
         records.write_json(path, {"new": {1, 2}})
-    assert records.read_json(path) == {"old": 1}
+    with open(path, encoding="utf-8") as reader:  # who reads meanwhile sees the old one
+        records.write_json(path, {"new": 2})
+        assert reader.read() == '{\n  "old": 1\n}\n'
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError):
         records.write_text(tmp_path / "taken", "text")

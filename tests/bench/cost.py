@@ -14,79 +14,61 @@ checkpoint takes 16.6 GB below TMPDIR while it runs.
 
 import argparse
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from lib import paths, records
 from lib.evaluate import tables
-from lib.run import counts, memory, params
+from lib.run import counts, memory
 from lib.run.memory import Model
 from tests.bench import stages
 from tests.bench.memory import SMALL, config_of
-from tests.bench.stages import Shape
 
 RECORD = paths.ROOT / "outputs" / "reference" / "bench_cost.json"
-WORDS = 62  # of a question, which make a prompt of 883 tokens with mini's tokenizer
-RESPONSE = 1162  # words of a response, which make a demonstration of 2,048 tokens
-ACCUMULATED = 4  # demonstrations of an SFT step here: seconds are given for one
+# 62 words of a question make a prompt of 883 tokens with mini's tokenizer, 1,162 of a
+# response a demonstration of 2,048. Seconds of SFT are given for one demonstration.
+FULL = {"words": 62, "response": 1162, "sft_gradient_accumulation": 4}
 UNITS = {"SFT": "demonstration", "evaluation": "question"}  # others: a step
-TINY = {"side": 56, "frames": 4, "words": 4, "response": 8, "completion": 4}
-TINY |= {"prompts": 2, "group": 2, "eval_batch": 2, "sft_accumulation": 2}
-
-
-def shape_of(values: dict) -> Shape:
-    """The stages' shape with the settings of a params file."""
-    return Shape(
-        dtype=values["dtype"],
-        quantize=values["quantize"],
-        checkpointing=values["gradient_checkpointing"],
-        rank=values["lora_rank"],
-        side=values["frame_height"],
-        frames=values["max_frames"],
-        words=WORDS,
-        response=RESPONSE,
-        sft_batch=values["sft_batch_size"],
-        sft_accumulation=ACCUMULATED,
-        prompts=values["prompts_per_step"],
-        prompts_per_backward=values["prompts_per_backward"],
-        group=values["group_size"],
-        completion=values["max_completion_tokens"],
-        pack_tokens=values["pack_tokens"],
-        eval_batch=values["eval_batch_size"],
-    )
+TINY = {"frame_height": 56, "frame_width": 56, "max_frames": 4, "words": 4}
+TINY |= {"response": 8, "max_completion_tokens": 4, "prompts_per_step": 2}
+TINY |= {"group_size": 2, "eval_batch_size": 2, "sft_gradient_accumulation": 2}
 
 
 def cost(size: str) -> dict:
     """The record of one size, a row a stage; a true size is measured on a GPU only."""
-    file = f"single_gpu_{'2b' if size == 'tiny' else size}.yaml"
-    (run,) = params.load_params(paths.ROOT / "params" / file)
-    values = counts.all_values(run)
-    shape, config = shape_of(values), memory.config_of(values["model"])
+    file = f"single_gpu_{'2b' if size == 'tiny' else size}"
+    values = stages.values(file, **(TINY if size == "tiny" else FULL))
+    config = memory.config_of(values["model"])
+    facts = {"params": f"{file}.yaml", "measured": True, "device": "CPU"}
     if size == "tiny":
-        shape, config = replace(shape, **TINY), config_of(**SMALL)
+        config = config_of(**SMALL)
     elif not torch.cuda.is_available():
-        rows = [
-            {"stage": stage, "planned_gib": gib(size)}
-            for stage, size in planned(config, counts.work_of(values, "cuda")).items()
-        ]
-        return {"params": file, "measured": False, "device": None, "rows": rows}
+        sizes = planned(config, counts.work_of(values, "cuda")).items()
+        rows = [{"stage": stage, "planned_gib": gib(size)} for stage, size in sizes]
+        return facts | {"measured": False, "device": None, "rows": rows}
     with tempfile.TemporaryDirectory() as folder:
-        work, found = stages.run(config, shape, Path(folder))
-    rows = [
+        work, found = stages.run(config, values, Path(folder))
+    once = {  # demonstrations, or questions; the first step's start is included
+        "SFT": stages.STEPS * work.sft_accumulation * work.sft_batch,
+        "evaluation": work.eval_batch,
+    }
+    facts["rows"] = [
         {
             "stage": stage,
             "planned_gib": gib(size),
             "peak_gib": gib(found[stage]["bytes"]),
-            "seconds": seconds(stage, found[stage]["seconds"], shape),
+            "seconds": round(
+                found[stage]["seconds"] / once.get(stage, stages.STEPS), 3
+            ),
             "of": UNITS.get(stage, "step"),
         }
         for stage, size in planned(config, work).items()
     ]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    lengths = {"shape": asdict(shape), "work": asdict(work)}
-    return {"params": file, "measured": True, "device": device, "rows": rows, **lengths}
+    if torch.cuda.is_available():
+        facts["device"] = torch.cuda.get_device_name()
+    return facts | {"work": asdict(work)}
 
 
 def planned(config, work: memory.Work) -> dict[str, float]:
@@ -95,15 +77,6 @@ def planned(config, work: memory.Work) -> dict[str, float]:
 
 def gib(count: float) -> float:
     return round(count / 2**30, 3)
-
-
-def seconds(stage: str, total: float, shape: Shape) -> float:
-    """Of one demonstration, question or step; the first step's start is included."""
-    counts = {
-        "SFT": shape.steps * shape.sft_accumulation * shape.sft_batch,
-        "evaluation": shape.eval_batch,
-    }
-    return round(total / counts.get(stage, shape.steps), 3)
 
 
 def table(costs: dict[str, dict]) -> str:

@@ -18,46 +18,52 @@ from transformers import Qwen2VLConfig
 from lib import paths, records
 from lib.run import memory
 from tests.bench import stages
-from tests.bench.stages import Shape
 
 RECORD = paths.ROOT / "outputs" / "reference" / "bench_memory.json"
 TOLERANCE = 0.15
 SMALL = {"hidden": 256, "inner": 768, "layers": 4, "heads": 4, "kv": 2, "vocab": 4096}
 NARROW = {"hidden": 128, "inner": 512, "layers": 8, "heads": 4, "kv": 2, "vocab": 1024}
 WIDE = {"hidden": 512, "inner": 2048, "layers": 6, "heads": 8, "kv": 2, "vocab": 8192}
-QLORA = {"dtype": "bfloat16", "quantize": True, "checkpointing": True}
+USUAL = {"lora_rank": 8, "lora_alpha": 16.0, "max_frames": 8, "words": 60}
+USUAL |= {"frame_height": 112, "frame_width": 112, "response": 100, "sft_batch_size": 1}
+USUAL |= {"prompts_per_step": 2, "group_size": 4, "max_completion_tokens": 24}
+USUAL |= {"eval_batch_size": 2}
+BF16, AGAIN = {"dtype": "bfloat16"}, {"gradient_checkpointing": True}
+NF4 = {"quantize": True, **AGAIN}
 CASES = {
-    "LoRA, float32": (SMALL, Shape()),
-    "LoRA, float32, checkpointing": (SMALL, Shape(checkpointing=True)),
-    "LoRA, bfloat16": (SMALL, Shape(dtype="bfloat16")),
-    "NF4, float32, checkpointing": (SMALL, Shape(quantize=True, checkpointing=True)),
-    "NF4, bfloat16, checkpointing": (SMALL, Shape(**QLORA)),
-    "all weights, float32": (SMALL, Shape(rank=0)),
-    "all weights, checkpointing": (SMALL, Shape(rank=0, checkpointing=True)),
+    "LoRA, float32": (SMALL, {}),
+    "LoRA, float32, checkpointing": (SMALL, AGAIN),
+    "LoRA, bfloat16": (SMALL, BF16),
+    "NF4, float32, checkpointing": (SMALL, NF4),
+    "NF4, bfloat16, checkpointing": (SMALL, BF16 | NF4),
+    "all weights, float32": (SMALL, {"lora_rank": 0}),
+    "all weights, checkpointing": (SMALL, {"lora_rank": 0} | AGAIN),
     "narrow, G = 2, batches of 2": (
         NARROW,
-        Shape(
-            **{**QLORA, "checkpointing": False},
-            **{"rank": 4, "words": 300, "sft_batch": 2, "group": 2, "completion": 48},
-        ),
+        BF16
+        | {"quantize": True, "lora_rank": 4, "words": 300, "sft_batch_size": 2}
+        | {"group_size": 2, "max_completion_tokens": 48},
     ),
     "narrow, long rows": (
         NARROW,
-        Shape(checkpointing=True, words=500, response=400, group=8, completion=50),
+        AGAIN
+        | {"words": 500, "response": 400, "group_size": 8}
+        | {"max_completion_tokens": 50},
     ),
     "wide, G = 8": (
         WIDE,
-        Shape(
-            **QLORA,
-            **{"rank": 16, "side": 140, "frames": 10, "words": 200, "response": 300},
-            **{"group": 8, "completion": 32},
-        ),
+        BF16
+        | NF4
+        | {"lora_rank": 16, "frame_height": 140, "frame_width": 140, "max_frames": 10}
+        | {"words": 200, "response": 300, "group_size": 8, "max_completion_tokens": 32},
     ),
     "wide, one prompt a backward pass, packs of 400": (
         WIDE,
-        Shape(**QLORA, prompts_per_backward=1, pack_tokens=400, completion=32),
+        BF16
+        | NF4
+        | {"prompts_per_backward": 1, "pack_tokens": 400, "max_completion_tokens": 32},
     ),
-    "accumulated SFT": (SMALL, Shape(sft_accumulation=4, checkpointing=True)),
+    "accumulated SFT": (SMALL, {"sft_gradient_accumulation": 4} | AGAIN),
 }
 
 
@@ -93,11 +99,11 @@ def config_of(
     )
 
 
-def compare(sizes: dict[str, int], shape: Shape) -> tuple[memory.Work, list[dict]]:
+def compare(sizes: dict[str, int], changes: dict) -> tuple[memory.Work, list[dict]]:
     """The work, and a row a stage: planned and measured bytes, and their ratio."""
-    config = config_of(**sizes)
+    config, values = config_of(**sizes), stages.values("mini", **USUAL | changes)
     with tempfile.TemporaryDirectory() as folder:
-        work, found = stages.run(config, shape, Path(folder))
+        work, found = stages.run(config, values, Path(folder))
     planned = memory.stages(memory.Model.of(config), work)
     rows = [
         {
@@ -113,9 +119,9 @@ def compare(sizes: dict[str, int], shape: Shape) -> tuple[memory.Work, list[dict
 
 def main() -> None:
     rows, cases = [], {}
-    for name, (sizes, shape) in tqdm(CASES.items(), desc="cases"):
-        work, found = compare(sizes, shape)
-        cases[name] = {"sizes": sizes, "shape": asdict(shape), "work": asdict(work)}
+    for name, (sizes, changes) in tqdm(CASES.items(), desc="cases"):
+        work, found = compare(sizes, changes)
+        cases[name] = {"sizes": sizes, "work": asdict(work)}
         for row in found:
             rows.append({"case": name, **row})
             mib = f"{row['planned'] / 2**20:8.1f} {row['measured'] / 2**20:8.1f}"

@@ -193,19 +193,19 @@ def cost_row(size: str, found: Mapping) -> list[str]:
 
 def measured_note(costs: Mapping[str, Mapping]) -> str:
     """How the single-GPU track was measured, and how near its plan comes."""
-    shape = next(iter(costs.values()))["shape"]
+    work = next(iter(costs.values()))["work"]
     return (
         f"Single GPU: models of the true size with random weights, which write "
-        f"{shape['completion']} tokens in every completion, the dearest case; "
-        f"{shape['prompts']} x {shape['group']} rollouts a step, "
-        f"{shape['eval_batch']} questions at a time. `--dry-run` is "
+        f"{work['completion']} tokens in every completion, the dearest case; "
+        f"{work['prompts']} x {work['group']} rollouts a step, "
+        f"{work['eval_batch']} questions at a time. `--dry-run` is "
         "within 15 % of every measured peak (`tests/test_plan.py`); it is of tensors "
         "alone, and plans more for SFT than was measured here, because a step of the "
         f"params files holds the inputs of 128 demonstrations and not of "
-        f"{shape['sft_accumulation']}. Drawing waits for the host to hand over its "
+        f"{work['sft_accumulation']}. Drawing waits for the host to hand over its "
         "kernels and not for the card: 2B takes as long as 7B, and a token of "
-        f"{shape['eval_batch']} questions as long as one of "
-        f"{shape['prompts'] * shape['group']} rollouts (`tests/bench/cost.py`)."
+        f"{work['eval_batch']} questions as long as one of "
+        f"{work['prompts'] * work['group']} rollouts (`tests/bench/cost.py`)."
     )
 
 

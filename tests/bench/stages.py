@@ -1,165 +1,120 @@
-"""The stages of both arms at a chosen shape, each run under a Meter.
+"""The stages of both arms for the values of a run, each run under a Meter.
 
-shape = Shape(prompts=2, group=4, completion=24)
-work, found = run(config, shape, folder)
+values = stages.values("mini", group_size=4, words=60, response=100)
+work, found = run(config, values, folder)
 found["update"]    # {"bytes": 93123456, "seconds": 1.9}, of all steps together
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import peft
 import torch
 
+from lib import paths
 from lib.data.questions import Demonstration, Question
-from lib.data.video import Sampling
 from lib.evaluate import evaluate
 from lib.model import encoding, models, rollouts
+from lib.run import counts, params
 from lib.run.memory import Work
-from lib.train import grpo, sft
+from lib.train import grpo, rl, sft
 from lib.train.rewards import accuracy_reward
 from tests.bench import random_checkpoint
 from tests.bench.meter import Meter, live_bytes
 
 REWARDS = {"accuracy": lambda text, question: accuracy_reward(text, question.gold)}
+STEPS = 2  # the second step has an optimizer's state and the first one's rest
+SHARED = ("lora_rank", "lora_alpha", "seed", "dtype", "quantize")
+SHARED += ("gradient_checkpointing",)
+DRAWN = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k", "top_p")
+DRAWN += ("max_completion_tokens", "prompts_per_backward", "pack_tokens")
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Settings and lengths; `words` and `response` are words of one token each."""
-
-    dtype: str = "float32"
-    quantize: bool = False
-    checkpointing: bool = False
-    rank: int = 8
-    side: int = 112
-    frames: int = 8
-    words: int = 60
-    response: int = 100
-    sft_batch: int = 1
-    sft_accumulation: int = 1
-    prompts: int = 2
-    prompts_per_backward: int = 0
-    group: int = 4
-    completion: int = 24
-    pack_tokens: int = 16384
-    eval_batch: int = 2
-    steps: int = 2  # the second step has an optimizer's state and the first one's rest
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.frames, fps=2.0, height=self.side, width=self.side)
+def values(file: str, **changes) -> dict:
+    """The values of params/`file`.yaml with changes, among them `words` of a question
+    and of a `response`, of one token each."""
+    (own,) = params.load_params(paths.ROOT / "params" / f"{file}.yaml")
+    bounds = {"kl_beta": 0.1, "max_tokens": 8192, "perception_conditions": ""}
+    given = counts.all_values(own) | bounds | changes
+    return given | {"max_new_tokens": given["max_completion_tokens"]}
 
 
-def run(config, shape: Shape, folder: Path) -> tuple[Work, dict[str, dict]]:
+def run(config, values: dict, folder: Path) -> tuple[Work, dict[str, dict]]:
     """Write a checkpoint and clips, run every stage: work, and bytes and seconds."""
     checkpoint = random_checkpoint.write_checkpoint(folder / "checkpoint", config)
-    count = max(shape.prompts, shape.sft_batch, shape.eval_batch)
+    sizes = ("prompts_per_step", "sft_batch_size", "eval_batch_size")
+    count, sampling = max(values[n] for n in sizes), counts.sampling_of(values)
     questions = random_checkpoint.write_questions(
-        folder / "media", count, shape.sampling, shape.words
+        folder / "media", count, sampling, values["words"]
     )
     meters = [
-        run_grpo(checkpoint, questions, shape, folder / "grpo"),
-        run_sft(checkpoint, questions, shape, folder / "sft"),
-        run_evaluation(checkpoint, questions, shape),
+        run_grpo(checkpoint, questions, values, folder / "grpo"),
+        run_sft(checkpoint, questions, values, folder / "sft"),
+        run_evaluation(checkpoint, questions, values),
     ]
     found = {
         name: {"bytes": meter.peaks[name], "seconds": round(meter.seconds[name], 2)}
         for meter in meters
         for name in meter.peaks
     }
-    return work_of(checkpoint, questions, shape), found
+    return work_of(checkpoint, questions, values), found
 
 
-def work_of(checkpoint: Path, questions: list[Question], shape: Shape) -> Work:
-    """The shape as lib/run/memory.py takes it, with the inputs' real lengths."""
+def work_of(checkpoint: Path, questions: list[Question], values: dict) -> Work:
+    """As a dry run has it, with the inputs' real lengths."""
     processor = models.load_processor(checkpoint)
-    collator = sft.ResponseCollator(processor, shape.sampling)
-    item = demonstrations(questions[:1], shape)[0]
+    collator = sft.ResponseCollator(processor, counts.sampling_of(values))
+    item = demonstrations(questions[:1], values)[0]
     whole = collator([item])
-    turns = [collator.conversation(item)[:1]]
-    prompt = encoding.encode(processor, turns)
+    prompt = encoding.encode(processor, [collator.conversation(item)[:1]])
     pixels = ("pixel_values", "pixel_values_videos")
-    return Work(
-        dtype=shape.dtype,
-        quantize=shape.quantize,
-        checkpointing=shape.checkpointing,
-        lora_rank=shape.rank,
+    return replace(
+        counts.work_of(values, "cuda" if torch.cuda.is_available() else "cpu"),
         prompt=prompt["input_ids"].shape[1],
         patches=sum(len(prompt[name]) for name in pixels),
-        sft_batch=shape.sft_batch,
-        sft_accumulation=shape.sft_accumulation,
         sft_tokens=whole["input_ids"].shape[1],
         sft_response=int((whole["labels"] != sft.IGNORED).sum()),
-        prompts=shape.prompts,
-        prompts_per_backward=shape.prompts_per_backward,
-        group=shape.group,
-        completion=shape.completion,
-        pack_tokens=shape.pack_tokens,
-        kl=True,
-        eval_batch=shape.eval_batch,
-        eval_tokens=shape.completion,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        eval_prompt=0,
+        eval_patches=0,
     )
 
 
-def demonstrations(questions: list[Question], shape: Shape) -> list[Demonstration]:
-    """Their texts are prompts as GRPO's are; responses have shape.response words."""
-    response = "B" + " wash" * shape.response
+def demonstrations(questions: list[Question], values: dict) -> list[Demonstration]:
+    """Their texts are prompts as GRPO's are."""
+    response = "B" + " wash" * values["response"]
     return [
         Demonstration(q.id, grpo.prompt_text(q, grpo.STYLE), q.video, q.image, response)
         for q in questions
     ]
 
 
-def run_sft(checkpoint: Path, questions, shape: Shape, folder: Path) -> Meter:
+def run_sft(checkpoint: Path, questions, values: dict, folder: Path) -> Meter:
     settings = sft.SFTSettings(
-        steps=shape.steps,
-        batch_size=shape.sft_batch,
-        gradient_accumulation=shape.sft_accumulation,
+        steps=STEPS,
+        batch_size=values["sft_batch_size"],
+        gradient_accumulation=values["sft_gradient_accumulation"],
         lr=1e-4,
-        lora_rank=shape.rank,
-        lora_alpha=2 * shape.rank,
-        seed=0,
-        save_every=shape.steps + 1,
-        max_tokens=8192,
-        dtype=shape.dtype,
-        quantize=shape.quantize,
-        gradient_checkpointing=shape.checkpointing,
+        save_every=STEPS + 1,
+        max_tokens=values["max_tokens"],
+        **{name: values[name] for name in SHARED},
     )
-    items = demonstrations(questions, shape)
-    outside = live_bytes()
-    task = sft.Task(checkpoint, items, settings, shape.sampling, folder)
-    trainer = sft.ResponseTrainer(task)
+    items, outside = demonstrations(questions, values), live_bytes()
+    sampling = counts.sampling_of(values)
+    trainer = sft.ResponseTrainer(
+        sft.Task(checkpoint, items, settings, sampling, folder)
+    )
     with Meter("SFT", outside) as meter:
         trainer.train()
     return meter
 
 
-def run_grpo(checkpoint: Path, questions, shape: Shape, folder: Path) -> Meter:
+def run_grpo(checkpoint: Path, questions, values: dict, folder: Path) -> Meter:
     """Windows rollout and reference; all the rest is the update."""
-    settings = grpo.GRPOSettings(
-        steps=shape.steps,
-        prompts_per_step=shape.prompts,
-        group_size=shape.group,
-        lr=1e-6,
-        kl_beta=0.1,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
-        max_completion_tokens=shape.completion,
-        lora_rank=shape.rank,
-        lora_alpha=2 * shape.rank,
-        seed=0,
-        save_every=shape.steps + 1,
-        dtype=shape.dtype,
-        quantize=shape.quantize,
-        gradient_checkpointing=shape.checkpointing,
-        prompts_per_backward=shape.prompts_per_backward,
-        pack_tokens=shape.pack_tokens,
-    )
-    outside = live_bytes()
-    task = grpo.Task(checkpoint, questions, REWARDS, settings, shape.sampling, folder)
+    (method,) = rl.read("grpo")
+    shared = {name: values[name] for name in SHARED + DRAWN}
+    settings = method.settings(STEPS, STEPS + 1, lr=1e-6, **shared)
+    sampling, outside = counts.sampling_of(values), live_bytes()
+    task = grpo.Task(checkpoint, questions, REWARDS, settings, sampling, folder)
     trainer = grpo.VideoGRPOTrainer(task)
     with Meter("update", outside) as meter:
         in_windows(trainer, meter)
@@ -186,16 +141,17 @@ def in_windows(trainer, meter: Meter) -> None:
     trainer._get_per_token_logps_and_entropies = scored
 
 
-def run_evaluation(checkpoint: Path, questions, shape: Shape) -> Meter:
-    """Answer one batch, with an adapter where the shape has one."""
-    outside = live_bytes()
+def run_evaluation(checkpoint: Path, questions, values: dict) -> Meter:
+    """Answer one batch, with an adapter where the run trains one."""
+    outside, rank = live_bytes(), values["lora_rank"]
     processor = models.load_processor(checkpoint)
-    model = models.load_model(checkpoint, shape.dtype, shape.quantize)
-    if shape.rank:
-        model = peft.get_peft_model(model, models.lora_config(shape.rank, 1.0))
-    settings = evaluate.EvalSettings("think", shape.completion, shape.eval_batch)
-    asking = evaluate.Asking(model, processor, settings, shape.sampling)
-    batch = asking.prepare(questions[: shape.eval_batch])
+    model = models.load_model(checkpoint, values["dtype"], values["quantize"])
+    if rank:
+        model = peft.get_peft_model(model, models.lora_config(rank, 1.0))
+    batch_size = values["eval_batch_size"]
+    settings = evaluate.EvalSettings("think", values["max_new_tokens"], batch_size)
+    asking = evaluate.Asking(model, processor, settings, counts.sampling_of(values))
+    batch = asking.prepare(questions[:batch_size])
     with rollouts.generating(model), Meter("evaluation", outside) as meter:
         asking.answer([asking.see(batch)])
     return meter

@@ -9,7 +9,7 @@ import torch
 from lib.model import models, prefix, scoring
 from lib.train import grpo, ppo
 from lib.train.ppo import generalized_advantages, value_losses
-from tests.test_grpo_variants import ADVANTAGES, COMPLETIONS, token_losses, toy
+from tests.test_grpo_variants import COMPLETIONS, expected_loss, toy
 from tests.trainings import (
     PPO,
     SPLITS,
@@ -147,11 +147,6 @@ def test_the_loss_of_a_toy_batch_is_that_of_the_equations(build):
     returns = torch.linspace(-1, 1, 4 * width).view(2, 2, width)
     inputs["returns"], inputs["old_values"] = returns, 0.5 * returns
     loss = trainer.compute_loss(trainer.model, inputs).item()
-    policy = [
-        part
-        for own in zip(*numbers, ADVANTAGES, strict=True)
-        for part in token_losses(*own, trainer.settings)
-    ]
     questions = list(trainer.questions.values())
     errors = []
     for i, completion in enumerate(COMPLETIONS):
@@ -162,10 +157,10 @@ def test_the_loss_of_a_toy_batch_is_that_of_the_equations(build):
             old = 0.5 * target
             clipped = min(max(value, old - 0.2), old + 0.2)
             errors.append(0.5 * max((value - target) ** 2, (clipped - target) ** 2))
-    count = len(policy)
-    expected = sum(policy) / count + 0.3 * sum(errors) / count
+    error = sum(errors) / len(errors)
+    expected = expected_loss(numbers, trainer.settings) + 0.3 * error
     assert loss == pytest.approx(expected, rel=1e-4)
-    assert sum(errors) / count > 0.05
+    assert error > 0.05
 
 
 def test_the_value_loss_trains_head_and_adapter(build):

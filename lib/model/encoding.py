@@ -158,11 +158,9 @@ def check_sizes(
     """Raise ValueError for pictures that the model would take wrongly or not at all.
 
     Height and width must be multiples of one merged patch (28 pixels). A clip's
-    temporal grid must not be longer than the longer side of its merged spatial grid:
-    transformers 5.23 continues the text right behind that side (get_rope_index of
-    Qwen2VLModel), so a longer clip would share its last positions with the text. With
-    `long_clips` it may be: for callers whose positions come from
-    `lib.model.prefix.make_prompts`, which puts the text behind the whole clip.
+    temporal grid must not be longer than the longer side of its merged spatial grid,
+    behind which transformers 5.23 continues the text (get_rope_index of Qwen2VLModel);
+    with `long_clips` it may be, where `prefix.make_prompts` gives the positions.
     """
     vision = processor.video_processor
     side = vision.patch_size * vision.merge_size

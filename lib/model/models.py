@@ -1,8 +1,6 @@
 """Load a Qwen2-VL checkpoint, and what training made of it.
 
-A checkpoint is a local folder (below the repository root, or absolute) or a hub id;
-both go through the same Auto classes. Architecture: Qwen2-VL, arXiv 2409.12191; the
-study that trains it: SEED-Bench-R1, arXiv 2503.24376.
+A checkpoint is a local folder (below the repository root, or absolute) or a hub id.
 
     processor = load_processor("lib/mini/base")
     model = load_trained("lib/mini/base", run / "adapters" / "grpo")
@@ -91,10 +89,7 @@ FITTING = "load the base it was trained on, or train it again"
 
 def checkpoint_source(path: str | Path) -> str:
     """Absolute folder for a local checkpoint, the string itself for a hub id.
-
-    Anything that can be meant as a folder must be one: a mistyped path is an error here
-    and never becomes a look-up on the hub.
-    """
+    FileNotFoundError for a mistyped path: it never becomes a look-up on the hub."""
     text, folder = str(path), paths.resolve(path)
     if folder.is_dir():
         return str(folder)
@@ -123,10 +118,9 @@ def load_processor(path: str | Path):
 def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True):
     """The checkpoint's model in eval mode, on the GPU where there is one.
 
-    `quantize` stores the language model's matrices as NF4 with double quantisation
-    (QLoRA, arXiv 2305.14314); the vision tower and lm_head keep `dtype`. `placed` is
-    False where a trainer splits the weights over processes and moves them itself.
-    Errors as of `checkpoint_source` and `load_whole`.
+    `quantize` stores the language model's matrices as NF4 (QLoRA, arXiv 2305.14314);
+    the vision tower and lm_head keep `dtype`. `placed` is False where a trainer moves
+    the weights itself. Errors as of `checkpoint_source` and `load_whole`.
     """
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
@@ -176,12 +170,9 @@ def _tensor_names(file: Path) -> set[str]:
 
 
 def load_whole(kind, source: str | Path, **options):
-    """`kind.from_pretrained` of a checkpoint that is whole.
-
-    ValueError where the library would go on with random numbers, for tensors that the
-    checkpoint lacks or has in another shape, for NaN, and for a model that cannot see;
-    and as `check_files`.
-    """
+    """`kind.from_pretrained`, with a ValueError for tensors that are missing or have
+    another shape, where the library would go on with random numbers, for NaN, and for a
+    model that cannot see; and as `check_files`."""
     check_files(source, MODEL_FILES)
     if (file := Path(source) / "config.json").is_file():
         found = records.read_json(file).get("model_type")
@@ -264,10 +255,9 @@ def load_trained(
 ):
     """The model that training left in `folder`, in eval mode; without one, the base.
 
-    `model_path` is the base: a LoRA adapter is put on top of it, and a folder with
-    whole weights stands for itself. Raises as `load_model`, FileNotFoundError for a
-    missing folder or file, and ValueError for one that is neither, is damaged, or
-    belongs to another base.
+    A LoRA adapter is put on top of the base, whole weights stand for themselves. Raises
+    as `load_model`, FileNotFoundError for a missing folder or file, and ValueError for
+    one that is neither, is damaged, or belongs to another base.
     """
     if folder is None:
         return load_model(model_path, dtype, quantize)
@@ -327,11 +317,8 @@ def identity(model_path: str | Path) -> str:
 
 def fingerprint(model) -> str:
     """12 hex digits over names, shapes and up to 1,024 spread values of every tensor,
-    and over the scale of every adapter, which no tensor holds.
-
-    Training moves every value of a matrix, so a sample tells models apart as a full
-    hash would, without reading all gigabytes of a 7B model.
-    """
+    and the scale of every adapter: training moves every value of a matrix, so a sample
+    tells models apart as a full hash would."""
     digest = hashlib.sha256()
     scales = [m.scaling for m in model.modules() if isinstance(m, LoraLayer)]
     digest.update(f"{scales}".encode() if scales else b"")

@@ -3,9 +3,8 @@
     p1 .. pN-1 | pN c1 .. cR-1 | pN c'1 .. c'S-1 | ...
 
 Every completion starts from its own copy of the last prompt token pN, so the labels of
-a segment are exactly its completion. M-RoPE positions (Qwen2-VL, arXiv 2409.12191,
-section 2.1) of every segment start at that of pN; a 4-D mask lets a segment see
-p1 .. pN-1 and itself. Several prompts are rows of one padded batch.
+a segment are exactly its completion. M-RoPE positions of every segment start at that of
+pN; a 4-D mask lets a segment see p1 .. pN-1 and itself.
 
 Example: G = 8 completions of 15 tokens behind a prompt of 170 are one row of
 169 + 8 * 15 = 289 tokens; computed one by one they are 8 * 185 = 1480.

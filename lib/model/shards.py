@@ -3,9 +3,8 @@
     accelerate launch --config_file params/accelerate/zero3.yaml ...
 
 Each process keeps 1/N of every weight (ZeRO stage 3, arXiv 1910.02054; torch's
-`fully_shard`), and a layer is whole only while it computes: every call of a layer is a
-collective, in which all processes take part. So all of them must call the same layers
-in the same order, whatever their own data are:
+`fully_shard`), and every call of a layer is a collective. So all processes must call
+the same layers in the same order, whatever their own data are:
 
 * rollouts, whose lengths nobody knows in advance, run on weights gathered before;
 * the numbers of forward passes, and of the pieces of one, are agreed on before: where
@@ -78,11 +77,9 @@ class _Metadata(pickle.Unpickler):
 
 @contextmanager
 def weights_only(checkpoint: Path, arguments: TrainingArguments) -> Iterator[None]:
-    """Inside, torch.load takes tensors and plain values, whoever calls it and however.
-
-    DeepSpeed 0.19 and torch's distributed checkpoints would unpickle anything, and a
-    checkpoint may come from elsewhere. ValueError for one that wants to call more.
-    """
+    """Inside, torch.load takes tensors and plain values, whoever calls it and however;
+    DeepSpeed 0.19 and torch's distributed checkpoints would unpickle anything.
+    ValueError for a checkpoint that wants to call more."""
     try:
         for file in checkpoint.rglob(".metadata"):
             with open(file, "rb") as opened:
@@ -133,10 +130,7 @@ def agreed(numbers: Sequence[int], device) -> list[int]:
 @contextmanager
 def gathered(model, accelerator: Accelerator) -> Iterator[None]:
     """Every process has all weights inside, and forward passes are its own affair.
-
-    `model` is what the trainer wraps around the network; nothing happens for one whose
-    weights are not split.
-    """
+    `model` is what the trainer wraps around the network."""
     if not is_split(model):
         yield
     elif isinstance(model, FSDPModule):
@@ -236,8 +230,8 @@ def output_layer_at_root(model) -> Iterator[None]:
     """FSDP2: prepared inside, the output layer is split and gathered with the root.
 
     accelerate 1.15 makes it a unit of its own, gathered when the layer is called; but
-    the SFT loss of TRL 1.16 reads its weight without a call, and then every process
-    trains its part of it on its own data alone, as if there were no others.
+    the SFT loss of TRL 1.16 reads its weight without a call: every process would train
+    its part of it on its own data alone.
     """
     base = getattr(model, "get_base_model", lambda: model)()
     names = ["get_output_embeddings"]
@@ -253,11 +247,8 @@ def output_layer_at_root(model) -> Iterator[None]:
 
 
 class CheckShards(TrainerCallback):
-    """RuntimeError at the start of training unless the weights lie as asked for.
-
-    accelerate trains without a word on whole weights where it does not know how to
-    split them, so what it says of itself proves nothing; the weights do.
-    """
+    """RuntimeError at the start of training unless the weights lie as asked for:
+    accelerate trains without a word on whole ones that it does not know to split."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         asked = asked_for(args)

@@ -44,8 +44,9 @@ class Language:
         for i, (layer, qkv, out, gate_up, down) in enumerate(self.layers):
             q, k, v = qkv(_normed(layer.input_layernorm, x))
             q, k, v = self._heads(layer.self_attn, q, k, v, turn)
-            slots.own_keys[i][rows, :, :, last] = k
-            slots.own_values[i][rows, :, :, last] = v
+            # Under autocast float32 weights make bfloat16 values, and a float32 cache.
+            slots.own_keys[i][rows, :, :, last] = k.to(slots.own_keys[i].dtype)
+            slots.own_values[i][rows, :, :, last] = v.to(slots.own_values[i].dtype)
             keys = slots.keys[i], slots.own_keys[i][..., :seen, :]
             values = slots.values[i], slots.own_values[i][..., :seen, :]
             x = x + out(attend(q, keys, values, hidden))[0]

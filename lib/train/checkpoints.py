@@ -56,11 +56,9 @@ def training_order(items: Sequence, count: int, seed: int) -> list:
     and any number of processes shares the same steps."""
     if not items:
         raise ValueError("there is nothing to train on")
-    order: list = []
-    while len(order) < count:
-        epoch = random.Random(f"{seed}/epoch/{len(order) // len(items)}")
-        order += epoch.sample(items, len(items))
-    return order[:count]
+    epochs = range(-(-count // len(items)))
+    draws = (random.Random(f"{seed}/epoch/{number}") for number in epochs)
+    return [item for own in draws for item in own.sample(items, len(items))][:count]
 
 
 def at_least(settings, ones: Sequence[str]) -> None:
@@ -71,9 +69,8 @@ def at_least(settings, ones: Sequence[str]) -> None:
             raise ValueError(f"{name} = {value}: at least {low} is needed, and finite")
 
 
-def facts(task, name: str, items: Iterable[bytes]) -> dict:
+def facts(task, name: str, items: Sequence[bytes]) -> dict:
     """What decides the weights, as plain JSON values: settings, model, and `items`."""
-    items = list(items)
     digest = hashlib.sha256(b"".join(items)).hexdigest()[:12]
     return {
         **asdict(task.settings),

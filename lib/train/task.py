@@ -76,8 +76,8 @@ class GRPOSettings:
         checkpoints.at_least(self, AT_LEAST_1)
         if not self.temperature > 0:
             raise ValueError(
-                f"temperature = {self.temperature}: it must be above 0, or all "
-                "rollouts of a group are the same"
+                f"temperature = {self.temperature}: it must be above 0, or all rollouts"
+                " of a group are the same"
             )
         if self.group_size < self.smallest_group:
             raise ValueError(
@@ -124,13 +124,11 @@ class Task:
     def rows(self) -> list[dict[str, str]]:
         """A dataset row for every group of all steps, in epochs that are shuffled."""
         known = {question.id: question for question in self.questions}
-        if len(known) < len(self.questions):
-            ids = Counter(question.id for question in self.questions)
-            ((twice, _),) = ids.most_common(1)
-            raise ValueError(
-                f"{len(self.questions)} questions have only {len(known)} different ids:"
-                f" {twice} is that of more than one"
-            )
+        for name, count in Counter(own.id for own in self.questions).items():
+            if count > 1:
+                raise ValueError(
+                    f"{name} is the id of {count} questions; give each one"
+                )
         batches = self.settings.steps // self.settings.updates_per_batch
         count = batches * self.settings.prompts_per_step
         order = checkpoints.training_order(list(known), count, self.settings.seed)

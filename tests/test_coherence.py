@@ -136,13 +136,14 @@ def plain_probabilities(model, processor, item, thought):
 
 
 def test_a_reader_gives_what_the_plain_forward_gives(
-    model, processor, asked, flawless, tmp_path
+    model, processor, asked, flawless, tmp_path, monkeypatch
 ):
     """With 4 letters of one token each, and with 5 of which E has two."""
+    monkeypatch.setattr(readers, "BATCH", 4)
     items = [*asked["L1"][:3], *asked["general"][8:11]]
     assert {len(item.options) for item in items} == {4, 5}
     rows, path = predicted(items, flawless), tmp_path / "readings.jsonl"
-    read = readers.readings(model, processor, items, rows, path, batch_size=4)
+    read = readers.readings(model, processor, items, rows, path)
     thoughts = [reasoning_of(row["completion"]) for row in rows]
     others = [*thoughts[3:], *thoughts[:3]]
     for item, row, own, other in zip(items, read, thoughts, others, strict=True):

@@ -3,15 +3,13 @@
 SEED-Bench-R1 (arXiv 2503.24376) and GRPO-CARE (arXiv 2506.16141, figure 2) show maps of
 "output-to-visual tokens" attention and do not say how they are made. Here
 
-* the completion is given to the model token by token behind its prompt (teacher
-  forcing); the row of a generated token is the softmax attention of the position that
-  predicts it, so the first one is read at the prompt's last token;
+* the row of a generated token is the attention of the position that predicts it, while
+  the completion is given to the model behind its prompt (teacher forcing): the first
+  one is read at the prompt's last token;
 * a layer's attention is the mean over its heads, and the mass on video, still or text
-  is the sum over the positions of that kind: the three of a row add up to 1. Beside
-  them stands what equal attention to every visible position would give;
+  is the sum over the positions of that kind: the three of a row add up to 1;
 * text is prompt, chat template and the completion so far. Many heads rest on its first
-  tokens when they have nothing to read, so differences between models say more than
-  heights;
+  tokens when they have nothing to read, so differences say more than heights;
 * a model reads its own completion, or all models the same one. The first mixes looking
   with saying, the second is looking alone.
 

@@ -14,9 +14,8 @@ Nothing is asked before `--accept-cost`. A server that wants a key gets the one 
 environment variable JUDGE_API_KEY; it is written nowhere. Answers are kept one by one
 in judgements_<method>_<set>.jsonl; the same command goes on where it stopped, and asks
 those again that failed. A call that fails keeps its question in the denominator.
-
-`huggingface_hub.InferenceClient` is not used: it reads answers of any length and sends
-the user's own hub token to any address where no key is given.
+(huggingface_hub's client would read answers of any length, and send the user's own hub
+token to any address.)
 """
 
 import argparse

@@ -29,6 +29,7 @@ from lib.paths import require
 
 VARIANTS = ("own", "other", "none")  # whose reasoning a reader gets
 READERS = ("base", "own")
+BATCH = 8  # questions read at once
 PACK_TOKENS = 16384  # of one forward pass, padding included
 LETTER_TOKENS = 4  # tokens of a letter at most; no others meet the vocabulary
 
@@ -55,7 +56,6 @@ def readings(
     questions: Sequence[Question],
     predictions: Sequence[Mapping],
     path: str | Path,
-    batch_size: int = 8,
 ) -> list[dict]:
     """What a reader answers to each prediction's reasoning; also written to `path`.
 
@@ -74,7 +74,7 @@ def readings(
             f"{item.id}\n{item.prompt}\n{item.reasonings['own']}\n" for item in items
         ]
         read = {"reader": models.fingerprint(model), "read": resume.digest(texts)}
-        return read | {"batch_size": batch_size}
+        return read | {"batch_size": BATCH}
 
     def read(batches: Sequence[Sequence[Item]]) -> Iterator[list[dict]]:
         # Not in the threads below: a tokenizer that pads in one and not in another
@@ -84,7 +84,7 @@ def readings(
             each = evaluate.on_each_core if model.device.type == "cpu" else map
             yield from each(lambda batch: _read(model, *batch), encoded)
 
-    return resume.finish(Path(path), items, settings, read, "read for", batch_size)
+    return resume.finish(Path(path), items, settings, read, "read for", BATCH)
 
 
 def read_run(

@@ -13,9 +13,8 @@ Levels, after section 3 of arXiv 2503.24376: training and L1 share environments 
 families (daily life), L2 has new environments, L3 new environments, all four domains
 and verb combinations that occur nowhere else. Same arguments, same bytes.
 
-The reasoning in training_with_cot comes from a simulated teacher that overlooks each
-step with probability 0.08 and is hasty in 15 % of its answers; like the paper's
-distilled data it is kept only where its answer is right.
+The reasoning in training_with_cot comes from a simulated teacher that overlooks some
+steps and is sometimes hasty; like the paper's, it is kept where its answer is right.
 """
 
 import os

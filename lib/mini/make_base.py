@@ -1,10 +1,9 @@
 """Make the mini base checkpoint, as was done once: `python -m lib.mini base`.
 
-Phases: the vision tower by itself; text drills that tie a step to its option letter,
-with captions; simple questions; everything, with mixed-quality planning questions
-(`lib/mini/base_lessons.py`); drills until the letters are solid; everything again. The
-loss is taken on responses only. It takes about 40 minutes on two idle cores. Each phase
-starts a fresh optimizer, so an interrupted run goes on with the phase it was in.
+Phases (`lib/mini/base_lessons.py`): the vision tower by itself; text drills that tie a
+step to its option letter, with captions; simple questions; everything; drills until the
+letters are solid; everything again. The loss is taken on responses only. It takes about
+40 minutes on two idle cores; an interrupted run goes on with the phase it was in.
 
 What comes out is an ordinary Qwen2-VL folder: config, generation config, safetensors,
 byte-level BPE with Qwen2-VL's special tokens, image and video processors and the chat
@@ -100,19 +99,6 @@ HEAD = 0  # of 4, the one that learns where to look
 _STATED = (-5, -4)
 
 
-def make(folder: Path, batch: int, lr: float, seed: int, command: str) -> None:
-    """Train into `folder`, and write how: manifest.json."""
-    progress = pretrain(folder, batch, lr, seed)
-    given = {"batch": batch, "lr": lr, "seed": seed}
-    found = {
-        "threads": torch.get_num_threads(),
-        "model_sha256": records.sha256(folder / "model.safetensors"),
-        "environment": records.environment(),
-    }
-    manifest = progress | {"command": command, "schedule": PHASES} | given | found
-    records.write_json(folder / "manifest.json", manifest)
-
-
 def corpus(seed: int) -> list[str]:
     """Text the tokenizer is trained on: every word of the world is among it."""
     rng, text = random.Random(f"corpus/{seed}"), []
@@ -176,8 +162,8 @@ def pick_loss(model, processor, inputs, letters, look: bool) -> torch.Tensor:
     return loss + binding_loss(model, processor, inputs, **kept)
 
 
-def pretrain(folder: Path, batch: int, lr: float, seed: int) -> dict:
-    """Train into `folder`; returns {"phases", "seconds", "losses"} of the whole run."""
+def make(folder: Path, batch: int, lr: float, seed: int, command: str) -> None:
+    """Train into `folder`, and write how: manifest.json."""
     record = folder / "manifest.json"
     if not record.exists():
         build(folder, corpus(seed), seed)
@@ -193,7 +179,13 @@ def pretrain(folder: Path, batch: int, lr: float, seed: int) -> dict:
         progress["phases"] = phase + 1
         model.save_pretrained(folder)
         records.write_json(record, progress)
-    return progress
+    given = {"schedule": PHASES, "batch": batch, "lr": lr, "seed": seed}
+    found = {
+        "threads": torch.get_num_threads(),
+        "model_sha256": records.sha256(folder / "model.safetensors"),
+        "environment": records.environment(),
+    }
+    records.write_json(record, progress | {"command": command} | given | found)
 
 
 def train_phase(model, processor, phase: int, batch: int, lr: float, seed: int):

@@ -109,15 +109,15 @@ def in_jupyter(browser: Browser, run: Path) -> Named:
         (kit / "outputs" / "data").symlink_to(run.resolve().parent / "data")
         with jupyter.lab(kit, Path(folder) / "home") as lab:
             ready = partial(in_lab, browser, lab, kit, run)
-            cell = ready("03_grpo", "browser_rollouts").run_up_to("browser.rollouts(")
+            # 05 first: it refuses a run whose figures 03 has drawn anew.
+            notebook = ready("05_analysis", "browser_questions")
+            cell = notebook.run_up_to("browser.questions(")
+            yield "browser_questions", picture_of(cell)
+            notebook = ready("03_grpo", "browser_rollouts")
+            cell = notebook.run_up_to("browser.rollouts(")
             for _ in range(2):
                 jupyter.press_next(cell)
             yield "browser_rollouts", picture_of(cell)
-            notebook = ready("05_analysis", "browser_questions")
-            yield (
-                "browser_questions",
-                picture_of(notebook.run_up_to("browser.questions(")),
-            )
             notebook = ready("03_grpo", "trained_live", run_name="trained_live")
             yield "training_live", training(notebook, kit / "outputs/trained_live")
 

@@ -23,7 +23,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -87,26 +86,12 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = LIMIT)
     return found
 
 
-@dataclass(frozen=True)
-class Lab:
-    """A JupyterLab that runs: its address, the token it asks for, what it shows."""
-
-    address: str
-    token: str
-    root: Path
-
-    def url(self, file: Path) -> str:
-        """Where a file below `root` opens, in a workspace of its own."""
-        path = quote(file.relative_to(self.root).as_posix())
-        workspace = f"{self.address}lab/workspaces/{quote(file.stem)}"
-        return f"{workspace}/tree/{path}?token={self.token}"
-
-
 @contextmanager
-def lab(root: Path, home: Path) -> Iterator[Lab]:
+def lab(root: Path, home: Path) -> Iterator[Callable[[Path], str]]:
     """A JupyterLab that shows `root` until the block ends; its kernels end with it.
 
-    Its settings, workspaces and runtime files lie below `home`, a new folder.
+    What it yields is where a file opens, in a workspace of its own. Its settings,
+    workspaces and runtime files lie below `home`, a new folder.
     """
     files = {home / "JUPYTER_CONFIG_DIR/jupyter_lab_config.json": SERVER}
     for name, values in SETTINGS.items():
@@ -117,18 +102,12 @@ def lab(root: Path, home: Path) -> Iterator[Lab]:
         path.write_text(json.dumps(content), encoding="utf-8")
     names = [f"JUPYTER_{name}_DIR" for name in ("CONFIG", "DATA", "RUNTIME")]
     names += [f"JUPYTERLAB_{name}_DIR" for name in ("SETTINGS", "WORKSPACES")]
-    token = secrets.token_hex(16)
-    given = {"HF_HUB_OFFLINE": "1", "JUPYTER_TOKEN": token}
-    given |= {name: str(home / name) for name in names}
+    token, places = secrets.token_hex(16), {name: str(home / name) for name in names}
+    given = os.environ | places | {"HF_HUB_OFFLINE": "1", "JUPYTER_TOKEN": token}
     command = [sys.executable, "-m", "jupyterlab", "--allow-root", str(root)]
     with open(home / "server.log", "w", encoding="utf-8") as log:
-        server = subprocess.Popen(
-            command,
-            env=os.environ | given,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        output = {"stdout": log, "stderr": log, "start_new_session": True}
+        server = subprocess.Popen(command, env=given, **output)
 
     def said() -> re.Match | None:
         """Its address, in the log once it has started: http://127.0.0.1:41371/."""
@@ -136,8 +115,13 @@ def lab(root: Path, home: Path) -> Iterator[Lab]:
         assert server.poll() is None, f"JupyterLab ended: {log[-3000:]}"
         return re.search(r"(http://127\.0\.0\.1:\d+/)lab\?token=\.\.\.\n", log)
 
+    def url(file: Path) -> str:
+        path = quote(file.relative_to(root).as_posix())
+        return f"{address}lab/workspaces/{quote(file.stem)}/tree/{path}?token={token}"
+
     try:
-        yield Lab(wait_for(said, "JupyterLab has not started")[1], token, root)
+        address = wait_for(said, "JupyterLab has not started")[1]
+        yield url
     finally:
         server.send_signal(signal.SIGTERM)  # ends the kernels as well
         with suppress(subprocess.TimeoutExpired):
@@ -159,10 +143,10 @@ def chromium() -> Iterator[Browser]:
 class Notebook:
     """A notebook in JupyterLab as one meets it: its cells, the menu, the toolbar."""
 
-    def __init__(self, page: Page, lab: Lab, file: Path):
+    def __init__(self, page: Page, lab: Callable[[Path], str], file: Path):
         self.page, self.file = page, file
         page.set_default_timeout(LIMIT * 1000)
-        page.goto(lab.url(file))
+        page.goto(lab(file))
         self.panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
         self.cells, count = self.panel.locator(".jp-Cell"), len(cells_of(file))
         wait_for(lambda: self.cells.count() == count, f"{file} does not open")
@@ -219,7 +203,7 @@ class Notebook:
         for entry in (above, own):
             self.select(text)
             self.run(entry)
-            assert self.errors() == []
+            assert not (found := self.errors()), found
         return self.cell(text)
 
     def interrupt(self) -> None:

@@ -171,6 +171,14 @@ def test_an_interrupt_says_where_the_cell_goes_on(watched, tmp_path, capsys):
     assert folder.exists(), "it only looks"
 
 
+def test_a_log_that_was_begun_anew_hides_no_error(watched, tmp_path):
+    write_jsonl(tmp_path / LOG, grpo_log(3))
+    with pytest.raises(ValueError), live.curves(tmp_path, "grpo", total=9):
+        (tmp_path / LOG).unlink()
+        raise ValueError
+    assert watched.words()[-1] == "GRPO made no new step: stopped by ValueError"
+
+
 @pytest.mark.parametrize("rows", [5, 0])
 def test_an_interrupt_before_any_checkpoint_starts_over(screen, tmp_path, capsys, rows):
     interrupted(tmp_path, rows)

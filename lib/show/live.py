@@ -66,7 +66,7 @@ def curves(run: Path, label: str, total: int) -> Iterator[None]:
         if thread.is_alive():
             thread.join()
         rows = read_rows(log)
-        if rows != before:
+        if rows and rows != before:
             cell.draw(rows, state)
         elif cell.handle is not None:
             cell.show(f"{LABELS[label]} made no new step{state}")

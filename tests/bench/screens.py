@@ -13,7 +13,8 @@ import argparse
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -107,26 +108,26 @@ def in_jupyter(browser: Browser, run: Path) -> Named:
         shutil.copytree(run, kit / "outputs" / run.name, ignore=left_out)
         (kit / "outputs" / "data").symlink_to(run.resolve().parent / "data")
         with jupyter.lab(kit, Path(folder) / "home") as lab:
-            notebook = in_lab(browser, lab, run, "03_grpo", "browser_rollouts")
+            ready = partial(in_lab, browser, lab, kit, run)
+            # 05 first: it refuses a run whose figures 03 has drawn anew.
+            notebook = ready("05_analysis", "browser_questions")
+            cell = notebook.run_up_to("browser.questions(")
+            yield "browser_questions", picture_of(cell)
+            notebook = ready("03_grpo", "browser_rollouts")
             cell = notebook.run_up_to("browser.rollouts(")
             for _ in range(2):
                 jupyter.press_next(cell)
             yield "browser_rollouts", picture_of(cell)
-            notebook = in_lab(browser, lab, run, "05_analysis", "browser_questions")
-            cell = notebook.run_up_to("browser.questions(")
-            yield "browser_questions", picture_of(cell)
-            notebook = in_lab(browser, lab, run, "03_grpo", "trained_live")
+            notebook = ready("03_grpo", "trained_live", run_name="trained_live")
             yield "training_live", training(notebook, kit / "outputs/trained_live")
 
 
 def in_lab(
-    browser: Browser, lab: jupyter.Lab, run: Path, name: str, copy: str
+    browser: Browser, lab: Callable, kit: Path, run: Path, name: str, copy: str, **more
 ) -> jupyter.Notebook:
-    """Today's notebook with the parameters that its executed copy was given; what is
-    to train anew has a run of its own."""
+    """Today's notebook with the parameters that its executed copy was given."""
     given = records.read_json(run / f"{name}.ipynb")["metadata"]["papermill"]
-    own = {"run_name": copy} if copy == "trained_live" else {}
-    file = jupyter.copied(lab.root, name, copy, **given["parameters"] | own)
+    file = jupyter.copied(kit, name, copy, **given["parameters"] | more)
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
     return jupyter.Notebook(page, lab, file)
 

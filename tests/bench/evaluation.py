@@ -6,9 +6,9 @@ The loop is what the paper's released inference does (arXiv 2503.24376, infer.py
 a question, decode its clip, preprocess, generate, take the next. The kit sorts
 questions by shape and answers a batch of like ones at a time, a batch on each core.
 As in 04_eval the questions are asked three times, of base, SFT and GRPO, for which one
-model (the mini base) stands here: the loop decodes a clip for each, the kit once. Same
-model, same MiniPlan questions, greedy both: the completions must be equal. Runs
-alternate in one process, and no clip is in memory when one begins.
+model (the mini base) stands here: the loop decodes a clip and runs the vision tower for
+each, the kit once. Same model, same MiniPlan questions, greedy both: the completions
+must be equal. Runs alternate in one process, and no clip is in memory when one begins.
 """
 
 import argparse

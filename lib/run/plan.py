@@ -278,6 +278,7 @@ def measured_elsewhere(
             if alike(values, theirs, stage):
                 own = [part for part in parts if part.stage == stage]
                 at = f"measured on {cost['device']} with random weights"
+                at += "" if stage == "SFT" else ", an earlier, slower token loop"
                 if stage == "evaluation":
                     at += f", {cost['work']['eval_batch']} at a time"
                 found[stage] = sum(seconds(part, took) for part in own) / 3600, at

@@ -49,6 +49,7 @@ def performance(folder: str | Path) -> str:
         grid([STEP_HEAD, *(row for own in steps.values() for row in step_rows(own))]),
         step_caption(*steps.values()),
         "",
+        decoding_sentence(read_json(folder / "bench_decoding.json")),
         evaluation_sentence(read_json(folder / "bench_evaluation.json")),
         frames_sentence(read_json(folder / "bench_frame_store.json")),
         kills_sentence(read_json(folder / "bench_kills.json")),
@@ -93,6 +94,24 @@ def step_caption(record: Mapping, mini: Mapping) -> str:
         f"differ by at most {apart:.0e} relative. 883 prompt tokens are the paper's "
         "shape, on a small model with random weights; 170 are the mini run's, on the "
         f"mini base and with 8 prompts a step (`tests/bench/grpo_step.py`). {SHARED}"
+    )
+
+
+def decoding_sentence(record: Mapping) -> str:
+    """The token step against the loop over the model's modules before it."""
+    cases = [
+        f"{_spread(case['tokens'])} times for {name}, "
+        f"{case['operations']['engine']:,} operations a token step instead of "
+        f"{case['operations']['before']:,}"
+        for name, case in record["cases"].items()
+    ]
+    (deep,) = (c["compiled"] for c in record["cases"].values() if "compiled" in c)
+    return (
+        "Tokens are drawn faster than by a loop over the model's modules, behind the "
+        f"prefill and on one thread of a CPU: {'; '.join(cases)}. torch.compile makes "
+        f"the last {_spread(deep['tokens'])}, after {deep['seconds_once']:.0f} s of "
+        "compiling, which no run of the kit on a CPU would win back "
+        "(`tests/bench/decoding.py`)."
     )
 
 
@@ -202,10 +221,11 @@ def measured_note(costs: Mapping[str, Mapping]) -> str:
         "within 15 % of every measured peak (`tests/test_plan.py`); it is of tensors "
         "alone, and plans more for SFT than was measured here, because a step of the "
         f"params files holds the inputs of 128 demonstrations and not of "
-        f"{work['sft_accumulation']}. Drawing waits for the host to hand over its "
-        "kernels and not for the card: 2B takes as long as 7B, and a token of "
-        f"{work['eval_batch']} questions as long as one of "
-        f"{work['prompts'] * work['group']} rollouts (`tests/bench/cost.py`)."
+        f"{work['sft_accumulation']}. Tokens were drawn by an earlier loop, which "
+        "waited for the host to hand over its kernels and not for the card: 2B took as "
+        f"long as 7B, and a token of {work['eval_batch']} questions as long as one of "
+        f"{work['prompts'] * work['group']} rollouts. A token step has become one CUDA "
+        "graph since; no GPU has timed it yet (`tests/bench/cost.py`)."
     )
 
 

@@ -158,6 +158,26 @@ def test_a_seed_gives_the_same_completions_in_every_batch(model, several):
     assert len({len(row) for group in apart for row in group}) > 2
 
 
+@pytest.mark.parametrize("at_once", [2, 4, None])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_steps_of_a_fixed_shape_draw_the_same(
+    model, several, monkeypatch, at_once, temperature
+):
+    """As on a GPU: whole completions wait for the next look, batches shrink by half."""
+    _, prompts = several
+    ends = (5, 9, 11, 20, 30, 77)
+    settings = decoding(model, temperature=temperature, end_ids=ends, max_tokens=13)
+    found = []
+    for fixed in (False, True):
+        monkeypatch.setattr(rollouts, "has_fixed_shapes", lambda device: fixed)  # noqa: B023
+        torch.manual_seed(0)
+        with rollouts.generating(model):
+            found.append(rollouts.decode(model, prompts, 5, settings, at_once))
+    assert found[0] == found[1]
+    lengths = {len(row) for group in found[0] for row in group}
+    assert max(lengths) == 13 and (len(lengths) > 2 or not temperature)
+
+
 KINDS = {  # how far the log-probability of a drawn token may be from the update's
     "LoRA": (1e-5, {}),
     "LoRA on NF4": (1e-4, {"quantize": True}),

@@ -28,8 +28,7 @@ from transformers.generation import (
 )
 
 FREE = -1  # a slot without a prompt
-# Token steps between two looks at which groups have ended; a look waits for the GPU.
-STEPS_A_LOOK = {"cpu": 1, "cuda": 8}
+STEPS_A_LOOK = 8  # at which groups have ended: on a GPU each look waits for it
 
 
 @dataclass(frozen=True)
@@ -118,18 +117,24 @@ def decode(
         if free and not slots.waiting and slots.shrink():
             step = None
         step = step or step_of(language, slots)
-        for _ in range(STEPS_A_LOOK[base.device.type]):
+        for _ in range(STEPS_A_LOOK if slots.fixed else 1):
             step()
+
+
+def has_fixed_shapes(device) -> bool:
+    """Whether a token step there is captured, and so has one shape."""
+    return device.type == "cuda"
 
 
 def step_of(language: Language, slots: "Slots") -> Callable[[], None]:
     """The token step of these slots: on a GPU captured once, as a CUDA graph."""
-    if slots.at.device.type == "cpu":
-        return lambda: slots.draw(language(slots, int(slots.at.max())))
 
     def step():
-        slots.draw(language(slots, slots.decoding.max_tokens))
+        length = slots.decoding.max_tokens if slots.fixed else int(slots.at.max())
+        slots.draw(language(slots, length))
 
+    if not slots.at.is_cuda:
+        return step
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -156,6 +161,7 @@ class Slots:
 
     def __init__(self, base, prompts, count: int, decoding: Decoding, size: int):
         self.base, self.prompts, self.decoding = base, prompts, decoding
+        self.fixed = has_fixed_shapes(base.device)
         self.filters = _filters(decoding, base.device)
         self.ends = torch.tensor(decoding.end_ids, device=base.device)
         self.waiting = list(range(len(prompts)))
@@ -224,17 +230,20 @@ class Slots:
         """Draw the next token of the completions in `rows` (all) from [B, G, V]."""
         if rows is None:
             rows = torch.arange(len(self.at), device=self.at.device)
-        at = self.at[rows].clamp(max=self.decoding.max_tokens - 1)  # of a free slot
+        length = self.decoding.max_tokens
+        at = self.at[rows].clamp(max=length - 1)
         scores = self.filters(None, logits.float().flatten(0, 1))
         if self.chances is None:
             token = scores.argmax(-1)
         else:
             token = _at_chance(scores, self.chances[self.asked[rows], :, at].flatten())
             self.broken |= scores.isnan().any()
-        done = self.done[rows]
-        token = token.view(done.shape).masked_fill(done, self.decoding.pad_id)
+        # A whole completion stays as it is until somebody looks.
+        whole = self.done[rows] | (self.at[rows] == length)[:, None]
+        token = token.view(whole.shape)
+        token = torch.where(whole, self.drawn[rows, :, at], token)
         self.drawn[rows, :, at] = token
-        self.done[rows] = done | torch.isin(token, self.ends)
+        self.done[rows] |= torch.isin(token, self.ends)
         self.at[rows] = at + 1
 
     def ended(self) -> list[int]:
@@ -256,7 +265,7 @@ class Slots:
         A captured step has fixed shapes, and capturing another one takes its time.
         """
         kept = [row for row, held in enumerate(self.held) if held != FREE]
-        if self.at.is_cuda and 2 * len(kept) > len(self.held):
+        if self.fixed and 2 * len(kept) > len(self.held):
             return False
         rows = torch.tensor(kept, device=self.at.device)
         for name in self.PER_SLOT:

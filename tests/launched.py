@@ -17,6 +17,14 @@ def process() -> int:
     return int(os.environ["RANK"])
 
 
+def is_running(pid: int) -> bool:
+    """False for a process that is gone or a zombie nobody has waited for."""
+    with suppress(FileNotFoundError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"
+    return False
+
+
 def facts(folder: Path) -> dict:
     """What a process is told; each leaves its own in a file, the first returns it."""
     told = {

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from lib.run import launch
 from lib.run.pipeline import OwnKernel
 from lib.train import reward_stages, rewards, sft
 from tests import launched, two_processes
+from tests.launched import is_running
 
 SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 HANG = 120  # seconds; an idle machine needs 5
@@ -82,19 +82,12 @@ def waiting_processes(folder):
     return pids
 
 
-def alive(pid):
-    with suppress(FileNotFoundError):
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"
-    return False
-
-
 def assert_gone(pids):
     """Within some seconds; what is left is ended, so that no test leaves anything."""
     until = time.monotonic() + 20
-    while any(map(alive, pids)) and time.monotonic() < until:
+    while any(map(is_running, pids)) and time.monotonic() < until:
         time.sleep(0.02)
-    left = [pid for pid in pids if alive(pid)]
+    left = [pid for pid in pids if is_running(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []
@@ -126,18 +119,21 @@ def test_a_bar_moves_in_one_place_and_the_first_process_talks(kernel):
     assert result["data"]["text/plain"] == "'result'"
 
 
-def test_the_failing_process_tells_why(kernel):
-    *_, error = kernel.call("fail")
-    assert error["ename"] == "ChildFailed"
-    wanted = r"fail failed: in process 1:\nTraceback .*\n"
-    wanted += r"  File .*launched\.py\", line \d+, in fail\n.*\n"
-    assert re.fullmatch(wanted + "ValueError: clip 7 is broken", error["evalue"])
-
-
-def test_a_killed_process_is_named(kernel):
-    *_, error = kernel.call("vanish")
-    assert error["ename"] == "ChildFailed"
-    assert "process 1 was ended by SIGKILL" in error["evalue"]
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "fail",
+            r"fail failed: in process 1:\nTraceback .*\n"
+            r"  File .*launched\.py\", line \d+, in fail\n.*\n"
+            "ValueError: clip 7 is broken$",
+        ),
+        ("vanish", "process 1 was ended by SIGKILL"),
+    ],
+)
+def test_the_process_that_fails_is_named_with_its_reason(kernel, name, told):
+    *_, error = kernel.call(name)
+    assert error["ename"] == "ChildFailed" and re.search(told, error["evalue"])
 
 
 def test_interrupting_the_cell_leaves_no_process(kernel, folder):
@@ -265,14 +261,11 @@ def test_two_processes_train_the_adapter_of_one(
 # What it refuses
 
 
-def test_rewards_can_be_sent():
+def test_it_refuses_what_others_could_not_find(tmp_path):
     line = "format until 0.9 over 10 | accuracy + 0.5 consistency"
     sent = pickle.loads(pickle.dumps(reward_stages.read_rewards(line)))
     assert sent == reward_stages.read_rewards(line)
     assert sent["accuracy"] is rewards.REWARDS["accuracy"]
-
-
-def test_it_refuses_what_others_could_not_find(tmp_path):
     with pytest.raises(ValueError, match="at the top level of a module of lib/"):
         launch.call(tmp_path, 2, "", print, lambda text, question: 1.0)
     with pytest.raises(ValueError, match="num_processes = 0"):

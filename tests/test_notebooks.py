@@ -30,27 +30,18 @@ def code(notebook):
 
 def test_the_first_five_are_there_in_order():
     assert [path.stem for path in notebook_paths()][: len(NAMES)] == NAMES
+    assert declarations(notebook_paths())  # shared ones mean the same
 
 
-def test_it_opens_with_a_title(notebook):
-    first = notebook.cells[0]
+def test_it_is_clean(notebook, code):
+    """A title first, no outputs, ids of one cell each, and a kernel by name: plain
+    papermill, without our pipeline, starts nothing otherwise."""
+    first, ids = notebook.cells[0], [cell["id"] for cell in notebook.cells]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
-
-
-def test_it_is_stripped(code):
-    assert code
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
-
-
-def test_it_names_its_kernel(notebook):
-    """Plain papermill, without our pipeline, starts nothing otherwise."""
+    assert len(set(ids)) == len(ids)
     kernel = notebook.metadata.kernelspec
     assert (kernel.name, kernel.language) == ("python3", "python")
-
-
-def test_cell_ids_are_unique(notebook):
-    ids = [cell["id"] for cell in notebook.cells]
-    assert len(set(ids)) == len(ids)
 
 
 def test_cells_are_short(code):
@@ -86,25 +77,14 @@ def test_parameters_and_imports_are_folded_on_pages(code):
         assert tag in cell.metadata["tags"]
 
 
-def test_it_declares_its_parameters(path):
+def test_papermill_reads_the_same_parameters(path):
+    """An equals sign in a comment would hide a line from `--help-notebook`, and IPython
+    takes `run: str = ...` for the magic %run."""
     parameters = declared(path)
     assert parameters["run_name"].default == "smoke"
-
-
-def test_papermill_reads_the_same_parameters(path):
-    """An equals sign in a comment would hide a line from `--help-notebook`."""
-    assert list(papermill.inspect_notebook(path)) == list(declared(path))
-
-
-def test_no_parameter_is_a_magic_word(path):
-    """IPython takes `run: str = ...` for the magic %run."""
+    assert list(papermill.inspect_notebook(path)) == list(parameters)
     magics = InteractiveShell.instance().magics_manager.magics["line"]
-    assert "run" in magics
-    assert set(declared(path)) & set(magics) == set()
-
-
-def test_shared_parameters_agree():
-    assert declarations(notebook_paths())
+    assert "run" in magics and set(parameters) & set(magics) == set()
 
 
 def test_the_evaluation_shows_rows_of_a_model_that_was_asked():

@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from lib.paths import ROOT
+from tests.launched import is_running
 
 MODULES = [
     *("__init__", "chain", "paths", "records", "run_files", "markup"),
@@ -49,7 +51,7 @@ class Kit:
         (self.root / name).write_text(text)
         return name
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
+    def start(self, *arguments: str, before=None, **environment) -> subprocess.Popen:
         return subprocess.Popen(
             [sys.executable, "-m", "lib.run", *arguments],
             cwd=self.root,
@@ -57,9 +59,10 @@ class Kit:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=before,
         )
 
-    def run(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    def run(self, *arguments: str, **environment) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
         process = self.start(*arguments, **environment)
         out, err = process.communicate(timeout=120)
@@ -78,7 +81,11 @@ class Kit:
 
 @pytest.fixture
 def kit(tmp_path) -> Kit:
-    return Kit(tmp_path)
+    """With a run `a` of one notebook."""
+    made = Kit(tmp_path)
+    made.notebook("01_one", noting("one"))
+    made.params("run_name: a\n")
+    return made
 
 
 def noting(text: str) -> str:
@@ -87,9 +94,7 @@ def noting(text: str) -> str:
 
 
 def test_a_finished_notebook_runs_again_only_if_its_inputs_change(kit):
-    kit.notebook("01_one", noting("one"))
     kit.notebook("02_two", noting("two:{lr}"), parameters="lr: float = 0.5  # rate")
-    kit.params("run_name: a\n")
     code, out, err = kit.run("a.yaml")
     assert code == 0, err
     assert f"the results are in {kit.output('a')}" in out
@@ -127,7 +132,6 @@ def test_the_kernel_is_ours_whatever_python3_is_registered_as(kit):
         "json.dump(seen, open('../seen.json', 'w'))"
     )
     kit.notebook("01_one", cell)
-    kit.params("run_name: a\n")
     path = str(kit.root / "jupyter")
     code, _, err = kit.run("a.yaml", JUPYTER_PATH=path, PYTHONHASHSEED="7")
     assert code == 0, err
@@ -136,10 +140,8 @@ def test_the_kernel_is_ours_whatever_python3_is_registered_as(kit):
 
 
 def test_a_failing_cell_is_shown_and_what_was_finished_is_kept(kit):
-    kit.notebook("01_one", noting("one"))
     kit.notebook("02_two", "rate = 1 / 0  # the failing cell")
     kit.notebook("03_three", noting("three"))
-    kit.params("run_name: a\n")
     code, out, err = kit.run("a.yaml")
     assert code == 1 and "finished" not in out
     report = err[err.index("failed:") :]
@@ -158,31 +160,30 @@ def test_a_failing_cell_is_shown_and_what_was_finished_is_kept(kit):
 
 def test_a_dead_kernel_is_a_failure(kit):
     kit.notebook("01_one", "import os\nos.kill(os.getpid(), 9)")
-    kit.params("run_name: a\n")
     code, _, err = kit.run("a.yaml")
     assert code == 1
     assert "    os.kill(os.getpid(), 9)\n" in err and "out of memory" in err
 
 
 def test_only_the_notebooks_that_are_named_run(kit):
-    for name in ("01_one", "02_two", "03_three"):
+    """And without the analysis there is no report."""
+    write_report_module(kit)
+    for name in ("02_two", "05_analysis"):
         kit.notebook(name, noting(name))
-    kit.params("run_name: a\nnotebooks: [03_three, 01_one]\n")
-    code, _, err = kit.run("a.yaml")
-    assert code == 0, err
-    assert kit.ledger() == ["01_one", "03_three"]
+    kit.params("run_name: a\nnotebooks: [02_two, 01_one]\n")
+    code, out, err = kit.run("a.yaml")
+    assert code == 0 and "to read" not in out, err
+    assert kit.ledger() == ["one", "02_two"]
     kit.forget()
     code, _, err = kit.run("a.yaml")
     assert (code, kit.ledger()) == (0, []), err
 
 
 def test_a_killed_run_goes_on_with_the_notebook_it_was_in(kit):
-    kit.notebook("01_one", noting("one"))
     wait = "import os, pathlib, time\nwhile not pathlib.Path('../go').exists():\n"
     kit.notebook(
         "02_two", noting("pid{__import__('os').getpid()}"), wait + "    time.sleep(0.1)"
     )
-    kit.params("run_name: a\n")
     process = kit.start("a.yaml")
     wait_until(lambda: len(kit.ledger()) == 2)
     process.send_signal(signal.SIGKILL)
@@ -211,8 +212,6 @@ def test_faults_stop_everything_before_it_starts(kit):
 
 
 def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
-    kit.notebook("01_one", noting("one"))
-    kit.params("run_name: a\n")
     assert kit.run("a.yaml")[0] == 0
     old = kit.output("a") / "metrics.json"
     old.touch()
@@ -234,8 +233,6 @@ def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
 
 
 def test_fresh_leaves_alone_what_is_no_run(kit):
-    kit.notebook("01_one", noting("one"))
-    kit.params("run_name: a\n")
     kept = kit.output("a") / "metrics.json"
     kept.parent.mkdir(parents=True)
     kept.touch()
@@ -247,7 +244,6 @@ def test_fresh_leaves_alone_what_is_no_run(kit):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_is_told_to_end_takes_its_kernel_along(kit, how):
     sleeping_notebook(kit)
-    kit.params("run_name: a\n")
     process = kit.start("a.yaml")
     wait_until(lambda: kit.ledger())
     process.send_signal(how)
@@ -279,20 +275,6 @@ def sleeping_notebook(kit, parameters: str = "") -> None:
     kit.notebook("01_one", noted, wait + "    time.sleep(0.1)", parameters=parameters)
 
 
-def limited(kit, kind: int, most: int) -> tuple[int, str]:
-    """Exit code and standard error of a run under a limit of the system."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lib.run", "a.yaml"],
-        cwd=kit.root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(kind, (most, most)),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stderr
-
-
 @pytest.mark.parametrize(
     ("kind", "most", "cell", "told"),
     [
@@ -315,8 +297,8 @@ def limited(kit, kind: int, most: int) -> tuple[int, str]:
 )
 def test_what_the_system_lacks_is_said_in_one_sentence(kit, kind, most, cell, told):
     kit.notebook("01_one", noting("one"), cell)
-    kit.params("run_name: a\n")
-    code, err = limited(kit, kind, most)
+    limit = partial(resource.setrlimit, kind, (most, most))
+    code, _, err = kit.run("a.yaml", before=limit)
     assert code == 1 and told in err and "Traceback" not in err
     assert err.strip().splitlines()[-1].endswith("then run it again")
     kit.notebook("01_one", noting("one"), cell.replace("2**18", "9").replace("33", "3"))
@@ -324,8 +306,6 @@ def test_what_the_system_lacks_is_said_in_one_sentence(kit, kind, most, cell, to
 
 
 def test_a_place_that_cannot_be_written_is_named(kit):
-    kit.notebook("01_one", noting("one"))
-    kit.params("run_name: a\n")
     kit.output(".a.lock").mkdir(parents=True)  # as root may write anywhere else
     code, _, err = kit.run("a.yaml")
     assert code == 1 and f"{kit.output('.a.lock')}: " in err and "Traceback" not in err
@@ -341,7 +321,6 @@ def test_a_name_with_braces_is_a_folder_as_any_other(kit):
 
 def test_no_escape_of_the_data_reaches_the_terminal(kit):
     kit.notebook("01_one", "raise ValueError('\\x1b]0;title\\x07' + chr(155))")
-    kit.params("run_name: a\n")
     code, _, err = kit.run("a.yaml")
     last = err.strip().splitlines()[-1]
     assert (code, last) == (1, r"ValueError: \x1b]0;title\x07\x9b")
@@ -365,9 +344,7 @@ def write_report_module(kit):
 def test_a_run_with_an_analysis_ends_with_its_report(kit):
     write_report_module(kit)
     early = "open(f'../outputs/{run_name}/report.html', 'w').close()"
-    kit.notebook("01_one", noting("one"))
     kit.notebook("05_analysis", noting("five"), early)
-    kit.params("run_name: a\n")
     written = "report:01_one,05_analysis"
     code, out, err = kit.run("a.yaml")
     assert (code, kit.ledger()) == (0, ["one", "five", written]), err
@@ -394,24 +371,15 @@ def test_a_run_with_an_analysis_ends_with_its_report(kit):
 
 def test_a_sweep_writes_the_report_that_a_finished_run_lacks(kit):
     write_report_module(kit)
+    written = "report:01_one,05_analysis"
     kit.notebook("05_analysis", noting("{seed}"), parameters="seed: int = 0  # any")
     kit.params("sweep: {seed: [1]}\n", "seeds.yaml")
     assert kit.run("seeds.yaml")[0] == 0
-    assert kit.ledger() == ["1", "report:05_analysis"]
+    assert kit.ledger() == ["one", "1", written]
     (kit.output("seeds-seed=1") / "report.html").unlink()
     kit.forget()
     assert kit.run("seeds.yaml")[0] == 0
-    assert kit.ledger() == ["report:05_analysis"]
-
-
-def test_without_an_analysis_there_is_no_report(kit):
-    write_report_module(kit)
-    kit.notebook("01_one", noting("one"))
-    kit.notebook("05_analysis", noting("five"))
-    kit.params("run_name: a\nnotebooks: [01_one]\n")
-    code, out, err = kit.run("a.yaml")
-    assert (code, kit.ledger()) == (0, ["one"]), err
-    assert "to read" not in out
+    assert kit.ledger() == [written]
 
 
 METRICS = """
@@ -464,12 +432,3 @@ def wait_until(condition, seconds: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.1)
-
-
-def is_running(pid: int) -> bool:
-    """False for a process that is gone or a zombie nobody has waited for."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"

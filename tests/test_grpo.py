@@ -217,18 +217,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(finished, tmp_path):
     assert_same_run(tmp_path, finished.run, "grpo")
 
 
-def test_a_run_killed_behind_its_last_step_only_needs_publishing(finished, tmp_path):
-    own = replace(finished, run=tmp_path)
-    work = tmp_path / "checkpoints" / "grpo"
-    checkpoints.write_settings(work / "grpo_settings.json", own.facts())
-    checkpoints.train(grpo.VideoGRPOTrainer(own))
-    assert (work / "checkpoint-4" / checkpoints.MARKER).exists()
-    before = (tmp_path / "rollouts.jsonl").read_bytes()
-    grpo.train(own)
-    assert (tmp_path / "rollouts.jsonl").read_bytes() == before
-    assert_same_run(tmp_path, finished.run, "grpo")
-
-
 def test_the_records_of_a_run(finished):
     log, rows = log_of(finished.run), rollouts_of(finished.run)
     assert [row["step"] for row in log] == [1, 2, 3, 4]

@@ -49,8 +49,7 @@ tqdm.auto.tqdm = tqdm.asyncio.tqdm
 # detects and at every change of the order of layers; only its errors concern us.
 logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 # TRL 1.16 and peft 0.21 still use this name of transformers, whatever we write.
-OLD_NAME = "`(is_)?gradient_checkpointing` is deprecated"
-warnings.filterwarnings("ignore", OLD_NAME, FutureWarning)
+warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
 
 # isort: split
 import peft  # noqa: E402

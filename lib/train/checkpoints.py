@@ -34,9 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-# TRL 1.16 and PEFT 0.21 still read names that transformers 5 calls deprecated; its
-# successor to the second would still send buffers once (ddp_broadcast_buffers).
-warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+# Its successor would still send the buffers once; see ddp_broadcast_buffers in task.py.
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"

@@ -33,22 +33,12 @@ def predictions(model, name, n, seed):
         style = "direct" if model == "base-direct" else "think"
         if style == "direct":
             completion = said
-        rows.append(
-            {
-                "id": f"{name}/{i}",
-                "level": name,
-                "domain": DOMAINS[i % 4] if name == "L3" else "Daily life",
-                "scenario": "tray",
-                "duration_group": (15, 60)[i % 2] if name == "general" else None,
-                "gold": gold,
-                "options": options,
-                "completion": completion,
-                **judged(completion, options, gold, style),
-                "truncated": cut_off,
-                "tokens": 15,
-                "error": None,
-            }
-        )
+        row = {"id": f"{name}/{i}", "level": name, "scenario": "tray"}
+        row["domain"] = DOMAINS[i % 4] if name == "L3" else "Daily life"
+        row["duration_group"] = (15, 60)[i % 2] if name == "general" else None
+        row |= {"gold": gold, "options": options, "completion": completion}
+        row |= judged(completion, options, gold, style)
+        rows.append(row | {"truncated": cut_off, "tokens": 15, "error": None})
     return rows
 
 

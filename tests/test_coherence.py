@@ -166,14 +166,12 @@ def test_the_base_reads_a_stated_step_and_nothing_from_no_reasoning(
     rows, path = predicted(items, say), tmp_path / "r.jsonl"
     read = readers.readings(model, processor, items, rows, path)
     wanted = ["ABCD"[stated[item.id]] for item in items]
-    found = {
-        whose: sum(
-            max(row[whose], key=row[whose].get) == letter
-            for row, letter in zip(read, wanted, strict=True)
-        )
-        for whose in ("own", "none")
-    }
-    assert found["own"] >= 9 and found["none"] <= 7  # of 12, 3 by chance
+
+    def agrees(whose):
+        found = [max(row[whose], key=row[whose].get) for row in read]
+        return sum(map(str.__eq__, found, wanted))
+
+    assert agrees("own") >= 9 and agrees("none") <= 7  # of 12, 3 by chance
 
 
 def test_readings_of_other_completions_are_refused(
@@ -314,9 +312,8 @@ def rows(asked, data, flawless, tmp_path_factory):
 
     ways = {"base": lambda item: f"<answer>{item.gold}</answer>", "sft": flawless}
     for label, say in (ways | {"grpo": faulty}).items():
-        records.write_jsonl(
-            run / f"predictions_{label}_L1.jsonl", predicted(items, say)
-        )
+        rows = predicted(items, say)
+        records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
     for label in ("sft", "grpo"):
         adapted = peft.get_peft_model(models.load_model(BASE), models.lora_config(2, 2))
         adapted.save_pretrained(run / "adapters" / label)

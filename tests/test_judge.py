@@ -3,13 +3,14 @@
 import json
 import re
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from made_run import predictions, write_run
 
 from lib import records
-from lib.data.questions import Question
 from lib.evaluate import evaluate, judge, tables
 from lib.evaluate.judge import Judge, JudgeError, carry_out, plan
 from lib.evaluate.readers import reasoning_of
@@ -21,17 +22,17 @@ class Server:
     """A chat server on loopback: a rule for a judge, and what goes wrong on the way.
 
     `faults` come before the next answers, one a request: a status, "stall", the bytes
-    of a reply or a text to say; `asked` are the prompts, `keys` the Authorization.
+    of a reply or a text to say; `bodies` are those asked, `keys` the Authorization.
     """
 
     def __init__(self):
-        self.faults, self.asked, self.keys, self.bodies = [], [], set(), []
+        self.faults, self.keys, self.bodies = [], set(), []
         self.lock, self.released = threading.Lock(), threading.Event()
         handler = type("Handler", (_Handler,), {"server_of": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        serve = self.http.serve_forever
-        threading.Thread(target=serve, args=(0.05,), daemon=True).start()
+        serve = partial(self.http.serve_forever, 0.05)
+        threading.Thread(target=serve, daemon=True).start()
 
     def close(self):
         self.released.set()
@@ -49,10 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
         server, key = self.server_of, self.headers.get("Authorization")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.path == "/v1/chat/completions"
-        prompt = body["messages"][0]["content"]
         with server.lock:
             fault = server.faults.pop(0) if server.faults else None
-            server.asked.append(prompt)
             server.bodies.append(body)
             server.keys.add(key)
         if fault == "stall":
@@ -62,7 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(fault, int):
             self._send(fault, json.dumps({"error": f"no, says {key}"}).encode())
         else:
-            self._send(200, reply(json.dumps(fault or verdict(prompt))))
+            said = fault or verdict(body["messages"][0]["content"])
+            self._send(200, reply(json.dumps(said)))
 
     def _send(self, status, data):
         self.send_response(status)
@@ -99,20 +99,10 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def asked(run):
-    fixed = dict.fromkeys(("answer", "goal", "domain", "scenario"), "")
-    fixed |= {"text": "What comes next?", "progress": (), "video": None, "image": None}
-    return {
-        row["id"]: Question(
-            id=row["id"],
-            level=name,
-            options=tuple(row["options"]),
-            gold=row["gold"],
-            **fixed,
-        )
-        for name in ("L1", "L3")
-        for row in predictions("base", name, 20, 0)
-    }
+def asked():
+    rows = [*predictions("base", "L1", 20, 0), *predictions("base", "L3", 20, 0)]
+    next_step = partial(SimpleNamespace, text="What comes next?")
+    return {row["id"]: next_step(options=tuple(row["options"])) for row in rows}
 
 
 @pytest.fixture
@@ -138,15 +128,14 @@ def test_every_completion_is_judged_once_by_what_it_says(
         expected = text is not None and verdict(text) == "Yes."
         assert said[row["id"]]["supports"] is expected
     assert any(row["first_letter"] is None for row in rows)  # for which nobody is asked
-    assert counts["yes"] + counts["no"] == counts["calls"] == len(server.asked)
+    assert counts["yes"] + counts["no"] == counts["calls"] == len(server.bodies)
     assert counts["failed"] == 0
     assert all(body["temperature"] == 0 for body in server.bodies)
     assert server.keys == {None}  # no key is sent that was not given
 
 
 def test_the_judge_sees_neither_gold_nor_method(run, asked):
-    rows = records.read_jsonl(run / "predictions_grpo_L1.jsonl")
-    for row in rows[:8]:
+    for row in records.read_jsonl(run / "predictions_grpo_L1.jsonl")[:8]:
         text = judge.text(asked[row["id"]], row)
         assert reasoning_of(row["completion"]) in text
         assert "grpo" not in text.lower()
@@ -178,12 +167,12 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     assert "up to 3 questions each of base, sft, grpo on L1" in shown.out
     assert "calls     9, each tried up to 3 times" in shown.out
     assert "--accept-cost" in shown.err
-    assert not server.asked and not list(run.glob("judgements_*"))
+    assert not server.bodies and not list(run.glob("judgements_*"))
     assert judge.main([*arguments, "--accept-cost"]) == 0
     assert "calls 9, yes 9" in capsys.readouterr().out
     assert server.keys == {f"Bearer {SECRET}"}
     assert judge.main([*arguments, "--accept-cost"]) == 0
-    assert len(server.asked) == 9
+    assert len(server.bodies) == 9
     assert SECRET not in "".join(path.read_text() for path in run.iterdir())
 
 
@@ -192,7 +181,7 @@ def test_a_passing_fault_is_tried_again(server, planned, fault):
     server.faults = [fault, fault]
     todo = planned(6)
     assert carry_out(todo)["failed"] == 0
-    assert len(server.asked) == len(todo.calls) + 2
+    assert len(server.bodies) == len(todo.calls) + 2
 
 
 @pytest.mark.parametrize(
@@ -235,7 +224,7 @@ def test_a_refusal_ends_it_at_once(server, planned, status, monkeypatch):
     with pytest.raises(JudgeError, match=judge.KEY) as error:
         carry_out(planned())
     assert SECRET not in str(error.value)
-    assert len(server.asked) < 5
+    assert len(server.bodies) < 5
 
 
 def test_a_judge_that_only_fails_is_given_up_and_goes_on_later(server, planned):
@@ -243,7 +232,7 @@ def test_a_judge_that_only_fails_is_given_up_and_goes_on_later(server, planned):
     todo = planned()
     with pytest.raises(JudgeError, match="10 calls in a row"):
         carry_out(todo)
-    assert len(server.asked) < len(todo.calls) / 2
+    assert len(server.bodies) < len(todo.calls) / 2
     server.faults = []
     assert carry_out(planned())["failed"] == 0
     assert not planned().jobs
@@ -251,13 +240,13 @@ def test_a_judge_that_only_fails_is_given_up_and_goes_on_later(server, planned):
 
 def test_a_killed_judge_goes_on_where_it_stopped(server, run, planned):
     carry_out(planned())
-    path, before = run / "judgements_sft_L3.jsonl", len(server.asked)
+    path, before = run / "judgements_sft_L3.jsonl", len(server.bodies)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:7]) + lines[7][:9])
     todo = planned()
     assert len(todo.jobs) == len(lines) - 7
     carry_out(todo)
-    assert len(server.asked) == before + len(todo.calls)
+    assert len(server.bodies) == before + len(todo.calls)
     rows = judged(run, "sft", "L3")
     assert sorted(row["id"] for row in rows) == sorted(f"L3/{i}" for i in range(20))
 
@@ -323,7 +312,7 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
     with pytest.raises(JudgeError) as caught:
         carry_out(planned(6))
     assert judge.KEY in str(caught.value) and key not in str(caught.value)
-    assert server.asked == [] and sorted(run.iterdir()) == before
+    assert server.bodies == [] and sorted(run.iterdir()) == before
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,15 @@ def decoding_sentence(record: Mapping) -> str:
         f"{case['operations']['before']:,}"
         for name, case in record["cases"].items()
     ]
+    apart = {dtype: own["most"] for dtype, own in record["mismatch"].items()}
     (deep,) = (c["compiled"] for c in record["cases"].values() if "compiled" in c)
     return (
         "Tokens are drawn faster than by a loop over the model's modules, behind the "
         f"prefill and on one thread of a CPU: {'; '.join(cases)}. torch.compile makes "
         f"the last {_spread(deep['tokens'])}, after {deep['seconds_once']:.0f} s of "
-        "compiling, which no run of the kit on a CPU would win back "
+        "compiling, which no run of the kit on a CPU would win back. The update scores "
+        f"a drawn token as it was drawn, to {apart['float32']:.0e} in float32 and to "
+        f"{apart['bfloat16']:.2f} in bfloat16, as log-probabilities at most "
         "(`tests/bench/decoding.py`)."
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lib.analysis import claims, plots, readme
 from lib.paths import resolve
+from lib.records import write_json
 
 COMMANDS = {
     "reference": "a small record of each finished run, a figure of several seeds",
@@ -75,7 +76,9 @@ def _carried_out(options: argparse.Namespace):
     elif options.command == "sweep":
         yield from (readme.write_sweep(run, out) for run in options.runs)
     else:
-        yield from (readme.write_reference(run, out) for run in options.runs)
+        for run in map(resolve, options.runs):
+            write_json(out / f"{run.name}.json", readme.reference_record(run))
+            yield out / f"{run.name}.json"
         seeds = readme.read_reference(out)
         if len(seeds) > 1:
             rows = readme.accuracies(readme.of_records(seeds))

@@ -22,14 +22,7 @@ supported if one is not, else undecidable if one is, else supported. One that
 
 The rule takes the paper's effect as known, which it is not, and does not correct for
 the number of comparisons: of 40 claims without any effect one comes out as supported.
-With one run the interval is that of other questions, not of other training seeds; the
-sentence then says so. The paper's own counts get the same rule, unpaired, and no size.
-
-    python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
-    python -m lib.analysis claims outputs/mini --only 7 14 --out FOLDER
-
-The second measures two claims and leaves the others as they were: those on sweeps rest
-on outputs/reference/sweeps alone.
+The paper's own counts get the same rule, unpaired, and no size.
 
 Example: of 40 questions GRPO alone is right on 14, SFT alone on 4: +25 points, interval
 +5 to +43, supported. With 5 and 4 it is +2.5 (-13 to +19), which holds both zero and
@@ -102,16 +95,15 @@ def measure(
     """One part of a claim on the records.
 
     Returns name, above, paper (see `published`), verdict, sentence, records (the files)
-    and, where those are there: effect, low, high, error, n, clusters, seeds, sets,
-    measure, discordant, power (to find the paper's effect; None unless it is above) and
-    detectable (the effect that would be found four times in five). For a paired
-    comparison paper_paired_power is what McNemar's test could have found with the
-    paper's n and size, had it had the discordance seen here.
+    and, where those are there, `Records.contrast`, power (to find the paper's effect;
+    None unless it is above) and detectable (the effect that would be found four times
+    in five). For a paired comparison paper_paired_power is what McNemar's test could
+    have found with the paper's n and size, had it had the discordance seen here.
     """
     above, paper = part.get("above", 0.0), published(claim, part)
     row = {"name": part["name"], "above": above, "paper": paper}
     try:
-        terms = _terms(part, records)
+        terms = records.terms(part["effect"])
         row |= records.contrast(terms, samples, seed)
     except Missing as missing:
         needs = f"{missing}; {claim['needs']['what']}, `{claim['needs']['command']}`"
@@ -125,7 +117,6 @@ def measure(
     if paper and paper["n"] and 0 < discordant >= abs(size):
         paired = stats.paired_power(size, discordant, paper["n"][0])
     return row | {
-        "sets": list(dict.fromkeys(term.set for term in terms)),
         "records": records.paths(terms),
         "verdict": verdict(row["low"], row["high"], above, size),
         "power": power,
@@ -133,14 +124,6 @@ def measure(
         "paper_paired_power": paired,
         "sentence": sentence(part, row),
     }
-
-
-def _terms(part: Mapping, records: Records) -> list[Term]:
-    """The terms of a part, `levels` as the levels that have records."""
-    terms = [Term.read(text) for text in part["effect"]]
-    spread = [term for term in terms if term.set == "levels"]
-    levels = records.levels(spread) if spread else []
-    return [one for term in terms for one in term.over(levels)]
 
 
 def verdict(low: float, high: float, above: float, size: float | None) -> str:
@@ -272,7 +255,7 @@ def behind(records: Records, number: int, name: str = "") -> dict:
     claim = next(claim for claim in claims() if claim["number"] == number)
     parts = [*claim["parts"], *claim.get("beside", [])]
     part = next(part for part in parts if name in ("", part["name"]))
-    pulls = records.pulls(_terms(part, records))
+    pulls = records.pulls(records.terms(part["effect"]))
     order = sorted(pulls, key=lambda key: -abs(pulls[key]))
     return {
         "name": part["name"],
@@ -296,13 +279,6 @@ def with_earlier(folder: str | Path, rows: Sequence[Mapping]) -> list[dict]:
             said = f"{', '.join(stale)} of claim {number} changed since"
             raise ValueError(f"{path}: {said}, measure it anew")
     return [found[claim["number"]] for claim in claims()]
-
-
-def write(folder: str | Path, rows: Sequence[Mapping]) -> Path:
-    """Write the rows as claims.json into a folder; returns its path."""
-    path = resolve(folder) / "claims.json"
-    write_json(path, rows)
-    return path
 
 
 def decisive(row: Mapping) -> Mapping:
@@ -377,7 +353,8 @@ def write_all(runs: Sequence[Path], out: Path, only: Sequence[int]) -> list:
     rows = with_earlier(out, rows) if only else rows
     text = f"{markdown(rows)}\n{sentences(rows)}"
     write_text(out / "claims.md", text)
-    return [text, plots.save(plots.claims(rows), out / "claims.png"), write(out, rows)]
+    write_json(out / "claims.json", rows)
+    return [text, plots.save(plots.claims(rows), out / "claims.png")]
 
 
 def _data() -> dict:

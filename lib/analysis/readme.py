@@ -1,13 +1,8 @@
 """README's table, and the small committed records behind it and its links.
 
-    python -m lib.analysis reference outputs/mini_seeds-* --out FOLDER
-    python -m lib.analysis readme FOLDER
-    python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
-    python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
-
-`reference` keeps a run as a few kilobytes, from which `readme` writes the one block of
-README that is made of numbers; `sweep` and `evidence` write a record, a table and a
-figure each, to which README links.
+`python -m lib.analysis reference` keeps a run as a few kilobytes, from which `readme`
+writes the one block of README that is made of numbers; `sweep` and `evidence` write a
+record, a table and a figure each, to which README links.
 
 Example: with GRPO right on 240 of 500 questions of L1 and SFT on 225, and an interval
 of the paired difference from +0.4 to +5.6 points, the block says "L1: GRPO ahead of
@@ -168,13 +163,6 @@ def _compact(rows: Sequence[Mapping]) -> dict:
     numbers = compare.summary(rows)
     text = "".join("01"[bool(row["correct"])] for row in rows)
     return {key: numbers[key] for key in KEPT} | {"correct": text}
-
-
-def write_reference(run: Path, out: Path) -> Path:
-    """`reference_record` of a run as a file of `out`, named as the run is."""
-    path = out / f"{resolve(run).name}.json"
-    write_json(path, reference_record(run))
-    return path
 
 
 def read_reference(source: str | Path) -> list[dict]:

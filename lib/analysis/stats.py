@@ -101,19 +101,17 @@ def contrast(
     """The sum of the means of some sets of questions, with a 95 % interval.
 
     Each part is [seeds, n_k] (or [n_k]): for every training seed and question a number
-    with its sign, such as a paired difference. [gap on L2, minus gap on L1] gives a
-    difference of differences. The parts have the same seeds, each its own questions.
-    `clusters` [n_k] a part names what its questions have in common.
+    with its sign, such as a paired difference. The parts have the same seeds, each its
+    own questions. `clusters` [n_k] a part names what its questions have in common.
 
     One seed: percentile bootstrap over clusters, each part by itself. Several:
     `mean_over_seeds` over what the clusters add to the sum (its linearisation, so that
     clusters may differ in size).
 
-    16 questions that two methods answer alike do not show that they are alike, though
-    both give intervals of no width then. With `bounds`, the least and most a question
-    could give in each part, and fewer than ENOUGH_TELLING unlike the others, the
-    interval is no narrower than with two more questions a part, one at each bound
-    (after Agresti and Min 2005).
+    Equal answers to 16 questions do not show that two methods are equal. So with
+    `bounds`, the least and most a question could give in each part, and fewer than
+    ENOUGH_TELLING unlike the others, the interval is no narrower than with two more
+    questions a part, one at each bound (after Agresti and Min 2005).
 
     Returns effect, low, high, error (standard error), n, clusters, seeds, sd, varies.
     """

@@ -22,7 +22,6 @@ from lib.records import read_json
 
 FIELDS = {"domain": str, "duration_group": float}  # of a question
 MORE = {"more_frames": "frames_", "larger": "size_"}
-MEASURED = ("effect", "low", "high", "error", "n", "clusters", "seeds", "sd", "varies")
 Terms = Sequence["Term"]
 
 
@@ -99,24 +98,20 @@ class Records:
         self._swept: dict[str, pd.DataFrame] = {}
 
     def contrast(self, terms: Terms, samples: int, seed: int) -> dict:
-        """The sum of the terms over the seeds and questions they share.
-
-        MEASURED of `stats.contrast`, with `measure`, what was read, and `discordant`:
-        for two terms on one set the share of questions on which they differ, else None.
-        Missing if a term has no records.
-        """
-        measures = {self._measure(term) for term in terms}
+        """`compare.contrast` of the terms, with `measure`, what was read, and
+        `discordant`: for two terms on one set the share of questions on which they
+        differ, else None. Missing if a term has no records."""
+        chosen, measures = self._chosen(terms), {self._measure(term) for term in terms}
         if len(measures) > 1:
             raise ValueError(
                 f"{terms[0]} and {terms[-1]} are measured differently: "
                 f"{' and '.join(sorted(measures))}; make both files of one kind"
             )
-        found = compare.contrast(*self._chosen(terms), samples, seed)
+        found = compare.contrast(*chosen, samples, seed)
         differ = (found["wins"] + found["losses"]) / found["n"] / found["seeds"]
         paired = len(terms) == 2 and len(found["sets"]) == 1
-        kept = {key: found[key] for key in MEASURED}
-        kept |= {"discordant": differ if paired else None}
-        return kept | {"measure": measures.pop()}
+        found["discordant"] = differ if paired else None
+        return found | {"measure": measures.pop()}
 
     def pulls(self, terms: Terms) -> dict[str, float]:
         """{question id: what it adds to the contrast, mean over seeds}."""
@@ -148,8 +143,8 @@ class Records:
         """The answers that a term means; Missing names the file without any."""
         frame, where = self.answers, {"model": term.label, "set": term.set}
         if "sweep" in term.picks:
-            frame = self._sweep(term)
-            where |= self._wanted(term, frame)
+            frame, wanted = self._sweep(term)
+            where |= wanted
         else:
             where |= {"measure": self._measure(term), "condition": self._shown(term)}
             picked = [name for name in FIELDS if name in term.picks]
@@ -187,19 +182,23 @@ class Records:
             for path in found
         )
 
-    def levels(self, terms: Terms) -> list[str]:
-        """The levels with records of all these terms; Missing if there is none."""
-        found, lacking = [], []
-        for name in LEVELS:
-            try:
-                for term in terms:
-                    self.rows(replace(term, set=name))
-                found.append(name)
-            except Missing as missing:
-                lacking.append(missing)
-        if not found:
-            raise lacking[0]
-        return found
+    def terms(self, texts: Sequence[str]) -> list[Term]:
+        """The terms of these texts, `levels` as the levels with records of all that are
+        spread; L1, to be missed, if there is none."""
+        terms = [Term.read(text) for text in texts]
+        spread = [term for term in terms if term.set == "levels"]
+        levels = [
+            name
+            for name in LEVELS
+            if all(self._has(replace(term, set=name)) for term in spread)
+        ]
+        return [one for term in terms for one in term.over(levels or LEVELS[:1])]
+
+    def _has(self, term: Term) -> bool:
+        try:
+            return not self.rows(term).empty
+        except Missing:
+            return False
 
     def _measure(self, term: Term) -> str:
         value = term.picks.get("value", "correct")
@@ -232,9 +231,9 @@ class Records:
             raise Missing(f"{file} with more {what} than the models see")
         return asked[most]
 
-    def _sweep(self, term: Term) -> pd.DataFrame:
-        """The finished runs of a sweep as answers, with what it varies as columns, the
-        options of its `rl` line among them."""
+    def _sweep(self, term: Term) -> tuple[pd.DataFrame, dict[str, str]]:
+        """The finished runs of a sweep as answers, what it varies and the options of
+        its `rl` line as columns, and {column: value} of those that a term means."""
         file = self.file(term)
         path = self.sweeps / file
         if not path.exists():
@@ -245,36 +244,21 @@ class Records:
                 values = {key: str(row[key]) for key in answers.varied(row)}
                 words = values.get("rl", "").split()[1:]
                 rows.append(row | values | dict(word.split("=", 1) for word in words))
-            videos = {
-                name: answers.source_videos(folder, name)
-                for name, folder in self._folders.items()
-            }
+            folders = self._folders.items()
+            videos = {name: answers.source_videos(own, name) for name, own in folders}
             self._swept[file] = answers.of_sweep(rows, videos)
-        if self._swept[file].empty:
+        frame = self._swept[file]
+        if frame.empty:
             raise Missing(f"{file} with a finished run")
-        return self._swept[file]
-
-    def _wanted(self, term: Term, frame: pd.DataFrame) -> dict[str, str]:
-        """{column: value} of the runs of a sweep that a term means."""
-        fixed = (
-            "model",
-            "set",
-            "condition",
-            "measure",
-            "id",
-            "video",
-            "value",
-            "chance",
-        )
-        names = [key for key in frame if key not in (*fixed, "seed")]
+        names = answers.varied(frame)
         wanted = {k: v for k, v in term.picks.items() if k not in ("sweep", "at")}
         if "at" in term.picks:
             varied = [key for key in names if frame[key].nunique() > 1]
             if len(varied) != 1:
-                raise Missing(f"{self.file(term)} that varies one thing")
+                raise Missing(f"{file} that varies one thing")
             choose = min if term.picks["at"] == "least" else max
             wanted[varied[0]] = choose(frame[varied[0]].unique(), key=float)
         if not {*wanted} <= {*names}:
             text = " ".join(f"{key}={value}" for key, value in wanted.items())
-            raise Missing(f"{self.file(term)} with {text}")
-        return wanted
+            raise Missing(f"{file} with {text}")
+        return frame, wanted

@@ -295,7 +295,7 @@ class _Reader:
             else:
                 inherited, _ = self.collect(source, (*above, path))
                 inherited.pop("run_name", None)
-        return {k: v for k, v in inherited.items() if k not in axes} | own, axes
+        return inherited | own, axes  # a sweep's values come over both
 
     def read(self, path: Path) -> dict[str, _Given] | None:
         """The keys of one file; None, with a fault added, if it cannot be read."""

@@ -53,6 +53,7 @@ With a command in place of the file (COMMAND --help says more):
 # Two runs of one seed must agree, and nobody's run should report to anyone.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
+FULL = "It may have run out of memory."  # then IPython makes no traceback
 LEAST_FILES = 256  # that a kernel with torch holds open at once
 OUT_OF_MEMORY = "the memory is used up: close other programs, or allow more (ulimit -v)"
 # What a system says, in any library's words, and what to do about it.
@@ -104,7 +105,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = load_params(options.params)
         if options.only:
-            runs = [_named(options.only, runs)]
+            names = ", ".join(run.name for run in runs)
+            runs = [run for run in runs if run.name == options.only]
+            if not runs:
+                raise ValueError(f"no run {options.only}; there are {names}")
     except ValueError as error:
         print(f"nothing was started:\n{error}", file=sys.stderr)
         return 2
@@ -139,9 +143,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m lib.run", None, ABOUT)
-    parser.formatter_class = plain
+    parser = argparse.ArgumentParser("python -m lib.run", description=ABOUT)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("params", help="a file such as params/mini.yaml")
     add("--jobs", type=int, default=1, help="runs of a sweep at the same time")
@@ -154,13 +157,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
     return options
-
-
-def _named(name: str, runs: list[Run]) -> Run:
-    for run in runs:
-        if run.name == name:
-            return run
-    raise ValueError(f"no run {name}; there are {', '.join(run.name for run in runs)}")
 
 
 def _command(options: argparse.Namespace, run: Run) -> list[str]:
@@ -395,12 +391,10 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
         said = f"{error.ename}: {error.evalue}"
         if trouble := _trouble(said):
             raise NotebookFailed(f"{notebook.stem} stopped: {trouble}") from error
-        # Without memory IPython cannot make one.
-        cause = error.traceback or [f"{said}It may have run out of memory."]
-        raise NotebookFailed(_told(partial, current, cause)) from error
+        told = _told(partial, current, error.traceback or [said, FULL])
+        raise NotebookFailed(told) from error
     except RuntimeError as error:  # the kernel died, or did not start at all
-        cause = [f"{error} It may have run out of memory."]
-        raise NotebookFailed(_told(partial, current, cause)) from error
+        raise NotebookFailed(_told(partial, current, [f"{error} {FULL}"])) from error
     os.replace(partial, final)
 
 

@@ -161,7 +161,10 @@ def run_lines(plan: Plan) -> list[str]:
         ),
         wrapped(f"data that is not there yet: {lacking or 'none'}"),
         "",
-        *(wrapped(f"{'time':<16}{hour_text(plan, stage)}") for stage in stages),
+        *(
+            wrapped(f"{'time':<16}{stage}: {hour_text(plan, stage)}")
+            for stage in stages
+        ),
         wrapped(f"{'GB of disk':<16}" + ", ".join(written)),
         wrapped(f"{'GiB a device':<16}" + ", ".join(sizes)),
         "",
@@ -178,7 +181,7 @@ def part_line(part: Part) -> str:
 
 def hour_text(plan: Plan, stage: str) -> str:
     hours, origin = plan.hours.get(stage, (math.nan, ""))
-    return f"{stage}: {span(hours)}" + (f", {origin}" if origin else "")
+    return f"{span(hours)}, {origin}" if origin else span(hours)
 
 
 def span(hours: float) -> str:

@@ -281,6 +281,10 @@ def test_an_interval_is_filled_only_if_it_excludes_zero(low, high, ahead):
     (point,), whole = drawn.all("circle"), drawn.all("svg")[0]
     assert ("filled" in point["class"]) == bool(ahead)
     assert whole.get("style") == (f"--own: {COLORS[ahead]}" if ahead else None)
+    _, own, papers = drawn.all("line")
+    for line, one in ((own, row), (papers, paper)):
+        ends = [f"{50 + 125 * one[end]:.2f}%" for end in ("low", "high")]
+        assert [line["x1"], line["x2"]] == ends
     assert point["cx"] == f"{50 + 125 * row['difference']:.2f}%"
     span = tables.span(row["difference"], low, high, signed=True)
     paper_span = "in the paper +2.0 [−1.0, +5.0]"

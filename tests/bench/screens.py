@@ -5,8 +5,9 @@
 The run's executed notebooks are shown as their pages (lib/show/report.py): the top
 and, beside it, the part with most pictures. Both browsers and a training with its
 curves are shown in JupyterLab, where 03 and 05 are run once more in a copy of the kit,
-on copies of the run's records. The report is shown on a phone and at a desk, by day and
-by night. Every picture is reduced to at most 150 kB. Takes a few minutes.
+on copies of the run's records, which today's kit must have made. The report is shown
+on a phone and at a desk, by day and by night. Every picture is reduced to at most
+150 kB. Takes a few minutes.
 """
 
 import argparse
@@ -109,7 +110,6 @@ def in_jupyter(browser: Browser, run: Path) -> Named:
         (kit / "outputs" / "data").symlink_to(run.resolve().parent / "data")
         with jupyter.lab(kit, Path(folder) / "home") as lab:
             ready = partial(in_lab, browser, lab, kit, run)
-            # 05 first: it refuses a run whose figures 03 has drawn anew.
             notebook = ready("05_analysis", "browser_questions")
             cell = notebook.run_up_to("browser.questions(")
             yield "browser_questions", picture_of(cell)

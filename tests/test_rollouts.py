@@ -273,3 +273,15 @@ def test_an_active_adapter_of_other_layers_adds_nothing_here(
     model.add_adapter("other", other)
     model.base_model.set_adapter(["default", "other"])
     assert rollouts.draw(model, prompts, 1, settings) == before
+
+
+def test_capture_leaves_the_choice_of_algorithms_as_it_was():
+    was = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with rollouts._plain_kernels():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=True)

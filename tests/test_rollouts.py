@@ -275,6 +275,13 @@ def test_an_active_adapter_of_other_layers_adds_nothing_here(
     assert rollouts.draw(model, prompts, 1, settings) == before
 
 
+def test_layers_with_a_sliding_window_are_refused(model, processor):
+    prompts = [make_prompt(model, encoded(processor)[0])]
+    model.config.text_config.layer_types[-1] = "sliding_attention"
+    with pytest.raises(ValueError, match="sliding window"):
+        rollouts.draw(model, prompts, 1, decoding(model))
+
+
 def test_capture_leaves_the_choice_of_algorithms_as_it_was():
     was = torch.are_deterministic_algorithms_enabled()
     try:

@@ -82,6 +82,13 @@ def test_another_file_at_the_same_place_is_seen(model, ask, tiny_questions, tmp_
     assert found[0] > 0 and found[1] > 0 and found[2] == 0
 
 
+def test_another_chat_template_is_another_prompt(model, processor, ask, monkeypatch):
+    ask(model)
+    longer = processor.chat_template + "\n"
+    monkeypatch.setattr(processor, "chat_template", longer)
+    assert ask(model)[1] > 0
+
+
 def test_a_trained_tower_is_not_shared(tiny_checkpoint, model, ask):
     ask(model)
     other = models.load_model(tiny_checkpoint)
@@ -97,3 +104,9 @@ def test_no_more_than_the_bound_is_kept(model, ask, kept):
     assert len(kept.prompts) < len(first)
     second, runs = ask(model)
     assert second == first and 0 < runs <= before
+
+
+def test_pixels_go_once_the_tower_has_seen_them(model, processor, tiny_questions):
+    asking = evaluation.Asking(model, processor, SETTINGS, SAMPLING)
+    seen = asking.see(asking.prepare(tiny_questions[:2]))
+    assert all(prompt.features and not prompt.pixels for prompt in seen.prompts)

@@ -1,6 +1,7 @@
 """Rollouts are what the model would say, however they are batched."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -185,13 +186,15 @@ KINDS = {  # how far the log-probability of a drawn token may be from the update
 }
 
 
-def adapted(checkpoint, **how):
-    """The tiny model with an adapter that changes what it says."""
+def adapted(checkpoint, kind=None, **how):
+    """The tiny model with an adapter that changes what it says; `kind` are further
+    fields of its LoraConfig."""
     import peft
 
     torch.manual_seed(0)
     model = models.load_model(checkpoint, **how)
-    model = peft.get_peft_model(model, models.lora_config(4, 8)).eval()
+    config = replace(models.lora_config(4, 8), **(kind or {}))
+    model = peft.get_peft_model(model, config).eval()
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.1)
@@ -227,11 +230,20 @@ def test_drawn_tokens_have_the_probabilities_of_the_update(
     assert (drawn - torch.stack(scored)).abs().max() <= bound
 
 
-@pytest.mark.parametrize("kind", ["LoRA", "LoRA on NF4"])
+ADAPTED = {
+    "LoRA": {},
+    "LoRA on NF4": {"quantize": True},
+    "rsLoRA": {"kind": {"use_rslora": True}},
+    "DoRA": {"kind": {"use_dora": True}},
+    "a bias of B": {"kind": {"lora_bias": True}},
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
 def test_greedy_rollouts_with_an_adapter_equal_generate(
     tiny_checkpoint, processor, kind
 ):
-    model = adapted(tiny_checkpoint, **KINDS[kind][1])
+    model = adapted(tiny_checkpoint, **ADAPTED[kind])
     inputs = encoded(processor)
     settings = decoding(model, end_ids=())
     model.generation_config.eos_token_id = None
@@ -248,3 +260,35 @@ def test_a_policy_of_nan_is_an_error(model, processor):
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     with pytest.raises(FloatingPointError, match="NaN"):
         rollouts.draw(model, prompts, 2, decoding(model, temperature=1.0))
+
+
+def test_an_active_adapter_of_other_layers_adds_nothing_here(
+    tiny_checkpoint, processor
+):
+    model = adapted(tiny_checkpoint)
+    prompts = [make_prompt(model, one) for one in encoded(processor)]
+    settings = decoding(model, end_ids=())
+    before = rollouts.draw(model, prompts, 1, settings)
+    other = replace(models.lora_config(2, 4), target_modules=r".*layers\.0.*q_proj")
+    model.add_adapter("other", other)
+    model.base_model.set_adapter(["default", "other"])
+    assert rollouts.draw(model, prompts, 1, settings) == before
+
+
+def test_layers_with_a_sliding_window_are_refused(model, processor):
+    prompts = [make_prompt(model, encoded(processor)[0])]
+    model.config.text_config.layer_types[-1] = "sliding_attention"
+    with pytest.raises(ValueError, match="sliding window"):
+        rollouts.draw(model, prompts, 1, decoding(model))
+
+
+def test_capture_leaves_the_choice_of_algorithms_as_it_was():
+    was = torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        with rollouts._plain_kernels():
+            assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=True)

@@ -139,10 +139,11 @@ class Asking:
         """The rows of each batch, in order.
 
         On a CPU as many batches are worked on as there are threads; a GPU gets a window
-        of them at once, and the next window is read meanwhile.
+        of them at once, and the next window is read meanwhile, without the GPU.
         """
         tower = models.fingerprint(prefix.base_of(self.model).model.visual)
-        decides = (tower, repr(self.processor), self.settings.style, self.sampling)
+        processor = repr(self.processor), str(self.processor.chat_template)
+        decides = (tower, *processor, self.settings.style, self.sampling)
 
         def keys(asked: Sequence[Question]) -> list[tuple]:
             return [(decides, self.shown, q, *pictures(q)) for q in asked]
@@ -150,7 +151,7 @@ class Asking:
         def prepared(window: list[list[Question]]) -> list[Batch]:
             found = []
             for asked in window:
-                prompts = KEPT.get(keys(asked), self.model.device)
+                prompts = KEPT.get(keys(asked))
                 known = Batch(asked, {}, None, prompts or ())
                 found.append(known if prompts else self.prepare(asked))
             return found
@@ -200,11 +201,13 @@ class Asking:
         """The batch with its prompts, seen by the vision tower, in place of tensors."""
         prompts = prefix.make_prompts(self.model, batch.inputs)
         seen = prefix.with_features(self.model, prompts)
-        return batch._replace(inputs=None, prompts=seen)
+        alone = [prompt.seen(self.model.device) for prompt in seen]  # without pixels
+        return batch._replace(inputs=None, prompts=alone)
 
     def answer(self, batches: Sequence[Batch]) -> list[list[dict]]:
         """One row for each question of each batch, in order; their prompts are seen."""
-        prompts = [prompt for batch in batches for prompt in batch.prompts]
+        device = self.model.device
+        prompts = [own.seen(device) for batch in batches for own in batch.prompts]
         completions = iter(self.complete(prompts))
         rows = []
         for batch in batches:

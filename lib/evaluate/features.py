@@ -20,11 +20,11 @@ class Kept:
         self.most, self.bytes, self.lock = most, 0, Lock()
         self.prompts: dict[Hashable, Prompt] = {}
 
-    def get(self, keys: Sequence[Hashable], device) -> list[Prompt] | None:
-        """The prompts of these keys on a device; None if one is missing."""
+    def get(self, keys: Sequence[Hashable]) -> list[Prompt] | None:
+        """The prompts of these keys, on the CPU; None if one is missing."""
         if not all(key in self.prompts for key in keys):
             return None
-        return [self.prompts[key].seen(device) for key in keys]
+        return [self.prompts[key] for key in keys]
 
     def keep(self, keys: Sequence[Hashable], prompts: Sequence[Prompt]) -> None:
         for key, prompt in zip(keys, prompts, strict=True):

@@ -65,7 +65,8 @@ def check_model(model) -> None:
     visual features enter must be one that the tests compare with the plain forward.
     """
     config = base_of(model).config
-    used = config.get_text_config()._attn_implementation
+    text = config.get_text_config()
+    used = text._attn_implementation
     if used not in ATTENTION:
         raise ValueError(
             f"attention implementation {used!r} cannot take the 4-D mask of a shared "
@@ -74,6 +75,11 @@ def check_model(model) -> None:
     if config.model_type not in MODELS:
         raise ValueError(
             f"model_type {config.model_type!r} is not supported: use one of {MODELS}"
+        )
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise ValueError(
+            "layers with a sliding window are not supported: set use_sliding_window = "
+            "false in config.json where clip and text are shorter than the window"
         )
 
 

@@ -135,15 +135,28 @@ def step_of(language: Language, slots: "Slots") -> Callable[[], None]:
 
     if not slots.at.is_cuda:
         return step
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    with _plain_kernels():
         step()  # a real one: what is loaded at a first call cannot be captured
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+        graph = torch.cuda.CUDAGraph()
+        # Meanwhile other threads may call CUDA, such as one that pins what is loaded.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            step()
     return graph.replay
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without torch's deterministic algorithms, which sort the places of each write and
+    copy all of the tensor twice: no step writes twice to one place."""
+    if not torch.are_deterministic_algorithms_enabled():
+        yield
+        return
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=warns)
 
 
 class Slots:

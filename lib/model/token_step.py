@@ -118,6 +118,8 @@ def _projections(layer) -> Iterator[Callable]:
 
 def _linear(*modules) -> Callable:
     """What linear modules make of one input: a function from x to their outputs."""
+    if not all(_is_plain(module) for module in modules):
+        return lambda x: [module(x) for module in modules]
     bases = [getattr(module, "base_layer", module) for module in modules]
     pairs = list(zip(modules, bases, strict=True))
     as_it_is = len(modules) == 1 and not list(_adapters(modules[0]))
@@ -128,6 +130,14 @@ def _linear(*modules) -> Callable:
     bias = torch.cat(biases) if biases else None
     sizes = [base.out_features for base in bases]
     return lambda x: functional.linear(x, weight, bias).split(sizes, -1)
+
+
+def _is_plain(module) -> bool:
+    """Whether A, B and a scale say all of a module's adapters, as in LoRA itself; DoRA
+    and a bias of B are more."""
+    ups = getattr(module, "lora_B", {}).values()
+    biased = any(up.bias is not None for up in ups)
+    return not (biased or getattr(module, "lora_variant", None))
 
 
 def _is_small(base) -> bool:
@@ -141,6 +151,8 @@ def _adapters(module) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
     """A [r, in], B [out, r] and scale of each LoRA adapter that is on."""
     if hasattr(module, "lora_A") and not (module.disable_adapters or module.merged):
         for name in module.active_adapters:
+            if name not in module.lora_A:  # it adapts other modules
+                continue
             down, up = module.lora_A[name].weight, module.lora_B[name].weight
             yield down, up, module.scaling[name]
 

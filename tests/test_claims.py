@@ -123,7 +123,8 @@ def test_published_counts_give_the_printed_percentages():
     }
     for cell in claims._cells():
         if cell["table"] == "sbr" and cell["cell"] not in wrong:
-            assert 100 * cell["share"] == pytest.approx(cell["printed"], abs=0.051)
+            half = 0.501 / 10 ** cell["decimals"]  # one answer more is seen
+            assert 100 * cell["share"] == pytest.approx(cell["printed"], abs=half)
 
 
 def test_reachable_by_brute_force():
@@ -140,8 +141,12 @@ def test_reachable_by_brute_force():
         (2, "", 6.07, 2.62, SUPPORTED),
         (3, "", 6.74, 3.52, SUPPORTED),
         (4, "GRPO − SFT, Daily life", 10.25, 3.08, SUPPORTED),
+        (4, "GRPO − SFT, Hobbies", 4.07, 1.00, OPEN),
+        (4, "GRPO − SFT, Recreation", 11.48, 2.28, SUPPORTED),
+        (4, "GRPO − SFT, Work", 2.72, 0.79, OPEN),
         (4, "base − SFT, Recreation", 1.09, 0.22, OPEN),
         (5, "GRPO − SFT, L2 less L1", 3.85, 1.41, OPEN),
+        (5, "GRPO − SFT, L3 less L1", 4.52, 1.89, OPEN),
         (13, "GRPO, L1 − L2", -4.15, -2.15, REFUTED),
         (16, "", 24.5, None, None),  # no n behind the consistency
         (17, "", (3.1 + 1.2 + 4.6) / 3, 2.66, SUPPORTED),

@@ -157,6 +157,8 @@ def test_a_row_is_a_group_and_an_id_is_one_question(
     rows = make_task(REWARDS, settings, tmp_path).rows()
     ids = {question.id for question in tiny_questions}
     assert len(rows) == 15 and {row["question_id"] for row in rows[:6]} == ids
+    other = make_task(REWARDS, replace(settings, seed=4), tmp_path).rows()
+    assert rows == make_task(REWARDS, settings, tmp_path).rows() != other
     twice = [*tiny_questions, tiny_questions[1]]
     with pytest.raises(ValueError, match="training/1 is the id of 2 questions"):
         make_task(REWARDS, settings, tmp_path, twice).rows()

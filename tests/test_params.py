@@ -192,6 +192,12 @@ def test_a_fault_is_named(line, expected, notebooks, tmp_path):
     assert found.startswith(f"{path}, ") and expected in found
 
 
+def test_a_missing_file_is_a_fault_that_says_what_to_give(notebooks, tmp_path):
+    path = tmp_path / "none.yaml"
+    wanted = f"{path} is missing: give a file such as params/mini.yaml"
+    assert faults(path, notebooks) == [wanted] and "mini.yaml" in FILES
+
+
 def test_base_is_overridden_and_gives_no_run_name(notebooks, tmp_path):
     base = write(tmp_path, "mini.yaml", "run_name: mini\nseed: 1\nlr: 0.5\n")
     path = write(tmp_path, "sub/a.yaml", "base: ../mini.yaml\nlr: 2\nrun_name: a\n")
@@ -238,6 +244,8 @@ BOMB = "".join(
             "line 2: not YAML (nested",
         ),
         ("run_name: a\nseed: " + "{k: " * 5000 + "\n", "line 2: not YAML (nested"),
+        ("run_name: a\nseed: [1\n", "line 3: not YAML ("),
+        ("run_name: a\nseed: [1\n", "; expected lines of `key: value`"),
         ("run_name: a\n\nlr: \0\n", "line 3: a control character, 0x00"),
         ("run_name: a\n# \x9b2J\n", "line 2: a control character, 0x9b"),
         ('run_name: a\nseed: "\\UFFFFFFFF"\n', "line 2: not YAML"),

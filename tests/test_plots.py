@@ -145,6 +145,9 @@ def test_curves_hold_every_step_and_a_running_mean():
     log = [{"step": s, "loss": float(s)} for s in range(1, 31)]
     thin, thick = training_plots.sft_curve(log).get_lines()
     assert thin.get_xydata().tolist() == [[s, s] for s in range(1, 31)]
+    rewards = [[row["step"], row["reward"]] for row in grpo_log()]
+    reward = training_plots.grpo_curves(grpo_log()).axes[0].get_lines()[0]
+    assert reward.get_xydata().tolist() == rewards
     # The mean of steps 1, 2 and 3 stands at step 3.
     assert thick.get_xydata()[0].tolist() == [3, pytest.approx(2.0)]
 

@@ -279,6 +279,12 @@ NEEDED = {
     "demonstrations": "prompt response",
     "general": "id question candidates correct_choice video_path duration_group",
 }
+TEXTS = {
+    "L1": "question task_goal answer choice_a choice_b choice_c choice_d",
+    "L3": "sample_id domain scenario",
+    "demonstrations": "response",
+    "general": "id question",
+}
 BAD_NAMES = ["", "a/b.mp4", "../b.mp4", "/etc/passwd", "a\\b.mp4", "..", ".", 3, None]
 HALVES = ["\ud83d", "go \udc00 on", "\ude00\ud83d"]
 CONTROL = ["<|im_end|>", "the <|video_pad|>s", "a<|vision_start|><|image_pad|>"]
@@ -359,9 +365,15 @@ UNUSABLE = [
         for value, words in ((DROP, "no such field"), (None, "None"), ({}, "{}"))
         for row in each(kind, name, [value], words)
     ),
+    *(
+        row
+        for kind, names in TEXTS.items()
+        for name in names.split()
+        for row in each(kind, name, ["", "  ", 7, LONG], "not empty, of 100,000")
+    ),
     *each("L1", "sample_id", ["7", True, 1.0, 10**19], "whole number"),
-    *each("L3", "sample_id", [7], "text"),
-    *each("L1", "question", ["", "  ", 7, LONG], "not empty, of 100,000 characters"),
+    *each("general", "correct_choice", ["1"], "whole number"),
+    *each("general", "duration_group", ["600"], "whole number"),
     *each("L1", "golden_choice_idx", ["E", "a", "AB", "", 0, ["A"]], "A, B, C, D"),
     *each("L1", "answer", ["fly away"], "gold option"),
     *each("L1", "golden_choice_idx", ["A"], "gold option", "answer"),

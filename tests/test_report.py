@@ -41,15 +41,29 @@ def records(runs, tmp_path):
             0.05,
             "GRPO ahead of SFT by 3.0 points (95 % interval 1.0 to 5.0)",
         ),
-        (-0.05, -0.03, -0.01, "SFT ahead of GRPO by 3.0 points (95 % interval 1.0 to"),
-        (-0.01, 0.02, 0.05, "undecided: GRPO − SFT is +2.0 points (95 % interval −1.0"),
-        (0.0, 0.02, 0.05, "undecided: GRPO − SFT is +2.0 points (95 % interval 0.0 to"),
+        (
+            -0.05,
+            -0.03,
+            -0.01,
+            "SFT ahead of GRPO by 3.0 points (95 % interval 1.0 to 5.0)",
+        ),
+        (
+            -0.01,
+            0.02,
+            0.05,
+            "undecided: GRPO − SFT is +2.0 points (95 % interval −1.0 to +5.0)",
+        ),
+        (
+            0.0,
+            0.02,
+            0.05,
+            "undecided: GRPO − SFT is +2.0 points (95 % interval 0.0 to +5.0)",
+        ),
     ],
 )
 def test_the_words_follow_the_interval(low, value, high, words):
     row = {"difference": value, "low": low, "high": high}
-    said = report.verdict("L2", row)
-    assert said.startswith(f"**L2** (new environments): {words}")
+    assert report.verdict("L2", row) == f"**L2** (new environments): {words}"
 
 
 def test_a_record_is_small_and_enough(runs):

@@ -94,7 +94,7 @@ def test_rows_of_other_settings_are_refused_by_name(path):
 
 def test_rows_of_other_items_are_refused(path):
     left(path, 0, "cax")
-    with pytest.raises(ValueError, match="rows of other items"):
+    with pytest.raises(ValueError, match="rows of other items: delete it"):
         finished(path)
 
 

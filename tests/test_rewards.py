@@ -312,6 +312,12 @@ def test_no_letter_never_equals_a_gold_letter():
     assert [accuracy_reward("no idea", gold) for gold in "ABCDE"] == [0.0] * 5
 
 
+@pytest.mark.parametrize("gold", ["b", "B.", "", "AB", "F", "B\n"])
+def test_a_gold_that_is_no_letter_is_an_error(gold):
+    with pytest.raises(ValueError, match="one capital letter"):
+        accuracy_reward("<answer>B</answer>", gold)
+
+
 def test_letters_bound_what_can_be_answered():
     assert parse_answer("<answer>E</answer>", "first_letter", "ABCD") is None
     assert parse_answer("<answer>(e)</answer>", "lenient", "ABCD") is None

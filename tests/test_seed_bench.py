@@ -799,7 +799,8 @@ def test_a_disk_without_room_is_said_before_anything_is_written(world, monkeypat
     room = SimpleNamespace(total=10**9, used=10**9, free=200)
     monkeypatch.setattr("shutil.disk_usage", lambda path: room)
     said = error(world.accept("L2"))
-    assert "not enough disk space" in said and "200B are free" in said
+    assert f"not enough disk space below {world.folder}" in said
+    assert "200B are free; make room, then run it again" in said
     assert not list(world.folder.rglob("*.part"))
 
 

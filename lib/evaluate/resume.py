@@ -148,7 +148,8 @@ def _missing(path: Path, batches: Batches, settings: Mapping, again) -> list[int
         rows = [row for file in files for row in records.repair_jsonl(file)]
     found, ids = {row["id"]: row for row in rows}, [{i.id for i in b} for b in batches]
     if not found.keys() <= set().union(*ids):
-        raise ValueError(f"{path.stem}.partial* in {path.parent}: rows of other items")
+        told = "holds rows of other items: delete it"
+        raise ValueError(f"{path.stem}.partial* in {path.parent} {told}")
     missing = [n for n, batch in enumerate(ids) if not batch <= found.keys()]
     torn = set().union(*(ids[n] for n in missing))
     records.write_json(settings_file(path), settings)

@@ -197,7 +197,8 @@ def line_of(check: Check) -> str:
 
 def wrapped(text: str) -> str:
     """A long line on several, the following ones indented."""
-    return textwrap.fill(text, 100, subsequent_indent=16 * " ", break_long_words=False)
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # as a command is
+    return textwrap.fill(text, 100, subsequent_indent=16 * " ", **whole)
 
 
 def sweep_lines(plans: list[Plan]) -> list[str]:

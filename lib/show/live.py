@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 
+from IPython import get_ipython
 from IPython.display import display
 
 from lib.analysis import plots
@@ -97,6 +98,8 @@ class Cell:
 
     def show(self, words: str, png: bytes = b"") -> None:
         """Words, or a picture with them as its text, in place of what stood there."""
+        if get_ipython() is None:  # a script: there is no cell to draw in
+            return
         bundle = {"text/plain": words} | ({"image/png": png} if png else {})
         given = {"raw": True, "metadata": {"image/png": {"alt": words}} if png else {}}
         if self.handle is None:

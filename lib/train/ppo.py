@@ -66,7 +66,10 @@ class PPOSettings(GRPOSettings):
                 "are whitened together"
             )
         if not self.lora_rank:
-            raise ValueError("lora_rank = 0: PPO's critic stands beside an adapter")
+            raise ValueError(
+                "lora_rank = 0: PPO's critic stands beside an adapter; give a rank "
+                "above 0"
+            )
         if self.loss_type != "dapo":
             kind = self.loss_type
             raise ValueError(f"loss_type = {kind!r}: PPO's is 'dapo', over tokens")

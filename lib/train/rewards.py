@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 def accuracy_reward(completion: str, gold: str) -> float:
     """1.0 if the completion's letter is `gold`, else 0.0 (the paper's only reward)."""
+    if not re.fullmatch("[A-E]", gold):
+        raise ValueError(f"gold {gold!r} must be one capital letter from A to E")
     return float(parse_answer(completion, "first_letter") == gold)
 
 

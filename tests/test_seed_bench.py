@@ -347,18 +347,6 @@ def test_a_connection_that_breaks_again_and_again(world, monkeypatch):
     assert "what has arrived is kept, and the same command goes on from there" in said
 
 
-def test_a_connection_that_breaks_again_and_again_is_said(world):
-    world.hub.cuts["annotations/validation_L1.jsonl"] = [100] * 20
-    said = error(world.accept())
-    assert f"validation_L1.jsonl: the connection to {world.hub.endpoint}" in said
-    assert "what has arrived is kept, and the same command goes on from there" in said
-
-
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-LICENCE = (
-    f"accept it at https://huggingface.co/datasets/{SEED}, then run `hf auth login` or "
-    "set HF_TOKEN"
-)
 PAGE = b"<!DOCTYPE html><html>Sign in</html>"
 TEXT = "annotations/validation_L2.jsonl"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"

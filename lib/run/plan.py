@@ -147,6 +147,8 @@ def run_lines(plan: Plan) -> list[str]:
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
     there = {name for name, known in plan.sets.items() if known.read}
     lacking = ", ".join(n for n in counts.annotation_files(values) if n not in there)
+    if lacking:
+        written.append("clips to come are not counted")
     stages = dict.fromkeys(part.stage for part in plan.parts)
     return [
         f"{plan.run.name}: {values['model']}, {total:,} parameters, {trained:,} "

@@ -430,7 +430,9 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
 )
 def test_what_is_wrong_is_said_and_is_the_exit_code(line, told, dry_run):
     code, text = dry_run(*line.split("\n"))
-    assert told in " ".join(text.split()) or told in text
+    line_by_line, text = text, " ".join(text.split())
+    assert told in text or told in line_by_line
+    assert ("clips to come" in text) == ("not there yet: training" in text)
     assert code == (told != "data that is not there yet: training, demonstrations")
     assert not line.startswith("sweep") or "a-max_frames=8" in text
 

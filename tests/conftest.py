@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.alone)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes():
+    """The process that gathers warnings imports their classes, peft's among them."""
+    from lib.data import torchvision_cpu  # noqa: F401
+
+
 def pytest_collection_finish(session):
     """One thread a process; a test that does not need torch does not import it."""
     if "torch" in sys.modules:

@@ -187,11 +187,20 @@ class Notebook:
         ruled = re.compile(r"^-{60,}")  # as every traceback of IPython begins
         return self.panel.locator(shown).filter(has_text=ruled).all_text_contents()
 
-    def run(self, entry: str) -> None:
-        """Click an entry of the menu Run, and wait until no cell runs any more."""
+    def start(self, entry: str) -> None:
+        """Click an entry of the menu Run, again where nothing begins to run: a click
+        while JupyterLab connects to the kernel can be lost."""
         before = self.prompts()
-        self.menu("Run", entry)
-        wait_for(lambda: self.prompts() != before, f"{entry}: nothing runs")
+        for _ in range(5):
+            self.menu("Run", entry)
+            with suppress(AssertionError):
+                wait_for(lambda: self.prompts() != before, "nothing runs", seconds=20)
+                return
+        raise AssertionError(f"{entry}: nothing runs")
+
+    def run(self, entry: str) -> None:
+        """`start`, and wait until no cell runs any more."""
+        self.start(entry)
         self.wait_until_idle(entry)
 
     def run_up_to(self, text: str) -> Locator:

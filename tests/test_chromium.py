@@ -111,7 +111,7 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(lab, page, kit, kee
     run = kit / "outputs/interrupted"
     log = run / "train_log_grpo.jsonl"
     notebook = Notebook(page, lab, copied(kit, "03_grpo", "interrupted", **names))
-    notebook.menu("Run", "Run All Cells")
+    notebook.start("Run All Cells")
     cell = notebook.cell(TRAINING)
     curves = cell.locator(".jp-OutputArea-output img")
     curves.wait_for()

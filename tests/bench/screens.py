@@ -144,7 +144,7 @@ def training(notebook: jupyter.Notebook, run: Path) -> Image.Image:
         assert notebook.errors() == []
         return len(live.read_rows(run / "train_log_grpo.jsonl")) >= SHOWN
 
-    notebook.menu("Run", "Run All Cells")
+    notebook.start("Run All Cells")
     jupyter.wait_for(far_enough, f"there are no {SHOWN} steps yet", 1800)
     picture = picture_of(notebook.cell("launch.call("))
     notebook.interrupt()

@@ -188,14 +188,16 @@ class Notebook:
         return self.panel.locator(shown).filter(has_text=ruled).all_text_contents()
 
     def start(self, entry: str) -> None:
-        """Click an entry of the menu Run, again where nothing begins to run: a click
-        while JupyterLab connects to the kernel can be lost."""
+        """Click an entry of the menu Run, again where it does not go on: JupyterLab
+        drops what it is asked for while it connects to a kernel."""
         before = self.prompts()
         for _ in range(5):
             self.menu("Run", entry)
             with suppress(AssertionError):
                 wait_for(lambda: self.prompts() != before, "nothing runs", seconds=20)
-                return
+                time.sleep(2)
+                if self.prompts() != before:
+                    return
         raise AssertionError(f"{entry}: nothing runs")
 
     def run(self, entry: str) -> None:

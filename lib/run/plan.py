@@ -36,7 +36,9 @@ OUTPUTS = paths.ROOT / "outputs"
 COSTS = OUTPUTS / "reference" / "bench_cost.json"
 STAGES = {"SFT": "02_sft", "GRPO": "03_grpo", "evaluation": "04_eval"}
 KEPT_CHECKPOINTS = 2  # of each method; and one more while it is written
-RECORDS_BYTES = 5 * 10**8  # rollouts, answers, notebooks, figures: no run had more
+# Rollouts, answers, notebooks, figures, an allowance: the mini run's are 35 MB, and
+# 50,000 rollouts of 256 tokens, at some 5 bytes a token, 65 MB.
+RECORDS_BYTES = 5 * 10**8
 KEPT_OF_FRAMES = 0.54  # outputs/reference/bench_frame_store.json: kept_over_raw
 # What must be the same for seconds of a question or step to be those of another run;
 # HERE: of an earlier one on this machine, too.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 METHODS = ("base", "sft", "grpo")
 # The order of those that need not be there; others follow by name.
-MODELS = (*METHODS, "base-direct", "sft-answers", "ppo", "care")
+MODELS = (*METHODS, "base-direct", "sft-answers", "sft-steps", "ppo", "care")
 PAIRS = (("grpo", "sft"), ("sft", "base"), ("grpo", "base"))
 OTHER_RL = (("ppo", "grpo"), ("care", "grpo"))  # compared where the records have them
 LEVELS, GENERAL = ("L1", "L2", "L3"), "general"
@@ -50,6 +50,7 @@ LOOKS = {  # colour and name
     "sft": ("#E69F00", "SFT"),
     "grpo": ("#0072B2", "GRPO"),
     "sft-answers": ("#D55E00", "SFT, answers alone"),
+    "sft-steps": ("#F0E442", "SFT, steps in words"),
     "ppo": ("#56B4E9", "PPO"),
     "care": ("#009E73", "GRPO-CARE"),
     "paper": ("#000000", "paper (Qwen2-VL-7B)"),

@@ -162,7 +162,10 @@ def test_lessons_are_named_after_their_adapters():
         "sft-answers": training_sets.answers_alone(ITEMS[:3]),
     }
     assert list(training_sets.lessons("answers", [], ITEMS)) == ["sft-answers"]
-    with pytest.raises(ValueError, match="SFT on 'labels' is unknown: name reasoning"):
+    (steps,) = training_sets.lessons("steps", [], ITEMS[6:7])["sft-steps"]
+    said = f"<think>Next is {ITEMS[6].answer}.</think><answer>C</answer>"
+    assert steps == replace(training_sets.answers_alone(ITEMS[6:7])[0], response=said)
+    with pytest.raises(ValueError, match="'labels' is unknown: name some of reasoning"):
         training_sets.lessons("labels", [FIRST], ITEMS)
 
 

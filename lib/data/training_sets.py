@@ -66,7 +66,7 @@ def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
         raise ValueError(f"share = {share} must lie above 0 and be 1 at most")
     if not items:
         raise ValueError("there is nothing to take a share of")
-    kept = _first(items, max(1, round(share * len(items))), f"share/{seed}")
+    kept = first(items, max(1, round(share * len(items))), f"share/{seed}")
     return [item for item in items if item.id in kept]
 
 
@@ -77,7 +77,7 @@ def with_label_noise(
     the wrong labels of a larger share include those of a smaller one."""
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
-    noisy = _first(questions, round(share * len(questions)), f"noise/{seed}")
+    noisy = first(questions, round(share * len(questions)), f"noise/{seed}")
     return [_mislabelled(q, seed) if q.id in noisy else q for q in questions]
 
 
@@ -88,7 +88,7 @@ def _mislabelled(question: Question, seed: int) -> Question:
     return replace(question, gold="ABCDE"[place], answer=options[place])
 
 
-def _first(items: Sequence[Item], count: int, salt: str) -> set[str]:
+def first(items: Sequence[Item], count: int, salt: str) -> set[str]:
     """The ids that come first in an order drawn by salt and id alone."""
 
     def drawn(item: Item) -> bytes:
@@ -97,14 +97,18 @@ def _first(items: Sequence[Item], count: int, salt: str) -> set[str]:
     return {item.id for item in sorted(items, key=drawn)[:count]}
 
 
-def answers_alone(questions: Iterable[Question]) -> list[Demonstration]:
+def answers_alone(
+    questions: Iterable[Question], in_words: bool = False
+) -> list[Demonstration]:
     """Demonstrations without reasoning: the paper's prompt, answered by the label. The
     control that the paper lacks: imitation of what RL is given, no teacher's thoughts.
+    `in_words` names the label's option before its letter, nothing about the video.
     """
     return [
         Demonstration(
             *(q.id, prompt_text(q, "think"), q.video, q.image),
-            response=f"<answer>{q.gold}</answer>",
+            response=f"<think>Next is {q.answer}.</think>" * in_words
+            + f"<answer>{q.gold}</answer>",
         )
         for q in questions
     ]
@@ -142,15 +146,16 @@ def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
 def lessons(
     targets: str, demonstrations: Sequence[Demonstration], labelled: Sequence[Question]
 ) -> dict[str, list[Demonstration]]:
-    """What SFT learns, by the name of the adapter that comes of it; `targets` is
-    "reasoning" (adapter sft), "answers" (sft-answers) or both."""
+    """What SFT learns, by the name of the adapter that comes of it; `targets` are out
+    of "reasoning" (adapter sft), "answers" (sft-answers), "steps" (sft-steps)."""
     known = {
         "reasoning": ("sft", list(demonstrations)),
         "answers": ("sft-answers", answers_alone(labelled)),
+        "steps": ("sft-steps", answers_alone(labelled, in_words=True)),
     }
     for target in targets.split():
         if target not in known:
-            said = "is unknown: name reasoning, answers or both"
+            said = f"is unknown: name some of {', '.join(known)}"
             raise ValueError(f"SFT on {target!r} {said}")
     return dict(known[target] for target in targets.split())
 

@@ -18,10 +18,13 @@ answer, and does it say what is there?
 """
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from lib.data.letters import THINK
+from lib.data.questions import Demonstration
 from lib.mini.truth import Truth, known
 from lib.mini.world import DOMAINS
 
@@ -148,3 +151,16 @@ def flawless(data_dir: str | Path) -> dict[str, str]:
         said = ", ".join(seen) or NOTHING
         found[key] = f"I see {said}. {chosen} is {truth.answer}."
     return found
+
+
+def stated(
+    demonstrations: Iterable[Demonstration], data_dir: str | Path
+) -> dict[str, float]:
+    """{"right", "wrong", "absent": share} of what demonstrations say was done; empty
+    where no truth is known."""
+    truths, found = known(data_dir), Counter()
+    for item in demonstrations if truths else ():
+        thought = THINK.search(item.response)
+        said = check(thought and thought[1], None, truths[item.id])
+        found[said["progress"]] += 1
+    return {way: found[way] / found.total() for way in sorted(found)}

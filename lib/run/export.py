@@ -28,6 +28,7 @@ from huggingface_hub import ModelCard, ModelCardData
 METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
     "sft-answers": "supervised fine-tuning on answers alone",
+    "sft-steps": "supervised fine-tuning on answers in words",
     **{name: f"the method `{name}` of `lib/train/rl.py`" for name in rl.METHODS},
     "grpo": "GRPO with a reward for the right answer",
     "ppo": "PPO with a learned critic",

@@ -2,6 +2,7 @@
 
 python -m lib.analysis reference outputs/mini_seeds-seed=* --out FOLDER
 python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
+python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/map
 python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
 python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
 python -m lib.analysis readme outputs/reference/mini_seeds
@@ -11,13 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from lib.analysis import claims, plots, readme
+from lib.analysis import claims, frontier, plots, readme
 from lib.paths import resolve
 from lib.records import write_json
 
 COMMANDS = {
     "reference": "a small record of each finished run, a figure of several seeds",
     "sweep": "record, table and figure of a sweep's folder",
+    "map": "GRPO - SFT over SFT's teacher and the questions, from sweeps' folders",
     "evidence": "what was seen, and whether reasoning supports answers, over seeds",
     "claims": "the paper's 21 claims with verdicts, from runs that differ in seed",
     "readme": "README's table, from a folder of records",
@@ -73,6 +75,8 @@ def _carried_out(options: argparse.Namespace):
         yield readme.write_evidence(options.runs, out)
     elif options.command == "claims":
         yield from claims.write_all(options.runs, out, options.only)
+    elif options.command == "map":
+        yield frontier.write(options.runs, out)
     elif options.command == "sweep":
         yield from (readme.write_sweep(run, out) for run in options.runs)
     else:

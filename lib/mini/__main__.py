@@ -17,8 +17,8 @@ MiniPlan, a generated miniature of SEED-Bench-R1, and the small model that answe
 
   write  clips, stills and annotations, in the files and forms of the real benchmarks:
          2,200 training questions, 500 a level, 200 general ones (--size full: half a
-         minute, 40 MB), or 48, 16 and 16 (--size smoke). Same seed, same bytes;
-         a folder that holds other sizes is not overwritten.
+         minute, 40 MB), or 48, 16 and 16 (--size smoke); --level N: N a level. Same
+         seed, same bytes; a folder that holds other sizes is not overwritten.
   base   the base checkpoint, which the kit brings along in lib/mini/base: 1.3 M
          parameters, taught in about 40 minutes on two cores. Killed, the same command
          goes on with the phase it was in."""
@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     write = commands.add_parser("write", description="Write MiniPlan into a folder.")
     write.add_argument("folder", help="relative: below the repository")
     write.add_argument("--size", choices=benchmark.SIZES, default="full")
+    write.add_argument("--level", type=int, help="questions a level")
     write.add_argument("--seed", type=int, default=0)
     base = commands.add_parser("base", description="Make the base checkpoint.")
     base.add_argument("--folder", default="lib/mini/base", help="default: %(default)s")
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         make_base.make(folder, given.batch, given.lr, given.seed, command)
         return 0
     sizes = replace(benchmark.SIZES[given.size], seed=given.seed)
+    sizes = replace(sizes, level=given.level or sizes.level)
     try:
         benchmark.write(folder, sizes)
     except OSError as error:

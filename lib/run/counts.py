@@ -113,7 +113,8 @@ def announced(command: str) -> dict[str, int]:
     if module == "lib.mini":
         named = re.findall(r"--size[ =](\w+)", command) or ["full"]
         sizes = SIZES[named[-1]]
-        levels = dict.fromkeys(LEVELS[:3], sizes.level)
+        a_level = re.findall(r"--level[ =](\d+)", command) or [sizes.level]
+        levels = dict.fromkeys(LEVELS[:3], int(a_level[-1]))
         return {"training": sizes.training, "general": sizes.general} | levels
     return {}
 

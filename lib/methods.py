@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 METHODS = ("base", "sft", "grpo")
 # The order of those that need not be there; others follow by name.
-MODELS = (*METHODS, "base-direct", "sft-answers", "sft-steps", "ppo", "care")
+MODELS = (*METHODS, "base-direct", "base-begun", "sft-answers", "sft-steps", "rft")
+MODELS = (*MODELS, "ppo", "care")
 PAIRS = (("grpo", "sft"), ("sft", "base"), ("grpo", "base"))
 OTHER_RL = (("ppo", "grpo"), ("care", "grpo"))  # compared where the records have them
 LEVELS, GENERAL = ("L1", "L2", "L3"), "general"
@@ -47,10 +48,12 @@ class ByMethod(dict):
 LOOKS = {  # colour and name
     "base": ("#7f7f7f", "base"),
     "base-direct": ("#CC79A7", "base, direct answer"),
+    "base-begun": ("#999933", "base, answer begun"),
     "sft": ("#E69F00", "SFT"),
     "grpo": ("#0072B2", "GRPO"),
     "sft-answers": ("#D55E00", "SFT, answers alone"),
     "sft-steps": ("#F0E442", "SFT, steps in words"),
+    "rft": ("#332288", "SFT on its own right answers"),
     "ppo": ("#56B4E9", "PPO"),
     "care": ("#009E73", "GRPO-CARE"),
     "paper": ("#000000", "paper (Qwen2-VL-7B)"),

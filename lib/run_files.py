@@ -21,10 +21,11 @@ MARKS = ("pipeline.json", "manifest.json")  # by one of them a run is known
 # What the kit calls the files that it writes into a run.
 MADE = re.compile(
     r"""\d\d_\w+(\.unfinished)?\.(ipynb|html) | report\.html | results\.(json|md)
-    | (pipeline|manifest|chain|metrics|claims|perception(_asked)?)\.json
+    | (pipeline|manifest|chain|metrics|claims|perception(_asked)?|answer_prefixes)\.json
     | (attention|coherence)\.json
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
-    | (predictions|readings|judgements|attention)_[^/]+\.settings\.json
+    | (draws|tried)_[^/]+\.jsonl
+    | (predictions|readings|judgements|attention|draws|tried)_[^/]+\.settings\.json
     | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
     | figures/[^/]+\.png | adapters/\.[^/]+\.unfinished/.+ | \.[^/]+\.lock
     | checkpoints/[^/]+/(README\.md | \w+_settings\.json | checkpoint-\d+/.+)

@@ -53,6 +53,7 @@ ASKED_BESIDE = (
     *("asked_models", "coherence_sets", "attention_questions"),
     *("perception_models", "perception_sets", "perception_conditions"),
     *("perception_questions", "judge_url", "judge_model", "judge_max_calls"),
+    *("answer_prefixes", "pass_draws", "pass_sets", "pass_questions"),
 )
 
 

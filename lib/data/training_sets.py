@@ -45,7 +45,7 @@ it the data of a run; general_dir stays as it was.
 import hashlib
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -143,15 +143,35 @@ def write_demonstrations(folder: str | Path, reasoning: Sequence[str]) -> Path:
     return path
 
 
+def own_right_answers(
+    questions: Iterable[Question], drawn: Iterable[Mapping]
+) -> list[Demonstration]:
+    """Rejection sampling without a teacher: all that a model answered rightly itself,
+    from the rows of lib/evaluate/draws.py on these questions."""
+    rows, kept = {row["id"]: row for row in drawn}, []
+    for q in questions:
+        told = (prompt_text(q, "think"), q.video, q.image)
+        answers = zip(rows[q.id]["completions"], rows[q.id]["right"], strict=True)
+        for number, (text, right) in enumerate(answers):
+            if right:
+                kept.append(Demonstration(f"{q.id}#{number}", *told, response=text))
+    return kept
+
+
 def lessons(
-    targets: str, demonstrations: Sequence[Demonstration], labelled: Sequence[Question]
+    targets: str,
+    demonstrations: Sequence[Demonstration],
+    labelled: Sequence[Question],
+    own: Sequence[Demonstration] = (),
 ) -> dict[str, list[Demonstration]]:
     """What SFT learns, by the name of the adapter that comes of it; `targets` are out
-    of "reasoning" (adapter sft), "answers" (sft-answers), "steps" (sft-steps)."""
+    of "reasoning" (adapter sft), "answers" (sft-answers), "steps" (sft-steps) and "own"
+    (rft: `own_right_answers`)."""
     known = {
         "reasoning": ("sft", list(demonstrations)),
         "answers": ("sft-answers", answers_alone(labelled)),
         "steps": ("sft-steps", answers_alone(labelled, in_words=True)),
+        "own": ("rft", list(own)),
     }
     for target in targets.split():
         if target not in known:

@@ -14,14 +14,14 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
 
-from lib import chain
+from lib import chain, records
 from lib.data.frame_store import question_media
 from lib.data.letters import judged
 from lib.data.prompts import messages, prompt_text
@@ -43,12 +43,14 @@ class EvalSettings:
     `style` is "think" (the paper's prompt) or "direct" (one letter). `on_bad_video`
     says what an unusable clip or still does: "raise" ends the evaluation,
     "keep_as_wrong" keeps the question in the denominator with an empty completion.
+    Every answer has to begin with the text `begun`, which is a part of it.
     """
 
     style: str
     max_new_tokens: int
     batch_size: int
     on_bad_video: str = "raise"
+    begun: str = ""
 
     def __post_init__(self):
         if self.on_bad_video not in POLICIES:
@@ -121,8 +123,9 @@ class Asking:
         """Everything that decides the rows, as plain JSON values."""
         style = self.settings.style
         asked = [f"{q.id}\n{q.gold}\n{prompt_text(q, style)}" for q in questions]
+        told = asdict(self.settings)
         return {
-            **asdict(self.settings),
+            **{k: v for k, v in told.items() if k != "begun" or v},
             "decoding": "greedy",
             "sampling": asdict(self.sampling),
             "model": models.fingerprint(self.model),
@@ -230,20 +233,26 @@ class Asking:
         """
         if not prompts:
             return []
+        tokenizer, how = self.processor.tokenizer, self.decoding(0.0)
+        size, begun = self.settings.batch_size, self.settings.begun
+        ids = encoding.text_ids(tokenizer, begun) if begun else []
+        prompts = [prefix.extended(prompt, ids) for prompt in prompts]
+        groups = rollouts.decode(self.model, prompts, 1, how, size)
+        found = [cut(tokenizer, tokens, how.end_ids) for (tokens,) in groups]
+        return [(begun + text, len(ids) + count, cut_) for text, count, cut_ in found]
+
+    def decoding(self, temperature: float) -> rollouts.Decoding:
+        """How an answer is drawn; at temperature 0 the likeliest token is taken."""
         tokenizer = self.processor.tokenizer
-        ends = tokenizer.convert_tokens_to_ids(list(END_TOKENS))
-        greedy = rollouts.Decoding(
+        return rollouts.Decoding(
             max_tokens=self.settings.max_new_tokens,
-            temperature=0.0,
+            temperature=temperature,
             top_k=0,
             top_p=1.0,
-            end_ids=tuple(ends),
+            end_ids=tuple(tokenizer.convert_tokens_to_ids(list(END_TOKENS))),
             pad_id=tokenizer.pad_token_id,
             suppressed=tuple(encoding.visual_token_ids(self.model.config)),
         )
-        size = self.settings.batch_size
-        groups = rollouts.decode(self.model, prompts, 1, greedy, size)
-        return [cut(tokenizer, tokens, ends) for (tokens,) in groups]
 
 
 def evaluate_sets(
@@ -265,6 +274,33 @@ def evaluate_sets(
             given = (questions, settings, sampling, path)
             rows[label, name] = evaluate(model, processor, *given)
     return rows
+
+
+def best_prefix(
+    model,
+    processor,
+    held: Sequence[Question],
+    settings: EvalSettings,
+    prefixes: str,
+    sampling: Sampling,
+    run: Path,
+) -> str:
+    """Which of the texts, divided by bars, an answer should begin with: the one with
+    most right answers to held-out training questions, never to a level's. Answers are
+    in run/tried_<number>.jsonl, right ones counted in run/answer_prefixes.json."""
+    if not held:
+        raise ValueError("no questions are held out to try prefixes: set holdout_share")
+    right = {}
+    for number, begun in enumerate(map(str.strip, prefixes.split("|"))):
+        path = Path(run) / f"tried_{number}.jsonl"
+        how = (replace(settings, begun=begun), sampling, path)
+        rows = evaluate(model, processor, held, *how)
+        right[begun] = sum(row["correct"] for row in rows)
+    best = max(right, key=right.get)
+    found = {"questions": len(held), "right": right, "best": best}
+    if resume.processes().is_main_process:
+        records.write_json(Path(run) / "answer_prefixes.json", found)
+    return best
 
 
 def with_model(
@@ -334,7 +370,7 @@ def one_ahead(work: Callable, items: Sequence) -> Iterator:
             yield coming.result()
 
 
-def cut(tokenizer, tokens: list[int], ends: list[int]) -> tuple[str, int, bool]:
+def cut(tokenizer, tokens: list[int], ends: Sequence[int]) -> tuple[str, int, bool]:
     """(text before the first end token, tokens up to and with it, none found).
 
     Special tokens are no part of the text, as in the rewards and the released code.

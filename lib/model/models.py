@@ -6,7 +6,7 @@ A checkpoint is a local folder (below the repository root, or absolute) or a hub
     model = load_trained("lib/mini/base", run / "adapters" / "grpo")
 
 Extend it: any Qwen2-VL checkpoint is a parameter, by its folder or hub id. Here GRPO
-goes on from what SFT left, once
+goes on from what SFT left (as with grpo_from, in a run of its own), once
 `python -m lib.run export outputs/mini/adapters/sft outputs/models/mini_sft`
 has merged it. As params/grpo_after_sft.yaml, for `python -m lib.run`:
 
@@ -254,8 +254,9 @@ def load_trained(
 ):
     """The model that training left in `folder`, in eval mode; without one, the base.
 
-    A LoRA adapter is put on top of the base, whole weights stand for themselves. Raises
-    as `load_model`, FileNotFoundError for a missing folder or file, and ValueError for
+    A LoRA adapter is put on top of the base, or of the checkpoint beside it that it was
+    trained on (03_grpo: grpo_from); whole weights stand for themselves. Raises as
+    `load_model`, FileNotFoundError for a missing folder or file, and ValueError for
     one that is neither, is damaged, or belongs to another base.
     """
     if folder is None:
@@ -266,10 +267,19 @@ def load_trained(
             f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
             " checkpoint; give the folder that 02_sft or 03_grpo wrote"
         )
+    model_path = _beside(folder) or model_path
     chain.check_trained(folder, identity(model_path))
     if not (folder / ADAPTER).exists():
         return load_model(folder, dtype, quantize)
     return _with_adapter(load_model(model_path, dtype, quantize), folder).eval()
+
+
+def _beside(folder: Path) -> Path | None:
+    """The checkpoint in the same adapters/ that training says it started from."""
+    said = (records.read_json(file) for file in folder.glob("*_settings.json"))
+    bases = [record["settings"].get("model") for record in said]
+    near = sorted({file.parent for file in folder.parent.glob("*/config.json")})
+    return next((own for own in near if own != folder and identity(own) in bases), None)
 
 
 def _with_adapter(model, folder: Path) -> peft.PeftModel:

@@ -307,6 +307,14 @@ def as_mask(visible: torch.Tensor, model) -> torch.Tensor:
     return torch.zeros_like(visible, dtype=base.dtype).masked_fill(~visible, hidden)
 
 
+def extended(prompt: Prompt, ids: Sequence[int]) -> Prompt:
+    """The prompt with text tokens behind it: an answer that has begun."""
+    more = torch.tensor(ids, dtype=torch.long, device=prompt.ids.device)
+    places = prompt.positions[:, -1:] + 1 + torch.arange(len(ids), device=more.device)
+    whole = torch.cat([prompt.positions, places], 1)
+    return replace(prompt, ids=torch.cat([prompt.ids, more]), positions=whole)
+
+
 def greyed_out(prompt: Prompt) -> Prompt:
     """The prompt with every pixel of its pictures at the processor's mean (grey)."""
     pixels = {

@@ -141,7 +141,8 @@ def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
     """The stages of a run in their order; what a run leaves out has no part."""
     each, steps, found = items_per_step(values), values["sft_steps"], []
     for target in values["sft_on"].split():
-        name = {"answers": "answers alone", "steps": "in words"}.get(target, "")
+        named = {"answers": "answers alone", "steps": "in words", "own": "own answers"}
+        name = named.get(target, "")
         count = steps * each["sft"]
         found.append(Part("SFT", "", name, steps, count, "demonstrations"))
     methods, unit = rl.read(values["rl"]), f"questions x {values['group_size']}"

@@ -29,6 +29,7 @@ METHODS = {
     "sft": "supervised fine-tuning on demonstrations",
     "sft-answers": "supervised fine-tuning on answers alone",
     "sft-steps": "supervised fine-tuning on answers in words",
+    "rft": "supervised fine-tuning on the base's own right answers",
     **{name: f"the method `{name}` of `lib/train/rl.py`" for name in rl.METHODS},
     "grpo": "GRPO with a reward for the right answer",
     "ppo": "PPO with a learned critic",
@@ -54,7 +55,15 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: give a folder that is not there")
     base, card = trained_on(adapter)["model"], model_card(adapter)
-    model = models.load_trained(base, adapter, "bfloat16")
+    records.write_text(adapter / "README.md", card)
+    return merge(base, adapter, folder, "bfloat16", card)
+
+
+def merge(base, adapter: Path, folder: Path, dtype: str, card: str = "") -> Path:
+    """A whole checkpoint in `folder`, by one rename; one that is there stays."""
+    if folder.exists() and any(folder.iterdir()):
+        return folder
+    model = models.load_trained(base, adapter, dtype)
     if isinstance(model, peft.PeftModel):
         model = model.merge_and_unload()  # adds in float32, the adapter's type
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -63,17 +72,27 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
     with records.written(folder):
         model.save_pretrained(unfinished)
         models.load_processor(base).save_pretrained(unfinished)
-    for place in (unfinished, adapter):
-        records.write_text(place / "README.md", card)
+    if card:
+        records.write_text(unfinished / "README.md", card)
     os.replace(unfinished, folder)
     return folder
+
+
+def start(run: Path, label: str, base, dtype: str):
+    """What GRPO starts from: `base`, or with a `label` the adapter of the run that is
+    called so, merged beside it under a name that tells its content."""
+    if not label:
+        return base
+    adapter = paths.require(run / "adapters" / label, "train it first (02_sft)")
+    name = f"{label}-merged-{records.sha256(adapter)[:8]}"
+    return merge(base, adapter, adapter.with_name(name), dtype)
 
 
 def trained_on(adapter: Path) -> dict:
     """What the run's manifest says of the training that left this adapter."""
     if adapter.name not in METHODS:
         raise ValueError(f"{adapter}: expected .../adapters/sft or .../adapters/grpo")
-    stage = "02_sft" if adapter.name.startswith("sft") else "03_grpo"
+    stage = "02_sft" if adapter.name.startswith(("sft", "rft")) else "03_grpo"
     paths.require(adapter, "train it first (02_sft or 03_grpo)")
     file = adapter.parents[1] / "manifest.json"
     manifest = records.read_json(paths.require(file, f"run {stage} to its end"))

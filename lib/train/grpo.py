@@ -31,6 +31,7 @@ from lib.model import encoding, prefix, rollouts, scoring, shards
 from lib.model.prefix import Prompt
 from lib.train import checkpoints, progress
 from lib.train.reward_stages import RewardStages
+from lib.train.rewards import TOLD_ROLLOUT
 from lib.train.task import STYLE, GRPOSettings, Task, dataset_row, trainer_arguments
 from lib.train.watched import WatchGroups, watched_path
 
@@ -248,8 +249,11 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         for group in groups:
             for row in group.rows:
                 given = (row["text"], group.question)
-                rewards = self.task.rewards.items()
-                row["rewards"] = {name: float(own(*given)) for name, own in rewards}
+                place = f"{row['step']}/{row['rollout']}"
+                row["rewards"] = {
+                    name: float(own(*given, *[place] * (own in TOLD_ROLLOUT)))
+                    for name, own in self.task.rewards.items()
+                }
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rows = chain.from_iterable(own.rows for own in self.groups)

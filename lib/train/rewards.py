@@ -26,6 +26,7 @@ before you train on it, as 03_grpo does.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -85,6 +86,13 @@ def accuracy(completion: str, question: Question) -> float:
     return accuracy_reward(completion, question.gold)
 
 
+def coin(completion: str, question: Question, rollout: str = "") -> float:
+    """1.0 or 0.0 by a toss for this question and rollout ("step/number"), whatever the
+    answer is: the null. What it teaches was in the policy, or is noise."""
+    tossed = hashlib.sha256(f"coin/{question.id}/{rollout}".encode()).digest()
+    return float(tossed[0] % 2)
+
+
 def well_formed(completion: str, question: Question) -> float:
     return format_reward(completion)
 
@@ -93,8 +101,10 @@ def consistent(completion: str, question: Question) -> float:
     return consistency_reward(completion, question.options)
 
 
+TOLD_ROLLOUT = (coin,)  # rewards that differ between equal answers
 REWARDS: dict[str, Callable[[str, Question], float]] = {
     "accuracy": accuracy,
     "format": well_formed,
     "consistency": consistent,
+    "coin": coin,
 }

@@ -11,6 +11,9 @@
     python -m lib.data epic EPIC_100_train.csv --l1 L1.jsonl --out OUT.jsonl
         training questions from the action labels of EPIC-KITCHENS-100, with clips
         cut from its videos, none of which L1 uses
+    python -m lib.data teacher FOLDER --check 100 --out check.csv
+        how many of the demonstrations name what happened in their clip, and a list of
+        100 for a person to read
 
 A folder is what params/*.yaml call data_dir. MiniPlan needs none of this: it is made
 on the spot (python -m lib.mini --help).
@@ -22,7 +25,7 @@ import sys
 from pathlib import Path
 
 from lib import paths
-from lib.data import epic, inventory, questions, seed_bench
+from lib.data import epic, inventory, named, questions, seed_bench
 from lib.data.download import DownloadError
 
 TERMS = "\n".join(
@@ -71,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     faults.set_defaults(run=lambda given: questions.show_faults(given.file, given.json))
     faults.add_argument("file", type=_file, help="an annotation file")
     faults.add_argument("--json", action="store_true", help="print one JSON object")
+
+    about = named.__doc__.split("\n\n", 1)[1]
+    teacher = commands.add_parser("teacher", description=about, **raw)
+    teacher.set_defaults(run=_teacher)
+    teacher.add_argument("folder", **below)
+    teacher.add_argument("--check", type=int, default=100, help="demonstrations listed")
+    teacher.add_argument("--out", type=Path, required=True, help="the list, a CSV file")
 
     about = epic.__doc__.split("\n\n", 1)[1]
     make = commands.add_parser("epic", description=about, **raw)
@@ -133,6 +143,11 @@ def _check(given: argparse.Namespace) -> int:
         print(*tables, *lines, sep="\n")
     sound = all(split["usable"] == split["records"] for split in found)
     return int(bool(unreadable) or not sound)
+
+
+def _teacher(given: argparse.Namespace) -> int:
+    print(named.main(given.folder, given.check, Path.cwd() / given.out))
+    return 0
 
 
 def _epic(given: argparse.Namespace) -> int:

@@ -87,8 +87,8 @@ def test_the_planted_crossing_is_found(outputs):
     found = frontier.cells(frontier.record(folders(outputs)))
     assert len(found) == len(X) * len(SHARES) + 1
     for cell in found:
-        for name, mean in cell["means"].items():
-            x = cell["demonstrations_false"]
+        for name in ("L1", "L3"):
+            mean, x = np.mean(cell[name]), cell["demonstrations_false"]
             if cell["demonstrations_by"] == "truth":
                 wanted = GRPO - sft(x, cell["training_share"], name)
                 assert mean == pytest.approx(wanted, abs=0.02)
@@ -122,9 +122,10 @@ def test_a_crossing_is_where_it_leads_for_good(effect, at):
 
 def test_resamples_are_paired_over_cells(outputs):
     """The same questions and seeds in all cells: a shift of all of one shifts both."""
-    one = {"differences": {"L1": np.random.default_rng(0).random((2, 50))}}
-    two = {"differences": {"L1": one["differences"]["L1"] + 0.5}}
-    first, second = (frontier._resampled(c | {"seeds": [0, 1]}) for c in (one, two))
+    own = np.random.default_rng(0).random((2, 50))
+    one = {"seeds": [0, 1], "L1": own, "L3": own}
+    two = {"seeds": [0, 1], "L1": own + 0.5, "L3": own}
+    first, second = map(frontier._resampled, (one, two))
     assert np.allclose(second["L1"] - first["L1"], 0.5, atol=1e-5)
     assert first["L1"].std() > 0.01
 
@@ -159,6 +160,8 @@ def test_a_run_that_is_missing_or_not_finished_is_named(outputs, tmp_path):
     del waiting[3]["metrics"]
     waiting[3]["status"] = "failed at 02_sft"
     write_json(outputs / "half" / "runs.json", waiting)
+    with pytest.raises(ValueError, match="no sweep varies demonstrations_false"):
+        frontier.write([outputs / "seeds", outputs / "map_grpo"], tmp_path)
     with pytest.raises(ValueError, match="is failed at 02_sft: run half to its end"):
         frontier.record([outputs / "half"])
 

@@ -29,9 +29,14 @@ from lib.records import read_json, write_json, write_text
 PLACE = {"demonstrations_by": "teacher", "training_share": 1.0, "data_dir": ""}
 PLACE |= {"demonstrations_false": 0.0, "demonstrations_unseen": 0.0}
 KINDS = ("false", "unseen")
+SETS = ("L1", "L3")
 PANELS = {"L1": {"L1": 1}, "L3": {"L3": 1}, "L3 − L1": {"L3": 1, "L1": -1}}
 RIGHT = (0.35, 0.60)  # share of questions: assumed of SEED-Bench-R1's teacher
 SAMPLES = 2000
+CAPTION = (
+    "line: zero; bar: its 95 % interval; star: the recorded teacher; band: assumed, "
+    "SEED-Bench-R1's teacher if right on A = 35 to 60 %, by lucky letters (1 − A) / 3A"
+)
 
 
 def lucky(right: float) -> float:
@@ -59,49 +64,45 @@ def record(folders: Iterable[str | Path]) -> list[dict]:
 
 
 def cells(rows: Sequence[Mapping]) -> list[dict]:
-    """A cell for each PLACE of SFT, `differences` {set: GRPO - SFT [seeds, n]} in it.
+    """A cell for each PLACE of SFT, with GRPO - SFT [seeds, n] of L1 and of L3.
     ValueError where GRPO of the same data, share and seed is missing."""
     grpo, found = {}, {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        shared = row["data_dir"], row["training_share"], row["seed"]
+    for row in rows:
         if "grpo" in row["metrics"]:
-            grpo.setdefault(shared, row["metrics"]["grpo"])
-        if "sft" in row["metrics"]:
-            place = tuple(row[key] for key in PLACE)
-            found.setdefault(place, []).append((shared, row))
-    made = []
-    for place, own in sorted(found.items()):
-        parts: dict[str, list] = {"L1": [], "L3": []}
-        for shared, row in own:
-            if shared not in grpo:
-                todo = "give the sweep that has GRPO of its data, share and seed, too"
-                raise ValueError(
-                    f"{row['run']} has nothing to be compared with: {todo}"
-                )
-            for name, part in parts.items():
-                both = grpo[shared][name], row["metrics"]["sft"][name]
-                texts = ([int(bit) for bit in entry["correct"]] for entry in both)
-                part.append(np.subtract(*texts))
-        parts = {name: np.array(part) for name, part in parts.items()}
-        cell = dict(zip(PLACE, place, strict=True)) | {"differences": parts}
-        cell["means"] = {name: part.mean() for name, part in parts.items()}
-        cell |= {"seeds": [row["seed"] for _, row in own], "stated": row["stated"]}
-        made.append(cell | {"learned": row["demonstrations"].get("sft")})
-    return made
+            grpo.setdefault(_shared(row), row["metrics"]["grpo"])
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        if "sft" not in row["metrics"]:
+            continue
+        if _shared(row) not in grpo:
+            todo = "give the sweep that has GRPO of its data, share and seed, too"
+            raise ValueError(f"{row['run']} has nothing to be compared with: {todo}")
+        place = {key: row[key] for key in PLACE}
+        own = {"seeds": [], "L1": [], "L3": [], "stated": row["stated"]}
+        own["learned"] = row["demonstrations"].get("sft")
+        cell = found.setdefault(tuple(place.values()), place | own)
+        cell["seeds"].append(row["seed"])
+        for name in SETS:
+            both = grpo[_shared(row)][name], row["metrics"]["sft"][name]
+            texts = ([int(bit) for bit in entry["correct"]] for entry in both)
+            cell[name].append(np.subtract(*texts))
+    return [found[place] for place in sorted(found)]
+
+
+def _shared(row: Mapping) -> tuple:
+    """What a GRPO run and all its SFT runs have in common."""
+    return row["data_dir"], row["training_share"], row["seed"]
 
 
 def rows_of(found: Sequence[Mapping], kind: str) -> dict[tuple, list[Mapping]]:
     """{(data, share of the questions): its cells by x} of one kind of bad reasoning."""
     rows: dict[tuple, list] = {}
-    for cell in found:
-        others = sum(cell[f"demonstrations_{own}"] for own in KINDS if own != kind)
-        if cell["demonstrations_by"] == "truth" and not others:
+    for cell in sorted(found, key=lambda cell: cell[f"demonstrations_{kind}"]):
+        x = cell[f"demonstrations_{kind}"]
+        bad = sum(cell[f"demonstrations_{own}"] for own in KINDS)
+        if cell["demonstrations_by"] == "truth" and bad == x:
             place = cell["data_dir"], cell["training_share"]
-            rows.setdefault(place, []).append(
-                cell | {"x": cell[f"demonstrations_{kind}"]}
-            )
-    by_x = {place: sorted(own, key=lambda c: c["x"]) for place, own in rows.items()}
-    return {place: own for place, own in sorted(by_x.items()) if len(own) > 1}
+            rows.setdefault(place, []).append(cell | {"x": x})
+    return {place: own for place, own in sorted(rows.items()) if len(own) > 1}
 
 
 def crossing(x: Sequence[float], effect: Sequence[float]) -> float:
@@ -121,23 +122,26 @@ def of_panel(values: Mapping, panel: str):
     return sum(weight * values[name] for name, weight in PANELS[panel].items())
 
 
+def means(cell: Mapping) -> dict[str, float]:
+    return {name: float(np.mean(cell[name])) for name in SETS}
+
+
 def crossings(found: Sequence[Mapping]) -> list[dict]:
     """Of each kind, row and panel: crossing, low, high, and `inside`, the share of
     resamples that cross within the map."""
-    lines, tail = [], (1 - stats.CONFIDENCE) / 2
+    lines, ends = [], [(1 - stats.CONFIDENCE) / 2, (1 + stats.CONFIDENCE) / 2]
     rows = [(kind, *own) for kind in KINDS for own in rows_of(found, kind).items()]
     for kind, (data, share), row in rows:
+        place = {"kind": kind, "data_dir": data, "training_share": share}
         x, drawn = [cell["x"] for cell in row], [_resampled(cell) for cell in row]
         for panel in PANELS:
-            means = [of_panel(cell["means"], panel) for cell in row]
-            each = np.array([of_panel(own, panel) for own in drawn]).T
-            values = np.array([crossing(x, effect) for effect in each])
-            low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
-            line = {"kind": kind, "data_dir": data, "training_share": share}
-            line |= {"learned": row[0]["learned"], "panel": panel}
-            line |= {"crossing": crossing(x, means), "low": float(low)}
-            inside = float(np.isfinite(values).mean())
-            lines.append(line | {"high": float(high), "inside": inside})
+            at = crossing(x, [of_panel(means(cell), panel) for cell in row])
+            each = np.transpose([of_panel(own, panel) for own in drawn])
+            values = [crossing(x, effect) for effect in each]
+            low, high = np.quantile(values, ends, method="inverted_cdf").tolist()
+            own = {"crossing": at, "low": low, "high": high, "panel": panel}
+            own |= {"inside": np.isfinite(values).mean(), "learned": row[0]["learned"]}
+            lines.append(place | own)
     return lines
 
 
@@ -145,11 +149,11 @@ def _resampled(cell: Mapping) -> dict[str, np.ndarray]:
     """{set: the cell's mean in each resample}, from the same draws for every cell."""
     count, found = len(cell["seeds"]), {}
     seeds = np.random.default_rng(count).integers(count, size=(SAMPLES, count))
-    for number, (name, own) in enumerate(cell["differences"].items()):
-        questions = tuple(range(own.shape[1]))
+    for number, name in enumerate(SETS):
+        questions = tuple(range(len(cell[name][0])))
         drawn = stats.resampling(questions, SAMPLES, 0, number)
-        means = np.stack([drawn.means(one, questions) for one in own], 1)
-        found[name] = np.take_along_axis(means, seeds, 1).mean(1)
+        by_seed = np.stack([drawn.means(one, questions) for one in cell[name]], 1)
+        found[name] = np.take_along_axis(by_seed, seeds, 1).mean(1)
     return found
 
 
@@ -160,23 +164,19 @@ def markdown(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> str:
         line = {"by": cell["demonstrations_by"]}
         line |= {f"{k} %": tables.percent(cell[f"demonstrations_{k}"]) for k in KINDS}
         line |= {"demonstrations": cell["learned"], "seeds": len(cell["seeds"])}
-        line["n"] = cell["differences"]["L1"].shape[1]
+        line["n"] = len(cell["L1"][0])
         for panel, weights in PANELS.items():
-            parts = [w * cell["differences"][name] for name, w in weights.items()]
+            parts = [w * np.array(cell[name]) for name, w in weights.items()]
             own = stats.contrast(parts, samples=SAMPLES, bounds=[(-1, 1)] * len(parts))
             ends = own["effect"], own["low"], own["high"]
             line[panel] = tables.span(*ends, signed=True)
         lines.append(line)
     where = [
-        {
-            "kind": row["kind"],
-            "demonstrations": row["learned"],
-            "set": row["panel"],
-            "GRPO leads beyond, %": _beyond(row["crossing"]),
-            "95 % interval": f"{_beyond(row['low'])} to {_beyond(row['high'])}",
-            "resamples that cross, %": tables.percent(row["inside"]),
-        }
-        for row in crossed
+        {"kind": own["kind"], "demonstrations": own["learned"], "set": own["panel"]}
+        | {"GRPO leads beyond, %": _beyond(own["crossing"])}
+        | {"95 % interval": f"{_beyond(own['low'])} to {_beyond(own['high'])}"}
+        | {"resamples that cross, %": tables.percent(own["inside"])}
+        for own in crossed
     ]
     head = "GRPO − SFT in points, with 95 % intervals"
     return f"{head}\n\n{tables.markdown(lines)}\n{tables.markdown(where)}"
@@ -193,27 +193,26 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
     grid: dict[str, list] = {}
     for (data, _), row in rows_of(found, "false").items():
         grid.setdefault(data, []).append(row)
+    if not grid:
+        raise ValueError("no sweep varies demonstrations_false, by truth: see map.yaml")
     data, rows = max(grid.items(), key=lambda own: len(own[1]))
     x, y = 100 * np.array([cell["x"] for cell in rows[0]]), np.arange(len(rows))
     edges = np.array([x[0], *(x[1:] + x[:-1]) / 2, x[-1]])
     figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.4), sharey=True)
     for ax, panel in zip(axes, PANELS, strict=True):
-        effect = [[of_panel(cell["means"], panel) for cell in row] for row in rows]
+        effect = np.array([[of_panel(means(c), panel) for c in row] for row in rows])
         look = {"cmap": "PuOr", "vmin": -20, "vmax": 20}
-        heights, effect = np.arange(len(rows) + 1) - 0.5, 100 * np.array(effect)
-        drawn = ax.pcolormesh(edges, heights, effect, **look)
+        heights = np.arange(len(rows) + 1) - 0.5
+        drawn = ax.pcolormesh(edges, heights, 100 * effect, **look)
         for (i, j), value in np.ndenumerate(effect):
-            at, text = edges[j : j + 2].mean(), tables.points(value / 100)
-            ink = {"color": "white" if abs(value) > 12 else "0.1", "fontsize": 6}
-            ax.text(
-                at, i + 0.36 - 0.18 * (j % 2), text, ha="center", va="center", **ink
-            )
+            at = edges[j : j + 2].mean(), i + 0.36 - 0.18 * (j % 2)
+            ink = {"color": "white" if abs(value) > 0.12 else "0.1", "fontsize": 6}
+            ax.text(*at, tables.points(value), ha="center", va="center", **ink)
         where = {"kind": "false", "data_dir": data, "panel": panel}
         own = [line for line in crossed if where.items() <= line.items()]
-        at, low, high = (
-            [100 * line[key] for line in own] for key in ("crossing", "low", "high")
-        )
-        ax.hlines(y, np.clip(low, 0, 100), np.clip(high, 0, 100), color="0.1", lw=2)
+        names = ("crossing", "low", "high")
+        at, *ends = 100 * np.array([[line[name] for line in own] for name in names])
+        ax.hlines(y, *np.clip(ends, 0, 100), color="0.1", lw=2)
         ax.plot(np.where(np.isfinite(at), at, np.nan), y, "o-", color="0.1", ms=4)
         band = [100 * lucky(right) for right in RIGHT]
         ax.axvspan(*band, fill=False, hatch="..", ec="0.6", lw=0)
@@ -225,10 +224,7 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
         ax.set_yticks(y, [f"{row[0]['learned']:,}" for row in rows])
     axes[0].set_ylabel("training questions")
     figure.colorbar(drawn, ax=axes, label="points; above 0 GRPO leads", pad=0.02)
-    said = "line: zero; bar: its 95 % interval; star: the recorded teacher; band: an"
-    said += " assumption, SEED-Bench-R1's teacher if right on A = 35 to 60 % of the"
-    said += " questions, by its lucky letters (1 − A) / 3A"
-    figure.supxlabel(said, fontsize=7, y=-0.08)
+    figure.supxlabel(CAPTION, fontsize=7, y=-0.08)
     return figure
 
 

@@ -9,6 +9,7 @@ counts that is right *and* says truly what was done, which only a generator can 
 (0.25, 0.5)
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb
@@ -33,47 +34,38 @@ def pass_at(k: int, n: int, c: int) -> float:
 def table(run: Path, **draws: int) -> list[dict]:
     """A row for each model, set, what counts and k = 1, 2, 4, ...: n questions, pass,
     low, high; and `kl`, the mean over questions, None for the base."""
-    names = (FILE.fullmatch(path.name) for path in Path(run).glob("draws_*.jsonl"))
-    files, rows = {own[1]: [] for own in filter(None, names)}, []
-    for model in in_order(files):
-        for name in SETS:
-            path = Path(run) / f"draws_{model}_{name}.jsonl"
-            if path.exists():
-                rows += _rows(read_jsonl(path), {"model": model, "set": name}, draws)
+    files = filter(
+        None, (FILE.fullmatch(own.name) for own in Path(run).glob("draws_*"))
+    )
+    named, rows = {(own[1], own[2]): own[0] for own in files}, []
+    for model, name in itertools.product(in_order(m for m, _ in named), SETS):
+        asked = read_jsonl(run / named[model, name]) if (model, name) in named else []
+        kls = [row["kl"] for row in asked if row["kl"] is not None]
+        place = {"model": model, "set": name, "n": len(asked)}
+        place["kl"] = float(np.mean(kls)) if kls else None
+        counted = {"letter": [row["right"] for row in asked]}
+        if all(row["true"] for row in asked):
+            both = [np.multiply(row["right"], row["true"]) for row in asked]
+            counted["truth"] = both
+        for counts, found in counted.items() if asked else ():
+            n, rights = len(found[0]), [int(sum(own)) for own in found]
+            for k in (2**i for i in range(n.bit_length())):
+                values = np.array([pass_at(k, n, c) for c in rights])
+                own = stats.contrast([values], **draws)
+                own = {"pass": own["effect"], "low": own["low"], "high": own["high"]}
+                rows.append(place | {"counts": counts, "k": k} | own)
     return rows
-
-
-def _rows(asked: Sequence[Mapping], place: Mapping, draws: Mapping) -> Iterable[dict]:
-    count = len(asked[0]["right"])
-    kls = [row["kl"] for row in asked if row["kl"] is not None]
-    place = {**place, "n": len(asked), "kl": float(np.mean(kls)) if kls else None}
-    counted = {"letter": [sum(row["right"]) for row in asked]}
-    if all(row["true"] is not None for row in asked):
-        both = [zip(row["right"], row["true"], strict=True) for row in asked]
-        counted["truth"] = [sum(a and b for a, b in own) for own in both]
-    for counts, found in counted.items():
-        for k in (2**i for i in range(count.bit_length())):
-            values = np.array([pass_at(k, count, c) for c in found])
-            own = stats.contrast([values], **draws)
-            numbers = {"pass": own["effect"], "low": own["low"], "high": own["high"]}
-            yield place | {"counts": counts, "k": k} | numbers
 
 
 def markdown(rows: Iterable[Mapping]) -> str:
     """A line a model, set and what counts; k across."""
-    return tables.crossed(
-        (
-            {
-                "model": LABELS[row["model"]],
-                "set": row["set"],
-                "questions": row["n"],
-                "counts": COUNTS[row["counts"]],
-            },
-            f"pass@{row['k']}",
-            tables.span(row["pass"], row["low"], row["high"]),
-        )
-        for row in rows
-    )
+    cells = []
+    for row in rows:
+        line = {"model": LABELS[row["model"]], "set": row["set"], "n": row["n"]}
+        ends = row["pass"], row["low"], row["high"]
+        line["counts"] = COUNTS[row["counts"]]
+        cells.append((line, f"pass@{row['k']}", tables.span(*ends)))
+    return tables.crossed(cells)
 
 
 def moved_markdown(rows: Sequence[Mapping], forgot: Sequence[Mapping]) -> str:

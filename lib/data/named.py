@@ -38,7 +38,8 @@ IRREGULAR = {"took": "take", "taken": "take", "got": "get", "threw": "throw"}
 IRREGULAR |= {"thrown": "throw", "laid": "lay", "chose": "choose", "held": "hold"}
 ENDS = {"in", "into", "on", "onto", "from", "with", "of", "off", "out", "up", "down"}
 ENDS |= {"away", "to", "and", "over", "at"}
-SKIPPED = {*ENDS, "the", "a", "an", "some", "both", "continue", "still", "then"}
+SKIPPED = {*ENDS, "the", "a", "an", "some", "both"}
+AGAIN = {"continue", "still", "then"}
 
 
 def stem(word: str) -> str:
@@ -57,7 +58,7 @@ SAME = {stem(w): {*map(stem, own.split())} for own in GROUPS for w in own.split(
 
 def match(narration: str, reasoning: str) -> str:
     """ "named", "touched" or "absent": what a reasoning says of a narrated step."""
-    verb, *rest = [w for w in _words(narration) if w not in ("continue", "still")]
+    verb, *rest = [w for w in _words(narration) if w not in AGAIN] or [""]
     while rest and rest[0] in SKIPPED:
         rest = rest[1:]
     end = next((i for i, word in enumerate(rest) if word in ENDS), len(rest))
@@ -72,7 +73,7 @@ def match(narration: str, reasoning: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]+", folded(text)) or ["?"]
+    return re.findall(r"[^\W\d_]+", folded(text))
 
 
 def measure(
@@ -81,19 +82,20 @@ def measure(
     """A row a step: id of the demonstration, `of` (its own clip, or another), step,
     offered (the prompt has its words), said (`match`), reasoning.
 
-    Demonstrations about a still alone have no steps. ValueError where none is left.
+    Demonstrations about a still alone have no steps. ValueError where one belongs to no
+    question, by its id or else by its clip and still.
     """
     by_id = {q.id: q for q in asked}
     by_media = {(q.video, q.image): q for q in asked}
-    pairs = [
-        (by_id.get(d.id, by_media.get((d.video, d.image))), d) for d in demonstrations
-    ]
-    filmed = [(q, d) for q, d in pairs if q and q.progress]
-    if not filmed:
-        raise ValueError(
-            "no demonstration belongs to a training question with narrated steps: give "
-            "the folder whose training.jsonl the demonstrations were made from"
-        )
+    filmed = []
+    for item in demonstrations:
+        question = by_id.get(item.id, by_media.get((item.video, item.image)))
+        if question is None:
+            raise ValueError(
+                f"demonstration {item.id} belongs to no training question: give the "
+                "folder whose training.jsonl the demonstrations were made from"
+            )
+        filmed += [(question, item)] if question.progress else []
     rows, half = [], len(filmed) // 2
     for number, (question, item) in enumerate(filmed):
         thought, prompt = THINK.search(item.response), folded(item.text)
@@ -127,13 +129,13 @@ def tables(rows: pandas.DataFrame) -> str:
 
 def write_check(rows: pandas.DataFrame, count: int, path: Path) -> None:
     """A CSV of `count` demonstrations for a person, who fills its last column: does the
-    reasoning name what happened, yes or no? Then compare with what was matched."""
+    reasoning name what happened, yes or no? A list that is there stays."""
     own = rows[rows.of == "own"]
     chosen = random.Random(0).sample(sorted({*own.id}), min(count, own.id.nunique()))
     said = own.assign(step=own.step + " (" + own.said + ")")
     listed = said.groupby("id").agg({"step": "; ".join, "reasoning": "first"})
     path.parent.mkdir(parents=True, exist_ok=True)
-    listed.loc[chosen].assign(person="").to_csv(path)
+    listed.loc[chosen].assign(person="").to_csv(path, mode="x")
 
 
 def main(folder: Path, count: int, out: Path) -> str:

@@ -146,7 +146,12 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _teacher(given: argparse.Namespace) -> int:
-    print(named.main(given.folder, given.check, Path.cwd() / given.out))
+    annotations, out = given.folder / "annotations", Path.cwd() / given.out
+    asked = questions.read_training(annotations / "training.jsonl", given.folder)
+    path = annotations / "training_with_cot.jsonl"
+    rows = named.measure(asked, questions.read_demonstrations(path, given.folder))
+    named.write_check(rows, given.check, out)
+    print(named.tables(rows))
     return 0
 
 

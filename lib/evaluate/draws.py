@@ -21,8 +21,6 @@ from lib.evaluate import resume
 from lib.evaluate.evaluate import Asking, EvalSettings, cut
 from lib.model import rollouts, scoring
 
-MEASURED = 4  # answers to a question whose KL is measured
-
 
 def draw(
     model,
@@ -49,24 +47,24 @@ def draw(
         return asking.facts(questions) | drawn | {"truth": exact is not None}
 
     def rows(batch: list[Question]) -> list[dict]:
-        ready, groups, kls = asking.prepare(batch), iter(()), iter(())
-        if ready.inputs is not None:
+        ready, texts, kl = asking.prepare(batch), {}, {}
+        if asked := [question.id for question in ready.asked()]:
             prompts = asking.see(ready).prompts
             told = "/".join([str(seed), *(question.id for question in batch)])
             digest = hashlib.sha256(told.encode()).digest()
             torch.manual_seed(int.from_bytes(digest[:7]))
             how = asking.decoding(1.0)
             drawn = rollouts.decode(model, prompts, count, how)
-            kls = iter(_kl(model, prompts, drawn) if adapted else [None] * len(drawn))
-            tokenizer = processor.tokenizer
-            groups = ([cut(tokenizer, own, how.end_ids)[0] for own in g] for g in drawn)
-        found = []
-        for question in batch:
-            error = ready.errors.get(question.id)
-            texts = [""] * count if error else next(groups)
-            kl = None if error else next(kls)
-            found.append(row(question, texts, exact) | {"kl": kl, "error": error})
-        return found
+            if adapted:
+                kl = dict(zip(asked, _kl(model, prompts, drawn), strict=True))
+            for key, group in zip(asked, drawn, strict=True):
+                said = (cut(processor.tokenizer, own, how.end_ids) for own in group)
+                texts[key] = [text for text, *_ in said]
+        return [
+            row(question, texts.get(question.id, [""] * count), exact)
+            | {"kl": kl.get(question.id), "error": ready.errors.get(question.id)}
+            for question in batch
+        ]
 
     with rollouts.generating(model):
         # One batch after the other: what is drawn hangs on torch's one global state.
@@ -76,29 +74,28 @@ def draw(
 
 
 def row(question: Question, texts: Sequence[str], exact: Callable | None) -> dict:
+    """What a question's answers are worth, by their letters and their words."""
     facts = {"id": question.id, "options": question.options, "gold": question.gold}
-    said = [judged(text, question.options, question.gold) for text in texts]
-    true = None
-    if exact:
-        thoughts = (THINK.search(text) for text in texts)
-        both = zip(thoughts, said, strict=True)
-        read = [exact(facts | own, found and found[1]) for found, own in both]
-        true = [int(own["progress"] == "right") for own in read]
-    right = [int(own["correct"]) for own in said]
-    return {"id": question.id, "completions": list(texts), "right": right, "true": true}
+    found = {"id": question.id, "completions": list(texts), "right": [], "true": []}
+    for text in texts:
+        said, thought = (
+            judged(text, facts["options"], facts["gold"]),
+            THINK.search(text),
+        )
+        found["right"].append(int(said["correct"]))
+        if exact:
+            read = exact(facts | said, thought and thought[1])
+            found["true"].append(int(read["progress"] == "right"))
+    return found if exact else found | {"true": None}
 
 
 @torch.no_grad()
 def _kl(model, prompts, drawn: Sequence[Sequence[list[int]]]) -> list[float]:
-    """Of the first answers to each prompt."""
-    groups = [
-        [torch.tensor(tokens, device=model.device) for tokens in group[:MEASURED]]
-        for group in drawn
-    ]
+    """Of the first four answers to each prompt."""
+    groups = [[torch.tensor(own, device=model.device) for own in g[:4]] for g in drawn]
     own, *_ = scoring.completion_scores(model, prompts, groups)
     with model.disable_adapter():
         base, *_ = scoring.completion_scores(model, prompts, groups)
-    sums = [float((a - b).sum()) for a, b in zip(own, base, strict=True)]
-    size = len(groups[0])
-    means = [sum(sums[i : i + size]) / size for i in range(0, len(sums), size)]
-    return [round(mean, 4) for mean in means]
+    moved = [float((a - b).sum()) for a, b in zip(own, base, strict=True)]
+    by_question = torch.tensor(moved).view(len(groups), -1).mean(1)
+    return [round(own, 4) for own in by_question.tolist()]

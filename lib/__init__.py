@@ -9,3 +9,12 @@ show      report.py       the pages of a run; pages.py shows a question or a gro
 run       pipeline.py     a params file carried out; plan.py says what it needs
 mini      world.py        MiniPlan, its questions and its base
 """
+
+import sys
+
+# Before pip or an import fails in riddles: `make install` runs this file by itself.
+if sys.platform == "win32" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
+    sys.exit(
+        "The kit needs Python 3.11 to 3.14 on Linux or macOS; on Windows it runs in "
+        "WSL: say `wsl --install`, then start again in the Linux that this opens."
+    )

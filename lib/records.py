@@ -176,7 +176,7 @@ def environment() -> dict:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if changes is None else changes != "",
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -257,7 +257,8 @@ def _git(*arguments: str) -> str | None:
     return None
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """That of an installed package; None if it is not."""
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(package)
     return None

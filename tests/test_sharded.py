@@ -20,6 +20,9 @@ from lib.data.prompts import messages, prompt_text
 from lib.model import encoding, models, prefix, scoring, shards
 from lib.train import checkpoints, sft
 from lib.train.task import STYLE
+
+if not os.environ.get("CI"):  # where everything is checked, its absence is an error
+    pytest.importorskip("deepspeed", reason="see params/accelerate/requirements.txt")
 from tests import sharded, two_processes
 from tests.sharded import KINDS
 from tests.trainings import (

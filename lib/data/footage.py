@@ -29,10 +29,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av  # before decord, whose FFmpeg would else be bound in place of PyAV's own
-import decord
 import numpy as np
 from av.stream import Disposition
-from decord._ffi.base import _LIB, DECORDError
+
+try:
+    import decord
+    from decord._ffi.base import _LIB, DECORDError
+except ModuleNotFoundError:  # PyAV reads every film then, more slowly
+    decord = _LIB = None
 
 TRUSTED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # by decord, with h264 in them
 RATE_WITHIN = 0.05  # share by which the stated rate may differ from the time stamps'
@@ -58,7 +62,7 @@ def _listen(_context: int, level: int, text: bytes, _values: int) -> None:
         _HEARD.append(re.sub(r"%\w+", "..", text.decode("ascii", "replace").strip()))
 
 
-for _library in (ctypes.CDLL(av._core.__file__), _LIB):  # PyAV's FFmpeg and decord's
+for _library in filter(None, (ctypes.CDLL(av._core.__file__), _LIB)):  # both FFmpegs
     _library.av_log_set_callback(_listen)
     atexit.register(_library.av_log_set_callback, None)  # before Python ends
 
@@ -244,6 +248,8 @@ def _doubt(container, stream, hidden: int, starts: list[int]) -> str:
     covers = Disposition.attached_pic
     videos = [v for v in container.streams.video if not v.disposition & covers]
     codec, kind = stream.codec_context.name, container.format.name
+    if decord is None:
+        return "decord is not installed"
     if len(videos) > 1:
         return f"it holds {len(videos)} videos; stream {stream.index} is read"
     if codec != "h264" or kind not in TRUSTED:

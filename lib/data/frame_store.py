@@ -22,7 +22,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +39,8 @@ FORMAT = 2  # of an entry's bytes and name; raise it with every change of them
 FREED = 0.1  # share of the bound that is freed at once, so that it is not done often
 CHECKSUM_BYTES = 32
 OWN = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?\.(frames|hash)")  # earlier names too
-VERSIONS = {name: version(name) for name in ("decord2", "av", "torchvision", "pillow")}
+DECODERS = ("decord2", "av", "torchvision", "pillow")
+VERSIONS = {name: records.version(name) for name in DECODERS}
 _ZSTD = pyarrow.Codec("zstd", compression_level=1)  # higher levels gain 2 % at most
 _LOGGER = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ is decoded (`python -m lib.data check FOLDER --decode` does that), so a run whos
 pass can still meet a damaged clip.
 """
 
-import importlib.util
 import os
 import re
 import shlex
@@ -22,7 +21,7 @@ from lib import paths
 from lib.data import inventory
 from lib.evaluate import evaluate
 from lib.model import models
-from lib.run import counts, memory
+from lib.run import counts, launch, memory
 from lib.run.counts import LEVELS, Asked
 from lib.run.memory import GIB
 from lib.train import reward_stages, rl
@@ -117,11 +116,8 @@ def check_devices(values: Mapping, card: tuple[float, str] | None) -> Check:
 def check_packages(values: Mapping) -> Check:
     """Whether what the accelerate file asks for is installed."""
     file = values["accelerate_config"]
-    needed = memory.sharding_of(file, 1).kind == "zero3"
-    if needed and importlib.util.find_spec("deepspeed") is None:
-        text = f"{file} needs DeepSpeed: pip install -r requirements.txt"
-        return Check("packages", False, text)
-    return Check("packages", True, file or "nothing beyond the kit's")
+    missing = launch.missing_package(file)
+    return Check("packages", not missing, missing or file or "nothing beyond the kit's")
 
 
 def local_model(model: str) -> Path | None:

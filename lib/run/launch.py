@@ -22,6 +22,7 @@ them; params/accelerate/slurm.sh is a job that sets it.
 
 import codecs
 import gc
+import importlib.util
 import os
 import pickle
 import re
@@ -86,8 +87,9 @@ def call(
     `accelerate_config` is a file such as params/accelerate/*.yaml, or "" for plain data
     parallelism; one process without it is this one. Interrupting ends all processes.
     Raises ChildFailed with the traceback of the process that failed first,
-    FileNotFoundError for a missing config, ValueError for something that another
-    process could not load, and Busy while another kernel makes the same call.
+    FileNotFoundError for a missing config, ModuleNotFoundError where it needs DeepSpeed
+    and there is none, ValueError for something that another process could not load, and
+    Busy while another kernel makes the same call.
     """
     if num_processes < 1:
         raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
@@ -141,6 +143,8 @@ def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[s
     config = folder / "plain.json"
     if accelerate_config:
         config = paths.require(accelerate_config, "see params/accelerate")
+        if missing := missing_package(accelerate_config):
+            raise ModuleNotFoundError(missing)
     else:
         records.write_json(config, PLAIN)
     launcher = shlex.split(os.environ.get(COMMAND, ""))
@@ -149,6 +153,16 @@ def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[s
         *("--num_processes", str(num_processes), "--config_file", str(config)),
         *("-m", "lib.run.launch", str(folder / CALL)),
     ]
+
+
+def missing_package(accelerate_config: str) -> str:
+    """What that file needs and is not installed, and how to install it; or ""."""
+    if not accelerate_config or importlib.util.find_spec("deepspeed") is not None:
+        return ""
+    if "deepspeed_config" not in paths.resolve(accelerate_config).read_text("utf-8"):
+        return ""
+    how = "pip install -r params/accelerate/requirements.txt"
+    return f"{accelerate_config} needs DeepSpeed: {how}"
 
 
 def start() -> None:

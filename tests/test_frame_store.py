@@ -99,7 +99,7 @@ def test_a_kept_clip_is_the_decoded_clip_in_every_later_process(noisy, folder):
         frames = FrameFolder(folder, PLENTY).read(reader, noisy, SMALL)
         assert reader.calls == calls
         assert np.array_equal(frames, expected)
-        assert frames.dtype == np.uint8
+        assert frames.dtype == np.uint8 and frames.film == expected.film is not None
         assert frames.flags.c_contiguous and frames.flags.writeable
 
 

@@ -14,8 +14,10 @@ import torch
 from tokenizers import AddedToken
 
 from lib import chain, records
+from lib.data.frame_store import question_media
 from lib.data.prompts import THINK_ANSWER, messages
 from lib.data.questions import Demonstration
+from lib.data.video import Clip, Sampling
 from lib.model import encoding, models
 from lib.paths import ROOT
 from lib.train import checkpoints
@@ -23,7 +25,7 @@ from tests.trainings import move_adapter
 
 # isort: split
 from bitsandbytes.nn import Linear4bit
-from transformers import Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLProcessor, Qwen3VLProcessor
 
 
 def pixels(*shape, seed=0):
@@ -306,13 +308,38 @@ def test_seeding_repeats_every_generator():
     assert torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_clip_for_a_processor_that_needs_frame_times_is_refused(processor):
-    kinds = ("image_processor", "tokenizer", "video_processor", "chat_template")
-    timed = Qwen2_5_VLProcessor(**{kind: getattr(processor, kind) for kind in kinds})
+def timed(processor, kind):
+    parts = ("image_processor", "tokenizer", "video_processor", "chat_template")
+    return kind(**{part: getattr(processor, part) for part in parts})
+
+
+def test_clips_tell_timed_processors_when_their_frames_are_shown(
+    processor, tiny_questions
+):
+    """16 frames, 4 a second; two of them a second are 0 2 4 6 9 11 13 15."""
+    clip, _ = question_media(tiny_questions[0], Sampling(height=56, width=56))
+    talk = [messages("Next?", clip, None)]
+    found = encoding.encode(timed(processor, Qwen2_5_VLProcessor), talk, "left", True)
+    assert list(found["second_per_grid_ts"]) == [1.0]  # two of the frames
+    found = encoding.encode(timed(processor, Qwen3VLProcessor), talk * 2, "left", True)
+    for ids in found["input_ids"]:
+        said = re.findall(r"<([\d.]+) seconds>", processor.tokenizer.decode(ids))
+        assert said == ["0.2", "1.2", "2.5", "3.5"]
+    last = [messages("Next?", clip.only([-1, -1]), None)]
+    ids = encoding.encode(timed(processor, Qwen3VLProcessor), last)["input_ids"][0]
+    assert "<3.8 seconds>" in processor.tokenizer.decode(ids)
+    assert clip.film["frames_indices"] == [0, 2, 4, 6, 9, 11, 13, 15]
+
+
+@pytest.mark.parametrize("kind", [Qwen2_5_VLProcessor, Qwen3VLProcessor])
+def test_a_clip_without_times_is_refused_where_they_count(processor, kind):
     clip = np.zeros((4, 56, 56, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"Qwen2_5_VLProcessor.*Qwen2-VL checkpoint"):
-        encoding.encode(timed, [messages("stir", clip, None)])
-    assert len(encoding.encode(timed, [messages("stir", None, None)])["input_ids"]) == 1
+    film = {"total_num_frames": 9, "fps": 4.0, "frames_indices": [0, 8]}
+    for untimed in (clip, Clip.of(clip, film)):
+        with pytest.raises(ValueError, match="does not say when they are shown"):
+            encoding.encode(timed(processor, kind), [messages("Next?", untimed, None)])
+    still = [messages("Next?", None, clip[0])]
+    assert "pixel_values" in encoding.encode(timed(processor, kind), still)
 
 
 BARS = """

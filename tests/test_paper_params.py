@@ -6,6 +6,10 @@ import pytest
 
 from lib import paths
 from lib.run import checks, counts, memory, params
+from lib.train import rl
+
+# isort: split
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 FOLDER = paths.ROOT / "params"
 # grpo.sh, qwen2vl_sft_config.yaml, infer.py and vision_process_egoplan.py as released.
@@ -70,6 +74,63 @@ def test_every_key_of_the_recipe_has_its_source():
     assert set(said) == set(load("paper"))
     for key, comment in said.items():
         assert comment and SOURCE.search(comment), key
+
+
+# run_grpo_care_margin0_seed_bench_r1.sh, grpo_trainer_ref_ema.py and eval_bench.py of
+# GRPO-CARE as released; its article where they are silent.
+NAME = "care_qwen2_5_vl_7b"
+CARE = {
+    "model": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "max_frames": 16,
+    "num_processes": 4,
+    "accelerate_config": "params/accelerate/zero3.yaml",
+    "lora_rank": 0,
+    "dtype": "bfloat16",
+    "grpo_steps": 1500,
+    "prompts_per_step": 4,
+    "group_size": 8,
+    "grpo_lr": 1.0e-6,
+    "kl_beta": 0.0,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 0.95,
+    "max_completion_tokens": 768,
+    "reward": "accuracy + format",
+    "grpo_save_every": 500,
+    "max_new_tokens": 1024,
+}
+CARE_SOURCE = re.compile(
+    r"script\b|paper\b|\w+\.py|default|not stated|16:9|the same|are the kit's"
+)
+
+
+def test_the_follow_ups_recipe_is_the_released_one_with_its_sources():
+    values, said = load(NAME), comments(NAME)
+    assert {key: values[key] for key in CARE} == CARE
+    kept = ("rl", "notebooks", "asked_models", "perception_models")
+    for key in said.keys() - set(kept):
+        assert said[key] and CARE_SOURCE.search(said[key]), key
+    (method,) = rl.read(values["rl"])
+    names = ("margin", "bonus_weight", "most_likelihood", "reference_decay")
+    names += ("reference_every", "answer_mean", "schedule", "reference", "bonus")
+    wanted = (0.0, 0.5, 0.95, 0.995, 10, "geometric", "cosine", "ema", "sparse")
+    shared = {name: values[name] for name in ("prompts_per_step", "group_size")}
+    shared |= {name: values[name] for name in ("kl_beta", "temperature", "top_k")}
+    shared |= {name: values[name] for name in ("top_p", "max_completion_tokens")}
+    shared |= {name: values[name] for name in ("lora_rank", "lora_alpha", "seed")}
+    settings = method.settings(batches=1500, save_every=500, lr=1e-6, **shared)
+    assert tuple(getattr(settings, name) for name in names) == wanted
+    size = values["frame_height"], values["frame_width"]
+    assert size == smart_resize(720, 1280, 28, max_pixels=128 * 28 * 28)
+
+
+def test_the_follow_ups_recipe_fits_the_cards_it_names():
+    values = counts.all_values(params.load_params(FOLDER / f"{NAME}.yaml")[0])
+    checks.refuse_settings(values)
+    model = memory.Model.of(memory.config_of(values["model"]))
+    stages = memory.stages(model, counts.work_of(values, "cuda"))
+    del stages["SFT"]  # its settings are not stated, so it is not run
+    assert checks.with_allowance(max(stages.values())) < 80e9
 
 
 def test_the_recipe_is_the_released_one():

@@ -23,6 +23,7 @@ PARAMS = paths.ROOT / "params"
 REFERENCE = paths.ROOT / "outputs" / "reference"
 SEVEN = "Qwen/Qwen2-VL-7B-Instruct"
 PUBLISHED = {"Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600, SEVEN: 8_291_375_616}
+PUBLISHED |= {"Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656}
 
 
 @pytest.fixture(scope="module")

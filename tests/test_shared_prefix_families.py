@@ -10,13 +10,24 @@ import numpy as np
 import pytest
 import torch
 
+from lib.data.prompts import messages
+from lib.data.video import Clip
 from lib.model import encoding, prefix, rollouts
 from lib.model.prefix import make_prompt
 from lib.model.rollouts import Decoding
 from lib.model.scoring import add_scoring, completion_scores
+from lib.run.model_check import mrope_positions
 
 # isort: split
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Qwen2_5_VLProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 START, STOP, IMAGE, VIDEO = 200, 201, 202, 203  # of a picture; its tokens
 WORDS = 190  # ids below are words
@@ -140,11 +151,13 @@ def random_batch(family, seed):
 def plain_scores(model, inputs, completion):
     """One completion behind its own prompt: ordinary forward, full softmax."""
     ids = torch.cat([inputs["input_ids"], completion[None]], 1)
-    logits = model(
-        **{**inputs, "input_ids": ids},
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=encoding.mm_token_type_ids(ids, model.config),
-    ).logits[0, -len(completion) - 1 : -1]
+    inputs = {**inputs, "input_ids": ids}
+    inputs |= {
+        "position_ids": mrope_positions(inputs, model.config)[:, None],
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": encoding.mm_token_type_ids(ids, model.config),
+    }
+    logits = model(**inputs).logits[0, -len(completion) - 1 : -1]
     return logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
 
 
@@ -196,6 +209,68 @@ def test_scores_loss_and_gradients_equal_the_repetition(model, family, seed, att
         assert ((found - wanted).norm() / wanted.norm()).item() < 1e-6
 
 
+PROCESSORS = {
+    "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, 28),
+    "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28),
+    "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, 32),
+}
+
+
+@pytest.fixture
+def clips(processor, family, model):
+    """Encoded questions on clips of 4 and 6 frames, one second and six long;
+    the model's picture tokens are the tokenizer's."""
+    kind, video, side = PROCESSORS[family]
+    size = {"shortest_edge": side**2, "longest_edge": 64 * side**2}
+    reader = video(size=size)
+    reader.cap_pixels_per_frame = False
+    parts = (processor.image_processor, processor.tokenizer, reader)
+    own = kind(*parts, chat_template=processor.chat_template)
+    for name in ("image", "video"):
+        token = processor.tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>")
+        setattr(model.config, f"{name}_token_id", token)
+    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
+    rng, talks = np.random.default_rng(0), []
+    for frames, length in ((4, 4), (6, 24)):
+        chosen = np.linspace(0, length - 1, frames).round().astype(int).tolist()
+        film = {"total_num_frames": length, "fps": 4.0, "frames_indices": chosen}
+        pixels = rng.integers(0, 256, (frames, 3 * side, 2 * side, 3), dtype=np.uint8)
+        talks.append(messages("cut the onion", Clip.of(pixels, film), None))
+    found = [encoding.encode(own, [talk], long_clips=True) for talk in talks]
+    pixels = prefix.KINDS["video"][0]
+    return [{**one, pixels: one[pixels].double()} for one in found]
+
+
+def test_clips_are_placed_by_the_models_rule_and_scored_alike(model, family, clips):
+    """By its own get_rope_index, but for text that would stand among the frames."""
+    short, long = (make_prompt(model, one) for one in clips)
+    for prompt, one in zip((short, long), clips, strict=True):
+        assert torch.equal(prompt.positions, mrope_positions(one, model.config))
+    library = [
+        model.model.get_rope_index(
+            one["input_ids"],
+            mm_token_type_ids=one["mm_token_type_ids"],
+            video_grid_thw=one["video_grid_thw"],
+            second_per_grid_ts=one.get(prefix.SECONDS),
+        )[0][:, 0]
+        for one in clips
+    ]
+    assert torch.equal(short.positions, library[0])
+    # 3 temporal patches, 2 s apart and 4 positions a second, on 3 x 2: up to 16.
+    moved = long.positions - library[1]
+    assert moved.max() == (14 if family == "qwen2_5_vl" else 0)
+    answers = [[torch.tensor([5, 6, 7]), torch.tensor([8, 9])]] * 2
+    expected = [
+        plain_scores(model, one, answer)
+        for one, own in zip(clips, answers, strict=True)
+        for answer in own
+    ]
+    add_scoring(model)
+    found, _ = completion_scores(model, [short, long], answers)
+    for own, other in zip(found, expected, strict=True):
+        assert (own - other).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_outputs_of_the_vision_tower_are_the_same_ones(model, family, seed):
     inputs, groups = random_batch(family, seed)
@@ -228,8 +303,11 @@ def test_greedy_rollouts_equal_generate(model, family, seed):
     )
     expected = []
     for one in inputs:
+        placed = mrope_positions(one, model.config)
+        flat = torch.arange(placed.shape[1])[None]
         ids = model.generate(
             **one,
+            position_ids=torch.cat([flat, placed])[:, None],
             attention_mask=torch.ones_like(one["input_ids"]),
             mm_token_type_ids=encoding.mm_token_type_ids(
                 one["input_ids"], model.config

@@ -134,12 +134,12 @@ def commits(repo: str) -> list[str]:
     return [commit.commit_id for commit in found]
 
 
-def listing(repo: str, commit: str) -> dict[str, HubFile]:
-    """{path: HubFile} of everything a dataset holds at a commit (its full hash)."""
+def listing(repo: str, commit: str, kind: str = "dataset") -> dict[str, HubFile]:
+    """{path: HubFile} of all that a dataset or model holds at a commit (full hash)."""
     files = {}
     with _explained(repo):
         for entry in HfApi().list_repo_tree(
-            repo, recursive=True, revision=commit, repo_type="dataset"
+            repo, recursive=True, revision=commit, repo_type=kind
         ):
             if not isinstance(entry, RepoFile):
                 continue

@@ -29,13 +29,13 @@ import numpy as np
 import pyarrow
 
 from lib import paths, records
-from lib.data.video import Sampling, read_clip, read_still, require_media
+from lib.data.video import Clip, Sampling, read_clip, read_still, require_media
 
 if TYPE_CHECKING:
     from lib.data.questions import Demonstration, Question
 
 CACHE_BYTES = 512 * 2**20
-FORMAT = 2  # of an entry's bytes and name; raise it with every change of them
+FORMAT = 3  # of an entry's bytes and name; raise it with every change of them
 FREED = 0.1  # share of the bound that is freed at once, so that it is not done often
 CHECKSUM_BYTES = 32
 OWN = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?\.(frames|hash)")  # earlier names too
@@ -198,24 +198,25 @@ def _checksum(name: str, body: bytes) -> bytes:
 
 
 def _pack(frames: np.ndarray) -> bytes:
-    """Frames uint8 [..., H, W, 3] as a line with their shape and packed differences."""
-    to_green = frames.copy()
+    """Frames uint8 [..., H, W, 3] as a line with their shape and film, and packed
+    differences."""
+    to_green = np.array(frames)
     to_green[..., 0] -= frames[..., 1]
     to_green[..., 2] -= frames[..., 1]
     difference = to_green.copy()
     difference[..., 1:, :, :] -= to_green[..., :-1, :, :]
-    shape = json.dumps(frames.shape).encode()
-    return shape + b"\n" + _ZSTD.compress(difference, asbytes=True)
+    head = json.dumps([frames.shape, getattr(frames, "film", None)]).encode()
+    return head + b"\n" + _ZSTD.compress(difference, asbytes=True)
 
 
 def _unpack(body: bytes) -> np.ndarray:
     """The frames that `_pack` was given."""
     head, _, packed = body.partition(b"\n")
-    shape = json.loads(head)
+    shape, film = json.loads(head)
     pixels = _ZSTD.decompress(packed, math.prod(shape))
     frames = np.frombuffer(pixels, np.uint8).reshape(shape).copy()
     for row in range(1, shape[-3]):  # three times as fast as np.add.accumulate
         frames[..., row, :, :] += frames[..., row - 1, :, :]
     frames[..., 0] += frames[..., 1]
     frames[..., 2] += frames[..., 1]
-    return frames
+    return frames if film is None else Clip.of(frames, film)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +69,28 @@ class Sampling:
             raise ValueError(f"{found} max_frames = {self.max_frames}")
 
 
+class Clip(np.ndarray):
+    """Frames uint8 [T, H, W, 3] and, in `film`, which frames of how long a film they
+    are, under the names of transformers' VideoMetadata. Copies and other orders of the
+    frames keep it: what stands at a place is shown at the time of that place."""
+
+    film: dict | None
+
+    @classmethod
+    def of(cls, frames: np.ndarray, film: dict | None) -> Clip:
+        clip = np.asarray(frames).view(cls)
+        clip.film = film
+        return clip
+
+    def __array_finalize__(self, other) -> None:
+        self.film = getattr(other, "film", None)
+
+    def only(self, at: list[int]) -> Clip:
+        """The frames at these places, each at its own time."""
+        indices = [self.film["frames_indices"][i] for i in at]
+        return Clip.of(self[at], {**self.film, "frames_indices": indices})
+
+
 def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[int]:
     """Indices of the sampled frames, ascending, from 0 to `n_frames` - 1; of a clip
     shorter than `min_frames` an even count. ValueError for less than two frames."""
@@ -85,20 +106,27 @@ def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[in
     return [(2 * i * (n_frames - 1) + last) // (2 * last) for i in range(count)]
 
 
-def read_clip(path: str | Path, sampling: Sampling) -> np.ndarray:
-    """The sampled frames of a clip, uint8 [T, H, W, 3]; BadVideo if that fails."""
+def read_clip(path: str | Path, sampling: Sampling) -> Clip:
+    """The sampled frames of a clip; BadVideo if that fails."""
     return read_clip_and_say(path, sampling)[0]
 
 
-def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[np.ndarray, str]:
+def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[Clip, str]:
     """`read_clip`, and why PyAV had to read it, "" where decord did."""
+    film = {}
+
+    def choose(count: int, rate: float) -> list[int]:
+        chosen = frame_indices(count, rate, sampling)
+        film.update(total_num_frames=count, fps=float(rate), frames_indices=chosen)
+        return chosen
+
     require_media(path)
     try:
-        choose = partial(frame_indices, sampling=sampling)
         frames, why_pyav = footage.read(path, choose)
     except (footage.Unreadable, ValueError) as error:
         raise BadVideo(path, str(error)) from error
-    return np.stack([_squashed(frame, sampling) for frame in frames]), why_pyav
+    pixels = np.stack([_squashed(frame, sampling) for frame in frames])
+    return Clip.of(pixels, film), why_pyav
 
 
 def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:

@@ -62,7 +62,7 @@ class Shown:
             random.Random(f"{self.seed}/{question.id}").shuffle(order)
             clip = clip[order]
         if clip is not None and self.condition == "one_frame":
-            clip = clip[[-1, -1]]  # Qwen2-VL merges two frames into one patch
+            clip = clip.only([-1, -1])  # Qwen2-VL merges two frames into one patch
         return clip, still
 
 

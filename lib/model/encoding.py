@@ -6,6 +6,7 @@ Control tokens come from the chat template alone: whatever a text spells is text
     model.generate(**batch, max_new_tokens=40)
 """
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +21,12 @@ from lib.model import models as models  # first: it prepares what transformers i
 
 # isort: split
 from transformers.utils.chat_template_utils import mark_control_tokens
+from transformers.video_utils import VideoMetadata
 
 # Tags of the kit's own prompt: a tokenizer that knows them as tokens reads them so.
 TAGS = frozenset(re.findall(r"</?\w+>", THINK_ANSWER))
-# Processors that write seconds into a prompt or its positions. Without them they assume
-# 24 frames a second, which would be wrong in silence.
+# Processors that write seconds into a prompt or its positions. Without a clip's times
+# they would assume 24 frames a second, in silence.
 TIMED = {"Qwen2_5_VLProcessor", "Qwen3VLProcessor"}
 
 
@@ -55,13 +57,14 @@ def encode(
     sampled or truncated here. Conversations with and without pictures mix freely.
 
     Returns input_ids, attention_mask and mm_token_type_ids [B, L]; for clips, in their
-    order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3]; for stills
-    pixel_values and image_grid_thw. Types are int64, pixels float32.
+    order, pixel_values_videos [patches, 1176] and video_grid_thw [clips, 3], from
+    Qwen2.5-VL also second_per_grid_ts [clips]; for stills pixel_values and
+    image_grid_thw. Types are int64, pixels float32.
 
     Raises ValueError for a picture that the model cannot take (`check_sizes`), a clip
-    before a processor that needs frame times, a text that is no Unicode, and more
-    tokens than the tokenizer's model_max_length. With `asked`, what each conversation
-    is about, it names the one that is to blame.
+    without times where they are needed, a text that is no Unicode, and more tokens than
+    the tokenizer's model_max_length. With `asked`, what each conversation is about, it
+    names the one that is to blame.
     """
     try:
         return _encode(processor, conversations, padding_side, long_clips)
@@ -78,11 +81,9 @@ def _encode(
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
     check_sizes(processor, clips, stills, long_clips)
+    timed = {}
     if clips and TIMED & {type(processor).__name__}:
-        raise ValueError(
-            f"{type(processor).__name__} needs the times of a clip's frames, which "
-            "lib/data/video.py does not hand over: use a Qwen2-VL checkpoint"
-        )
+        timed["video_metadata"] = [_times(clip) for clip in clips]
     texts = [
         processor.apply_chat_template(
             talk, tokenize=False, add_generation_prompt=talk[-1]["role"] != "assistant"
@@ -96,7 +97,7 @@ def _encode(
         videos=clips or None,
         images=stills or None,
         text_kwargs={"padding": True, "padding_side": padding_side, **as_given},
-        videos_kwargs={"do_resize": False, "do_sample_frames": False},
+        videos_kwargs={"do_resize": False, "do_sample_frames": False, **timed},
         images_kwargs={"do_resize": False},
         sanitize_control_tokens=True,
         return_tensors="pt",
@@ -108,6 +109,17 @@ def _encode(
             "max_frames, height or width; nothing is cut off"
         )
     return dict(batch)
+
+
+def _times(clip: np.ndarray) -> VideoMetadata:
+    """When the frames of a clip are shown; ValueError where it does not know it."""
+    film = getattr(clip, "film", None)
+    if film is None or len(film["frames_indices"]) != len(clip):
+        raise ValueError(
+            f"a clip of {len(clip)} frames does not say when they are shown, and this "
+            "model must know: read it with lib/data/video.py, or give Clip.of its film"
+        )
+    return VideoMetadata(**copy.deepcopy(film))  # the processor adds to its lists
 
 
 def as_text(tokenizer, words: str | list[list[dict]]):

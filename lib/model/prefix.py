@@ -95,14 +95,7 @@ def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
         name: torch.as_tensor(value).to(base.device) for name, value in encoded.items()
     }
     ids, mask = given["input_ids"], given["attention_mask"]
-    kinds = mm_token_type_ids(ids, base.config)
-    positions, _ = base.model.get_rope_index(
-        ids,
-        mm_token_type_ids=kinds,
-        attention_mask=mask,
-        **{name: given.get(name) for _, name in KINDS.values()},
-        **{SECONDS: given.get(SECONDS)},
-    )
+    kinds, placed = mm_token_type_ids(ids, base.config), positions(model, given)
     pictures = {kind: _pictures(given, kind, base) for kind in KINDS}
     prompts = []
     for row, kept in enumerate(mask.bool()):
@@ -112,21 +105,37 @@ def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
         for code, kind in enumerate(KINDS, start=1):
             tokens = int((kinds[row] == code).sum())
             pixels |= _taken(pictures[kind], tokens)
-        placed = positions[:, row, kept]
-        if base.config.model_type == "qwen2_vl":  # the others' clips `encode` refuses
-            placed = behind_pictures(placed, kinds[row, kept])
-        prompts.append(Prompt(ids[row, kept], placed, pixels))
+        prompts.append(Prompt(ids[row, kept], placed[:, row, kept], pixels))
     return prompts
+
+
+def positions(model, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """M-RoPE positions [3, B, L] of encoded conversations, as `make_prompts` takes
+    them: the model's own, but for `behind_pictures`."""
+    base = base_of(model)
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    kinds = mm_token_type_ids(ids, base.config)
+    placed, _ = base.model.get_rope_index(
+        ids,
+        mm_token_type_ids=kinds,
+        attention_mask=mask,
+        **{name: encoded.get(name) for _, name in KINDS.values()},
+        **{SECONDS: encoded.get(SECONDS)},
+    )
+    for row, kept in enumerate(mask.bool()):
+        own = behind_pictures(placed[:, row, kept], kinds[row, kept])
+        placed[:, row, kept] = own
+    return placed
 
 
 def behind_pictures(positions: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
     """M-RoPE positions [3, L] with what follows a picture behind all of the picture.
 
     Qwen2-VL (arXiv 2409.12191, section 2.1) goes on one behind the largest position so
-    far, and transformers did so up to 4.57. 5.23 goes on behind the longer side, which
-    is the same unless a clip has more temporal patches than that: 32 frames of 252 x
-    252 pixels are 16 x 9 x 9, and 7 positions would be the clip's and the text's.
-    `kinds` [L] is 0 for text.
+    far, as does Qwen2.5-VL, and transformers did so up to 4.57. 5.23 goes on behind the
+    longer side, which is the same unless a clip lasts longer than that: 32 frames of
+    252 x 252 pixels are 16 x 9 x 9, and 7 positions would be the clip's and the text's;
+    in Qwen2.5-VL 16 frames, 2 a second, already reach to 14. `kinds` [L] is 0 for text.
     """
     placed = positions.clone()
     ends = ((kinds[:-1] != kinds[1:]) & (kinds[:-1] != 0)).nonzero()[:, 0] + 1

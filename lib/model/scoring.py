@@ -225,14 +225,17 @@ def pack_inputs(model, rows: Sequence[Row]) -> dict:
 @torch.no_grad()
 def plain_scores(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tensor:
     """Log-probabilities [R] of one completion, with video and prompt encoded for it
-    alone, as a stock trainer does."""
+    alone, as a stock trainer does; at the prompt's positions and behind them."""
     base = base_of(model)
     ids = torch.cat([prompt.ids, completion])[None]
+    behind = torch.arange(1, 1 + len(completion), device=ids.device)
+    behind = prompt.positions[:, -1:] + behind
     kinds = mm_token_type_ids(ids, base.config)
     given = {"mm_token_type_ids": kinds} if prompt.pixels else {}
     logits = base(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
+        position_ids=torch.cat([prompt.positions, behind], 1)[:, None],
         logits_to_keep=len(completion) + 1,
         **prompt.pixels,
         **given,

@@ -2,6 +2,7 @@
 
 python -m lib.run params/mini.yaml
 python -m lib.run params/single_gpu_7b.yaml --dry-run
+python -m lib.run check-model Qwen/Qwen2-VL-2B-Instruct
 python -m lib.run report outputs/mini
 """
 
@@ -14,11 +15,12 @@ COMMANDS = {
     "report": "lib.show.report",
     "judge": "lib.evaluate.judge",
     "export": "lib.run.export",
+    "check-model": "lib.run.model_check",
 }
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code of a params file's runs, or of a command on a finished run."""
+    """The exit code of a params file's runs, or of a command."""
     if arguments and arguments[0] in COMMANDS:
         # Imported here: they bring torch or nbconvert, which a sweep does not wait for.
         command = importlib.import_module(COMMANDS[arguments[0]])

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 import yaml
 
-from lib import paths
+from lib import paths, records
 from lib.data import inventory
 from lib.evaluate import evaluate
 from lib.model import models
@@ -140,7 +140,32 @@ def check_model(values: Mapping) -> Check:
         models.check_files(folder, (*models.MODEL_FILES, *models.PROCESSOR_FILES))
     except (FileNotFoundError, ValueError) as error:
         return Check("model", False, str(error))
-    return Check("model", True, f"{folder}")
+    return checked(name, folder)
+
+
+def check_file(name: str | Path) -> Path:
+    """Where `check-model` leaves what it found of a model."""
+    words = re.sub(r"[^\w.-]+", "--", str(name)).strip("-")
+    return paths.ROOT / "outputs" / "checked" / words / "check.json"
+
+
+def identity(name: str, folder: Path) -> str:
+    """Which weights were checked: a folder's hash, or the commit of a hub id."""
+    if Path(models.checkpoint_source(name)).is_dir():
+        return models.identity(folder)
+    return f"{name}@{folder.name}"
+
+
+def checked(name: str, folder: Path) -> Check:
+    """What `check-model` said of the checkpoint as it is now."""
+    file, todo = check_file(name), f"python -m lib.run check-model {name}"
+    found = records.read_json(file) if file.exists() else {}
+    if found.get("identity") != identity(name, folder):
+        return Check("model", True, f"{folder}; never checked: {todo}")
+    told = (
+        "checked" if found["passed"] else f"NOT sound by {file}; after a cure: {todo}"
+    )
+    return Check("model", found["passed"], f"{folder}; {told}")
 
 
 def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:

@@ -18,7 +18,7 @@ from lib.model.scoring import LOGITS_AT_ONCE
 from lib.model.token_step import SMALL
 
 # isort: split
-from transformers import AutoConfig, Qwen2VLConfig
+from transformers import AutoConfig
 
 GIB = 2**30
 # What a card holds besides tensors: the CUDA context with its libraries' workspaces,
@@ -35,25 +35,34 @@ SHARED = {
     "zero3": {None: (14, 4, 0), (True, False): (2, 0, 24), (True, True): (0, 0, 27)},
     "fsdp2": {None: (12, 4, 0), (True, True): (0, 0, 16)},
 }
-# From config.json on the hub: the sizes named in TEXT, and whether the output layer is
-# the embedding.
+# From config.json on the hub: the family, the sizes named in TEXT, and whether the
+# output layer is the embedding.
 KNOWN = {
-    "Qwen/Qwen2-VL-2B-Instruct": (1536, 28, 12, 2, 8960, 151936, True),
-    "Qwen/Qwen2-VL-7B-Instruct": (3584, 28, 28, 4, 18944, 152064, False),
+    "Qwen/Qwen2-VL-2B-Instruct": ("qwen2_vl", 1536, 28, 12, 2, 8960, 151936, True),
+    "Qwen/Qwen2-VL-7B-Instruct": ("qwen2_vl", 3584, 28, 28, 4, 18944, 152064, False),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (
+        *("qwen2_5_vl", 3584, 28, 28, 4, 18944, 152064, False),
+    ),
 }
 TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 TEXT += ("num_key_value_heads", "intermediate_size", "vocab_size")
-VISION = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4}
+VISION = {
+    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
+    "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420},
+}
 
 
 def config_of(source: str | Path):
     """The configuration of a local checkpoint, or of a hub id that is known here."""
     if str(source) in KNOWN:
-        *sizes, tied = KNOWN[str(source)]
+        family, *sizes, tied = KNOWN[str(source)]
         text = dict(zip(TEXT, sizes, strict=True))
-        vision = {**VISION, "hidden_size": text["hidden_size"]}
-        return Qwen2VLConfig(
-            text_config=text, vision_config=vision, tie_word_embeddings=tied
+        out = "hidden_size" if family == "qwen2_vl" else "out_hidden_size"
+        return AutoConfig.for_model(
+            family,
+            text_config=text,
+            vision_config={**VISION[family], out: text["hidden_size"]},
+            tie_word_embeddings=tied,
         )
     folder = models.checkpoint_source(source)
     if not Path(folder).is_dir():
@@ -66,7 +75,8 @@ def config_of(source: str | Path):
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of a Qwen2-VL configuration, and how many numbers come of them."""
+    """Sizes of a Qwen2-VL or Qwen2.5-VL configuration, and how many numbers come of
+    them."""
 
     hidden: int
     inner: int
@@ -82,19 +92,26 @@ class Model:
 
     @classmethod
     def of(cls, config) -> "Model":
+        if config.model_type not in VISION:
+            raise ValueError(f"the memory of {config.model_type} is not planned here")
         text, vision = config.text_config, config.vision_config
         hidden, inner = text.hidden_size, text.intermediate_size
         layers, vocab = text.num_hidden_layers, text.vocab_size
         kv = hidden // text.num_attention_heads * text.num_key_value_heads
-        tower, depth = vision.embed_dim, vision.depth
+        depth = vision.depth
         patch = vision.in_channels * vision.patch_size**2 * vision.temporal_patch_size
         projections = hidden * (2 * hidden + 2 * kv + 3 * inner)
         layer = projections + 3 * hidden + 2 * kv  # biases and norms
-        block = tower * (4 * tower + 9) + (2 * tower + 1) * int(
-            tower * vision.mlp_ratio
-        )
+        if config.model_type == "qwen2_vl":
+            tower, norm = vision.embed_dim, 2  # LayerNorm: weight and bias
+            wide = int(tower * vision.mlp_ratio)
+            block = tower * (4 * tower + 9) + (2 * tower + 1) * wide
+        else:
+            tower, norm = vision.hidden_size, 1
+            wide = vision.intermediate_size
+            block = tower * (4 * tower + 7) + (3 * tower + 2) * wide
         joined = vision.spatial_merge_size**2 * tower
-        merger = 2 * tower + joined * (joined + 1) + (joined + 1) * hidden
+        merger = norm * tower + joined * (joined + 1) + (joined + 1) * hidden
         embedded = vocab * hidden * (1 if config.tie_word_embeddings else 2)
         embedded += hidden + patch * tower
         return cls(

@@ -124,7 +124,7 @@ class ResponseCollator:
         longer than max_tokens or that `response_span` refuses; both name it.
         """
         talks = [self.conversation(item) for item in demonstrations]
-        how = {"padding_side": "right", "asked": demonstrations}
+        how = {"padding_side": "right", "long_clips": True, "asked": demonstrations}
         batch = encoding.encode(self.processor, talks, **how)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):
@@ -189,13 +189,14 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
         if arguments.world_size > 1:
             prefix.see_once(self.model)
 
-    def compute_loss(self, model, *given, **named):
+    def compute_loss(self, model, inputs, *given, **named):
+        inputs = {**inputs, "position_ids": prefix.positions(model, inputs)}
         if self.mean_over == "tokens":
-            return super().compute_loss(model, *given, **named)
+            return super().compute_loss(model, inputs, *given, **named)
         # Asked for its outputs, TRL would compute all logits in a second pass.
         found = []
         hook = model.register_forward_hook(lambda *call: found.append(call[-1]))
-        super().compute_loss(model, *given, **named)
+        super().compute_loss(model, inputs, *given, **named)
         hook.remove()
         loss = mean_of_means(found[0].log_probs, found[0].label_mask)
         return loss / self.current_gradient_accumulation_steps

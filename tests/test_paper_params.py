@@ -71,7 +71,7 @@ def comments(name: str) -> dict[str, str | None]:
 
 def test_every_key_of_the_recipe_has_its_source():
     said = comments("paper")
-    assert set(said) == set(load("paper"))
+    assert set(said) == {*load("paper"), "card_gib"}
     for key, comment in said.items():
         assert comment and SOURCE.search(comment), key
 
@@ -175,7 +175,8 @@ def test_corrected_pictures_keep_their_shape_for_as_many_tokens():
 
 @pytest.mark.parametrize("name", ["paper", "paper_corrected"])
 def test_both_files_name_their_cards(name):
-    assert checks.named_card(FOLDER / f"{name}.yaml")[0] == 40
+    (run,) = params.load_params(FOLDER / f"{name}.yaml")
+    assert run.card_gib == 40  # inherited by the second
 
 
 @pytest.mark.parametrize("kind", ["zero3", "zero3_offload", "fsdp2"])

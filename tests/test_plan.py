@@ -14,7 +14,7 @@ from lib import paths, records
 from lib.data import questions
 from lib.mini import benchmark
 from lib.model import models
-from lib.run import checks, counts, memory, params, pipeline, plan
+from lib.run import cards, checks, counts, memory, params, pipeline, plan
 from lib.run.memory import Model, Sharding, Work, sharding_of
 from tests.bench import cost
 from tests.bench.memory import config_of
@@ -252,19 +252,44 @@ def test_more_processes_take_less_of_each_card():
 @pytest.mark.parametrize(("name", "gib", "gb"), [("2b", 16, 4.4), ("7b", 24, 16.6)])
 def test_the_params_files_fit_their_cards_without_any_download(name, gib, gb, dry_run):
     base = f"single_gpu_{name}"
-    card = (gib, f"{base}.yaml")
-    assert checks.named_card(PARAMS / f"{base}.yaml") == card
+    (run,) = params.load_params(PARAMS / f"{base}.yaml")
+    assert run.card_gib == gib
     _, text = dry_run(f"--gib {gib}", base=base)
-    assert f" GiB of {gib}.0 (--gib): " in text and "ok  memory" in text
+    assert f" GiB of {gib}.0 (as given): " in text and "ok  memory" in text
     if not torch.cuda.is_available():  # the card is known from the base alone
         _, text = dry_run(base=base)
-        assert f"of {gib}.0 (named in {base}.yaml)" in text
+        assert f"of {gib}.0 (card_gib)" in text
     _, text = dry_run("--gib 5", base=base)
     told = " ".join(text[text.index("NO  memory") :].split())
     assert "lower prompts_per_backward" in told
     if checks.local_model(values_of(base)["model"]) is None:
         told = " ".join(text.split())  # in bfloat16, and still to come
         assert "hf download Qwen/" in told and f", model {gb}" in told
+
+
+def test_a_known_card_is_asked_for_its_memory_its_dtype_and_its_bandwidth(dry_run):
+    assert cards.called("NVIDIA A10G").bandwidth == 600
+    assert cards.called("NVIDIA A100-SXM4-80GB") is None
+    _, text = dry_run("--card T4", base="single_gpu_2b")
+    assert "GiB of 14.5 (as given)" in text and "has no bfloat16" in text
+    code, text = dry_run("--card L4", "data_dir: nowhere", base="single_gpu_2b")
+    text = " ".join(text.split())
+    assert ", clips (estimate) 121.4, archive in transit (estimate) 4.0" in text
+    assert "no bfloat16" not in text and "times 11.2 for" in text
+    assert "ok memory" in text and code == 1
+
+
+def test_clips_to_come_are_disk_until_they_are_there(values, tmp_path):
+    folder = tmp_path / "data"
+    benchmark.write(folder, benchmark.Sizes(training=6, level=4, general=4))
+    command = "lib.data get x --what L1 training_6k"
+    values |= {"data_dir": str(folder), "data_command": command}
+    assert counts.to_come(values, counts.sets_of(values)) == {}
+    clips = sorted((folder / "videos").glob("*/*L1*.mp4"))
+    clips[0].unlink()
+    counts.read_set.cache_clear()
+    found = counts.to_come(values, counts.sets_of(values))
+    assert [*found.values()] == [counts.CLIP_BYTES["L1"], counts.ARCHIVE_BYTES["L1"]]
 
 
 def test_a_command_that_is_told_is_never_broken_at_a_hyphen():
@@ -433,7 +458,6 @@ def test_what_is_wrong_is_said_and_is_the_exit_code(line, told, dry_run):
     code, text = dry_run(*line.split("\n"))
     line_by_line, text = text, " ".join(text.split())
     assert told in text or told in line_by_line
-    assert ("clips to come" in text) == ("not there yet: training" in text)
     assert code == (told != "data that is not there yet: training, demonstrations")
     assert not line.startswith("sweep") or "a-max_frames=8" in text
 
@@ -453,10 +477,10 @@ def test_steps_that_do_not_make_the_epochs_fail(values):
 
 def test_more_processes_than_devices_fail(values):
     many = values | {"num_processes": 512, "prompts_per_step": 512}
-    assert not checks.check_devices(many, None).passed
-    assert checks.check_devices(values, None).passed
+    assert not checks.check_devices(many, 0.0).passed
+    assert checks.check_devices(values, 0.0).passed
     if not torch.cuda.is_available():
-        check = checks.check_devices(values, (24.0, "a.yaml"))
+        check = checks.check_devices(values, 24.0)
         assert not check.passed and "card of 24 GB; here: no GPU" in check.text
 
 
@@ -551,7 +575,7 @@ def test_an_earlier_run_of_the_same_kind_gives_the_hours(values, tmp_path):
     def hours(**changes) -> dict[str, float]:
         new = values | changes
         parts = counts.parts_of(new, counts.sets_of(new))
-        found = plan.hours_of(new, parts, tmp_path)
+        found = plan.hours_of(new, parts, outputs=tmp_path)
         assert all(origin == "as earlier took here" for _, origin in found.values())
         return {stage: round(3600 * own) for stage, (own, _) in found.items()}
 
@@ -572,11 +596,11 @@ def test_hours_of_the_single_gpu_files_are_measured_seconds_times_counts(tmp_pat
     took = {row["stage"]: row["seconds"] for row in took}
     values = values_of("single_gpu_2b")
     parts = counts.parts_of(values, counts.sets_of(values))
-    found = plan.hours_of(values, parts, tmp_path)
+    found = plan.hours_of(values, parts, outputs=tmp_path)
     wanted = 750 * (took["rollout"] + took["reference"] + took["update"]) / 3600
     assert found["GRPO"][0] == pytest.approx(wanted)
     assert found["SFT"][0] == pytest.approx(46 * 128 * took["SFT"] / 3600)
     assert "8 at a time" in found["evaluation"][1] and "H100" in found["GRPO"][1]
-    other = plan.hours_of(values | {"group_size": 4}, parts, tmp_path)
+    other = plan.hours_of(values | {"group_size": 4}, parts, outputs=tmp_path)
     assert other.keys() == {"SFT", "evaluation"}
-    assert plan.hours_of(values_of("paper"), parts, tmp_path) == {}
+    assert plan.hours_of(values_of("paper"), parts, outputs=tmp_path) == {}

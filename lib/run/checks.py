@@ -6,7 +6,6 @@ pass can still meet a damaged clip.
 """
 
 import os
-import re
 import shlex
 import shutil
 from collections import Counter
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
 
 from lib import paths, records
 from lib.data import inventory
 from lib.evaluate import evaluate
 from lib.model import models
 from lib.run import counts, launch, memory
+from lib.run.cards import Card
 from lib.run.counts import LEVELS, Asked
 from lib.run.memory import GIB
 from lib.train import reward_stages, rl
@@ -96,20 +95,21 @@ def check_steps(
     return Check("steps", not faults, text)
 
 
-def check_devices(values: Mapping, card: tuple[float, str] | None) -> Check:
-    """Whether there is a device for every process; `card`: the params file names one.
-
-    Without a GPU a process takes a core.
+def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Check:
+    """Whether there is a device for every process, of `gib` unless that is 0, and
+    whether the card computes in the run's dtype. Without a GPU a process takes a core.
     """
+    if card and not card.bfloat16 and values["dtype"] == "bfloat16":
+        return Check("devices", False, "this card has no bfloat16: give another dtype")
     count, gpus, cores = (
         values["num_processes"],
         torch.cuda.device_count(),
         paths.cores(),
     )
     wanted = f"{count} process(es), {values['prompts_per_step']} prompts a step"
-    wanted += f", for a card of {card[0]:.0f} GB" if card else ""
+    wanted += f", for a card of {gib:.0f} GB" if gib else ""
     here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"
-    passed = count <= (gpus or cores) and not (card and not gpus)
+    passed = count <= (gpus or cores) and not (gib and not gpus)
     return Check("devices", passed, f"{wanted}; here: {here}")
 
 
@@ -267,24 +267,15 @@ def check_disks(wanted: Mapping[Path, int]) -> list[Check]:
     return checks
 
 
-def named_card(file: Path) -> tuple[float, str] | None:
-    """(GB, name of the file) of "N GB card" in a comment of a params file, or of the
-    file that it starts from."""
-    text = file.read_text(encoding="utf-8")
-    if found := re.search(r"^#.*?(\d+) GB card", text, re.MULTILINE):
-        return float(found[1]), file.name
-    base = yaml.safe_load(text).get("base")
-    return named_card(file.parent / base) if base else None
-
-
-def room(card: tuple[float, str] | None, given: float | None) -> tuple[float, str]:
-    """(GiB of a device, where the number is from); without a card, the machine's."""
+def room(planned: float, given: float | None) -> tuple[float, str]:
+    """(GiB of a device, where the number is from): the one given, the one here, the one
+    planned for, or this machine's."""
     if given is not None:
-        return given, "--gib"
+        return given, "as given"
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
         return found.total_memory / GIB, found.name
-    return (card[0], f"named in {card[1]}") if card else (host_gib(), "this machine")
+    return (planned, "card_gib") if planned else (host_gib(), "this machine")
 
 
 def host_gib() -> float:

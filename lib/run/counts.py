@@ -26,6 +26,12 @@ LEARNED = {"training": "training.jsonl", "demonstrations": "training_with_cot.js
 # documented; L1, L2 and L3 have a still each, and 371, 128 records of L1, L2 no video.
 PUBLISHED = {"training": 6000, "demonstrations": 6000}
 PUBLISHED |= {"L1": 2432, "L2": 923, "L3": 1321, "general": 1337}
+# Estimates: what the archives of SEED-Bench-R1 hold over its clips, of LongVideoBench
+# over its videos; the largest archives that were seen there.
+CLIP_BYTES = {"training": 12 * 10**6, "L1": 12 * 10**6, "L2": 9 * 10**6}
+CLIP_BYTES |= {"L3": 9 * 10**6, "general": 43 * 10**6}
+ARCHIVE_BYTES = {"training": 4 * 10**9, "L1": 4 * 10**9, "L2": 10**9, "L3": 10**9}
+ARCHIVE_BYTES |= {"general": 53 * 10**8}
 # Text of a "think" prompt: 883 tokens in all at 16 frames of 252 x 252, where 729 are
 # visual. A longer question takes more; SFT is bounded by max_tokens instead.
 TEXT_TOKENS = 154
@@ -39,6 +45,7 @@ class Asked(NamedTuple):
     video: float = 1.0  # share with a clip
     still: float = 1.0
     read: bool = False  # from the file; otherwise known without it
+    lacking: int = 0  # clips that are not there yet
 
 
 class Part(NamedTuple):
@@ -98,10 +105,12 @@ def sets_of(values: Mapping) -> dict[str, Asked]:
         held = values["holdout_share"] if name in LEARNED else 0
         share = values["training_share"] if name in LEARNED else 1
         if path.is_file():
-            found[name] = read_set(path, held, share)
+            root = path.parent if name == "general" else path.parent.parent
+            found[name] = read_set(path, root, held, share)
         elif name in known:
             still = float(name != "general")
-            found[name] = Asked(round(known[name] * (1 - held) * share), still=still)
+            count = round(known[name] * (1 - held) * share)
+            found[name] = Asked(count, still=still, lacking=count)
     return found
 
 
@@ -126,15 +135,30 @@ def chosen(words: Sequence[str]) -> list[str]:
 
 
 @lru_cache
-def read_set(path: Path, holdout_share: float, share: float) -> Asked:
-    """Counts of an annotation file that is there."""
-    items = [item for _, item in questions.usable(path, path.parent)]
+def read_set(path: Path, root: Path, holdout_share: float, share: float) -> Asked:
+    """Counts of an annotation file that is there, with its clips below `root`."""
+    items = [item for _, item in questions.usable(path, root)]
     items, _ = questions.split_holdout(items, holdout_share)
     items = training_sets.share_of(items, share, seed=0) if items else []
     each = max(1, len(items))
     video = sum(item.video is not None for item in items) / each
     still = sum(item.image is not None for item in items) / each
-    return Asked(len(items), video, still, read=True)
+    lacking = sum(not item.video.is_file() for item in items if item.video is not None)
+    return Asked(len(items), video, still, read=True, lacking=lacking)
+
+
+def to_come(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
+    """{what: bytes} that a download is still going to need: the clips, and the largest
+    archive, which is there while it is unpacked."""
+    module, *words = shlex.split(values["data_command"]) or [""]
+    names = [n for n in chosen(words) if n in CLIP_BYTES and sets[n].lacking]
+    if module != "lib.data" or not names:
+        return {}
+    clips = sum(sets[name].lacking * CLIP_BYTES[name] for name in names)
+    return {
+        "clips (estimate)": clips,
+        "archive in transit (estimate)": max(ARCHIVE_BYTES[name] for name in names),
+    }
 
 
 def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:

@@ -4,7 +4,8 @@ A notebook declares them in its cell tagged `parameters`, one a line, each a typ
 literal with a sentence: `lr: float = 1.0e-3  # AdamW learning rate`. A params file is
 flat YAML and gives values to some of them. `base: mini.yaml` starts from another file,
 whose path is relative to this one; `notebooks: [02_sft, 04_eval]` runs these alone;
-`sweep:` holds lists and makes one run of every combination:
+`card_gib: 24` is the memory of the card that a dry run plans for; `sweep:` holds lists
+and makes one run of every combination:
 
     base: ../mini.yaml
     sweep:
@@ -60,13 +61,14 @@ class Parameter:
 class Run:
     """The values of one run, with its name and the notebooks that it consists of.
 
-    `varied` are the keys a sweep varies.
+    `varied` are the keys a sweep varies, `card_gib` is 0 where no card is named.
     """
 
     name: str
     values: dict[str, bool | int | float | str]
     varied: tuple[str, ...] = ()
     notebooks: tuple[Path, ...] = ()
+    card_gib: float = 0.0
 
 
 class ParamsFaults(ValueError):
@@ -170,7 +172,7 @@ def check_given(names: Mapping[str, Any]) -> None:
                 "params file. Use `python -m lib.run FILE`; a line such as "
                 "`notebooks: [02_sft]` in it runs that notebook alone"
             )
-        if key != "notebooks":
+        if key not in ("notebooks", "card_gib"):
             kind = known[key].type if key in known else None
             if wrong := _mismatch(value, kind) if kind else _unknown(key, known):
                 raise ValueError(f"{key}, given to papermill: {wrong}")
@@ -229,7 +231,8 @@ class _Reader:
     def __init__(self, notebooks: list[Path]):
         self.notebooks, self.faults = notebooks, []
         known = declarations(notebooks)
-        self.types = {name: own.type for name, own in known.items()} | {"run_name": str}
+        self.types = {name: own.type for name, own in known.items()}
+        self.types |= {"run_name": str, "card_gib": float}
 
     def fault(self, place: object, text: str) -> None:
         self.faults.append(f"{place}: {text}")
@@ -256,7 +259,8 @@ class _Reader:
             parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
             name = "-".join([path.stem, *parts]) if varied else values["run_name"]
             own = {**values, **dict(combination), "run_name": name}
-            runs.append(Run(name, own, tuple(axes), chosen))
+            card = own.pop("card_gib", 0.0)
+            runs.append(Run(name, own, tuple(axes), chosen, card))
         names = [run.name for run in runs]
         for name in sorted({name for name in names if names.count(name) > 1}):
             self.fault(f"{path}, sweep", f"two runs would both be called {name}")

@@ -40,6 +40,7 @@ from lib import chain, run_files
 from lib.markup import grid, shown
 from lib.paths import ROOT, cores, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
+from lib.run.cards import CARDS
 from lib.run.params import Run, declarations, declared, load_params
 
 OUTPUTS = ROOT / "outputs"
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         from lib.run import plan  # here, because it brings torch and transformers
 
-        return plan.dry_run(runs, options.params, options.gib)
+        return plan.dry_run(runs, options.gib, options.card)
     if options.print:
         for run in runs:
             command = shlex.join(_command(options, run))
@@ -153,6 +154,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--print", action="store_true", help="show one command a run, run nothing")
     add("--dry-run", action="store_true", help="say what will happen, start nothing")
     add("--gib", type=float, help="with --dry-run: memory of the card it is for")
+    add("--card", choices=CARDS, help="with --dry-run: the card it is for")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")

@@ -1,14 +1,14 @@
 """What a run will do, need and take, said before it starts: `--dry-run`.
 
     python -m lib.run params/paper.yaml --dry-run
-    python -m lib.run params/single_gpu_7b.yaml --dry-run --gib 24
+    python -m lib.run params/single_gpu_7b.yaml --dry-run --card L4
 
 Counts what each stage works through (counts.py), adds up memory (memory.py) and disk,
 then looks at all that must hold first (checks.py). Starts and writes nothing.
 
 Hours are those that an earlier run like this one took on this machine for each question
 or step, times the counts; or those of outputs/reference/bench_cost.json, measured on
-another card; or "not measured".
+another card, times how much slower this one's memory is; or "not measured".
 """
 
 import math
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from lib import paths, records
-from lib.run import checks, counts, memory, params
+from lib.run import cards, checks, counts, memory, params
 from lib.run.checks import GB, Check
 from lib.run.counts import Asked, Part
 from lib.run.memory import GIB, Model, Work
@@ -77,12 +77,15 @@ class Plan:
         return sum(self.hours.get(stage, (math.nan,))[0] for stage in stages)
 
 
-def dry_run(runs: list[params.Run], file: str | Path, gib: float | None = None) -> int:
-    """Print the plan of every run; 0 if all checks pass, else 1."""
+def dry_run(
+    runs: list[params.Run], gib: float | None = None, card: str | None = None
+) -> int:
+    """Print the plan of every run, for the card here or for one of so many GiB or of
+    this name; 0 if all checks pass, else 1."""
     plans, refused = [], []
     for run in runs:
         try:
-            plans.append(plan_of(run, Path(file), gib))
+            plans.append(plan_of(run, gib, card))
         except (ValueError, OSError) as error:
             told = line_of(Check("settings", False, str(error)))
             refused.append(f"{run.name}:\n{told}")
@@ -99,14 +102,15 @@ def dry_run(runs: list[params.Run], file: str | Path, gib: float | None = None) 
     return 0
 
 
-def plan_of(run: params.Run, file: Path, gib: float | None) -> Plan:
+def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
     """Count, add up and check one run; ValueError for settings that cannot be."""
     values = counts.all_values(run)
     checks.refuse_settings(values)
     stems = [notebook.stem for notebook in run.notebooks]
     stages = [stage for stage, notebook in STAGES.items() if notebook in stems]
-    card = checks.named_card(file)
-    on_card = card or gib is not None or torch.cuda.is_available()
+    card = cards.CARDS[card_name] if card_name else cards.called(machine()["gpu"] or "")
+    gib = card.gib if card_name and gib is None else gib
+    on_card = run.card_gib or gib is not None or torch.cuda.is_available()
     work = counts.work_of(values, "cuda" if on_card else "cpu")
     model, sets = Model.of(memory.config_of(values["model"])), counts.sets_of(values)
     parts = [part for part in counts.parts_of(values, sets) if part.stage in stages]
@@ -115,17 +119,17 @@ def plan_of(run: params.Run, file: Path, gib: float | None) -> Plan:
     _, _, host = memory.states(model, work)
     methods = [stage.lower() for stage in stages if stage != "evaluation"]
     return Plan(
-        *(run, values, sets, parts, hours_of(values, parts)),
+        *(run, values, sets, parts, hours_of(values, parts, card)),
         disk_of(values, sets, parts, model, work),
         sizes,
         (model.numbers, memory.trained_numbers(model, work)),
         [
             checks.check_steps(values, sets, methods),
-            checks.check_devices(values, card),
+            checks.check_devices(values, run.card_gib, card),
             checks.check_packages(values),
             checks.check_model(values),
             checks.check_data(values, stems),
-            checks.check_memory(sizes, work, *checks.room(card, gib)),
+            checks.check_memory(sizes, work, *checks.room(run.card_gib, gib)),
             *([checks.check_host(host)] if host else []),
         ],
     )
@@ -149,8 +153,6 @@ def run_lines(plan: Plan) -> list[str]:
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
     there = {name for name, known in plan.sets.items() if known.read}
     lacking = ", ".join(n for n in counts.annotation_files(values) if n not in there)
-    if lacking:
-        written.append("clips to come are not counted")
     stages = dict.fromkeys(part.stage for part in plan.parts)
     return [
         f"{plan.run.name}: {values['model']}, {total:,} parameters, {trained:,} "
@@ -223,11 +225,15 @@ def sweep_lines(plans: list[Plan]) -> list[str]:
 
 
 def hours_of(
-    values: Mapping, parts: Sequence[Part], outputs: Path = OUTPUTS
+    values: Mapping,
+    parts: Sequence[Part],
+    card: cards.Card | None = None,
+    outputs: Path = OUTPUTS,
 ) -> dict[str, tuple[float, str]]:
     """{stage: hours, origin}; a stage like which nothing was measured is left out."""
-    found = measured_elsewhere(values, parts)
-    states = outputs.glob("*/pipeline.json")
+    found = measured_elsewhere(values, parts, card)
+    is_here = card in (None, cards.called(machine()["gpu"] or ""))
+    states = outputs.glob("*/pipeline.json") if is_here else ()
     for state in sorted(states, key=lambda path: path.stat().st_mtime):
         with suppress(ValueError, LookupError, OSError):  # records of another kit
             found |= as_earlier(values, parts, state)
@@ -272,10 +278,12 @@ def machine() -> dict:
 
 
 def measured_elsewhere(
-    values: Mapping, parts: Sequence[Part]
+    values: Mapping, parts: Sequence[Part], card: cards.Card | None
 ) -> dict[str, tuple[float, str]]:
     """From bench_cost.json, where it has this model at these settings: its seconds of a
-    demonstration, of each pass of a step and of an answer, times the counts."""
+    demonstration, of each pass of a step and of an answer, times the counts. Drawing
+    tokens waits for memory, so another card is as much slower as its memory: a guess.
+    """
     found = {}
     costs = records.read_json(COSTS)["costs"].values() if COSTS.exists() else ()
     for cost in costs:
@@ -287,9 +295,14 @@ def measured_elsewhere(
                 own = [part for part in parts if part.stage == stage]
                 at = f"measured on {cost['device']} with random weights"
                 at += "" if stage == "SFT" else ", an earlier, slower token loop"
+                there, times = cards.called(cost["device"]), 1.0
+                if card and there and card != there:
+                    times = there.bandwidth / card.bandwidth
+                    at += f"; times {times:.1f} for this card's memory, a guess"
                 if stage == "evaluation":
                     at += f", {cost['work']['eval_batch']} at a time"
-                found[stage] = sum(seconds(part, took) for part in own) / 3600, at
+                took_here = times * sum(seconds(part, took) for part in own)
+                found[stage] = took_here / 3600, at
     return found
 
 
@@ -313,7 +326,7 @@ def disk_of(
     model: Model,
     work: Work,
 ) -> dict[tuple[Path, str], int]:
-    """{(folder, what): bytes} when the disk is fullest; clips to come are not counted.
+    """{(folder, what): bytes} when the disk is fullest.
 
     The last checkpoints of every method stay; one more is there while it is written.
     """
@@ -337,6 +350,8 @@ def disk_of(
     if values["frames_dir"]:
         folder = paths.resolve(values["frames_dir"])
         found[folder, "frame store"] = frame_bytes(values, sets)
+    data = paths.resolve(values["data_dir"])
+    found |= {(data, what): n for what, n in counts.to_come(values, sets).items()}
     if checks.local_model(values["model"]) is None:
         found[Path(HF_HUB_CACHE), "model"] = 2 * model.numbers
     return found

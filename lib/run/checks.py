@@ -6,6 +6,7 @@ pass can still meet a damaged clip.
 """
 
 import os
+import re
 import shlex
 import shutil
 from collections import Counter

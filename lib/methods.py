@@ -34,6 +34,16 @@ CONDITIONS = {  # what is shown in place of all as it is; also frames_N and size
 }
 
 
+VERDICTS = {  # on a claim: its sign and colour
+    "supported": ("✓", "#009E73"),
+    "the opposite was seen": ("✕", "#D55E00"),
+    "smaller than published": ("↓", "#AA4499"),
+    "not decided": ("○", "#0072B2"),
+    "cannot show here": ("∅", "#7f7f7f"),
+    "not measured": ("–", "#7f7f7f"),
+}
+
+
 class ByMethod(dict):
     """{method: its look}; `other` makes that of a method without an entry."""
 

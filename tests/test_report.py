@@ -51,18 +51,18 @@ def records(runs, tmp_path):
             -0.01,
             0.02,
             0.05,
-            "undecided: GRPO − SFT is +2.0 points (95 % interval −1.0 to +5.0)",
+            "not decided: GRPO − SFT is +2.0 points (95 % interval −1.0 to +5.0)",
         ),
         (
             0.0,
             0.02,
             0.05,
-            "undecided: GRPO − SFT is +2.0 points (95 % interval 0.0 to +5.0)",
+            "not decided: GRPO − SFT is +2.0 points (95 % interval 0.0 to +5.0)",
         ),
     ],
 )
 def test_the_words_follow_the_interval(low, value, high, words):
-    row = {"difference": value, "low": low, "high": high}
+    row = {"a": "grpo", "b": "sft", "difference": value, "low": low, "high": high}
     assert report.verdict("L2", row) == f"**L2** (new environments): {words}"
 
 

@@ -16,7 +16,7 @@ from read_html import Page
 from lib import chain
 from lib.analysis import answers, claims, compare, readme, stats, terms
 from lib.evaluate import tables
-from lib.methods import COLORS
+from lib.methods import COLORS, VERDICTS
 from lib.paths import ROOT
 from lib.records import read_json
 from lib.show import answer, pages
@@ -137,7 +137,7 @@ def test_text_of_a_model_stays_text_wherever_it_is_shown(read):
 
 def test_the_answer_comes_first_and_lessons_stay_in_the_notebook(read):
     said, page = read["report"].words, read["05_analysis"].words
-    order = [show.QUESTION, "Filled: the interval", "1 What was run", "Of 21"]
+    order = [show.QUESTION, "Filled: the interval", "1 What was run", "Of 22"]
     places = [said.index(text) for text in order]
     assert places == sorted(places)
     for text in ("a lesson", "solved", "import os", "run_name", "tables.grid", "05 · "):
@@ -149,8 +149,8 @@ def test_the_answer_comes_first_and_lessons_stay_in_the_notebook(read):
 def test_what_is_long_is_folded(read):
     folded, page = read["report"].details, read["05_analysis"].details
     assert folded[0].startswith("The <whole>")
-    assert sum(text.startswith("why") for text in folded) == 21
-    (rest,) = (text for text in folded if text.startswith("The other 16 claims"))
+    assert sum(text.startswith("why") for text in folded) == 22
+    (rest,) = (text for text in folded if text.startswith("The other 17 claims"))
     assert "The levels are ordered" in rest and "on L2, in new" not in rest
     starts = ("Parameters", "Imports and paths", "The <whole> manifest", "Solution")
     assert all(any(text.startswith(start) for text in page) for start in starts)
@@ -242,8 +242,8 @@ def test_notebooks_run_by_hand_lie_elsewhere(run, tmp_path, capsys):
 # --- the answer -----------------------------------------------------------------------
 
 
-def rows(**ends):
-    row = {"a": "grpo", "b": "sft", "difference": 0.0}
+def rows(p=0.001, **ends):
+    row = {"a": "grpo", "b": "sft", "difference": 0.0, "p": p}
     return [
         row | {"set": k, "low": low, "high": high} for k, (low, high) in ends.items()
     ]
@@ -267,6 +267,8 @@ def rows(**ends):
 def test_the_lead_says_ahead_only_outside_the_interval(ends, said):
     view = answer.answer(rows(**ends), compare.published_differences())
     assert view.words == said and said in Page(view.html).words
+    view = answer.answer(rows(p=0.04, **ends), compare.published_differences())
+    assert (view.words == said) == (len(ends) == 1 or " ahead" not in said)
 
 
 @pytest.mark.parametrize(
@@ -293,14 +295,14 @@ def test_an_interval_is_filled_only_if_it_excludes_zero(low, high, ahead):
 
 def test_words_of_the_answer_are_those_of_the_records(run, read):
     compared = compare.differences(compare.right(answers.read(run)), samples=200)
-    for row in readme.main_of(compared):
+    for row in compare.main(compared):
         said = readme.verdict(row["set"], row).replace("**", "")
         assert said in read["report"].words
 
 
 def test_sets_stand_across():
     made = answer.across(rows(L1=(0.01, 0.05), L2=(-0.05, 0.01)), answer.gap)
-    line = "| GRPO − SFT | 0.0 [+1.0, +5.0] GRPO ahead | 0.0 [−5.0, +1.0] undecided |"
+    line = "| GRPO − SFT | 0.0 [+1.0, +5.0] GRPO ahead | 0.0 [−5.0, +1.0] not decided |"
     assert line in made
     low, high = stats.wilson_interval(5, 20)
     share = {"model": "psr", "set": "L1", "accuracy": 0.25, "low": low, "high": high}
@@ -314,7 +316,7 @@ def test_every_claim_has_its_verdict_in_words(run, read):
         part = claims.decisive(row)
         place = said.index(f"{row['number']}. {row['claim']}")
         own = said[place : said.index("why", place)]
-        assert row["verdict"] in own and answer.SIGNS[row["verdict"]] in own
+        assert row["verdict"] in own and VERDICTS[row["verdict"]][0] in own
         if part.get("effect") is not None:
             ends = part["effect"], part["low"], part["high"]
             assert f"here {tables.span(*ends, signed=True)}" in own

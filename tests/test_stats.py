@@ -8,6 +8,7 @@ from scipy.stats import bootstrap, chi2
 from statsmodels import api
 from statsmodels.stats import proportion
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import normal_power
 
 from lib import paths
@@ -189,6 +190,26 @@ def test_copies_in_a_cluster_are_one_question(seeds, noise, less):
     assert ends(copied) == pytest.approx(ends(once), abs=noise)
     assert copied["clusters"] == 30 and copied["n"] == 120
     assert ignored["high"] - ignored["low"] < less * (once["high"] - once["low"])
+
+
+def test_several_tests_are_those_of_statsmodels():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 4, 7):
+        ps = [*(rng.random(n) ** 3), 0.04, 0.04]
+        assert stats.holm(ps) == pytest.approx(multipletests(ps, method="holm")[1])
+
+
+def test_p_is_below_5_percent_where_the_interval_excludes_zero():
+    rng = np.random.default_rng(0)
+    shifts = np.linspace(-0.3, 0.3, 60)
+    for seeds in (1, 3, 5):
+        rows = [
+            stats.mean_over_seeds(rng.normal(shift, 1, (seeds, 40))) for shift in shifts
+        ]
+        outside = [not row["low"] <= 0 <= row["high"] for row in rows]
+        assert [row["p"] < 0.05 for row in rows] == outside
+        assert seeds == 3 or 0 < sum(outside) < 60
+    assert stats.mean_over_seeds(np.zeros((5, 8)))["p"] == 1
 
 
 def test_the_cluster_interval_is_that_of_statsmodels():

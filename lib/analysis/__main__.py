@@ -5,6 +5,7 @@ python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
 python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/map
 python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
 python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis claims --out outputs/reference/claims
 python -m lib.analysis readme outputs/reference/mini_seeds
 """
 
@@ -21,7 +22,8 @@ COMMANDS = {
     "sweep": "record, table and figure of a sweep's folder",
     "map": "GRPO - SFT over SFT's teacher and the questions, from sweeps' folders",
     "evidence": "what was seen, and whether reasoning supports answers, over seeds",
-    "claims": "the paper's 21 claims with verdicts, from runs that differ in seed",
+    "claims": "the paper's claims with verdicts, from runs that differ in seed, or, "
+    "without runs, from the numbers that OUT has",
     "readme": "README's table, from a folder of records",
 }
 
@@ -50,13 +52,14 @@ def _parser() -> argparse.ArgumentParser:
         if name == "readme":
             command.add_argument("records", help="a folder of records")
             continue
-        command.add_argument("runs", nargs="+", type=Path, help="run folders")
+        some = "*" if name == "claims" else "+"
+        command.add_argument("runs", nargs=some, type=Path, help="run folders")
         command.add_argument("--out", required=True, type=Path, help="a folder")
         if name == "claims":
             command.add_argument(
                 "--only",
                 nargs="+",
-                type=int,
+                type=lambda text: int(text) if text.isdigit() else text,
                 default=[],
                 choices=[claim["number"] for claim in claims.claims()],
                 metavar="NUMBER",

@@ -170,6 +170,8 @@ def _said(row: Mapping) -> dict[str, float | None]:
         for key, word in (SAID | BESIDE).items()
         if key in row
     }
+    if row.get("progress") is not None:
+        said["stated"] = row["progress"] in ("right", "wrong")
     # A call that failed found no support.
     said["judge"] = row["judge"] is True if row.get("judged") else None
     for control in CONTROLS:

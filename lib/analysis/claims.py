@@ -1,35 +1,42 @@
 """The paper's claims, each measured on records, with a verdict that can be followed.
 
-`claims.json` holds 21 claims, 14 of SEED-Bench-R1 (arXiv 2503.24376) and 7 of GRPO-CARE
+`claims.json` holds 22 claims, 15 of SEED-Bench-R1 (arXiv 2503.24376) and 7 of GRPO-CARE
 (arXiv 2506.16141), with the published figures, what would confirm or refute each, and
 its parts. A part is one number: a weighted sum of means over questions, ["grpo L1",
 "-sft L1"] for a paired difference (lib/analysis/terms.py). Its sign is chosen so that
-the claim says it is above `above` (0 unless given). The smallest effect that matters is
-`size`: what the paper published for the same sum.
+the claim says it is above `above` (0 unless given); its first term is what the claim
+says has moved. The published size is that of the same sum.
 
 The verdict on a part, from its 95 % interval [low, high], asked in this order:
 
-    supported       low > above
-    not supported   high < above: the opposite holds; or high < size: it may be nothing,
-                    and is not as large as in the paper
-    undecidable     anything else: above and size both lie in the interval, or nobody
-                    published a size
-    not measured    records are missing; the sentence says which and what writes them
+    not measured            records are missing; the sentence says which
+    cannot show here        it could not have come out otherwise: see `_cannot`
+    supported               low > above
+    the opposite was seen   high < above
+    smaller than published  high < size; it may be nothing
+    not decided             above and size lie in the interval, or there is no size
 
-A claim of several parts needs all of them: not measured if one is not, else not
-supported if one is not, else undecidable if one is, else supported. One that
-`needs_any` needs one of those measured. Parts `beside` a claim decide nothing.
+*Borderline* beside it: an end of the interval is within its own error (that of its
+drawing, and one answer) of the bound that decides. Of several parts the worst verdict
+counts, or the best where the claim `needs_any`; those `beside` it decide nothing.
 
-The rule takes the paper's effect as known, which it is not, and does not correct for
-the number of comparisons: of 40 claims without any effect one comes out as supported.
+A verdict tells something only where it could have been another. So the answers behind
+the first term of a part are edited until the claim holds, and until its opposite does.
+Where these planted cases do not come out as such, the part cannot show.
+
+The rule takes the paper's effect as known; `differs` counts the errors of both. Nothing
+is corrected for the number of claims: of 40 without an effect one comes out supported.
 The paper's own counts get the same rule, unpaired, and no size.
 
 Example: of 40 questions GRPO alone is right on 14, SFT alone on 4: +25 points, interval
 +5 to +43, supported. With 5 and 4 it is +2.5 (-13 to +19), which holds both zero and
-the paper's +2.2: undecidable.
+the paper's +2.2: not decided.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from math import hypot
 from pathlib import Path
 
 from lib import chain
@@ -39,12 +46,13 @@ from lib.analysis.terms import Records, Term
 from lib.evaluate import tables
 from lib.evaluate.tables import points
 from lib.markup import Marked, literal
-from lib.methods import LEVELS
+from lib.methods import LEVELS, VERDICTS
 from lib.paths import require, resolve
 from lib.records import read_json, write_json, write_text
 
-SUPPORTED, REFUTED = "supported", "not supported"
-OPEN, MISSING = "undecidable", "not measured"
+SUPPORTED, OPPOSITE, SMALLER, OPEN, CANNOT, MISSING = VERDICTS
+REFUTED = (OPPOSITE, SMALLER)
+PLANTED = {"yes": (SUPPORTED,), "no": REFUTED}  # and what they must come out as
 FACTS = dict.fromkeys(  # of a claim, and what stands for those that one need not have
     (
         *("number", "claim", "source", "url", "third_party", "table", "other_base"),
@@ -55,91 +63,171 @@ FACTS = dict.fromkeys(  # of a claim, and what stands for those that one need no
 
 
 def claims() -> list[dict]:
-    """The 21 claims as claims.json has them."""
+    """The 22 claims as claims.json has them."""
     return _data()["claims"]
 
 
 def table(
-    records: Records, samples: int = 10_000, seed: int = 0, only: Sequence[int] = ()
+    records: Records, samples: int = 10_000, seed: int = 0, only: Sequence = ()
 ) -> list[dict]:
     """One row a claim: FACTS, verdict, sentence, published_verdict (None without
-    counts), and its parts (those that decide) and those beside, as `measure` has them.
+    counts), and its parts (those that decide) and those beside, as `judged` has them.
 
     `only`: the numbers of those to measure, all if none is given.
     """
     asked = [claim for claim in claims() if not only or claim["number"] in only]
-    return [_row(claim, records, samples, seed) for claim in asked]
+    return [
+        _row(
+            claim, partial(measured, claim, records=records, samples=samples, seed=seed)
+        )
+        for claim in asked
+    ]
 
 
-def _row(claim: Mapping, records: Records, samples: int, seed: int) -> dict:
+def again(rows: Sequence[Mapping]) -> list[dict]:
+    """All claims with today's verdicts, from the numbers of these rows, the later ones
+    first; a part whose terms they do not have is not measured."""
+    parts = [part for row in rows for part in (*row["parts"], *row["beside"])]
+    known = {tuple(part["terms"]): part for part in parts}
+    nothing = {"missing": "numbers of these terms", "records": []}
+    return [
+        _row(claim, lambda part: known.get(tuple(part["effect"]), nothing))
+        for claim in claims()
+    ]
+
+
+def _row(claim: Mapping, numbers: Callable[[Mapping], Mapping]) -> dict:
     row = {key: claim.get(key, usual) for key, usual in FACTS.items()}
     for key in ("parts", "beside"):
         parts = claim.get(key, [])
-        row[key] = [measure(claim, part, records, samples, seed) for part in parts]
+        row[key] = [judged(claim, part, numbers(part)) for part in parts]
     verdicts = [part["verdict"] for part in row["parts"]]
     row["verdict"] = combined(verdicts, row["needs_any"])
     own = [part["paper"] and part["paper"]["verdict"] for part in row["parts"]]
     row["published_verdict"] = combined(own) if all(own) else None
     row["sentence"] = decisive(row)["sentence"]
     if len(verdicts) > 1 and {*verdicts} != {MISSING}:
-        kinds = (SUPPORTED, REFUTED, OPEN, MISSING)
-        counts = [f"{verdicts.count(v)} {v}" for v in kinds if v in verdicts]
+        counts = [f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts]
         said = f"of {len(verdicts)} parts {', '.join(counts)}. {decisive(row)['name']}"
         row["sentence"] = f"{said}: {row['sentence']}"
     return row
 
 
-def measure(
+def measured(
     claim: Mapping, part: Mapping, records: Records, samples: int, seed: int
 ) -> dict:
-    """One part of a claim on the records.
-
-    Returns name, above, paper (see `published`), verdict, sentence, records (the files)
-    and, where those are there, `Records.contrast`, power (to find the paper's effect;
-    None unless it is above) and detectable (the effect that would be found four times
-    in five). For a paired comparison paper_paired_power is what McNemar's test could
-    have found with the paper's n and size, had it had the discordance seen here.
-    """
-    above, paper = part.get("above", 0.0), published(claim, part)
-    row = {"name": part["name"], "above": above, "paper": paper}
+    """The numbers of a part: `Records.contrast`, with planted {"yes", "no"}; checks
+    {terms: effect, low, high of what has to hold}; records, the files. Or `missing`,
+    what is needed."""
+    draws = {"samples": samples, "seed": seed}
     try:
         terms = records.terms(part["effect"])
-        row |= records.contrast(terms, samples, seed)
+        goals = partial(_goals, claim, part) if part in claim["parts"] else None
+        row = records.contrast(terms, **draws, goals=goals)
     except Missing as missing:
-        needs = f"{missing}; {claim['needs']['what']}, `{claim['needs']['command']}`"
-        said = f"not measured: needs {needs}"
-        return row | {"verdict": MISSING, "records": [], "sentence": said}
-    size = paper and paper["effect"]
-    half, power, paired = (row["high"] - row["low"]) / 2, None, None
-    if size is not None and size > above:
-        power = stats.power(size - above, row["error"], half)
-    discordant = row["discordant"] or 0
-    if paper and paper["n"] and 0 < discordant >= abs(size):
-        paired = stats.paired_power(size, discordant, paper["n"][0])
-    return row | {
-        "records": records.paths(terms),
-        "verdict": verdict(row["low"], row["high"], above, size),
-        "power": power,
-        "detectable": above + stats.detectable(row["error"], half),
-        "paper_paired_power": paired,
-        "sentence": sentence(part, row),
-    }
+        return {"missing": str(missing), "records": []}
+    row["planted"] = dict(zip(PLANTED, row["planted"], strict=False))
+    row |= {"checks": {}, "records": records.paths(terms)}
+    for check in part.get("shows_if", ()):
+        with suppress(Missing):  # nobody knows, as the truth of real data
+            found = records.contrast(records.terms(check["effect"]), **draws)
+            kept = {key: found[key] for key in ("effect", "low", "high")}
+            row["checks"][" ".join(check["effect"])] = kept
+    return row
+
+
+def _goals(claim: Mapping, part: Mapping, row: Mapping) -> tuple[float, float]:
+    """The effects to plant: one and a half times what these records would find, or nine
+    tenths of the way to what can be; at least the paper's. And its opposite."""
+    above, paper = part.get("above", 0.0), published(claim, part)
+    half = (row["high"] - row["low"]) / 2
+    found = 1.5 * stats.detectable(row["error"], half)
+    least, most = (row["effect"] * 0.1 + row[end] * 0.9 for end in ("least", "most"))
+    size = paper["effect"] if paper else above
+    return max(size, min(above + found, most)), max(above - found, least)
+
+
+def judged(claim: Mapping, part: Mapping, row: Mapping) -> dict:
+    """The numbers of a part with name, terms, above, paper (see `published`), verdict
+    and sentence; where it was measured also cannot (why it cannot show, or nothing),
+    borderline, detectable (the effect that would be found four times in five), power
+    (to find the paper's effect; of what is not decided) and differs (effect, low, high:
+    what was measured less what was published, where that has an error)."""
+    above, paper = part.get("above", 0.0), published(claim, part)
+    row = {**row, "name": part["name"], "terms": part["effect"]}
+    row |= {"above": above, "paper": paper, "borderline": False}
+    row |= {"power": None, "differs": None}
+    if "low" not in row:
+        needs = f"{row['missing']}; {claim['needs']['what']}"
+        said = f"not measured: needs {needs}, `{claim['needs']['command']}`"
+        return row | {"verdict": MISSING, "sentence": said}
+    low, high, size = row["low"], row["high"], paper and paper["effect"]
+    half = (high - low) / 2
+    row["verdict"] = verdict(low, high, above, size)
+    row["detectable"] = above + stats.detectable(row["error"], half)
+    bounds = [(low, above), (high, above)]
+    bounds += [(high, size)] if size is not None and low <= above else []
+    error = row.get("end_error", 0) + 1 / row["n"] / row["seeds"]
+    row["borderline"] = any(abs(end - bound) <= error for end, bound in bounds)
+    if row["verdict"] == OPEN and size is not None and size > above:
+        row["power"] = stats.power(size - above, row["error"], half)
+    if paper and paper["error"]:
+        gap, both = row["effect"] - size, hypot(half, stats.Z * paper["error"])
+        row["differs"] = {"effect": gap, "low": gap - both, "high": gap + both}
+    row["cannot"] = _cannot(part, row)
+    row["sentence"] = sentence(part, row)
+    return row | ({"verdict": CANNOT} if row["cannot"] else {})
+
+
+def _cannot(part: Mapping, row: Mapping) -> str:
+    """Why a part could not have come out otherwise, or nothing.
+
+    `shows_if` of a part names what has to lie above a bound, and what it means if it
+    does not. There has to be room for the published effect: `most` is the sum with all
+    answers behind the first term as the claim has them, the others as they are. What
+    was planted has to come out.
+    """
+    for check in part.get("shows_if", ()):
+        found = row["checks"].get(" ".join(check["effect"]))
+        if found and found["low"] <= check["above"]:
+            value, *ends = (abs(found[key]) for key in ("effect", "low", "high"))
+            return check["else"].format(f"{tables.span(value, *sorted(ends))} %")
+    size = above = row["above"]
+    if row["paper"]:
+        size = max(size, row["paper"]["effect"])
+    if row["most"] <= above or row["most"] < size:
+        more = points(size) if size > above else f"more than {points(above)}"
+        return f"the effect can be {points(row['most'])} points at most, not {more}"
+    if row["planted"] is None:
+        return "nothing was planted in these records to try it"
+    for way, found in row["planted"].items():
+        came = planted_verdict(row, way)
+        if came not in PLANTED[way]:
+            told = found and f"of {points(found['effect'])} points came out as {came}"
+            return f"a planted {way} {told or 'is out of reach'}"
+    return ""
+
+
+def planted_verdict(row: Mapping, way: str) -> str:
+    """What a planted "yes" or "no" of a part came out as, – where there is none."""
+    found = (row["planted"] or {}).get(way)
+    size = row["paper"] and row["paper"]["effect"]
+    return verdict(found["low"], found["high"], row["above"], size) if found else "–"
 
 
 def verdict(low: float, high: float, above: float, size: float | None) -> str:
-    """supported, not supported or undecidable: the rule of the module's docstring."""
+    """What an interval says of a part: the rule of the module's docstring."""
     if low > above:
         return SUPPORTED
-    if high < above or (size is not None and high < size):
-        return REFUTED
-    return OPEN
+    if high < above:
+        return OPPOSITE
+    return SMALLER if size is not None and high < size else OPEN
 
 
 def combined(verdicts: Sequence[str], needs_any: bool = False) -> str:
     """The verdict on a claim from those on its parts, by the same docstring."""
-    order = (MISSING, REFUTED, OPEN, SUPPORTED)
-    order = (SUPPORTED, OPEN, REFUTED, MISSING) if needs_any else order
-    return next(found for found in order if found in verdicts)
+    order = (MISSING, CANNOT, OPPOSITE, SMALLER, OPEN, SUPPORTED)
+    return next(v for v in order[:: -1 if needs_any else 1] if v in verdicts)
 
 
 def sentence(part: Mapping, row: Mapping) -> str:
@@ -152,18 +240,23 @@ def sentence(part: Mapping, row: Mapping) -> str:
     one_seed = ", one training seed" if row["seeds"] == 1 else ""
     numbers = (
         f"{points(row['effect'])} points (95 % interval {points(low)} to "
-        f"{points(high)}{one_seed})"
+        f"{points(high)}{one_seed}{', borderline' if row['borderline'] else ''})"
     )
-    if low > above:
+    said = verdict(low, high, above, size)
+    if row["cannot"]:
+        return f"{CANNOT}: {row['cannot']}; measured: {numbers}"
+    if said == SUPPORTED:
         if size is None or low <= size <= high:
             return f"{part['more']}: {numbers}"
         than = "less" if high < size else "more"
         return f"{part['more']}: {numbers}, {than} than the paper's {points(size)}"
-    if high < above:
+    if said == OPPOSITE:
         return f"{part['less']}: {numbers}"
-    if size is not None and high < size:
-        return f"not seen at the paper's size, {points(size)}: {numbers}"
-    holds = f"undecided: {numbers}; the interval holds {points(above)}"
+    if said == SMALLER:
+        same = bool(row["differs"]) and row["differs"]["high"] >= 0
+        but = "; with the errors of both it need not differ from the paper's" * same
+        return f"{SMALLER}, {points(size)}: {numbers}{but}"
+    holds = f"{OPEN}: {numbers}; the interval holds {points(above)}"
     if size is None:
         return f"{holds}, and no size was published"
     return f"{holds} {'and' if low <= size else '; above'} the paper's {points(size)}"
@@ -172,30 +265,24 @@ def sentence(part: Mapping, row: Mapping) -> str:
 def published(claim: Mapping, part: Mapping) -> dict | None:
     """The published number for a part, None where there is none.
 
-    Returns effect, low, high, z, power (of its own comparison, for its own effect),
-    verdict (of its own counts), n (of each of its terms) and shares {term: share}. All
-    but the first and last are None where no n was published, or where claims.json gives
-    the `size` itself: a mean over benchmarks, or a bound that the claim sets.
+    Returns effect, low, high, error, z, verdict (of its own counts); all but the first
+    are None where no n was published, or where claims.json gives the `size` itself: a
+    mean over benchmarks, or a bound that the claim sets.
     """
-    unknown = dict.fromkeys(("low", "high", "z", "power", "verdict", "n"))
+    unknown = dict.fromkeys(("low", "high", "error", "z", "verdict"))
     if "size" in part:
-        return {"effect": part["size"], **unknown, "shares": {}}
+        return {"effect": part["size"], **unknown}
     cells = {row["cell"]: row for row in _cells() if row["table"] == claim.get("table")}
     terms = [Term.read(text) for text in part.get("paper", part["effect"])]
     spread = [one for term in terms for one in term.over(LEVELS)]
     if not {str(term) for term in spread} <= cells.keys():
         return None
     found = [(term.weight, cells[str(term)]) for term in spread]
-    shares = {"shares": {row["cell"]: row["share"] for _, row in found}}
-    counts = [row["n"] for _, row in found]
-    if None in counts:
-        effect = sum(weight * row["share"] for weight, row in found)
-        return {"effect": effect, **unknown, **shares}
-    above = part.get("above", 0.0)
+    if any(row["n"] is None for _, row in found):
+        return {"effect": sum(w * row["share"] for w, row in found), **unknown}
     row = stats.unpaired_contrast([(w, row["share"], row["n"]) for w, row in found])
-    row["power"] = stats.power(row["effect"] - above, row.pop("error"))
-    row["verdict"] = verdict(row["low"], row["high"], above, None)
-    return row | {"n": counts} | shares
+    own = verdict(row["low"], row["high"], part.get("above", 0.0), None)
+    return row | {"verdict": own}
 
 
 def _cells() -> list[dict]:
@@ -264,34 +351,17 @@ def behind(records: Records, number: int, name: str = "") -> dict:
     }
 
 
-def with_earlier(folder: str | Path, rows: Sequence[Mapping]) -> list[dict]:
-    """All claims: these rows, and the others as the claims.json of a folder has them.
-
-    FileNotFoundError without that file, ValueError where the text, the sources or the
-    rule of another claim has changed since.
-    """
-    path = require(resolve(folder) / "claims.json", "make it once without --only")
-    found = {row["number"]: row for row in (*read_json(path), *rows)}
-    for claim in claims():
-        row, number = found[claim["number"]], claim["number"]
-        stale = [key for key in FACTS if key in claim and row[key] != claim[key]]
-        if stale:
-            said = f"{', '.join(stale)} of claim {number} changed since"
-            raise ValueError(f"{path}: {said}, measure it anew")
-    return [found[claim["number"]] for claim in claims()]
-
-
 def decisive(row: Mapping) -> Mapping:
     """The part behind the verdict of a row of `table`.
 
-    Of several with that verdict: of not supported ones the one furthest from being
+    Of several with that verdict: of those that say no the one furthest from being
     supported, of the others the nearest to failing (or, where any part is enough, the
     strongest).
     """
     same = [part for part in row["parts"] if part["verdict"] == row["verdict"]]
-    if row["verdict"] == MISSING:
+    if row["verdict"] in (MISSING, CANNOT):
         return same[0]
-    end = "high" if row["verdict"] == REFUTED else "low"
+    end = "high" if row["verdict"] in REFUTED else "low"
     choose = max if row["needs_any"] else min
     return choose(same, key=lambda part: part[end] - part["above"])
 
@@ -305,11 +375,13 @@ def _line(row: Mapping, part: Mapping) -> dict:
     other, size, power = row["other_base"], "–", "–"
     if "n" in part:
         size = f"{part['n']:,} × {part['seeds']}"
+    if part["verdict"] == OPEN:
         power = f"80 % at {points(part['detectable'])}"
         if part["power"] is not None:
             power = f"{100 * part['power']:.0f} %"
-    smaller = part["verdict"] == REFUTED and part["high"] >= part["above"]
-    at_size = " at the paper's size" if smaller else ""
+    differs = part["differs"]
+    apart = differs and ("no, " if differs["low"] <= 0 <= differs["high"] else "yes, ")
+    border = ", borderline" if part["borderline"] else ""
     return {
         "#": row["number"],
         "claim": row["claim"] + (f" (published for {other})" if other else ""),
@@ -317,10 +389,24 @@ def _line(row: Mapping, part: Mapping) -> dict:
         "paper": _effect(part["paper"]),
         "its own counts say": row["published_verdict"] or "–",
         "here": _effect(part),
+        "differs from the paper's own estimate": (apart or "") + _effect(differs),
         "n × seeds": size,
         "power": power,
-        "verdict": Marked(f"**{literal(row['verdict'])}**{at_size}"),
+        "verdict": Marked(f"**{literal(row['verdict'])}**{border}"),
     }
+
+
+def controls_markdown(rows: Sequence[Mapping]) -> str:
+    """A line a part that was measured: what was planted, and what it came out as."""
+    lines = []
+    for row in rows:
+        for part in (part for part in row["parts"] if "n" in part):
+            line = {"#": row["number"], "claim": row["claim"], "part": part["name"]}
+            for way in PLANTED:
+                line[f"planted {way}"] = _effect((part["planted"] or {}).get(way))
+                line[f"{way} came out as"] = planted_verdict(part, way)
+            lines.append(line | {"verdict on the part": part["verdict"]})
+    return tables.markdown(lines)
 
 
 def _effect(row: Mapping | None) -> str:
@@ -341,18 +427,24 @@ def sentences(rows: Sequence[Mapping]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_all(runs: Sequence[Path], out: Path, only: Sequence[int]) -> list:
-    """claims.json, md and png in `out`, of runs that differ in seed; with `only`, the
-    other claims stay as they are there. What there is to print."""
+def write_all(runs: Sequence[Path], out: Path, only: Sequence = ()) -> list:
+    """claims.json, md and png and controls.md in `out`, of runs that differ in seed;
+    with `only`, or without runs, today's verdicts on the numbers that are there for all
+    other claims. What there is to print."""
+    rows = []
     for run in runs:
         chain.verify(resolve(run))
-    ran = "run it with python -m lib.run"
-    given = read_json(require(resolve(runs[0]) / "pipeline.json", ran))["parameters"]
-    folders = (given.get(name, "") for name in ("data_dir", "general_dir"))
-    rows = table(Records(runs, *folders), only=only)
-    rows = with_earlier(out, rows) if only else rows
+    if runs:
+        ran = "run it with python -m lib.run"
+        state = read_json(require(resolve(runs[0]) / "pipeline.json", ran))
+        folders = (state["parameters"].get(f"{k}_dir", "") for k in ("data", "general"))
+        rows = table(Records(runs, *folders), only=only)
+    if only or not runs:
+        path = require(resolve(out) / "claims.json", "make it once without --only")
+        rows = again([*read_json(path), *rows])
     text = f"{markdown(rows)}\n{sentences(rows)}"
     write_text(out / "claims.md", text)
+    write_text(out / "controls.md", controls_markdown(rows))
     write_json(out / "claims.json", rows)
     return [text, plots.save(plots.claims(rows), out / "claims.png")]
 

@@ -168,8 +168,8 @@ def differences(
 ) -> list[dict]:
     """Paired differences of models, a less b, for each value of `by` that both have.
 
-    Rows hold a, b, the columns `by`, difference, low, high, p (exact McNemar, of one
-    seed; it knows nothing of videos), and the keys of `contrast`, or `missing`.
+    Rows hold a, b, the columns `by`, difference, low, high, p (of one seed McNemar's,
+    exact, which knows nothing of videos), and the keys of `contrast`, or `missing`.
     """
     rows, cells = [], Cells(answers, [*by, "model"])
     places = list(dict.fromkeys(place[:-1] for place in cells))
@@ -180,10 +180,26 @@ def differences(
             where = dict(zip(by, place, strict=True))
             terms = [(1, where | {"model": a}), (-1, where | {"model": b})]
             row = {"a": a, "b": b, **where} | _row(cells, terms, samples, seed)
-            once = row["seeds"] == 1
-            p = stats.mcnemar_exact(row["wins"], row["losses"]) if once else None
+            p = row.get("p")
+            if row["seeds"] == 1:
+                p = stats.mcnemar_exact(row["wins"], row["losses"])
             rows.append(row | {"difference": row["effect"], "p": p})
     return rows
+
+
+def main(rows: Iterable[Mapping]) -> list[dict]:
+    """Those of GRPO − SFT, a set each, with `holm`: p as one of so many tests."""
+    own = [row for row in rows if (row["a"], row["b"]) == PAIRS[0]]
+    ps = stats.holm([row["p"] for row in own])
+    return [row | {"holm": p} for row, p in zip(own, ps, strict=True)]
+
+
+def ahead(row: Mapping) -> str | None:
+    """The method that a difference puts ahead; None if its interval holds 0, or would
+    if it were as wide as one of several has to be (`main`)."""
+    if row.get("holm", 0) > 1 - stats.CONFIDENCE:
+        return None
+    return row["a"] if row["low"] > 0 else row["b"] if row["high"] < 0 else None
 
 
 def _row(cells: Cells, terms: Terms, samples: int, seed: int) -> dict:

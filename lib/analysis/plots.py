@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from lib import records
 from lib.analysis.stats import wilson_interval
-from lib.methods import COLORS, LABELS, difference
+from lib.methods import COLORS, LABELS, VERDICTS, difference
 
 LOOK = {
     "text.parse_math": False,  # a text of the data is no TeX: it may hold a dollar sign
@@ -213,7 +213,7 @@ def differences(rows: Sequence[Mapping], published: Mapping | None = None) -> Ax
     )
     ring = {"marker": "o", "ls": "", "color": "0.3"}
     handles = [entry("interval excludes zero", **ring)]
-    handles.append(entry("undecided", mfc="white", **ring))
+    handles.append(entry("it holds zero", mfc="white", **ring))
     if published is not None:
         handles.append(entry(LABELS["paper"] + ", unpaired", **PAPER))
     ax.legend(handles=handles, ncols=3, handletextpad=0.1, **ABOVE)
@@ -338,7 +338,9 @@ def claims(rows: Sequence[Mapping]) -> Axes:
     y, ticks, place = 0.0, [], ax.get_yaxis_transform()
     for row in rows:
         ax.axhline(y + 0.66, color="0.9", lw=0.7)
-        ax.text(1.01, y + 1.33, row["verdict"], transform=place, va="center")
+        said, (sign, color) = row["verdict"], VERDICTS[row["verdict"]]
+        look = {"transform": place, "va": "center", "color": color}
+        ax.text(1.01, y + 1.33, f"{sign} {said}", **look)
         number, y = row["number"], y + 0.33
         for part in row["parts"]:
             y += 1

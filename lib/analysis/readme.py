@@ -6,7 +6,8 @@ record, a table and a figure each, to which README links.
 
 Example: with GRPO right on 240 of 500 questions of L1 and SFT on 225, and an interval
 of the paired difference from +0.4 to +5.6 points, the block says "L1: GRPO ahead of
-SFT by 3.0 points (95 % interval 0.4 to 5.6)"; if the interval holds zero, "undecided".
+SFT by 3.0 points (95 % interval 0.4 to 5.6)"; if the interval holds zero, or if p as
+one of the four sets is above 5 %, "not decided".
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,22 +47,29 @@ RAN = "run it with python -m lib.run"
 def verdict(name: str, row: Mapping) -> str:
     """One sentence on a set: is GRPO or SFT ahead, by how much, how sure.
 
-    `row` has difference (GRPO - SFT), low, high. The words follow from the interval.
+    `row` is one of `compare.main`: a, b, difference (GRPO - SFT), low, high, holm.
     """
     value, low, high = (row[key] for key in ("difference", "low", "high"))
-    one, head = tables.points, "undecided: GRPO − SFT is"
-    if low > 0:
-        one, head = percent, "GRPO ahead of SFT by"
-    elif high < 0:
-        one, head = percent, "SFT ahead of GRPO by"
-        value, low, high = -value, -high, -low
-    text = f"{one(value)} points (95 % interval {one(low)} to {one(high)})"
+    one, head, first, too = (
+        tables.points,
+        "not decided: GRPO − SFT is",
+        compare.ahead(row),
+        "",
+    )
+    if first:
+        second = row["b"] if first == row["a"] else row["a"]
+        one, head = percent, f"{LABELS[first]} ahead of {LABELS[second]} by"
+        if first == row["b"]:
+            value, low, high = -value, -high, -low
+    elif not low <= 0 <= high:
+        too = f"; p = {row['holm']:.2f} as one of several tests"
+    text = f"{one(value)} points (95 % interval {one(low)} to {one(high)}{too})"
     return f"**{name}** ({MEANING[name]}): {head} {text}"
 
 
 def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]:
     """What a run shows, as sentences with numbers, the main question first."""
-    sentences = [verdict(row["set"], row) for row in main_of(compared)]
+    sentences = [verdict(row["set"], row) for row in compare.main(compared)]
     for model in METHODS:
         rows = [row for row in table if row["model"] == model]
         n = sum(row["n"] for row in rows)
@@ -74,11 +82,6 @@ def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]
             f"{cut} % were cut at the token limit"
         )
     return sentences
-
-
-def main_of(compared: Iterable[Mapping]) -> list[Mapping]:
-    """The rows of GRPO − SFT, a set each."""
-    return [row for row in compared if (row["a"], row["b"]) == PAIRS[0]]
 
 
 def write_results(run: Path, results: Mapping) -> str:
@@ -223,7 +226,7 @@ def results(source: str | Path) -> str:
     records = read_reference(source)
     frame = of_records(records)
     table, compared = accuracies(frame), differences(frame)
-    said = [f"- {verdict(row['set'], row)}" for row in main_of(compared)]
+    said = [f"- {verdict(row['set'], row)}" for row in compare.main(compared)]
     caption = _caption(records, table, source)
     return "\n".join([BEGIN, *said, "", _table(table, compared), caption, END])
 

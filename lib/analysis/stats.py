@@ -18,7 +18,7 @@ from math import comb, sqrt
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
@@ -41,6 +41,17 @@ def mcnemar_exact(wins: int, losses: int) -> float:
     method got right as tosses of a fair coin (McNemar 1947)?"""
     n, fewer = wins + losses, min(wins, losses)
     return min(1.0, 2 * sum(comb(n, i) for i in range(fewer + 1)) / 2**n)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p of several tests, each as large as its being one of them makes it (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    ranks = [sorted(ps).index(p) for p in ps]
+    steps = [(len(ps) - rank) * p for rank, p in enumerate(sorted(ps))]
+    return [min(1.0, max(steps[: rank + 1])) for rank in ranks]
 
 
 class Resampling:
@@ -113,7 +124,8 @@ def contrast(
     ENOUGH_TELLING unlike the others, the interval is no narrower than with two more
     questions a part, one at each bound (after Agresti and Min 2005).
 
-    Returns effect, low, high, error (standard error), n, clusters, seeds, sd, varies.
+    Returns effect, low, high, error (standard error), n, clusters, seeds, sd, varies;
+    p, of several seeds; end_error, of the drawn ends, of one.
     """
     parts = [np.atleast_2d(np.asarray(part, dtype=float)) for part in parts]
     if not all(np.isfinite(part).all() for part in parts):
@@ -148,8 +160,8 @@ def mean_over_seeds(values: np.ndarray) -> dict:
     1974): half = sqrt(t(seeds - 1)**2 * MS_seed + t(n - 1)**2 * (MS_question -
     MS_rest)) / sqrt(seeds * n). Most of it is the factor 4.3 of t(2).
 
-    Returns effect, low, high, error (standard error), sd (of the seeds' means; None for
-    one), seeds, n, varies.
+    Returns effect, low, high, error (standard error), p (of no effect, two-sided), sd
+    (of the seeds' means; None for one), seeds, n, varies.
     """
     values = np.asarray(values, dtype=float)
     seeds, n = values.shape
@@ -174,7 +186,9 @@ def mean_over_seeds(values: np.ndarray) -> dict:
             total = _quantile(seeds - 1) ** 2 * squares[0][0]
             total += _quantile(n - 1) ** 2 * least
             half = max(half, sqrt(total / (seeds * n)))
+    ratio = abs(mean) / half if half else float("inf") if mean else 0.0
     return {
+        "p": 2 * float(stdtr(freedom, -_quantile(freedom) * ratio)),
         "effect": float(mean),
         "low": float(mean - half),
         "high": float(mean + half),
@@ -265,6 +279,9 @@ def _contrast(parts: list, clusters: list, samples: int, seed: int) -> dict:
     low, high = percentiles(means)
     found = {"effect": float(sum(part.mean() for part in parts)), **counts}
     found |= {"low": low, "high": high, "error": float(means.std())}
+    tail = (1 - CONFIDENCE) / 2  # of a drawn quantile, as if its density were normal
+    drawn = sqrt(tail * (1 - tail) / samples) / NormalDist().pdf(Z)
+    found["end_error"] = drawn * found["error"]
     return found | {"sd": None, "seeds": 1, "varies": "questions"}
 
 

@@ -7,10 +7,12 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
 
+import numpy as np
 import pandas as pd
 
 from lib.analysis import answers, compare
@@ -25,6 +27,14 @@ MORE = {"more_frames": "frames_", "larger": "size_"}
 Terms = Sequence["Term"]
 
 
+def _turned(own: pd.DataFrame, to: float, share: float) -> pd.DataFrame:
+    """Answers [seeds, questions] of which this share of those unlike `to` is `to`."""
+    unlike = (own != to).to_numpy()
+    order = np.random.default_rng(0).random(own.shape) + ~unlike
+    place = order.argsort(axis=1).argsort(axis=1)
+    return own.mask(place < share * unlike.sum(axis=1, keepdims=True), to)
+
+
 @dataclass(frozen=True)
 class Term:
     """One mean over the questions of a set, with its weight in a contrast.
@@ -37,6 +47,7 @@ class Term:
                                       terms then count the same questions (more_frames,
                                       larger: the most that was asked beyond what the
                                       models see anyway)
+        grpo L1 value=parsed          another measure of the same file
         grpo L1 value=consistent      coherence_grpo_L1.jsonl: a measure of it;
                                       `supported` is `consistent` where the truth is
                                       known, else `judge`
@@ -97,21 +108,51 @@ class Records:
         self._folders = {name: folder for name, folder in folders.items() if folder}
         self._swept: dict[str, pd.DataFrame] = {}
 
-    def contrast(self, terms: Terms, samples: int, seed: int) -> dict:
-        """`compare.contrast` of the terms, with `measure`, what was read, and
-        `discordant`: for two terms on one set the share of questions on which they
-        differ, else None. Missing if a term has no records."""
-        chosen, measures = self._chosen(terms), {self._measure(term) for term in terms}
+    def contrast(
+        self,
+        terms: Terms,
+        samples: int,
+        seed: int,
+        goals: Callable[[dict], Sequence[float]] | None = None,
+    ) -> dict:
+        """`compare.contrast` of the terms, with `measure`, what was read, and `least`
+        and `most` that it could be with other answers behind the first term alone.
+        Missing if a term has no records.
+
+        `planted` are the effect and ends of edited answers, one for each of the goals:
+        as many behind the first term are turned, in each seed the same share, as it
+        takes to come to the goal; None where all of them are too few.
+        """
+        cells, chosen = self._chosen(terms)
+        measures = {self._measure(term) for term in terms}
         if len(measures) > 1:
             raise ValueError(
                 f"{terms[0]} and {terms[-1]} are measured differently: "
                 f"{' and '.join(sorted(measures))}; make both files of one kind"
             )
-        found = compare.contrast(*chosen, samples, seed)
-        differ = (found["wins"] + found["losses"]) / found["n"] / found["seeds"]
-        paired = len(terms) == 2 and len(found["sets"]) == 1
-        found["discordant"] = differ if paired else None
-        return found | {"measure": measures.pop()}
+        found = compare.contrast(cells, chosen, samples, seed)
+        found |= {"measure": measures.pop(), "planted": []}
+        parts = compare.matrices(cells, chosen)
+        first = []
+        for term, (weight, where) in zip(terms, chosen, strict=True):
+            if replace(term, set=terms[0].set) == terms[0]:
+                part, own = parts[term.set], cells.at(where)
+                first.append((weight, where, own.loc[part.index, part.columns]))
+        sizes = [abs(weight) * own.to_numpy().mean() for weight, _, own in first]
+        ends = sum(sizes), sum(abs(weight) for weight, *_ in first) - sum(sizes)
+        down, up = ends if terms[0].weight > 0 else ends[::-1]
+        found |= {"least": found["effect"] - down, "most": found["effect"] + up}
+        for goal in goals(found) if goals else ():
+            way = goal - found["effect"]
+            share = abs(way) / ((up if way > 0 else down) or 1e-9)
+            edited = copy(cells)
+            for weight, where, own in first:
+                place = tuple(where[key] for key in cells.by)
+                edited[place] = _turned(own, float(weight * way > 0), share)
+            planted = compare.contrast(edited, chosen, samples, seed)
+            kept = {key: planted[key] for key in ("effect", "low", "high")}
+            found["planted"].append(kept if share <= 1 else None)
+        return found
 
     def pulls(self, terms: Terms) -> dict[str, float]:
         """{question id: what it adds to the contrast, mean over seeds}."""
@@ -164,7 +205,7 @@ class Records:
             return f"{term.picks['sweep']}.json"
         if term.picks.get("value") == "attention":
             return f"attention_{term.label}.jsonl"
-        if "value" in term.picks:
+        if term.picks.get("value", "correct") not in answers.ASKED:
             return f"coherence_{term.label}_{term.set}.jsonl"
         shown = self._shown(term)
         ending = "" if shown == SEEN else f".{shown}"

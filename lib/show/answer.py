@@ -9,18 +9,12 @@ Example: with GRPO − SFT on L1 at +3.0 points (+0.4 to +5.6) and on L2 at +1.0
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from lib.analysis import claims, readme
+from lib.analysis import claims, compare, readme
+from lib.analysis.compare import ahead
 from lib.evaluate import tables
 from lib.markup import grid
-from lib.methods import LABELS, difference
+from lib.methods import LABELS, VERDICTS, difference
 from lib.show.pages import TEMPLATES, View
-
-SIGNS = {  # beside the words of a verdict
-    claims.SUPPORTED: "✓",
-    claims.REFUTED: "✕",
-    claims.OPEN: "○",
-    claims.MISSING: "–",
-}
 
 
 def lead(rows: Iterable[Mapping]) -> str:
@@ -40,7 +34,7 @@ def answer(compared: Iterable[Mapping], published: Mapping) -> View:
     Rows have a, b, set, difference, low and high, in shares; `published` are those of
     `compare.published_differences`.
     """
-    rows = [row for row in compared if (row["a"], row["b"]) == ("grpo", "sft")]
+    rows = compare.main(compared)
     drawn = [*rows, *(published["grpo", "sft", row["set"]] for row in rows)]
     widest = 1.08 * max(abs(row[end]) for row in drawn for end in ("low", "high"))
     said = [
@@ -69,7 +63,7 @@ def share(row: Mapping) -> str:
 def gap(row: Mapping) -> str:
     """A difference in points with its interval, and which method that puts ahead."""
     first = ahead(row)
-    return f"{span(row)} {LABELS[first]} ahead" if first else f"{span(row)} undecided"
+    return f"{span(row)} {LABELS[first]} ahead" if first else f"{span(row)} not decided"
 
 
 def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
@@ -78,7 +72,7 @@ def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
     `rows` are those of `lib.analysis.claims.table`.
     """
     verdicts = [row["verdict"] for row in rows]
-    counts = [f"{verdicts.count(v)} {v}" for v in SIGNS if v in verdicts]
+    counts = [f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts]
     said = f"Of {len(rows)} claims: {listed(counts)}."
     top = [row for row in rows if row["number"] in first]
     rest = [row for row in rows if row["number"] not in first]
@@ -149,11 +143,6 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])
 
 
-def ahead(row: Mapping) -> str | None:
-    """The method that the interval of a difference puts ahead; None if it holds 0."""
-    return row["a"] if row["low"] > 0 else row["b"] if row["high"] < 0 else None
-
-
 def span(row: Mapping) -> str:
     """A difference in points with its interval."""
     return tables.span(row["difference"], row["low"], row["high"], signed=True)
@@ -168,11 +157,6 @@ def effect(row: Mapping | None) -> str:
     return tables.span(row["effect"], row["low"], row["high"], signed=True)
 
 
-def smaller(row: Mapping, part: Mapping) -> bool:
-    """Whether a claim fails only by the size of its effect."""
-    return row["verdict"] == claims.REFUTED and part["high"] >= part["above"]
-
-
-USED = {"ahead": ahead, "span": span, "effect": effect, "smaller": smaller}
-USED |= {"decisive": claims.decisive, "SIGNS": SIGNS}
+USED = {"ahead": ahead, "span": span, "effect": effect, "VERDICTS": VERDICTS}
+USED |= {"decisive": claims.decisive}
 VIEWS = TEMPLATES.get_template("answer.html", globals=USED).module

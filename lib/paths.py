@@ -11,9 +11,18 @@ RESERVED = ("data", "reference", "models")
 LONGEST = 200  # bytes of a run's name; systems take 255, and .log or .lock comes to it
 
 
+def outputs_dir() -> Path:
+    """Where runs and data lie: outputs/, or the folder that $KIT_OUTPUTS names."""
+    return ROOT / Path(os.environ.get("KIT_OUTPUTS") or "outputs").expanduser()
+
+
 def resolve(path: str | Path) -> Path:
-    """An absolute path; a relative one is read from the root of the checkout."""
-    return ROOT / Path(path).expanduser()
+    """An absolute path; a relative one is read from the root of the checkout, and
+    outputs/, but for the committed outputs/reference, from `outputs_dir`."""
+    path = Path(path).expanduser()
+    if path.parts[:1] == ("outputs",) and path.parts[1:2] != ("reference",):
+        return outputs_dir().joinpath(*path.parts[1:])
+    return ROOT / path
 
 
 def check_run_name(run_name: str) -> None:
@@ -35,7 +44,7 @@ def check_run_name(run_name: str) -> None:
 def run_dir(run_name: str) -> Path:
     """outputs/<run_name>, created if it is not there."""
     check_run_name(run_name)
-    folder = ROOT / "outputs" / run_name
+    folder = outputs_dir() / run_name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

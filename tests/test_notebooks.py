@@ -73,7 +73,7 @@ def test_every_figure_has_its_words(code):
 
 
 def test_parameters_and_imports_are_folded_on_pages(code):
-    for cell, tag in zip(code, ("parameters", "setup", "setup"), strict=False):
+    for cell, tag in zip(code, ("setup", "parameters", "setup", "setup"), strict=False):
         assert tag in cell.metadata["tags"]
 
 

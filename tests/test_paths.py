@@ -21,6 +21,14 @@ def test_run_dir_is_made_below_outputs(tmp_path, monkeypatch):
     assert made.is_dir() and made == tmp_path / "outputs" / "mini_seeds-seed=0"
 
 
+def test_what_must_outlive_the_machine_can_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("KIT_OUTPUTS", str(tmp_path / "drive"))
+    assert paths.run_dir("mini") == tmp_path / "drive" / "mini"
+    assert paths.resolve("outputs/data/x") == tmp_path / "drive" / "data" / "x"
+    record = "outputs/reference/mini"  # is committed
+    assert paths.resolve(record) == paths.ROOT / record
+
+
 NO_FOLDERS = [
     *("", ".", "..", "a/b", "a\\b", "../a", ".hidden", "a" * 201, "a\ud800"),
     *("a\x1b[2J", "a\n", "a\u202e", "a\0"),

@@ -30,6 +30,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,7 @@ from transformers.utils import (  # noqa: E402
 LORA_TARGETS = (
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 )
+DTYPES = ("float32", "bfloat16", "float16")
 # bitsandbytes in transformers 5 matches names from their start, so "visual" alone would
 # skip nothing, and a list of one's own drops the default that keeps lm_head.
 NOT_QUANTIZED = ["model.visual", "lm_head"]
@@ -121,9 +123,9 @@ def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True
     the vision tower and lm_head keep `dtype`. `placed` is False where a trainer moves
     the weights itself. Errors as of `checkpoint_source` and `load_whole`.
     """
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {dtype!r}: it must be 'float32' or 'bfloat16'")
-    device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    device = _device(dtype)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -140,6 +142,22 @@ def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True
         device_map={"": device} if placed else None,
     )
     return model.eval()
+
+
+@cache  # it speaks once
+def _device(dtype: str) -> int | str:
+    """The GPU of this process, else the CPU; ValueError where it has no `dtype`."""
+    if torch.cuda.is_available():
+        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+            card = torch.cuda.get_device_name()
+            raise ValueError(f"{card} has no bfloat16: give dtype = float16")
+        return torch.cuda.current_device()
+    if torch.backends.mps.is_available():
+        print(
+            "Apple's GPU (MPS) has no float64, which rollouts draw with, and no NF4: "
+            "everything runs on the CPU"
+        )
+    return "cpu"
 
 
 def check_files(source: str | Path, needed: tuple[tuple[str, ...], ...]) -> None:

@@ -41,6 +41,8 @@ logging.getLogger("accelerate.accelerator").addFilter(
 )
 
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# names of accelerate
+COMPUTED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 PLAIN = ("Size", "float32", "bfloat16", "float16", "int64")
 NOTES = (
     *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties"),
@@ -167,7 +169,7 @@ def load_trainable(model_path: str | Path, settings, arguments: TrainingArgument
 
     `arguments` must be there first: while ZeRO-3 is asked for, transformers splits
     every model as it loads it. Where all weights are trained they are float32, with
-    bfloat16 as the type to compute in: at lr 1e-6 a step changes a weight by about that
+    `dtype` as the type to compute in: at lr 1e-6 a step changes a weight by about that
     much, and a bfloat16 near 0.01 cannot change by less than 3e-5, so that most updates
     would be lost. DeepSpeed keeps such float32 masters by itself.
 
@@ -175,7 +177,7 @@ def load_trainable(model_path: str | Path, settings, arguments: TrainingArgument
     wants another type than the settings.
     """
     asked = asked_for(arguments)
-    computed = {"float32": "no", "bfloat16": "bf16"}.get(settings.dtype)
+    computed = COMPUTED.get(settings.dtype)
     if computed and arguments.mixed_precision != computed:
         raise ValueError(
             f"accelerate was started with mixed_precision = {arguments.mixed_precision}"

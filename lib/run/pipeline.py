@@ -38,12 +38,12 @@ from traitlets import default
 
 from lib import chain, run_files
 from lib.markup import grid, shown
-from lib.paths import ROOT, cores, resolve, run_dir
+from lib.paths import ROOT, cores, outputs_dir, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 from lib.run.cards import CARDS
 from lib.run.params import Run, declarations, declared, load_params
 
-OUTPUTS = ROOT / "outputs"
+OUTPUTS = outputs_dir()
 ABOUT = """\
 Run the notebooks in order, into outputs/<run_name>/. Killed, the same command goes on.
 

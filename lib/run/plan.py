@@ -32,8 +32,8 @@ from lib.train import rl
 # isort: split
 from huggingface_hub.constants import HF_HUB_CACHE
 
-OUTPUTS = paths.ROOT / "outputs"
-COSTS = OUTPUTS / "reference" / "bench_cost.json"
+OUTPUTS = paths.outputs_dir()
+COSTS = paths.ROOT / "outputs/reference/bench_cost.json"
 STAGES = {"SFT": "02_sft", "GRPO": "03_grpo", "evaluation": "04_eval"}
 KEPT_CHECKPOINTS = 2  # of each method; and one more while it is written
 # Rollouts, answers, notebooks, figures, an allowance: the mini run's are 35 MB, and

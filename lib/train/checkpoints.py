@@ -97,6 +97,7 @@ def common_arguments(settings, folder: Path) -> dict:
         "disable_tqdm": True,
         "use_cpu": not has_gpu,
         "bf16": settings.dtype == "bfloat16",
+        "fp16": settings.dtype == "float16",
         "dataloader_pin_memory": has_gpu,
         "ddp_find_unused_parameters": False,  # prefix.see_once: all are used
     }
@@ -171,13 +172,25 @@ def train(trainer: Trainer) -> None:
 
 
 class ExactResume:
-    """Mixin, left of a Trainer: resuming restores all that a training goes on from.
+    """Mixin, left of a Trainer: resuming restores all that a training goes on from, and
+    float16 trains float32 weights with a scaled loss, on a CPU too.
 
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
     (`visual.*`), and the resume of its Trainer loads them into a model with the names
     of version 5 (`model.visual.*`) with strict=False: all but lm_head stays as it was.
     `from_pretrained` converts them. Adapters need none; split weights have other files.
     """
+
+    def __init__(self, *given, **named):
+        super().__init__(*given, **named)
+        if not self.args.fp16:
+            return
+        for weight in self.model.parameters():
+            if weight.requires_grad:  # gradients are unscaled in float32
+                weight.data = weight.data.float()
+        if self.accelerator.device.type == "cpu":  # accelerate scales on GPUs alone
+            self.accelerator.native_amp = True
+            self.accelerator.scaler = torch.amp.GradScaler("cpu")
 
     def extra_state(self) -> dict[str, torch.Tensor]:
         """Tensors that a subclass must find again beside weights and optimizer."""

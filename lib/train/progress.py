@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+SKIPS = 16  # halvings of torch's first scale, 2**16
+
 
 def cut_back(path: Path, step: int) -> None:
     """Drop the rows of a JSON lines file that belong to later steps than `step`."""
@@ -69,17 +71,23 @@ class StopDiverged(TrainerCallback):
     """Ends a training that cannot be going well, with a FloatingPointError.
 
     That is a loss, gradient or weight that is NaN or infinite, and gradients that are
-    all 0 in a step of which the log tells `something_to_learn`. The step is in the log
-    by then; a checkpoint of it is never marked as complete, and nothing is published.
+    all 0 in a step of which the log tells `something_to_learn`. In float16 a gradient
+    that overflows is no such end: the step is left out and the loss scaled less, down
+    to 1 in SKIPS steps. The step is in the log by then; a checkpoint of it is never
+    marked as complete, and nothing is published.
     """
 
     def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
         self.advice = diverged(settings)
         self.something_to_learn = something_to_learn
+        self.may_skip, self.skipped = settings.dtype == "float16", 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         step = f"step {state.global_step}"
-        for key in ("loss", "grad_norm"):
+        fine = math.isfinite(logs.get("grad_norm", 0.0))
+        self.skipped = 0 if fine else self.skipped + 1
+        skips = self.may_skip and self.skipped <= SKIPS
+        for key in ("loss", *(() if skips else ("grad_norm",))):
             if not math.isfinite(logs.get(key, 0.0)):
                 raise FloatingPointError(f"{step}: {key} is {logs[key]}; {self.advice}")
         if logs.get("grad_norm") == 0 and self.something_to_learn(logs):

@@ -29,8 +29,16 @@ import pytest
 from huggingface_hub import constants
 from made_hub import NEWEST, PINNED, Hub
 
-from lib import paths
-from lib.data import download, faults, hub_names, inventory, questions, seed_bench
+from lib import chain, paths
+from lib.data import (
+    download,
+    faults,
+    hub_names,
+    inventory,
+    parts,
+    questions,
+    seed_bench,
+)
 from lib.data.__main__ import main
 from lib.data.download import HubFile
 
@@ -251,7 +259,7 @@ def test_it_says_what_it_will_do_and_waits_for_the_licences(world):
     assert f"annotations at {PINNED}" in said and f"media at {NEWEST}" in said
     assert "validation_L2.jsonl (920 kB)" in said
     assert f"videos/{EGO}: at most" in said and EPIC not in said.split("licence")[0]
-    assert "CC BY-NC 4.0" in said and "ego4d-license" in said
+    assert "CC BY-NC 4.0" not in said and "ego4d-license" in said
     assert "--accept-licences" in error(world.get("L2"))
     assert not world.folder.exists()
     assert world.hub.requests == []
@@ -288,6 +296,60 @@ def test_it_gets_what_the_readers_expect_and_no_more(world, media):
 
     world.hub.close()  # where nothing is missing the hub is not asked
     assert "10 of 10 files there" in ok(world.get())
+
+
+def test_a_budget_makes_a_part_and_a_larger_one_goes_on(world):
+    """Of EPIC the first two archives fit: one clip of L1, and the training clip."""
+    sizes = [len(world.seed[f"videos/{EPIC}/batch_{n}.tar.gz"]) for n in (1, 2)]
+    most = sum(sizes) + len(world.seed["images.zip"]) + 10
+    budget = ("--at-most", f"{most / 1e6}MB")
+    said = ok(world.accept("L1", "training_6k", *budget))
+    assert "2 archives (" in said and "left for a larger --at-most" in said
+    assert "part: L1: 1 of 2 records" in said and "training: 1 of 1 records" in said
+    assert "Ego4D" not in said  # no signature is asked for
+    part, asked = world.folder / "part", world.hub.fetched("tar.gz")
+    general = world.folder / "general"
+    (sets, told) = parts.read(part, general, "L1")
+    assert told == {"L1": "a part, 1 of 2"} and sets["L1"][0].video.is_file()
+    assert len(inventory.check(part)) == 5 and chain.benchmark(part, general)
+    assert str(part / "videos" / EPIC / "2.mp4") in {
+        str(paths.ROOT / name) for name in chain.benchmark(part, general)
+    }
+    ok(world.accept("L1", "training_6k", *budget))
+    assert world.hub.fetched("tar.gz") == asked  # it is used up
+    assert "2 of 2 records" in ok(world.accept("L1", "training_6k", "--at-most", "1GB"))
+    assert world.hub.fetched("tar.gz") == [*asked, f"videos/{EPIC}/batch_10.tar.gz"]
+    (sets, told) = parts.read(part, general, "L1")
+    assert told == {} and len(sets["L1"]) == 2
+    assert parts.read(part, general, "L1", 1)[1] == {"L1": "a part, 1 of 2"}
+    with pytest.raises(ValueError, match="'L4' is none of"):
+        parts.read(part, general, "L1 L4")
+
+
+def test_a_budget_that_holds_nothing_says_so(world):
+    assert "--at-most" in error(world.accept("L1", "--at-most", "0.001MB"))
+    said = error(world.accept("longvideobench", "--at-most", "5GB"))
+    assert "without --at-most" in said
+    with pytest.raises(SystemExit):
+        world.accept("L1", "--at-most", "forty")
+
+
+def test_clips_that_are_there_already_are_linked_and_not_downloaded(world, media):
+    have = world.folder.with_name("mine") / "EPIC-KITCHENS" / "clips"
+    have.mkdir(parents=True)
+    (have / "0.mp4").write_bytes(media["0.mp4"])
+    (have / "strange.mp4").write_bytes(b"x")
+    mine = str(have.parent.parent)
+    ok(world.accept("L1", "--have", mine))
+    assert f"videos/{EPIC}/batch_1.tar.gz" in world.hub.fetched("tar.gz")  # read on
+    link = world.folder / "videos" / EPIC / "0.mp4"
+    assert link.is_symlink() and link.read_bytes() == media["0.mp4"]
+    (world.folder / "videos" / EPIC / "1.mp4").unlink()
+    said = ok(world.get("L1", "--dry-run"))
+    assert f"1 that are known to be in {SEED}: videos/{EPIC}/batch_10.tar.gz" in said
+    (have.parent / "0.mp4").write_bytes(b"another")
+    link.unlink()
+    assert "neither is taken" in error(world.accept("L1", "--have", mine))
 
 
 def test_what_no_archive_holds_is_said_once_all_were_read(world):
@@ -941,7 +1003,7 @@ def test_a_door_says_what_is_behind_it(command):
     words = ["write", "base", "Same seed, same bytes"]
     if command != "lib.mini":
         words = ["get", "check", "epic", "HF_TOKEN", "530 +- 110 GB"]
-        words += [text for texts in seed_bench.LICENCES.values() for text in texts]
+        words += [*seed_bench.LICENCES.values(), "HF_TOKEN", "--at-most", "--have"]
     said = " ".join(ran.stdout.split())
     assert ran.returncode == 0 and not [word for word in words if word not in said]
 

@@ -3,6 +3,8 @@
     python -m lib.data get FOLDER --what L2 L3 --dry-run
         SEED-Bench-R1 and LongVideoBench from the Hugging Face hub: only what is
         missing, each file verified; stopped or killed, the same command goes on
+    python -m lib.data get FOLDER --what training_6k L1 --at-most 40GB
+        archives until so much is used; FOLDER/part holds the questions whose clips came
     python -m lib.data check FOLDER --decode
         records, faults, and the clips and stills that are missing; with --decode
         those that cannot be read, too
@@ -21,6 +23,7 @@ on the spot (python -m lib.mini --help).
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -30,7 +33,7 @@ from lib.data.download import DownloadError
 
 TERMS = "\n".join(
     ["licences, which `get` shows and waits for (--accept-licences):"]
-    + [f"  {text}" for texts in seed_bench.LICENCES.values() for text in texts]
+    + [f"  {text}" for text in seed_bench.LICENCES.values()]
     + ["What `epic` makes carries the first of them.", "", seed_bench.COSTS]
 )
 
@@ -61,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     choices = seed_bench.CHOICES
     get.add_argument("--what", nargs="+", choices=choices, required=True, metavar="SET")
     get.add_argument("--subtitles", action="store_true", help="of LongVideoBench")
-    get.add_argument("--accept-licences", action="store_true")
+    accept = "say that you have read and accept them; each is named below"
+    get.add_argument("--accept-licences", action="store_true", help=accept)
+    most = "bytes of archives in all, such as 40GB"
+    get.add_argument("--at-most", type=_size, metavar="SIZE", help=most)
+    have = "clips you have, of EPIC-KITCHENS or Ego4D, by the file names of the records"
+    get.add_argument("--have", type=_folder, metavar="FOLDER", help=have)
     get.add_argument("--dry-run", action="store_true", help="show the plan only")
 
     check = commands.add_parser("check")
@@ -93,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _size(text: str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])B", text, re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 40GB")
+    return int(float(found[1]) * 10 ** {"M": 6, "G": 9, "T": 12}[found[2].upper()])
+
+
 def _file(text: str) -> Path:
     path = Path.cwd() / text  # as typed in a shell
     if not path.is_file():
@@ -120,7 +135,7 @@ def _out(text: str) -> Path:
 
 def _get(given: argparse.Namespace) -> int:
     switches = (given.subtitles, given.accept_licences, given.dry_run)
-    seed_bench.get(given.folder, given.what, *switches)
+    seed_bench.get(given.folder, given.what, *switches, given.at_most, given.have)
     return 0
 
 

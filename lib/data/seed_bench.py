@@ -4,6 +4,7 @@
                            and training_with_cot_6k.jsonl training_with_cot.jsonl
     videos/<source>/*.mp4, images/<source>/*.png, general/lvb_val.json, general/videos/
     downloads.json         commits, hashes, what each archive held, licences accepted
+    part/                  with --at-most: the questions whose clips are there
 
 Neither which archive holds which clip is documented nor in which form the stills are
 kept. So archives come one by one, stills first, and each is deleted after use.
@@ -21,7 +22,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from lib import records
-from lib.data import download, hub_names, questions
+from lib.data import download, hub_names, parts, questions
 from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.data.hub_names import LONG_VIDEO_BENCH, MEDIA, SEED_BENCH, source_of
 
@@ -44,18 +45,16 @@ what to `get`, and how much it downloads at most (only the wanted clips stay on 
   training_6k     the archives of L1; asked for together they are downloaded once
   all             everything of SEED-Bench-R1, the 50k training questions too
   longvideobench  161.5 GB; 117 MB more with --subtitles, which the paper does not use
---dry-run shows the sizes that the hub itself lists."""
-LICENCES = {
-    SEED_BENCH: (
-        "EPIC-KITCHENS-100, CC BY-NC 4.0: name the source, no commercial use"
-        " (https://epic-kitchens.github.io)",
-        "Ego4D: needs a licence signed by you (https://ego4ddataset.com/ego4d-license)",
-    ),
-    LONG_VIDEO_BENCH: (
-        "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
-        " under the same licence; accept it with your account, too, on"
-        f" https://huggingface.co/datasets/{LONG_VIDEO_BENCH}, and set HF_TOKEN",
-    ),
+--at-most 40GB stops there; a larger number later goes on. --have FOLDER uses clips that
+you have. --dry-run shows the sizes that the hub itself lists."""
+LICENCES = {  # by the source of the clips
+    "EpicKitchens": "EPIC-KITCHENS-100, CC BY-NC 4.0: name the source, no commercial"
+    " use (https://epic-kitchens.github.io)",
+    "Ego4D": "Ego4D: needs a licence signed by you"
+    " (https://ego4ddataset.com/ego4d-license)",
+    None: "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
+    " under the same licence; accept it with your account, too, on"
+    f" https://huggingface.co/datasets/{LONG_VIDEO_BENCH}, and set HF_TOKEN",
 }
 
 
@@ -84,16 +83,22 @@ def get(
     subtitles: bool = False,
     accept_licences: bool = False,
     dry_run: bool = False,
+    at_most: int | None = None,
+    have: Path | None = None,
 ) -> None:
-    """Say what is missing for the choices of `what`, then download it into `folder`.
+    """Say what is missing for the choices of `what`, then download it into `folder`:
+    archives of `at_most` bytes in all, and none for clips that lie below `have`.
     Raises DownloadError; the same call goes on where it stopped."""
-    target = Target(folder, what, subtitles)
+    target = Target(folder, what, subtitles, at_most)
     wanted = target.wanted()
+    if wanted is not None and have and not dry_run:
+        target.link(wanted, have)
     if wanted is not None and not missing(wanted):
         print(f"{folder}: {_count(wanted)}")
+        target.write_part()
         return
     target.ask_hub()
-    licences = {text for repo in target.annotations for text in LICENCES[repo]}
+    licences = {LICENCES[OFFICIAL[split].clips] for split in target.chosen}
     plan = [*target.plan(wanted), *(("licence", text) for text in sorted(licences))]
     print(*(f"{label:10}{text}" for label, text in plan), sep="\n")
     if dry_run:
@@ -108,9 +113,15 @@ def get(
         target.remember()
         target.get_annotations()
         wanted = target.wanted()
+        if have:
+            target.link(wanted, have)
         target.get_media(wanted)
     print(f"{folder}: {_count(wanted)}")
-    if lacking := [str(path.relative_to(folder)) for path in missing(wanted)]:
+    target.write_part()
+    if target.left:
+        size = download.told(sum(archive.ends[-1] for archive in target.left))
+        print(f"{len(target.left):,} archives ({size}) are left for a larger --at-most")
+    elif lacking := [str(path.relative_to(folder)) for path in missing(wanted)]:
         print(
             f"{len(lacking):,} are in no archive that the hub lists and that is sound,"
             f" such as {', '.join(lacking[:5])}: their questions stay in the"
@@ -124,19 +135,29 @@ def get(
 class Target:
     """A data folder, what is wanted of it, and what its downloads.json knows."""
 
-    def __init__(self, folder: Path, what: Iterable[str], subtitles: bool):
-        self.folder, self.subtitles = folder, subtitles
+    def __init__(
+        self,
+        folder: Path,
+        what: Iterable[str],
+        subtitles: bool,
+        at_most: int | None = None,
+    ):
+        self.folder, self.subtitles, self.at_most = folder, subtitles, at_most
         self.chosen = dict.fromkeys(split for name in what for split in CHOICES[name])
+        if at_most is not None and "general" in self.chosen:
+            why = "LongVideoBench is one archive of 161.5 GB: ask for it alone"
+            raise DownloadError(f"{why}, without --at-most")
         self.files = {split: OFFICIAL[split] for split in self.chosen}
         if any(file.repo == SEED_BENCH for file in self.files.values()):
             self.files |= {split: OFFICIAL[split] for split in READ_BY_NOTEBOOKS}
         self.store, self.book = folder / ".downloads", folder / "downloads.json"
         self.known = {"licences": [], "commits": {}, "annotations": {}}
-        self.known |= {"archives": {}, "read_to": {}}
+        self.known |= {"archives": {}, "read_to": {}, "spent": 0}
         if self.book.exists():
             self.known |= records.read_json(self.book)
         self.annotations: dict[str, dict[str, HubFile]] = {}  # {repo: {path: file}}
         self.unusable: list[ArchiveError] = []  # others may be sound
+        self.left: list[Archive] = []  # for a larger at_most
 
     def remember(self) -> None:
         records.write_json(self.book, self.known)
@@ -216,6 +237,9 @@ class Target:
             if archive.fault:
                 yield "refused", f"{archive.name}: {archive.fault}"
                 continue
+            held = self.known["archives"].get(archive.name, {}).get("files", ())
+            if count := sum(path.name in held for path in lacking or ()):
+                yield "missing", f"{count:,} that are known to be in {archive.name}"
             sizes[" or ".join(archive.folders)].append(archive.ends[-1])
             stills &= not hub_names.of_stills(archive)
         for place, found in sizes.items():
@@ -224,7 +248,11 @@ class Target:
         if stills:  # and none of the above may hold some
             yield "download", "images: the hub lists NOTHING that may hold stills,"
             yield "", "and `get` stops before the archives of clips"
-        yield "", "They come one by one until nothing is missing; only what is wanted"
+        until = "nothing is missing"
+        if self.at_most is not None:
+            spent = download.told(self.known["spent"])
+            until += f" or {download.told(self.at_most)} are used ({spent} are)"
+        yield "", f"They come one by one until {until}; only what is wanted"
         yield "", "stays on disk."
 
     def get_annotations(self) -> None:
@@ -261,6 +289,8 @@ class Target:
                         " archive whose path does not speak of clips alone. Put them"
                         " there yourself; the same command then goes on"
                     )
+                    if self.left:
+                        why += f"; {len(self.left)} archives are more than --at-most"
                     raise DownloadError("\n".join([why, *map(str, self.unusable)]))
 
     def get_files(self, wanted: set[Path]) -> None:
@@ -278,10 +308,34 @@ class Target:
         these = [a for a in self.archives if hub_names.of_stills(a) == of_stills]
         for archive in tqdm(these, "archives", unit="archive"):
             try:
-                if self.may_hold(archive, missing(wanted)):
-                    self.take_out(archive, wanted)
+                if not self.may_hold(archive, missing(wanted)):
+                    continue
+                until = self.known["spent"] + archive.ends[-1]
+                if self.at_most is not None and until > self.at_most:
+                    self.left.append(archive)
+                    continue
+                self.take_out(archive, wanted)
             except ArchiveError as error:
                 self.unusable.append(error)
+
+    def link(self, wanted: set[Path], have: Path) -> None:
+        """Link the missing files that lie somewhere below a folder to their places."""
+        place = _Places(str(have), missing(wanted))
+        for found in sorted(path for path in have.rglob("*") if path.is_file()):
+            if path := place(str(found.relative_to(have))):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.unlink(missing_ok=True)  # a link to what has gone
+                path.symlink_to(found.resolve())
+
+    def write_part(self) -> None:
+        """Where a download is bounded, make the questions whose clips are there a data
+        folder, and say how many they are."""
+        if self.at_most is None:
+            return
+        files = {split: file.name for split, file in self.files.items()}
+        for split, own in parts.write(self.folder, files, self.chosen).items():
+            said = f"{own['questions']:,} of {own['of']:,} records with clip and still"
+            print(f"{self.folder / parts.FOLDER}: {split}: {said}")
 
     def may_hold(self, archive: Archive, lacking: list[Path] | None) -> bool:
         """Whether an archive can hold a missing file, by its place and what it held; by
@@ -319,6 +373,7 @@ class Target:
                 held = {"digests": archive.digests, "files": names}
                 self.known["archives"][archive.name] = held
         read_to.pop(archive.name, None)
+        self.known["spent"] += archive.ends[-1]
         self.remember()
         archive.drop_parts(self.store, archive.ends[-1])
 

@@ -330,6 +330,45 @@ def test_power_is_told_of_what_is_not_decided(made):
             assert line.split(" | ")[-2] == "–"
 
 
+def judged(made, **numbers):
+    """Claim 1 with other numbers of its part."""
+    claim, row = claim_in(claims.claims(), 1), part_of(claim_in(made[2], 1))
+    return claims.judged(claim, claim["parts"][0], row | numbers)
+
+
+def test_what_was_not_tried_or_not_recognised_cannot_show(made):
+    yes, no = part_of(claim_in(made[2], 1))["planted"].values()
+    for planted in (None, {"yes": yes, "no": None}, {"yes": no, "no": yes}):
+        assert judged(made, planted=planted)["verdict"] == CANNOT
+    assert judged(made, planted={"yes": yes, "no": no})["verdict"] != CANNOT
+
+
+@pytest.mark.parametrize(
+    "low, high, end_error, borderline",
+    [
+        (0.0003, 0.03, 0.0, True),  # one of 500 x 5 answers is 0.04 points
+        (0.0005, 0.03, 0.0, False),
+        (0.0005, 0.03, 0.001, True),  # drawn
+        (-0.03, -0.0003, 0.0, True),
+        (-0.046, 0.0220, 0.0, True),  # the published size is 2.22 points
+        (-0.046, 0.0210, 0.0, False),
+        (0.01, 0.0222, 0.0, False),  # decides nothing there
+    ],
+)
+def test_borderline_within_the_error_of_an_end(made, low, high, end_error, borderline):
+    numbers = {"low": low, "high": high, "end_error": end_error, "n": 500, "seeds": 5}
+    row = judged(made, **numbers, error=0.01)
+    assert row["borderline"] == borderline == ("borderline" in row["sentence"])
+
+
+def test_the_difference_from_the_paper_counts_both_errors(made):
+    row = judged(made, effect=-0.006, low=-0.032, high=0.02, error=0.013)["differs"]
+    own = [p * (1 - p) / 2432 for p in (1119 / 2432, 1065 / 2432)]
+    reach = (0.026**2 + 1.96**2 * sum(own)) ** 0.5
+    ends = -0.006 - 54 / 2432 - reach, -0.006 - 54 / 2432 + reach
+    assert (row["low"], row["high"]) == pytest.approx(ends, abs=1e-5)
+
+
 def test_behind_names_the_discordant_questions(made):
     run, records, _ = made
     grpo, sft = (right(run, model) for model in ("grpo", "sft"))

@@ -369,7 +369,7 @@ def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path):
     assert not list((paths.ROOT / "outputs").glob("*dry_of_a_test*"))
     assert row(text, "SFT ") == ["100", "3,200", "demonstrations"]
     assert row(text, "GRPO: rollouts")[:2] == ["100", "800"]
-    assert row(text, "evaluation: answers")[:2] == ["-", "120"]
+    assert row(text, "evaluation: answers")[:2] == ["-", "150"]
     assert "GRPO: reference" not in text and len(text.splitlines()) < 40
     assert max(map(len, text.splitlines())) <= 104
 
@@ -396,7 +396,7 @@ def test_evaluation_is_all_that_04_eval_does(data, dry_run):
     filmed = sum(item.video is not None for level in levels for item in level)
     assert row(text, "evaluation: attention")[1] == str(3 * 2 * filmed)
     assert row(text, "evaluation: readers")[1] == str((3 + 2) * 30)  # base's, own
-    lines = ('perception_conditions: ""', "attention_questions: 0")
+    lines = ('perception_conditions: ""', "attention_questions: 0", "pass_draws: 0")
     _, text = dry_run(*lines, 'coherence_sets: ""', "asked_models: grpo")
     assert row(text, "evaluation: answers")[1] == "30"
     assert text.count("evaluation: ") == 2  # the other one tells the time

@@ -199,12 +199,16 @@ def asked_of(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
     again = sum(min(here[n], values["perception_questions"] or here[n]) for n in shown)
     again *= len(looked) * len(values["perception_conditions"].split())
     read = sum(here.get(name, 0) for name in values["coherence_sets"].split())
-    reasoned = sum(not name.endswith("-direct") for name in models)
+    drawn = {n: here.get(n, 0) for n in values["pass_sets"].split()}
+    often = sum(min(n, values["pass_questions"] or n) for n in drawn.values())
+    arms = {name.removesuffix("-direct").removesuffix("-begun") for name in models}
+    often *= values["pass_draws"] * len(arms)
     return {
         "answers": len(models) * sum(here.values()),
+        "draws": often,
         "conditions": again,
         "attention": len(looked) * WRITERS * min(filmed, values["attention_questions"]),
-        "readers": max(0, 2 * reasoned - 1) * read,
+        "readers": max(0, 2 * len(arms) - 1) * read,
     }
 
 

@@ -14,6 +14,7 @@ KEPT = {
     *("torch", "torchvision", "numpy", "pandas", "scipy", "matplotlib", "pillow"),
     *("jupyterlab", "ipykernel", "ipywidgets", "jupyter_client", "traitlets"),
     *("nbformat", "nbclient", "nbconvert", "jinja2", "markupsafe", "pyyaml", "tqdm"),
+    "tensorboard",
 }
 OLDEST_TORCH = (2, 11)
 PIN = re.compile(r"^([\w.-]+)==(\S+)$", re.MULTILINE)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lib.paths import ROOT
+from lib.paths import ROOT, resolve
 
 PACKAGES = (
     *("torch", "torchvision", "transformers", "trl", "peft", "bitsandbytes"),
@@ -131,6 +131,21 @@ def repair_jsonl(path: str | Path) -> list[dict]:
             file.truncate(path.stat().st_size - len(torn))
             os.fsync(file.fileno())
     return _rows(path, lines)
+
+
+def frame(run: str | Path, files: str = "*"):
+    """Every row of a run's JSON lines as one pandas frame: predictions, rollouts, logs.
+
+    `file` says where a row is from; `files` names some, such as "predictions_*".
+    FileNotFoundError if there is none.
+    """
+    import pandas  # here, because nothing else of this module needs it
+
+    found = sorted(resolve(run).glob(f"{files}.jsonl"))
+    if not found:
+        raise FileNotFoundError(f"{resolve(run)} holds no {files}.jsonl: give a run")
+    rows = [{"file": path.stem, **row} for path in found for row in read_jsonl(path)]
+    return pandas.DataFrame(rows)
 
 
 def sha256(path: str | Path) -> str:

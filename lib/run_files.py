@@ -27,7 +27,8 @@ MADE = re.compile(
     | (draws|tried)_[^/]+\.jsonl
     | (predictions|readings|judgements|attention|draws|tried)_[^/]+\.settings\.json
     | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
-    | figures/[^/]+\.png | adapters/\.[^/]+\.unfinished/.+ | \.[^/]+\.lock
+    | tensorboard/[^/]+/events\.out\.tfevents\.[^/]+ | figures/[^/]+\.png
+    | adapters/\.[^/]+\.unfinished/.+ | \.[^/]+\.lock
     | checkpoints/[^/]+/(README\.md | \w+_settings\.json | checkpoint-\d+/.+)
     | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)""",
     re.VERBOSE,

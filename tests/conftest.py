@@ -5,6 +5,7 @@ import os
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KIT_REPORT_TO", "none")  # tests/test_monitor.py asks for more
 # Tests compare with plain computations on the CPU, on machines with a GPU too.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 

@@ -247,8 +247,8 @@ def test_hub_ids_and_folders_pass(tiny_checkpoint):
     hub_id = "Qwen/Qwen2-VL-2B-Instruct"
     assert models.checkpoint_source(hub_id) == hub_id
     assert models.checkpoint_source(tiny_checkpoint) == str(tiny_checkpoint)
-    with pytest.raises(ValueError, match="float16"):
-        models.load_model(tiny_checkpoint, dtype="float16")
+    with pytest.raises(ValueError, match="float64"):
+        models.load_model(tiny_checkpoint, dtype="float64")
     with pytest.raises(FileNotFoundError, match="02_sft or 03_grpo"):
         models.load_trained(tiny_checkpoint, "outputs/nothing/adapters/sft")
 

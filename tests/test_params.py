@@ -337,4 +337,4 @@ def test_what_papermill_may_give_passes():
 def test_every_notebook_looks_at_what_it_was_given_before_it_does_anything(path):
     cells = nbformat.read(path, as_version=4).cells
     code = [cell.source for cell in cells if cell.cell_type == "code"]
-    assert code[2].startswith("params.check_given(globals())")
+    assert code[3].startswith("params.check_given(globals())")

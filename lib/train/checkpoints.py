@@ -24,7 +24,7 @@ import torch
 
 from lib import chain, records, run_files
 from lib.model import models, shards
-from lib.train import progress
+from lib.train import monitor, progress
 
 # isort: split
 from accelerate import PartialState
@@ -93,7 +93,8 @@ def common_arguments(settings, folder: Path) -> dict:
         "save_total_limit": 2,  # the newest may be half written when the run is killed
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would log NaN as 0
-        "report_to": "none",
+        "report_to": "none",  # monitor.callbacks does
+        "run_name": monitor.name_of(folder.parent.parent, folder.name, settings),
         "disable_tqdm": True,
         "use_cpu": not has_gpu,
         "bf16": settings.dtype == "bfloat16",
@@ -103,7 +104,7 @@ def common_arguments(settings, folder: Path) -> dict:
     }
 
 
-def trainer_parts(task, arguments: TrainingArguments, log, learns: Callable) -> dict:
+def trainer_parts(task, label, arguments, log, learns: Callable) -> dict:
     """What every trainer is made of; `learns` as StopDiverged takes it.
 
     `arguments` must be there before: ZeRO-3 splits the model as it is loaded.
@@ -111,12 +112,13 @@ def trainer_parts(task, arguments: TrainingArguments, log, learns: Callable) -> 
     settings = task.settings
     models.seed_everything(settings.seed)
     stop = progress.StopDiverged(settings, learns)
+    watchers = monitor.callbacks(Path(task.run), label, settings)
     return {
         "model": shards.load_trainable(task.model, settings, arguments),
         "args": arguments,
         "processing_class": models.load_processor(task.model),
         "peft_config": models.lora_config(settings.lora_rank, settings.lora_alpha),
-        "callbacks": [log, stop, MarkComplete(), shards.CheckShards()],
+        "callbacks": [log, stop, MarkComplete(), shards.CheckShards(), *watchers],
     }
 
 

@@ -104,7 +104,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         super().__init__(
             reward_funcs=[self.measure for _ in rewards],  # TRL counts them
             train_dataset=rows,
-            **checkpoints.trainer_parts(task, arguments, log, learns),
+            **checkpoints.trainer_parts(task, self.label, arguments, log, learns),
         )
         if self.unsplit and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(

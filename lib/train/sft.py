@@ -176,7 +176,7 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
         file = run / f"train_log_{label}.jsonl"
         log = progress.Progress(file, LOGGED, "SFT", shown)
         arguments = trainer_arguments(settings, run / "checkpoints" / label)
-        given = (task, arguments, log, lambda logs: logs["loss"] > 0)
+        given = (task, label, arguments, log, lambda logs: logs["loss"] > 0)
         parts = checkpoints.trainer_parts(*given)
         how = (task.sampling, settings.max_tokens, settings.loss)
         collator = ResponseCollator(parts["processing_class"], *how)

@@ -28,7 +28,7 @@ import torch
 
 from lib import records
 from lib.data.questions import Question
-from lib.train import progress
+from lib.train import monitor, progress
 from lib.train.task import dataset_row
 
 # isort: split
@@ -68,6 +68,7 @@ class WatchGroups(TrainerCallback):
                 own["advantage"] = advantage
         if self.trainer.accelerator.is_main_process:
             records.append_jsonl(self.path, rows)
+            monitor.tell(self.trainer, dict(map(_told, rows)))
 
     def _row(self, step: int, question: Question) -> dict:
         trainer = self.trainer
@@ -92,6 +93,15 @@ class WatchGroups(TrainerCallback):
                 for own, total in zip(group.rows, group.totals, strict=True)
             ],
         }
+
+
+def _told(row: dict) -> tuple[str, str]:
+    """A group's name, and its rollouts as Markdown: advantage, reward, text."""
+    told = [
+        f"    {own['advantage']} {own['reward']} {own['text']}".replace("\n", "\n    ")
+        for own in row["rollouts"]
+    ]
+    return f"watched/{row['question_id']}", "\n\n".join([row["prompt"], *told])
 
 
 @contextmanager

@@ -1,0 +1,50 @@
+"""The rows of a run, every prediction, rollout and step, as one table.
+
+    python -m lib.run rows outputs/mini mini.parquet
+    python -m lib.run rows outputs/mini answers.csv --files "predictions_*"
+
+In Python the same is `records.frame("outputs/mini")`.
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from lib import records
+
+
+def main(arguments: list[str]) -> int:
+    """0 if the table was written; what is a list or an object there is JSON text."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.run rows",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", help="such as outputs/mini")
+    parser.add_argument("table", type=Path, help="a file to write, .csv or .parquet")
+    parser.add_argument("--files", default="*", help="some of the files, by a pattern")
+    given = parser.parse_args(arguments)
+    how = {".csv": "to_csv", ".parquet": "to_parquet"}.get(given.table.suffix)
+    if how is None:
+        parser.error(f"{given.table} ends neither in .csv nor in .parquet")
+    try:
+        table = records.frame(given.run, given.files)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    with records.replacing(given.table) as unfinished:
+        getattr(table.apply(_plain), how)(unfinished, index=False)
+    print(f"{given.table}: {len(table)} rows")
+    return 0
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """One type in a column: numbers where truth values are among numbers, else text."""
+    kinds = {type(value) for value in column.dropna()}
+    if len(kinds) < 2 and not kinds & {list, dict}:
+        return column
+    if kinds <= {bool, int, float}:
+        return column.astype(float)
+    return column.map(partial(json.dumps, ensure_ascii=False), na_action="ignore")

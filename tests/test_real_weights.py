@@ -149,10 +149,10 @@ def test_the_graft_is_the_llama(llama, folder):
 
 
 def findings(folder, level, tmp_path):
-    """{what: finding} of a level of check-model, and the subject it was asked about."""
+    """{name: finding} of a level of check-model, none of which is wrong."""
     subject = model_check.Subject(str(folder), folder, tmp_path, miniplan.__name__)
-    found = {one.what: one for one in model_check.LEVELS[level](subject)}
-    print(*(model_check.line_of(level, one) for one in found.values()), sep="\n")
+    found = {one.name: one for one in model_check.LEVELS[level](subject)}
+    print(*found.values(), sep="\n")
     assert all(one.passed is not False for one in found.values())
     return found
 
@@ -170,10 +170,9 @@ def test_sft_learns_and_its_adapter_is_merged_as_it_answers(folder, tmp_path):
     assert found["KL of a new adapter"].passed
     losses = records.read_jsonl(tmp_path / "run" / "train_log_sft.jsonl")
     assert losses[0]["loss"] > losses[2]["loss"] > 0
-    (question,) = miniplan.questions(tmp_path, 1)
+    question = miniplan.questions(tmp_path)[0]
     processor = models.load_processor(folder)
-    talk = question.conversation(miniplan.SAMPLING)
-    encoded = encoding.encode(processor, [talk])
+    encoded = encoding.encode(processor, [question.conversation()])
     answers = [question.completions(processor, "cpu")]
     adapted = models.load_trained(folder, tmp_path / "run" / "adapters" / "sft")
     own = scored(adapted, encoded, answers)

@@ -4,8 +4,7 @@ Two cards one after the other, each a coloured shape with a digit: which colour,
 or digit was first, which last? The other card's is always among the four options, so
 that a model that loses the order is wrong and not only unsure. Chance is 25 %.
 
-An answer is chosen by its log-probability behind the prompt. A module with other clips
-has SAMPLING and `questions(folder, count)`, as this one (lib/mini/sight.py).
+Another module with `questions(folder)` can draw other clips, as lib/mini/sight.py does.
 """
 
 import random
@@ -26,13 +25,8 @@ from lib.data.video import Sampling
 from lib.model import encoding, scoring
 from lib.model.prefix import make_prompt, with_features
 
-SAMPLING = Sampling()
-COLOURS = {
-    "red": (220, 30, 30),
-    "green": (30, 160, 60),
-    "blue": (40, 80, 220),
-    "yellow": (240, 210, 40),
-}
+COUNT = 48
+COLOURS = {"red": "#dc1e1e", "green": "#1ea03c", "blue": "#2850dc", "yellow": "#f0d228"}
 CORNERS = {"triangle": (3, 0), "square": (4, 0), "diamond": (4, 45)}  # and turned by
 KINDS = {
     "colour": tuple(COLOURS),
@@ -43,18 +37,20 @@ SIZE, RATE, SHOWN = 252, 4, 16  # pixels; frames a second; frames of a card
 
 
 class SightQuestion(NamedTuple):
-    """A clip with four answers to a question about it; `asked.response` is `right`."""
+    """A clip, four answers to a question about it, and how many frames are looked at;
+    `asked.response` is the right answer."""
 
     asked: Demonstration
     answers: tuple[str, ...]
+    sampling: Sampling
 
     @property
     def right(self) -> int:
         return self.answers.index(self.asked.response)
 
-    def conversation(self, sampling: Sampling) -> list[dict]:
+    def conversation(self) -> list[dict]:
         """The user turn, its clip decoded as any clip is."""
-        return messages(self.asked.text, *question_media(self.asked, sampling))
+        return messages(self.asked.text, *question_media(self.asked, self.sampling))
 
     def completions(self, processor, device) -> list[torch.Tensor]:
         """The tokens [R] of each answer."""
@@ -62,66 +58,60 @@ class SightQuestion(NamedTuple):
         return [torch.tensor(ids, device=device) for ids in told]
 
 
-def questions(folder: Path, count: int) -> list[SightQuestion]:
-    """`count` questions on two cards each, their clips written into `folder`."""
-    rng = random.Random("cards")
-    return [_question(rng, folder / f"{number}.mp4", number) for number in range(count)]
+def questions(folder: Path) -> list[SightQuestion]:
+    """48 questions on two cards each, their clips written into `folder`."""
+    rng, found = random.Random("cards"), []
+    for number in range(COUNT):
+        pairs = {kind: rng.sample(values, 2) for kind, values in KINDS.items()}
+        path = folder / f"card{number}.mp4"
+        write_clip(path, [draw(*card) for card in zip(*pairs.values(), strict=True)])
+        kind, at = tuple(KINDS)[number % 3], number // 3 % 2
+        others = [value for value in KINDS[kind] if value not in pairs[kind]]
+        options = rng.sample([*pairs[kind], *rng.sample(others, 2)], 4)
+        text = "Two cards are shown one after the other. Which "
+        text += f"{kind} is on the {('first', 'last')[at]} one?\n"
+        text += f"{option_lines(tuple(options))}\n{DIRECT}"
+        letter = LETTERS[options.index(pairs[kind][at])]
+        asked = Demonstration(f"cards/{number}", text, path, None, letter)
+        found.append(SightQuestion(asked, tuple(LETTERS[:4]), Sampling()))
+    return found
 
 
-def _question(rng: random.Random, path: Path, number: int) -> SightQuestion:
-    pairs = {kind: rng.sample(values, 2) for kind, values in KINDS.items()}
-    cards = [{kind: pair[at] for kind, pair in pairs.items()} for at in (0, 1)]
-    write_clip(path, [card for card in map(draw, cards) for _ in range(SHOWN)], RATE)
-    kind = tuple(KINDS)[number % len(KINDS)]
-    at = number // len(KINDS) % 2
-    others = [value for value in KINDS[kind] if value not in pairs[kind]]
-    options = rng.sample([*pairs[kind], *rng.sample(others, 2)], 4)
-    when = ("first", "last")[at]
-    text = f"Two cards are shown one after the other. Which {kind} is on the {when} one"
-    text += f"?\n{option_lines(tuple(options))}\n{DIRECT}"
-    letter = LETTERS[options.index(pairs[kind][at])]
-    asked = Demonstration(f"cards/{number}", text, path, None, letter)
-    return SightQuestion(asked, tuple(LETTERS[:4]))
-
-
-def draw(card: dict[str, str]) -> np.ndarray:
+def draw(colour: str, shape: str, digit: str) -> np.ndarray:
     """A card, uint8 [252, 252, 3]: on white a large coloured shape, a digit in it."""
-    image, middle = Image.new("RGB", (SIZE, SIZE), "white"), SIZE // 2
-    pencil, colour = ImageDraw.Draw(image), COLOURS[card["colour"]]
-    around = (middle, middle, SIZE * 3 // 7)
-    if card["shape"] in CORNERS:
-        pencil.regular_polygon(around, *CORNERS[card["shape"]], fill=colour)
+    image, middle = Image.new("RGB", (SIZE, SIZE), "white"), (SIZE // 2, SIZE // 2)
+    pencil, radius = ImageDraw.Draw(image), SIZE * 3 // 7
+    if shape in CORNERS:
+        around = (*middle, radius)
+        pencil.regular_polygon(around, *CORNERS[shape], fill=COLOURS[colour])
     else:
-        pencil.circle((middle, middle), around[2], fill=colour)
-    place = {"xy": (middle, middle), "anchor": "mm", "font_size": SIZE // 3}
-    pencil.text(text=card["digit"], fill="black", **place)
+        pencil.circle(middle, radius, fill=COLOURS[colour])
+    pencil.text(middle, digit, fill="black", anchor="mm", font_size=SIZE // 3)
     return np.asarray(image)
 
 
-def write_clip(path: Path, frames: Sequence[np.ndarray], rate: int) -> None:
-    """Frames uint8 [H, W, 3] as h264 in mp4."""
+def write_clip(path: Path, cards: Sequence[np.ndarray]) -> None:
+    """Cards uint8 [H, W, 3], each for 16 frames, as h264 in mp4."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "14"})
-        stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        for pixels in frames:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame))
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "14"})
+        stream.height, stream.width, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        for card in cards:
+            for _ in range(SHOWN):
+                frame = av.VideoFrame.from_ndarray(card, format="rgb24")
+                container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 @torch.no_grad()
-def choose(model, processor, asked: Sequence[SightQuestion], sampling) -> list[int]:
-    """The likeliest answer to each question, by its number. `model` has
-    `scoring.add_scoring`."""
+def choose(model, processor, asked: Sequence[SightQuestion]) -> list[int]:
+    """The likeliest answer to each question behind its prompt, by its number. `model`
+    has `scoring.add_scoring`."""
     chosen = []
     for question in tqdm(asked, "sight", leave=False, disable=None):
-        encoded = encoding.encode(
-            processor, [question.conversation(sampling)], long_clips=True
-        )
+        talk = [question.conversation()]
+        encoded = encoding.encode(processor, talk, long_clips=True)
         prompts = with_features(model, [make_prompt(model, encoded)])
-        logps, _ = scoring.completion_scores(
-            model, prompts, [question.completions(processor, model.device)]
-        )
+        answers = [question.completions(processor, model.device)]
+        logps, _ = scoring.completion_scores(model, prompts, answers)
         chosen.append(int(torch.stack([own.sum() for own in logps]).argmax()))
     return chosen

@@ -9,27 +9,25 @@ from pathlib import Path
 
 from lib.data.questions import Demonstration
 from lib.data.video import Sampling
-from lib.evaluate.sight import SightQuestion
+from lib.evaluate.sight import COUNT, SightQuestion
 from lib.mini import base_lessons, benchmark, lessons, world
 
-SAMPLING = Sampling(max_frames=8, height=world.HEIGHT, width=world.WIDTH)
 
-
-def questions(folder: Path, count: int) -> list[SightQuestion]:
-    """`count` questions, their clips written into `folder`."""
-    rng = random.Random("sight")
+def questions(folder: Path) -> list[SightQuestion]:
+    """48 questions, their clips written into `folder`."""
+    rng, found = random.Random("sight"), []
     captions = iter(lambda: base_lessons.caption_lesson(rng), None)
     text = next(lesson.text for lesson in captions if lesson.clip is not None)
-    found = []
-    while len(found) < count:
+    sampling = Sampling(max_frames=8, height=world.HEIGHT, width=world.WIDTH)
+    while len(found) < COUNT:
         episode = lessons.any_episode(rng)
         if len(done := list(episode.actions)) != 2:
             continue
         other = rng.choice([step for step in lessons.STEPS if step not in done])
         told = [done, done[::-1], [other, done[1]], [done[0], other]]
         answers = [f"I see {', '.join(map(episode.say, steps))}." for steps in told]
-        path = folder / f"{len(found)}.mp4"
+        path = folder / f"plan{len(found)}.mp4"
         benchmark.write_clip(path, episode)
         asked = Demonstration(f"sight/{len(found)}", text, path, None, answers[0])
-        found.append(SightQuestion(asked, tuple(rng.sample(answers, 4))))
+        found.append(SightQuestion(asked, tuple(rng.sample(answers, 4)), sampling))
     return found

@@ -160,8 +160,8 @@ def identity(name: str, folder: Path) -> str:
 def checked(name: str, folder: Path) -> Check:
     """What `check-model` said of the checkpoint as it is now."""
     file, todo = check_file(name), f"python -m lib.run check-model {name}"
-    found = records.read_json(file) if file.exists() else {}
-    if found.get("identity") != identity(name, folder):
+    found = records.read_json(file) if file.exists() else None
+    if found is None or found["identity"] != identity(name, folder):
         return Check("model", True, f"{folder}; never checked: {todo}")
     told = (
         "checked" if found["passed"] else f"NOT sound by {file}; after a cure: {todo}"

@@ -383,7 +383,7 @@ def test_counts_follow_from_the_parameters(dry_run, tmp_path):
 
 
 def test_evaluation_is_all_that_04_eval_does(data, dry_run):
-    """Four models on 8 + 8 + 8 + 6 questions, three of them looked at more closely."""
+    """Five models on 8 + 8 + 8 + 6 questions, three of them looked at more closely."""
     conditions = "perception_conditions: no_video frames_4"
     _, text = dry_run(conditions, "perception_questions: 5")
     asked = row(text, "evaluation: conditions")

@@ -94,6 +94,7 @@ def common_arguments(settings, folder: Path) -> dict:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would log NaN as 0
         "report_to": "none",  # monitor.callbacks does
+        "project": "seed-bench-r1",
         "run_name": monitor.name_of(folder.parent.parent, folder.name, settings),
         "disable_tqdm": True,
         "use_cpu": not has_gpu,
@@ -112,7 +113,7 @@ def trainer_parts(task, label, arguments, log, learns: Callable) -> dict:
     settings = task.settings
     models.seed_everything(settings.seed)
     stop = progress.StopDiverged(settings, learns)
-    watchers = monitor.callbacks(Path(task.run), label, settings)
+    watchers = monitor.callbacks(Path(task.run) / "tensorboard" / label)
     return {
         "model": shards.load_trainable(task.model, settings, arguments),
         "args": arguments,

@@ -40,7 +40,15 @@ class Board(TensorBoardCallback):
 
 
 class Wandb(WandbCallback):
-    """Ends its run with the training: the next one in a notebook has its own."""
+    """A run of W&B for each training, found again by its name."""
+
+    def setup(self, args, state, model, **kwargs):
+        if state.is_world_process_zero:
+            self._wandb.finish()  # one that an interrupt has left open
+            project = os.environ.get("WANDB_PROJECT", args.project)
+            named = {"name": args.run_name, "id": args.run_name, "resume": "allow"}
+            self._wandb.init(project=project, **named)
+        super().setup(args, state, model, **kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
         super().on_train_end(args, state, control, **kwargs)
@@ -68,13 +76,9 @@ def name_of(run: Path, label: str, settings) -> str:
     return f"{run.name}-{label}-{records.settings_hash(vars(settings))}"
 
 
-def callbacks(run: Path, label: str, settings) -> list[TrainerCallback]:
-    """One for each that `asked_for` names; RuntimeError if it is not installed."""
-    os.environ |= {
-        "WANDB_RUN_ID": name_of(run, label, settings),
-        "WANDB_RESUME": "allow",
-    }
-    board = run / "tensorboard" / label
+def callbacks(board: Path) -> list[TrainerCallback]:
+    """One for each that `asked_for` names, TensorBoard's with its folder; RuntimeError
+    if it is not installed."""
     return [OTHERS[own]() if own in OTHERS else Board(board) for own in asked_for()]
 
 

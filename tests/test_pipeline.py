@@ -24,7 +24,10 @@ from tests.launched import is_running
 
 MODULES = [
     *("__init__", "chain", "paths", "records", "run_files", "markup"),
-    *(f"run/{name}" for name in ("__init__", "__main__", "params", "pipeline")),
+    *(
+        f"run/{name}"
+        for name in ("__init__", "__main__", "params", "pipeline", "cards")
+    ),
 ]
 NAMED = 'run_name: str = "smoke"  # folder below outputs/'
 NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'

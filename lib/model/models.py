@@ -18,8 +18,8 @@ has merged it. As params/grpo_after_sft.yaml, for `python -m lib.run`:
     perception_models: base grpo
 
 A group shares its video in models of type `qwen2_vl`, `qwen2_5_vl` and `qwen3_vl`; the
-later two are told when each frame is shown. Another stops with `model_type 'llava' is
-not supported`, until MODELS in lib/model/prefix.py names it and
+later two are told when each frame is shown. Another stops with
+`model_type 'llava' is not supported`, until MODELS in lib/model/prefix.py names it and
 tests/test_shared_prefix_families.py agrees. `python -m lib.run check-model NAME` says
 whether a checkpoint is read right.
 """

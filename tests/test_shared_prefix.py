@@ -43,7 +43,7 @@ def encoded(processor, seed=0):
 def test_text_stands_behind_the_whole_of_a_clip(model, processor, frames, still):
     """A clip of 56 x 56 pixels has 2 x 2 patches: above 4 frames time is longest."""
     talk = messages("go on", *pictures(np.random.default_rng(0), frames, still))
-    inputs = encoding.encode(processor, [talk], long_clips=True)
+    inputs = encoding.encode(processor, [talk])
     prompt = make_prompt(model, inputs)
     kinds = inputs["mm_token_type_ids"]
     library, _ = model.model.get_rope_index(
@@ -65,7 +65,7 @@ def test_a_long_clip_is_answered_as_the_plain_forward_at_its_positions_does(
     model, processor
 ):
     talk = messages("go on", *pictures(np.random.default_rng(1), 12, True))
-    inputs = encoding.encode(processor, [talk], long_clips=True)
+    inputs = encoding.encode(processor, [talk])
     prompt = make_prompt(model, inputs)
     completion = torch.tensor([30, 31, 32])
     add_scoring(model)

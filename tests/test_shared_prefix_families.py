@@ -236,7 +236,7 @@ def clips(processor, family, model):
         film = {"total_num_frames": length, "fps": 4.0, "frames_indices": chosen}
         pixels = rng.integers(0, 256, (frames, 3 * side, 2 * side, 3), dtype=np.uint8)
         talks.append(messages("cut the onion", Clip.of(pixels, film), None))
-    found = [encoding.encode(own, [talk], long_clips=True) for talk in talks]
+    found = [encoding.encode(own, [talk]) for talk in talks]
     pixels = prefix.KINDS["video"][0]
     return [{**one, pixels: one[pixels].double()} for one in found]
 

@@ -195,8 +195,7 @@ class Asking:
         batch = Batch(questions, errors, None)
         if not conversations:
             return batch
-        given = {"long_clips": True, "asked": batch.asked()}
-        inputs = encoding.encode(self.processor, conversations, **given)
+        inputs = encoding.encode(self.processor, conversations, asked=batch.asked())
         return batch._replace(inputs=inputs)
 
     @torch.inference_mode()

@@ -125,7 +125,7 @@ def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
         return "is what the model sees anyway"
     size = (other.max_frames, other.height, other.width, 3)
     try:
-        check_sizes(processor, [np.zeros(size, np.uint8)], [], long_clips=True)
+        check_sizes(processor, [np.zeros(size, np.uint8)])
     except ValueError as refused:
         return str(refused)
     return None

@@ -109,7 +109,7 @@ def choose(model, processor, asked: Sequence[SightQuestion]) -> list[int]:
     chosen = []
     for question in tqdm(asked, "sight", leave=False, disable=None):
         talk = [question.conversation()]
-        encoded = encoding.encode(processor, talk, long_clips=True)
+        encoded = encoding.encode(processor, talk)
         prompts = with_features(model, [make_prompt(model, encoded)])
         answers = [question.completions(processor, model.device)]
         logps, _ = scoring.completion_scores(model, prompts, answers)

@@ -8,7 +8,7 @@ Control tokens come from the chat template alone: whatever a text spells is text
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -47,7 +47,6 @@ def encode(
     processor,
     conversations: list[list[dict]],
     padding_side: str = "left",
-    long_clips: bool = False,
     asked: Sequence[Question | Demonstration] = (),
 ) -> dict[str, torch.Tensor]:
     """Input tensors of a batch of B conversations, padded to the longest of length L.
@@ -67,20 +66,20 @@ def encode(
     names the one that is to blame.
     """
     try:
-        return _encode(processor, conversations, padding_side, long_clips)
+        return _encode(processor, conversations, padding_side)
     except ValueError:
         for item, conversation in zip(asked, conversations, strict=False):
             with naming(item):
-                _encode(processor, [conversation], padding_side, long_clips)
+                _encode(processor, [conversation], padding_side)
         raise
 
 
 def _encode(
-    processor, conversations: list[list[dict]], padding_side: str, long_clips: bool
+    processor, conversations: list[list[dict]], padding_side: str
 ) -> dict[str, torch.Tensor]:
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
-    check_sizes(processor, clips, stills, long_clips)
+    check_sizes(processor, (*stills, *clips))
     timed = {}
     if clips and TIMED & {type(processor).__name__}:
         timed["video_metadata"] = [_times(clip) for clip in clips]
@@ -164,33 +163,14 @@ def _parts(conversations: list[list[dict]], kind: str) -> list[np.ndarray]:
     ]
 
 
-def check_sizes(
-    processor, clips: list[np.ndarray], stills: list[np.ndarray], long_clips: bool
-) -> None:
-    """Raise ValueError for pictures that the model would take wrongly or not at all.
-
-    Height and width must be multiples of one merged patch (28 pixels). A clip's
-    temporal grid must not be longer than the longer side of its merged spatial grid,
-    behind which transformers 5.23 continues the text (get_rope_index of Qwen2VLModel);
-    with `long_clips` it may be, where `prefix.make_prompts` gives the positions.
-    """
+def check_sizes(processor, pictures: Iterable[np.ndarray]) -> None:
+    """Raise ValueError for clips or stills that cannot be cut into merged patches."""
     vision = processor.video_processor
     side = vision.patch_size * vision.merge_size
-    for picture in (*stills, *clips):
+    for picture in pictures:
         height, width = picture.shape[-3:-1]
         if height % side or width % side:
             raise ValueError(
                 f"a picture of {height}x{width} pixels cannot be cut into patches: "
                 f"height and width must be multiples of {side}"
-            )
-    for clip in () if long_clips else clips:
-        frames, rows, columns = len(clip), *(n // side for n in clip.shape[1:3])
-        temporal = -(-frames // vision.temporal_patch_size)
-        if temporal > max(rows, columns):
-            raise ValueError(
-                f"a clip of {frames} frames of {clip.shape[1]}x{clip.shape[2]} "
-                f"pixels has {temporal} temporal patches but only {rows}x{columns} "
-                "spatial ones, so its positions would overlap those of the text: "
-                f"lower max_frames to {max(rows, columns) * vision.temporal_patch_size}"
-                f" or raise height or width to {temporal * side}"
             )

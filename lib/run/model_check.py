@@ -101,7 +101,7 @@ class Subject:
 
     def encoded(self, question: sight.SightQuestion) -> dict:
         talk = [question.conversation()]
-        return encoding.encode(self.processor, talk, long_clips=True)
+        return encoding.encode(self.processor, talk)
 
 
 def files(subject: Subject) -> Iterator[Check]:
@@ -169,7 +169,7 @@ def words(subject: Subject) -> Iterator[Check]:
         why = "known for Qwen2-VL and Qwen2.5-VL with Qwen's own vocabulary"
         yield Check("published tokens", None, why)
         return
-    ids = encoding.encode(processor, [talk], long_clips=True)["input_ids"][0]
+    ids = encoding.encode(processor, [talk])["input_ids"][0]
     visual = int((encoding.mm_token_type_ids(ids, config) > 0).sum())
     special = ["<|im_start|>", "<|image_pad|>", "<|video_pad|>"]
     special = tokenizer.convert_tokens_to_ids(special) == [STARTS, IMAGE, VIDEO]

@@ -138,7 +138,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         with encoding.naming(question):
             clip, still = question_media(question, self.task.sampling)
             turn = messages(prompt_text(question, STYLE), clip, still)
-            encoded = encoding.encode(self.processing_class, [turn], long_clips=True)
+            encoded = encoding.encode(self.processing_class, [turn])
         return prefix.make_prompt(self.model, encoded)
 
     def _generate_and_score_completions(self, inputs):

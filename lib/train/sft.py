@@ -124,7 +124,7 @@ class ResponseCollator:
         longer than max_tokens or that `response_span` refuses; both name it.
         """
         talks = [self.conversation(item) for item in demonstrations]
-        how = {"padding_side": "right", "long_clips": True, "asked": demonstrations}
+        how = {"padding_side": "right", "asked": demonstrations}
         batch = encoding.encode(self.processor, talks, **how)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):

@@ -18,7 +18,7 @@ from lib.data.frame_store import question_media
 from lib.data.prompts import THINK_ANSWER, messages
 from lib.data.questions import Demonstration
 from lib.data.video import Clip, Sampling
-from lib.model import encoding, models
+from lib.model import encoding, models, prefix
 from lib.paths import ROOT
 from lib.train import checkpoints
 from tests.trainings import move_adapter
@@ -189,19 +189,16 @@ def test_visual_token_ids_are_the_four_marks_of_pictures(processor, model):
     assert encoding.visual_token_ids(model.config) == sorted(ids)
 
 
-def test_a_clip_whose_positions_would_overlap_the_text_is_refused(processor, model):
-    longest = encoding.encode(processor, [messages("go", pixels(6, 84, 56), None)])
-    positions, _ = model.model.get_rope_index(
-        longest["input_ids"],
-        longest["mm_token_type_ids"],
-        video_grid_thw=longest["video_grid_thw"],
-    )
-    is_video = longest["mm_token_type_ids"][0] == 2
-    last = int(is_video.nonzero()[-1])
-    assert positions[:, 0, is_video].max() < positions[:, 0, last + 1 :].min()
-
-    with pytest.raises(ValueError, match="max_frames to 6 or raise height or width"):
-        encoding.encode(processor, [messages("go", pixels(8, 84, 56), None)])
+def test_text_stands_behind_a_clip_of_any_length(processor, model):
+    """transformers' own positions overlap: 4 temporal patches on 3 x 2 spatial ones."""
+    inputs = encoding.encode(processor, [messages("go", pixels(8, 84, 56), None)])
+    is_video = inputs["mm_token_type_ids"][0] == 2
+    behind = int(is_video.nonzero()[-1]) + 1
+    named = "input_ids", "mm_token_type_ids", "video_grid_thw"
+    own, _ = model.model.get_rope_index(**{name: inputs[name] for name in named})
+    for placed, apart in ((prefix.positions(model, inputs), True), (own, False)):
+        last, text = placed[:, 0, is_video].max(), placed[:, 0, behind:].min()
+        assert (last < text) == apart
 
 
 def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_path):

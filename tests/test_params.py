@@ -77,6 +77,39 @@ def test_a_file_can_name_the_notebooks_of_its_runs(tmp_path, notebooks):
     assert load_params(path, notebooks)[0].notebooks == tuple(two)
 
 
+def test_a_command_line_gives_values_over_the_file(tmp_path, notebooks):
+    path = write(tmp_path, "a.yaml", "run_name: a\nmax_frames: 2\n")
+    given = ["max_frames=3", "lr=1e-4", "run_name=2", "quantize=true"]
+    (run,) = load_params(path, notebooks, given)
+    assert run.name == "2"
+    wanted = {"max_frames": 3, "lr": 1e-4, "run_name": "2", "quantize": True}
+    assert {name: run.values[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("max_frames=0.5", "expected int, found str '0.5'"),
+        ("max_frames", "expected int, found str ''"),
+        ("lr=nan", "expected float, found str 'nan'"),
+        ("lr=1e999", "expected float, found str '1e999'"),
+        ("quantize=yes", "expected bool, found str 'yes'"),
+        (
+            "max_frame=3",
+            "no notebook declares this parameter; did you mean max_frames?",
+        ),
+        ("base=b.yaml", "no notebook declares this parameter"),
+        ("seed=1", "the sweep gives it"),
+        ("run_name=b", "the sweep gives it"),
+    ],
+)
+def test_a_wrong_override_is_refused_by_name(tmp_path, notebooks, given, why):
+    path = write(tmp_path, "a.yaml", "lr: 0.1\nsweep: {seed: [1, 2]}\n")
+    with pytest.raises(ParamsFaults) as caught:
+        load_params(path, notebooks, [given])
+    assert f"{given}, on the command line: {why}" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_params_file_is_without_fault(name):
     runs = load_params(PARAMS / name)

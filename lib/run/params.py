@@ -142,14 +142,17 @@ def declarations(notebooks: Iterable[Path]) -> dict[str, Parameter]:
     return found
 
 
-def load_params(path: str | Path, notebooks: Path = NOTEBOOKS) -> list[Run]:
+def load_params(
+    path: str | Path, notebooks: Path = NOTEBOOKS, overrides: Iterable[str] = ()
+) -> list[Run]:
     """The runs of a params file: one, or one for every combination of its sweep.
+    `overrides`, each name=value, come over what the file gives.
 
     Raises ParamsFaults with all faults: unknown and repeated keys, values of a type
     other than the notebook's, a missing run_name, names that cannot be folders.
     """
     reader = _Reader(notebook_paths(notebooks))
-    runs = reader.runs(Path(path))
+    runs = reader.runs(Path(path), overrides)
     if reader.faults:
         raise ParamsFaults(reader.faults)
     return runs
@@ -237,8 +240,9 @@ class _Reader:
     def fault(self, place: object, text: str) -> None:
         self.faults.append(f"{place}: {text}")
 
-    def runs(self, path: Path) -> list[Run]:
+    def runs(self, path: Path, overrides: Iterable[str]) -> list[Run]:
         given, axes = self.collect(path)
+        given |= self.overridden(overrides, (*axes, "run_name") if axes else ())
         chosen = self.chosen(given.pop("notebooks", None))
         values = {
             key: self.typed(key, own.place, own.value) for key, own in given.items()
@@ -300,6 +304,27 @@ class _Reader:
                 inherited, _ = self.collect(source, (*above, path))
                 inherited.pop("run_name", None)
         return inherited | own, axes  # a sweep's values come over both
+
+    def overridden(self, texts: Iterable[str], swept: Iterable) -> dict[str, _Given]:
+        """What a command line gives: true or false, numbers as 1e-4, text as it is."""
+        found = {}
+        for text in texts:
+            key, _, value = text.partition("=")
+            place, kind = (
+                f"{shown(text, LONGEST)}, on the command line",
+                self.types.get(key),
+            )
+            if key in swept:
+                self.fault(place, "the sweep gives it")
+            if key in found:
+                self.fault(place, "given twice")
+            if kind is bool:
+                value = {"true": True, "false": False}.get(value, value)
+            elif kind in (int, float) and NUMBER.fullmatch(value):
+                with suppress(ValueError):  # 0.5 is no int
+                    value = kind(value) if math.isfinite(float(value)) else value
+            found[key] = _Given(place, value)
+        return found
 
     def read(self, path: Path) -> dict[str, _Given] | None:
         """The keys of one file; None, with a fault added, if it cannot be read."""

@@ -47,6 +47,8 @@ OUTPUTS = outputs_dir()
 ABOUT = """\
 Run the notebooks in order, into outputs/<run_name>/. Killed, the same command goes on.
 
+  python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
+
 With a command in place of the file (COMMAND --help says more):
   report RUN             the pages of a finished run, once more
   judge RUN ...          a language model's view of whether reasoning supports answers
@@ -104,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 if all finished, 1 if a run failed, 2 if none could start."""
     options = _parse(arguments)
     try:
-        runs = load_params(options.params)
+        runs = load_params(options.params, overrides=options.overrides)
         if options.only:
             names = ", ".join(run.name for run in runs)
             runs = [run for run in runs if run.name == options.only]
@@ -148,6 +150,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("params", help="a file such as params/mini.yaml")
+    more = {"nargs": "*", "metavar": "NAME=VALUE"}
+    add("overrides", **more, help="over the file's, as seed=3 grpo_lr=1e-4")
     add("--jobs", type=int, default=1, help="runs of a sweep at the same time")
     add("--only", metavar="RUN", help="one run of a sweep, by name")
     add("--fresh", action="store_true", help="remove the run's folder first")
@@ -155,7 +159,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--dry-run", action="store_true", help="say what will happen, start nothing")
     add("--gib", type=float, help="with --dry-run: memory of the card it is for")
     add("--card", choices=CARDS, help="with --dry-run: the card it is for")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if options.jobs < 1:
         parser.error("--jobs must be at least 1")
     return options
@@ -163,6 +167,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _command(options: argparse.Namespace, run: Run) -> list[str]:
     command = [sys.executable, "-m", "lib.run", str(Path(options.params).resolve())]
+    command += options.overrides
     command += ["--only", run.name] if run.varied else []
     return command + (["--fresh"] if options.fresh else [])
 

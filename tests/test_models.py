@@ -316,9 +316,9 @@ def test_clips_tell_timed_processors_when_their_frames_are_shown(
     """16 frames, 4 a second; two of them a second are 0 2 4 6 9 11 13 15."""
     clip, _ = question_media(tiny_questions[0], Sampling(height=56, width=56))
     talk = [messages("Next?", clip, None)]
-    found = encoding.encode(timed(processor, Qwen2_5_VLProcessor), talk, "left", True)
+    found = encoding.encode(timed(processor, Qwen2_5_VLProcessor), talk)
     assert list(found["second_per_grid_ts"]) == [1.0]  # two of the frames
-    found = encoding.encode(timed(processor, Qwen3VLProcessor), talk * 2, "left", True)
+    found = encoding.encode(timed(processor, Qwen3VLProcessor), talk * 2)
     for ids in found["input_ids"]:
         said = re.findall(r"<([\d.]+) seconds>", processor.tokenizer.decode(ids))
         assert said == ["0.2", "1.2", "2.5", "3.5"]

@@ -103,7 +103,7 @@ def row(
     except BadVideo as bad:
         return {"id": question.id, "left_out": f"{bad.path.name} {bad.why}"}
     asked = messages(prompt_text(question, "think"), *media)
-    encoded = encoding.encode(processor, [asked], "left", True, [question])
+    encoded = encoding.encode(processor, [asked], asked=[question])
     prompt = prefix.make_prompt(model, encoded)
     tokens = processor.tokenizer(
         text,

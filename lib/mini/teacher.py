@@ -1,49 +1,25 @@
-"""Who demonstrates: the simulated teacher, one that knows everything, and bad ones.
+"""Other teachers than the one of training_with_cot: one that knows everything, and bad
+ones.
 
-The teacher of training_with_cot overlooks some steps and is sometimes hasty; like the
-paper's, its reasoning is kept where it leads to the right answer. A filter on letters
-leaves the letter right and says nothing of the reasoning: `with_shares` makes a share
-of it false, or leaves out what was seen, and keeps every letter.
+A filter on letters leaves the letter right and says nothing of the reasoning:
+`with_shares` makes a share of it false, or leaves out what was seen, and keeps every
+letter.
 
     known = truth.known("outputs/data/miniplan")
     made = demonstrations("truth", recorded, questions, known)
     with_shares(made, known, false=0.3, unseen=0.0, seed=0)
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from lib.data import training_sets
 from lib.data.letters import parse_answer
 from lib.data.prompts import prompt_text
 from lib.data.questions import Demonstration, Question
 from lib.mini import lessons
-
-if TYPE_CHECKING:
-    from lib.mini.benchmark import Item
-    from lib.mini.truth import Truth
-
-OVERLOOKS, HASTY = 0.08, 0.15
-
-
-def thought(item: Item, seed: int) -> str | None:
-    """Its reasoning about a training item; None where its answer is wrong."""
-    rng = random.Random(f"teacher/{seed}/{item.number}")
-    e = item.episode
-    seen = tuple(s for s in e.actions if rng.random() >= OVERLOOKS)
-    if rng.random() < HASTY:
-        step = lessons.hasty_step(rng, e)
-        said = lessons.hasty_thought(e, step)
-    else:
-        step = next(s for s in e.plan if s not in seen)
-        if item.image_only:
-            seen = tuple(s for s in lessons.visible_order(e) if s in seen)
-        said = lessons.careful_thought(e, seen, step)
-    return said if step == e.answer else None
+from lib.mini.truth import Truth
 
 
 def demonstrations(

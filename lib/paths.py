@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# In outputs/ and no run's: benchmark, committed records, exported models. Some file
-# systems take Data for data.
-RESERVED = ("data", "reference", "models")
+# In outputs/ and no run's: benchmark, committed records, exported models, checks of
+# models. Some file systems take Data for data.
+RESERVED = ("data", "reference", "models", "checked")
 LONGEST = 200  # bytes of a run's name; systems take 255, and .log or .lock comes to it
 
 

@@ -33,7 +33,7 @@ NO_FOLDERS = [
     *("", ".", "..", "a/b", "a\\b", "../a", ".hidden", "a" * 201, "a\ud800"),
     *("a\x1b[2J", "a\n", "a\u202e", "a\0"),
 ]
-KEPT = ["data", "reference", "Data", "REFERENCE", "models"]
+KEPT = ["data", "reference", "Data", "REFERENCE", "models", "checked"]
 
 
 @pytest.mark.parametrize("name", NO_FOLDERS + KEPT)

@@ -147,7 +147,7 @@ def check_model(values: Mapping) -> Check:
 def check_file(name: str | Path) -> Path:
     """Where `check-model` leaves what it found of a model."""
     words = re.sub(r"[^\w.-]+", "--", str(name)).strip("-")
-    return paths.ROOT / "outputs" / "checked" / words / "check.json"
+    return paths.resolve(f"outputs/checked/{words}/check.json")
 
 
 def identity(name: str, folder: Path) -> str:

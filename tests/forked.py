@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+PATIENCE = 60.0  # seconds; a signal ends a process at once
+
 
 def start(
     work: Callable[[], None],
@@ -56,32 +58,50 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def end(children: Sequence[int], how: signal.Signals = signal.SIGKILL) -> bool:
-    """Send all of them a signal; whether any was still running."""
-    running = [child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0]
-    for child in running:
+def running(children: Sequence[int]) -> list[int]:
+    """Those that have not ended; the ended ones can still be waited for."""
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return [child for child in children if os.waitid(os.P_PID, child, how) is None]
+
+
+def end(
+    children: Sequence[int],
+    how: signal.Signals = signal.SIGKILL,
+    seconds: float = PATIENCE,
+) -> bool:
+    """Send all of them a signal; whether any was still running. One that has not ended
+    after so many seconds is killed, and TimeoutError raised."""
+    found = running(children)
+    for child in found:
         os.kill(child, how)
-    for child in running:
+    deadline = time.monotonic() + seconds
+    while (left := running(children)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    for child in children:
         os.waitpid(child, 0)
-    return bool(running)
+    if left:
+        raise TimeoutError(f"{how.name} did not end a process within {seconds} s")
+    return bool(found)
 
 
 def wait(children: Sequence[int], seconds: float) -> str:
     """Wait for all; the first failure, or the end of the time, ends the others. Returns
     what went wrong."""
-    deadline, running, said = time.monotonic() + seconds, list(children), []
-    while running and not said:
-        for child in list(running):
+    deadline, left, said = time.monotonic() + seconds, list(children), []
+    while left and not said:
+        for child in list(left):
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
-                running.remove(child)
+                left.remove(child)
             if status:
                 rank, code = children.index(child), os.waitstatus_to_exitcode(status)
                 said.append(f"process {rank} ended with {code}")
-        if running and time.monotonic() > deadline:
+        if left and time.monotonic() > deadline:
             said.append(f"no end after {seconds} s")
         time.sleep(0.01)
-    if running:
+    if left:
         time.sleep(1)  # the others may have something to say as well
-        end(running)
+        end(left)
     return "; ".join(said)

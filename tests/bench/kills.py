@@ -49,6 +49,7 @@ from tests.trainings import without_seconds
 BASE = paths.ROOT / "lib" / "mini" / "base"
 SAMPLING = Sampling(max_frames=4, fps=2.0, height=56, width=112)
 SECONDS = 300  # of a run that hangs
+LATE = 100  # moments after a run's end, from which on something is wrong
 DISK = 256  # MiB of the disk that runs are written to
 # How a run is ended: a signal to all its processes, or by its disk.
 WAYS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "full disk": None}
@@ -175,6 +176,8 @@ def tally(stage: Stage, data: Path, disk: Path, options, bar: tqdm) -> dict:
         shutil.rmtree(run)
         if not found["was_running"]:  # it had ended before: no kill, draw again
             late += 1
+            if late > LATE:
+                sys.exit(f"{stage.name}: {late} moments came after the run's end")
             continue
         kills.append(found)
         bar.update()
@@ -197,7 +200,10 @@ def kill(stage, data: Path, run: Path, moment: float | None, draw, way: str) -> 
     children = start(stage, data, run)
     if moment is None:
         wanted = draw.randint(1, 3)  # which checkpoint, so that older ones lie there
-        wait_for(lambda: len(checkpoints_of(run)) >= wanted and unfinished(run))
+        wait_for(
+            lambda: (len(checkpoints_of(run)) >= wanted and unfinished(run))
+            or not forked.running(children)
+        )
     else:
         time.sleep(moment)
     if WAYS[way] is not None:

@@ -19,7 +19,7 @@ import torch
 from lib import records
 from lib.mini import make_base
 from lib.mini import sight as miniplan
-from lib.model import encoding, models, prefix, scoring
+from lib.model import models, prefix, scoring
 from lib.run import model_check
 from tests import conftest
 
@@ -172,7 +172,7 @@ def test_sft_learns_and_its_adapter_is_merged_as_it_answers(folder, tmp_path):
     assert losses[0]["loss"] > losses[2]["loss"] > 0
     question = miniplan.questions(tmp_path)[0]
     processor = models.load_processor(folder)
-    encoded = encoding.encode(processor, [question.conversation()])
+    encoded = question.encoded(processor)
     answers = [question.completions(processor, "cpu")]
     adapted = models.load_trained(folder, tmp_path / "run" / "adapters" / "sft")
     own = scored(adapted, encoded, answers)

@@ -13,11 +13,14 @@ bootstrap, Owen 2007). It may lie beyond the map: below 0 GRPO leads everywhere,
 nowhere. Example: -2 points at x = 0.15 and +4 from 0.3 on cross at 0.2.
 """
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas
 from matplotlib.figure import Figure
 
 from lib.analysis import plots, readme, stats
@@ -66,20 +69,16 @@ def record(folders: Iterable[str | Path]) -> list[dict]:
 def cells(rows: Sequence[Mapping]) -> list[dict]:
     """A cell for each PLACE of SFT, with GRPO - SFT [seeds, n] of L1 and of L3.
     ValueError where GRPO of the same data, share and seed is missing."""
-    grpo, found = {}, {}
-    for row in rows:
-        if "grpo" in row["metrics"]:
-            grpo.setdefault(_shared(row), row["metrics"]["grpo"])
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        if "sft" not in row["metrics"]:
-            continue
+    own = {name: [r for r in rows if name in r["metrics"]] for name in ("sft", "grpo")}
+    grpo, found = {_shared(row): row["metrics"]["grpo"] for row in own["grpo"]}, {}
+    for row in sorted(own["sft"], key=itemgetter("seed")):
         if _shared(row) not in grpo:
             todo = "give the sweep that has GRPO of its data, share and seed, too"
             raise ValueError(f"{row['run']} has nothing to be compared with: {todo}")
         place = {key: row[key] for key in PLACE}
-        own = {"seeds": [], "L1": [], "L3": [], "stated": row["stated"]}
-        own["learned"] = row["demonstrations"].get("sft")
-        cell = found.setdefault(tuple(place.values()), place | own)
+        new = place | {"stated": row["stated"], "seeds": [], "L1": [], "L3": []}
+        new["learned"] = row["demonstrations"].get("sft")
+        cell = found.setdefault(tuple(place.values()), new)
         cell["seeds"].append(row["seed"])
         for name in SETS:
             both = grpo[_shared(row)][name], row["metrics"]["sft"][name]
@@ -96,10 +95,9 @@ def _shared(row: Mapping) -> tuple:
 def rows_of(found: Sequence[Mapping], kind: str) -> dict[tuple, list[Mapping]]:
     """{(data, share of the questions): its cells by x} of one kind of bad reasoning."""
     rows: dict[tuple, list] = {}
-    for cell in sorted(found, key=lambda cell: cell[f"demonstrations_{kind}"]):
-        x = cell[f"demonstrations_{kind}"]
-        bad = sum(cell[f"demonstrations_{own}"] for own in KINDS)
-        if cell["demonstrations_by"] == "truth" and bad == x:
+    for cell in sorted(found, key=itemgetter(f"demonstrations_{kind}")):
+        x, *others = (cell[f"demonstrations_{own}"] for own in (kind, *KINDS))
+        if cell["demonstrations_by"] == "truth" and sum(others) == x:
             place = cell["data_dir"], cell["training_share"]
             rows.setdefault(place, []).append(cell | {"x": x})
     return {place: own for place, own in sorted(rows.items()) if len(own) > 1}
@@ -108,13 +106,10 @@ def rows_of(found: Sequence[Mapping], kind: str) -> dict[tuple, list[Mapping]]:
 def crossing(x: Sequence[float], effect: Sequence[float]) -> float:
     """The x beyond which `effect` stays above 0; -inf: everywhere, inf: nowhere."""
     below = np.flatnonzero(np.asarray(effect) <= 0)
-    if not len(below):
-        return -np.inf
+    if not len(below) or below[-1] == len(x) - 1:
+        return np.inf if len(below) else -np.inf
     i = below[-1]
-    if i == len(x) - 1:
-        return np.inf
-    way = -effect[i] / (effect[i + 1] - effect[i])
-    return float(x[i] + (x[i + 1] - x[i]) * way)
+    return float(np.interp(0, effect[i : i + 2], x[i : i + 2]))
 
 
 def of_panel(values: Mapping, panel: str):
@@ -123,6 +118,7 @@ def of_panel(values: Mapping, panel: str):
 
 
 def means(cell: Mapping) -> dict[str, float]:
+    """GRPO - SFT of each set."""
     return {name: float(np.mean(cell[name])) for name in SETS}
 
 
@@ -133,15 +129,15 @@ def crossings(found: Sequence[Mapping]) -> list[dict]:
     rows = [(kind, *own) for kind in KINDS for own in rows_of(found, kind).items()]
     for kind, (data, share), row in rows:
         place = {"kind": kind, "data_dir": data, "training_share": share}
+        place["learned"] = row[0]["learned"]
         x, drawn = [cell["x"] for cell in row], [_resampled(cell) for cell in row]
         for panel in PANELS:
             at = crossing(x, [of_panel(means(cell), panel) for cell in row])
             each = np.transpose([of_panel(own, panel) for own in drawn])
             values = [crossing(x, effect) for effect in each]
             low, high = np.quantile(values, ends, method="inverted_cdf").tolist()
-            own = {"crossing": at, "low": low, "high": high, "panel": panel}
-            own |= {"inside": np.isfinite(values).mean(), "learned": row[0]["learned"]}
-            lines.append(place | own)
+            own = {"panel": panel, "inside": np.isfinite(values).mean()}
+            lines.append(place | own | {"crossing": at, "low": low, "high": high})
     return lines
 
 
@@ -190,12 +186,11 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
     """Panels L1, L3 and L3 - L1 of the data with the most rows of false reasoning:
     colour GRPO - SFT of every cell, a line where it crosses zero with its intervals, a
     star for the recorded teacher, a band for the paper's."""
-    grid: dict[str, list] = {}
-    for (data, _), row in rows_of(found, "false").items():
-        grid.setdefault(data, []).append(row)
-    if not grid:
+    every = rows_of(found, "false")
+    if not every:
         raise ValueError("no sweep varies demonstrations_false, by truth: see map.yaml")
-    data, rows = max(grid.items(), key=lambda own: len(own[1]))
+    data = statistics.mode(folder for folder, _ in every)
+    rows = [row for (folder, _), row in every.items() if folder == data]
     x, y = 100 * np.array([cell["x"] for cell in rows[0]]), np.arange(len(rows))
     edges = np.array([x[0], *(x[1:] + x[:-1]) / 2, x[-1]])
     figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.4), sharey=True)
@@ -210,11 +205,10 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
             ax.text(*at, tables.points(value), ha="center", va="center", **ink)
         where = {"kind": "false", "data_dir": data, "panel": panel}
         own = [line for line in crossed if where.items() <= line.items()]
-        names = ("crossing", "low", "high")
-        at, *ends = 100 * np.array([[line[name] for line in own] for name in names])
+        at, *ends = 100 * pandas.DataFrame(own)[["crossing", "low", "high"]].values.T
         ax.hlines(y, *np.clip(ends, 0, 100), color="0.1", lw=2)
         ax.plot(np.where(np.isfinite(at), at, np.nan), y, "o-", color="0.1", ms=4)
-        band = [100 * lucky(right) for right in RIGHT]
+        band = (100 * lucky(right) for right in RIGHT)
         ax.axvspan(*band, fill=False, hatch="..", ec="0.6", lw=0)
         for cell in found:
             if cell["demonstrations_by"] == "teacher" and cell["stated"]:
@@ -230,10 +224,8 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
 
 def write(folders: Iterable[str | Path], out: Path) -> str:
     """Write map.json (all answers), map.md and map.png; returns the tables."""
-    rows = record(folders)
-    found = cells(rows)
-    crossed = crossings(found)
-    write_json(out / "map.json", rows)
-    write_text(out / "map.md", markdown(found, crossed))
+    write_json(out / "map.json", rows := record(folders))
+    crossed = crossings(found := cells(rows))
+    write_text(out / "map.md", text := markdown(found, crossed))
     plots.save(figure(found, crossed), out / "map.png")
-    return markdown(found, crossed)
+    return text

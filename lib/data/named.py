@@ -59,14 +59,12 @@ def match(narration: str, reasoning: str) -> str:
     while rest and rest[0] in ENDS:
         rest = rest[1:]
     end = next((i for i, word in enumerate(rest) if word in ENDS), len(rest))
-    verbs, touched = SAME.get(stem(verb), {stem(verb)}), False
-    for sentence in re.split(r"[.;!?\n]", reasoning):
-        said = {*map(stem, _words(sentence))}
-        if not rest or stem(rest[end - 1]) in said:
-            touched = touched or bool(rest)
-            if verbs & said:
-                return "named"
-    return "touched" if touched else "absent"
+    verbs, parts = SAME.get(stem(verb), {stem(verb)}), re.split(r"[.;!?\n]", reasoning)
+    said = [{*map(stem, _words(part))} for part in parts]
+    held = [own for own in said if not rest or stem(rest[end - 1]) in own]
+    if any(verbs & own for own in held):
+        return "named"
+    return "touched" if rest and held else "absent"
 
 
 def _words(text: str) -> list[str]:

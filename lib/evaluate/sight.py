@@ -46,11 +46,13 @@ class SightQuestion(NamedTuple):
 
     @property
     def right(self) -> int:
+        """The place of the right answer among `answers`."""
         return self.answers.index(self.asked.response)
 
-    def conversation(self) -> list[dict]:
-        """The user turn, its clip decoded as any clip is."""
-        return messages(self.asked.text, *question_media(self.asked, self.sampling))
+    def encoded(self, processor) -> dict:
+        """What a model gets of the user turn, its clip decoded as any clip is."""
+        media = question_media(self.asked, self.sampling)
+        return encoding.encode(processor, [messages(self.asked.text, *media)])
 
     def completions(self, processor, device) -> list[torch.Tensor]:
         """The tokens [R] of each answer."""
@@ -108,9 +110,8 @@ def choose(model, processor, asked: Sequence[SightQuestion]) -> list[int]:
     has `scoring.add_scoring`."""
     chosen = []
     for question in tqdm(asked, "sight", leave=False, disable=None):
-        talk = [question.conversation()]
-        encoded = encoding.encode(processor, talk)
-        prompts = with_features(model, [make_prompt(model, encoded)])
+        prompt = make_prompt(model, question.encoded(processor))
+        prompts = with_features(model, [prompt])
         answers = [question.completions(processor, model.device)]
         logps, _ = scoring.completion_scores(model, prompts, answers)
         chosen.append(int(torch.stack([own.sum() for own in logps]).argmax()))

@@ -405,8 +405,9 @@ def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float
     rewards = torch.tensor(groups, dtype=torch.float32)
     found = rewards - rewards.mean(1, keepdim=True)
     if scale != "none":
-        std = rewards.std(1, keepdim=True) if scale == "group" else rewards.std()
-        found = found / (std + 1e-4)
+        alone = rewards.shape[1] == 1  # such a rollout is its own mean, without spread
+        own = rewards.std(1, keepdim=True, correction=int(not alone))
+        found = found / ((own if scale == "group" else rewards.std()) + 1e-4)
     return found.tolist()
 
 

@@ -3,8 +3,7 @@
 `close` ends a notebook: outputs/<run>/chain.json then holds, for it, a fingerprint of
 every file that it read outside the run and of all that it left inside. Who shows a
 number verifies first, so swapped, edited, cut or stale files are named, with the row.
-Nothing is secret: who rewrites chain.json too is not found out.
-"""
+Nothing is secret: who rewrites chain.json too is not found out."""
 
 import hashlib
 from collections.abc import Iterable
@@ -65,12 +64,10 @@ def extend(run: Path, stage: str, paths: Iterable[Path]) -> None:
 
 
 def verify(run: Path, before: str = "99") -> None:
-    """NotAsLeft naming all that differs from what the notebooks read and left.
-
-    `before` names a notebook that is about to run: of what it left itself, earlier,
-    only what it goes on from counts, and nothing once a part of that was deleted. What
-    was read is not compared where none of it is on this machine.
-    """
+    """NotAsLeft naming all that differs from what the notebooks read and left. `before`
+    names a notebook that is about to run: of what it left itself, earlier, only what it
+    goes on from counts, and nothing once a part of that was deleted. What was read is
+    not compared where none of it is on this machine."""
     chain, manifest = _read(run, LEDGER), _read(run, "manifest.json")
     pipeline, faults = _read(run, "pipeline.json"), []
     if pipeline.pop("hash", None) not in (None, settings_hash(pipeline)):
@@ -179,8 +176,7 @@ def _content(path: Path, whole: bool, state: tuple[int, ...]) -> str:
 def check_trained(folder: Path, base: str | None = None) -> None:
     """ValueError unless what training left in `folder` is as it left it and, where the
     identity of a base is given (`models.identity`), was trained on that base. An
-    adapter without the settings that this kit's trainers leave is taken as it is.
-    """
+    adapter without the settings that this kit's trainers leave is taken as it is."""
     for file in folder.glob("*_settings.json"):
         record = read_json(file)
         for name, seen in record.get("files", {}).items():

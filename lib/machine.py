@@ -21,11 +21,9 @@ PIN = re.compile(r"^([\w.-]+)==(\S+)$", re.MULTILINE)
 
 
 def prepare() -> None:
-    """Install what the notebooks need and this machine lacks.
-
-    What is there of KEPT stays as it is, in whatever version. An environment of one's
-    own (`make install`) is left alone. RuntimeError: its torch is too old.
-    """
+    """Install what the notebooks need and this machine lacks. What is there of KEPT
+    stays as it is, in whatever version. An environment of one's own (`make install`) is
+    left alone. RuntimeError: its torch is too old."""
     if sys.prefix != sys.base_prefix:
         return
     wanted, _, _ = (ROOT / "requirements.txt").read_text().partition("\n# tests\n")

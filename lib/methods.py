@@ -2,8 +2,7 @@
 
 A method has the same colour everywhere, from the colour-blind safe palette of Okabe and
 Ito (https://jfly.uni-koeln.de/color/). One that stands nowhere here, such as a reader's
-own RL variant, comes last, in capitals and purple.
-"""
+own RL variant, comes last, in capitals and purple."""
 
 from collections.abc import Callable, Iterable, Mapping
 

@@ -2,8 +2,7 @@
 
 A file is replaced by renaming a finished temporary file over it, so a killed process
 leaves the old file or the new one. Only `append_jsonl` adds to a file; a kill can tear
-the last line of such a file, and `repair_jsonl` cuts that line off again.
-"""
+the last line of such a file, and `repair_jsonl` cuts that line off again."""
 
 import glob
 import hashlib
@@ -135,10 +134,8 @@ def repair_jsonl(path: str | Path) -> list[dict]:
 
 def frame(run: str | Path, files: str = "*"):
     """Every row of a run's JSON lines as one pandas frame: predictions, rollouts, logs.
-
     `file` says where a row is from; `files` names some, such as "predictions_*".
-    FileNotFoundError if there is none.
-    """
+    FileNotFoundError if there is none."""
     import pandas  # here, because nothing else of this module needs it
 
     found = sorted(resolve(run).glob(f"{files}.jsonl"))

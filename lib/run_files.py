@@ -2,8 +2,7 @@
 
 Two processes that train one adapter would log every step twice, so whoever writes holds
 a lock, which ends with its process. Deleted is only a file that the kit gives such a
-name to, in a folder that the kit has marked as a run.
-"""
+name to, in a folder that the kit has marked as a run."""
 
 import fcntl
 import os

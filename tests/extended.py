@@ -4,8 +4,7 @@
 
 trains on the films with accuracy alone and with REWARD, by GRPO and by the variant,
 then merges what SFT left, and trains and evaluates from there. Everything is kept in
-outputs/ of the copy.
-"""
+outputs/ of the copy."""
 
 import sys
 from types import SimpleNamespace

@@ -16,10 +16,8 @@ def start(
     logs: Sequence[Path],
     told: Mapping[str, str] | None = None,
 ) -> list[int]:
-    """Fork a process for each log file, which do the work together; their ids.
-
-    `told` is what a launcher would add to their environment.
-    """
+    """Fork a process for each log file, which do the work together; their ids. `told`
+    is what a launcher would add to their environment."""
     sys.stdout.flush()
     count, port = str(len(logs)), free_port()
     group = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}

@@ -9,8 +9,7 @@
 
 Everything is done with what a person can click; what is read is what a person sees.
 Cells are found by what they hold, in the file, because a page may show a long cell in
-part. Nothing waits for a fixed time: each wait is for a condition, up to a limit.
-"""
+part. Nothing waits for a fixed time: each wait is for a condition, up to a limit."""
 
 import json
 import os
@@ -89,10 +88,8 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = LIMIT)
 @contextmanager
 def lab(root: Path, home: Path) -> Iterator[Callable[[Path], str]]:
     """A JupyterLab that shows `root` until the block ends; its kernels end with it.
-
     What it yields is where a file opens, in a workspace of its own. Its settings,
-    workspaces and runtime files lie below `home`, a new folder.
-    """
+    workspaces and runtime files lie below `home`, a new folder."""
     files = {home / "JUPYTER_CONFIG_DIR/jupyter_lab_config.json": SERVER}
     for name, values in SETTINGS.items():
         file = f"JUPYTERLAB_SETTINGS_DIR/@jupyterlab/{name}.jupyterlab-settings"

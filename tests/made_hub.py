@@ -2,8 +2,7 @@
 
 It serves the few addresses of https://huggingface.co/docs/hub/api that a download asks
 for: the commits of a dataset, the tree of a commit, and files, LFS ones by a redirect
-to another host name as the real hub does.
-"""
+to another host name as the real hub does."""
 
 import hashlib
 import json
@@ -24,8 +23,7 @@ class Hub:
     `digests[path]` as its hash if that is given; `cuts[path]`
     are the lengths after which the next answers break off; `status[path]` is (code,
     name of the error). `requests` are the (path, range) of the contents asked for,
-    `tokens` the (first folder of an address, whether a token came along).
-    """
+    `tokens` the (first folder of an address, whether a token came along)."""
 
     def __init__(self):
         self.files = defaultdict(dict)

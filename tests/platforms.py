@@ -27,9 +27,7 @@ class Offline(Exception):
 
 def packages(platform: str, python: str, *requirements: Path) -> dict[str, str]:
     """{package: version}, each with a wheel, by the lock; RuntimeError if one has none.
-
-    Nothing is installed; uv reads the index and the packages' metadata.
-    """
+    Nothing is installed; uv reads the index and the packages' metadata."""
     named = requirements or (paths.ROOT / "requirements.txt",)
     command = [
         find_uv_bin(),

@@ -6,14 +6,10 @@ VOID = {"img", "meta", "link", "br", "hr", "input", "source", "line", "circle", 
 
 
 class Page(HTMLParser):
-    """What a page holds, after `Page(text)`.
-
-    elements   (tag, attributes) in order
-    headings   (level, text)
-    details    texts of what is folded
-    words      all texts, styles aside, one space between any two of them
-    unclosed   tags left open, which should be none
-    """
+    """What a page holds, after `Page(text)`. elements   (tag, attributes) in order
+    headings   (level, text) details    texts of what is folded words      all texts,
+    styles aside, one space between any two of them unclosed   tags left open, which
+    should be none"""
 
     def __init__(self, text: str):
         super().__init__()

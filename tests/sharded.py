@@ -5,8 +5,7 @@
 
 ARGUMENTS is a pickle of (checkpoint, questions, demonstrations, folder). The processes
 of a pair are forked here, because an interpreter with torch and TRL takes seconds to
-start; their environment is that which `accelerate launch` makes of the config file.
-"""
+start; their environment is that which `accelerate launch` makes of the config file."""
 
 import os
 import pickle

@@ -3,8 +3,7 @@
 Each line of a table is one kind of broken input: what is broken and how, what the error
 names (file, line, field), and what it says to do. Faults of annotation files are in
 test_questions.py, of clips and stills in test_video.py, of downloads and archives in
-test_seed_bench.py, of parameters in test_params.py.
-"""
+test_seed_bench.py, of parameters in test_params.py."""
 
 import hashlib
 import resource

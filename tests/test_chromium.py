@@ -2,8 +2,7 @@
 
 A copy of the kit makes the smoke run headless, with its report; then notebooks are
 opened, run, interrupted and gone on with. A screenshot of every step is kept in
-outputs/screens/, for a look at what failed or at what only a person would see.
-"""
+outputs/screens/, for a look at what failed or at what only a person would see."""
 
 import os
 import re
@@ -40,10 +39,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def kit(browser, tmp_path_factory):
-    """A copy of the kit with a smoke run in outputs/walked/; depends on a browser.
-
-    The run has every RL method, as params/sweeps/mini_seeds.yaml has.
-    """
+    """A copy of the kit with a smoke run in outputs/walked/; depends on a browser. The
+    run has every RL method, as params/sweeps/mini_seeds.yaml has."""
     folder = jupyter.copy_kit(tmp_path_factory.mktemp("user") / "kit")
     params = folder / "params" / f"{RUN}.yaml"
     asked = "base base-direct sft grpo care ppo"

@@ -300,9 +300,7 @@ def test_rows_of_another_benchmark_are_refused(data, asked, flawless):
 @pytest.fixture(scope="module")
 def rows(asked, data, flawless, tmp_path_factory):
     """Of base, SFT and GRPO with known faults on L1; the adapters change nothing yet.
-
-    GRPO gives the next letter to every third question.
-    """
+    GRPO gives the next letter to every third question."""
     run, items = tmp_path_factory.mktemp("run"), asked["L1"]
 
     def faulty(item):

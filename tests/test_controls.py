@@ -1,8 +1,7 @@
 """Could a verdict have come out otherwise? Records in which each claim holds, in which
 its opposite does, in which there is no room for it, and in which it cannot be told.
 
-Parametrized over claims.json: a new claim needs records that `Planted` can write.
-"""
+Parametrized over claims.json: a new claim needs records that `Planted` can write."""
 
 from collections import defaultdict
 from functools import cache

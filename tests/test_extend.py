@@ -1,8 +1,7 @@
 """The examples of "Extend it" are taken from four docstrings and carried out.
 
 A copy of the kit is extended exactly as they say, films are made that the data set
-tells of, and one process (extended.py) trains with what was added.
-"""
+tells of, and one process (extended.py) trains with what was added."""
 
 import ast
 import os

@@ -2,8 +2,7 @@
 
 Effects are held to the last shown digit, interval ends to a point (they are drawn),
 verdicts exactly. After a change that is meant, write tests/golden anew:
-`PYTHONPATH=tests python -m tests.test_golden`.
-"""
+`PYTHONPATH=tests python -m tests.test_golden`."""
 
 import json
 from types import SimpleNamespace

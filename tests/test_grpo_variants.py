@@ -31,11 +31,9 @@ REFERENCE = [0.5, -0.2, 14.0, 0.1]  # the reference's less the policy's
 
 
 def toy(trainer):
-    """A batch of two groups of two, and each rollout's plain log-probabilities.
-
-    Old and reference log-probabilities differ from them by OLD and REFERENCE, and more
-    from token to token.
-    """
+    """A batch of two groups of two, and each rollout's plain log-probabilities. Old and
+    reference log-probabilities differ from them by OLD and REFERENCE, and more from
+    token to token."""
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     questions = list(trainer.questions.values())[:2]
@@ -61,10 +59,8 @@ def toy(trainer):
 
 
 def token_losses(logps, old, reference, advantage, settings):
-    """GRPO (arXiv 2402.03300, equations 3 and 4) for one rollout, token by token.
-
-    GSPO (arXiv 2507.18071, equation 7) has one ratio, the mean of the logarithms.
-    """
+    """GRPO (arXiv 2402.03300, equations 3 and 4) for one rollout, token by token. GSPO
+    (arXiv 2507.18071, equation 7) has one ratio, the mean of the logarithms."""
     ratios = [math.exp(a - b) for a, b in zip(logps, old, strict=True)]
     if settings.importance_sampling == "sequence":
         mean = sum(a - b for a, b in zip(logps, old, strict=True)) / len(logps)

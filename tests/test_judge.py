@@ -20,10 +20,8 @@ SECRET = "sk-very-secret-1234"
 
 class Server:
     """A chat server on loopback: a rule for a judge, and what goes wrong on the way.
-
     `faults` come before the next answers, one a request: a status, "stall", the bytes
-    of a reply or a text to say; `bodies` are those asked, `keys` the Authorization.
-    """
+    of a reply or a text to say; `bodies` are those asked, `keys` the Authorization."""
 
     def __init__(self):
         self.faults, self.keys, self.bodies = [], set(), []

@@ -3,8 +3,7 @@
 Two minutes and 4 GB of memory, so it is asked for: `python -m pytest -m slow
 tests/test_real_weights.py`. The weights (Apache-2.0) and Qwen's vocabulary come from
 packages of the index. A Llama is a Qwen2-VL text model whose biases are zero; the
-vision tower is the mini base's, so that sight is no part of this test.
-"""
+vision tower is the mini base's, so that sight is no part of this test."""
 
 import base64
 import hashlib

@@ -290,9 +290,7 @@ def test_the_command_writes_a_sweep_s_record_table_and_figure(folder, tmp_path, 
 @pytest.mark.parametrize("low", [0.1, 0.3])
 def test_the_figure_holds_every_mean_at_its_value(values, low):
     """Numbers in their order below curves, words in the order given beside points.
-
-    Chance, 0.25 here, has a line and its name only where a method comes down to it.
-    """
+    Chance, 0.25 here, has a line and its name only where a method comes down to it."""
     made = [
         {"kind": value, "model": model, "set": "L1", "seeds": 3}
         | {"mean": mean + i / 10, "low": low, "high": 0.9, "chance": 0.25}

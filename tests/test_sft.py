@@ -40,10 +40,8 @@ def weights(run):
 
 
 def response_loss(model, collator, demonstrations):
-    """Mean negative log-likelihood by hand, one unpadded demonstration at a time.
-
-    The response is found through the text of the tokens, not through the labels.
-    """
+    """Mean negative log-likelihood by hand, one unpadded demonstration at a time. The
+    response is found through the text of the tokens, not through the labels."""
     tokenizer, losses = collator.processor.tokenizer, []
     for item in demonstrations:
         conversation = collator.conversation(item)

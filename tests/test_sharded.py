@@ -1,8 +1,7 @@
 """All weights on two processes: plainly parallel, under ZeRO-3 and under FSDP2.
 
 All runs of sharded.py are made by two child processes, which fork a pair of processes
-for each kind. One process with the same global batch is what they are compared with.
-"""
+for each kind. One process with the same global batch is what they are compared with."""
 
 import os
 import pickle

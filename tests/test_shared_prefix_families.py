@@ -3,8 +3,7 @@
 Qwen2-VL, Qwen2.5-VL (windows in the vision tower, video positions spaced by seconds)
 and Qwen3-VL (timestamps between frames, visual features into several layers), each as
 a random model in float64 (norms and positions stay float32 in transformers, which is
-why equality is asked to 1e-6), with prompts built token by token.
-"""
+why equality is asked to 1e-6), with prompts built token by token."""
 
 import numpy as np
 import pytest

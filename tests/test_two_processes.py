@@ -1,7 +1,6 @@
 """Data parallelism: two CPU processes train what one does with the same global batch.
 
-All runs of two_processes.py are made by one pair of child processes.
-"""
+All runs of two_processes.py are made by one pair of child processes."""
 
 from dataclasses import replace
 

@@ -59,10 +59,8 @@ def rows_of(run, name="grpo"):
 
 
 def saved(run, name, step):
-    """The bytes of what a checkpoint holds: weights, optimizer, randomness.
-
-    Left out are the files that hold the folder's name and the seconds of steps.
-    """
+    """The bytes of what a checkpoint holds: weights, optimizer, randomness. Left out
+    are the files that hold the folder's name and the seconds of steps."""
     folder = run / "checkpoints" / name / f"checkpoint-{step}"
     other = ("training_args.bin", "trainer_state.json", checkpoints.MARKER)
     return {

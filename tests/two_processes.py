@@ -1,8 +1,7 @@
 """What test_two_processes.py trains, once in one process and once in two.
 
 Every run lies in a folder of its own; there process N leaves in weights_N.json the
-fingerprint of the weights that it ends with.
-"""
+fingerprint of the weights that it ends with."""
 
 import random
 from collections.abc import Sequence

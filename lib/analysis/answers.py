@@ -60,12 +60,10 @@ ASKED_BESIDE = (
 def read(
     runs: Folder | Sequence[Folder], data_dir: Folder = "", general_dir: Folder = ""
 ) -> pd.DataFrame:
-    """The answers of a run, or of several that differ in their seed alone.
-
-    Predictions are read again from their completions, and all methods must have been
-    asked the same questions: ValueError with file and line. Without `data_dir`
-    (`general_dir`) every question counts as one on its own video.
-    """
+    """The answers of a run, or of several that differ in their seed alone. Predictions
+    are read again from their completions, and all methods must have been asked the same
+    questions: ValueError with file and line. Without `data_dir` (`general_dir`) every
+    question counts as one on its own video."""
     parts, asked = [], {}
     for seed, run in by_seed(runs).items():
         names = (FILE.fullmatch(path.name) for path in run.glob("*_*.jsonl"))
@@ -97,8 +95,7 @@ def of_texts(
 
     A row has `correct`, `set` and whatever else tells it from others. `videos` {set:
     {id: recording}} are used where there are as many, else a number is all that is
-    known of a question.
-    """
+    known of a question."""
     parts = []
     for row in rows:
         text, name = row["correct"], row["set"]
@@ -183,10 +180,8 @@ def _said(row: Mapping) -> dict[str, float | None]:
 
 def _attention(row: Mapping, text: str) -> dict[str, float]:
     """{"own, layer 1, video": mass}, for each layer, part and token of the completion.
-
     `attention` is all that rests on pictures while a model writes its own words; of a
-    question that was left out this is all that is known.
-    """
+    question that was left out this is all that is known."""
     if "left_out" in row:
         return {f"{text}, left out, ": 1.0}
     layers = np.array(row["by_layer"])
@@ -208,9 +203,7 @@ def _attention(row: Mapping, text: str) -> dict[str, float]:
 
 def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
     """{seed: run} of run folders, which may differ in the seed and ASKED_BESIDE alone.
-
-    Seeds and settings stand in pipeline.json; a single run needs none.
-    """
+    Seeds and settings stand in pipeline.json; a single run needs none."""
     folders = [runs] if isinstance(runs, str | Path) else runs
     found, settings = {}, {}
     for run in map(resolve, folders):
@@ -254,12 +247,9 @@ def _check_condition(path: Path, seen: Path, rows: Sequence[Mapping]) -> None:
 
 
 def source_videos(folder: Folder, name: str) -> dict[str, str]:
-    """{question id: the recording it is about} for one set of a data folder.
-
-    Clips are cut for one question each: which of them share a recording tells
-    `video_id`, or else what stands before the last "_" of a text id, as in
-    EgoPlan-Bench2.
-    """
+    """{question id: the recording it is about} for one set of a data folder. Clips are
+    cut for one question each: which of them share a recording tells `video_id`, or else
+    what stands before the last "_" of a text id, as in EgoPlan-Bench2."""
     reader, path, key = read_jsonl, f"annotations/validation_{name}.jsonl", "sample_id"
     if name == GENERAL:
         reader, path, key = read_json, "lvb_val.json", "id"

@@ -1,8 +1,7 @@
 """Where a model looks while it writes: shares of attention (lib/evaluate/attention.py).
 
 Attention says where a model looks and not what it makes of it; what a model loses
-without a picture is in lib/analysis/seen.py.
-"""
+without a picture is in lib/analysis/seen.py."""
 
 from collections.abc import Mapping, Sequence
 

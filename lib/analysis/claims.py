@@ -30,8 +30,7 @@ The paper's own counts get the same rule, unpaired, and no size.
 
 Example: of 40 questions GRPO alone is right on 14, SFT alone on 4: +25 points, interval
 +5 to +43, supported. With 5 and 4 it is +2.5 (-13 to +19), which holds both zero and
-the paper's +2.2: not decided.
-"""
+the paper's +2.2: not decided."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -72,9 +71,7 @@ def table(
 ) -> list[dict]:
     """One row a claim: FACTS, verdict, sentence, published_verdict (None without
     counts), and its parts (those that decide) and those beside, as `judged` has them.
-
-    `only`: the numbers of those to measure, all if none is given.
-    """
+    `only`: the numbers of those to measure, all if none is given."""
     asked = [claim for claim in claims() if not only or claim["number"] in only]
     return [
         _row(
@@ -180,13 +177,11 @@ def judged(claim: Mapping, part: Mapping, row: Mapping) -> dict:
 
 
 def _cannot(part: Mapping, row: Mapping) -> str:
-    """Why a part could not have come out otherwise, or nothing.
-
-    `shows_if` of a part names what has to lie above a bound, and what it means if it
-    does not. There has to be room for the published effect: `most` is the sum with all
-    answers behind the first term as the claim has them, the others as they are. What
-    was planted has to come out.
-    """
+    """Why a part could not have come out otherwise, or nothing. `shows_if` of a part
+    names what has to lie above a bound, and what it means if it does not. There has to
+    be room for the published effect: `most` is the sum with all answers behind the
+    first term as the claim has them, the others as they are. What was planted has to
+    come out."""
     for check in part.get("shows_if", ()):
         found = row["checks"].get(" ".join(check["effect"]))
         if found and found["low"] <= check["above"]:
@@ -231,10 +226,8 @@ def combined(verdicts: Sequence[str], needs_any: bool = False) -> str:
 
 
 def sentence(part: Mapping, row: Mapping) -> str:
-    """What a measured part says, in words no stronger than its interval.
-
-    `part` says in `more` and `less` what an effect above or below `above` means.
-    """
+    """What a measured part says, in words no stronger than its interval. `part` says in
+    `more` and `less` what an effect above or below `above` means."""
     low, high, above = (row[key] for key in ("low", "high", "above"))
     size = row["paper"] and row["paper"]["effect"]
     one_seed = ", one training seed" if row["seeds"] == 1 else ""
@@ -263,12 +256,10 @@ def sentence(part: Mapping, row: Mapping) -> str:
 
 
 def published(claim: Mapping, part: Mapping) -> dict | None:
-    """The published number for a part, None where there is none.
-
-    Returns effect, low, high, error, z, verdict (of its own counts); all but the first
-    are None where no n was published, or where claims.json gives the `size` itself: a
-    mean over benchmarks, or a bound that the claim sets.
-    """
+    """The published number for a part, None where there is none. Returns effect, low,
+    high, error, z, verdict (of its own counts); all but the first are None where no n
+    was published, or where claims.json gives the `size` itself: a mean over benchmarks,
+    or a bound that the claim sets."""
     unknown = dict.fromkeys(("low", "high", "error", "z", "verdict"))
     if "size" in part:
         return {"effect": part["size"], **unknown}
@@ -286,11 +277,9 @@ def published(claim: Mapping, part: Mapping) -> dict | None:
 
 
 def _cells() -> list[dict]:
-    """Every published number: table, cell ("grpo L1"), share, n, printed, decimals.
-
-    sbr is lib/analysis/published.json, which has counts; the others have percentages
-    alone, and n is None where it is not published.
-    """
+    """Every published number: table, cell ("grpo L1"), share, n, printed, decimals. sbr
+    is lib/analysis/published.json, which has counts; the others have percentages alone,
+    and n is None where it is not published."""
     rows, paper = [], compare.published()
     counted = dict(paper["sets"])
     counted |= {f"L3 domain={name}": row for name, row in paper["domains"].items()}
@@ -334,11 +323,9 @@ def unreachable_cells() -> list[dict]:
 
 def behind(records: Records, number: int, name: str = "") -> dict:
     """The questions that a part of a claim rests on: its first one, or that of a name.
-
     Returns name, "for" and "against": ids that pull the effect up or down, those with
     the strongest pull (most seeds) first. For ["grpo L1", "-sft L1"] these are the
-    questions that only GRPO, or only SFT, got right.
-    """
+    questions that only GRPO, or only SFT, got right."""
     claim = next(claim for claim in claims() if claim["number"] == number)
     parts = [*claim["parts"], *claim.get("beside", [])]
     part = next(part for part in parts if name in ("", part["name"]))
@@ -352,12 +339,9 @@ def behind(records: Records, number: int, name: str = "") -> dict:
 
 
 def decisive(row: Mapping) -> Mapping:
-    """The part behind the verdict of a row of `table`.
-
-    Of several with that verdict: of those that say no the one furthest from being
-    supported, of the others the nearest to failing (or, where any part is enough, the
-    strongest).
-    """
+    """The part behind the verdict of a row of `table`. Of several with that verdict: of
+    those that say no the one furthest from being supported, of the others the nearest
+    to failing (or, where any part is enough, the strongest)."""
     same = [part for part in row["parts"] if part["verdict"] == row["verdict"]]
     if row["verdict"] in (MISSING, CANNOT):
         return same[0]

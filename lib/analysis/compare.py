@@ -10,8 +10,7 @@ with several it also carries the training seed (lib/analysis/stats.py).
     contrast(right(answers), terms)["effect"]  # GRPO - SFT on L1
 
 Example: GRPO is right on 3 of 4 questions and SFT on 2 of them: the effect is 0.25, and
-the interval says that four questions decide nothing.
-"""
+the interval says that four questions decide nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -62,9 +61,7 @@ class Cells(dict):
 
 def matrices(cells: Cells, terms: Terms) -> dict[str, pd.DataFrame]:
     """{set: the weighted sum of its terms [seeds, questions]} where all have answers.
-
-    The seeds are those of all sets. Missing where there is none, or no question.
-    """
+    The seeds are those of all sets. Missing where there is none, or no question."""
     parts: dict[str, pd.DataFrame] = {}
     for weight, where in terms:
         own, name = cells.at(where), where.get("set", "")
@@ -83,11 +80,9 @@ def contrast(
     answers: pd.DataFrame | Cells, terms: Terms, samples: int = SAMPLES, seed: int = 0
 ) -> dict:
     """The weighted sum of means of selections {column: value}; see `stats.contrast`.
-
     All terms name the same columns. Terms of one set are paired: only seeds and
     questions that all of them have. Beside it `wins` and `losses`, (seed, question)
-    pairs of the first set that pull up or down, and `sets`.
-    """
+    pairs of the first set that pull up or down, and `sets`."""
     cells = answers if isinstance(answers, Cells) else Cells(answers, terms[0][1])
     found = matrices(cells, terms)
     clusters = [[cells.videos[key] for key in part] for part in found.values()]
@@ -139,11 +134,9 @@ def table(
     seed: int = 0,
 ) -> list[dict]:
     """A row for each value of the columns `by`: mean, named `value`, with low and high.
-
     With `less` {column: value} the paired difference to the same selection with that
     value there, for the rows that have another. A row without questions in common has
-    no numbers; its `missing` says so.
-    """
+    no numbers; its `missing` says so."""
     rows, cells = [], Cells(answers, by)
     for place in cells:
         where = dict(zip(by, place, strict=True))
@@ -167,10 +160,8 @@ def differences(
     seed: int = 0,
 ) -> list[dict]:
     """Paired differences of models, a less b, for each value of `by` that both have.
-
     Rows hold a, b, the columns `by`, difference, low, high, p (of one seed McNemar's,
-    exact, which knows nothing of videos), and the keys of `contrast`, or `missing`.
-    """
+    exact, which knows nothing of videos), and the keys of `contrast`, or `missing`."""
     rows, cells = [], Cells(answers, [*by, "model"])
     places = list(dict.fromkeys(place[:-1] for place in cells))
     for a, b in pairs:
@@ -232,12 +223,10 @@ def out_of_distribution(answers: pd.DataFrame, **draws: int) -> list[dict]:
 def accuracies(
     predictions: tables.Predictions, name: str = "", field: str = ""
 ) -> list[dict]:
-    """One row a model and set: accuracy under both rules with Wilson intervals.
-
-    With `name` and `field` (domain, duration_group) the base, SFT and GRPO on that set,
-    a row a group. A question whose answer cannot be parsed, or whose video failed,
-    counts as wrong.
-    """
+    """One row a model and set: accuracy under both rules with Wilson intervals. With
+    `name` and `field` (domain, duration_group) the base, SFT and GRPO on that set, a
+    row a group. A question whose answer cannot be parsed, or whose video failed, counts
+    as wrong."""
     groups: dict[tuple, list] = {}
     for (model, own), rows in predictions.items():
         if not field:

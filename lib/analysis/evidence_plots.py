@@ -1,8 +1,7 @@
 """Figures of the evidence: what was seen, where models look, what reasoning supports.
 
 One function a figure, as in lib/analysis/plots.py; what comes in is what seen, attended
-and reasoned of lib/analysis found.
-"""
+and reasoned of lib/analysis found."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -39,10 +38,8 @@ NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lea
 
 def perception(found: Mapping, name: str) -> Figure:
     """Accuracy of each method with something taken away, a panel a group of questions.
-
     `found` is of lib/analysis/seen.py, `name` one of its sets. A dotted line marks,
-    where it is known, what an ideal reader gets right without the video.
-    """
+    where it is known, what an ideal reader gets right without the video."""
     rows = [row for row in found["accuracy"] if row["set"] == name]
     groups = [group for group in GROUPS if group in each(rows, "group")]
     conditions, handles = each(rows, "condition"), methods(each(rows, "model"))
@@ -67,10 +64,8 @@ def perception(found: Mapping, name: str) -> Figure:
 
 def attention_layers(found: Mapping, text: str) -> Figure:
     """Mass on the video and on the still by layer, means over questions with intervals.
-
     `found` is of lib/analysis/attended.py, `text` one of its texts. The dotted line is
-    what equal attention to everything would give.
-    """
+    what equal attention to everything would give."""
     rows = [row for row in found["masses"] if row["text"] == text]
     figure = _attention(text, rows, "layer, from the input")
     for ax, kind in zip(figure.axes, ("video", "still"), strict=True):
@@ -91,9 +86,7 @@ def attention_layers(found: Mapping, text: str) -> Figure:
 
 def attention_tokens(found: Mapping, text: str) -> Figure:
     """Mass on the video and on the still while the completion grows, mean over layers.
-
-    A line ends where fewer than half of the questions have so many tokens.
-    """
+    A line ends where fewer than half of the questions have so many tokens."""
     rows = [row for row in found["by_token"] if row["text"] == text]
     figure = _attention(text, rows, "generated token")
     for ax, kind in zip(figure.axes, ("video", "still"), strict=True):
@@ -127,11 +120,9 @@ def coherence(
     flawless: Sequence[Mapping] = (),
 ) -> Figure:
     """A panel a measure: share of the questions by method and set, with intervals.
-
     `rows` and `floors` are shares and controls of lib/analysis/reasoned.py; the floor
     of a reader, with another question's reasoning, is dotted. `flawless` marks what a
-    flawless reasoner would repeat of the training reasoning.
-    """
+    flawless reasoner would repeat of the training reasoning."""
     measures = [name for name in MEASURES if name in each(rows, "measure")]
     lines = -(-len(measures) // 3)
     size = (1.3 * WIDTH, 0.3 + 1.9 * lines)
@@ -169,11 +160,9 @@ def coherence(
 
 def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figure:
     """Right or wrong answer by reasoning that supports it or not: a square a method.
-
     `rows` are the answers of lib/analysis/reasoned.py, added up over the sets given. A
     row of squares a measure; the orange cell holds right letters below reasoning that
-    does not lead to them.
-    """
+    does not lead to them."""
     models = each(rows, "model")
     shape = len(measures), len(models)
     size = (0.9 + 1.9 * shape[1], 0.5 + 1.6 * shape[0])

@@ -10,8 +10,7 @@ A row crosses zero at the x beyond which GRPO leads at every larger x; between t
 the difference is a straight line. Interval: 2.5 and 97.5 % of the crossings of
 resamples of questions and seeds, with replacement, the same for all cells (pigeonhole
 bootstrap, Owen 2007). It may lie beyond the map: below 0 GRPO leads everywhere, above 1
-nowhere. Example: -2 points at x = 0.15 and +4 from 0.3 on cross at 0.2.
-"""
+nowhere. Example: -2 points at x = 0.15 and +4 from 0.3 on cross at 0.2."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

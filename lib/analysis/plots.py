@@ -5,8 +5,7 @@ more are in evidence_plots.py and lib/show/training_plots.py. Shares are drawn i
 cent. A method has the same colour in every figure (lib/methods.py); black diamonds are
 the paper's numbers (SEED-Bench-R1, arXiv 2503.24376).
 
-Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`.
-"""
+Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`."""
 
 import io
 import textwrap
@@ -81,9 +80,7 @@ def points(
     ax: Axes, at: Sequence, rows: Sequence[Mapping], value: str, across=False, **look
 ):
     """`value` of rows with its interval at these places, up the axes or across them.
-
-    Rows without a number are left out.
-    """
+    Rows without a number are left out."""
     places = [a for a, row in zip(at, rows, strict=True) if row[value] is not None]
     rows = [row for row in rows if row[value] is not None]
     middle, low, high = (
@@ -161,9 +158,7 @@ def accuracy(
     rows: Sequence[Mapping], group: str, published: Mapping | None = None
 ) -> Axes:
     """Bars of accuracy by method within each `group` ("set", "domain", ...).
-
-    `published` ({group: {"n", "correct": {model: k}}}) adds the paper's numbers.
-    """
+    `published` ({group: {"n", "correct": {model: k}}}) adds the paper's numbers."""
     ax = plt.subplots(figsize=(WIDTH, 3.4))[1]
     bars(ax, rows, group)
     groups, models = each(rows, group), each(rows, "model")
@@ -181,11 +176,9 @@ def accuracy(
 
 
 def differences(rows: Sequence[Mapping], published: Mapping | None = None) -> Axes:
-    """Forest plot of paired differences, one block a comparison, zero marked.
-
-    Each row has a, b, set, n, difference, low, high and, for one run, p. `published`
-    ({(a, b, set): {"difference", "low", "high"}}) adds the paper's unpaired ones.
-    """
+    """Forest plot of paired differences, one block a comparison, zero marked. Each row
+    has a, b, set, n, difference, low, high and, for one run, p. `published` ({(a, b,
+    set): {"difference", "low", "high"}}) adds the paper's unpaired ones."""
     rows = [row for row in rows if row["difference"] is not None]
     blocks = list(dict.fromkeys((row["a"], row["b"]) for row in rows))
     height = 0.9 + 0.27 * (len(rows) + len(blocks))
@@ -233,7 +226,6 @@ def _lines(ax: Axes, ticks: Sequence[tuple], ends: tuple[float, float]) -> None:
 
 def power(rows: Sequence[Mapping], gap: float, discordant: float) -> Axes:
     """Chance to see a true difference of two methods, a line a number of questions.
-
     Each row has n, difference and power (`lib.analysis.stats.paired_power`);
     `discordant` is the share of questions that tell the two methods apart, `gap` the
     difference to mark: what the paper published for GRPO - SFT on L1. All are shares.
@@ -261,10 +253,8 @@ def power(rows: Sequence[Mapping], gap: float, discordant: float) -> Axes:
 
 
 def seeds(rows: Sequence[Mapping]) -> Axes:
-    """Accuracy of every seed (dots) with mean and interval, by method and set.
-
-    Each row has model, set, n, mean, low, high, chance, by_seed (a share a seed).
-    """
+    """Accuracy of every seed (dots) with mean and interval, by method and set. Each row
+    has model, set, n, mean, low, high, chance, by_seed (a share a seed)."""
     ax = plt.subplots(figsize=(WIDTH, 3.4))[1]
     sets, models = each(rows, "set"), each(rows, "model")
     for row in rows:
@@ -282,12 +272,10 @@ def seeds(rows: Sequence[Mapping]) -> Axes:
 
 
 def sweep(rows: Sequence[Mapping], key: str) -> Figure:
-    """Accuracy against what a sweep varies: a panel a set, mean and interval.
-
-    Rows of `sweep_table` (lib/analysis/readme.py). Numbers stand at equal distances
-    below curves, words in the order of the file beside points. Chance is drawn where a
-    method comes down to it.
-    """
+    """Accuracy against what a sweep varies: a panel a set, mean and interval. Rows of
+    `sweep_table` (lib/analysis/readme.py). Numbers stand at equal distances below
+    curves, words in the order of the file beside points. Chance is drawn where a method
+    comes down to it."""
     values, models, sets = (each(rows, name) for name in (key, "model", "set"))
     numbers = all(isinstance(value, int | float) for value in values)
     values = sorted(values) if numbers else values
@@ -329,10 +317,8 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
 
 def claims(rows: Sequence[Mapping]) -> Axes:
     """What each claim says and what was measured: a line a part, published and here.
-
     `rows` are those of `lib.analysis.claims.table`. The axis is linear between -10 and
-    10 points and logarithmic beyond; a ring is an interval that decides nothing.
-    """
+    10 points and logarithmic beyond; a ring is an interval that decides nothing."""
     count = sum(len(row["parts"]) for row in rows)
     ax = plt.subplots(figsize=(WIDTH, 1 + 0.21 * (count + len(rows) / 3)))[1]
     y, ticks, place = 0.0, [], ax.get_yaxis_transform()

@@ -7,8 +7,7 @@ record, a table and a figure each, to which README links.
 Example: with GRPO right on 240 of 500 questions of L1 and SFT on 225, and an interval
 of the paired difference from +0.4 to +5.6 points, the block says "L1: GRPO ahead of
 SFT by 3.0 points (95 % interval 0.4 to 5.6)"; if the interval holds zero, or if p as
-one of the four sets is above 5 %, "not decided".
-"""
+one of the four sets is above 5 %, "not decided"."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,10 +44,8 @@ RAN = "run it with python -m lib.run"
 
 
 def verdict(name: str, row: Mapping) -> str:
-    """One sentence on a set: is GRPO or SFT ahead, by how much, how sure.
-
-    `row` is one of `compare.main`: a, b, difference (GRPO - SFT), low, high, holm.
-    """
+    """One sentence on a set: is GRPO or SFT ahead, by how much, how sure. `row` is one
+    of `compare.main`: a, b, difference (GRPO - SFT), low, high, holm."""
     value, low, high = (row[key] for key in ("difference", "low", "high"))
     one, head, first, too = (
         tables.points,
@@ -85,11 +82,9 @@ def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]
 
 
 def write_results(run: Path, results: Mapping) -> str:
-    """Write results.json and results.md of a run; returns the markdown.
-
-    `results` needs accuracy, comparisons and out_of_distribution (rows of
-    lib/analysis/compare.py) and may carry any settings beside them.
-    """
+    """Write results.json and results.md of a run; returns the markdown. `results` needs
+    accuracy, comparisons and out_of_distribution (rows of lib/analysis/compare.py) and
+    may carry any settings beside them."""
     rows, compared = results["accuracy"], results["comparisons"]
     found = findings(rows, compared)
     apart = compare.out_of_distribution_markdown(results["out_of_distribution"])
@@ -127,13 +122,11 @@ def manifest_markdown(manifest: Mapping) -> str:
 
 
 def reference_record(run: Path) -> dict:
-    """A run as a few kilobytes: enough for every table of README, questions paired.
-
-    Per model and set KEPT and `correct`, a text of 0 and 1 in the order of the sorted
+    """A run as a few kilobytes: enough for every table of README, questions paired. Per
+    model and set KEPT and `correct`, a text of 0 and 1 in the order of the sorted
     question ids. `questions` holds a hash of ids, options and right letters, so that
     runs can be paired or refused. Seed, settings and seconds come from the pipeline's
-    record of the run, the peak of memory of each notebook from its manifest.
-    """
+    record of the run, the peak of memory of each notebook from its manifest."""
     run = resolve(run)
     chain.verify(run)
     predictions = tables.read_predictions(run)
@@ -169,10 +162,8 @@ def _compact(rows: Sequence[Mapping]) -> dict:
 
 
 def read_reference(source: str | Path) -> list[dict]:
-    """The records of a folder, by seed.
-
-    ValueError when they cannot be averaged: a seed twice, other questions, settings.
-    """
+    """The records of a folder, by seed. ValueError when they cannot be averaged: a seed
+    twice, other questions, settings."""
     folder = resolve(source)
     records = [read_json(path) for path in sorted(folder.glob("*.json"))]
     if not records:
@@ -288,10 +279,8 @@ def write_block(readme: str | Path, block: str) -> str:
 
 
 def sweep_record(folder: str | Path) -> list[dict]:
-    """The rows of a sweep's runs.json, with the answers instead of their metrics.
-
-    A run that failed, or waits, stays in it with its status and without numbers.
-    """
+    """The rows of a sweep's runs.json, with the answers instead of their metrics. A run
+    that failed, or waits, stays in it with its status and without numbers."""
     folder, rows = resolve(folder), []
     path = require(folder / "runs.json", "run the sweep with python -m lib.run")
     for row in read_json(path):
@@ -342,10 +331,8 @@ def write_sweep(folder: Path, out: Path) -> str:
 
 def write_evidence(runs: Sequence[Path], out: Path) -> str:
     """Write perception and coherence (json, png) and evidence.md; returns the text.
-
     From what 04_eval left in runs that differ in their seed alone; what was seen needs
-    those that were asked with something taken away.
-    """
+    those that were asked with something taken away."""
     found = [*answers.by_seed(runs).values()]
     for run in found:
         chain.verify(run)

@@ -5,8 +5,7 @@ Each measure is a share of the answers; which of two measures can be trusted whe
 truth is not known, says how far they agree where it is.
 
 Example: of 12 answers 8 give the letter of the step that their reasoning names:
-consistent is 0.67, and the cell right_unsupported counts right letters among the 4.
-"""
+consistent is 0.67, and the cell right_unsupported counts right letters among the 4."""
 
 from collections.abc import Iterable, Mapping
 
@@ -51,8 +50,7 @@ def reasoned(
     {a, b, set, measure, n, seeds, difference, low, high}; answers, the four cells of
     right or wrong answer by supported or not; flawless, what of a flawless reasoner's
     words stands in the training reasoning; agreement, Cohen's kappa of two measures. Of
-    several seeds the levels stand together as "levels", without differences.
-    """
+    several seeds the levels stand together as "levels", without differences."""
     draws, by = {"samples": samples, "seed": seed}, ("set", "model", "measure")
     answers = answers[answers.condition == SEEN].astype({"set": str, "measure": str})
     some, several = answers, answers.seed.nunique() > 1
@@ -106,9 +104,7 @@ def _wide(answers: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 
 def _supported(answers: pd.DataFrame) -> list[dict]:
     """Right or wrong answer by supported or not, for each measure of SUPPORTS.
-
-    right_unsupported is a right letter below reasoning that does not lead to it.
-    """
+    right_unsupported is a right letter below reasoning that does not lead to it."""
     rows, wide = [], _wide(answers, ("correct", *SUPPORTS))
     for (name, model), own in wide.groupby(["set", "model"], observed=True):
         for measure in own.columns.intersection(SUPPORTS):
@@ -125,13 +121,11 @@ def _supported(answers: pd.DataFrame) -> list[dict]:
 
 
 def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:
-    """Do two measures say the same of the same reasoning? See `agreement`.
-
-    By model, for every pair of AGREEMENTS, over the levels and over the general set.
-    "with other" adds, for the exact measure and a reader, each answer once more below
-    another question's reasoning: most reasonings of a run support their answers, so
-    only there does it show whether the two also agree on reasoning that does not.
-    """
+    """Do two measures say the same of the same reasoning? See `agreement`. By model,
+    for every pair of AGREEMENTS, over the levels and over the general set. "with other"
+    adds, for the exact measure and a reader, each answer once more below another
+    question's reasoning: most reasonings of a run support their answers, so only there
+    does it show whether the two also agree on reasoning that does not."""
     names = {name for pair in AGREEMENTS for name in pair}
     wide, rows = _wide(answers, {"consistent_other", *CONTROLS, *names}), []
     wide["over"] = wide.set.where(wide.set == GENERAL, "levels")
@@ -158,12 +152,10 @@ def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:
 
 def agreement(said: Iterable[tuple], drawn: stats.Resampling) -> dict:
     """Counts of the four cells and Cohen's kappa (Cohen 1960) with a 95 % interval.
-
     `said` are (what the first says, what the second says, video), each 0 or 1. kappa is
     None where both say the same of everything; resamples without one do not count.
     Where nearly all is "yes" kappa is low and its interval wide however well the two
-    agree: read the counts beside it.
-    """
+    agree: read the counts beside it."""
     one, two, videos = zip(*said, strict=True)
     first, second = np.array(one, dtype=float), np.array(two, dtype=float)
     both = (first == second, first, second)

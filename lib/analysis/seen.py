@@ -5,8 +5,7 @@ SEED-Bench-R1 (arXiv 2503.24376) says that RL mainly improves perception: then i
 over the base must shrink without the video.
 
 Example: GRPO is right on 6 of 6 questions and on 3 of them without their clips: the
-condition costs 0.5, and its interval comes from six paired differences.
-"""
+condition costs 0.5, and its interval comes from six paired differences."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -9,8 +9,7 @@ simulated by `python -m tests.bench.coverage` (outputs/reference/coverage.json).
 
 Example: GRPO is right and SFT wrong on 8 of 20 questions, the reverse on 2. The paired
 difference is (8 - 2) / 20 = 0.30 and the exact McNemar p is
-2 * (C(10,0) + C(10,1) + C(10,2)) / 2**10 = 0.109: not yet a finding.
-"""
+2 * (C(10,0) + C(10,1) + C(10,2)) / 2**10 = 0.109: not yet a finding."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -55,10 +54,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 class Resampling:
-    """Resamples of clusters, drawn once for all that is measured on them.
-
-    A resample draws as many clusters (videos) as there are, with replacement.
-    """
+    """Resamples of clusters, drawn once for all that is measured on them. A resample
+    draws as many clusters (videos) as there are, with replacement."""
 
     def __init__(self, clusters: Iterable, samples: int, seed: int | Sequence[int]):
         names = sorted({*clusters})
@@ -72,9 +69,7 @@ class Resampling:
 
     def means(self, values: Sequence[float], clusters: Sequence) -> np.ndarray:
         """The mean of `values` [n] in each resample, NaN where it has none: [samples].
-
-        All questions of a drawn cluster count.
-        """
+        All questions of a drawn cluster count."""
         at, size = [self.place[name] for name in clusters], len(self.place)
         sums, counts = np.bincount(at, values, size), np.bincount(at, None, size)
         if (counts == 1).all():
@@ -125,8 +120,7 @@ def contrast(
     questions a part, one at each bound (after Agresti and Min 2005).
 
     Returns effect, low, high, error (standard error), n, clusters, seeds, sd, varies;
-    p, of several seeds; end_error, of the drawn ends, of one.
-    """
+    p, of several seeds; end_error, of the drawn ends, of one."""
     parts = [np.atleast_2d(np.asarray(part, dtype=float)) for part in parts]
     if not all(np.isfinite(part).all() for part in parts):
         raise ValueError("a failed question counts as 0 and is never left out")
@@ -161,8 +155,7 @@ def mean_over_seeds(values: np.ndarray) -> dict:
     MS_rest)) / sqrt(seeds * n). Most of it is the factor 4.3 of t(2).
 
     Returns effect, low, high, error (standard error), p (of no effect, two-sided), sd
-    (of the seeds' means; None for one), seeds, n, varies.
-    """
+    (of the seeds' means; None for one), seeds, n, varies."""
     values = np.asarray(values, dtype=float)
     seeds, n = values.shape
     mean, by_seed, by_question = values.mean(), values.mean(1), values.mean(0)
@@ -202,9 +195,7 @@ def mean_over_seeds(values: np.ndarray) -> dict:
 
 def unpaired_contrast(terms: Sequence[tuple[float, float, int]]) -> dict:
     """The sum of published (weight, share, n), as if all were of different questions.
-
-    Returns effect, low, high (95 %, normal), error, z.
-    """
+    Returns effect, low, high (95 %, normal), error, z."""
     effect = sum(weight * share for weight, share, _ in terms)
     error = sqrt(sum(w**2 * share * (1 - share) / n for w, share, n in terms))
     low, high = effect - Z * error, effect + Z * error
@@ -219,11 +210,9 @@ def unpaired_difference(k_a: int, n_a: int, k_b: int, n_b: int) -> dict:
 
 
 def power(effect: float, error: float, half: float | None = None) -> float:
-    """Chance that a 95 % interval excludes zero where the truth is `effect`.
-
-    `error` is the standard error of the estimate, `half` the half width of its interval
-    (1.96 errors if not given). Both are taken as known: rough with few seeds.
-    """
+    """Chance that a 95 % interval excludes zero where the truth is `effect`. `error` is
+    the standard error of the estimate, `half` the half width of its interval (1.96
+    errors if not given). Both are taken as known: rough with few seeds."""
     half = Z * error if half is None else half
     if error == 0:
         return float(abs(effect) > half)
@@ -238,11 +227,8 @@ def detectable(error: float, half: float) -> float:
 
 def paired_power(difference: float, discordant: float, n: int) -> float:
     """Chance that McNemar's test finds a paired `difference` on n questions (Connor
-    1987).
-
-    `discordant` is the share of questions that exactly one method gets right, the only
-    ones that tell. 500 questions, 20 % of them discordant, 5 points: 0.71.
-    """
+    1987). `discordant` is the share of questions that exactly one method gets right,
+    the only ones that tell. 500 questions, 20 % of them discordant, 5 points: 0.71."""
     if not abs(difference) <= discordant <= 1:
         raise ValueError(f"|{difference}| <= discordant, {discordant}, <= 1 is needed")
     error = sqrt((discordant - difference**2) / n)

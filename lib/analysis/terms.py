@@ -57,8 +57,7 @@ class Term:
                                       of what the sweep varies, or with one named as
                                       name=value, an option of its `rl` line included
 
-    The set `levels` is the mean over L1, L2 and L3, as far as there are records.
-    """
+    The set `levels` is the mean over L1, L2 and L3, as far as there are records."""
 
     weight: float
     label: str
@@ -68,9 +67,7 @@ class Term:
     @classmethod
     def read(cls, text: str) -> "Term":
         """A term from its text, "-sft L3 domain=Daily life"; ValueError if it is none.
-
-        A minus in front gives it the weight -1; a value may hold spaces.
-        """
+        A minus in front gives it the weight -1; a value may hold spaces."""
         found = re.fullmatch(r"(-?)(\S+) (\S+)((?: \w+=[^=]+)*)", text)
         if not found:
             raise ValueError(f"{text!r} is no term: a label, a set, then name=value")
@@ -90,9 +87,7 @@ class Term:
 
 class Records:
     """The records of one run, or of several that differ in nothing but their seed.
-
-    Without `data_dir` (`general_dir`) every question counts as one on its own video.
-    """
+    Without `data_dir` (`general_dir`) every question counts as one on its own video."""
 
     def __init__(
         self,
@@ -121,8 +116,7 @@ class Records:
 
         `planted` are the effect and ends of edited answers, one for each of the goals:
         as many behind the first term are turned, in each seed the same share, as it
-        takes to come to the goal; None where all of them are too few.
-        """
+        takes to come to the goal; None where all of them are too few."""
         cells, chosen = self._chosen(terms)
         measures = {self._measure(term) for term in terms}
         if len(measures) > 1:
@@ -163,9 +157,7 @@ class Records:
 
     def _chosen(self, terms: Terms) -> tuple[compare.Cells, compare.Terms]:
         """The rows of all terms, numbered, and the terms for lib/analysis/compare.py.
-
-        ValueError where questions differ that were not asked of a part on purpose.
-        """
+        ValueError where questions differ that were not asked of a part on purpose."""
         rows = [self.rows(term).assign(term=i) for i, term in enumerate(terms)]
         frame = pd.concat(rows, ignore_index=True).astype({"set": str})
         partly = any({"condition", "value"} & term.picks.keys() for term in terms)

@@ -18,8 +18,7 @@
         100 for a person to read
 
 A folder is what params/*.yaml call data_dir. MiniPlan needs none of this: it is made
-on the spot (python -m lib.mini --help).
-"""
+on the spot (python -m lib.mini --help)."""
 
 import argparse
 import json

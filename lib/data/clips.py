@@ -60,10 +60,8 @@ def _cut_together(
     shown: Iterator[tuple[av.VideoFrame, float]], start: float, cuts: list[Cut]
 ) -> list[Cut]:
     """Make the files of cuts that start together, decoding once; returns those the
-    video ends before.
-
-    Every pending clip gets a frame at every tick of a tenth of a second: the one that
-    stands then, so that sources of any frame rate keep their pace.
+    video ends before. Every pending clip gets a frame at every tick of a tenth of a
+    second: the one that stands then, so that sources of any frame rate keep their pace.
     """
     pending, ticks, clips = list(cuts), 0, {}
     try:

@@ -2,8 +2,7 @@
 
 `hf_hub_download` begins again after a kill, and these files have gigabytes; so here a
 file grows as `<name>.part` and takes its name once its hash is the one listed. An
-archive is never trusted with a path: the caller names the place of each member.
-"""
+archive is never trusted with a path: the caller names the place of each member."""
 
 from __future__ import annotations
 
@@ -153,11 +152,9 @@ def listing(repo: str, commit: str, kind: str = "dataset") -> dict[str, HubFile]
 
 
 def fetch(file: HubFile, target: Path) -> Path:
-    """`target`, downloaded unless it is there, with the hash of `file`.
-
-    A broken connection is taken up where it broke (to 10 MiB, the library's block).
-    Raises ArchiveError where other files may come, else DownloadError.
-    """
+    """`target`, downloaded unless it is there, with the hash of `file`. A broken
+    connection is taken up where it broke (to 10 MiB, the library's block). Raises
+    ArchiveError where other files may come, else DownloadError."""
     if target.is_file():
         if digest(target, like=file.digest) != file.digest:
             raise DownloadError(
@@ -290,12 +287,10 @@ def unpack(
     archive: Archive, store: Path, place: Callable[[str], Path | None], start: int = 0
 ) -> Iterator[tuple[str, int]]:
     """Yield (member, end) for every file of an archive, once it stands at
-    `place(member)`, unless that is None. Raises ArchiveError.
-
-    Parts are fetched into `store` as they are reached. A plain tar in parts can be read
-    on from `end`, given as `start`; of others it is 0. Files of a packed tar that turns
-    out damaged are taken away again: its checksum is about them all.
-    """
+    `place(member)`, unless that is None. Raises ArchiveError. Parts are fetched into
+    `store` as they are reached. A plain tar in parts can be read on from `end`, given
+    as `start`; of others it is 0. Files of a packed tar that turns out damaged are
+    taken away again: its checksum is about them all."""
     if archive.fault:
         raise ArchiveError(f"{archive.name}: {archive.fault}")
     unproven = []

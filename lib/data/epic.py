@@ -257,10 +257,8 @@ def prove_disjoint(written: Path, l1: Path) -> dict[str, int]:
 
 
 def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
-    """Cut the media of all questions from the videos anywhere below a folder.
-
-    Returns {id of an answer: why it could not be cut}. What is there already is not cut
-    again.
+    """Cut the media of all questions from the videos anywhere below a folder. Returns
+    {id of an answer: why it could not be cut}. What is there already is not cut again.
     """
     found = (path for path in folder.rglob("*") if path.suffix.lower() == ".mp4")
     files = {path.stem: path for path in sorted(found)}

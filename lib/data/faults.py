@@ -3,8 +3,7 @@
 The fields are those of https://huggingface.co/datasets/TencentARC/SEED-Bench-R1, as its
 code reads them, and of LongVideoBench. A fault is (field, what was found, what was
 expected, whether the record is usable all the same): real files have steps that end
-after the observation, and answers that were done before.
-"""
+after the observation, and answers that were done before."""
 
 from __future__ import annotations
 

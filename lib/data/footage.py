@@ -102,11 +102,9 @@ def read(
     path: str | Path, choose: Callable[[int, float], list[int]]
 ) -> tuple[list[np.ndarray], str]:
     """The frames that `choose(frames shown, frames a second)` names, ascending from 0,
-    each uint8 [H, W, 3] and upright; and why PyAV read them, "" where decord did.
-
-    Of several videos in a file the one that FFmpeg ranks best is read. Raises
-    Unreadable and what `choose` raises.
-    """
+    each uint8 [H, W, 3] and upright; and why PyAV read them, "" where decord did. Of
+    several videos in a file the one that FFmpeg ranks best is read. Raises Unreadable
+    and what `choose` raises."""
     with _ALONE:
         film = _scan(str(path))
         if not film.why_pyav:

@@ -5,8 +5,7 @@ differences (red and blue to green, each row to the one above), packed with zstd
 to 55 % of the raw bytes (`tests/bench/frame_store.py`). Any number of processes may
 fill it. An entry appears by renaming a finished file, so readers need no lock; writers
 hold one, under which the oldest entries make room. An entry whose checksum does not
-match is made anew, with a line of warning.
-"""
+match is made anew, with a line of warning."""
 
 from __future__ import annotations
 

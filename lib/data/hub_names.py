@@ -1,7 +1,6 @@
 """What a path on the hub tells: an archive or a part of one, a source, stills or clips.
 
-None of it is documented, so names are read as they are used elsewhere.
-"""
+None of it is documented, so names are read as they are used elsewhere."""
 
 from __future__ import annotations
 
@@ -91,11 +90,9 @@ def of_stills(archive: Archive) -> bool:
 
 
 def _folders(file: HubFile) -> tuple[str, ...]:
-    """The folders whose files an archive of the hub may hold.
-
-    The names of those with stills are not documented: only a path that speaks of clips
-    and not of stills rules them out.
-    """
+    """The folders whose files an archive of the hub may hold. The names of those with
+    stills are not documented: only a path that speaks of clips and not of stills rules
+    them out."""
     if file.repo == LONG_VIDEO_BENCH:
         kind = "subtitles" if "subtitle" in file.path.lower() else "videos"
         return (f"general/{kind}",)

@@ -34,13 +34,11 @@ ODD_VIDEOS = {
 
 
 def check(data: Path, general: Path | None = None, decode: bool = False) -> list[dict]:
-    """One dict for each annotation file below `data` and for `general`/lvb_val.json.
-
-    Of videos and stills it counts {"needed", "missing", "damaged", "too short"};
+    """One dict for each annotation file below `data` and for `general`/lvb_val.json. Of
+    videos and stills it counts {"needed", "missing", "damaged", "too short"};
     unreadable is {path: why}, by_pyav {path: why decord may not read it}. Without
     `decode` only an empty file counts as damaged; with it every file is read as
-    training would read it, on all processors: minutes for thousands of clips.
-    """
+    training would read it, on all processors: minutes for thousands of clips."""
     general = data / "general" if general is None else general
     annotations = paths.require(data / "annotations", "`get` downloads it")
     roots = dict.fromkeys(sorted(annotations.glob("*.jsonl")), data)

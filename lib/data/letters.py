@@ -182,12 +182,10 @@ def _is_option(match: re.Match, options: Sequence[str]) -> bool:
 
 
 def _others(lead: str, rest: str, letters: str) -> set[str]:
-    """Capital letters that stand for an option and not for a word.
-
-    In `lead`, before the letter: one that a mark, "or" or another letter follows. In
-    `rest`, which may be an option's text ("take vitamin C"): one that begins it, or
-    that a mark, "or" or the like precedes. "A man" holds the article.
-    """
+    """Capital letters that stand for an option and not for a word. In `lead`, before
+    the letter: one that a mark, "or" or another letter follows. In `rest`, which may be
+    an option's text ("take vitamin C"): one that begins it, or that a mark, "or" or the
+    like precedes. "A man" holds the article."""
     joined = r"(?:or|and|nor|then|but|not|vs\.?)"
     after = rf"(?=\s*(?:[.,;:/&|+)\]}}]|$)|\s+(?:{joined}\s+(?:\w+ )?)?[(\[{{]?[A-E]\b)"
     before = (

@@ -76,9 +76,7 @@ def measure(
 ) -> pandas.DataFrame:
     """A row a step of each demonstration about a clip: id, `of` (its own clip, or
     another), step, offered (the prompt has its words), named, touched, reasoning.
-
-    ValueError for one of no question, by its id or else by its clip and still.
-    """
+    ValueError for one of no question, by its id or else by its clip and still."""
     known = {(q.video, q.image): q for q in asked} | {q.id: q for q in asked}
     filmed, rows = [], []
     for item in demonstrations:

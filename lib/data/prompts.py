@@ -2,8 +2,7 @@
 
 The thinking prompt is the paper's: the question, one option a line as "A. ...", then
 `THINK_ANSWER`. Training, evaluation and the untrained model all get the same words; the
-default chat template adds the system prompt.
-"""
+default chat template adds the system prompt."""
 
 from __future__ import annotations
 
@@ -41,9 +40,7 @@ def option_lines(options: tuple[str, ...]) -> str:
 
 def prompt_text(question: Question, style: str) -> str:
     """The whole user text of a question; style "think" (the paper's) or "direct".
-
-    Raises ValueError for another style and for a text that is no Unicode.
-    """
+    Raises ValueError for another style and for a text that is no Unicode."""
     if style not in STYLES:
         known = f"it must be one of {list(STYLES)}"
         raise ValueError(f"style {style!r} is unknown; {known}")
@@ -58,11 +55,9 @@ def prompt_text(question: Question, style: str) -> str:
 def messages(
     text: str, clip: np.ndarray | None, still: np.ndarray | None
 ) -> list[dict]:
-    """One user turn: video [T, H, W, 3] first, then image [H, W, 3], then the text.
-
-    An absent visual is left out altogether: Qwen2-VL's template also draws a
-    placeholder for a key whose value is None.
-    """
+    """One user turn: video [T, H, W, 3] first, then image [H, W, 3], then the text. An
+    absent visual is left out altogether: Qwen2-VL's template also draws a placeholder
+    for a key whose value is None."""
     parts = {"video": clip, "image": still, "text": text}
     content = [{"type": k, k: part} for k, part in parts.items() if part is not None]
     return [{"role": "user", "content": content}]

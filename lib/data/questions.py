@@ -2,8 +2,7 @@
 
 SEED-Bench-R1 (https://arxiv.org/abs/2503.24376) and LongVideoBench
 (https://arxiv.org/abs/2407.15754); `lib/data/faults.py` says what a sound record is.
-Every reader raises DataFaults with the faults of all records at once.
-"""
+Every reader raises DataFaults with the faults of all records at once."""
 
 from __future__ import annotations
 
@@ -257,10 +256,8 @@ def _text_or_empty(record: dict, name: str) -> str:
 
 def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list, list]:
     """(kind, number of records, the sound (line, record), faults by line) of a file.
-
     Without a `kind` it is that which most records show by their keys, None if none
-    does. In a list, which may be a single line, a field is named with its record.
-    """
+    does. In a list, which may be a single line, a field is named with its record."""
     data, sound, found, seen = path.read_bytes(), [], [], {}
     is_list, no_file = data.lstrip()[:1] == b"[", faults.no_file(data[:99])
     if data.startswith(BYTE_ORDERS):

@@ -5,8 +5,7 @@ torch. The wheel's compiled part is linked against CUDA; where it cannot be load
 torchvision's import fails, because its meta registrations name two operators that
 nobody declared. Declaring them is enough: they have no kernel, and nothing here calls
 them. Where the compiled part loads, nothing is declared. Import this before
-transformers.
-"""
+transformers."""
 
 import importlib.util
 from pathlib import Path
@@ -18,10 +17,8 @@ SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def declare_missing_operators() -> torch.library.Library | None:
-    """Declare what the import of torchvision needs; None where nothing is missing.
-
-    The returned library must stay referenced: its schemas go when it is collected.
-    """
+    """Declare what the import of torchvision needs; None where nothing is missing. The
+    returned library must stay referenced: its schemas go when it is collected."""
     spec = importlib.util.find_spec("torchvision")  # finds without importing
     if spec is None:
         raise ImportError("torchvision is missing: pip install -r requirements.txt")

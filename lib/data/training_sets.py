@@ -39,8 +39,7 @@ write, {file of questions: [film, ...]}. As lib/films.py:
     training_sets.write_demonstrations(folder, reasoning)
 
 `data_command: lib.films outputs/data/films` with `data_dir: outputs/data/films` makes
-it the data of a run; general_dir stays as it was.
-"""
+it the data of a run; general_dir stays as it was."""
 
 import hashlib
 import random
@@ -102,8 +101,7 @@ def answers_alone(
 ) -> list[Demonstration]:
     """Demonstrations without reasoning: the paper's prompt, answered by the label. The
     control that the paper lacks: imitation of what RL is given, no teacher's thoughts.
-    `in_words` names the label's option before its letter, nothing about the video.
-    """
+    `in_words` names the label's option before its letter, nothing about the video."""
     return [
         Demonstration(
             *(q.id, prompt_text(q, "think"), q.video, q.image),

@@ -4,8 +4,7 @@ Rule of the released code (`vision_process_egoplan.py`): two frames a second, at
 and at most 16, an even count (Qwen2-VL merges two frames into one patch), evenly spaced
 by index from the first frame that the film shows to the last (`lib/data/footage.py`).
 Every frame and still is squashed to 252 x 252, aspect ignored: frames by torchvision's
-bicubic with antialias, stills by Pillow's.
-"""
+bicubic with antialias, stills by Pillow's."""
 
 from __future__ import annotations
 

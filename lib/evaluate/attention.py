@@ -17,8 +17,7 @@ Attention is no explanation: what a model loses without a picture is in
 `lib/evaluate/perception.py`. lib/analysis/attended.py compares the rows.
 
 Example: 8 frames of 56 x 112 pixels are 4 frame pairs of 2 x 4 visual tokens. In a
-context of 180 tokens, equal attention would put 32 / 180 = 0.18 on the video.
-"""
+context of 180 tokens, equal attention would put 32 / 180 = 0.18 on the video."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,11 +54,9 @@ def measure(
     run: Path,
     label: str,
 ) -> None:
-    """Write a `row` a question for each text of `said`, {text: prediction rows}.
-
-    A text is OWN or the method that wrote it, under the thinking prompt. Raises what
-    `resume.finish` does, whose rows are kept if it is killed.
-    """
+    """Write a `row` a question for each text of `said`, {text: prediction rows}. A text
+    is OWN or the method that wrote it, under the thinking prompt. Raises what
+    `resume.finish` does, whose rows are kept if it is killed."""
     for text, answered in said.items():
         path = rows_file(run, label, text)
         _measure(model, processor, questions, answered, sampling, path)
@@ -92,8 +89,7 @@ def row(
     and the masses on video, still and text: by_layer [layers, 3], by_token [n, 3] (mean
     over layers), parts {part: [3]}, equal [3]; video_map [pairs, rows, columns] and
     still_map [1, rows, columns] (mean over layers and tokens). `left_out` says why a
-    question has no numbers: nothing was said, or its video cannot be read.
-    """
+    question has no numbers: nothing was said, or its video cannot be read."""
     text = said["completion"]
     if not text:
         why = said["error"] or "the completion is empty"
@@ -157,8 +153,7 @@ def completion_attention(model, prompt, completion) -> np.ndarray:
     computed as "eager" attention, whose weights each layer hands out: at any time there
     are those of one layer, heads x R x (P - 1 + R). Works under adapters and NF4.
 
-    Raises ValueError for a model that `lib.model.prefix.check_model` refuses.
-    """
+    Raises ValueError for a model that `lib.model.prefix.check_model` refuses."""
     prefix.check_model(model)
     base = prefix.base_of(model)
     row, last = scoring.Row(prompt, (completion,)), len(prompt.ids) - 1
@@ -200,10 +195,8 @@ def _handed_out(base) -> Iterator[list[np.ndarray]]:
 
 
 def masses(attention: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """Mass on video, still and text: [layers, R, 3] from [layers, R, K].
-
-    `kinds` [K] is 0 text, 1 still, 2 video, as `encoding.mm_token_type_ids` has it.
-    """
+    """Mass on video, still and text: [layers, R, 3] from [layers, R, K]. `kinds` [K] is
+    0 text, 1 still, 2 video, as `encoding.mm_token_type_ids` has it."""
     return np.stack([attention[..., kinds == k].sum(-1) for k in (2, 1, 0)], -1)
 
 
@@ -218,10 +211,8 @@ def equal_shares(kinds: np.ndarray, generated: int) -> np.ndarray:
 
 def parts_of(text: str, spans: Sequence[tuple[int, int]]) -> dict[str, list[int]]:
     """Which tokens are the first ones, the reasoning, the answer letter; maybe none.
-
     `spans` are the tokens' places in `text` (start, end). The reasoning is the text of
-    the first <think>...</think>, the letter that of the paper's rule.
-    """
+    the first <think>...</think>, the letter that of the paper's rule."""
     parts = {"first": list(range(min(FIRST, len(spans))))}
     for name, wanted in (("reasoning", THINK), ("letter", LETTER)):
         found = wanted.search(text)
@@ -253,9 +244,7 @@ def rows_file(run: Path, model: str, text: str) -> Path:
 
 def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
     """{method: {id: row}} of the questions that have numbers for every method.
-
-    ValueError where the methods were not asked the same questions, or none has any.
-    """
+    ValueError where the methods were not asked the same questions, or none has any."""
     found = {}
     for model in METHODS:
         path = paths.require(rows_file(run, model, text), "run 04_eval first")
@@ -275,9 +264,7 @@ def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
 def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
     """Id of one question to look at, by rule: the first, by id, that has a video, that
     GRPO answers and the base does not; where there is none, the first with a video.
-
-    `rows` as `read_rows` gives them, `said` {method: {id: its prediction}}.
-    """
+    `rows` as `read_rows` gives them, `said` {method: {id: its prediction}}."""
     filmed = sorted(key for key, row in rows["base"].items() if row["video_map"])
     for key in filmed:
         if said["grpo"][key]["correct"] and not said["base"][key]["correct"]:

@@ -12,8 +12,7 @@ arXiv 2506.16141) puts a number on it with a judge whose prompt is not released.
 
 Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
 The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning, and
-the row has base_reader False, consistent "no".
-"""
+the row has base_reader False, consistent "no"."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -70,8 +69,7 @@ def rows_of(
     judge_error; with `exact` (lib.mini.reasoning.checker) its fields, and
     consistent_other, that of another question's reasoning; with `flawless` (of that
     module) verbatim and overlap of what a flawless reasoner would say. None where the
-    truth is not known. FileNotFoundError where predictions or readings are missing.
-    """
+    truth is not known. FileNotFoundError where predictions or readings are missing."""
     run, read = Path(run), {}
     for reader in readers.READERS:
         source = "base" if label == "base" else reader

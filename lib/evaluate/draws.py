@@ -35,8 +35,7 @@ def draw(
 ) -> list[dict]:
     """Rows of all questions: id, completions, right [count]; true, whether what an
     answer says was done is so (`exact` of lib/mini/reasoning.py; None: not known); kl
-    (None without an adapter); error. Written, resumed and refused as by `evaluate`.
-    """
+    (None without an adapter); error. Written, resumed and refused as by `evaluate`."""
     asking = Asking(model, processor, settings, sampling)
     adapted = hasattr(model, "disable_adapter")
     if adapted:

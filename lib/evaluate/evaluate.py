@@ -38,13 +38,11 @@ WINDOW = 4  # batches that a GPU gets at once: a long answer holds up none but i
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How questions are asked; decoding is always greedy.
-
-    `style` is "think" (the paper's prompt) or "direct" (one letter). `on_bad_video`
-    says what an unusable clip or still does: "raise" ends the evaluation,
-    "keep_as_wrong" keeps the question in the denominator with an empty completion.
-    Every answer has to begin with the text `begun`, which is a part of it.
-    """
+    """How questions are asked; decoding is always greedy. `style` is "think" (the
+    paper's prompt) or "direct" (one letter). `on_bad_video` says what an unusable clip
+    or still does: "raise" ends the evaluation, "keep_as_wrong" keeps the question in
+    the denominator with an empty completion. Every answer has to begin with the text
+    `begun`, which is a part of it."""
 
     style: str
     max_new_tokens: int
@@ -94,8 +92,7 @@ def evaluate(
     `shown` (lib/evaluate/perception.py) stands in place of a question's clip and still.
 
     Raises BadVideo (naming question and file) under on_bad_video = "raise", ValueError
-    where an answered question shows other pictures now, and as `resume.finish` does.
-    """
+    where an answered question shows other pictures now, and as `resume.finish` does."""
     asking = Asking(model, processor, settings, sampling, shown)
     return resume.finish(
         Path(path),
@@ -139,11 +136,9 @@ class Asking:
         return question.video is None, question.image is None, len(text)
 
     def answers(self, batches: list[list[Question]]) -> Iterator[list[dict]]:
-        """The rows of each batch, in order.
-
-        On a CPU as many batches are worked on as there are threads; a GPU gets a window
-        of them at once, and the next window is read meanwhile, without the GPU.
-        """
+        """The rows of each batch, in order. On a CPU as many batches are worked on as
+        there are threads; a GPU gets a window of them at once, and the next window is
+        read meanwhile, without the GPU."""
         tower = models.fingerprint(prefix.base_of(self.model).model.visual)
         processor = repr(self.processor), str(self.processor.chat_template)
         decides = (tower, *processor, self.settings.style, self.sampling)
@@ -223,13 +218,11 @@ class Asking:
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[prefix.Prompt]) -> list[tuple]:
-        """(completion, its number of tokens, truncated) of each prompt.
-
-        At most a batch of them is answered side by side; the next take the places of
-        those that end. Without an end token within max_new_tokens it is truncated.
-        Tokens that stand for pictures cannot be generated. The model is in the state of
-        rollouts.generating.
-        """
+        """(completion, its number of tokens, truncated) of each prompt. At most a batch
+        of them is answered side by side; the next take the places of those that end.
+        Without an end token within max_new_tokens it is truncated. Tokens that stand
+        for pictures cannot be generated. The model is in the state of
+        rollouts.generating."""
         if not prompts:
             return []
         tokenizer, how = self.processor.tokenizer, self.decoding(0.0)
@@ -262,10 +255,8 @@ def evaluate_sets(
     sampling: Sampling,
     run: Path,
 ) -> dict[tuple[str, str], list[dict]]:
-    """Ask one model all sets under all settings: rows by (label, set).
-
-    Rows also go to run/predictions_<label>_<set>.jsonl, `label` being a key of `asked`.
-    """
+    """Ask one model all sets under all settings: rows by (label, set). Rows also go to
+    run/predictions_<label>_<set>.jsonl, `label` being a key of `asked`."""
     rows = {}
     for label, settings in asked.items():
         for name, questions in sets.items():
@@ -310,11 +301,9 @@ def with_model(
     work: Callable,
     *arguments,
 ):
-    """`work(model, processor, *arguments)`, for lib/run/launch.py.
-
-    The model is that of `model_path`, with what training left in the folder `trained`.
-    Each process loads the whole model, on its own GPU where there are some.
-    """
+    """`work(model, processor, *arguments)`, for lib/run/launch.py. The model is that of
+    `model_path`, with what training left in the folder `trained`. Each process loads
+    the whole model, on its own GPU where there are some."""
     resume.processes()  # gives this one its GPU, which load_model takes
     processor = models.load_processor(model_path)
     model = models.load_trained(model_path, trained, dtype, quantize)
@@ -323,9 +312,7 @@ def with_model(
 
 def reopened(path: Path, questions: Sequence[Question], rows: list[dict]) -> set[str]:
     """Ids of the questions that failed for a clip or still that is another file now.
-
-    ValueError where an answered question shows other pictures now.
-    """
+    ValueError where an answered question shows other pictures now."""
     now = {question.id: pictures(question) for question in questions}
     moved = [row for row in rows if row.get("media") != now.get(row["id"])]
     if answered := sorted(row["id"] for row in moved if row["error"] is None):
@@ -343,11 +330,9 @@ def pictures(question: Question) -> list[str | None]:
 
 
 def on_each_core(work: Callable, items: Sequence, cores: int | None = None) -> Iterator:
-    """`work(item)` for each item in order, one torch thread an item.
-
-    On `cores`, or as many as torch has threads: small operations gain little from a
-    second one, and what an item gives does not depend on their number.
-    """
+    """`work(item)` for each item in order, one torch thread an item. On `cores`, or as
+    many as torch has threads: small operations gain little from a second one, and what
+    an item gives does not depend on their number."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(cores or threads, "core", torch.set_num_threads, (1,))
     try:
@@ -370,10 +355,8 @@ def one_ahead(work: Callable, items: Sequence) -> Iterator:
 
 
 def cut(tokenizer, tokens: list[int], ends: Sequence[int]) -> tuple[str, int, bool]:
-    """(text before the first end token, tokens up to and with it, none found).
-
-    Special tokens are no part of the text, as in the rewards and the released code.
-    """
+    """(text before the first end token, tokens up to and with it, none found). Special
+    tokens are no part of the text, as in the rewards and the released code."""
     first = next((i for i, token in enumerate(tokens) if token in ends), None)
     text = tokenizer.decode(tokens[:first], skip_special_tokens=True)
     return text, len(tokens) if first is None else first + 1, first is None
@@ -387,12 +370,9 @@ def row(
     truncated: bool = False,
     error: str | None = None,
 ) -> dict:
-    """The record of one answered, or failed, question.
-
-    What the completion says is `letters.judged`; tokens includes the end token, error
-    names what is wrong with the video or is None; media is the content of clip and
-    still (`pictures`).
-    """
+    """The record of one answered, or failed, question. What the completion says is
+    `letters.judged`; tokens includes the end token, error names what is wrong with the
+    video or is None; media is the content of clip and still (`pictures`)."""
     return {
         "id": question.id,
         "level": question.level,
@@ -412,12 +392,10 @@ def row(
 
 def metrics(rows: Sequence[dict]) -> dict:
     """Accuracies and shares over all rows; a failed item counts as a wrong answer.
-
     Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
     parse_failure_lenient (share without a letter), truncated, failed (share with an
     unusable video), mean_tokens, by_domain and by_duration_group ({name: {n, accuracy,
-    accuracy_lenient}}, empty where no row has a domain or duration group).
-    """
+    accuracy_lenient}}, empty where no row has a domain or duration group)."""
     if not rows:
         raise ValueError("no rows: metrics of nothing are not defined")
 

@@ -2,8 +2,7 @@
 
 Base, SFT and GRPO differ in the language model's adapter alone, and are asked the same
 questions under the same conditions. So clip and still are read, and the tower runs, for
-the first of them; a tower that was trained is another key.
-"""
+the first of them; a tower that was trained is another key."""
 
 from collections.abc import Hashable, Sequence
 from threading import Lock

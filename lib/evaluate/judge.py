@@ -192,12 +192,10 @@ def text(question: Question, row: Mapping) -> str | None:
 
 
 def carry_out(todo: Plan) -> dict[str, int]:
-    """Ask, and keep each answer as it comes: {calls, yes, no, failed}.
-
-    A row is {id, supports: True, False or None where the call failed, error}. Raises
-    JudgeError where the server refuses all calls and after GIVE_UP calls in a row
-    without an answer, and Busy (lib/run_files.py) while another process asks.
-    """
+    """Ask, and keep each answer as it comes: {calls, yes, no, failed}. A row is {id,
+    supports: True, False or None where the call failed, error}. Raises JudgeError where
+    the server refuses all calls and after GIVE_UP calls in a row without an answer, and
+    Busy (lib/run_files.py) while another process asks."""
     key = _key()  # before anything is written
     run, failed = next(iter(todo.settings)).parent, 0
     counts = {"calls": len(todo.calls), "yes": 0, "no": 0, "failed": 0}
@@ -233,7 +231,6 @@ def carry_out(todo: Plan) -> dict[str, int]:
 
 def _key() -> str:
     """The key of the environment without the line end of the file it came from.
-
     JudgeError for one that cannot be sent; the error of whoever tried would quote it.
     """
     key = os.environ.get(KEY, "").strip()

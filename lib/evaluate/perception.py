@@ -18,8 +18,7 @@ lib/evaluate/evaluate.py in every condition; only what is shown differs:
     ask(model, processor, {"L1": questions}, ["no_video"], settings, sampling, run,
         "grpo", count=500, seed=0)    # predictions_grpo_L1.no_video.jsonl
 
-lib/analysis/seen.py says what each condition costs.
-"""
+lib/analysis/seen.py says what each condition costs."""
 
 import random
 import re
@@ -78,12 +77,10 @@ def ask(
     count: int,
     seed: int,
 ) -> dict[str, str]:
-    """Answer up to `count` questions of each set under each condition.
-
-    Leaves predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate/evaluate.py
-    makes them, and in ASKED what was asked. Returns {condition: why} for those that the
-    model cannot be asked under. Several processes share the questions out.
-    """
+    """Answer up to `count` questions of each set under each condition. Leaves
+    predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate/evaluate.py makes
+    them, and in ASKED what was asked. Returns {condition: why} for those that the model
+    cannot be asked under. Several processes share the questions out."""
     reasons = {name: _impossible(processor, sampling, name) for name in conditions}
     left_out = {name: why for name, why in reasons.items() if why}
     possible = [name for name, why in reasons.items() if not why]
@@ -109,9 +106,7 @@ def ask(
 
 def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
     """Why no model of this kind can be asked under a condition, None if it can.
-
-    ValueError for a name that is no condition.
-    """
+    ValueError for a name that is no condition."""
     known = [name for name in CONDITIONS if name != SEEN]
     if condition in known:
         return None
@@ -132,11 +127,9 @@ def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
 
 
 def resampled(sampling: Sampling, condition: str) -> Sampling:
-    """The sampling of a frames_ or size_ condition, unchanged for the others.
-
-    frames_N gives up to N frames by the same rule: a clip whose frame rate and length
-    ask for fewer gives fewer.
-    """
+    """The sampling of a frames_ or size_ condition, unchanged for the others. frames_N
+    gives up to N frames by the same rule: a clip whose frame rate and length ask for
+    fewer gives fewer."""
     if found := re.fullmatch(FRAMES, condition):
         frames = int(found[1])
         least = min(frames, sampling.min_frames)
@@ -147,11 +140,9 @@ def resampled(sampling: Sampling, condition: str) -> Sampling:
 
 
 def batch_under(condition: str, usual: int, sampling: Sampling) -> int:
-    """How many questions to ask at once: no more pixels than `usual` as they are.
-
-    With 16 frames of 252 x 252, 32 questions become 8 under size_504x504 and 16 under
-    frames_32, and stay 32 under no_video.
-    """
+    """How many questions to ask at once: no more pixels than `usual` as they are. With
+    16 frames of 252 x 252, 32 questions become 8 under size_504x504 and 16 under
+    frames_32, and stay 32 under no_video."""
 
     def pixels(seen: Sampling) -> int:
         return (seen.max_frames // 2 + 1) * seen.height * seen.width  # in pairs; still
@@ -161,10 +152,8 @@ def batch_under(condition: str, usual: int, sampling: Sampling) -> int:
 
 
 def with_other_videos(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The questions, each that has a video with another one of theirs.
-
-    ValueError where they have only one between them.
-    """
+    """The questions, each that has a video with another one of theirs. ValueError where
+    they have only one between them."""
     videos = sorted({question.video for question in questions if question.video})
     if len(videos) == 1:
         raise ValueError(f"{videos[0]} is the only video: there is no other to show")

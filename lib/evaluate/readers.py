@@ -10,8 +10,7 @@ what it agrees then is the floor. One of the same origin shares the writer's fau
 none can tell whether a reasoning is true.
 
 Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
-The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning.
-"""
+The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,8 +64,7 @@ def readings(
     other are None where there is no such reasoning.
 
     Raises ValueError where the predictions are not those of the questions, and what
-    `resume.finish` raises: for rows of other completions, for instance.
-    """
+    `resume.finish` raises: for rows of other completions, for instance."""
     items = _items(questions, predictions)
 
     def settings() -> dict:
@@ -96,10 +94,8 @@ def read_run(
     labels: Sequence[str] = tables.METHODS,
 ) -> None:
     """All readings of a run: the base reads every method, then each method its own.
-
     `labels` begins with "base"; the others are folders in run/adapters. One model is
-    loaded at a time. Files that are finished stay as they are.
-    """
+    loaded at a time. Files that are finished stay as they are."""
     processor, run = models.load_processor(model_path), Path(run)
     for reader in labels:
         trained = None if reader == "base" else run / "adapters" / reader
@@ -132,10 +128,8 @@ def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> lis
 
 class Continuation:
     """`<think>reasoning</think><answer>` and each letter behind it, as tokens.
-
     Tokenizers merge ">" and a letter for some letters and not for others, so a letter
-    is what its text adds to the tokens that all letters share: one token or more.
-    """
+    is what its text adds to the tokens that all letters share: one token or more."""
 
     def __init__(self, tokenizer, reasoning: str, letters: str):
         text = f"<think>{reasoning}</think><answer>"
@@ -150,10 +144,8 @@ class Continuation:
         return {tuple(ids[:-1]): ids for ids in self.ids.values()}
 
     def probabilities(self, scored: Iterator[torch.Tensor]) -> dict[str, float]:
-        """{letter: probability among the letters}; takes its segments from `scored`.
-
-        A segment comes as log-probabilities [its last tokens, vocabulary].
-        """
+        """{letter: probability among the letters}; takes its segments from `scored`. A
+        segment comes as log-probabilities [its last tokens, vocabulary]."""
         known = {key: next(scored) for key in self.segments()}
         found = []
         for ids in self.ids.values():
@@ -213,10 +205,8 @@ def _next_tokens(model, prompts, groups) -> Iterator[torch.Tensor]:
 
 
 def reasoning_of(completion: str) -> str | None:
-    """The text inside `<think>`, without the answer; None where there is none.
-
-    A reasoning that was cut off, or goes on into `<answer>`, counts up to there.
-    """
+    """The text inside `<think>`, without the answer; None where there is none. A
+    reasoning that was cut off, or goes on into `<answer>`, counts up to there."""
     found = _THOUGHT.search(completion)
     return (found[1].strip() or None) if found else None
 

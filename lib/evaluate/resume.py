@@ -4,8 +4,7 @@ The batches are a fixed partition of the items, and several processes share them
 Rows of a finished batch go to NAME.partial.jsonl at once, those of process N > 0 to
 NAME.partial-N.jsonl. So a killed call goes on with the batches that are missing, on any
 number of processes, and ends with the same bytes as an undisturbed one. What made the
-rows is in NAME.settings.json; rows of other settings are refused.
-"""
+rows is in NAME.settings.json; rows of other settings are refused."""
 
 import hashlib
 import re
@@ -45,8 +44,7 @@ def finish(
     make a share each and return all rows.
 
     Raises ValueError where rows of other settings, or of other items, lie at `path`,
-    and Busy (lib/run_files.py) while another process is `doing` this.
-    """
+    and Busy (lib/run_files.py) while another process is `doing` this."""
     batches, order = partition(items, size, shape), [item.id for item in items]
     if len(set(order)) < len(order):
         raise ValueError("two questions have the same id: rows could not be told apart")
@@ -84,10 +82,8 @@ def partition(items: Sequence, size: int, shape: Callable | None) -> Batches:
 
 def processes() -> PartialState:
     """This process among those that work together; each has a device of its own.
-
     Without a GPU, accelerate sees other processes only if told that it is on CPU. Who
-    is done first waits for long: a process that fails is ended by its launcher.
-    """
+    is done first waits for long: a process that fails is ended by its launcher."""
     on_cpu = not torch.cuda.is_available()
     return PartialState(cpu=on_cpu, timeout=timedelta(hours=2))
 
@@ -133,9 +129,7 @@ def refuse_other_settings(path: Path, wanted: Mapping) -> None:
 
 def _missing(path: Path, batches: Batches, settings: Mapping, again) -> list[int]:
     """Numbers of the batches still to make; rows of whole ones go to one partial file.
-
-    Rows of a batch that a kill tore are dropped, and it is made anew.
-    """
+    Rows of a batch that a kill tore are dropped, and it is made anew."""
     refuse_other_settings(path, settings)
     files = partial_files(path)
     if path.exists():

@@ -37,11 +37,9 @@ GALLERY = {  # which of base, SFT and GRPO are right
 
 def read_predictions(run: Path) -> Predictions:
     """{(model, set): rows sorted by id} of a run, the same questions for every model.
-
     Where any model has predictions on a set, base, SFT and GRPO must have them.
     FileNotFoundError names a missing file, ValueError the file, line and field, or the
-    questions, that make a comparison impossible.
-    """
+    questions, that make a comparison impossible."""
     found: Predictions = {}
     for name in SETS:
         present = predicted(run, name)
@@ -134,11 +132,9 @@ def by_id(predictions: Predictions, model: str) -> dict[str, dict]:
 
 
 def gallery(predictions: Predictions, image_only: set[str]) -> list[dict]:
-    """The first question, by id, of each kind of GALLERY: {"kind", "id", "set"}.
-
-    A question is shown once, and only if its pictures could be read. `image_only` holds
-    the ids of questions without a video.
-    """
+    """The first question, by id, of each kind of GALLERY: {"kind", "id", "set"}. A
+    question is shown once, and only if its pictures could be read. `image_only` holds
+    the ids of questions without a video."""
     asked = [
         (rows[0]["id"], name, tuple(bool(row["correct"]) for row in rows))
         for name in sets_of(predictions)

@@ -63,8 +63,7 @@ def encode(
     Raises ValueError for a picture that the model cannot take (`check_sizes`), a clip
     without times where they are needed, a text that is no Unicode, and more tokens than
     the tokenizer's model_max_length. With `asked`, what each conversation is about, it
-    names the one that is to blame.
-    """
+    names the one that is to blame."""
     try:
         return _encode(processor, conversations, padding_side)
     except ValueError:
@@ -126,8 +125,7 @@ def as_text(tokenizer, words: str | list[list[dict]]):
     with `sanitize_control_tokens` transformers reads that as text.
 
     Unlike there, every added token counts (<tool_call> is no "special" one), and the
-    tags of the kit's prompt do not.
-    """
+    tags of the kit's prompt do not."""
     own = sorted(set(tokenizer.added_tokens_encoder) - TAGS, key=len, reverse=True)
     return mark_control_tokens(words, re.compile("|".join(map(re.escape, own))))
 

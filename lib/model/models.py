@@ -21,8 +21,7 @@ A group shares its video in models of type `qwen2_vl`, `qwen2_5_vl` and `qwen3_v
 later two are told when each frame is shown. Another stops with
 `model_type 'llava' is not supported`, until MODELS in lib/model/prefix.py names it and
 tests/test_shared_prefix_families.py agrees. `python -m lib.run check-model NAME` says
-whether a checkpoint is read right.
-"""
+whether a checkpoint is read right."""
 
 import hashlib
 import logging
@@ -117,12 +116,10 @@ def load_processor(path: str | Path):
 
 
 def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True):
-    """The checkpoint's model in eval mode, on the GPU where there is one.
-
-    `quantize` stores the language model's matrices as NF4 (QLoRA, arXiv 2305.14314);
-    the vision tower and lm_head keep `dtype`. `placed` is False where a trainer moves
-    the weights itself. Errors as of `checkpoint_source` and `load_whole`.
-    """
+    """The checkpoint's model in eval mode, on the GPU where there is one. `quantize`
+    stores the language model's matrices as NF4 (QLoRA, arXiv 2305.14314); the vision
+    tower and lm_head keep `dtype`. `placed` is False where a trainer moves the weights
+    itself. Errors as of `checkpoint_source` and `load_whole`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     device = _device(dtype)
@@ -256,9 +253,7 @@ def say_base(folder: Path) -> None:
 
 def lora_config(rank: int, alpha: float) -> peft.LoraConfig | None:
     """LoRA (arXiv 2106.09685) on the language model's projections only; None: rank 0.
-
-    Without a task PEFT notes the base's class, and AutoPeftModel can load it.
-    """
+    Without a task PEFT notes the base's class, and AutoPeftModel can load it."""
     if rank == 0:
         return None
     return peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS)
@@ -270,13 +265,11 @@ def load_trained(
     dtype: str = "float32",
     quantize: bool = False,
 ):
-    """The model that training left in `folder`, in eval mode; without one, the base.
-
-    A LoRA adapter is put on top of the base, or of the checkpoint beside it that it was
+    """The model that training left in `folder`, in eval mode; without one, the base. A
+    LoRA adapter is put on top of the base, or of the checkpoint beside it that it was
     trained on (03_grpo: grpo_from); whole weights stand for themselves. Raises as
-    `load_model`, FileNotFoundError for a missing folder or file, and ValueError for
-    one that is neither, is damaged, or belongs to another base.
-    """
+    `load_model`, FileNotFoundError for a missing folder or file, and ValueError for one
+    that is neither, is damaged, or belongs to another base."""
     if folder is None:
         return load_model(model_path, dtype, quantize)
     folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")

@@ -30,13 +30,11 @@ SECONDS = "second_per_grid_ts"  # Qwen2.5-VL spaces a video's positions by these
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenized prompt of P tokens with its pictures.
-
-    `ids` [P]; `positions` [3, P], M-RoPE; `pixels` as the processor gives them, keys of
-    KINDS and SECONDS; `features` per kind, for each picture the vision tower's outputs,
-    or None as long as it has not run: one [tokens, hidden] tensor for the input of the
-    language model and, in Qwen3-VL, one for each of its first layers.
-    """
+    """A tokenized prompt of P tokens with its pictures. `ids` [P]; `positions` [3, P],
+    M-RoPE; `pixels` as the processor gives them, keys of KINDS and SECONDS; `features`
+    per kind, for each picture the vision tower's outputs, or None as long as it has not
+    run: one [tokens, hidden] tensor for the input of the language model and, in
+    Qwen3-VL, one for each of its first layers."""
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -59,11 +57,9 @@ def base_of(model):
 
 
 def check_model(model) -> None:
-    """Raise ValueError for a model whose packed rows would not be what they seem.
-
-    The attention of the language model must take a 4-D mask, and the way positions and
-    visual features enter must be one that the tests compare with the plain forward.
-    """
+    """Raise ValueError for a model whose packed rows would not be what they seem. The
+    attention of the language model must take a 4-D mask, and the way positions and
+    visual features enter must be one that the tests compare with the plain forward."""
     config = base_of(model).config
     text = config.get_text_config()
     used = text._attn_implementation
@@ -84,12 +80,10 @@ def check_model(model) -> None:
 
 
 def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
-    """The Prompts of a batch of encoded conversations, padded on either side.
-
-    `encoded` holds input_ids and attention_mask [B, L] and what the processor made of
-    all pictures. Raises ValueError where a prompt ends in a picture: completions need a
-    last text token to start from.
-    """
+    """The Prompts of a batch of encoded conversations, padded on either side. `encoded`
+    holds input_ids and attention_mask [B, L] and what the processor made of all
+    pictures. Raises ValueError where a prompt ends in a picture: completions need a
+    last text token to start from."""
     base = base_of(model)
     given = {
         name: torch.as_tensor(value).to(base.device) for name, value in encoded.items()
@@ -191,9 +185,7 @@ def vision_is_frozen(model) -> bool:
 @torch.no_grad()
 def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
     """The prompts with the outputs of the vision tower, run once over all of them.
-
-    Features carry no gradient: with a trained tower they are for rollouts alone.
-    """
+    Features carry no gradient: with a trained tower they are for rollouts alone."""
     inner = base_of(model).model
     encoders = {"image": inner.get_image_features, "video": inner.get_video_features}
     features: list[dict] = [{} for _ in prompts]
@@ -217,13 +209,11 @@ def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def see_once(model) -> None:
-    """Let every forward pass of a network run its vision tower exactly once.
-
-    Stills and clips go through it together, and a pass without pictures shows it a grey
-    one that counts 0: the processes of lib/model/shards.py must call the same layers,
-    though one may have a clip and another a still or neither. Passes that are given
-    features, or go on behind a cache, leave the tower out.
-    """
+    """Let every forward pass of a network run its vision tower exactly once. Stills and
+    clips go through it together, and a pass without pictures shows it a grey one that
+    counts 0: the processes of lib/model/shards.py must call the same layers, though one
+    may have a clip and another a still or neither. Passes that are given features, or
+    go on behind a cache, leave the tower out."""
     inner = base_of(model).model
     plain = inner.forward
 
@@ -283,10 +273,8 @@ def grey_picture(config, device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def picture_inputs(prompts: Sequence[Prompt]) -> dict:
-    """Arguments of the model's forward for the pictures of a batch of prompts.
-
-    Features where the prompts have them, otherwise pixels, which run the vision tower.
-    """
+    """Arguments of the model's forward for the pictures of a batch of prompts. Features
+    where the prompts have them, otherwise pixels, which run the vision tower."""
     inputs: dict = {}
     outputs: dict = {}
     seen = all(prompt.features is not None for prompt in prompts)
@@ -305,10 +293,8 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
 
 
 def as_mask(visible: torch.Tensor, model) -> torch.Tensor:
-    """A boolean [B, 1, Q, K] mask in the form the attention takes.
-
-    sdpa reads True as visible; eager adds the mask to the scores, so True would be +1.
-    """
+    """A boolean [B, 1, Q, K] mask in the form the attention takes. sdpa reads True as
+    visible; eager adds the mask to the scores, so True would be +1."""
     base = base_of(model)
     if base.config.get_text_config()._attn_implementation == "sdpa":
         return visible

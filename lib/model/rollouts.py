@@ -34,10 +34,8 @@ STEPS_A_LOOK = 8  # at which groups have ended: on a GPU each look waits for it
 @dataclass(frozen=True)
 class Decoding:
     """How completions are drawn: all fields are explicit, no checkpoint can add one.
-
     temperature 0 takes the most likely token; top_k 0 and top_p 1 keep every token. No
-    token of `suppressed` is ever drawn.
-    """
+    token of `suppressed` is ever drawn."""
 
     max_tokens: int
     temperature: float
@@ -50,13 +48,11 @@ class Decoding:
 
 @contextmanager
 def generating(model) -> Iterator[None]:
-    """Eval mode inside, the mode from before outside.
-
-    In train mode with gradient checkpointing on, transformers 5 drops the cache of
-    every layer and generates wrong tokens without an error. In eval mode bitsandbytes
-    0.50 repacks 4-bit weights for CPUs with AVX512-BF16, for good, and a later update
-    gets no gradient through them: that is switched off for the time being.
-    """
+    """Eval mode inside, the mode from before outside. In train mode with gradient
+    checkpointing on, transformers 5 drops the cache of every layer and generates wrong
+    tokens without an error. In eval mode bitsandbytes 0.50 repacks 4-bit weights for
+    CPUs with AVX512-BF16, for good, and a later update gets no gradient through them:
+    that is switched off for the time being."""
     was_training = model.training
     packs = "support_avx512bf16_for_cpu"
     quantized = [module for module in model.modules() if getattr(module, packs, False)]
@@ -74,9 +70,8 @@ def generating(model) -> Iterator[None]:
 def draw(
     model, prompts: Sequence[Prompt], count: int, decoding: Decoding
 ) -> list[list[list[int]]]:
-    """`count` completions of every prompt: token ids, the end token included.
-
-    A completion of `max_tokens` tokens without an end token was cut off. Randomness is
+    """`count` completions of every prompt: token ids, the end token included. A
+    completion of `max_tokens` tokens without an end token was cut off. Randomness is
     torch's global state: on a CPU the same state gives the same completions, whatever
     is drawn side by side. FloatingPointError for a policy whose probabilities are NaN.
     """
@@ -92,12 +87,9 @@ def decode(
     decoding: Decoding,
     at_once: int | None = None,
 ) -> list[list[list[int]]]:
-    """`draw` for a model that is in the state of `generating`.
-
-    At most `at_once` groups are drawn side by side, all if None; waiting ones take the
-    places of those that end. Leaves no trace in the model, so that several threads can
-    decode with one.
-    """
+    """`draw` for a model that is in the state of `generating`. At most `at_once` groups
+    are drawn side by side, all if None; waiting ones take the places of those that end.
+    Leaves no trace in the model, so that several threads can decode with one."""
     check_model(model)
     base = base_of(model)
     language = Language(base)
@@ -273,10 +265,8 @@ class Slots:
         return [_until_end(tokens, ends) for tokens in drawn]
 
     def shrink(self) -> bool:
-        """Leave free slots behind, on a GPU only by halves; whether it was done.
-
-        A captured step has fixed shapes, and capturing another one takes its time.
-        """
+        """Leave free slots behind, on a GPU only by halves; whether it was done. A
+        captured step has fixed shapes, and capturing another one takes its time."""
         kept = [row for row, held in enumerate(self.held) if held != FREE]
         if self.fixed and 2 * len(kept) > len(self.held):
             return False

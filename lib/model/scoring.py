@@ -7,8 +7,7 @@ a segment are exactly its completion. M-RoPE positions of every segment start at
 pN; a 4-D mask lets a segment see p1 .. pN-1 and itself.
 
 Example: G = 8 completions of 15 tokens behind a prompt of 170 are one row of
-169 + 8 * 15 = 289 tokens; computed one by one they are 8 * 185 = 1480.
-"""
+169 + 8 * 15 = 289 tokens; computed one by one they are 8 * 185 = 1480."""
 
 import functools
 import types
@@ -28,13 +27,11 @@ LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
 
 
 def add_scoring(model, temperature: float = 1.0) -> None:
-    """Let `model(..., completion_labels=[B, L])` return (logps, entropies).
-
-    Both are [N], one number for every label that is not -100, row after row; the label
-    at a position is the token predicted there. Only these positions meet the
-    vocabulary. The forward is extended, not bypassed, so that data parallelism and
-    adapters see an ordinary call.
-    """
+    """Let `model(..., completion_labels=[B, L])` return (logps, entropies). Both are
+    [N], one number for every label that is not -100, row after row; the label at a
+    position is the token predicted there. Only these positions meet the vocabulary. The
+    forward is extended, not bypassed, so that data parallelism and adapters see an
+    ordinary call."""
     base = base_of(model)
     plain = base.forward
 
@@ -52,7 +49,6 @@ def add_scoring(model, temperature: float = 1.0) -> None:
 
 def score(hidden, head, labels, temperature: float = 1.0, pieces: int = 0):
     """Log-probability of each label [N] and entropy at its position, in float32.
-
     `hidden` [N, hidden size], `head` the output layer. Logits exist for one piece of
     the N at a time, in the forward and, computed again, in the backward pass; `pieces`
     is their number, 0 for as few as LOGITS_AT_ONCE allows. Entropies carry no gradient.
@@ -124,10 +120,8 @@ class Row:
 def make_rows(
     prompt: Prompt, completions: Sequence[torch.Tensor], pack_tokens: int
 ) -> list[Row]:
-    """A group as one row, or as several where it exceeds `pack_tokens` tokens.
-
-    Raises ValueError where even one completion does not fit behind the prompt.
-    """
+    """A group as one row, or as several where it exceeds `pack_tokens` tokens. Raises
+    ValueError where even one completion does not fit behind the prompt."""
     rows: list[Row] = []
     for completion in completions:
         alone = Row(prompt, (completion,))
@@ -168,8 +162,7 @@ def completion_scores(
     `completions[i]` are those of `prompts[i]`, each a tensor of token ids [R > 0]. The
     result holds one [R] tensor a completion, in the same order, prompt after prompt.
     `pack_tokens` bounds the tokens, padding included, of one forward pass: a group that
-    is larger is split and its prompt encoded once a part, with the same gradients.
-    """
+    is larger is split and its prompt encoded once a part, with the same gradients."""
     check_model(model)
     groups = zip(prompts, completions, strict=True)
     rows = [row for own in groups for row in make_rows(*own, pack_tokens)]
@@ -201,10 +194,8 @@ def idle_row(prompt: Prompt) -> Row:
 
 def pack_inputs(model, rows: Sequence[Row]) -> dict:
     """Arguments of the scoring forward for right-padded rows, L tokens the longest.
-
-    input_ids and completion_labels [B, L], position_ids [3, B, L], attention_mask
-    [B, 1, L, L]. Padding sees the prompt, so no softmax is empty; nothing sees padding.
-    """
+    input_ids and completion_labels [B, L], position_ids [3, B, L], attention_mask [B,
+    1, L, L]. Padding sees the prompt, so no softmax is empty; nothing sees padding."""
     ids = pad_sequence([row.ids() for row in rows], True, 0)
     labels = pad_sequence([row.labels() for row in rows], True, -100)
     positions = pad_sequence([row.positions().T for row in rows], True, 0)

@@ -174,8 +174,7 @@ def load_trainable(model_path: str | Path, settings, arguments: TrainingArgument
     would be lost. DeepSpeed keeps such float32 masters by itself.
 
     ValueError for NF4 weights that are split or have no adapter, and for a launch that
-    wants another type than the settings.
-    """
+    wants another type than the settings."""
     asked = asked_for(arguments)
     computed = COMPUTED.get(settings.dtype)
     if computed and arguments.mixed_precision != computed:
@@ -230,11 +229,9 @@ def _prepare_cpu(asked: str | None) -> None:
 @contextmanager
 def output_layer_at_root(model) -> Iterator[None]:
     """FSDP2: prepared inside, the output layer is split and gathered with the root.
-
     accelerate 1.15 makes it a unit of its own, gathered when the layer is called; but
     the SFT loss of TRL 1.16 reads its weight without a call: every process would train
-    its part of it on its own data alone.
-    """
+    its part of it on its own data alone."""
     base = getattr(model, "get_base_model", lambda: model)()
     names = ["get_output_embeddings"]
     if base.get_input_embeddings().weight is base.get_output_embeddings().weight:

@@ -2,8 +2,7 @@
 
 One token of every completion goes through all layers (Qwen2-VL, arXiv 2409.12191; also
 Qwen2.5-VL and Qwen3-VL) without a call of a module: what is called a thousand times a
-rollout costs its arithmetic. rollouts.py keeps the state.
-"""
+rollout costs its arithmetic. rollouts.py keeps the state."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,12 +13,10 @@ SMALL = 2**20  # numbers in a weight
 
 
 class Language:
-    """The language model's token step, as functions over its weights.
-
-    Adapters stay live. In small layers in float32 on a CPU, where a call takes as long
-    as its product, they are folded into copies of the weights, and projections of the
-    same input become one: exact to rounding.
-    """
+    """The language model's token step, as functions over its weights. Adapters stay
+    live. In small layers in float32 on a CPU, where a call takes as long as its
+    product, they are folded into copies of the weights, and projections of the same
+    input become one: exact to rounding."""
 
     def __init__(self, base):
         text, config = base.model.language_model, base.config.get_text_config()
@@ -30,10 +27,8 @@ class Language:
         self.layers = [(layer, *_projections(layer)) for layer in text.layers]
 
     def __call__(self, slots, seen: int) -> torch.Tensor:
-        """Logits [B, G, V] of the tokens to come behind the last drawn ones.
-
-        Of a completion's own places the first `seen` are looked at.
-        """
+        """Logits [B, G, V] of the tokens to come behind the last drawn ones. Of a
+        completion's own places the first `seen` are looked at."""
         last = slots.at - 1
         rows = torch.arange(len(last), device=last.device)
         x = functional.embedding(slots.drawn[rows, :, last], self.embed)
@@ -63,10 +58,8 @@ class Language:
         return cos[:, None, None].to(dtype), sin[:, None, None].to(dtype)
 
     def _heads(self, attention, q, k, v, turn):
-        """q [B, kv, G, h, D], k and v [B, kv, G, D] from the projections [B, G, ...].
-
-        h heads share a key; Qwen3-VL norms each head of q and k (q_norm, k_norm).
-        """
+        """q [B, kv, G, h, D], k and v [B, kv, G, D] from the projections [B, G, ...]. h
+        heads share a key; Qwen3-VL norms each head of q and k (q_norm, k_norm)."""
         size, count = q.shape[:2]
         q, k = (part.unflatten(-1, (-1, attention.head_dim)) for part in (q, k))
         if hasattr(attention, "q_norm"):
@@ -82,11 +75,9 @@ class Language:
 
 
 def attend(q, keys, values, hidden: torch.Tensor) -> torch.Tensor:
-    """Attention [B, G, heads * D] of q [B, kv, G, h, D] over two sets of keys.
-
-    `keys` and `values` are pairs: those of the prompt [B, kv, P, D], which the group
-    shares, and the completion's own [B, kv, G, T, D]; `hidden` is added to scores.
-    """
+    """Attention [B, G, heads * D] of q [B, kv, G, h, D] over two sets of keys. `keys`
+    and `values` are pairs: those of the prompt [B, kv, P, D], which the group shares,
+    and the completion's own [B, kv, G, T, D]; `hidden` is added to scores."""
     size, kv, count, share, width = q.shape
     q = q * width**-0.5
     group = q.reshape(size, kv, count * share, width)

@@ -2,8 +2,7 @@
 
 Each function looks at one thing and returns a Check. Nothing is downloaded and no clip
 is decoded (`python -m lib.data check FOLDER --decode` does that), so a run whose checks
-pass can still meet a damaged clip.
-"""
+pass can still meet a damaged clip."""
 
 import os
 import re

@@ -1,8 +1,7 @@
 """What a run will work through: samples of every stage, counted beforehand.
 
 From its parameters and, where they are there already, its annotation files; no clip is
-opened. Completions are taken at their bound: nobody knows how long they will be.
-"""
+opened. Completions are taken at their bound: nobody knows how long they will be."""
 
 import math
 import re
@@ -63,12 +62,10 @@ def check_epochs(
     name: str, steps: int, items_per_step: int, items: int, epochs: float
 ) -> None:
     """ValueError unless `steps` make `epochs` of the items; 0 epochs: not checked.
-
     `name` is the parameter that holds the steps; `items_per_step` counts over all
     devices. Only full steps exist: 46 x 128 = 5,888 items are an epoch of 6,000. One
     step or 5 % more or less are the same epochs, so a recipe's 46 steps hold for files
-    of 5,900 and of 6,100 records.
-    """
+    of 5,900 and of 6,100 records."""
     wanted = max(1, math.floor(round(epochs * items / items_per_step, 6)))
     if epochs and abs(steps - wanted) > max(1, 0.05 * wanted):
         found = steps * items_per_step / items

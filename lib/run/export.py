@@ -7,8 +7,7 @@ after training on NF4 weights (QLoRA, arXiv 2305.14314) answers can differ in si
 cases. What comes out loads with `AutoModelForImageTextToText.from_pretrained`.
 
 The model card README.md (https://huggingface.co/docs/hub/model-cards) says only what
-the run's records say; it is put into the export and into the adapter's folder.
-"""
+the run's records say; it is put into the export and into the adapter's folder."""
 
 import argparse
 import os
@@ -45,12 +44,10 @@ CARD = paths.ROOT / "lib/train/card.md"  # a template of jinja
 
 
 def export(adapter: str | Path, folder: str | Path) -> Path:
-    """Merge `adapter` (outputs/<run>/adapters/<method>) into its base, in `folder`.
-
-    The folder appears by one rename, whole or not at all. Raises FileExistsError for
-    one that is not empty, FileNotFoundError for a missing adapter or manifest, and
-    ValueError for a base that is not the one the adapter was trained on.
-    """
+    """Merge `adapter` (outputs/<run>/adapters/<method>) into its base, in `folder`. The
+    folder appears by one rename, whole or not at all. Raises FileExistsError for one
+    that is not empty, FileNotFoundError for a missing adapter or manifest, and
+    ValueError for a base that is not the one the adapter was trained on."""
     adapter, folder = paths.resolve(adapter), paths.resolve(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: give a folder that is not there")

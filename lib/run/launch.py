@@ -17,8 +17,7 @@ own, below a launcher that would outlive the kernel.
 
 On one machine everything listens on loopback alone. On several nodes the environment
 variable LAUNCH_COMMAND holds the command that starts `accelerate launch` on each of
-them; params/accelerate/slurm.sh is a job that sets it.
-"""
+them; params/accelerate/slurm.sh is a job that sets it."""
 
 import codecs
 import gc
@@ -89,8 +88,7 @@ def call(
     Raises ChildFailed with the traceback of the process that failed first,
     FileNotFoundError for a missing config, ModuleNotFoundError where it needs DeepSpeed
     and there is none, ValueError for something that another process could not load, and
-    Busy while another kernel makes the same call.
-    """
+    Busy while another kernel makes the same call."""
     if num_processes < 1:
         raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
     if num_processes == 1 and not accelerate_config:
@@ -167,7 +165,6 @@ def missing_package(accelerate_config: str) -> str:
 
 def start() -> None:
     """`accelerate launch` of one machine, whose rendezvous listens on loopback alone.
-
     torch's own listens on every address, to whoever speaks, for pickles among others.
     """
     from accelerate.commands import launch

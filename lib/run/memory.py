@@ -4,8 +4,7 @@ Weights, adapters and optimizer are counted from the sizes in the configuration.
 passes through goes by a rule: a token leaves 10 numbers of the hidden size and 4 of the
 inner size behind in a layer that is trained, and the hidden size alone where layers are
 computed again (gradient checkpointing, arXiv 1604.06174). Every measured peak is within
-15 %: bench_memory.json and bench_cost.json in outputs/reference.
-"""
+15 %: bench_memory.json and bench_cost.json in outputs/reference."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -208,11 +207,9 @@ def weight_bytes(model: Model, work: Work) -> float:
 
 def states(model: Model, work: Work) -> tuple[float, float, float]:
     """Bytes of (weights and optimizer, gradients) on a device, and of the host for all
-    its processes together. AdamW has two moments a number.
-
-    ZeRO-3 (arXiv 1910.02054) and FSDP2 divide them by the processes. Otherwise there
-    are copies of the weights in bfloat16, and gradients once more as they are sent.
-    """
+    its processes together. AdamW has two moments a number. ZeRO-3 (arXiv 1910.02054)
+    and FSDP2 divide them by the processes. Otherwise there are copies of the weights in
+    bfloat16, and gradients once more as they are sent."""
     n, own = trained_numbers(model, work), work.sharding
     if work.lora_rank:
         return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0

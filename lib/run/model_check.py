@@ -11,8 +11,7 @@ learning  three steps of SFT lower the loss; a new adapter changes nothing
 
 A finding is ok, NO, or "-": not decided with this model or machine, and why. All are in
 outputs/checked/<model>/check.json, which `--dry-run` looks for. The faults that each
-level notices stand in tests/test_model_check.py.
-"""
+level notices stand in tests/test_model_check.py."""
 
 import argparse
 import hashlib

@@ -15,8 +15,7 @@ in mini_seeds.yaml is two runs, mini_seeds-seed=0 and mini_seeds-seed=1.
 
 papermill takes unknown keys and wrong types without complaint, and loses a parameter
 with an equals sign in its comment; so the cell is read with `ast` here, and every fault
-of a file is reported before anything runs.
-"""
+of a file is reported before anything runs."""
 
 import ast
 import difflib
@@ -60,9 +59,7 @@ class Parameter:
 @dataclass(frozen=True)
 class Run:
     """The values of one run, with its name and the notebooks that it consists of.
-
-    `varied` are the keys a sweep varies, `card_gib` is 0 where no card is named.
-    """
+    `varied` are the keys a sweep varies, `card_gib` is 0 where no card is named."""
 
     name: str
     values: dict[str, bool | int | float | str]
@@ -146,11 +143,9 @@ def load_params(
     path: str | Path, notebooks: Path = NOTEBOOKS, overrides: Iterable[str] = ()
 ) -> list[Run]:
     """The runs of a params file: one, or one for every combination of its sweep.
-    `overrides`, each name=value, come over what the file gives.
-
-    Raises ParamsFaults with all faults: unknown and repeated keys, values of a type
-    other than the notebook's, a missing run_name, names that cannot be folders.
-    """
+    `overrides`, each name=value, come over what the file gives. Raises ParamsFaults
+    with all faults: unknown and repeated keys, values of a type other than the
+    notebook's, a missing run_name, names that cannot be folders."""
     reader = _Reader(notebook_paths(notebooks))
     runs = reader.runs(Path(path), overrides)
     if reader.faults:
@@ -161,8 +156,7 @@ def load_params(
 def check_given(names: Mapping[str, Any]) -> None:
     """ValueError for what `papermill -f FILE` or `-p` gave a notebook, whose globals()
     are `names`, and load_params would refuse: papermill takes it without a word, and of
-    a `base` or `sweep` it would run the defaults.
-    """
+    a `base` or `sweep` it would run the defaults."""
     cells = [cell for cell in names.get("In", ()) if cell.startswith("# Parameters\n")]
     known = declarations(notebook_paths())
     for line in ast.parse(cells[-1] if cells else "").body:

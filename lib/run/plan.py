@@ -8,8 +8,7 @@ then looks at all that must hold first (checks.py). Starts and writes nothing.
 
 Hours are those that an earlier run like this one took on this machine for each question
 or step, times the counts; or those of outputs/reference/bench_cost.json, measured on
-another card, times how much slower this one's memory is; or "not measured".
-"""
+another card, times how much slower this one's memory is; or "not measured"."""
 
 import math
 import os
@@ -326,10 +325,8 @@ def disk_of(
     model: Model,
     work: Work,
 ) -> dict[tuple[Path, str], int]:
-    """{(folder, what): bytes} when the disk is fullest.
-
-    The last checkpoints of every method stay; one more is there while it is written.
-    """
+    """{(folder, what): bytes} when the disk is fullest. The last checkpoints of every
+    method stay; one more is there while it is written."""
     run = OUTPUTS / values["run_name"]
     named = {"SFT": values["sft_on"].split(), "GRPO": rl.read(values["rl"])}
     trained = {part.stage for part in parts} & named.keys()

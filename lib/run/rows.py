@@ -3,8 +3,7 @@
     python -m lib.run rows outputs/mini mini.parquet
     python -m lib.run rows outputs/mini answers.csv --files "predictions_*"
 
-In Python the same is `records.frame("outputs/mini")`.
-"""
+In Python the same is `records.frame("outputs/mini")`."""
 
 import argparse
 import json

@@ -29,11 +29,9 @@ def lead(rows: Iterable[Mapping]) -> str:
 
 
 def answer(compared: Iterable[Mapping], published: Mapping) -> View:
-    """The lead, and a line a set: GRPO − SFT said in words and its interval drawn.
-
-    Rows have a, b, set, difference, low and high, in shares; `published` are those of
-    `compare.published_differences`.
-    """
+    """The lead, and a line a set: GRPO − SFT said in words and its interval drawn. Rows
+    have a, b, set, difference, low and high, in shares; `published` are those of
+    `compare.published_differences`."""
     rows = compare.main(compared)
     drawn = [*rows, *(published["grpo", "sft", row["set"]] for row in rows)]
     widest = 1.08 * max(abs(row[end]) for row in drawn for end in ("low", "high"))
@@ -68,9 +66,7 @@ def gap(row: Mapping) -> str:
 
 def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
     """The paper's claims with their verdicts: those numbered `first`, the rest folded.
-
-    `rows` are those of `lib.analysis.claims.table`.
-    """
+    `rows` are those of `lib.analysis.claims.table`."""
     verdicts = [row["verdict"] for row in rows]
     counts = [f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts]
     said = f"Of {len(rows)} claims: {listed(counts)}."
@@ -116,10 +112,8 @@ def gaps(
     claims_: Sequence[Mapping],
     left_out: Mapping[str, str],
 ) -> View:
-    """What failed and what is missing, a line each.
-
-    `left_out` {what was not asked: why}, of lib/evaluate/perception.py.
-    """
+    """What failed and what is missing, a line each. `left_out` {what was not asked:
+    why}, of lib/evaluate/perception.py."""
     seeds = {stage["seed"] for stage in manifest.values() if "seed" in stage}
     faults = manifest.get("01_data", {}).get("faults", {})
     missing = [str(r["number"]) for r in claims_ if r["verdict"] == claims.MISSING]

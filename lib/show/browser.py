@@ -5,8 +5,7 @@
 
 In JupyterLab or VS Code each is a widget, in a run of papermill or in a page it is one
 question, or one group over training, as HTML (lib/show/pages.py); a cell's value has
-both. Everything comes from the records of a run and the media of its data folder.
-"""
+both. Everything comes from the records of a run and the media of its data folder."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -91,10 +90,8 @@ def questions(
     sampling: Sampling,
 ) -> pages.View:
     """A browser of all questions that a run has answers to, by any of its methods.
-
     Begins at the first question of tables.gallery. ValueError where `predictions` are
-    of other questions than those `asked` {id: question}.
-    """
+    of other questions than those `asked` {id: question}."""
     answered: dict[str, dict[str, dict]] = {}
     for (model, level), rows in predictions.items():
         for row in rows:
@@ -176,12 +173,10 @@ def _facts(item: Question, rows: Mapping[str, Mapping]) -> dict[str, object]:
 def rollouts(
     run: Path, watched: Iterable[Question], sampling: Sampling, label: str
 ) -> pages.View:
-    """A browser of the groups that were watched while a method trained.
-
-    Choose a watched question and slide over the steps. Without a widget it is the first
-    question at its first, middle and last step. Raises FileNotFoundError without the
-    records that 03_grpo makes, ValueError where they are of other questions.
-    """
+    """A browser of the groups that were watched while a method trained. Choose a
+    watched question and slide over the steps. Without a widget it is the first question
+    at its first, middle and last step. Raises FileNotFoundError without the records
+    that 03_grpo makes, ValueError where they are of other questions."""
     again = f"run 03_grpo with watched questions for {label}"
     path = require(run / f"watched_{label}.jsonl", again)
     rows = sorted(records.read_jsonl(path), key=lambda row: row["step"])

@@ -5,8 +5,7 @@
 
 A thread reads run/train_log_<label>.jsonl, to which training appends a row a step, and
 updates one figure in the cell that started it. Without a front end nobody looks, so a
-run of papermill draws it once, at the end.
-"""
+run of papermill draws it once, at the end."""
 
 import json
 import os
@@ -39,10 +38,8 @@ def front_end() -> bool:
 @contextmanager
 def curves(run: Path, label: str, total: int) -> Iterator[None]:
     """Show run/train_log_<label>.jsonl as it grows to `total` steps, below this cell.
-
     An interrupt leaves the last state and says from where the cell would go on; like
-    every other error it is raised again. No thread outlives the block.
-    """
+    every other error it is raised again. No thread outlives the block."""
     log, cell, stop = run / f"train_log_{label}.jsonl", Cell(label, total), Event()
     before, began, state = read_rows(log), time.monotonic(), ""
     # Which cell a display belongs to is in the context; a thread would begin without.
@@ -120,10 +117,8 @@ def go_on_from(folder: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """The whole rows of a log that another process may be writing; [] without one.
-
-    A last line without its end is still being written, or was torn by a kill.
-    """
+    """The whole rows of a log that another process may be writing; [] without one. A
+    last line without its end is still being written, or was torn by a kill."""
     data = path.read_bytes() if path.exists() else b""
     whole, _, _ = data.rpartition(b"\n")
     return [json.loads(line) for line in whole.splitlines()]

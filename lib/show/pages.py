@@ -50,11 +50,9 @@ STYLE = f"<style>{CSS}</style>"
 
 
 class View:
-    """HTML as the value of a cell, words where no HTML is shown, perhaps a widget.
-
-    A saved notebook has the HTML wherever it is opened; a widget lives only where a
-    front end does.
-    """
+    """HTML as the value of a cell, words where no HTML is shown, perhaps a widget. A
+    saved notebook has the HTML wherever it is opened; a widget lives only where a front
+    end does."""
 
     def __init__(self, html: Markup, words: str):
         self.html = f'<div class="looked">{STYLE}{html}</div>'
@@ -69,9 +67,7 @@ class View:
 
 def show(drawn: Axes | Figure, path: str | Path, alt: str) -> None:
     """Save a figure as PNG and show it in the cell with the text in its place.
-
-    ValueError for an empty `alt`: who does not see the figure needs one.
-    """
+    ValueError for an empty `alt`: who does not see the figure needs one."""
     if not alt.strip():
         raise ValueError(f"{path}: a figure needs a text for who cannot see it")
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
@@ -98,12 +94,9 @@ def question(
     attended: Mapping[str, Mapping] | None = None,
     kind: str = "",
 ) -> View:
-    """A question's pictures, its options and what each method said.
-
-    `answers` {model: its prediction row}; `attended` {model: its row of
-    lib.evaluate.attention.row} shows the pictures once more, lit by attention;
-    `kind` says why the question is shown.
-    """
+    """A question's pictures, its options and what each method said. `answers` {model:
+    its prediction row}; `attended` {model: its row of lib.evaluate.attention.row} shows
+    the pictures once more, lit by attention; `kind` says why the question is shown."""
     said = [
         f"{LABELS[own]}: {answer_words(row['first_letter'], row['gold'])}."
         for own, row in answers.items()

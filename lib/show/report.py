@@ -8,8 +8,7 @@ MathML; page.html says what a browser may do with it: nothing.
 
 Tags of cells say where their output goes: `answer` to the top of the report, `folded`
 into a <details>, `lesson` into the notebook's page alone; `setup` and `parameters` are
-folded on pages.
-"""
+folded on pages."""
 
 import argparse
 import re
@@ -98,12 +97,10 @@ def formula(latex: str, place: str) -> str:
 
 def write(run: str | Path, notebooks: str | Path = "", anew: bool = False) -> Path:
     """Write run/report.html and a page of every executed notebook; the report's path.
-
     Executed notebooks lie in the run's folder, or in `notebooks` when they were run by
     hand. A page of a notebook that has not changed stays, unless all are wanted `anew`.
     FileNotFoundError without 05_analysis, ValueError where a record is not as it was
-    left.
-    """
+    left."""
     folder = require(run, "run the notebooks first: python -m lib.run")
     chain.verify(folder)
     source = resolve(notebooks) if notebooks else folder

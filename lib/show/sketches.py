@@ -1,8 +1,7 @@
 """Figures that explain a method, where lib/analysis/plots.py shows what a run found.
 
 Colours are of Paul Tol's muted palette (https://personal.sron.nl/~pault/), which no
-training method of the kit has; lines of one figure also differ in their strokes.
-"""
+training method of the kit has; lines of one figure also differ in their strokes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,10 +20,8 @@ PROMPT, ANSWERS = "#BBBBBB", ("#88CCEE", "#CC6677", "#DDCC77", "#44AA99")
 
 def mask(visible: np.ndarray, segments: Sequence[int]) -> Axes:
     """Who sees whom in a packed row: `visible` bool [L, L], line i sees column j.
-
     `segments` [L] is 0 for the prompt and i for the i-th answer; an answer starts with
-    a copy of the prompt's last token. Meant for rows of some twenty tokens.
-    """
+    a copy of the prompt's last token. Meant for rows of some twenty tokens."""
     visible, segments = np.asarray(visible, bool), np.asarray(segments)
     length, colours = len(segments), ["white", PROMPT, *ANSWERS]
     ax = plt.subplots(figsize=(0.23 * length + 0.6, 0.23 * length + 0.4))[1]
@@ -55,7 +52,6 @@ def _token_names(segments: np.ndarray) -> list[str]:
 
 def token_losses(tokens: Sequence[str], losses: Sequence[float | None]) -> Axes:
     """The loss of every token of a text, in reading order; their mean is the loss.
-
     `losses` are -log p in nats, None for context: a token that nothing is learned from.
     """
     ax = plt.subplots(figsize=(min(max(WIDTH, 0.2 * len(tokens)), 12), 2.6))[1]
@@ -87,10 +83,8 @@ def schedule(rates: Sequence[float]) -> Axes:
 
 
 def shares(curves: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
-    """What a small policy does while it is trained, a panel a rule.
-
-    `curves` maps a rule to [steps + 1, K] shares that add up to 1; `names` are the K.
-    """
+    """What a small policy does while it is trained, a panel a rule. `curves` maps a
+    rule to [steps + 1, K] shares that add up to 1; `names` are the K."""
     size = {"figsize": (WIDTH + 2, 2.8), "squeeze": False}
     figure, (axes,) = plt.subplots(1, len(curves), sharey=True, **size)
     for ax, (rule, found) in zip(axes, curves.items(), strict=True):

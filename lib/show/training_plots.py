@@ -1,8 +1,7 @@
 """Figures of training: losses, rewards, rollouts, and what an update reads.
 
 Rows are the lines of train_log_<method>.jsonl; colours and lines are those of
-lib/analysis/plots.py.
-"""
+lib/analysis/plots.py."""
 
 from collections.abc import Mapping, Sequence
 
@@ -48,11 +47,9 @@ def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
 
 
 def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
-    """The two curves to watch while a method trains, on an axis of all its steps.
-
-    Made without pyplot, whose state belongs to one thread: lib/show/live.py draws this
-    in another.
-    """
+    """The two curves to watch while a method trains, on an axis of all its steps. Made
+    without pyplot, whose state belongs to one thread: lib/show/live.py draws this in
+    another."""
     names = {"loss": "cross-entropy, nats a token"}
     names["token_accuracy"] = "share of response tokens guessed right"
     if "reward" in log[-1]:
@@ -76,12 +73,10 @@ def _panels(figure: Figure, log, names: Mapping[str, str], method: str) -> None:
 
 
 def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
-    """Share of right rollouts, running mean over batches: {method: its log}.
-
-    Rewards differ between methods (GRPO-CARE's holds a bonus), this part does not. Nor
-    do optimizer steps count alike: PPO makes several with one batch of rollouts, and
-    only the first of them has rewards in the log.
-    """
+    """Share of right rollouts, running mean over batches: {method: its log}. Rewards
+    differ between methods (GRPO-CARE's holds a bonus), this part does not. Nor do
+    optimizer steps count alike: PPO makes several with one batch of rollouts, and only
+    the first of them has rewards in the log."""
     ax = plt.subplots(figsize=(4.5, 2.8))[1]
     key = "reward_accuracy"
     for method, log in logs.items():
@@ -95,11 +90,9 @@ def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
 
 
 def reward_components(log: Sequence[Mapping]) -> Axes:
-    """The mean of each reward of a rollout by step, and where a stage began.
-
-    Rows have step, reward_<name> and, where rewards come in stages
-    (lib/train/reward_stages.py), reward_stage, numbered from 1.
-    """
+    """The mean of each reward of a rollout by step, and where a stage began. Rows have
+    step, reward_<name> and, where rewards come in stages (lib/train/reward_stages.py),
+    reward_stage, numbered from 1."""
     ax = plt.subplots(figsize=(WIDTH, 2.8))[1]
     rows = [row for row in log if row.get("reward") is not None]
     keys = {key for row in rows for key in row if key.startswith("reward_")}
@@ -118,12 +111,10 @@ def reward_components(log: Sequence[Mapping]) -> Axes:
 
 
 def encoded_tokens(visual: int, text: int, completions: Sequence[int]) -> Axes:
-    """What the update encodes for one group: prompt repeated, or prompt once.
-
-    A prompt of `visual` and `text` tokens and the lengths of its completions, drawn to
-    scale; the totals are those of lib/model/scoring.py, whose packed row starts each
-    completion from a copy of the prompt's last token.
-    """
+    """What the update encodes for one group: prompt repeated, or prompt once. A prompt
+    of `visual` and `text` tokens and the lengths of its completions, drawn to scale;
+    the totals are those of lib/model/scoring.py, whose packed row starts each
+    completion from a copy of the prompt's last token."""
     group, answers = len(completions), np.array(completions)
     ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * group))[1]
     rows, last = [*range(group)], group + 0.8

@@ -20,8 +20,7 @@ The released code differs: its mean is geometric (`answer_mean`), over the lette
 the `>` before it; its means over rollouts are over the whole batch; and under ZeRO-3
 its reference most likely never moves. Here the reference is a float32 average of the
 trained weights, and takes their place in the model while it is asked. With LoRA the two
-factors of an adapter are averaged, which is not the average of their products.
-"""
+factors of an adapter are averaged, which is not the average of their products."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,13 +75,11 @@ class CARESettings(GRPOSettings):
 def consistency_bonus(
     accuracies: Sequence[float], likelihoods: Sequence[float], settings: CARESettings
 ) -> list[float]:
-    """The bonus of each rollout of one group (Algorithm 1).
-
-    Means are compared in float32, as in the released code (grpo_trainer_ref_ema.py,
-    lines 594 to 609): there the mean of six equal likelihoods of 0.95 is 0.95, so that
-    at margin 0 all six get their bonus; in float64 it rounds to more. With `dense` the
-    likelihood itself is the bonus; how the paper computes DenseCons is not documented.
-    """
+    """The bonus of each rollout of one group (Algorithm 1). Means are compared in
+    float32, as in the released code (grpo_trainer_ref_ema.py, lines 594 to 609): there
+    the mean of six equal likelihoods of 0.95 is 0.95, so that at margin 0 all six get
+    their bonus; in float64 it rounds to more. With `dense` the likelihood itself is the
+    bonus; how the paper computes DenseCons is not documented."""
     accuracy = torch.tensor(accuracies, dtype=torch.float32)
     cut = torch.tensor(likelihoods, dtype=torch.float32)
     cut = cut.clamp(max=settings.most_likelihood)
@@ -96,12 +93,10 @@ def consistency_bonus(
 def answer_span(
     tokens: Sequence[int], text_of: Callable[[Sequence[int]], str]
 ) -> tuple[int, int] | None:
-    """Start and end of the tokens that hold the answer; None without an answer.
-
-    The answer is what stands in the first `<answer>...</answer>`, without white space
+    """Start and end of the tokens that hold the answer; None without an answer. The
+    answer is what stands in the first `<answer>...</answer>`, without white space
     around it; a token that holds a part of it, and maybe of the tag, belongs to it: in
-    "<answer>B</answer>" of MiniPlan's tokenizer the one token ">B".
-    """
+    "<answer>B</answer>" of MiniPlan's tokenizer the one token ">B"."""
     text = text_of(tokens)
     match = ANSWER.search(text)
     if match is None or not match.group(1).strip():
@@ -119,10 +114,8 @@ def answer_span(
 def answer_likelihood(
     logps: torch.Tensor, span: tuple[int, int] | None, settings: CARESettings
 ) -> float:
-    """Mean probability of the answer's tokens, from the log-probabilities [R] of all.
-
-    0 without an answer: such a rollout stays in its group.
-    """
+    """Mean probability of the answer's tokens, from the log-probabilities [R] of all. 0
+    without an answer: such a rollout stays in its group."""
     if span is None:
         return 0.0
     answer = logps[slice(*span)].double()

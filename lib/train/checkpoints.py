@@ -3,8 +3,7 @@
 A run that is killed at any moment and started again ends with the files of an
 undisturbed one: the order of its data is made before it starts, a checkpoint counts
 only once `complete.json` lies in it, written last, logs are cut back to the step that
-training goes on from, and the finished adapter appears by one rename.
-"""
+training goes on from, and the finished adapter appears by one rename."""
 
 import fnmatch
 import hashlib
@@ -106,10 +105,8 @@ def common_arguments(settings, folder: Path) -> dict:
 
 
 def trainer_parts(task, label, arguments, log, learns: Callable) -> dict:
-    """What every trainer is made of; `learns` as StopDiverged takes it.
-
-    `arguments` must be there before: ZeRO-3 splits the model as it is loaded.
-    """
+    """What every trainer is made of; `learns` as StopDiverged takes it. `arguments`
+    must be there before: ZeRO-3 splits the model as it is loaded."""
     settings = task.settings
     models.seed_everything(settings.seed)
     stop = progress.StopDiverged(settings, learns)
@@ -126,12 +123,10 @@ def trainer_parts(task, label, arguments, log, learns: Callable) -> dict:
 def finished(
     run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
 ) -> Path:
-    """run/adapters/<label>, as the trainer that `make` gives leaves it.
-
-    One of the same settings (in its file `record`) is returned at once, an unfinished
-    one goes on from run/checkpoints/<label>. ValueError names the difference to other
-    settings, run_files.Busy who else trains it; FileExistsError: no training left it.
-    """
+    """run/adapters/<label>, as the trainer that `make` gives leaves it. One of the same
+    settings (in its file `record`) is returned at once, an unfinished one goes on from
+    run/checkpoints/<label>. ValueError names the difference to other settings,
+    run_files.Busy who else trains it; FileExistsError: no training left it."""
     folder, work = run / "adapters" / label, run / "checkpoints" / label
     if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
         raise FileExistsError(
@@ -280,10 +275,8 @@ def last_complete(folder: str | Path) -> Path | None:
 
 
 def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
-    """Raise ValueError unless this launch can go on from a checkpoint.
-
-    The Trainer itself would go on with a fresh optimizer where that file is missing.
-    """
+    """Raise ValueError unless this launch can go on from a checkpoint. The Trainer
+    itself would go on with a fresh optimizer where that file is missing."""
     marker, now = records.read_json(checkpoint / MARKER), written_by(arguments)
     then = {name: marker.get(name, "unknown") for name in now}
     if then != now:
@@ -396,11 +389,9 @@ def publish(
     weights: Mapping[str, torch.Tensor] | None = None,
     processor=None,
 ) -> Path:
-    """Save the trained weights and `record` (a file name) to `folder`, by one rename.
-
-    A PEFT model leaves its adapter, any other all its weights; `weights` are saved in
-    place of its own, `processor` beside whole ones of type settings["dtype"].
-    """
+    """Save the trained weights and `record` (a file name) to `folder`, by one rename. A
+    PEFT model leaves its adapter, any other all its weights; `weights` are saved in
+    place of its own, `processor` beside whole ones of type settings["dtype"]."""
     if PartialState().is_main_process:
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)

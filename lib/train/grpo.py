@@ -70,8 +70,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     with tensors [groups, G, ...], until the loss unfolds it. Other methods on the same
     rollouts are subclasses: `label` names their adapter, logs and checkpoints, `logged`
     maps TRL's numbers to the keys of their log, `added` names rewards of their own, and
-    what is `unsplit` needs whole weights on each device.
-    """
+    what is `unsplit` needs whole weights on each device."""
 
     label = "grpo"
     logged = LOGGED
@@ -360,10 +359,8 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
 
 def train(task: Task, method: type[VideoGRPOTrainer] = VideoGRPOTrainer) -> Path:
     """Train run/adapters/<label of the method>, as `checkpoints.finished` does it.
-
     Writes train_log_<label>.jsonl (a row a step), rollouts.jsonl (a row a rollout of
-    the update) and replaced_rollouts.jsonl. Raises BadVideo for unusable media.
-    """
+    the update) and replaced_rollouts.jsonl. Raises BadVideo for unusable media."""
     where = (Path(task.run), method.label, f"{method.label}_settings.json")
     return checkpoints.finished(*where, task.facts(), partial(method, task))
 
@@ -399,9 +396,7 @@ def unfold(batch: Mapping) -> dict:
 
 def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float]]:
     """(r - mean of the group) / (std + 1e-4) of rewards [groups][G], as TRL 1.16.
-
-    `scale` says whose std: "group", "batch" (all groups), or "none" for no division.
-    """
+    `scale` says whose std: "group", "batch" (all groups), or "none" for no division."""
     rewards = torch.tensor(groups, dtype=torch.float32)
     found = rewards - rewards.mean(1, keepdim=True)
     if scale != "none":

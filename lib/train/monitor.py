@@ -5,8 +5,7 @@
 
 Unset, it is TensorBoard where that is installed. Everything the Trainer logs is there,
 of RL rewards, KL, entropy, lengths and dead groups (frac_reward_zero_std), with the
-texts of the watched groups. A resumed training goes on in its own curves.
-"""
+texts of the watched groups. A resumed training goes on in its own curves."""
 
 import os
 import re

@@ -27,8 +27,7 @@ A = 0.25, 0.5 and R = 0.75, 1.
 
 The rows of rollouts_ppo.jsonl hold the mean advantage of a rollout's tokens and
 `value`, V before the first of them. Steps that use the rollouts of the step before have
-no rewards in the log. The adapter is the policy; the critic is used up in training.
-"""
+no rewards in the log. The adapter is the policy; the critic is used up in training."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -115,10 +114,8 @@ def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
 
 def add_critic(model) -> None:
     """Give the model a value head, and the forward of scoring.add_scoring a third
-    result: V [N], what is expected before a label is drawn.
-
-    The head starts at 0 and computes in float32, also under autocast.
-    """
+    result: V [N], what is expected before a label is drawn. The head starts at 0 and
+    computes in float32, also under autocast."""
     base = prefix.base_of(model)
     size = base.config.get_text_config().hidden_size
     head = torch.nn.Linear(size, 1, device=base.device, dtype=torch.float32)

@@ -1,7 +1,6 @@
 """A training as it goes: a row a step, a bar, and an end where it cannot go well.
 
-Callbacks of the Trainer of transformers 5.23, used by SFT and RL alike.
-"""
+Callbacks of the Trainer of transformers 5.23, used by SFT and RL alike."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -28,12 +27,9 @@ def cut_back(path: Path, step: int) -> None:
 
 class Progress(TrainerCallback):
     """Appends a row {"step", ...numbers} to a JSON lines file for every log, and draws
-    a bar that shows some of them.
-
-    `names` maps the Trainer's keys to ours and leaves out every other; `shown` maps
-    ours to words. Steps behind the checkpoint that training goes on from leave this
-    file, and those `beside` it.
-    """
+    a bar that shows some of them. `names` maps the Trainer's keys to ours and leaves
+    out every other; `shown` maps ours to words. Steps behind the checkpoint that
+    training goes on from leave this file, and those `beside` it."""
 
     begun, bar = False, None  # on other processes there is no bar
 
@@ -74,8 +70,7 @@ class StopDiverged(TrainerCallback):
     all 0 in a step of which the log tells `something_to_learn`. In float16 a gradient
     that overflows is no such end: the step is left out and the loss scaled less, down
     to 1 in SKIPS steps. The step is in the log by then; a checkpoint of it is never
-    marked as complete, and nothing is published.
-    """
+    marked as complete, and nothing is published."""
 
     def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
         self.advice = diverged(settings)

@@ -21,8 +21,7 @@ Extend it: a further reward is a function and a name. At the end of this file:
 
 `-p reward "accuracy + 0.2 progress"` trains with it, and train_log_grpo.jsonl has it as
 reward_progress. It has a hole: naming every option pays as well. Try a reward by hand
-before you train on it, as 03_grpo does.
-"""
+before you train on it, as 03_grpo does."""
 
 from __future__ import annotations
 
@@ -46,11 +45,8 @@ def accuracy_reward(completion: str, gold: str) -> float:
 
 def format_reward(completion: str) -> float:
     """1.0 for `<think>...</think><answer>...</answer>`, each once, in this order, with
-    nothing but white space outside; else 0.0.
-
-    Stricter than the released one, which also rewards a completion that goes on and on
-    behind its first `</answer>`.
-    """
+    nothing but white space outside; else 0.0. Stricter than the released one, which
+    also rewards a completion that goes on and on behind its first `</answer>`."""
     return float(FORMAT.fullmatch(completion) is not None)
 
 

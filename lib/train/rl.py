@@ -38,8 +38,7 @@ on GRPO's advantages). At the end of this file:
 
 `-p rl "grpo | psr"` trains both, `-p rl "psr wrong=0.5"` lies between them, and 04_eval
 asks all with `-p asked_models "base sft grpo psr"`. lib/train/ppo.py and
-lib/train/care.py are larger variants.
-"""
+lib/train/care.py are larger variants."""
 
 import difflib
 import typing

@@ -53,9 +53,7 @@ LOGGED = {
 @dataclass(frozen=True)
 class SFTSettings:
     """What decides the weights; in brackets the paper's values for all weights of 7B.
-
-    Every step sees batch_size x gradient_accumulation demonstrations on each device.
-    """
+    Every step sees batch_size x gradient_accumulation demonstrations on each device."""
 
     steps: int  # optimizer steps (46: one epoch of 6k)
     batch_size: int  # demonstrations of one forward pass (1)
@@ -119,10 +117,8 @@ class ResponseCollator:
 
     def __call__(self, demonstrations: Sequence[Demonstration]) -> dict:
         """The tensors of `encoding.encode` and labels [B, L]: -100 outside responses.
-
         Raises BadVideo for unusable media and ValueError for a demonstration that is
-        longer than max_tokens or that `response_span` refuses; both name it.
-        """
+        longer than max_tokens or that `response_span` refuses; both name it."""
         talks = [self.conversation(item) for item in demonstrations]
         how = {"padding_side": "right", "asked": demonstrations}
         batch = encoding.encode(self.processor, talks, **how)
@@ -148,11 +144,9 @@ class ResponseCollator:
 
     def response_span(self, item: Demonstration, ids: torch.Tensor) -> slice:
         """Where the response and its <|im_end|> stand in the unpadded ids [length]; for
-        the released loss with the template's line end behind them.
-
-        The tokens must be those the model would have to generate: a response that the
-        tokenizer joins with the line end before it is a ValueError.
-        """
+        the released loss with the template's line end behind them. The tokens must be
+        those the model would have to generate: a response that the tokenizer joins with
+        the line end before it is a ValueError."""
         tokenizer = self.processor.tokenizer
         end_id = tokenizer.convert_tokens_to_ids(END_OF_RESPONSE)
         wanted = torch.tensor([*encoding.text_ids(tokenizer, item.response), end_id])

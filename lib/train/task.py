@@ -32,12 +32,10 @@ SAME = ("temperature", "top_k", "top_p", "epsilon", "loss_type", "scale_rewards"
 
 @dataclass(frozen=True)
 class GRPOSettings:
-    """What decides the adapter; in brackets the paper's values.
-
-    With one update a batch (the paper's way) the policy that is trained is the one that
-    drew the rollouts: every ratio is 1, nothing is clipped, and epsilon, epsilon_high
-    and importance_sampling have no influence whatever.
-    """
+    """What decides the adapter; in brackets the paper's values. With one update a batch
+    (the paper's way) the policy that is trained is the one that drew the rollouts:
+    every ratio is 1, nothing is clipped, and epsilon, epsilon_high and
+    importance_sampling have no influence whatever."""
 
     steps: int  # optimizer steps (about 750)
     prompts_per_step: int  # questions of one step, over all devices (8)
@@ -95,11 +93,9 @@ class GRPOSettings:
 @dataclass(frozen=True)
 class Task:
     """What is trained, on what, by which rewards, how, and where it is written.
-
     `rewards` maps a name to a function of completion text and question; their sum is
     the reward, or what RewardStages make of them. Groups of the `watched` questions are
-    recorded (lib/train/watched.py); they decide nothing.
-    """
+    recorded (lib/train/watched.py); they decide nothing."""
 
     model: str | Path  # folder of a checkpoint, or hub id
     questions: Sequence[Question]
@@ -141,10 +137,8 @@ def dataset_row(question: Question) -> dict[str, str]:
 
 
 def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
-    """The settings under TRL's names, and what the kit never varies.
-
-    TRL counts rollouts on a device; a step is one generation, split by backwards.
-    """
+    """The settings under TRL's names, and what the kit never varies. TRL counts
+    rollouts on a device; a step is one generation, split by backwards."""
     devices = checkpoints.processes()
     own, rest = divmod(settings.prompts_per_step, devices)
     once = settings.prompts_per_backward or own

@@ -15,8 +15,7 @@ every step and question:
 `reward` is the weighted sum of `rewards` in the stage that the next batch is in,
 `advantage` is null where no group decides it (PPO). A group's randomness follows from
 seed, step and question alone, so a resumed run drops the rows from its checkpoint on
-and draws the same again.
-"""
+and draws the same again."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -41,10 +40,8 @@ def watched_path(run: Path, label: str) -> Path:
 
 
 class WatchGroups(TrainerCallback):
-    """Records a group of each question at the start and at every checkpoint.
-
-    `trainer` is a grpo.VideoGRPOTrainer. Raises BadVideo for unusable media.
-    """
+    """Records a group of each question at the start and at every checkpoint. `trainer`
+    is a grpo.VideoGRPOTrainer. Raises BadVideo for unusable media."""
 
     def __init__(self, trainer, questions: Sequence[Question], path: Path):
         self.trainer, self.questions, self.path = trainer, questions, path

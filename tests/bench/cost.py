@@ -9,8 +9,7 @@ and single_gpu_7b.yaml go through real SFT and GRPO steps and an evaluation batc
 Random weights hardly ever end a completion, so all have 256 tokens: the dearest case.
 Results go to outputs/reference/bench_cost.json and .md, beside the plan of
 lib/run/memory.py. Without a GPU only the plan is written, and the table says so. The 7B
-checkpoint takes 16.6 GB below TMPDIR while it runs.
-"""
+checkpoint takes 16.6 GB below TMPDIR while it runs."""
 
 import argparse
 import tempfile

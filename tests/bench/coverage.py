@@ -10,8 +10,7 @@ intervals that hold it; of a true 95 % that gives 93.0 to 96.8 %, by chance.
 
 Beside the intervals as lib/analysis/stats.py makes them stand three that it does not
 make, to show what they would miss: `clusters ignored`, `seeds ignored` (the seeds' mean
-answer as if of one run) and `not widened` (below five seeds the interval of five).
-"""
+answer as if of one run) and `not widened` (below five seeds the interval of five)."""
 
 import argparse
 from collections.abc import Mapping

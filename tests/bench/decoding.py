@@ -8,8 +8,7 @@ as the earlier program's seconds over the engine's; `operations` counts what the
 calls for a token step, with torch's profiler: on a GPU each is a kernel that the card
 waits for, unless the step is one CUDA graph. `compiled` is the engine's step through
 torch.compile, whose seconds come once. Greedy completions of all must be equal.
-`mismatch` is between rollouts and update, on whose ratio GRPO's clipping rests.
-"""
+`mismatch` is between rollouts and update, on whose ratio GRPO's clipping rests."""
 
 import argparse
 import json
@@ -164,9 +163,7 @@ def compare(before, case, repeats: int, with_compiler: bool) -> dict:
 
 def mismatch(dtype: str) -> dict[str, float]:
     """How far the log-probability of a drawn token is from the update's: |difference|.
-
-    Temperature 1, 8 x 8 completions of 24 tokens of the mini base with an adapter.
-    """
+    Temperature 1, 8 x 8 completions of 24 tokens of the mini base with an adapter."""
     model, asked, drawn = made(None).to(getattr(torch, dtype)), prompts(8), []
     choose = rollouts._at_chance
 

@@ -8,8 +8,7 @@ libx264, at the video's own size), with the paper's sampling. One round decodes 
 reads every clip, clip by clip in turn, so that whatever else the machine does slows
 both; its ratio is the sum of the decoding times over the sum of the reading times.
 Files are in the page cache for both. The reading is that of a second epoch in a new
-process: the frames are in the folder.
-"""
+process: the frames are in the folder."""
 
 import argparse
 import shutil

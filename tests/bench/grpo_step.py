@@ -117,13 +117,11 @@ def encoded(processor, question: Question, sampling: Sampling) -> dict:
 
 
 class StockVideo(GRPOTrainer):
-    """TRL's trainer, and what it takes at least to get video into its update.
-
-    A prompt is processed once and its tensors repeated; the forward that scores gets
-    the pixels of its rows. Everything else is TRL's, except that a batch here is scored
-    in the order in which it was drawn: in training TRL shuffles it, and the pixels
-    would have to travel along.
-    """
+    """TRL's trainer, and what it takes at least to get video into its update. A prompt
+    is processed once and its tensors repeated; the forward that scores gets the pixels
+    of its rows. Everything else is TRL's, except that a batch here is scored in the
+    order in which it was drawn: in training TRL shuffles it, and the pixels would have
+    to travel along."""
 
     def _generate_and_score_completions(self, inputs):
         self.names = [row["question_id"] for row in inputs]

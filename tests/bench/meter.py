@@ -9,8 +9,7 @@ result counts bytes, so it is the same on every run and machine of one kind.
             ...          # its peak is meter.peaks["rollout"]
         ...              # all the rest is meter.peaks["update"]
 
-Windows nest by name only: what runs inside one belongs to the innermost.
-"""
+Windows nest by name only: what runs inside one belongs to the innermost."""
 
 import gc
 import time

@@ -8,8 +8,7 @@ one process. "limit" is what the count of tokens alone would give: the tokens th
 stock trainer sends through the language model over those of the packed row.
 
 Example: 8 completions of 64 tokens behind a prompt of 883 are 8 x 947 = 7,576 tokens
-repeated and 882 + 512 = 1,394 packed, a limit of 5.4.
-"""
+repeated and 882 + 512 = 1,394 packed, a limit of 5.4."""
 
 import sys
 from collections.abc import Mapping
@@ -141,10 +140,8 @@ def frames_sentence(record: Mapping) -> str:
 
 
 def kills_sentence(record: Mapping) -> str:
-    """How many runs that were ended early were in the end as an undisturbed one.
-
-    A run that had ended when its moment came does not count.
-    """
+    """How many runs that were ended early were in the end as an undisturbed one. A run
+    that had ended when its moment came does not count."""
     names = dict.fromkeys(row["stage"] for row in record["stages"])
     every = [kill for row in record["stages"] for kill in row["moments"]]
     kills = [kill for kill in every if kill["was_running"]]

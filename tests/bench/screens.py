@@ -7,8 +7,7 @@ and, beside it, the part with most pictures. Both browsers and a training with i
 curves are shown in JupyterLab, where 03 and 05 are run once more in a copy of the kit,
 on copies of the run's records, which today's kit must have made. The report is shown
 on a phone and at a desk, by day and by night. Every picture is reduced to at most
-150 kB. Takes a few minutes.
-"""
+150 kB. Takes a few minutes."""
 
 import argparse
 import io

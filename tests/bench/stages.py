@@ -2,8 +2,7 @@
 
 values = stages.values("mini", group_size=4, words=60, response=100)
 work, found = run(config, values, folder)
-found["update"]    # {"bytes": 93123456, "seconds": 1.9}, of all steps together
-"""
+found["update"]    # {"bytes": 93123456, "seconds": 1.9}, of all steps together"""
 
 from dataclasses import replace
 from pathlib import Path

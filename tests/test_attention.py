@@ -179,9 +179,6 @@ def test_attention_on_other_words_is_refused(measured):
         attention.measure(model, processor, asked, {"own": other}, *where)
 
 
-# Rows made by hand
-
-
 @pytest.fixture
 def run(tmp_path):
     for method in ("base", "sft", "grpo"):

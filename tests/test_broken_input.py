@@ -49,9 +49,6 @@ def check_raised(error, words, ask):
     assert [said for said in words if said not in str(caught.value)] == []
 
 
-# --- single files ---------------------------------------------------------------------
-
-
 def labels(path, *lines):
     path = path / "train.csv"
     path.write_text("\n".join(lines) + "\n")
@@ -103,9 +100,6 @@ FILES = {
 @every(FILES)
 def test_single_files(change, error, words, tmp_path):
     check_raised(error, words, lambda: change(tmp_path))
-
-
-# --- checkpoints: a folder `model` ----------------------------------------------------
 
 
 def cut(name):
@@ -235,9 +229,6 @@ def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     check_raised(error, words, lambda: models.load_trained(tiny_checkpoint, folder))
 
 
-# --- the folder of a run --------------------------------------------------------------
-
-
 def other_settings(run):
     path = run / "adapters" / "sft" / "sft_settings.json"
     checkpoints.write_settings(path, {"seed": 0, "sft_lr": 0.1})
@@ -296,9 +287,6 @@ RUNS = {
 @every(RUNS)
 def test_run_folders(change, error, words, tmp_path):
     check_raised(error, words, lambda: change(tmp_path))
-
-
-# --- the disk -------------------------------------------------------------------------
 
 
 @contextmanager

@@ -93,9 +93,6 @@ def control(view, kind):
     return next(c for c in view.box.children[0].children if type(c).__name__ == kind)
 
 
-# What a cell holds
-
-
 def test_without_a_front_end_it_is_one_question_as_html(
     headless, open_browser, predictions, asked
 ):
@@ -120,9 +117,6 @@ def test_with_a_front_end_it_is_a_widget_and_the_question(
     assert data[pages.WIDGET]["model_id"] == opened.browser.box.model_id
     (pick, *_) = tables.gallery(predictions, set())
     assert pick["id"] in opened.html and opened.browser.name == pick["id"]
-
-
-# Questions
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,6 @@ def test_the_answer_of_miniplan_is_the_token_that_holds_the_letter():
     assert tokenizer.decode(tokens[start:end]) == ">B"
 
 
-# The reference
-
-
 def test_the_reference_moves_by_its_share_of_the_difference_in_bfloat16_too():
     """0.005 of a small difference is nothing in bfloat16, where the released code's
     average stands still; in float32 it adds up."""
@@ -225,9 +222,6 @@ def test_a_frozen_reference_is_the_start_and_policy_is_no_reference(build):
         follows = trainer.reference in trainer.callback_handler.callbacks
         assert follows is (reference == "ema")
     assert starts["policy"] == starts["frozen"]
-
-
-# Runs
 
 
 def test_a_step_uses_the_bonus_and_records_it(build, tmp_path):

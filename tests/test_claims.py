@@ -94,9 +94,6 @@ def write_coherence(run, label, share, **fields):
         write_jsonl(run / f"coherence_{label}_{level}.jsonl", rows)
 
 
-# --- what was published ---------------------------------------------------------------
-
-
 def test_every_claim_has_a_row(made):
     _, _, rows = made
     numbers = [1, 2, 3, "4a", "4b", *range(5, 22)]
@@ -168,9 +165,6 @@ def test_the_papers_own_verdicts(made):
     assert [own[n] for n in (1, 2, 3)] == [OPEN, SUPPORTED, SUPPORTED]
     assert {own[n] for n in ("4a", "4b", 5, 6)} == {OPEN}
     assert (own[7], own[13], own[16]) == (None, OPPOSITE, None)
-
-
-# --- verdicts and words ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -259,9 +253,6 @@ def test_the_sentence_in_full():
         "not decided: 0.0 points (95 % interval −1.0 to +1.0); the interval holds 0.0, "
         "and no size was published"
     )
-
-
-# --- one run --------------------------------------------------------------------------
 
 
 def test_a_part_is_the_comparison_of_the_analysis(made):
@@ -377,9 +368,6 @@ def test_behind_names_the_discordant_questions(made):
     assert {*found["against"]} == {key for key in grpo if grpo[key] < sft[key]}
     domain = claims.behind(records, "4a", "GRPO − SFT, Work")
     assert domain["for"] and all(key.startswith("L3/") for key in domain["for"])
-
-
-# --- other records --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -556,9 +544,6 @@ def test_terms_with_spaces_in_a_value():
     term = Term.read("-sft L3 domain=Daily life condition=no_video")
     assert (term.weight, term.label, term.set) == (-1, "sft", "L3")
     assert term.picks == {"domain": "Daily life", "condition": "no_video"}
-
-
-# --- how it is shown ------------------------------------------------------------------
 
 
 def test_tables_have_a_line_a_claim(made):

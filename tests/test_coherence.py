@@ -69,9 +69,6 @@ def flawless(data):
     return lambda item: lessons.answer_text(said[item.id], item.gold)
 
 
-# What stands in a completion
-
-
 @pytest.mark.parametrize(
     ("completion", "found"),
     [
@@ -114,9 +111,6 @@ def test_what_stands_in_the_training_reasoning():
     # see-wash-onion-next breaks 4 of 5: "next is cut tomato" is left
     assert training.overlap("I see wash onion. Next is cut tomato.") == 1 / 5
     assert training.overlap("wash tomato") == training.overlap(None) == 0
-
-
-# Readers
 
 
 def plain_probabilities(model, processor, item, thought):
@@ -185,9 +179,6 @@ def test_readings_of_other_completions_are_refused(
         readers.readings(model, processor, items, rows, path)
     with pytest.raises(ValueError, match="questions that were asked"):
         readers.readings(model, processor, items[:1], rows, tmp_path / "s.jsonl")
-
-
-# Truth and exact measure
 
 
 def test_the_truth_is_known_for_every_question_on_disk(data, asked):
@@ -292,9 +283,6 @@ def test_rows_of_another_benchmark_are_refused(data, asked, flawless):
     row["options"] = row["options"][::-1]
     with pytest.raises(ValueError, match="other options than it has"):
         exact(row, "Next is cut onion.")
-
-
-# The rows of a run
 
 
 @pytest.fixture(scope="module")

@@ -51,9 +51,6 @@ def test_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-# --- rows of predictions --------------------------------------------------------------
-
-
 def test_rows_of_all_models_line_up(predictions):
     for name in methods.SETS:
         models = (*methods.METHODS, "base-direct")
@@ -135,9 +132,6 @@ def test_an_empty_run_says_what_to_do(tmp_path):
             read(tmp_path)
 
 
-# --- the table of all answers ---------------------------------------------------------
-
-
 def test_every_answer_is_a_row_and_every_reading_of_it(made):
     frame = answers.read(made)
     assert len(frame) == 4 * 4 * 400 * len(answers.ASKED)
@@ -201,9 +195,6 @@ def test_runs_that_are_not_of_one_kind_are_not_pooled(tmp_path):
     assert changed(perception_conditions="no_video").seed.nunique() == 2
     with pytest.raises(ValueError, match="more than their seed"):
         changed(data_dir="outputs/data/y")
-
-
-# --- contrasts ------------------------------------------------------------------------
 
 
 def test_differences_pair_the_questions(right, predictions):
@@ -290,9 +281,6 @@ def test_shares_of_attention_are_not_taken_for_coin_tosses(right):
     assert means[1]["low"] == means[1]["high"] == pytest.approx(0.3)
 
 
-# --- accuracies -----------------------------------------------------------------------
-
-
 def test_accuracy_counts_every_question(made, predictions):
     metrics = read_json(made / "metrics.json")
     for row in compare.accuracies(predictions):
@@ -324,9 +312,6 @@ def test_groups_add_up(predictions):
         assert sum(row["n"] for row in own) == 400
         right = sum(round(row["accuracy"] * row["n"]) for row in own)
         assert right == sum(r["correct"] for r in predictions[model, "L3"])
-
-
-# --- the paper, and text --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

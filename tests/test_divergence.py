@@ -100,9 +100,6 @@ def test_numbers_that_train_nothing_are_refused(settings):
             replace(settings, **{name: value})
 
 
-# What is loaded
-
-
 def spoil(folder, value, name):
     """Write a number into a tensor of a folder's weights; returns what was there."""
     file = next(folder.glob("*.safetensors"))

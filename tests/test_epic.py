@@ -72,9 +72,6 @@ def run(tmp_path, capsys):
     return call
 
 
-# --- the rule ---------------------------------------------------------------------
-
-
 AGAIN = ["take cup", "take cup", "open tap", "fill cup", "take cup", "close tap"]
 PAUSED = rows_of("P01_01", start=25.1, first=5)  # 10.1 s behind the five before
 IN_TIME = rows_of("P01_01", start=25.0, first=5)
@@ -123,9 +120,6 @@ def test_counts_of_the_real_labels():
         items = [item for s in segments(actions, gap) for item in questions(s)]
         found[gap] = (len(items), sum(item.index == 0 for item in items))
     assert found == {5.0: (8436 + 9, 650), 10.0: (8828, 582 - 2), 30.0: (9005 + 1, 535)}
-
-
-# --- what is written --------------------------------------------------------------
 
 
 def test_a_record_is_what_the_reader_of_training_sets_reads(run):
@@ -276,9 +270,6 @@ def test_what_is_no_table_of_labels(data, words, tmp_path, capsys):
     assert main(["epic", str(path), "--l1", str(l1), "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert "labels.csv, line" in error and words in error
-
-
-# --- clips ------------------------------------------------------------------------
 
 
 def write_video(path, fps=30, seconds=18, **options):

@@ -72,9 +72,6 @@ def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(plt.Text))
 
 
-# --- seen -----------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     return looked([write_seen(tmp_path_factory.mktemp("seen"))])
@@ -144,9 +141,6 @@ def test_tables_and_figure_say_the_same(found):
     assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
     text = words(figure)
     assert "all questions (n = 6)" in text and "video is needed (n = 2)" in text
-
-
-# --- reasoned -------------------------------------------------------------------------
 
 
 def write_reasoned(run, seed=0):
@@ -293,9 +287,6 @@ def test_figures_hold_the_shares_and_the_cells(said):
     grpo = " ".join(text.get_text() for text in figure.axes[2].texts)
     assert "66.7 %\n8" in grpo and "33.3 %\n4" in grpo
     assert "SFT" in words(figure)
-
-
-# --- attended -------------------------------------------------------------------------
 
 
 def looks(key, video, tokens=2, letter=True):

@@ -64,9 +64,6 @@ def read_all(path, step=1):
     return [number(frame) for frame in frames], told[-1], why_pyav
 
 
-# --- which frames are shown, and by which reader ----------------------------------
-
-
 OPEN = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=20"}
 PLAIN = {
@@ -211,9 +208,6 @@ def test_the_best_of_two_videos_is_read_by_both_readers(tmp_path):
     assert np.array_equal(by_decord.get_batch(wanted).asnumpy(), frames)
 
 
-# --- upright and equal ------------------------------------------------------------
-
-
 def by_both(path, wanted):
     """What `read` gives, after it was seen that PyAV gives the same pixels."""
     frames, why_pyav = footage.read(path, lambda count, rate: wanted)
@@ -264,9 +258,6 @@ def test_both_readers_convert_to_the_same_pixels(pix_fmt, tmp_path):
     path = write(tmp_path / "film.mkv", options={}, count=40, pix_fmt=pix_fmt)
     assert by_both(path, [0, 13, 14, 39])[1] == ""
     assert len(footage._scan(str(path)).starts) >= 4
-
-
-# --- damage -----------------------------------------------------------------------
 
 
 def payload(path):
@@ -367,9 +358,6 @@ def test_a_file_that_was_cut_off(name, tmp_path):
         path.write_bytes(data[:end])
         with pytest.raises(footage.Unreadable, match="is damaged"):
             read_all(path)
-
-
-# --- check --decode ---------------------------------------------------------------
 
 
 def test_check_says_which_way_a_clip_was_read(tmp_path):

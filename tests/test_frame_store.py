@@ -89,9 +89,6 @@ def filled(folder, media, bound=PLENTY, count=6):
     return store, paths
 
 
-# --- what is kept -----------------------------------------------------------------
-
-
 def test_a_kept_clip_is_the_decoded_clip_in_every_later_process(noisy, folder):
     expected = read_clip(noisy, SMALL)
     for calls in (["clip.mp4"], []):
@@ -176,9 +173,6 @@ def test_what_is_bad_or_changes_while_it_is_read_is_not_kept(noisy, folder, tmp_
     assert entries(folder) == []
 
 
-# --- damage -----------------------------------------------------------------------
-
-
 def flipped(data, place):
     at = int(place * (len(data) - 1))
     return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
@@ -216,9 +210,6 @@ def test_an_entry_put_in_anothers_place_is_damage(folder, tmp_path, caplog):
         frames = store.read(pixels_of, path, SMALL)
         assert np.array_equal(frames, pixels_of(path, SMALL))
     assert len(caplog.messages) == 1
-
-
-# --- the bound --------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -347,9 +338,6 @@ def test_killed_processes_leave_a_sound_folder(folder, tmp_path, one, caplog):
         assert held(folder) <= bound
     assert "damaged" not in caplog.text
     assert not (folder / ".frames_unfinished").exists()
-
-
-# --- in one process, and the way in -----------------------------------------------
 
 
 def test_a_process_decodes_once_and_hands_out_copies(tmp_path):

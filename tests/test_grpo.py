@@ -191,9 +191,6 @@ def test_batches_that_do_not_divide_are_refused(tmp_path):
         trainer_arguments(odd, tmp_path)
 
 
-# Whole runs
-
-
 @pytest.fixture(scope="module")
 def finished(make_task, tmp_path_factory):
     """The task of an undisturbed run."""

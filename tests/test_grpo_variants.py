@@ -202,9 +202,6 @@ def test_float32_logits_are_nearer_to_the_float32_model(make_trainer):
     assert (finer - exact).abs().mean() < 1.5 * (rough - exact).abs().mean()
 
 
-# Dynamic sampling
-
-
 def choosy(text, question):
     """Dead for half of the questions."""
     return 0.0 if question.id[-1] in "012" else vowels(text, question)

@@ -232,9 +232,6 @@ def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):
     assert nodes == ["node 0, local rank 0", "node 1, local rank 0"]
 
 
-# What the kit calls
-
-
 def adapter_weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
@@ -256,9 +253,6 @@ def test_two_processes_train_the_adapter_of_one(
     for name, one in trained[1].items():
         assert (trained[2][name] - one).norm() <= 1e-4 * one.norm()
         assert one.norm() > 0  # lora_B begins at 0: these are changes
-
-
-# What it refuses
 
 
 def test_it_refuses_what_others_could_not_find(tmp_path):

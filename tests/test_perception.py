@@ -23,9 +23,6 @@ def shown(condition, question):
     return Shown(condition, 0).media(question, SAMPLING)
 
 
-# What is shown
-
-
 def test_what_is_left_out_is_not_even_read(tiny_questions, tmp_path):
     gone = replace(tiny_questions[0], video=tmp_path / "gone.mp4")
     clip, kept = shown("no_video", gone)
@@ -93,9 +90,6 @@ def test_chosen_questions_keep_their_order_and_do_not_depend_on_the_call():
     some = chosen(range(50), 10, 3)
     assert some == sorted(some) == chosen(range(50), 10, 3) != chosen(range(50), 10, 4)
     assert chosen(range(5), 10, 0) == [0, 1, 2, 3, 4]
-
-
-# Asking
 
 
 @pytest.fixture(scope="module")

@@ -108,9 +108,6 @@ def test_a_recipe_takes_a_few_records_more_or_less_and_no_other_file(steps, once
             counts.check_epochs("sft_steps", steps, once, items, epochs)
 
 
-# Memory
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_known_configurations_have_the_published_number_of_parameters(name):
     assert of(name).numbers == PUBLISHED[name]
@@ -313,9 +310,6 @@ def test_the_cost_script_measures_a_tiny_size_anywhere(tmp_path):
         assert "No GPU was at hand" in text and text.count("no GPU was at hand") == 10
 
 
-# Samples
-
-
 def test_counts_are_those_of_the_readers(values, data):
     sets = counts.sets_of(values)
     training = questions.read_training(data / "annotations/training.jsonl", data, 0)
@@ -347,9 +341,6 @@ def test_what_is_not_there_is_announced_by_its_command(
     assert not any(own.read for own in sets.values())
     assert {name: sets[name].count for name in known} == known
     assert bool(sets) == bool(command)
-
-
-# The command
 
 
 def test_a_dry_run_says_all_and_leaves_nothing(data, tmp_path):
@@ -462,9 +453,6 @@ def test_what_is_wrong_is_said_and_is_the_exit_code(line, told, dry_run):
     assert not line.startswith("sweep") or "a-max_frames=8" in text
 
 
-# The checks, each failing
-
-
 def test_steps_that_do_not_make_the_epochs_fail(values):
     sets = {"demonstrations": counts.Asked(6000), "training": counts.Asked(6000)}
     values |= {"sft_epochs": 1.0, "grpo_epochs": 1.0, "sft_batch_size": 128}
@@ -558,9 +546,6 @@ def test_a_disk_is_asked_for_all_runs_of_a_sweep_and_for_frames_once(
     monkeypatch.setattr(checks, "check_disks", asked.append)
     plan.check_disks(plans)
     assert sum(asked[0].values()) == 10 + 5 + 5
-
-
-# Hours
 
 
 def test_an_earlier_run_of_the_same_kind_gives_the_hours(values, tmp_path):

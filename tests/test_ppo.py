@@ -180,9 +180,6 @@ def test_the_value_loss_trains_head_and_adapter(build):
             assert weight.grad is None, name
 
 
-# Batches
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"updates_per_batch": 1}, {"updates_per_batch": 1, "kl_beta": 0.1}]
 )
@@ -225,9 +222,6 @@ def test_splitting_a_step_leaves_its_gradient(build):
         found.append(step_gradient(trainer))
     for other in found[1:]:
         assert (other - found[0]).norm() <= 1e-5 * found[0].norm()
-
-
-# Runs
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(

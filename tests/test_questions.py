@@ -146,9 +146,6 @@ def records_of(kind, count=5):
     return [MAKE[kind](number) for number in range(count)]
 
 
-# --- sound files ----------------------------------------------------------------
-
-
 def test_a_validation_question(tmp_path):
     question, record = read_of(tmp_path, "L1")[1], labelled(1)
     assert (question.id, question.level, question.gold) == ("L1/1", "L1", "B")
@@ -197,9 +194,6 @@ def test_a_general_question(tmp_path):
     assert (five.id, five.gold, five.answer) == ("general/v1_0", "B", "green")
     assert (five.video, five.image) == (MEDIA / "videos/v1.mp4", None)
     assert (five.duration_group, five.domain) == (600, "News")
-
-
-# --- drawing three of the negatives, and the held-out slice ---------------------
 
 
 def test_training_options_are_three_negatives_and_the_answer(tmp_path):
@@ -252,9 +246,6 @@ def test_a_holdout_is_decided_by_the_id_alone(tmp_path):
     assert split_holdout(items, 1) == ([], items)
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_holdout(items, 1.5)
-
-
-# --- one fault at a time --------------------------------------------------------
 
 
 def put(field, value):
@@ -490,9 +481,6 @@ def test_texts_that_only_look_odd_are_sound(tmp_path, options):
     record = training(0) | {"answer": options[0], "negative_answers": options[1:]}
     record |= {STEP: [], STILL: "x" * 251 + ".png"}
     assert check(write(tmp_path, [record], "training"))["faults"] == []
-
-
-# --- faults of a file's text: each is made in a sound one by replacing ------------
 
 
 def replaced(folder, kind, old, new):
@@ -760,9 +748,6 @@ def test_the_command_starts_without_torch(tmp_path):
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, check=True)
-
-
-# --- real records, where they are ------------------------------------------------
 
 
 def real(name):

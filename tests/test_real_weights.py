@@ -187,9 +187,6 @@ def scored(model, encoded, answers):
     return torch.cat(scoring.completion_scores(model, prompts, answers)[0])
 
 
-# --- Qwen's own vocabulary ------------------------------------------------------------
-
-
 def qwen_tokenizer(file):
     """Qwen2-VL's tokenizer from Qwen's ranks: a token was merged from the two parts
     that are left when the lower ranks have been merged."""

@@ -231,9 +231,6 @@ def test_performance_says_what_the_bench_records_say():
     assert text == performance(REFERENCE)
 
 
-# --- sweeps ---------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A sweep of two shares x three seeds, and a run that failed."""

@@ -167,9 +167,6 @@ def test_who_writes_a_file_sweeps_what_a_killed_writer_left_of_it(tmp_path):
     assert files_in(tmp_path) == {"a[1].json", *theirs}
 
 
-# Who takes the lock
-
-
 def refused(path, write):
     """Call `write` while `path` is held, and see that it is refused at once."""
     folder = path.parent

@@ -325,9 +325,6 @@ def test_the_vision_tower_runs_once_a_prompt(model, processor):
     assert sum(patches) == expected
 
 
-# Adapters, checkpointing, quantisation
-
-
 def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
     tiny_checkpoint, processor
 ):

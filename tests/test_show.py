@@ -105,9 +105,6 @@ def read(texts):
     return {name: Page(text) for name, text in texts.items()}
 
 
-# --- one file for everybody -----------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_one_file_that_fetches_nothing_and_runs_nothing(texts, read, name):
     text, page = texts[name], read[name]
@@ -205,9 +202,6 @@ def test_formulas_are_mathml_and_text_is_escaped(latex):
     assert "<script" not in show.formula(r"\text{<script>x}", "inline")
 
 
-# --- when it is written ---------------------------------------------------------------
-
-
 def test_a_page_is_made_again_only_when_its_notebook_has_changed(run, texts):
     files = sorted(run.glob("*.html"))
     for path in files:
@@ -237,9 +231,6 @@ def test_notebooks_run_by_hand_lie_elsewhere(run, tmp_path, capsys):
     show.main([str(tmp_path), "--notebooks", str(run)])
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert (tmp_path / "05_analysis.html").exists()
-
-
-# --- the answer -----------------------------------------------------------------------
 
 
 def rows(p=0.001, **ends):
@@ -343,9 +334,6 @@ def test_what_was_run_and_what_failed():
         "not measured by this run: 15; training seeds of this run: 2; another could "
         "come out otherwise"
     )
-
-
-# --- figures --------------------------------------------------------------------------
 
 
 def test_a_figure_needs_words(tmp_path):

@@ -25,9 +25,6 @@ def ends(row):
     return row["low"], row["high"]
 
 
-# --- one accuracy, two methods --------------------------------------------------------
-
-
 def test_mcnemar_and_wilson_are_those_of_statsmodels():
     for wins, losses in ((8, 2), (2, 8), (5, 5), (40, 42), (120, 90), (1200, 1000)):
         found = mcnemar([[300, wins], [losses, 100]], exact=True)
@@ -112,9 +109,6 @@ def test_a_difference_of_differences_resamples_each_side():
     assert alone["high"] == stats.contrast([there], samples=4000)["high"]
 
 
-# --- several seeds --------------------------------------------------------------------
-
-
 def test_one_seed_is_the_t_interval_over_questions():
     values = np.array([[1, 0, 1, 1, 0, 1, 0, 1.0]])
     row = stats.mean_over_seeds(values)
@@ -172,9 +166,6 @@ def test_few_seeds_only_ever_widen_the_interval(monkeypatch):
     usual = [stats.mean_over_seeds(values)["high"] for values in drawn]
     more = np.subtract(wide, usual)
     assert min(more) == 0 and max(more) > 0.05
-
-
-# --- clusters, and few questions that tell --------------------------------------------
 
 
 @pytest.mark.parametrize("seeds, noise, less", [(1, 0.03, 0.7), (3, 1e-9, 1)])
@@ -283,9 +274,6 @@ def test_the_committed_coverage_is_honest():
     assert min(covered["as built"]) > 0.92
     assert min(covered["clusters ignored"]) < 0.85
     assert max(covered["seeds ignored"]) < 0.85
-
-
-# --- published counts, power ----------------------------------------------------------
 
 
 def test_the_unpaired_interval_is_that_of_statsmodels():

@@ -51,9 +51,6 @@ def noisy(tmp_path_factory):
     return write_clip(path, frames=60, noise=True)
 
 
-# --- which frames ---------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("n_frames", "clip_fps", "count"),
     [
@@ -112,9 +109,6 @@ def test_sampling_refuses(field, value, words):
     with pytest.raises(ValueError, match=words) as caught:
         replace(Sampling(), **{field: value})
     assert field in str(caught.value)
-
-
-# --- reading --------------------------------------------------------------------
 
 
 def test_a_clip_gives_its_own_frames(tmp_path):
@@ -237,9 +231,6 @@ def test_several_pictures_in_one_file_are_refused(suffix, tmp_path):
     first.save(path, save_all=True, append_images=more)
     with pytest.raises(BadVideo, match="holds 3 pictures"):
         read_still(path, SMALL)
-
-
-# --- broken media ---------------------------------------------------------------
 
 
 def hole(data):

@@ -70,9 +70,6 @@ def saved(run, name, step):
     }
 
 
-# A look is no influence
-
-
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -123,9 +120,6 @@ def test_randomness_outside_goes_on_as_if_never():
     assert found == expected
     with watched.own_randomness(7):
         assert torch.equal(torch.rand(3), inside)
-
-
-# What is recorded
 
 
 def test_rows_tell_the_group_of_every_question_and_step(whole, tiny_questions):
@@ -240,9 +234,6 @@ def test_unusable_media_are_told_before_training(task, tiny_questions, tmp_path)
     with pytest.raises(BadVideo, match=r"broken\.mp4"):
         grpo.train(replace(task(tmp_path / "run"), watched=asked))
     assert not (tmp_path / "run" / "rollouts.jsonl").exists()
-
-
-# Kills
 
 
 def killed(train, run, monkeypatch, number, before):

@@ -69,9 +69,6 @@ METHODS = {
 SPLITS = [{"prompts_per_backward": 1}, {"pack_tokens": 300}]
 
 
-# Steps
-
-
 def one_step_inputs(trainer):
     """The first batch, and what TRL hands to the loss for each backward pass of it."""
     trainer.model.train()
@@ -121,9 +118,6 @@ def step_gradient(trainer):
     for part in parts:
         trainer.compute_loss(trainer.model, part).backward()
     return gradient(trainer.model)
-
-
-# What runs leave
 
 
 def log_of(run, label="grpo"):

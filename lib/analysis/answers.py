@@ -198,9 +198,6 @@ def _attention(row: Mapping, text: str) -> dict[str, float]:
     return found | ({"attention": layers.mean(0)[:2].sum()} if text == "own" else {})
 
 
-# Checks
-
-
 def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
     """{seed: run} of run folders, which may differ in the seed and ASKED_BESIDE alone.
     Seeds and settings stand in pipeline.json; a single run needs none."""

@@ -256,9 +256,6 @@ def summary(rows: Sequence[Mapping]) -> dict:
     }
 
 
-# The paper's numbers
-
-
 @lru_cache
 def published() -> dict:
     """The numbers of the paper, with their sources (lib/analysis/published.json)."""
@@ -287,9 +284,6 @@ def published_differences() -> dict:
         for name, entry in published()["sets"].items()
         for a, b in PAIRS
     }
-
-
-# Tables
 
 
 def span(row: Mapping, value: str) -> str:

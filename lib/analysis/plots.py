@@ -67,9 +67,6 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# What the figures share
-
-
 def tidy(ax: Axes, grid: str = "y") -> None:
     """Two spines and a pale grid along one axis."""
     ax.spines[["top", "right"]].set_visible(False)
@@ -149,9 +146,6 @@ def _groups(ax: Axes, rows: Sequence[Mapping], group: str, title: str, paper=Fal
     lines = -(-len(handles) // 5)
     ax.legend(handles=handles, ncols=-(-len(handles) // lines), **ABOVE)
     ax.set_title(title, pad=10 + 14 * lines)
-
-
-# Results
 
 
 def accuracy(

@@ -40,9 +40,6 @@ KEPT = ("n", "accuracy", "accuracy_lenient", "parse_failure", "truncated", "chan
 RAN = "run it with python -m lib.run"
 
 
-# One run
-
-
 def verdict(name: str, row: Mapping) -> str:
     """One sentence on a set: is GRPO or SFT ahead, by how much, how sure. `row` is one
     of `compare.main`: a, b, difference (GRPO - SFT), low, high, holm."""
@@ -116,9 +113,6 @@ def manifest_markdown(manifest: Mapping) -> str:
                 cut = text[:70] + " ..." * (len(text) > 70)
                 lines.append({"stage": stage, "fact": fact, "value": code(cut)})
     return tables.markdown(lines)
-
-
-# Committed records of runs
 
 
 def reference_record(run: Path) -> dict:
@@ -209,9 +203,6 @@ def differences(frame: pd.DataFrame) -> list[dict]:
     return compare.differences(frame, (*PAIRS, *OTHER_RL))
 
 
-# README's block
-
-
 def results(source: str | Path) -> str:
     """README's result block, markers included, from records (`read_reference`)."""
     records = read_reference(source)
@@ -275,9 +266,6 @@ def write_block(readme: str | Path, block: str) -> str:
     return block
 
 
-# Sweeps
-
-
 def sweep_record(folder: str | Path) -> list[dict]:
     """The rows of a sweep's runs.json, with the answers instead of their metrics. A run
     that failed, or waits, stays in it with its status and without numbers."""
@@ -324,9 +312,6 @@ def write_sweep(folder: Path, out: Path) -> str:
     made = [row for row in sweep_table(rows) if row["set"] in LEVELS]
     plots.save(plots.sweep(made, answers.varied(rows[0])[0]), out / f"{name}.png")
     return text
-
-
-# Seeing and reasoning over seeds
 
 
 def write_evidence(runs: Sequence[Path], out: Path) -> str:

@@ -123,9 +123,6 @@ class Archive:
         return store / f"{part.digest[:12]}-{Path(part.path).name[-50:]}"
 
 
-# --- the hub --------------------------------------------------------------------------
-
-
 def commits(repo: str) -> list[str]:
     """Full hashes of a dataset's commits, newest first."""
     with _explained(repo):
@@ -278,9 +275,6 @@ def _on_disk(what: str) -> Iterator[None]:
             raise
         where = error.filename or "writing to the disk"
         raise DownloadError(f"{what}: {error.strerror}: {where}; {KEPT}") from error
-
-
-# --- archives -------------------------------------------------------------------------
 
 
 def unpack(

@@ -127,9 +127,6 @@ class Item:
         }
 
 
-# --- labels ---------------------------------------------------------------------------
-
-
 class LabelFaults(ValueError):
     """Every fault of the label files, each with file, line and column."""
 
@@ -216,9 +213,6 @@ def read_videos(file: Path) -> tuple[int, set[str]]:
     return len(rows), {record["video_id"] for record in rows}
 
 
-# --- questions ------------------------------------------------------------------------
-
-
 def segments(
     actions: Iterable[Action], gap: float = GAP
 ) -> Iterator[tuple[Action, ...]]:
@@ -274,9 +268,6 @@ def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
             failed |= {i: f"{video}: {why[c]}" for i, c in cuts.items() if c in why}
             bar.update(len(cuts))
     return failed
-
-
-# --- the command ----------------------------------------------------------------------
 
 
 def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:

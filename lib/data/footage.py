@@ -126,9 +126,6 @@ def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-# --- the pass over the packets ----------------------------------------------------
-
-
 def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
     try:
         container = av.open(path, metadata_errors="replace")
@@ -257,9 +254,6 @@ def _doubt(container, stream, hidden: int, starts: list[int]) -> str:
     if not starts:
         return "its groups of pictures overlap, or do not begin with an IDR picture"
     return ""
-
-
-# --- the two readers --------------------------------------------------------------
 
 
 def _by_decord(

@@ -151,9 +151,6 @@ def gallery(predictions: Predictions, image_only: set[str]) -> list[dict]:
     return list(picks.values())
 
 
-# Text
-
-
 def markdown(rows: Iterable[Mapping[str, object]]) -> str:
     """Rows {header: cell} as a table; – where a row has no such cell."""
     rows = list(rows)

@@ -319,9 +319,6 @@ class _Output:
             self.display.update({"text/plain": text}, raw=True)
 
 
-# In each of the new processes
-
-
 def main(file: Path) -> None:
     """What every process does: load the call, make it, leave result or error."""
     process = int(os.environ.get("RANK", "0"))

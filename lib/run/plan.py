@@ -220,9 +220,6 @@ def sweep_lines(plans: list[Plan]) -> list[str]:
     return [*found, f"{f'{len(plans)} runs':<56}{took:>14}", "", *rest]
 
 
-# --- hours ----------------------------------------------------------------------------
-
-
 def hours_of(
     values: Mapping,
     parts: Sequence[Part],
@@ -313,9 +310,6 @@ def seconds(part: Part, took: Mapping[str, float]) -> float:
     if part.name in ("attention", "readers"):
         return 0
     return part.count * took[part.stage]
-
-
-# --- disk ----------------------------------------------------------------------------
 
 
 def disk_of(

@@ -12,19 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from lib.analysis.plots import (
-    CHANCE,
-    DASHES,
-    WIDTH,
-    above,
-    bars,
-    beside,
-    each,
-    entry,
-    methods,
-    points,
-    tidy,
-)
+from lib.analysis import plots
+from lib.analysis.plots import CHANCE, DASHES, WIDTH, above, each, entry, tidy
 from lib.analysis.reasoned import MEASURES
 from lib.methods import COLORS, LABELS, condition
 
@@ -42,13 +31,13 @@ def perception(found: Mapping, name: str) -> Figure:
     where it is known, what an ideal reader gets right without the video."""
     rows = [row for row in found["accuracy"] if row["set"] == name]
     groups = [group for group in GROUPS if group in each(rows, "group")]
-    conditions, handles = each(rows, "condition"), methods(each(rows, "model"))
+    conditions, handles = each(rows, "condition"), plots.methods(each(rows, "model"))
     size = WIDTH * max(1.0, len(conditions) / 7), 0.7 + 1.75 * len(groups)
     shared = {"sharex": True, "squeeze": False}
     figure, axes = plt.subplots(len(groups), 1, figsize=size, **shared)
     for ax, group in zip(axes.flat, groups, strict=True):
         own = [row for row in rows if row["group"] == group]
-        bars(ax, own, "condition")
+        plots.bars(ax, own, "condition")
         if len(groups) > 1 and "ceiling" in own[0]:
             ax.axhline(100 * own[0]["ceiling"], color="0.1", ls=":", lw=1.2)
         ax.set_title(f"{GROUPS[group]} (n = {own[0]['n']:,})", loc="left")
@@ -74,13 +63,13 @@ def attention_layers(found: Mapping, text: str) -> Figure:
             by_layer = [row for row in own if row["where"].startswith("layer ")]
             layers = [int(row["where"].split()[1]) for row in by_layer]
             look = {"color": COLORS[model], "ms": 3, "ls": "-"}
-            points(ax, layers, by_layer, "mean", **look)
+            plots.points(ax, layers, by_layer, "mean", **look)
             (equal,) = (100 * row["mean"] for row in own if row["where"] == "equal")
             ax.plot(layers, [equal] * len(layers), color=COLORS[model], ls=":", lw=1)
         ax.set_ylim(bottom=0)
         ax.xaxis.get_major_locator().set_params(integer=True)
     dotted = entry("if all that is visible got the same", ls=":")
-    above(figure, [*methods(each(rows, "model")), dotted])
+    above(figure, [*plots.methods(each(rows, "model")), dotted])
     return figure
 
 
@@ -96,7 +85,7 @@ def attention_tokens(found: Mapping, text: str) -> Figure:
             mean = [100 * row[kind] for row in own]
             ax.plot([row["token"] for row in own], mean, color=COLORS[model])
         ax.set_ylim(bottom=0)
-    above(figure, methods(each(rows, "model")))
+    above(figure, plots.methods(each(rows, "model")))
     return figure
 
 
@@ -132,9 +121,9 @@ def coherence(
     for ax, measure in zip(axes.flat, measures, strict=False):
         other = measure.replace("reader", "other")
         for row in (row for row in rows if row["measure"] == measure):
-            aside = beside(models, row["model"], min(0.24, 0.8 / len(models)))
+            aside = plots.beside(models, row["model"], min(0.24, 0.8 / len(models)))
             at, look = sets.index(row["set"]) + aside, {"ms": 3.5, "capsize": 2}
-            points(ax, [at], [row], "share", color=COLORS[row["model"]], **look)
+            plots.points(ax, [at], [row], "share", color=COLORS[row["model"]], **look)
             floor = lowest.get((row["model"], row["set"], other))
             if floor is not None:
                 ax.hlines(100 * floor, at - 0.12, at + 0.12, color="0.1", ls=":")
@@ -149,7 +138,7 @@ def coherence(
         ax.axis("off")
     for line in axes:
         line[0].set_ylabel("% of questions")
-    handles = methods(models)
+    handles = plots.methods(models)
     handles += [entry("reader with another question's reasoning", ls=":")] * bool(
         floors
     )

@@ -14,23 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import chain
+from lib import chain, methods
 from lib.analysis import answers, compare, evidence_plots, plots, reasoned, seen
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
 from lib.markup import Marked, code
-from lib.methods import (
-    ASKED,
-    LABELS,
-    LEVELS,
-    MEANING,
-    METHODS,
-    MODELS,
-    OTHER_RL,
-    PAIRS,
-    SETS,
-    difference,
-)
+from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, difference
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_json, write_text
@@ -58,7 +47,7 @@ def verdict(name: str, row: Mapping) -> str:
     elif not low <= 0 <= high:
         too = f"; p = {row['holm']:.2f} as one of several tests"
     text = f"{one(value)} points (95 % interval {one(low)} to {one(high)}{too})"
-    return f"**{name}** ({MEANING[name]}): {head} {text}"
+    return f"**{name}** ({methods.MEANING[name]}): {head} {text}"
 
 
 def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]:
@@ -200,7 +189,7 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str] = ()) -> list[dict]:
 
 def differences(frame: pd.DataFrame) -> list[dict]:
     """Paired differences over seeds and questions, of the pairs that are there."""
-    return compare.differences(frame, (*PAIRS, *OTHER_RL))
+    return compare.differences(frame, (*PAIRS, *methods.OTHER_RL))
 
 
 def results(source: str | Path) -> str:
@@ -323,10 +312,10 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
         chain.verify(run)
     given = read_json(require(found[0] / "pipeline.json", RAN))["parameters"]
     folders = given["data_dir"], given["general_dir"]
-    looked = [run for run in found if (run / ASKED).exists()]
+    looked = [run for run in found if (run / methods.ASKED).exists()]
     if not looked:
         raise FileNotFoundError(
-            f"none of the runs holds {ASKED}: give one a parameter "
+            f"none of the runs holds {methods.ASKED}: give one a parameter "
             "perception_conditions and run 04_eval again"
         )
     asked, known = seen.asked_of(looked), still_reader.without_video(folders[0])
@@ -357,6 +346,6 @@ def labels_of(runs: Iterable[Path]) -> list[str]:
     runs = list(runs)
     return [
         model
-        for model in MODELS
+        for model in methods.MODELS
         if all((run / f"coherence_{model}_L1.jsonl").exists() for run in runs)
     ]

@@ -7,8 +7,6 @@ sampling takes 2 a second and squashes them to 252 x 252. The still stands at `e
     {}
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 file grows as `<name>.part` and takes its name once its hash is the one listed. An
 archive is never trusted with a path: the caller names the place of each member."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import io

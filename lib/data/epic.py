@@ -20,8 +20,6 @@ All videos that L1 uses are left out, which is proven on the written file. Momen
 the labels' timestamps: frame numbers count 50 or 60 a second, some files hold others.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator

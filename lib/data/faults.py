@@ -5,8 +5,6 @@ code reads them, and of LongVideoBench. A fault is (field, what was found, what 
 expected, whether the record is usable all the same): real files have steps that end
 after the observation, and answers that were done before."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping

@@ -12,8 +12,6 @@ are heard beneath it. A flipped bit that is another sound picture stays unseen.
     >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
 """
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import re

@@ -7,8 +7,6 @@ fill it. An entry appears by renaming a finished file, so readers need no lock; 
 hold one, under which the oldest entries make room. An entry whose checksum does not
 match is made anew, with a line of warning."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib
@@ -22,16 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
 
 from lib import paths, records
+from lib.data.questions import Demonstration, Question
 from lib.data.video import Clip, Sampling, read_clip, read_still, require_media
-
-if TYPE_CHECKING:
-    from lib.data.questions import Demonstration, Question
 
 CACHE_BYTES = 512 * 2**20
 FORMAT = 3  # of an entry's bytes and name; raise it with every change of them

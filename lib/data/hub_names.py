@@ -2,8 +2,6 @@
 
 None of it is documented, so names are read as they are used elsewhere."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable

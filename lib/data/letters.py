@@ -5,8 +5,6 @@ character, case and all, in the first `<answer>...</answer>`. So "Add water" cou
 while "(A)" and "a." count as nothing. `lenient` is what a patient reader would grant.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Sequence

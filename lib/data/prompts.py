@@ -4,14 +4,9 @@ The thinking prompt is the paper's: the question, one option a line as "A. ...",
 `THINK_ANSWER`. Training, evaluation and the untrained model all get the same words; the
 default chat template adds the system prompt."""
 
-from __future__ import annotations
+import numpy as np
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from lib.data.questions import Question
+from lib.data.questions import Question
 
 # QUESTION_TEMPLATE of the released infer.py and grpo.py, word for word. The space
 # before "Output" (it starts the line after the options) and the one after the last

@@ -4,8 +4,6 @@ SEED-Bench-R1 (https://arxiv.org/abs/2503.24376) and LongVideoBench
 (https://arxiv.org/abs/2407.15754); `lib/data/faults.py` says what a sound record is.
 Every reader raises DataFaults with the faults of all records at once."""
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

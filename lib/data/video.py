@@ -6,8 +6,6 @@ by index from the first frame that the film shows to the last (`lib/data/footage
 Every frame and still is squashed to 252 x 252, aspect ignored: frames by torchvision's
 bicubic with antialias, stills by Pillow's."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +74,8 @@ class Clip(np.ndarray):
     film: dict | None
 
     @classmethod
-    def of(cls, frames: np.ndarray, film: dict | None) -> Clip:
+    def of(cls, frames: np.ndarray, film: dict | None) -> "Clip":
+        """Frames with what is known of their film."""
         clip = np.asarray(frames).view(cls)
         clip.film = film
         return clip
@@ -84,7 +83,7 @@ class Clip(np.ndarray):
     def __array_finalize__(self, other) -> None:
         self.film = getattr(other, "film", None)
 
-    def only(self, at: list[int]) -> Clip:
+    def only(self, at: list[int]) -> "Clip":
         """The frames at these places, each at its own time."""
         indices = [self.film["frames_indices"][i] for i in at]
         return Clip.of(self[at], {**self.film, "frames_indices": indices})

@@ -23,17 +23,12 @@ Extend it: a further reward is a function and a name. At the end of this file:
 reward_progress. It has a hole: naming every option pays as well. Try a reward by hand
 before you train on it, as 03_grpo does."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from lib.data.letters import FORMAT, THINK, folded, parse_answer
-
-if TYPE_CHECKING:
-    from lib.data.questions import Question
+from lib.data.questions import Question
 
 
 def accuracy_reward(completion: str, gold: str) -> float:
@@ -76,9 +71,8 @@ def consistency_reward(completion: str, options: Sequence[str]) -> float:
 
 
 # As a trainer calls them: functions of the module, which other processes find too.
-
-
 def accuracy(completion: str, question: Question) -> float:
+    """`accuracy_reward` of a question."""
     return accuracy_reward(completion, question.gold)
 
 
@@ -90,10 +84,12 @@ def coin(completion: str, question: Question, rollout: str = "") -> float:
 
 
 def well_formed(completion: str, question: Question) -> float:
+    """`format_reward` of any question."""
     return format_reward(completion)
 
 
 def consistent(completion: str, question: Question) -> float:
+    """`consistency_reward` of a question."""
     return consistency_reward(completion, question.options)
 
 

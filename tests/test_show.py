@@ -292,12 +292,12 @@ def test_words_of_the_answer_are_those_of_the_records(run, read):
 
 
 def test_sets_stand_across():
-    made = answer.across(rows(L1=(0.01, 0.05), L2=(-0.05, 0.01)), answer.gap)
+    made = answer.across(rows(L1=(0.01, 0.05), L2=(-0.05, 0.01)))
     line = "| GRPO − SFT | 0.0 [+1.0, +5.0] GRPO ahead | 0.0 [−5.0, +1.0] not decided |"
     assert line in made
     low, high = stats.wilson_interval(5, 20)
     share = {"model": "psr", "set": "L1", "accuracy": 0.25, "low": low, "high": high}
-    made = answer.across([share], answer.share)
+    made = answer.across([share])
     assert f"| PSR | {tables.span(0.25, low, high)} |" in made
 
 

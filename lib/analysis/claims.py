@@ -370,10 +370,10 @@ def _line(row: Mapping, part: Mapping) -> dict:
         "#": row["number"],
         "claim": row["claim"] + (f" (published for {other})" if other else ""),
         "decided by": part["name"],
-        "paper": _effect(part["paper"]),
+        "paper": effect(part["paper"]),
         "its own counts say": row["published_verdict"] or "–",
-        "here": _effect(part),
-        "differs from the paper's own estimate": (apart or "") + _effect(differs),
+        "here": effect(part),
+        "differs from the paper's own estimate": (apart or "") + effect(differs),
         "n × seeds": size,
         "power": power,
         "verdict": Marked(f"**{literal(row['verdict'])}**{border}"),
@@ -387,16 +387,17 @@ def controls_markdown(rows: Sequence[Mapping]) -> str:
         for part in (part for part in row["parts"] if "n" in part):
             line = {"#": row["number"], "claim": row["claim"], "part": part["name"]}
             for way in PLANTED:
-                line[f"planted {way}"] = _effect((part["planted"] or {}).get(way))
+                line[f"planted {way}"] = effect((part["planted"] or {}).get(way))
                 line[f"{way} came out as"] = planted_verdict(part, way)
             lines.append(line | {"verdict on the part": part["verdict"]})
     return tables.markdown(lines)
 
 
-def _effect(row: Mapping | None) -> str:
+def effect(row: Mapping | None) -> str:
+    """An effect in points with its interval, as far as there is one."""
     if not row or "effect" not in row:
         return "–"
-    if row["low"] is None:
+    if row.get("low") is None:
         return points(row["effect"])
     return tables.span(row["effect"], row["low"], row["high"], signed=True)
 

@@ -115,10 +115,12 @@ def beside(models: Sequence[str], model: str, width: float) -> float:
 
 
 def entry(label: str, **look) -> Line2D:
+    """A line of a legend."""
     return Line2D([], [], label=label, **{"color": "0.1", "lw": 1.2} | look)
 
 
 def methods(models: Iterable[str], marker: str = "s") -> list[Line2D]:
+    """A line of a legend for each model, in its colour."""
     look = {"marker": marker, "ls": "", "ms": 6}
     return [entry(LABELS[model], color=COLORS[model], **look) for model in models]
 

@@ -33,13 +33,8 @@ def verdict(name: str, row: Mapping) -> str:
     """One sentence on a set: is GRPO or SFT ahead, by how much, how sure. `row` is one
     of `compare.main`: a, b, difference (GRPO - SFT), low, high, holm."""
     value, low, high = (row[key] for key in ("difference", "low", "high"))
-    one, head, first, too = (
-        tables.points,
-        "not decided: GRPO − SFT is",
-        compare.ahead(row),
-        "",
-    )
-    if first:
+    one, head, too = tables.points, "not decided: GRPO − SFT is", ""
+    if first := compare.ahead(row):
         second = row["b"] if first == row["a"] else row["a"]
         one, head = percent, f"{LABELS[first]} ahead of {LABELS[second]} by"
         if first == row["b"]:
@@ -336,9 +331,8 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
 
 def evidence_markdown(shown: Mapping, said: Mapping) -> str:
     """What each condition costs, what the reasoning supports, what readers agree on."""
-    parts = [seen.markdown(shown)]
-    parts += [reasoned.over_seeds_markdown(said, s) for s in ("levels", "general")]
-    return "\n".join([*parts, reasoned.reader_markdown(said)])
+    over = (reasoned.over_seeds_markdown(said, name) for name in ("levels", "general"))
+    return "\n".join([seen.markdown(shown), *over, reasoned.reader_markdown(said)])
 
 
 def labels_of(runs: Iterable[Path]) -> list[str]:

@@ -97,6 +97,7 @@ class Archive:
 
     @property
     def digests(self) -> list[str]:
+        """The digest of each part."""
         return [part.digest for part in self.parts]
 
     def fetch_part(self, number: int, store: Path) -> Path:

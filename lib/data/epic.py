@@ -83,6 +83,7 @@ class Item:
 
     @property
     def answer(self) -> Action:
+        """What was done next."""
         return self.segment[self.index]
 
     def cut(self, root: Path) -> Cut:
@@ -311,6 +312,7 @@ def make(labels: list[Path], l1: Path, out: Path, videos: Path | None) -> dict:
 
 
 def record_of(out: Path) -> Path:
+    """Where it is written how a file of questions was made."""
     return out.with_suffix(".made.json")
 
 
@@ -323,10 +325,8 @@ def describe(record: dict) -> str:
     counts = record | record["proof"]
     numbers = {what: n for what, n in counts.items() if type(n) is int}
     lines = [f"{n:6} {what.replace('_', ' ')}" for what, n in numbers.items()]
-    lines += [
-        f"{len(record['left_out']):6} questions left out",
-        *_why(record["left_out"]),
-    ]
+    left = record["left_out"]
+    lines += [f"{len(left):6} questions left out", *_why(left)]
     if (record["l1"]["records"], counts["videos_of_l1"]) != (L1_RECORDS, L1_VIDEOS):
         lines.append(
             f"this L1 is NOT the official file of {L1_RECORDS} records on {L1_VIDEOS}"

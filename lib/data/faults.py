@@ -51,14 +51,17 @@ def no_file(head: bytes) -> tuple[str, str] | None:
 
 
 def is_text(value: object) -> bool:
+    """A text with more than blanks in it, and of a length that can be read."""
     return isinstance(value, str) and bool(value.strip()) and len(value) <= LONGEST
 
 
 def is_integer(value: object) -> bool:
+    """A whole number; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_id(value: object) -> bool:
+    """What may name a record."""
     return is_integer(value) or is_text(value)
 
 
@@ -79,10 +82,12 @@ def is_path(value: object) -> bool:
 
 
 def is_file_name(value: object) -> bool:
+    """A path without a folder."""
     return is_path(value) and "/" not in value
 
 
 def shown(value: object) -> str:
+    """A value as a message shows it, in at most 80 characters."""
     try:
         text = repr(value)
     except RecursionError:

@@ -77,12 +77,10 @@ def row(question: Question, texts: Sequence[str], exact: Callable | None) -> dic
     facts = {"id": question.id, "options": question.options, "gold": question.gold}
     found = {"id": question.id, "completions": list(texts), "right": [], "true": []}
     for text in texts:
-        said, thought = (
-            judged(text, facts["options"], facts["gold"]),
-            THINK.search(text),
-        )
+        said = judged(text, question.options, question.gold)
         found["right"].append(int(said["correct"]))
         if exact:
+            thought = THINK.search(text)
             read = exact(facts | said, thought and thought[1])
             found["true"].append(int(read["progress"] == "right"))
     return found if exact else found | {"true": None}

@@ -26,6 +26,7 @@ class Kept:
         return [self.prompts[key] for key in keys]
 
     def keep(self, keys: Sequence[Hashable], prompts: Sequence[Prompt]) -> None:
+        """Keep prompts that have features, as far as there is room."""
         for key, prompt in zip(keys, prompts, strict=True):
             pictures = [own for kind in prompt.features.values() for own in kind]
             size = sum(part.nbytes for parts in pictures for part in parts)

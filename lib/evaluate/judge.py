@@ -117,6 +117,7 @@ class Plan(NamedTuple):
 
     @property
     def calls(self) -> list[Job]:
+        """The jobs with something to judge."""
         return [job for job in self.jobs if job.text is not None]
 
     def __str__(self) -> str:

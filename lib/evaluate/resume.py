@@ -89,10 +89,12 @@ def processes() -> PartialState:
 
 
 def settings_file(path: Path) -> Path:
+    """Where it is written what made the rows at `path`."""
     return path.with_suffix(".settings.json")
 
 
 def partial_file(path: Path, process: int) -> Path:
+    """Where a process puts its rows until all are there."""
     return path.with_suffix(f".partial{f'-{process}' if process else ''}.jsonl")
 
 

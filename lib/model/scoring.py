@@ -96,11 +96,13 @@ class Row:
         return sum(len(completion) for completion in self.completions)
 
     def ids(self) -> torch.Tensor:
+        """[length]: what is read."""
         last = self.prompt.ids[-1:]
         segments = [part for c in self.completions for part in (last, c[:-1])]
         return torch.cat([self.prompt.ids[:-1], *segments])
 
     def labels(self) -> torch.Tensor:
+        """[length]: what is predicted at each place, -100 in the prompt."""
         unscored = self.prompt.ids.new_full((len(self.prompt.ids) - 1,), -100)
         return torch.cat([unscored, *self.completions])
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch.cuda import device_count
 
 from lib import paths, records
 from lib.data import inventory
@@ -101,11 +102,7 @@ def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Chec
     """
     if card and not card.bfloat16 and values["dtype"] == "bfloat16":
         return Check("devices", False, "this card has no bfloat16: give another dtype")
-    count, gpus, cores = (
-        values["num_processes"],
-        torch.cuda.device_count(),
-        paths.cores(),
-    )
+    count, gpus, cores = values["num_processes"], device_count(), paths.cores()
     wanted = f"{count} process(es), {values['prompts_per_step']} prompts a step"
     wanted += f", for a card of {gib:.0f} GB" if gib else ""
     here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"
@@ -193,10 +190,8 @@ def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:
     fatal = [name for name in absent if name not in tolerated]
     if fatal:
         return made_by(values, f"clips or stills missing: {told}", fatal)
-    text = (
-        f"{sum(own['records'] for own in found.values()):,} records, their clips and "
-    )
-    text += "stills there (not decoded)"
+    count = sum(own["records"] for own in found.values())
+    text = f"{count:,} records, their clips and stills there (not decoded)"
     text += f"; missing, to be counted as wrong: {told}" if told else ""
     return Check("data", True, text)
 
@@ -241,6 +236,7 @@ def check_memory(
 
 
 def with_allowance(tensors: float) -> float:
+    """The bytes of a device that tensors take, with what it needs besides."""
     return memory.CONTEXT_BYTES + (1 + memory.FRAGMENTED_SHARE) * tensors
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lib import chain, paths, records
 from lib.analysis import stats
+from lib.evaluate import tables
 from lib.model import models
 from lib.train import rl
 
@@ -139,9 +140,8 @@ def measured(run: Path, label: str) -> list[list]:
 
 def percent(found: dict) -> str:
     """46.0 [44.0, 48.0]"""
-    right = round(found["accuracy"] * found["n"])
-    low, high = stats.wilson_interval(right, found["n"])
-    return f"{100 * found['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    share, n = found["accuracy"], found["n"]
+    return tables.span(share, *stats.wilson_interval(round(share * n), n))
 
 
 def main(arguments: list[str] | None = None) -> int:

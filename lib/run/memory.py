@@ -91,6 +91,7 @@ class Model:
 
     @classmethod
     def of(cls, config) -> "Model":
+        """The sizes of a configuration; ValueError for a family not planned here."""
         if config.model_type not in VISION:
             raise ValueError(f"the memory of {config.model_type} is not planned here")
         text, vision = config.text_config, config.vision_config
@@ -196,6 +197,7 @@ class Work:
 
 
 def trained_numbers(model: Model, work: Work) -> int:
+    """How many numbers are trained."""
     return work.lora_rank * model.sides if work.lora_rank else model.numbers
 
 

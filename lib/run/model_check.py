@@ -78,16 +78,19 @@ class Subject:
 
     @cached_property
     def processor(self):
+        """Of the checkpoint."""
         return models.load_processor(self.folder)
 
     @cached_property
     def model(self):
+        """The model with `scoring.add_scoring`, loaded anew after a `release`."""
         model = models.load_model(self.folder, self.dtype)
         scoring.add_scoring(model)
         return model
 
     @cached_property
     def asked(self) -> list[sight.SightQuestion]:
+        """The sight questions, their clips drawn."""
         return importlib.import_module(self.sight).questions(self.clips)
 
     def release(self) -> None:
@@ -139,6 +142,7 @@ def hub_files(name: str, folder: Path) -> Check:
 
 
 def words(subject: Subject) -> Iterator[Check]:
+    """Template and special tokens, beside those of Qwen's own example."""
     prefix.check_model(subject.model)
     processor, config = subject.processor, subject.model.config
     film = {"total_num_frames": 32, "fps": 4.0, "frames_indices": [*range(0, 32, 2)]}
@@ -170,6 +174,7 @@ def words(subject: Subject) -> Iterator[Check]:
 
 @torch.no_grad()
 def path(subject: Subject) -> Iterator[Check]:
+    """The kit's fast ways through the model against the plain ones, on four prompts."""
     model, asked = subject.model, subject.asked[:4]
     encoded = [question.encoded(subject.processor) for question in asked]
     own = [prefix.make_prompt(model, one) for one in encoded]
@@ -273,6 +278,7 @@ def drift(subject: Subject) -> Iterator[Check]:
 
 
 def seen(subject: Subject) -> Iterator[Check]:
+    """How many sight questions are answered rightly."""
     asked = subject.asked
     chosen = sight.choose(subject.model, subject.processor, asked)
     right = sum(a == q.right for a, q in zip(chosen, asked, strict=True))
@@ -282,6 +288,7 @@ def seen(subject: Subject) -> Iterator[Check]:
 
 
 def learning(subject: Subject) -> Iterator[Check]:
+    """What an adapter is at first, three steps of SFT, and their peak of memory."""
     yield unchanged(subject)
     subject.release()
     # Wrong answers: of what a model knows already there is nothing to learn.

@@ -48,12 +48,9 @@ OF_STAGE = {
     "GRPO": "group_size prompts_per_step max_completion_tokens kl_beta rl",
     "evaluation": "max_new_tokens",
 }
-HERE = {
-    "SFT": "data_dir",
-    "GRPO": "data_dir",
-    "evaluation": "data_dir general_dir eval_batch_size asked_models coherence_sets "
-    "perception_conditions attention_questions",
-}
+HERE = dict.fromkeys(OF_STAGE, "data_dir")
+HERE["evaluation"] += " general_dir eval_batch_size asked_models coherence_sets "
+HERE["evaluation"] += "perception_conditions attention_questions"
 
 
 @dataclass(frozen=True)
@@ -166,10 +163,7 @@ def run_lines(plan: Plan) -> list[str]:
         ),
         wrapped(f"data that is not there yet: {lacking or 'none'}"),
         "",
-        *(
-            wrapped(f"{'time':<16}{stage}: {hour_text(plan, stage)}")
-            for stage in stages
-        ),
+        *(wrapped(f"{'time':<16}{s}: {hour_text(plan, s)}") for s in stages),
         wrapped(f"{'GB of disk':<16}" + ", ".join(written)),
         wrapped(f"{'GiB a device':<16}" + ", ".join(sizes)),
         "",
@@ -178,6 +172,7 @@ def run_lines(plan: Plan) -> list[str]:
 
 
 def part_line(part: Part) -> str:
+    """A stage with its steps and samples."""
     own = ", ".join(filter(None, (part.method, part.name)))
     name = ": ".join(filter(None, (part.stage, own)))
     steps = f"{part.steps:,}" if part.steps else "-"
@@ -185,6 +180,7 @@ def part_line(part: Part) -> str:
 
 
 def hour_text(plan: Plan, stage: str) -> str:
+    """The hours of a stage, and where they are from."""
     hours, origin = plan.hours.get(stage, (math.nan, ""))
     return f"{span(hours)}, {origin}" if origin else span(hours)
 
@@ -197,6 +193,7 @@ def span(hours: float) -> str:
 
 
 def line_of(check: Check) -> str:
+    """A check in words."""
     return wrapped(f"{'ok' if check.passed else 'NO':<4}{check.name:<12}{check.text}")
 
 

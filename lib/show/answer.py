@@ -7,12 +7,12 @@ Example: with GRPO − SFT on L1 at +3.0 points (+0.4 to +5.6) and on L2 at +1.0
 +4.0), `lead` says "GRPO is ahead of SFT on L1; not told apart from SFT on L2."
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 from lib.analysis import claims, compare, readme
 from lib.analysis.compare import ahead
 from lib.evaluate import tables
-from lib.markup import grid
 from lib.methods import LABELS, VERDICTS, difference
 from lib.show.pages import TEMPLATES, View
 
@@ -41,27 +41,18 @@ def answer(compared: Iterable[Mapping], published: Mapping) -> View:
     return View(VIEWS.answer(lead(rows), said, published, widest), lead(rows))
 
 
-def across(rows: Iterable[Mapping], cell: Callable[[Mapping], str]) -> str:
-    """A markdown table with a line a method, or a pair of them, and the sets across."""
-    lines: dict[str, dict] = {}
+def across(rows: Iterable[Mapping]) -> str:
+    """A markdown table with a line a method, or a pair of them, and the sets across; a
+    difference says which method it puts ahead."""
+    cells = []
     for row in rows:
-        alone = "model" in row
-        name = LABELS[row["model"]] if alone else difference(row["a"], row["b"])
-        lines.setdefault(name, {})[row["set"]] = cell(row)
-    sets = list(dict.fromkeys(name for line in lines.values() for name in line))
-    cells = [[name, *(line.get(s, "–") for s in sets)] for name, line in lines.items()]
-    return grid([["", *sets], *cells])
-
-
-def share(row: Mapping) -> str:
-    """An accuracy in per cent with its interval."""
-    return tables.span(row["accuracy"], row["low"], row["high"])
-
-
-def gap(row: Mapping) -> str:
-    """A difference in points with its interval, and which method that puts ahead."""
-    first = ahead(row)
-    return f"{span(row)} {LABELS[first]} ahead" if first else f"{span(row)} not decided"
+        if "model" in row:
+            name, cell = LABELS[row["model"]], compare.span(row, "accuracy")
+        else:
+            name, first = difference(row["a"], row["b"]), ahead(row)
+            cell = f"{gap(row)} {f'{LABELS[first]} ahead' if first else 'not decided'}"
+        cells.append(({"": name}, row["set"], cell))
+    return tables.crossed(cells)
 
 
 def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
@@ -137,20 +128,7 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([*filter(None, [", ".join(names[:-1])]), *names[-1:]])
 
 
-def span(row: Mapping) -> str:
-    """A difference in points with its interval."""
-    return tables.span(row["difference"], row["low"], row["high"], signed=True)
-
-
-def effect(row: Mapping | None) -> str:
-    """An effect in points with its interval, as far as there is one."""
-    if not row or row.get("effect") is None:
-        return "–"
-    if row.get("low") is None:
-        return tables.points(row["effect"])
-    return tables.span(row["effect"], row["low"], row["high"], signed=True)
-
-
-USED = {"ahead": ahead, "span": span, "effect": effect, "VERDICTS": VERDICTS}
+gap = partial(compare.span, value="difference")
+USED = {"ahead": ahead, "span": gap, "effect": claims.effect, "VERDICTS": VERDICTS}
 USED |= {"decisive": claims.decisive}
 VIEWS = TEMPLATES.get_template("answer.html", globals=USED).module

@@ -61,7 +61,8 @@ class Browser:
         self.box = widgets.VBox([line, self.page])
 
     def move(self, by: int) -> None:
-        self.at.value += by  # the slider stays within its ends
+        """Go on, or back; the slider stays within its ends."""
+        self.at.value += by
 
     def go(self, name: object, **values: object) -> None:
         """Show what has this name, or the first, at these values of the controls."""
@@ -76,6 +77,7 @@ class Browser:
         self.show()
 
     def show(self) -> None:
+        """Draw what the slider is at."""
         self.previous.disabled = self.at.value == 0
         self.next.disabled = self.at.value == self.at.max
         if self.found:

@@ -138,6 +138,7 @@ class ReferenceWeights(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
+        """Move the average."""
         if state.global_step % self.every == 0:
             for name, average in self.average.items():
                 average.lerp_(self.weights[name].float(), 1 - self.decay)
@@ -162,10 +163,7 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
     """GRPO whose last reward is the consistency bonus."""
 
     label, added = "care", ("consistency_bonus",)
-    logged: Mapping[str, str] = {
-        **grpo.LOGGED,
-        "reference_likelihood": "reference_likelihood",
-    }
+    logged = grpo.LOGGED | {"reference_likelihood": "reference_likelihood"}
     unsplit = "GRPO-CARE's reference"
 
     def __init__(self, task: Task):
@@ -183,11 +181,10 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
             self.add_callback(self.reference)
 
     def measure(self, groups: Sequence[grpo.Group]) -> None:
+        """The rewards of the task, and the bonus."""
         super().measure(groups)
-        prompts = [own.prompt for own in groups]
-        likelihoods = self.reference_likelihoods(
-            prompts, [own.tokens for own in groups]
-        )
+        both = [own.prompt for own in groups], [own.tokens for own in groups]
+        likelihoods = self.reference_likelihoods(*both)
         for group, own in zip(groups, likelihoods, strict=True):
             accuracies = [row["rewards"]["accuracy"] for row in group.rows]
             bonus = consistency_bonus(accuracies, own, self.settings)
@@ -219,4 +216,5 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         return super()._calculate_rewards(*given)
 
     def extra_state(self) -> dict[str, torch.Tensor]:
+        """The reference."""
         return {} if self.reference is None else self.reference.average

@@ -237,7 +237,8 @@ class MarkComplete(TrainerCallback):
     processes wrote it, how their weights were split, and its files with their sizes."""
 
     def on_save(self, args, state, control, **kwargs):
-        PartialState().wait_for_everyone()  # each process saves files of its own
+        """Write it, once each process has saved the files of its own."""
+        PartialState().wait_for_everyone()
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"

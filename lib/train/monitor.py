@@ -33,6 +33,7 @@ class Board(TensorBoardCallback):
         self.folder = folder
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Open the event files."""
         if state.is_world_process_zero:
             where = {"log_dir": str(self.folder), "purge_step": state.global_step + 1}
             self.tb_writer = self._SummaryWriter(**where)
@@ -42,6 +43,7 @@ class Wandb(WandbCallback):
     """A run of W&B for each training, found again by its name."""
 
     def setup(self, args, state, model, **kwargs):
+        """Begin the run, or go on with it."""
         if state.is_world_process_zero:
             self._wandb.finish()  # one that an interrupt has left open
             project = os.environ.get("WANDB_PROJECT", args.project)
@@ -50,6 +52,7 @@ class Wandb(WandbCallback):
         super().setup(args, state, model, **kwargs)
 
     def on_train_end(self, args, state, control, **kwargs):
+        """End the run, so that the next training has its own."""
         super().on_train_end(args, state, control, **kwargs)
         self._wandb.finish()
 

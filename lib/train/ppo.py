@@ -30,7 +30,7 @@ The rows of rollouts_ppo.jsonl hold the mean advantage of a rollout's tokens and
 no rewards in the log. The adapter is the policy; the critic is used up in training."""
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +65,8 @@ class PPOSettings(GRPOSettings):
                 "are whitened together"
             )
         if not self.lora_rank:
-            raise ValueError(
-                "lora_rank = 0: PPO's critic stands beside an adapter; give a rank "
-                "above 0"
-            )
+            why = "PPO's critic stands beside an adapter; give a rank above 0"
+            raise ValueError(f"lora_rank = 0: {why}")
         if self.loss_type != "dapo":
             kind = self.loss_type
             raise ValueError(f"loss_type = {kind!r}: PPO's is 'dapo', over tokens")
@@ -77,11 +75,7 @@ class PPOSettings(GRPOSettings):
 
 
 def generalized_advantages(
-    rewards: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    discount,
-    gae_lambda,
+    rewards: torch.Tensor, values: torch.Tensor, mask, discount, gae_lambda
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Advantages and returns [B, T] of `rewards` and `values` [B, T]; both are 0 where
     `mask` [B, T], which is 1 on the tokens at the left of a row, is 0."""
@@ -147,12 +141,7 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
     """Rollouts, policy loss and records of GRPO, with the advantages of a critic."""
 
     label = "ppo"
-    logged: Mapping[str, str] = {
-        **grpo.LOGGED,
-        "value": "value",
-        "value_loss": "value_loss",
-    }
-
+    logged = grpo.LOGGED | {"value": "value", "value_loss": "value_loss"}
     unsplit = "PPO's critic"
 
     def __init__(self, task: Task):
@@ -191,9 +180,8 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         advantages = self._whitened(advantages, mask)
         means = (advantages * mask).sum(1) / mask.sum(1).clamp(min=1)
         rows = [row for group in self.groups for row in group.rows]
-        for row, mean, first in zip(
-            rows, means.tolist(), values[:, 0].tolist(), strict=True
-        ):
+        columns = rows, means.tolist(), values[:, 0].tolist()
+        for row, mean, first in zip(*columns, strict=True):
             row |= {"advantage": mean, "value": first}
         total, count = self._summed((values * mask).sum(), mask.sum())
         self._metrics["train"]["value"].append((total / count).item())
@@ -240,4 +228,5 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         return loss + self.settings.value_weight * value_loss
 
     def extra_state(self) -> dict[str, torch.Tensor]:
+        """The critic."""
         return getattr(prefix.base_of(self.model), HEAD).state_dict()

@@ -38,6 +38,7 @@ class Progress(TrainerCallback):
         self.label, self.shown = label, dict(shown)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Cut the files back, draw the bar."""
         self.begun, start = True, state.global_step
         if state.is_world_process_zero:
             for path in (self.path, *self.beside):
@@ -45,11 +46,12 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
 
     def on_step_end(self, args, state, control, **kwargs):
+        """Move the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        # The Trainer's closing summary is no step.
+        """Write a row, unless it is the Trainer's closing summary."""
         if self.bar is None or "train_runtime" in logs:
             return
         row = {ours: logs[key] for key, ours in self.names.items() if key in logs}
@@ -59,7 +61,8 @@ class Progress(TrainerCallback):
             self.bar.set_postfix({word: f"{own:.3g}" for word, own in shown.items()})
 
     def on_train_end(self, *given, **kwargs):
-        if self.bar is not None:  # the next bar is drawn in its own place
+        """Close the bar, so that the next one is drawn in its own place."""
+        if self.bar is not None:
             self.bar.close()
 
 
@@ -78,6 +81,7 @@ class StopDiverged(TrainerCallback):
         self.may_skip, self.skipped = settings.dtype == "float16", 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Look at loss and gradients."""
         step = f"step {state.global_step}"
         fine = math.isfinite(logs.get("grad_norm", 0.0))
         self.skipped = 0 if fine else self.skipped + 1
@@ -93,6 +97,7 @@ class StopDiverged(TrainerCallback):
             )
 
     def on_save(self, args, state, control, model=None, **kwargs):
+        """Look at the weights."""
         trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
         bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
         for name in filter(None, gather_object([bad])):

@@ -27,13 +27,8 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 RECORD = "sft_settings.json"
-AT_LEAST_1 = (
-    "steps",
-    "batch_size",
-    "gradient_accumulation",
-    "save_every",
-    "max_tokens",
-)
+AT_LEAST_1 = ("steps", "batch_size", "gradient_accumulation", "save_every")
+AT_LEAST_1 += ("max_tokens",)
 IGNORED = -100  # label of a token that is not in the loss
 END_OF_RESPONSE = "<|im_end|>"
 # tokens: the mean over all learned tokens of a step, so that every token weighs the
@@ -42,12 +37,8 @@ END_OF_RESPONSE = "<|im_end|>"
 # model ever has to write it (sft.py:111-130, and transformers 4.49, whose Qwen2-VL does
 # not know how many tokens a step has).
 LOSSES = ("tokens", "released")
-LOGGED = {
-    "loss": "loss",
-    "learning_rate": "lr",
-    "grad_norm": "grad_norm",
-    "mean_token_accuracy": "token_accuracy",
-}
+LOGGED = {"loss": "loss", "learning_rate": "lr", "grad_norm": "grad_norm"}
+LOGGED |= {"mean_token_accuracy": "token_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -184,6 +175,7 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
             prefix.see_once(self.model)
 
     def compute_loss(self, model, inputs, *given, **named):
+        """The loss of a batch, positions as the kit's."""
         inputs = {**inputs, "position_ids": prefix.positions(model, inputs)}
         if self.mean_over == "tokens":
             return super().compute_loss(model, inputs, *given, **named)

@@ -47,11 +47,13 @@ class WatchGroups(TrainerCallback):
         self.trainer, self.questions, self.path = trainer, questions, path
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Look, after the rows that a resumed training draws again have gone."""
         if state.is_world_process_zero:
             progress.cut_back(self.path, state.global_step - 1)
         self.look(state.global_step)
 
-    def on_save(self, args, state, control, **kwargs):  # the last step is saved too
+    def on_save(self, args, state, control, **kwargs):
+        """Look; the last step is saved, too."""
         self.look(state.global_step)
 
     def look(self, step: int) -> None:

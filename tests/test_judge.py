@@ -14,6 +14,7 @@ from lib import records
 from lib.evaluate import evaluate, judge, tables
 from lib.evaluate.judge import Judge, JudgeError, carry_out, plan
 from lib.evaluate.readers import reasoning_of
+from lib.run import __main__ as door
 
 SECRET = "sk-very-secret-1234"
 
@@ -155,21 +156,21 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
             for item in items.values()
         ]
         records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
-    arguments = [str(run), "--url", server.url, "--model", "rule"]
-    assert judge.main(arguments) == 1
+    arguments = ["judge", str(run), "--url", server.url, "--model", "rule"]
+    assert door.main(arguments) == 2
     assert "names no data_dir: give it by --data-dir" in capsys.readouterr().err
     arguments += ["--data-dir", str(data)]
     monkeypatch.setenv(judge.KEY, SECRET)
-    assert judge.main(arguments) == 1
+    assert door.main(arguments) == 2
     shown = capsys.readouterr()
     assert "up to 3 questions each of base, sft, grpo on L1" in shown.out
     assert "calls     9, each tried up to 3 times" in shown.out
     assert "--accept-cost" in shown.err
     assert not server.bodies and not list(run.glob("judgements_*"))
-    assert judge.main([*arguments, "--accept-cost"]) == 0
+    assert door.main([*arguments, "--accept-cost"]) == 0
     assert "calls 9, yes 9" in capsys.readouterr().out
     assert server.keys == {f"Bearer {SECRET}"}
-    assert judge.main([*arguments, "--accept-cost"]) == 0
+    assert door.main([*arguments, "--accept-cost"]) == 0
     assert len(server.bodies) == 9
     assert SECRET not in "".join(path.read_text() for path in run.iterdir())
 

@@ -11,6 +11,7 @@ from lib.data.frame_store import question_media
 from lib.data.prompts import messages
 from lib.data.questions import Demonstration
 from lib.model import encoding, models
+from lib.run import __main__ as door
 from lib.run import export, params
 from lib.train import grpo, sft
 from tests import trainings
@@ -122,15 +123,15 @@ def test_a_card_without_evaluation_says_so(run):
 
 def test_an_export_never_writes_over_anything(run, exported, capsys):
     before = records.sha256(exported)
-    arguments = [str(run / "adapters" / "grpo"), str(exported)]
-    assert export.main(arguments) == 2
+    arguments = ["export", str(run / "adapters" / "grpo"), str(exported)]
+    assert door.main(arguments) == 2
     assert "is not empty" in capsys.readouterr().err
     assert records.sha256(exported) == before
 
 
 @pytest.mark.parametrize("name", ["adapters/dpo", "adapters/grpo"])
 def test_an_export_of_nothing_names_what_is_missing(name, tmp_path, capsys):
-    assert export.main([str(tmp_path / name), str(tmp_path / "out")]) == 2
+    assert door.main(["export", str(tmp_path / name), str(tmp_path / "out")]) == 2
     assert str(tmp_path / name) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -23,7 +23,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -73,7 +72,7 @@ LONGEST_REPLY = 1_000_000  # bytes; a reasoning judge writes some ten thousand
 _REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
 
 
-class JudgeError(Exception):
+class JudgeError(ValueError):
     """Why a judge cannot be asked, and what to do about it."""
 
 
@@ -301,8 +300,8 @@ def _shown(body: str, key: str) -> str:
     return shown(" ".join(body.split()), 200)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0 if all was asked, 1 if not, 2 on wrong usage, 130 if interrupted."""
+def main(arguments: list[str]) -> None:
+    """Ask about a run, print what came of it; JudgeError where nothing was asked."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.run judge",
         description="Ask a language model whether reasoning supports its answer.",
@@ -315,28 +314,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="if the run's own records do not name it")
     parser.add_argument("--general-dir")
     given = parser.parse_args(arguments)
-    try:
-        run = paths.require(given.run, "give the folder of a run, below outputs/")
-        chain.verify(run)
-        state = run / "pipeline.json"
-        known = records.read_json(state)["parameters"] if state.exists() else {}
-        data = given.data_dir or known.get("data_dir")
-        if not data:
-            raise JudgeError(f"{state} names no data_dir: give it by --data-dir")
-        general = given.general_dir or known.get("general_dir") or data
-        names = tables.sets_of(tables.read_predictions(run))
-        judge = Judge(given.url, given.model)
-        todo = plan(run, tables.asked(data, general, names), judge, given.max_calls)
-        print(todo)
-        if not given.accept_cost:
-            raise JudgeError("nothing was asked: add --accept-cost if you accept that")
-        counts = carry_out(todo)
-        chain.extend(run, "04_eval", run.glob("judgements_*.jsonl"))
-    except (JudgeError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    run = paths.require(given.run, "give the folder of a run, below outputs/")
+    chain.verify(run)
+    state = run / "pipeline.json"
+    known = records.read_json(state)["parameters"] if state.exists() else {}
+    data = given.data_dir or known.get("data_dir")
+    if not data:
+        raise JudgeError(f"{state} names no data_dir: give it by --data-dir")
+    general = given.general_dir or known.get("general_dir") or data
+    names = tables.sets_of(tables.read_predictions(run))
+    judge = Judge(given.url, given.model)
+    todo = plan(run, tables.asked(data, general, names), judge, given.max_calls)
+    print(todo)
+    if not given.accept_cost:
+        raise JudgeError("nothing was asked: add --accept-cost if you accept that")
+    counts = carry_out(todo)
+    chain.extend(run, "04_eval", run.glob("judgements_*.jsonl"))
     print(", ".join(f"{key} {count:,}" for key, count in counts.items()))
-    return 0

@@ -22,12 +22,19 @@ COMMANDS = {
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code of a params file's runs, or of a command."""
-    if arguments and arguments[0] in COMMANDS:
+    """The exit code of a params file's runs, or of a command: 2 where it could not."""
+    if not arguments or arguments[0] not in COMMANDS:
+        return pipeline.main(arguments)
+    name, *words = arguments
+    try:
         # Imported here: they bring torch or nbconvert, which a sweep does not wait for.
-        command = importlib.import_module(COMMANDS[arguments[0]])
-        return command.main(arguments[1:]) or 0
-    return pipeline.main(arguments)
+        return importlib.import_module(COMMANDS[name]).main(words) or 0
+    except (OSError, ValueError) as error:
+        print(f"{name} stopped: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

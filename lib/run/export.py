@@ -12,7 +12,6 @@ the run's records say; it is put into the export and into the adapter's folder."
 import argparse
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from lib import chain, paths, records
@@ -144,16 +143,11 @@ def percent(found: dict) -> str:
     return tables.span(share, *stats.wilson_interval(round(share * n), n))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 when nothing was written."""
+def main(arguments: list[str]) -> None:
+    """The command line; raises as `export`."""
     told = "Merge an adapter into its base: a bf16 checkpoint and its card."
     parser = argparse.ArgumentParser("python -m lib.run export", description=told)
     parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")
     parser.add_argument("folder", help="to be made; must not hold anything")
     options = parser.parse_args(arguments)
-    try:
-        print(f"exported to {export(options.adapter, options.folder)}")
-    except (OSError, ValueError) as error:
-        print(f"nothing was exported: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(f"exported to {export(options.adapter, options.folder)}")

@@ -15,13 +15,11 @@ import pandas as pd
 from lib import records
 
 
-def main(arguments: list[str]) -> int:
-    """0 if the table was written; what is a list or an object there is JSON text."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.run rows",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(arguments: list[str]) -> None:
+    """Write the table; what is a list or an object there is JSON text."""
+    raw = argparse.RawDescriptionHelpFormatter
+    how = {"description": __doc__, "formatter_class": raw}
+    parser = argparse.ArgumentParser("python -m lib.run rows", **how)
     parser.add_argument("run", help="such as outputs/mini")
     parser.add_argument("table", type=Path, help="a file to write, .csv or .parquet")
     parser.add_argument("--files", default="*", help="some of the files, by a pattern")
@@ -29,14 +27,10 @@ def main(arguments: list[str]) -> int:
     how = {".csv": "to_csv", ".parquet": "to_parquet"}.get(given.table.suffix)
     if how is None:
         parser.error(f"{given.table} ends neither in .csv nor in .parquet")
-    try:
-        table = records.frame(given.run, given.files)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    table = records.frame(given.run, given.files)
     with records.replacing(given.table) as unfinished:
         getattr(table.apply(_plain), how)(unfinished, index=False)
     print(f"{given.table}: {len(table)} rows")
-    return 0
 
 
 def _plain(column: pd.Series) -> pd.Series:

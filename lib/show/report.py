@@ -185,14 +185,11 @@ def _plain(html: str) -> str:
     return unescape(re.sub(r'<a class="code".*?</a>|<[^>]*>', "", html)).strip()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """The command line: write the report of a run folder, say where it is."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.run report", description=main.__doc__
-    )
+    parser = argparse.ArgumentParser("python -m lib.run report", None, main.__doc__)
     parser.add_argument("run", type=Path, help="a run folder, such as outputs/mini")
-    parser.add_argument(
-        "--notebooks", default="", help="folder of notebooks that were run by hand"
-    )
+    by_hand = "folder of notebooks that were run by hand"
+    parser.add_argument("--notebooks", default="", help=by_hand)
     given = parser.parse_args(arguments)
     print(write(resolve(given.run), given.notebooks, anew=True))

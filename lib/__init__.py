@@ -7,8 +7,7 @@ evaluate  evaluate.py     one row a question; perception, attention, readers, ju
 analysis  compare.py      all records as one table, every number one contrast of it
 show      report.py       the pages of a run; pages.py shows a question or a group
 run       pipeline.py     a params file carried out; plan.py says what it needs
-mini      world.py        MiniPlan, its questions and its base
-"""
+mini      world.py        MiniPlan, its questions and its base"""
 
 import sys
 

@@ -6,8 +6,7 @@ python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/
 python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
 python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
 python -m lib.analysis claims --out outputs/reference/claims
-python -m lib.analysis readme outputs/reference/mini_seeds
-"""
+python -m lib.analysis readme outputs/reference/mini_seeds"""
 
 import argparse
 import sys

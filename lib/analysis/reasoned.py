@@ -44,12 +44,11 @@ OVER_SEEDS = ("consistent", "base_reader", "progress", "false_step", "overlap")
 def reasoned(
     answers: pd.DataFrame, samples: int = compare.SAMPLES, seed: int = 0
 ) -> dict:
-    """Everything that follows from the readings of the reasoning, as plain JSON.
-
-    shares and controls {model, set, measure, n, seeds, share, low, high}; differences
-    {a, b, set, measure, n, seeds, difference, low, high}; answers, the four cells of
-    right or wrong answer by supported or not; flawless, what of a flawless reasoner's
-    words stands in the training reasoning; agreement, Cohen's kappa of two measures. Of
+    """Everything that follows from the readings of the reasoning, as plain JSON. shares
+    and controls {model, set, measure, n, seeds, share, low, high}; differences {a, b,
+    set, measure, n, seeds, difference, low, high}; answers, the four cells of right or
+    wrong answer by supported or not; flawless, what of a flawless reasoner's words
+    stands in the training reasoning; agreement, Cohen's kappa of two measures. Of
     several seeds the levels stand together as "levels", without differences."""
     draws, by = {"samples": samples, "seed": seed}, ("set", "model", "measure")
     answers = answers[answers.condition == SEEN].astype({"set": str, "measure": str})

@@ -85,14 +85,12 @@ def evaluate(
     path: str | Path,
     shown=None,
 ) -> list[dict]:
-    """Rows of all questions in their order (see `row`), also written to `path`.
-
-    Goes on where a killed call stopped (lib/evaluate/resume.py); a finished file is
-    returned at once, but for questions that failed for a file that is another one now.
-    `shown` (lib/evaluate/perception.py) stands in place of a question's clip and still.
-
-    Raises BadVideo (naming question and file) under on_bad_video = "raise", ValueError
-    where an answered question shows other pictures now, and as `resume.finish` does."""
+    """Rows of all questions in their order (see `row`), also written to `path`. Goes on
+    where a killed call stopped (lib/evaluate/resume.py); a finished file is returned at
+    once, but for questions that failed for a file that is another one now. `shown`
+    (lib/evaluate/perception.py) stands in place of a question's clip and still. Raises
+    BadVideo (naming question and file) under on_bad_video = "raise", ValueError where
+    an answered question shows other pictures now, and as `resume.finish` does."""
     asking = Asking(model, processor, settings, sampling, shown)
     return resume.finish(
         Path(path),

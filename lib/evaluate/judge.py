@@ -136,7 +136,6 @@ def plan(
     max_calls: int | None = None,
 ) -> Plan:
     """What is to be asked about a run's predictions; nothing is asked or written.
-
     `asked` are the questions by id. With `max_calls` every method is judged on the same
     sample of each set, the questions whose hash comes first, so that a larger sample
     holds a smaller one. ValueError where `max_calls` is too few for one question of

@@ -36,15 +36,12 @@ def finish(
     shape: Callable | None = None,
     again: Callable[[list[dict]], set[str]] = lambda rows: set(),
 ) -> list[dict]:
-    """One row for each item, made where it is missing; also in `path`.
-
-    `make` gives the rows of each batch it gets, `size` items that are neighbours by
-    `shape`; `settings`, plain JSON values, decide them. A finished file is kept, but
-    for the batches with an item of `again(rows)`. All processes that call this together
-    make a share each and return all rows.
-
-    Raises ValueError where rows of other settings, or of other items, lie at `path`,
-    and Busy (lib/run_files.py) while another process is `doing` this."""
+    """One row for each item, made where it is missing; also in `path`. `make` gives the
+    rows of each batch it gets, `size` items that are neighbours by `shape`; `settings`,
+    plain JSON values, decide them. A finished file is kept, but for the batches with an
+    item of `again(rows)`. All processes that call this together make a share each and
+    return all rows. Raises ValueError where rows of other settings, or of other items,
+    lie at `path`, and Busy (lib/run_files.py) while another process is `doing` this."""
     batches, order = partition(items, size, shape), [item.id for item in items]
     if len(set(order)) < len(order):
         raise ValueError("two questions have the same id: rows could not be told apart")

@@ -159,12 +159,11 @@ def completion_scores(
     pack_tokens: int = 16384,
 ) -> tuple[list[torch.Tensor], ...]:
     """Log-probabilities and entropies of every token of every completion, and what else
-    the model's scoring (`add_scoring`) gives.
-
-    `completions[i]` are those of `prompts[i]`, each a tensor of token ids [R > 0]. The
-    result holds one [R] tensor a completion, in the same order, prompt after prompt.
-    `pack_tokens` bounds the tokens, padding included, of one forward pass: a group that
-    is larger is split and its prompt encoded once a part, with the same gradients."""
+    the model's scoring (`add_scoring`) gives. `completions[i]` are those of
+    `prompts[i]`, each a tensor of token ids [R > 0]. The result holds one [R] tensor a
+    completion, in the same order, prompt after prompt. `pack_tokens` bounds the tokens,
+    padding included, of one forward pass: a group that is larger is split and its
+    prompt encoded once a part, with the same gradients."""
     check_model(model)
     groups = zip(prompts, completions, strict=True)
     rows = [row for own in groups for row in make_rows(*own, pack_tokens)]

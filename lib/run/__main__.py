@@ -4,8 +4,7 @@ python -m lib.run params/mini.yaml
 python -m lib.run params/single_gpu_7b.yaml --dry-run
 python -m lib.run check-model Qwen/Qwen2-VL-2B-Instruct
 python -m lib.run report outputs/mini
-python -m lib.run rows outputs/mini mini.csv
-"""
+python -m lib.run rows outputs/mini mini.csv"""
 
 import importlib
 import sys

@@ -64,10 +64,9 @@ class Group:
 
 
 class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
-    """TRL's GRPOTrainer for questions with video, still or neither, ready to start.
-
-    A group stays together: it is one row of the batch that TRL shuffles and splits,
-    with tensors [groups, G, ...], until the loss unfolds it. Other methods on the same
+    """TRL's GRPOTrainer for questions with video, still or neither, ready to start. A
+    group stays together: it is one row of the batch that TRL shuffles and splits, with
+    tensors [groups, G, ...], until the loss unfolds it. Other methods on the same
     rollouts are subclasses: `label` names their adapter, logs and checkpoints, `logged`
     maps TRL's numbers to the keys of their log, `added` names rewards of their own, and
     what is `unsplit` needs whole weights on each device."""

@@ -67,13 +67,12 @@ class Progress(TrainerCallback):
 
 
 class StopDiverged(TrainerCallback):
-    """Ends a training that cannot be going well, with a FloatingPointError.
-
-    That is a loss, gradient or weight that is NaN or infinite, and gradients that are
-    all 0 in a step of which the log tells `something_to_learn`. In float16 a gradient
-    that overflows is no such end: the step is left out and the loss scaled less, down
-    to 1 in SKIPS steps. The step is in the log by then; a checkpoint of it is never
-    marked as complete, and nothing is published."""
+    """Ends a training that cannot be going well, with a FloatingPointError. That is a
+    loss, gradient or weight that is NaN or infinite, and gradients that are all 0 in a
+    step of which the log tells `something_to_learn`. In float16 a gradient that
+    overflows is no such end: the step is left out and the loss scaled less, down to 1
+    in SKIPS steps. The step is in the log by then; a checkpoint of it is never marked
+    as complete, and nothing is published."""
 
     def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
         self.advice = diverged(settings)

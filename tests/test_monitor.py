@@ -82,7 +82,7 @@ def test_who_is_asked_for(monkeypatch):
         monitor.asked_for()
     monkeypatch.delenv("KIT_REPORT_TO")
     assert monitor.asked_for() == ["tensorboard"]
-    monkeypatch.setattr(monitor, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(monitor.integrations, "is_tensorboard_available", lambda: False)
     assert monitor.asked_for() == []
 
 

@@ -55,15 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("runs", nargs=some, type=Path, help="run folders")
         command.add_argument("--out", required=True, type=Path, help="a folder")
         if name == "claims":
-            command.add_argument(
-                "--only",
-                nargs="+",
-                type=lambda text: int(text) if text.isdigit() else text,
-                default=[],
-                choices=[claim["number"] for claim in claims.claims()],
-                metavar="NUMBER",
-                help="measure these claims, keep the others as OUT has them",
-            )
+            told = "measure these claims, keep the others as OUT has them"
+            how = {"nargs": "+", "default": [], "metavar": "NUMBER", "help": told}
+            how["type"] = lambda text: int(text) if text.isdigit() else text
+            how["choices"] = [claim["number"] for claim in claims.claims()]
+            command.add_argument("--only", **how)
     return parser
 
 

@@ -138,12 +138,10 @@ def coherence(
         ax.axis("off")
     for line in axes:
         line[0].set_ylabel("% of questions")
-    handles = plots.methods(models)
-    handles += [entry("reader with another question's reasoning", ls=":")] * bool(
-        floors
-    )
-    handles += [entry("what a flawless reasoner would say", ls=DASHES)] * bool(flawless)
-    above(figure, handles)
+    floor = entry("reader with another question's reasoning", ls=":")
+    ideal = entry("what a flawless reasoner would say", ls=DASHES)
+    beside = [floor] * bool(floors) + [ideal] * bool(flawless)
+    above(figure, plots.methods(models) + beside)
     return figure
 
 

@@ -82,16 +82,9 @@ def reasoned(
 def _sorted(rows: Iterable[dict]) -> list[dict]:
     """Rows of one set and model together, in the order of every table."""
     rows = list(rows)
-    models = in_order(row["model"] for row in rows)
-    sets, measures = [*SETS, "levels"], [*MEASURES, *CONTROLS]
-    return sorted(
-        rows,
-        key=lambda row: (
-            sets.index(row["set"]),
-            models.index(row["model"]),
-            measures.index(row["measure"]),
-        ),
-    )
+    order = {"set": [*SETS, "levels"], "model": in_order(row["model"] for row in rows)}
+    order["measure"] = [*MEASURES, *CONTROLS]
+    return sorted(rows, key=lambda row: [o.index(row[k]) for k, o in order.items()])
 
 
 def _wide(answers: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:

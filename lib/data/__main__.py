@@ -24,6 +24,8 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lib import paths
@@ -107,18 +109,14 @@ def _size(text: str) -> int:
     return int(float(found[1]) * 10 ** {"M": 6, "G": 9, "T": 12}[found[2].upper()])
 
 
-def _file(text: str) -> Path:
+def _file(text: str, is_it: Callable = Path.is_file, what: str = "file") -> Path:
     path = Path.cwd() / text  # as typed in a shell
-    if not path.is_file():
-        raise argparse.ArgumentTypeError(f"{path} is no file")
+    if not is_it(path):
+        raise argparse.ArgumentTypeError(f"{path} is no {what}")
     return path
 
 
-def _folder(text: str) -> Path:
-    path = Path.cwd() / text
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is no folder")
-    return path
+_folder = partial(_file, is_it=Path.is_dir, what="folder")
 
 
 def _out(text: str) -> Path:

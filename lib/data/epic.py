@@ -100,13 +100,10 @@ class Item:
         """The record as SEED-Bench-R1's training files hold it."""
         answer, media = self.answer, self.cut(Path())
         texts = dict.fromkeys(action.text for action in self.segment)
+        names = ("narration_text", "start_frame", "stop_frame")
         steps = [
-            {
-                "narration_text": action.text,
-                "start_frame": action.start_frame,
-                "stop_frame": action.stop_frame,
-            }
-            for action in self.segment[: self.index]
+            dict(zip(names, (own.text, own.start_frame, own.stop_frame), strict=True))
+            for own in self.segment[: self.index]
         ]
         fps = round(answer.stop_frame / answer.stop)  # by which labels count, 50 or 60
         seen = "the progress shown in the video and " if steps else ""

@@ -101,20 +101,13 @@ def row(
     asked = messages(prompt_text(question, "think"), *media)
     encoded = encoding.encode(processor, [asked], asked=[question])
     prompt = prefix.make_prompt(model, encoded)
-    tokens = processor.tokenizer(
-        text,
-        add_special_tokens=False,
-        split_special_tokens=True,  # a completion has none: those it spells are text
-        return_offsets_mapping=True,
-    )
-    count = len(tokens["input_ids"])
-    facts = {
-        "id": question.id,
-        "n": count,
-        "retokenized": count + (not said["truncated"]) != said["tokens"],
-    }
-    parts = parts_of(text, tokens["offset_mapping"])
-    return facts | _numbers(model, prompt, tokens["input_ids"], parts)
+    how = {"add_special_tokens": False, "return_offsets_mapping": True}
+    # A completion has no special tokens: those it spells are text.
+    tokens = processor.tokenizer(text, split_special_tokens=True, **how)
+    ids, parts = tokens["input_ids"], parts_of(text, tokens["offset_mapping"])
+    again = len(ids) + (not said["truncated"]) != said["tokens"]
+    facts = {"id": question.id, "n": len(ids), "retokenized": again}
+    return facts | _numbers(model, prompt, ids, parts)
 
 
 def _numbers(model, prompt, tokens: list[int], parts: Mapping[str, list[int]]) -> dict:
@@ -127,12 +120,9 @@ def _numbers(model, prompt, tokens: list[int], parts: Mapping[str, list[int]]) -
     found = masses(attention, kinds)
     by_token = found.mean(0)
     merged = config.vision_config.spatial_merge_size
+    video, still = (int((kinds == code).sum()) for code in (2, 1))
     return {
-        "tokens": {
-            "video": int((kinds == 2).sum()),
-            "still": int((kinds == 1).sum()),
-            "prompt": len(prompt.ids),
-        },
+        "tokens": {"video": video, "still": still, "prompt": len(prompt.ids)},
         "by_layer": _rounded(found.mean(1)),
         "by_token": _rounded(by_token),
         "parts": {
@@ -249,14 +239,13 @@ def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
         found[model] = {row["id"]: row for row in records.read_jsonl(path)}
         if set(found[model]) != set(found[METHODS[0]]):
             raise ValueError(f"{path} holds other questions than the base's rows")
-    whole = [
-        key
-        for key in found[METHODS[0]]
-        if not any("left_out" in found[model][key] for model in found)
-    ]
-    if not whole:
+    out = {k for own in found.values() for k, row in own.items() if "left_out" in row}
+    if not found[METHODS[0]].keys() - out:
         raise ValueError(f"{run}: no question has attention of all methods on {text}")
-    return {model: {key: rows[key] for key in whole} for model, rows in found.items()}
+    for own in found.values():
+        for key in out:
+            del own[key]
+    return found
 
 
 def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:

@@ -52,14 +52,11 @@ class EvalSettings:
 
     def __post_init__(self):
         if self.on_bad_video not in POLICIES:
-            raise ValueError(
-                f"on_bad_video is {self.on_bad_video!r}: use one of {POLICIES}"
-            )
+            found = f"on_bad_video is {self.on_bad_video!r}"
+            raise ValueError(f"{found}: use one of {POLICIES}")
         for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}: it must be 1 or more"
-                )
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"{name} is {value}: it must be 1 or more")
 
 
 class Batch(NamedTuple):

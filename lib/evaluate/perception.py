@@ -91,16 +91,11 @@ def ask(
         own = chosen(questions, count, seed)
         for condition in possible:
             swap = condition == "other_video"
+            asked = with_other_videos(own, seed) if swap else own
             batch = batch_under(condition, settings.batch_size, sampling)
-            evaluate(
-                model,
-                processor,
-                with_other_videos(own, seed) if swap else own,
-                replace(settings, batch_size=batch),
-                resampled(sampling, condition),
-                run / f"predictions_{label}_{name}.{condition}.jsonl",
-                Shown(condition, seed),
-            )
+            how = replace(settings, batch_size=batch), resampled(sampling, condition)
+            path = run / f"predictions_{label}_{name}.{condition}.jsonl"
+            evaluate(model, processor, asked, *how, path, Shown(condition, seed))
     return left_out
 
 

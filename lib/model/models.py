@@ -52,20 +52,13 @@ logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= loggin
 warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
 
 # isort: split
-import peft  # noqa: E402
-from huggingface_hub import snapshot_download  # noqa: E402
-from peft.tuners.lora import LoraLayer  # noqa: E402
-from safetensors import SafetensorError, safe_open  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BitsAndBytesConfig,
-)
-from transformers.models.auto import modeling_auto  # noqa: E402
-from transformers.utils import (  # noqa: E402
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-)
+import peft
+from huggingface_hub import snapshot_download
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+from transformers.models.auto import modeling_auto
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 # The projections of the language model. "all-linear" would adapt the vision tower too,
 # and an adapter on lm_head breaks the fused log-probabilities of TRL 1.16.

@@ -19,13 +19,7 @@ from lib.model.prefix import Prompt, base_of, check_model, picture_inputs
 from lib.model.token_step import Language
 
 # isort: split
-from transformers import LogitsProcessorList
-from transformers.generation import (
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import LogitsProcessorList, generation
 
 FREE = -1  # a slot without a prompt
 STEPS_A_LOOK = 8  # at which groups have ended: on a GPU each look waits for it
@@ -318,13 +312,13 @@ def _prefill(base, prompts: Sequence[Prompt], pad_id: int):
 def _filters(decoding: Decoding, device) -> LogitsProcessorList:
     """transformers' own processors, in the order `generate` applies them."""
     filters = LogitsProcessorList()
-    if decoding.suppressed:
-        suppressed = list(decoding.suppressed)
-        filters.append(SuppressTokensLogitsProcessor(suppressed, device=device))
+    if suppressed := list(decoding.suppressed):
+        without = generation.SuppressTokensLogitsProcessor(suppressed, device=device)
+        filters.append(without)
     if decoding.temperature > 0:
-        filters.append(TemperatureLogitsWarper(decoding.temperature))
+        filters.append(generation.TemperatureLogitsWarper(decoding.temperature))
         if decoding.top_k > 0:
-            filters.append(TopKLogitsWarper(decoding.top_k))
+            filters.append(generation.TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
-            filters.append(TopPLogitsWarper(decoding.top_p))
+            filters.append(generation.TopPLogitsWarper(decoding.top_p))
     return filters

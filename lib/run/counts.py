@@ -34,6 +34,7 @@ ARCHIVE_BYTES |= {"general": 53 * 10**8}
 # Text of a "think" prompt: 883 tokens in all at 16 frames of 252 x 252, where 729 are
 # visual. A longer question takes more; SFT is bounded by max_tokens instead.
 TEXT_TOKENS = 154
+SAME = ("dtype", "quantize", "lora_rank", "prompts_per_backward", "pack_tokens")
 WRITERS = 2  # a model's attention is taken on its own words and on the base's
 
 
@@ -257,10 +258,8 @@ def work_of(values: Mapping, device: str) -> memory.Work:
             f"over {processes} processes and backward passes of {once} prompts each"
         )
     return memory.Work(
-        dtype=values["dtype"],
-        quantize=values["quantize"],
+        **{name: values[name] for name in SAME},
         checkpointing=values["gradient_checkpointing"],
-        lora_rank=values["lora_rank"],
         prompt=prompt,
         patches=patches,
         sft_batch=values["sft_batch_size"],
@@ -268,10 +267,8 @@ def work_of(values: Mapping, device: str) -> memory.Work:
         sft_tokens=values["max_tokens"],
         sft_response=values["max_tokens"] - prompt,
         prompts=own,
-        prompts_per_backward=values["prompts_per_backward"],
         group=values["group_size"],
         completion=values["max_completion_tokens"],
-        pack_tokens=values["pack_tokens"],
         kl=values["kl_beta"] > 0,
         eval_batch=eval_batch,
         eval_tokens=values["max_new_tokens"],

@@ -127,9 +127,8 @@ def conditions(
     for name, (clip, still) in shown.items():
         size = "" if clip is None else ": {} frames of {} × {}".format(*clip.shape[:3])
         named[condition(name) + size] = _pictures(clip, still)
-    return View(
-        VIEWS.conditions(named), f"One question as it is shown: {', '.join(shown)}."
-    )
+    words = f"One question as it is shown: {', '.join(shown)}."
+    return View(VIEWS.conditions(named), words)
 
 
 def pictures(shown: Mapping[str, np.ndarray]) -> View:

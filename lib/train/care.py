@@ -62,14 +62,11 @@ class CARESettings(GRPOSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, values in CHOICES.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"{name} = {getattr(self, name)!r}: it must be one of {values}"
-                )
+            if (own := getattr(self, name)) not in values:
+                raise ValueError(f"{name} = {own!r}: it must be one of {values}")
         if self.extra_draws:
-            raise ValueError(
-                "GRPO-CARE needs extra_draws = 0: a bonus depends on the group"
-            )
+            why = "a bonus depends on the group"
+            raise ValueError(f"GRPO-CARE needs extra_draws = 0: {why}")
 
 
 def consistency_bonus(

@@ -15,13 +15,8 @@ from lib import records
 from lib.model import models  # noqa: F401  (must precede transformers)
 
 # isort: split
-from transformers import TrainerCallback
-from transformers.integrations import (
-    TensorBoardCallback,
-    TrackioCallback,
-    WandbCallback,
-    is_tensorboard_available,
-)
+from transformers import TrainerCallback, integrations
+from transformers.integrations import TensorBoardCallback, WandbCallback
 
 
 class Board(TensorBoardCallback):
@@ -57,12 +52,12 @@ class Wandb(WandbCallback):
         self._wandb.finish()
 
 
-OTHERS = {"wandb": Wandb, "trackio": TrackioCallback}
+OTHERS = {"wandb": Wandb, "trackio": integrations.TrackioCallback}
 
 
 def asked_for() -> list[str]:
     """The names in $KIT_REPORT_TO; ValueError for an unknown one."""
-    default = "tensorboard" if is_tensorboard_available() else "none"
+    default = "tensorboard" if integrations.is_tensorboard_available() else "none"
     names = re.split(r"[\s,]+", os.environ.get("KIT_REPORT_TO") or default)
     known = ("none", "tensorboard", *OTHERS)
     if unknown := {*names} - {*known}:

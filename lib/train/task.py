@@ -78,9 +78,8 @@ class GRPOSettings:
                 " of a group are the same"
             )
         if self.group_size < self.smallest_group:
-            raise ValueError(
-                f"group_size = {self.group_size}: an advantage compares at least 2"
-            )
+            why = "an advantage compares at least 2"
+            raise ValueError(f"group_size = {self.group_size}: {why}")
         for name in ("steps", "save_every"):
             if getattr(self, name) % self.updates_per_batch:
                 raise ValueError(
@@ -122,9 +121,8 @@ class Task:
         known = {question.id: question for question in self.questions}
         for name, count in Counter(own.id for own in self.questions).items():
             if count > 1:
-                raise ValueError(
-                    f"{name} is the id of {count} questions; give each one"
-                )
+                told = "questions; give each one"
+                raise ValueError(f"{name} is the id of {count} {told}")
         batches = self.settings.steps // self.settings.updates_per_batch
         count = batches * self.settings.prompts_per_step
         order = checkpoints.training_order(list(known), count, self.settings.seed)

@@ -80,15 +80,9 @@ class WatchGroups(TrainerCallback):
             "prompt": dataset_row(question)["prompt"],
             "gold": question.gold,
             "options": list(question.options),
-            "rollouts": [
-                {
-                    "text": own["text"],
-                    "rewards": own["rewards"],
-                    "reward": total,
-                    "advantage": None,  # `look` compares whole groups
-                    "tokens": own["tokens"],
-                    "truncated": own["truncated"],
-                }
+            "rollouts": [  # `look` compares whole groups
+                {"text": own["text"], "rewards": own["rewards"], "reward": total}
+                | {"advantage": None, **{k: own[k] for k in ("tokens", "truncated")}}
                 for own, total in zip(group.rows, group.totals, strict=True)
             ],
         }

@@ -13,98 +13,69 @@ from lib.train.rewards import (
     format_reward,
 )
 
-# completion, first_letter, lenient
-ANSWERS = [
-    # the form the prompt asks for
+# What an answer in its tag is by the paper's rule, which sees one character and knows
+# neither brackets nor case, and to a patient reader.
+IN_TAG = {
+    ("B", "B"): (
+        "B. take cereal bag ¦ B) take cereal bag ¦ B: take cereal bag ¦ "
+        "B\ntake cereal bag ¦ B. A man walks by"
+    ),
+    ("E", "E"): "E",
+    ("A", "A"): "A. A man walks by ¦ Answer: A. cup",
+    ("A", None): (
+        "Add water ¦ A cup ¦ Answer: A cup ¦ Answer: B, not A ¦ A or B ¦ "
+        "A, B, C, D ¦ A. B. C. D. ¦ A/B ¦ A. take bag\nB. open cupboard"
+    ),
+    ("A", "B"): "Answer: B ¦ Answer: B. take bag",
+    ("D", None): "Dry the cup",
+    ("B", None): "Because the tap runs ¦ BB",
+    ("C", "C"): "Choice C",
+    (None, "B"): (
+        "(B) ¦ ( B ) ¦ [B] ¦ **B** ¦ **B.** ¦ **(B)** ¦ **B**. take bag ¦ "
+        "**B.** take bag ¦ 'B' ¦ \"B\". ¦ (B) take cereal bag ¦ "
+        "(b) take cereal bag ¦ b ¦ b. ¦ b. take cereal bag ¦ option B ¦ Option B. ¦ "
+        "option (b) ¦ The answer is B ¦ The answer is option B. ¦ "
+        "The correct option is (B). ¦ answer: **B** ¦ **Answer:** B"
+    ),
+    (None, "A"): "a",
+    (None, None): (
+        "F ¦ (F) ¦ 1 ¦ Б ¦ take cereal bag ¦ a cup ¦ e.g. the bag ¦ optionB ¦ "
+        "the choice of a cup ¦ take vitamin C ¦ I don't know ¦ (A) or (B) ¦ "
+        "The answer is A, B"
+    ),
+}
+# The same of whole completions: of several tags the first counts.
+WHOLE = [
     ("<think>x</think><answer>B</answer>", "B", "B"),
     ("<think>x</think><answer>B.</answer>", "B", "B"),
     ("<think>x</think>\n<answer> B </answer>\n", "B", "B"),
     ("<answer>\nB\n</answer>", "B", "B"),
-    ("<answer>E</answer>", "E", "E"),
-    ("<answer>B. take cereal bag</answer>", "B", "B"),
-    ("<answer>B) take cereal bag</answer>", "B", "B"),
-    ("<answer>B: take cereal bag</answer>", "B", "B"),
-    ("<answer>B\ntake cereal bag</answer>", "B", "B"),
-    ("<answer>B. A man walks by</answer>", "B", "B"),
-    ("<answer>A. A man walks by</answer>", "A", "A"),
-    # the paper's rule sees one character, whatever follows it
-    ("<answer>Add water</answer>", "A", None),
-    ("<answer>Answer: B</answer>", "A", "B"),
-    ("<answer>Dry the cup</answer>", "D", None),
-    ("<answer>A cup</answer>", "A", None),
-    ("<answer>Because the tap runs</answer>", "B", None),
-    ("<answer>Choice C</answer>", "C", "C"),
-    ("<answer>BB</answer>", "B", None),
-    # the paper's rule knows neither brackets nor case
-    ("<answer>(B)</answer>", None, "B"),
-    ("<answer>( B )</answer>", None, "B"),
-    ("<answer>[B]</answer>", None, "B"),
-    ("<answer>**B**</answer>", None, "B"),
-    ("<answer>**B.**</answer>", None, "B"),
-    ("<answer>**(B)**</answer>", None, "B"),
-    ("<answer>**B**. take bag</answer>", None, "B"),
-    ("<answer>**B.** take bag</answer>", None, "B"),
-    ("<answer>'B'</answer>", None, "B"),
-    ('<answer>"B".</answer>', None, "B"),
-    ("<answer>(B) take cereal bag</answer>", None, "B"),
-    ("<answer>(b) take cereal bag</answer>", None, "B"),
-    ("<answer>b</answer>", None, "B"),
-    ("<answer>b.</answer>", None, "B"),
-    ("<answer>a</answer>", None, "A"),
-    ("<answer>b. take cereal bag</answer>", None, "B"),
-    ("<answer>option B</answer>", None, "B"),
-    ("<answer>Option B.</answer>", None, "B"),
-    ("<answer>option (b)</answer>", None, "B"),
-    ("<answer>The answer is B</answer>", None, "B"),
-    ("<answer>The answer is option B.</answer>", None, "B"),
-    ("<answer>The correct option is (B).</answer>", None, "B"),
-    ("<answer>answer: **B**</answer>", None, "B"),
-    ("<answer>**Answer:** B</answer>", None, "B"),
-    ("<answer>Answer: B. take bag</answer>", "A", "B"),
-    ("<answer>Answer: A cup</answer>", "A", None),
-    ("<answer>Answer: A. cup</answer>", "A", "A"),
-    ("<answer>Answer: B, not A</answer>", "A", None),
-    # letters that are no options, and words that only look like an answer
-    ("<answer>F</answer>", None, None),
-    ("<answer>(F)</answer>", None, None),
-    ("<answer>1</answer>", None, None),
-    ("<answer>Б</answer>", None, None),
-    ("<answer>take cereal bag</answer>", None, None),
-    ("<answer>a cup</answer>", None, None),
-    ("<answer>e.g. the bag</answer>", None, None),
-    ("<answer>optionB</answer>", None, None),
-    ("<answer>the choice of a cup</answer>", None, None),
-    ("<answer>take vitamin C</answer>", None, None),
-    ("<answer>I don't know</answer>", None, None),
-    # nothing in the tag
-    ("<answer></answer>", None, None),
-    ("<answer>   </answer>", None, None),
-    # several letters are no answer to a patient reader
-    ("<answer>A or B</answer>", "A", None),
-    ("<answer>A, B, C, D</answer>", "A", None),
-    ("<answer>A. B. C. D.</answer>", "A", None),
-    ("<answer>A/B</answer>", "A", None),
-    ("<answer>A. take bag\nB. open cupboard</answer>", "A", None),
-    ("<answer>(A) or (B)</answer>", None, None),
-    ("<answer>The answer is A, B</answer>", None, None),
-    # several tags: the first counts
     ("<answer>A</answer><answer>B</answer>", "A", "A"),
+    ("".join(f"<answer>{x}</answer>" for x in "ABCD"), "A", "A"),
     ("<answer></answer><answer>B</answer>", None, None),
     ("<answer>?</answer> so <answer>B</answer>", None, None),
-    ("".join(f"<answer>{x}</answer>" for x in "ABCD"), "A", "A"),
-    ("<think>I write <answer>C</answer>?</think><answer>B</answer>", "C", "C"),
     ("<answer><answer>B</answer></answer>", None, None),
-    # tags that are not the tag
-    ("<answer>B", None, "B"),
-    ("<think>x</think><answer>B. take ce", None, "B"),
     ("<answer>", None, None),
     ("B</answer>", None, None),
+    ("< answer>B</answer>", None, None),
+    ("<think>It is A.</think>", None, None),
+    ("The options are A, B, C, D", None, None),
+    ("It could be A or D", None, None),
+    ("Add water", None, None),
+    ("A man takes the cup", None, None),
+    ("I would take a", None, None),
+    ("Then the cup.", None, None),
+    ("", None, None),
+    ("   \n ", None, None),
+    ("<answer></answer>", None, None),
+    ("<answer>   </answer>", None, None),
+    ("<think>I write <answer>C</answer>?</think><answer>B</answer>", "C", "C"),
+    ("<answer>B", None, "B"),
+    ("<think>x</think><answer>B. take ce", None, "B"),
     ("<ANSWER>B</ANSWER>", None, "B"),
     ("<Answer>Option B</Answer>", None, "B"),
     ("<answer>b</ANSWER> and more", None, "B"),
     ("<think>It is A.</THINK><Answer>B", None, "B"),
-    ("< answer>B</answer>", None, None),
-    # no tag
     ("B", None, "B"),
     ("b.", None, "B"),
     ("(B)", None, "B"),
@@ -118,15 +89,11 @@ ANSWERS = [
     ("Reasoning with A. and C. in it.\n\nB", None, "B"),
     ("Reasoning\nAnswer: B\n", None, "B"),
     ("<think>It is A.</think>B", None, "B"),
-    ("<think>It is A.</think>", None, None),
-    ("The options are A, B, C, D", None, None),
-    ("It could be A or D", None, None),
-    ("Add water", None, None),
-    ("A man takes the cup", None, None),
-    ("I would take a", None, None),
-    ("Then the cup.", None, None),
-    ("", None, None),
-    ("   \n ", None, None),
+]
+ANSWERS = WHOLE + [
+    (f"<answer>{text}</answer>", *both)
+    for both, texts in IN_TAG.items()
+    for text in texts.split(" ¦ ")
 ]
 
 
@@ -139,107 +106,38 @@ def test_both_rules(completion, first_letter, lenient):
 # What a patient reader takes from an answer in its tag, and what from none.
 READ = {
     "A": r"""
-        A is right.
-        A put cup into sink
-        A because the bag is open
-        A, use plan B
-        A - take vitamin C
-        (A)plug it into socket D.
-        A) plug it into socket D
-        A是正确的
-        \text{A}
-        Clearly, A.
+        A is right. ¦ A put cup into sink ¦ A because the bag is open ¦ A, use plan B
+        A - take vitamin C ¦ (A)plug it into socket D. ¦ A) plug it into socket D
+        A是正确的 ¦ \text{A} ¦ Clearly, A.
         """,
     "B": r"""
-        B - take the cup
-        B – take the cup
-        B; take the cup
-        B.take the cup
-        [B]take the cup
-        B take the cup
-        B. take vitamin C
-        B. connect A to C
-        The answer is B, take the cup
-        The answer is B because C is done
-        B for sure
-        B, because the lid is open
-        I would choose B, take the cup.
-        I'd go with B
-        My guess: B
-        That's B!
-        Most likely B.
-        Next: (B)
-        take the cup (B)
-        The tap does not run, so B.
-        No, B.
-        Ｂ．take the cup
-        【B】
-        “B”
-        我选B
-        答案：Ｂ
-        正确答案为B，打开
-        答えはBです
-        $\boxed{\text{B}}$
+        B - take the cup ¦ B – take the cup ¦ B; take the cup ¦ B.take the cup
+        [B]take the cup ¦ B take the cup ¦ B. take vitamin C ¦ B. connect A to C
+        The answer is B, take the cup ¦ The answer is B because C is done ¦ B for sure
+        B, because the lid is open ¦ I would choose B, take the cup. ¦ I'd go with B
+        My guess: B ¦ That's B! ¦ Most likely B. ¦ Next: (B) ¦ take the cup (B)
+        The tap does not run, so B. ¦ No, B. ¦ Ｂ．take the cup ¦ 【B】 ¦ “B” ¦ 我选B
+        答案：Ｂ ¦ 正确答案为B，打开 ¦ 答えはBです ¦ $\boxed{\text{B}}$
         The answer is \boxed{B}.
         """,
     None: r"""
-        Not B.
-        It is not B
-        It isn’t B
-        That can't be B, take the cup
-        Neither B nor D.
-        B is wrong
-        B is certainly not right.
-        B, which is wrong
-        B isn't it
-        B cannot be next
-        B was excluded
-        (B) is incorrect
-        B: wrong
-        Option B is ruled out
-        I would rule out B.
-        I would not choose B.
-        The answer is not B
-        everything but B
-        unlikely B
-        不是B
-        B是错的
-        A or B
-        A, B
-        A and/or B
-        B & C
-        B; C
-        B C
-        B, then C
-        B - C
-        B or maybe C
-        both B and C
-        B vs C
-        Ａ、Ｂ
-        A. take cup, B. open lid
-        A) take cup B) open lid
-        B. open lid or C. wash pan
-        The answer is B and C
-        I would choose B or C
-        B? C?
-        Is it B?
-        A can of soup
-        C-clamp
-        D.C. power
-        E-mail
-        plug it into socket D
-        vitamin B and C
-        b c
-        take a
-        None of the above
-        Cannot tell
-        Both are possible
+        Not B. ¦ It is not B ¦ It isn’t B ¦ That can't be B, take the cup
+        Neither B nor D. ¦ B is wrong ¦ B is certainly not right. ¦ B, which is wrong
+        B isn't it ¦ B cannot be next ¦ B was excluded ¦ (B) is incorrect ¦ B: wrong
+        Option B is ruled out ¦ I would rule out B. ¦ I would not choose B.
+        The answer is not B ¦ everything but B ¦ unlikely B ¦ 不是B ¦ B是错的 ¦ A or B
+        A, B ¦ A and/or B ¦ B & C ¦ B; C ¦ B C ¦ B, then C ¦ B - C ¦ B or maybe C
+        both B and C ¦ B vs C ¦ Ａ、Ｂ ¦ A. take cup, B. open lid
+        A) take cup B) open lid ¦ B. open lid or C. wash pan ¦ The answer is B and C
+        I would choose B or C ¦ B? C? ¦ Is it B? ¦ A can of soup ¦ C-clamp
+        D.C. power ¦ E-mail ¦ plug it into socket D ¦ vitamin B and C ¦ b c ¦ take a
+        None of the above ¦ Cannot tell ¦ Both are possible
         """,
 }
 READ = [
-    (line.strip(), letter)
+    (text.strip(), letter)
     for letter, lines in READ.items()
-    for line in lines.strip().splitlines()
+    for text in re.split("[¦\n]", lines.strip())
 ]
 
 

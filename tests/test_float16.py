@@ -29,7 +29,7 @@ def test_the_mini_base_gives_nearly_the_same_in_float16(tiny_questions):
 
 @pytest.fixture
 def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
-    def run(name, folder="run", **changes):
+    def train(name, folder="run", **changes):
         run = tmp_path / folder
         if name == "sft":
             given = (tiny_checkpoint, demonstrations, replace(SFT, **changes))
@@ -40,7 +40,7 @@ def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
             grpo.train(task, rl.METHODS[name][1])
         return run
 
-    return run
+    return train
 
 
 @pytest.mark.parametrize("quantize", [False, True])
@@ -59,10 +59,9 @@ def test_it_trains_float32_adapters_near_those_of_float32(train, name, quantize)
 
 
 def test_a_step_that_overflows_is_left_out_and_the_scale_halved(train, monkeypatch):
-    scaler = torch.amp.GradScaler
     scales = []
 
-    class Huge(scaler):
+    class Huge(torch.amp.GradScaler):
         def __init__(self, device):
             super().__init__(device, init_scale=2.0**24)
 

@@ -62,10 +62,8 @@ def outputs(tmp_path_factory):
             for x in X:
                 own = {name: sft(x, share, name) for name in ("L1", "L3")}
                 bad = {"demonstrations_by": "truth", "demonstrations_false": x}
-                taught = {
-                    "demonstrations": {"sft": learned},
-                    "stated": {"right": 1 - x},
-                }
+                taught = {"demonstrations": {"sft": learned}}
+                taught["stated"] = {"right": 1 - x}
                 run = root / f"map-{x}-{share}-{seed}"
                 row = write_run(run, "sft", own, given | bad, seed, taught)
                 tables["map"].append(row)
@@ -143,9 +141,8 @@ def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     assert (tmp_path / "map.png").stat().st_size > 10_000
     figure = frontier.figure(cells := frontier.cells(rows), frontier.crossings(cells))
     panels = figure.axes[:3]
-    assert [ax.get_title() for ax in panels] == [
-        f"GRPO − SFT, {name}" for name in ("L1", "L3", "L3 − L1")
-    ]
+    titles = [ax.get_title().removeprefix("GRPO − SFT, ") for ax in panels]
+    assert titles == ["L1", "L3", "L3 − L1"]
     shown = panels[0].collections[0].get_array()
     assert shown.shape == (len(SHARES), len(X)) and shown[1, 4] > 10 > shown[1, 0]
     stars = [line for line in panels[0].get_lines() if line.get_marker() == "*"]
@@ -166,9 +163,8 @@ def test_a_run_that_is_missing_or_not_finished_is_named(outputs, tmp_path):
 
 
 def test_lucky_letters_of_a_teacher_that_knows_or_guesses():
-    assert [round(frontier.lucky(a), 2) for a in (0.35, 0.5, 0.6, 1)] == [
-        *(0.62, 0.33, 0.22, 0)
-    ]
+    found = [round(frontier.lucky(right), 2) for right in (0.35, 0.5, 0.6, 1)]
+    assert found == [0.62, 0.33, 0.22, 0]
 
 
 def test_the_grid_stands_in_the_params_files():
@@ -179,12 +175,10 @@ def test_the_grid_stands_in_the_params_files():
     assert {name: len(own) for name, own in runs.items()} == {
         "map": 50, "map_grpo": 10, "map_false": 15, "map_unseen": 12
     }  # fmt: skip
-    both = {
-        (run.values["training_share"], run.values["seed"], run.values["data_dir"])
-        for run in runs["map"]
-    }
-    assert both == {
-        (run.values["training_share"], run.values["seed"], run.values["data_dir"])
-        for run in runs["map_grpo"]
-    }
+    keys = ("training_share", "seed", "data_dir")
+    sft, grpo = (
+        {tuple(run.values[key] for key in keys) for run in runs[name]}
+        for name in ("map", "map_grpo")
+    )
+    assert sft == grpo
     assert all("--level 1000" in run.values["data_command"] for run in runs["map"])

@@ -25,13 +25,9 @@ FOUND = CELL + "\nfrom lib import paths; print(paths.ROOT, paths.outputs_dir())"
 
 
 def run(code, folder, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={"PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-    )
+    env = {"PATH": "/usr/bin:/bin", **environment}
+    how = {"cwd": folder, "env": env, "capture_output": True, "text": True}
+    return subprocess.run([sys.executable, "-c", code], **how)
 
 
 @pytest.fixture
@@ -79,8 +75,7 @@ def install(monkeypatch):
     """What `prepare` hands to pip on a machine with these versions: (packages, kept)"""
 
     def install(**changes):
-        found = {**PINNED, **changes}
-        given = []
+        found, given = {**PINNED, **changes}, []
 
         def pip(command, check):
             *packages, _, kept = command[5:]

@@ -50,26 +50,17 @@ def folder(tmp_path_factory):
     known = truth.known(root)
     made = teacher.demonstrations("truth", [], asked, known)
     made = teacher.with_shares(made, known, 0.3, 0.2, seed=0)
-    lines = [
-        {
-            "sample_id": item.id.removeprefix("training/"),
-            "prompt": [{"role": "user", "content": content(item, root)}],
-            "response": item.response,
-        }
-        for item in made
-    ]
+    lines = []
+    for item in made:
+        media = {"video": item.video, "image": item.image}
+        told = {kind: str(own.relative_to(root)) for kind, own in media.items() if own}
+        content = [{"type": kind, kind: own} for kind, own in told.items()]
+        content.append({"type": "text", "text": item.text})
+        prompt = [{"role": "user", "content": content}]
+        named = {"sample_id": item.id.removeprefix("training/")}
+        lines.append(named | {"prompt": prompt, "response": item.response})
     records.write_jsonl(root / "annotations" / "training_with_cot.jsonl", lines)
     return root
-
-
-def content(item, root):
-    media = {"video": item.video, "image": item.image}
-    parts = [
-        {"type": kind, kind: str(path.relative_to(root))}
-        for kind, path in media.items()
-        if path
-    ]
-    return [*parts, {"type": "text", "text": item.text}]
 
 
 def rows_of(folder):

@@ -208,9 +208,8 @@ def media(*lists: Iterable) -> set[Path]:
 def _files(run: Path, patterns: Iterable[str]) -> list[str]:
     found = {path for pattern in patterns for path in run.glob(pattern)}
     names = {path.relative_to(run).as_posix() for path in found if path.is_file()}
-    return sorted(
-        n for n in names if n not in SHARED and ".partial" not in n and n[0] != "."
-    )
+    own = {name for name in names if ".partial" not in name and name[0] != "."}
+    return sorted(own - {*SHARED})
 
 
 def _told(path: Path) -> str:

@@ -279,7 +279,7 @@ def test_the_committed_coverage_is_honest():
 def test_the_unpaired_interval_is_that_of_statsmodels():
     """The Wald interval, for the paper's counts of RL and SFT on L1 and L3."""
     for counts, z in (((1119, 2432, 1065, 2432), 1.56), ((593, 1321, 504, 1321), 3.52)):
-        row = stats.unpaired_difference(*counts)
+        row = stats.unpaired_difference(counts[:2], counts[2:])
         wald = proportion.confint_proportions_2indep(*counts, method="wald")
         assert ends(row) == pytest.approx(wald, abs=1e-9)
         assert row["difference"] == pytest.approx((counts[0] - counts[2]) / counts[1])

@@ -12,11 +12,7 @@ from lib.analysis.compare import kept, span
 from lib.evaluate import tables
 from lib.methods import KINDS, difference
 
-PARTS = {
-    "first": "first 3 tokens",
-    "reasoning": "reasoning",
-    "letter": "answer letter",
-}
+PARTS = {"first": "first 3 tokens", "reasoning": "reasoning", "letter": "answer letter"}
 
 
 def attended(

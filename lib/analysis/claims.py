@@ -72,13 +72,9 @@ def table(
     """One row a claim: FACTS, verdict, sentence, published_verdict (None without
     counts), and its parts (those that decide) and those beside, as `judged` has them.
     `only`: the numbers of those to measure, all if none is given."""
+    how = {"records": records, "samples": samples, "seed": seed}
     asked = [claim for claim in claims() if not only or claim["number"] in only]
-    return [
-        _row(
-            claim, partial(measured, claim, records=records, samples=samples, seed=seed)
-        )
-        for claim in asked
-    ]
+    return [_row(claim, partial(measured, claim, **how)) for claim in asked]
 
 
 def again(rows: Sequence[Mapping]) -> list[dict]:

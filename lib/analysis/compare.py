@@ -277,13 +277,12 @@ def published_accuracy(model: str, name: str) -> float:
 
 def published_differences() -> dict:
     """{(a, b, set): the paper's difference}, unpaired: its answers are not public."""
-    return {
-        (a, b, name): stats.unpaired_difference(
-            entry["correct"][a], entry["n"], entry["correct"][b], entry["n"]
-        )
-        for name, entry in published()["sets"].items()
-        for a, b in PAIRS
-    }
+    found = {}
+    for name, entry in published()["sets"].items():
+        for a, b in PAIRS:
+            counts = ((entry["correct"][model], entry["n"]) for model in (a, b))
+            found[a, b, name] = stats.unpaired_difference(*counts)
+    return found
 
 
 def span(row: Mapping, value: str) -> str:

@@ -29,11 +29,8 @@ LOOK = {
     **{"grid.color": "0.9", "grid.linewidth": 0.7, "legend.frameon": False},
 }
 plt.rcParams.update(LOOK)
-GROUP_LABELS = {
-    "L1": "L1: same\nenvironments",
-    "L2": "L2: new\nenvironments",
-    "L3": "L3: new envi-\nronments, tasks",
-}
+GROUP_LABELS = {"L1": "L1: same\nenvironments", "L2": "L2: new\nenvironments"}
+GROUP_LABELS["L3"] = "L3: new envi-\nronments, tasks"
 TITLES = {
     "set": "Accuracy with 95 % intervals",
     "domain": "L3: accuracy by domain, with 95 % intervals",
@@ -80,9 +77,8 @@ def points(
     Rows without a number are left out."""
     places = [a for a, row in zip(at, rows, strict=True) if row[value] is not None]
     rows = [row for row in rows if row[value] is not None]
-    middle, low, high = (
-        100 * np.array([row[key] for row in rows]) for key in (value, "low", "high")
-    )
+    numbers = [[row[key] for row in rows] for key in (value, "low", "high")]
+    middle, low, high = 100 * np.array(numbers)
     error = np.round([middle - low, high - middle], 4)  # ends are of single precision
     ends = {"xerr" if across else "yerr": error}
     xy = (middle, places) if across else (places, middle)

@@ -27,6 +27,9 @@ from lib.records import read_json, write_json, write_text
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KEPT = ("n", "accuracy", "accuracy_lenient", "parse_failure", "truncated", "chance")
 RAN = "run it with python -m lib.run"
+PAIRED = "Paired differences, 95 % bootstrap intervals over questions"
+APART = "GRPO's advantage out of distribution"
+BESIDE = "Beside the paper: another model and other data"
 
 
 def verdict(name: str, row: Mapping) -> str:
@@ -67,20 +70,15 @@ def write_results(run: Path, results: Mapping) -> str:
     accuracy, comparisons and out_of_distribution (rows of lib/analysis/compare.py) and
     may carry any settings beside them."""
     rows, compared = results["accuracy"], results["comparisons"]
-    found = findings(rows, compared)
-    apart = compare.out_of_distribution_markdown(results["out_of_distribution"])
-    parts = {
-        "Accuracy, 95 % Wilson intervals": compare.accuracies_markdown(rows),
-        "Paired differences, 95 % bootstrap intervals over questions": (
-            compare.differences_markdown(compared)
-        ),
-        "GRPO's advantage out of distribution": apart,
-        "Beside the paper: another model and other data": (
-            compare.beside_paper_markdown(rows)
-        ),
-    }
+    found, apart = findings(rows, compared), results["out_of_distribution"]
     text = f"# {run.name}\n\n" + "".join(f"- {sentence}\n" for sentence in found)
-    text += "".join(f"\n## {head}\n\n{part}" for head, part in parts.items())
+    for head, part in (
+        ("Accuracy, 95 % Wilson intervals", compare.accuracies_markdown(rows)),
+        (PAIRED, compare.differences_markdown(compared)),
+        (APART, compare.out_of_distribution_markdown(apart)),
+        (BESIDE, compare.beside_paper_markdown(rows)),
+    ):
+        text += f"\n## {head}\n\n{part}"
     write_json(run / "results.json", {**results, "findings": found})
     write_text(run / "results.md", text)
     return text
@@ -145,9 +143,8 @@ def read_reference(source: str | Path) -> list[dict]:
     folder = resolve(source)
     records = [read_json(path) for path in sorted(folder.glob("*.json"))]
     if not records:
-        raise FileNotFoundError(
-            f"{folder} holds no records: python -m lib.analysis reference writes them"
-        )
+        todo = "python -m lib.analysis reference writes them"
+        raise FileNotFoundError(f"{folder} holds no records: {todo}")
     seeds = [record["seed"] for record in records]
     if len({*seeds}) < len(seeds):
         raise ValueError(f"{source}: a seed occurs twice among {seeds}")
@@ -200,9 +197,7 @@ def results(source: str | Path) -> str:
 def _table(table: Sequence[Mapping], compared: Sequence[Mapping]) -> str:
     """Methods and differences down, sets across, and the paper's numbers below."""
     heads = {row["set"]: f"{row['set']} (n = {row['n']:,})" for row in table}
-    cells = [
-        (LABELS[row["model"]], row["set"], compare.span(row, "mean")) for row in table
-    ]
+    cells = [(LABELS[r["model"]], r["set"], compare.span(r, "mean")) for r in table]
     for row in compared:
         name = f"{difference(row['a'], row['b'])}, points"
         cells.append((name, row["set"], compare.span(row, "difference")))

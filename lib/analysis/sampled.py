@@ -34,10 +34,8 @@ def pass_at(k: int, n: int, c: int) -> float:
 def table(run: Path, **draws: int) -> list[dict]:
     """A row for each model, set, what counts and k = 1, 2, 4, ...: n questions, pass,
     low, high; and `kl`, the mean over questions, None for the base."""
-    files = filter(
-        None, (FILE.fullmatch(own.name) for own in Path(run).glob("draws_*"))
-    )
-    named, rows = {(own[1], own[2]): own[0] for own in files}, []
+    files = (FILE.fullmatch(own.name) for own in Path(run).glob("draws_*"))
+    named, rows = {(own[1], own[2]): own[0] for own in files if own}, []
     for model, name in itertools.product(in_order(m for m, _ in named), SETS):
         asked = read_jsonl(run / named[model, name]) if (model, name) in named else []
         kls = [row["kl"] for row in asked if row["kl"] is not None]

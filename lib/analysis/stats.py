@@ -61,11 +61,9 @@ class Resampling:
         names = sorted({*clusters})
         self.place = {name: i for i, name in enumerate(names)}
         self.weights = np.empty((samples, len(names)), np.float32)
-        rng = np.random.default_rng(seed)
+        rng, count = np.random.default_rng(seed), len(names)
         for row in self.weights:
-            row[:] = np.bincount(
-                rng.integers(len(names), size=len(row)), None, len(row)
-            )
+            row[:] = np.bincount(rng.integers(count, size=count), None, count)
 
     def means(self, values: Sequence[float], clusters: Sequence) -> np.ndarray:
         """The mean of `values` [n] in each resample, NaN where it has none: [samples].
@@ -203,9 +201,9 @@ def unpaired_contrast(terms: Sequence[tuple[float, float, int]]) -> dict:
     return row | {"z": effect / error}
 
 
-def unpaired_difference(k_a: int, n_a: int, k_b: int, n_b: int) -> dict:
-    """`unpaired_contrast` of two published counts; `difference` is its effect."""
-    row = unpaired_contrast([(1, k_a / n_a, n_a), (-1, k_b / n_b, n_b)])
+def unpaired_difference(a: tuple[int, int], b: tuple[int, int]) -> dict:
+    """`unpaired_contrast` of two published (k, n); `difference` is its effect."""
+    row = unpaired_contrast([(way, k / n, n) for way, (k, n) in ((1, a), (-1, b))])
     return {"difference": row["effect"], **row}
 
 

@@ -150,10 +150,8 @@ class Records:
 
     def pulls(self, terms: Terms) -> dict[str, float]:
         """{question id: what it adds to the contrast, mean over seeds}."""
-        parts = compare.matrices(*self._chosen(terms))
-        return {
-            key: pull for part in parts.values() for key, pull in part.mean().items()
-        }
+        parts = compare.matrices(*self._chosen(terms)).values()
+        return {key: pull for part in parts for key, pull in part.mean().items()}
 
     def _chosen(self, terms: Terms) -> tuple[compare.Cells, compare.Terms]:
         """The rows of all terms, numbered, and the terms for lib/analysis/compare.py.

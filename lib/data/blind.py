@@ -69,9 +69,7 @@ class BlindReader:
     def _scores(self, flat, owner, counts: list[int]) -> torch.Tensor:
         """[questions, options]; an option that a question does not have is -inf."""
         scores = torch.zeros(sum(counts)).index_add(0, owner, self.weights[flat])
-        return pad_sequence(
-            scores.split(counts), batch_first=True, padding_value=-torch.inf
-        )
+        return pad_sequence(scores.split(counts), True, -torch.inf)
 
 
 def _bags(questions: Sequence[Question]) -> tuple:

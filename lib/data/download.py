@@ -133,9 +133,8 @@ def listing(repo: str, commit: str, kind: str = "dataset") -> dict[str, HubFile]
     """{path: HubFile} of all that a dataset or model holds at a commit (full hash)."""
     files = {}
     with _explained(repo):
-        for entry in HfApi().list_repo_tree(
-            repo, recursive=True, revision=commit, repo_type=kind
-        ):
+        where = {"revision": commit, "repo_type": kind}
+        for entry in HfApi().list_repo_tree(repo, recursive=True, **where):
             if not isinstance(entry, RepoFile):
                 continue
             if not is_relative(entry.path):

@@ -75,10 +75,8 @@ def is_relative(value: object) -> bool:
 
 def is_path(value: object) -> bool:
     """The same, of a length that a disk can have."""
-    fits = is_relative(value) and len(value) <= 1000
-    return fits and all(
-        len(part.encode("utf-8", "replace")) <= 255 for part in value.split("/")
-    )
+    parts = value.encode("utf-8", "replace").split(b"/") if is_relative(value) else []
+    return bool(parts) and len(value) <= 1000 and max(map(len, parts)) <= 255
 
 
 def is_file_name(value: object) -> bool:

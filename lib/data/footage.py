@@ -231,9 +231,7 @@ def _starts(packets: list[_Packet]) -> list[int]:
         return []
     highest, lowest = np.maximum.accumulate(pts), np.minimum.accumulate(pts[::-1])[::-1]
     keys = [i for i, packet in enumerate(packets) if packet.is_key]
-    is_closed = all(
-        packets[i].is_idr and highest[i] == pts[i] == lowest[i] for i in keys
-    )
+    is_closed = all(packets[i].is_idr and highest[i] == lowest[i] for i in keys)
     return keys if is_closed and keys[:1] == [0] else []
 
 

@@ -78,10 +78,8 @@ def rows_of(
     judgements = run / f"judgements_{label}_{name}.jsonl"
     judged = _by_id(judgements) if judgements.exists() else {}
     thoughts = [reasoning_of(row["completion"]) for row in predictions]
-    rows = []
-    for row, thought, other in zip(
-        predictions, thoughts, readers.half_away(thoughts), strict=True
-    ):
+    columns, rows = (predictions, thoughts, readers.half_away(thoughts)), []
+    for row, thought, other in zip(*columns, strict=True):
         key, ideal = row["id"], (flawless or {}).get(row["id"])
         rows.append(
             {"id": key, "answer": row["first_letter"], "correct": row["correct"]}

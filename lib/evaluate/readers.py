@@ -68,9 +68,7 @@ def readings(
     items = _items(questions, predictions)
 
     def settings() -> dict:
-        texts = [
-            f"{item.id}\n{item.prompt}\n{item.reasonings['own']}\n" for item in items
-        ]
+        texts = [f"{own.id}\n{own.prompt}\n{own.reasonings['own']}\n" for own in items]
         read = {"reader": models.fingerprint(model), "read": resume.digest(texts)}
         return read | {"batch_size": BATCH}
 

@@ -28,11 +28,8 @@ from lib.model.prefix import make_prompt, with_features
 COUNT = 48
 COLOURS = {"red": "#dc1e1e", "green": "#1ea03c", "blue": "#2850dc", "yellow": "#f0d228"}
 CORNERS = {"triangle": (3, 0), "square": (4, 0), "diamond": (4, 45)}  # and turned by
-KINDS = {
-    "colour": tuple(COLOURS),
-    "shape": ("circle", *CORNERS),
-    "digit": tuple("0123456789"),
-}
+KINDS = {"colour": tuple(COLOURS), "shape": ("circle", *CORNERS)}
+KINDS["digit"] = tuple("0123456789")
 SIZE, RATE, SHOWN = 252, 4, 16  # pixels; frames a second; frames of a card
 
 

@@ -82,12 +82,10 @@ def _encode(
     timed = {}
     if clips and TIMED & {type(processor).__name__}:
         timed["video_metadata"] = [_times(clip) for clip in clips]
-    texts = [
-        processor.apply_chat_template(
-            talk, tokenize=False, add_generation_prompt=talk[-1]["role"] != "assistant"
-        )
-        for talk in as_text(processor.tokenizer, conversations)
-    ]
+    texts = []
+    for talk in as_text(processor.tokenizer, conversations):
+        how = {"add_generation_prompt": talk[-1]["role"] != "assistant"}
+        texts.append(processor.apply_chat_template(talk, tokenize=False, **how))
     "".join(texts).encode()  # of half a character a tokenizer does not say what it is
     as_given = {"truncation": False, "add_special_tokens": False}
     batch = processor(

@@ -69,9 +69,8 @@ def check_model(model) -> None:
             f"prefix: load the model with attn_implementation in {ATTENTION}"
         )
     if config.model_type not in MODELS:
-        raise ValueError(
-            f"model_type {config.model_type!r} is not supported: use one of {MODELS}"
-        )
+        what = f"model_type {config.model_type!r} is not supported"
+        raise ValueError(f"{what}: use one of {MODELS}")
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ValueError(
             "layers with a sliding window are not supported: set use_sliding_window = "
@@ -85,9 +84,7 @@ def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
     pictures. Raises ValueError where a prompt ends in a picture: completions need a
     last text token to start from."""
     base = base_of(model)
-    given = {
-        name: torch.as_tensor(value).to(base.device) for name, value in encoded.items()
-    }
+    given = {k: torch.as_tensor(own).to(base.device) for k, own in encoded.items()}
     ids, mask = given["input_ids"], given["attention_mask"]
     kinds, placed = mm_token_type_ids(ids, base.config), positions(model, given)
     pictures = {kind: _pictures(given, kind, base) for kind in KINDS}
@@ -283,9 +280,8 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
             found = [prompt.features.get(kind, ()) for prompt in prompts]
             if parts := list(itertools.chain(*found)):
                 pooled, *deep = map(list, zip(*parts, strict=True))
-                outputs[kind] = types.SimpleNamespace(
-                    pooler_output=pooled, deepstack_features=deep
-                )
+                seen_as = {"pooler_output": pooled, "deepstack_features": deep}
+                outputs[kind] = types.SimpleNamespace(**seen_as)
         elif owners := [prompt for prompt in prompts if keys[0] in prompt.pixels]:
             for key in keys:
                 inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])

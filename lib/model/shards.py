@@ -108,9 +108,8 @@ def weights_only(checkpoint: Path, arguments: TrainingArguments) -> Iterator[Non
 def is_split(model) -> bool:
     """Whether this model's weights are split, so that each call is a collective."""
     model = getattr(model, "module", model)
-    return isinstance(model, FSDPModule) or any(
-        hasattr(weight, "ds_id") for weight in model.parameters()
-    )
+    zero3 = any(hasattr(weight, "ds_id") for weight in model.parameters())
+    return zero3 or isinstance(model, FSDPModule)
 
 
 def own_part(weight: torch.Tensor) -> torch.Tensor:

@@ -159,10 +159,9 @@ def checked(name: str, folder: Path) -> Check:
     found = records.read_json(file) if file.exists() else None
     if found is None or found["identity"] != identity(name, folder):
         return Check("model", True, f"{folder}; never checked: {todo}")
-    told = (
-        "checked" if found["passed"] else f"NOT sound by {file}; after a cure: {todo}"
-    )
-    return Check("model", found["passed"], f"{folder}; {told}")
+    bad = f"NOT sound by {file}; after a cure: {todo}"
+    told = f"{folder}; {'checked' if found['passed'] else bad}"
+    return Check("model", found["passed"], told)
 
 
 def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:

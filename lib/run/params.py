@@ -238,9 +238,7 @@ class _Reader:
         given, axes = self.collect(path)
         given |= self.overridden(overrides, (*axes, "run_name") if axes else ())
         chosen = self.chosen(given.pop("notebooks", None))
-        values = {
-            key: self.typed(key, own.place, own.value) for key, own in given.items()
-        }
+        values = {k: self.typed(k, own.place, own.value) for k, own in given.items()}
         varied = [
             [(key, self.typed(key, own.place, value)) for value in own.value]
             for key, own in axes.items()
@@ -304,10 +302,8 @@ class _Reader:
         found = {}
         for text in texts:
             key, _, value = text.partition("=")
-            place, kind = (
-                f"{shown(text, LONGEST)}, on the command line",
-                self.types.get(key),
-            )
+            place = f"{shown(text, LONGEST)}, on the command line"
+            kind = self.types.get(key)
             if key in swept:
                 self.fault(place, "the sweep gives it")
             if key in found:

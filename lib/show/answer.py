@@ -35,9 +35,8 @@ def answer(compared: Iterable[Mapping], published: Mapping) -> View:
     rows = compare.main(compared)
     drawn = [*rows, *(published["grpo", "sft", row["set"]] for row in rows)]
     widest = 1.08 * max(abs(row[end]) for row in drawn for end in ("low", "high"))
-    said = [
-        row | {"words": readme.verdict(row["set"], row).split("**")[2]} for row in rows
-    ]
+    words = (readme.verdict(row["set"], row).split("**")[2] for row in rows)
+    said = [row | {"words": own} for row, own in zip(rows, words, strict=True)]
     return View(VIEWS.answer(lead(rows), said, published, widest), lead(rows))
 
 

@@ -129,9 +129,8 @@ def finished(
     run_files.Busy who else trains it; FileExistsError: no training left it."""
     folder, work = run / "adapters" / label, run / "checkpoints" / label
     if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
-        raise FileExistsError(
-            f"{folder} was not made by a training of the kit: move it away"
-        )
+        why = "was not made by a training of the kit: move it away"
+        raise FileExistsError(f"{folder} {why}")
     processes()
     first = PartialState().is_main_process
     # Not beside the folder: adapters/ is there once there is one.
@@ -206,9 +205,8 @@ class ExactResume:
         model = self.model if model is None else model
         if is_peft_model(model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        saved = models.load_whole(
-            type(model), resume_from_checkpoint, dtype=model.dtype
-        )
+        where = (type(model), resume_from_checkpoint)
+        saved = models.load_whole(*where, dtype=model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)
 
     def _save_checkpoint(self, model, trial):

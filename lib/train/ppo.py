@@ -121,15 +121,13 @@ def add_critic(model) -> None:
     def forward(self, *args, completion_labels=None, **kwargs):
         if completion_labels is None:
             return plain(*args, **kwargs)
-        seen = []
-        hook = self.model.register_forward_hook(
-            lambda module, given, output: seen.append(output.last_hidden_state)
-        )
+        seen, inner = [], self.model
+        hook = inner.register_forward_hook(lambda *call: seen.append(call[-1]))
         try:
             scores = plain(*args, completion_labels=completion_labels, **kwargs)
         finally:
             hook.remove()
-        hidden = seen[0][completion_labels != -100]
+        hidden = seen[0].last_hidden_state[completion_labels != -100]
         with torch.autocast(hidden.device.type, enabled=False):
             values = getattr(self, HEAD)(hidden.float())[:, 0]
         return *scores, values

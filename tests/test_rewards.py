@@ -226,33 +226,28 @@ def test_an_unknown_rule_is_an_error():
         parse_answer("<answer>B</answer>", "strict")
 
 
-@pytest.mark.parametrize(
-    ("completion", "reward"),
-    [
-        ("<think>x</think><answer>B</answer>", 1.0),
-        ("<think>x</think>\n\n<answer>B.</answer>", 1.0),
-        ("  <think>\nx\ny\n</think> <answer>\nB\n</answer>\n", 1.0),
-        ("<think></think><answer></answer>", 1.0),
-        ("<think>a < b</think><answer>B</answer>", 1.0),
-        ("<answer>B</answer>", 0.0),
-        ("<think>x</think>", 0.0),
-        ("<think>x</think>B", 0.0),
-        ("<answer>B</answer><think>x</think>", 0.0),
-        ("so <think>x</think><answer>B</answer>", 0.0),
-        ("<think>x</think>so<answer>B</answer>", 0.0),
-        ("<think>x</think><answer>B</answer> and more", 0.0),
-        ("<think>x</think><answer>A</answer><answer>B</answer>", 0.0),
-        ("<think>x</think><think>y</think><answer>B</answer>", 0.0),
-        ("<think>x<think>y</think></think><answer>B</answer>", 0.0),
-        ("<think>x <answer>A</answer></think><answer>B</answer>", 0.0),
-        ("<think>x<answer>B</answer>", 0.0),
-        ("<think>x</think><answer>B", 0.0),
-        ("<Think>x</Think><answer>B</answer>", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_format_reward(completion, reward):
-    assert format_reward(completion) == reward
+FORMED = [
+    *("<think>x</think><answer>B</answer>", "<think>x</think>\n\n<answer>B.</answer>"),
+    "  <think>\nx\ny\n</think> <answer>\nB\n</answer>\n",
+    *("<think></think><answer></answer>", "<think>a < b</think><answer>B</answer>"),
+]
+NOT_FORMED = [
+    *("<answer>B</answer>", "<think>x</think>", "<think>x</think>B"),
+    *("<answer>B</answer><think>x</think>", "so <think>x</think><answer>B</answer>"),
+    "<think>x</think>so<answer>B</answer>",
+    "<think>x</think><answer>B</answer> and more",
+    "<think>x</think><answer>A</answer><answer>B</answer>",
+    "<think>x</think><think>y</think><answer>B</answer>",
+    "<think>x<think>y</think></think><answer>B</answer>",
+    "<think>x <answer>A</answer></think><answer>B</answer>",
+    *("<think>x<answer>B</answer>", "<think>x</think><answer>B"),
+    *("<Think>x</Think><answer>B</answer>", ""),
+]
+
+
+@pytest.mark.parametrize("completion", FORMED + NOT_FORMED)
+def test_format_reward(completion):
+    assert format_reward(completion) == float(completion in FORMED)
 
 
 def test_parsing_a_long_completion_is_no_burden():

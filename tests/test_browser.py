@@ -341,9 +341,8 @@ def test_a_method_without_advantages_shows_none(headless, trained, tiny_question
 
 def test_what_was_not_watched_so_is_told_what_to_run(trained, tiny_questions):
     again = "run 03_grpo with watched questions for"
-    with pytest.raises(
-        FileNotFoundError, match=rf"care.jsonl is missing: {again} care"
-    ):
+    missing = rf"care.jsonl is missing: {again} care"
+    with pytest.raises(FileNotFoundError, match=missing):
         rollouts(trained, tiny_questions, "care")
     (trained / "watched_care.jsonl").touch()
     with pytest.raises(ValueError, match=rf"care.jsonl is empty: {again} care"):

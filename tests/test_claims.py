@@ -561,9 +561,8 @@ def test_tables_have_a_line_a_claim(made):
 def test_the_figure_holds_every_number(made):
     _, _, rows = made
     ax = plots.claims(rows)
-    drawn = {
-        round(line.get_xdata()[0], 6) for line in ax.lines if len(line.get_xdata()) == 1
-    }
+    at = [line.get_xdata() for line in ax.lines]
+    drawn = {round(own[0], 6) for own in at if len(own) == 1}
     names = " ".join(label.get_text() for label in ax.get_yticklabels())
     for row in rows:
         assert re.search(rf"\b{row['number']}\b", names)

@@ -102,9 +102,8 @@ def test_a_reasoning_that_names_a_letter_is_marked(text, named):
 
 
 def test_what_stands_in_the_training_reasoning():
-    training = TrainingReasoning(
-        ["<think>I see wash tomato. Next is cut tomato.</think><answer>B</answer>"]
-    )
+    said = "<think>I see wash tomato. Next is cut tomato.</think><answer>B</answer>"
+    training = TrainingReasoning([said])
     assert training.holds("I see wash  tomato. Next is cut tomato.")
     assert not training.holds("I see wash onion. Next is cut tomato.")
     assert not training.holds(None)

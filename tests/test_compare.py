@@ -187,9 +187,8 @@ def test_runs_that_are_not_of_one_kind_are_not_pooled(tmp_path):
     state = read_json(runs[1] / "pipeline.json")
 
     def changed(**more):
-        write_json(
-            runs[1] / "pipeline.json", {"parameters": state["parameters"] | more}
-        )
+        changed = {"parameters": state["parameters"] | more}
+        write_json(runs[1] / "pipeline.json", changed)
         return answers.read(runs)
 
     assert changed(perception_conditions="no_video").seed.nunique() == 2
@@ -274,9 +273,8 @@ def test_several_seeds_are_the_mean_over_seeds(tmp_path):
 def test_shares_of_attention_are_not_taken_for_coin_tosses(right):
     """Two equal questions: right and wrong say little, a measured share is exact."""
     few = right[right.id.isin(["L1/0", "L1/1"]) & (right.model == "sft")]
-    means = [
-        compare.table(few.assign(value=value), ("model",))[0] for value in (1.0, 0.3)
-    ]
+    both = (few.assign(value=value) for value in (1.0, 0.3))
+    means = [compare.table(own, ("model",))[0] for own in both]
     assert means[0]["low"] < 0.6 and means[0]["high"] == 1
     assert means[1]["low"] == means[1]["high"] == pytest.approx(0.3)
 

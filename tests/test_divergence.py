@@ -122,9 +122,8 @@ def test_a_base_with_one_number_that_is_none_is_refused(
     models.load_model(tmp_path / "base", *how)
     for name in ("model.layers.1.mlp.up_proj.weight", "visual.patch_embed.proj.weight"):
         original = spoil(tmp_path / "base", value, name)
-        with pytest.raises(
-            ValueError, match=r"base: \S+_(emb|pro)\S+ holds NaN or inf"
-        ):
+        named = r"base: \S+_(emb|pro)\S+ holds NaN or inf"
+        with pytest.raises(ValueError, match=named):
             models.load_model(tmp_path / "base", *how)
         spoil(tmp_path / "base", original, name)
 
@@ -149,6 +148,5 @@ def test_any_number_is_seen(value):
         assert models.not_finite([("a", tensor)]) is None
         tensor[3, 2, 1] = value
         assert models.not_finite([("a", torch.ones(2)), ("b", tensor)]) == "b"
-    assert (
-        models.not_finite([("a", torch.ones(3).byte()), ("b", torch.ones(0))]) is None
-    )
+    sound = [("a", torch.ones(3).byte()), ("b", torch.ones(0))]
+    assert models.not_finite(sound) is None

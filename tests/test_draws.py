@@ -184,9 +184,8 @@ def test_own_right_answers_are_what_rejection_sampling_keeps(tiny_questions):
 
 def test_a_coin_pays_equal_answers_unlike_and_the_same_again(make_trainer):
     question = type("Q", (), {"id": "training/1"})
-    tossed = [
-        rewards.coin("same", question, f"{s}/{n}") for s in range(50) for n in range(8)
-    ]
+    named = [f"{step}/{number}" for step in range(50) for number in range(8)]
+    tossed = [rewards.coin("same", question, name) for name in named]
     assert 0.4 < np.mean(tossed) < 0.6
     assert tossed[:8] == [rewards.coin("other", question, f"0/{n}") for n in range(8)]
     trainer = make_trainer(rewards={"coin": rewards.coin, "accuracy": rewards.accuracy})

@@ -320,19 +320,16 @@ def test_attention_by_hand(tmp_path):
     assert (row["low"], row["high"]) == (pytest.approx(0.6), pytest.approx(0.7))
     equal = one(found["masses"], model="grpo", where="equal", kind="video")
     assert equal["mean"] == pytest.approx(0.2)
-    gap = one(
-        found["differences"], a="grpo", b="base", where="all layers", kind="video"
-    )
-    assert [gap[key] for key in ("difference", "low", "high")] == pytest.approx(
-        [0.3] * 3
-    )
+    where = {"a": "grpo", "b": "base", "where": "all layers", "kind": "video"}
+    gap = one(found["differences"], **where)
+    ends = [gap[key] for key in ("difference", "low", "high")]
+    assert ends == pytest.approx([0.3] * 3)
     pair = one(found["differences"], a="sft", b="base", where="letter", kind="video")
     assert pair["n"] == 1  # of two questions SFT gave one a letter
     ns = [r["n"] for r in found["by_token"] if r["model"] == "base"]
     assert ns == [2, 2, 1] and found["by_token"][0]["text"] == "own"
-    line = (
-        "| everything | video | GRPO − base | 2 | 55.0 − 25.0 | +30.0 [+30.0, +30.0] |"
-    )
+    numbers = "55.0 − 25.0 | +30.0 [+30.0, +30.0]"
+    line = f"| everything | video | GRPO − base | 2 | {numbers} |"
     assert line in attended.markdown(found, "own")
     layers = evidence_plots.attention_layers(found, "own").axes[0].get_lines()
     drawn = [line.get_ydata().tolist() for line in layers if line.get_marker() == "o"]

@@ -38,9 +38,8 @@ def scored(trainer, inputs):
         trainer.model, ids, mask, flat["completion_ids"].shape[1]
     )
     lengths = flat["completion_mask"].sum(1).tolist()
-    return [
-        (i, flat["completion_ids"][i, :n], logps[i, :n]) for i, n in enumerate(lengths)
-    ]
+    ids = flat["completion_ids"]
+    return [(i, ids[i, :n], logps[i, :n]) for i, n in enumerate(lengths)]
 
 
 def test_what_stops_a_rollout_names_its_question(make_trainer, tiny_questions):

@@ -137,9 +137,8 @@ def test_a_training_that_had_finished_draws_nothing(watched, tmp_path):
     write_jsonl(tmp_path / LOG, grpo_log(4))
     with live.curves(tmp_path, "grpo", total=4):
         pass
-    assert watched.words()[-1].startswith(
-        "GRPO made no new step; this cell took 0:00:00"
-    )
+    told = "GRPO made no new step; this cell took 0:00:00"
+    assert watched.words()[-1].startswith(told)
     assert all(list(bundle) == ["text/plain"] for bundle, _ in watched.displays[0])
 
 
@@ -254,9 +253,8 @@ def test_the_figure_lands_in_the_cell_that_trains(tmp_path, monkeypatch, looked_
         monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
     constants = f"RUN, LIVE = {str(tmp_path)!r}, {looked_at}\n"
     cells = [SETUP + constants, TRAIN, "print('later')"]
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source) for source in cells]
-    )
+    made = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook = nbformat.v4.new_notebook(cells=made)
     where = {"metadata": {"path": str(Path(__file__).parent)}}
     NotebookClient(notebook, resources=where, timeout=120).execute()
     setup, train, later = (cell.outputs for cell in notebook.cells)

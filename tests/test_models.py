@@ -59,9 +59,8 @@ def test_left_padded_mixed_batch_gives_the_logits_of_single_samples(processor, m
         for row, conversation in enumerate(conversations):
             single = encoding.encode(processor, [conversation])
             length = single["input_ids"].shape[1]
-            assert torch.equal(
-                batch["input_ids"][row, -length:], single["input_ids"][0]
-            )
+            own = batch["input_ids"][row, -length:]
+            assert torch.equal(own, single["input_ids"][0])
             alone = model(**single).logits[0]
             assert torch.allclose(together[row, -length:], alone, atol=1e-4, rtol=0)
 
@@ -73,9 +72,8 @@ def test_right_padding_moves_the_same_tokens_to_the_left(processor):
     for row in range(len(conversations)):
         length = int(left["attention_mask"][row].sum())
         assert right["attention_mask"][row, :length].all()
-        assert torch.equal(
-            left["input_ids"][row, -length:], right["input_ids"][row, :length]
-        )
+        own = left["input_ids"][row, -length:]
+        assert torch.equal(own, right["input_ids"][row, :length])
     assert torch.equal(left["pixel_values_videos"], right["pixel_values_videos"])
 
 
@@ -252,9 +250,8 @@ def test_hub_ids_and_folders_pass(tiny_checkpoint):
 
 def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
     model = models.load_model(tiny_checkpoint, quantize=True)
-    quantized = [
-        name for name, part in model.named_modules() if isinstance(part, Linear4bit)
-    ]
+    parts = model.named_modules()
+    quantized = [name for name, part in parts if isinstance(part, Linear4bit)]
     assert len(quantized) == 2 * 7  # layers x projections
     assert all(name.startswith("model.language_model.") for name in quantized)
     weight = model.get_submodule(quantized[0]).weight

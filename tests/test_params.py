@@ -170,9 +170,8 @@ def test_values_come_with_the_declared_type(notebooks, tmp_path):
 
 
 def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_path):
-    path = write(
-        tmp_path, "a.yaml", "sed: 1\nlr: 1e-5\nmax_frames: true\nzebra: 1\nlr: 1.0\n"
-    )
+    text = "sed: 1\nlr: 1e-5\nmax_frames: true\nzebra: 1\nlr: 1.0\n"
+    path = write(tmp_path, "a.yaml", text)
     found = faults(path, notebooks)
     assert found == [
         f"{path}, line 5, lr: given twice",
@@ -249,17 +248,11 @@ def test_a_sweep_is_every_combination_over_its_base(notebooks, tmp_path):
     write(tmp_path, "mini.yaml", "run_name: mini\nseed: 7\nquantize: true\n")
     text = "base: mini.yaml\nsweep:\n  seed: [0, 1]\n  lr: [1.0e-3, 2]\n"
     runs = load_params(write(tmp_path, "grid.yaml", text), notebooks)
-    assert [run.name for run in runs] == [
-        "grid-seed=0-lr=0.001",
-        "grid-seed=0-lr=2.0",
-        "grid-seed=1-lr=0.001",
-        "grid-seed=1-lr=2.0",
-    ]
+    names = [f"grid-seed={seed}-lr={lr}" for seed in (0, 1) for lr in (0.001, 2.0)]
+    assert [run.name for run in runs] == names
     assert runs[1].varied == ("seed", "lr")
-    assert runs[1].values == {
-        **{"run_name": "grid-seed=0-lr=2.0", "quantize": True},
-        **{"seed": 0, "lr": 2.0},
-    }
+    values = {"quantize": True, "seed": 0, "lr": 2.0}
+    assert runs[1].values == values | {"run_name": "grid-seed=0-lr=2.0"}
 
 
 BOMB = "".join(

@@ -410,9 +410,8 @@ def test_a_sweep_runs_all_keeps_what_finished_and_writes_one_table(kit):
     each = max(1, len(os.sched_getaffinity(0)) // 2)
     assert sorted(kit.ledger()) == [f"{seed}:{each}" for seed in range(3)]
     rows = json.loads((kit.output("seeds") / "runs.json").read_text())
-    assert [row["status"] for row in rows] == [
-        *("finished", "failed at 01_one", "finished")
-    ]
+    states = ["finished", "failed at 01_one", "finished"]
+    assert [row["status"] for row in rows] == states
     assert "metrics" not in rows[1]
     assert rows[2]["metrics"]["sft"]["L1"]["accuracy"] == 0.5
 

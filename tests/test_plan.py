@@ -93,9 +93,8 @@ def test_only_the_steps_of_the_epochs_pass(items, once, epochs, steps):
     counts.check_epochs("sft_steps", steps, once, items, epochs)
     counts.check_epochs("sft_steps", 3 * steps, once, items, 0.0)  # not checked
     many = 2 * steps + 2
-    with pytest.raises(
-        ValueError, match=rf"sft_steps = {many} with {once} .* = {steps}$"
-    ):
+    told = rf"sft_steps = {many} with {once} .* = {steps}$"
+    with pytest.raises(ValueError, match=told):
         counts.check_epochs("sft_steps", many, once, items, epochs)
 
 
@@ -290,9 +289,8 @@ def test_clips_to_come_are_disk_until_they_are_there(values, tmp_path):
 
 
 def test_a_command_that_is_told_is_never_broken_at_a_hyphen():
-    assert plan.wrapped(f"{'x' * 90} --accept-licences").split()[1:] == [
-        "--accept-licences"
-    ]
+    long = f"{'x' * 90} --accept-licences"
+    assert plan.wrapped(long).split()[1:] == ["--accept-licences"]
 
 
 def test_the_cost_script_measures_a_tiny_size_anywhere(tmp_path):

@@ -48,9 +48,8 @@ def words(figure):
 def test_bars_are_the_accuracies_in_the_method_colours(made):
     rows = compare.accuracies(made)
     ax = plots.accuracy(rows, "set")
-    bars = [
-        (to_hex(bar.get_facecolor()), round(bar.get_height(), 6)) for bar in ax.patches
-    ]
+    drawn = [(bar.get_facecolor(), bar.get_height()) for bar in ax.patches]
+    bars = [(to_hex(colour), round(height, 6)) for colour, height in drawn]
     assert bars == [
         (plots.COLORS[row["model"]].lower(), round(100 * row["accuracy"], 6))
         for row in rows
@@ -162,9 +161,8 @@ def test_every_seed_is_a_dot():
 
 
 def test_save_leaves_one_whole_png(tmp_path):
-    path = plots.save(
-        training_plots.sft_curve([{"step": 1, "loss": 1.0}]), tmp_path / "f/x.png"
-    )
+    drawn = training_plots.sft_curve([{"step": 1, "loss": 1.0}])
+    path = plots.save(drawn, tmp_path / "f/x.png")
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
     assert Image.open(path).width > 400
 

@@ -793,12 +793,10 @@ def test_real_validation_records():
 
 def test_real_general_records():
     path = real("lvb_val_sample_4.json")
-    asked = [
-        (q.id, "ABCDE".index(q.gold), len(q.options)) for q in read_general(path, MEDIA)
-    ]
-    assert asked == [
-        (f"general/{r['id']}", r["correct_choice"], len(r["candidates"]))
-        for r in json.loads(path.read_text())
-    ]
-    assert {count for *_, count in asked} == {4, 5}
+    asked, rows = read_general(path, MEDIA), json.loads(path.read_text())
+    for question, row in zip(asked, rows, strict=True):
+        assert question.id == f"general/{row['id']}"
+        assert "ABCDE".index(question.gold) == row["correct_choice"]
+        assert question.options == tuple(row["candidates"])
+    assert {len(question.options) for question in asked} == {4, 5}
     assert check(path)["faults"] == []

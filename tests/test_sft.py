@@ -60,9 +60,8 @@ def response_loss(model, collator, demonstrations):
 def test_labels_are_the_response_and_its_end_and_nothing_else(collator, demonstrations):
     batch = collator(demonstrations)
     tokenizer = collator.processor.tokenizer
-    for item, ids, labels in zip(
-        demonstrations, batch["input_ids"], batch["labels"], strict=True
-    ):
+    columns = demonstrations, batch["input_ids"], batch["labels"]
+    for item, ids, labels in zip(*columns, strict=True):
         kept = labels != sft.IGNORED
         assert tokenizer.decode(labels[kept]) == item.response + "<|im_end|>"
         assert torch.equal(labels[kept], ids[kept])
@@ -144,9 +143,8 @@ def test_a_long_demonstration_is_an_error_that_names_it(collator, demonstrations
     exact = sft.ResponseCollator(collator.processor, SAMPLING, max_tokens=length)
     exact([item])
     short = sft.ResponseCollator(collator.processor, SAMPLING, max_tokens=length - 1)
-    with pytest.raises(
-        ValueError, match=rf"training/4 has {length} tokens.*max_tokens"
-    ):
+    told = rf"training/4 has {length} tokens.*max_tokens"
+    with pytest.raises(ValueError, match=told):
         short([item])
 
 
@@ -171,9 +169,8 @@ def test_a_response_that_spells_control_tokens_is_learned_as_text(
     tokenizer = collator.processor.tokenizer
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert tokenizer.decode(learned).startswith(said + "<|im_end|>")
-    assert (learned == end).nonzero()[:, 0].tolist() == [
-        len(encoding.text_ids(tokenizer, said))
-    ]
+    at = len(encoding.text_ids(tokenizer, said))
+    assert (learned == end).nonzero()[:, 0].tolist() == [at]
 
 
 def test_all_weights_are_trained_and_load_like_an_adapter(

@@ -61,9 +61,8 @@ def run(tmp_path_factory, tiny_questions):
     question = pages.question(tiny_questions[0], rows, sampling)
     wide = compare.accuracies_markdown(table)
     hostile = tables.grid([["said", "by"], [HOSTILE, "SFT"]])
-    markdown = [
-        new_output("display_data", {"text/markdown": t}) for t in (wide, hostile)
-    ]
+    texts = ({"text/markdown": text} for text in (wide, hostile))
+    markdown = [new_output("display_data", text) for text in texts]
     published = compare.published_differences()
     cells = [
         new_markdown_cell("# 05 · Analysis", metadata={"tags": ["lesson"]}),
@@ -364,7 +363,6 @@ def test_a_title_with_markup_stays_text():
 
 
 def test_shares_in_words():
-    table = [
-        {"model": m, "set": "L1", "accuracy": a} for m, a in (("sft", 0.5), ("x", 1))
-    ]
+    both = {"sft": 0.5, "x": 1}.items()
+    table = [{"model": m, "set": "L1", "accuracy": share} for m, share in both]
     assert pages.told(table, "set") == "L1: SFT 50.0 %, X 100.0 %"

@@ -50,9 +50,8 @@ def run(tiny_questions, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export.export(
-        run / "adapters" / "grpo", tmp_path_factory.mktemp("export") / "merged"
-    )
+    merged = tmp_path_factory.mktemp("export") / "merged"
+    return export.export(run / "adapters" / "grpo", merged)
 
 
 @pytest.fixture(scope="module")

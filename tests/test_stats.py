@@ -33,9 +33,8 @@ def test_mcnemar_and_wilson_are_those_of_statsmodels():
     assert stats.mcnemar_exact(0, 0) == 1
     for k, n in ((0, 10), (10, 10), (3, 40), (500, 1000)):
         found = stats.wilson_interval(k, n)
-        assert found == pytest.approx(
-            proportion.proportion_confint(k, n, method="wilson")
-        )
+        wanted = proportion.proportion_confint(k, n, method="wilson")
+        assert found == pytest.approx(wanted)
         assert found[0] >= 0 and found[1] <= 1
 
 
@@ -194,9 +193,8 @@ def test_p_is_below_5_percent_where_the_interval_excludes_zero():
     rng = np.random.default_rng(0)
     shifts = np.linspace(-0.3, 0.3, 60)
     for seeds in (1, 3, 5):
-        rows = [
-            stats.mean_over_seeds(rng.normal(shift, 1, (seeds, 40))) for shift in shifts
-        ]
+        drawn = (rng.normal(shift, 1, (seeds, 40)) for shift in shifts)
+        rows = [stats.mean_over_seeds(values) for values in drawn]
         outside = [not row["low"] <= 0 <= row["high"] for row in rows]
         assert [row["p"] < 0.05 for row in rows] == outside
         assert seeds == 3 or 0 < sum(outside) < 60
@@ -208,9 +206,8 @@ def test_the_cluster_interval_is_that_of_statsmodels():
     rng = np.random.default_rng(0)
     clusters = rng.integers(40, size=300)
     values = rng.normal(0, 1, 40)[clusters] + rng.normal(0, 1, 300)
-    fit = api.OLS(values, np.ones(300)).fit(
-        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
-    )
+    how = {"cov_type": "cluster", "cov_kwds": {"groups": clusters}, "use_t": True}
+    fit = api.OLS(values, np.ones(300)).fit(**how)
     row = stats.contrast([np.tile(values, (2, 1))], [clusters])
     # statsmodels also multiplies by (n - 1) / (n - 1 parameter): 1 here
     assert row["error"] == pytest.approx(fit.bse[0], rel=1e-6)

@@ -193,12 +193,10 @@ def test_the_bonus_of_care_is_measured_by_its_reference(task, tiny_questions, tm
     answers = ["<think>stir</think><answer>B</answer>", "no", "e <answer>C</answer>"]
     tokens = [trainer._tokenizer(text)["input_ids"] for text in [*answers, "e"]]
     trainer.draw = lambda seen: [tokens]
-    trainer.callback_handler.on_train_begin(
-        trainer.args, trainer.state, trainer.control
-    )
-    for row, question in zip(
-        rows_of(tmp_path, "care"), tiny_questions[4:], strict=True
-    ):
+    given = trainer.args, trainer.state, trainer.control
+    trainer.callback_handler.on_train_begin(*given)
+    pairs = zip(rows_of(tmp_path, "care"), tiny_questions[4:], strict=True)
+    for row, question in pairs:
         prompts = [trainer.read_prompt(question)]
         likelihoods = trainer.reference_likelihoods(prompts, [tokens])[0]
         accuracies = [own["rewards"]["accuracy"] for own in row["rollouts"]]

@@ -201,8 +201,10 @@ def kill(stage, data: Path, run: Path, moment: float | None, draw, way: str) -> 
     if moment is None:
         wanted = draw.randint(1, 3)  # which checkpoint, so that older ones lie there
         wait_for(
-            lambda: (len(checkpoints_of(run)) >= wanted and unfinished(run))
-            or not forked.running(children)
+            lambda: (
+                (len(checkpoints_of(run)) >= wanted and unfinished(run))
+                or not forked.running(children)
+            )
         )
     else:
         time.sleep(moment)

@@ -215,9 +215,9 @@ def pack_inputs(model, rows: Sequence[Row]) -> dict:
 
 
 @torch.no_grad()
-def plain_scores(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [R] of one completion, with video and prompt encoded for it
-    alone, as a stock trainer does; at the prompt's positions and behind them."""
+def plain_logps(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [R, V] along one completion, with video and prompt encoded for
+    it alone, as a stock trainer does; at the prompt's positions and behind them."""
     base = base_of(model)
     ids = torch.cat([prompt.ids, completion])[None]
     behind = torch.arange(1, 1 + len(completion), device=ids.device)
@@ -232,4 +232,10 @@ def plain_scores(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tenso
         **prompt.pixels,
         **given,
     ).logits[0, :-1]
-    return logits.float().log_softmax(-1).gather(-1, completion[:, None])[:, 0]
+    return logits.float().log_softmax(-1)
+
+
+def plain_scores(model, prompt: Prompt, completion: torch.Tensor) -> torch.Tensor:
+    """`plain_logps` of the completion's own tokens, [R]."""
+    logps = plain_logps(model, prompt, completion)
+    return logps.gather(-1, completion[:, None])[:, 0]

@@ -23,8 +23,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
-from operator import eq
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +30,9 @@ import torch
 
 from lib import paths, records
 from lib.data import download, prompts
-from lib.data.video import BadVideo, Clip
+from lib.data.video import BadVideo, Clip, Sampling
 from lib.evaluate import sight
-from lib.evaluate.evaluate import END_TOKENS
+from lib.evaluate.evaluate import Asking, EvalSettings
 from lib.model import encoding, models, prefix, rollouts, scoring
 from lib.run import checks, counts, memory, params
 from lib.run.checks import Check
@@ -82,7 +80,7 @@ class Subject:
 
     @cached_property
     def model(self):
-        """The model with `scoring.add_scoring`, loaded anew after a `release`."""
+        """The model with `scoring.add_scoring`, loaded anew once deleted."""
         model = models.load_model(self.folder, self.dtype)
         scoring.add_scoring(model)
         return model
@@ -91,11 +89,6 @@ class Subject:
     def asked(self) -> list[sight.SightQuestion]:
         """The sight questions, their clips drawn."""
         return importlib.import_module(self.sight).questions(self.clips)
-
-    def release(self) -> None:
-        """Forget the model, so that another one has its place."""
-        self.__dict__.pop("model", None)
-        torch.cuda.empty_cache()
 
 
 def files(subject: Subject) -> Iterator[Check]:
@@ -198,34 +191,20 @@ def path(subject: Subject) -> Iterator[Check]:
 
 
 def greedy_tokens(subject: Subject, prompts, seen) -> Check:
-    """The kit's decoding against `generate`; where they part, by how much the plain
-    forward prefers the other token."""
-    model, tokenizer = subject.model, subject.processor.tokenizer
-    never, most = encoding.visual_token_ids(model.config), 16
-    ends, pad = tokenizer.convert_tokens_to_ids([*END_TOKENS]), tokenizer.pad_token_id
-    how = rollouts.Decoding(most, 0.0, 0, 1.0, tuple(ends), pad, tuple(never))
-    told = {"max_new_tokens": most, "do_sample": False, "suppress_tokens": never}
-    told |= {"eos_token_id": ends, "pad_token_id": pad}
-    equal, apart = 0, 0.0
+    """Each token that the kit's decoding draws, by the plain forward: by how much that
+    one prefers another."""
+    model, settings, gaps = subject.model, EvalSettings("think", 16, len(prompts)), []
+    how = Asking(model, subject.processor, settings, Sampling()).decoding(0.0)
     drawn = rollouts.draw(model, seen, 1, how)
     for prompt, (own,) in zip(prompts, drawn, strict=True):
-        ids = prompt.ids[None]
-        told["attention_mask"] = torch.ones_like(ids)
-        told["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
-        flat = torch.arange(ids.shape[1], device=ids.device)[None]
-        placed = torch.cat([flat, prompt.positions])[:, None]
-        found = model.generate(ids, position_ids=placed, **told, **prompt.pixels)
-        plain = found[0, ids.shape[1] :].tolist()
-        equal += plain == own
-        at = 1 + sum(takewhile(bool, map(eq, plain, own)))
-        if at <= min(len(plain), len(own)):
-            both = (torch.tensor(x[:at], device=ids.device) for x in (plain, own))
-            a, b = (scoring.plain_scores(model, prompt, x)[-1].item() for x in both)
-            apart = max(apart, abs(a - b))
-        elif plain != own:  # one of them went on
-            apart = math.inf
-    text = f"{equal} of {len(prompts)} answers equal, tokens {apart:.1e} nats apart"
-    return Check("greedy tokens", apart <= WITHIN[subject.dtype][0], text)
+        ids = torch.tensor(own, device=model.device)
+        logps = scoring.plain_logps(model, prompt, ids)
+        logps[:, how.suppressed] = -math.inf
+        below = logps.amax(-1) - logps.gather(-1, ids[:, None])[:, 0]
+        gaps.append(below.max().item())
+    equal = f"{gaps.count(0)} of {len(gaps)} answers are the likeliest tokens"
+    text = f"{equal}, others at most {max(gaps):.1e} nats below"
+    return Check("greedy tokens", max(gaps) <= WITHIN[subject.dtype][0], text)
 
 
 def mrope_positions(encoded: Mapping, config) -> torch.Tensor:
@@ -265,7 +244,7 @@ def drift(subject: Subject) -> Iterator[Check]:
         return logits[0].float().log_softmax(-1).cpu()
 
     exact = next_words(subject.model)
-    subject.release()
+    del subject.model  # another takes its place
     for name in ("bfloat16", "NF4"):
         if name == subject.dtype:
             continue
@@ -289,7 +268,7 @@ def seen(subject: Subject) -> Iterator[Check]:
 def learning(subject: Subject) -> Iterator[Check]:
     """What an adapter is at first, three steps of SFT, and their peak of memory."""
     yield unchanged(subject)
-    subject.release()
+    del subject.model
     # Wrong answers: of what a model knows already there is nothing to learn.
     taught = [replace(q.asked, response=q.answers[q.right - 1]) for q in subject.asked]
     on_gpu, run = torch.cuda.is_available(), subject.clips / "run"

@@ -379,7 +379,7 @@ def test_a_sweep_writes_the_report_that_a_finished_run_lacks(kit):
     kit.params("sweep: {seed: [1]}\n", "seeds.yaml")
     assert kit.run("seeds.yaml")[0] == 0
     assert kit.ledger() == ["one", "1", written]
-    (kit.output("seeds-seed=1") / "report.html").unlink()
+    (kit.output("seeds-seed_1") / "report.html").unlink()
     kit.forget()
     assert kit.run("seeds.yaml")[0] == 0
     assert kit.ledger() == [written]
@@ -405,8 +405,8 @@ def test_a_sweep_runs_all_keeps_what_finished_and_writes_one_table(kit):
     kit.params("sweep: {seed: [0, 1, 2]}\n", "seeds.yaml")
     code, out, err = kit.run("seeds.yaml", "--jobs", "2")
     assert code == 1, err
-    assert f"seeds-seed=1: failed, see {kit.output('seeds')}/seeds-seed=1.log" in out
-    assert "AssertionError" in (kit.output("seeds") / "seeds-seed=1.log").read_text()
+    assert f"seeds-seed_1: failed, see {kit.output('seeds')}/seeds-seed_1.log" in out
+    assert "AssertionError" in (kit.output("seeds") / "seeds-seed_1.log").read_text()
     each = max(1, len(os.sched_getaffinity(0)) // 2)
     assert sorted(kit.ledger()) == [f"{seed}:{each}" for seed in range(3)]
     rows = json.loads((kit.output("seeds") / "runs.json").read_text())
@@ -426,7 +426,7 @@ def test_a_sweep_runs_all_keeps_what_finished_and_writes_one_table(kit):
     assert len(kit.ledger()) == 1
     table = (kit.output("seeds") / "runs.md").read_text().splitlines()
     assert table[0] == "| run | seed | status | base L1 | sft L1 | seconds |"
-    assert table[3].startswith("| seeds-seed=1 | 1 | finished | 0.250 | 0.250 | ")
+    assert table[3].startswith("| seeds-seed_1 | 1 | finished | 0.250 | 0.250 | ")
     assert len(table) == 5
 
 

@@ -1,10 +1,10 @@
 """The door of evidence: small records, tables and figures of finished runs.
 
-python -m lib.analysis reference outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis reference outputs/mini_seeds-seed_* --out FOLDER
 python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
 python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/map
-python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
-python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis evidence outputs/mini_seeds-seed_* --out FOLDER
+python -m lib.analysis claims outputs/mini_seeds-seed_* --out FOLDER
 python -m lib.analysis claims --out outputs/reference/claims
 python -m lib.analysis readme outputs/reference/mini_seeds
 """

@@ -9,7 +9,6 @@ cases. What comes out loads with `AutoModelForImageTextToText.from_pretrained`.
 The model card README.md (https://huggingface.co/docs/hub/model-cards) says only what
 the run's records say; it is put into the export and into the adapter's folder."""
 
-import argparse
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from lib import chain, paths, records
 from lib.analysis import stats
+from lib.doors import Door
 from lib.model import models
 from lib.train import rl
 
@@ -145,9 +145,8 @@ def percent(found: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0, or 2 when nothing was written."""
-    told = "Merge an adapter into its base: a bf16 checkpoint and its card."
-    parser = argparse.ArgumentParser("python -m lib.run export", description=told)
+    """The command line; 0, or 1 when nothing was written."""
+    parser = Door("python -m lib.run export", __doc__)
     parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")
     parser.add_argument("folder", help="to be made; must not hold anything")
     options = parser.parse_args(arguments)
@@ -155,5 +154,5 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"exported to {export(options.adapter, options.folder)}")
     except (OSError, ValueError) as error:
         print(f"nothing was exported: {error}", file=sys.stderr)
-        return 2
+        return 1
     return 0

@@ -5,7 +5,6 @@
 
 In Python the same is `records.frame("outputs/mini")`."""
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,12 @@ from pathlib import Path
 import pandas as pd
 
 from lib import records
+from lib.doors import Door
 
 
 def main(arguments: list[str]) -> int:
     """0 if the table was written; what is a list or an object there is JSON text."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.run rows",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Door("python -m lib.run rows", __doc__)
     parser.add_argument("run", help="such as outputs/mini")
     parser.add_argument("table", type=Path, help="a file to write, .csv or .parquet")
     parser.add_argument("--files", default="*", help="some of the files, by a pattern")

@@ -16,6 +16,9 @@
     python -m lib.data teacher FOLDER --check 100 --out check.csv
         how many of the demonstrations name what happened in their clip, and a list of
         100 for a person to read
+    python -m lib.data harness FOLDER --out TASKS
+        the levels as tasks of lmms-eval, with the paper's prompt and its rule for what
+        counts as right: lmms-eval --include_path TASKS --tasks seed_bench_r1 ...
 
 A folder is what params/*.yaml call data_dir. MiniPlan needs none of this: it is made
 on the spot (python -m lib.mini --help)."""
@@ -27,7 +30,7 @@ import sys
 from pathlib import Path
 
 from lib import paths
-from lib.data import epic, inventory, named, questions, seed_bench
+from lib.data import epic, harness, inventory, named, questions, seed_bench
 from lib.data.download import DownloadError
 from lib.doors import EXITS, Door, part
 
@@ -85,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     faults.set_defaults(run=lambda given: questions.show_faults(given.file, given.json))
     faults.add_argument("file", type=_file, help="an annotation file")
     faults.add_argument("--json", action="store_true", help="print one JSON object")
+
+    tasks = added("harness")
+    tasks.set_defaults(run=_harness)
+    tasks.add_argument("folder", **below)
+    tasks.add_argument("--out", type=paths.resolve, required=True, help="a folder")
 
     teacher = added("teacher", named.__doc__.split("\n\n", 1)[1])
     teacher.set_defaults(run=_teacher)
@@ -159,6 +167,12 @@ def _check(given: argparse.Namespace) -> int:
         print(*tables, *lines, sep="\n")
     sound = all(split["usable"] == split["records"] for split in found)
     return int(bool(unreadable) or not sound)
+
+
+def _harness(given: argparse.Namespace) -> int:
+    for level, count in harness.write(given.folder, given.out).items():
+        print(f"{given.out}/seed_bench_r1_{level}.yaml: {count:,} questions")
+    return 0
 
 
 def _teacher(given: argparse.Namespace) -> int:

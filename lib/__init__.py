@@ -9,6 +9,7 @@ show      report.py       the pages of a run; pages.py shows a question or a gro
 run       pipeline.py     a params file carried out; plan.py says what it needs
 mini      world.py        MiniPlan, its questions and its base"""
 
+import os
 import sys
 
 # Before pip or an import fails in riddles: `make install` runs this file by itself.
@@ -17,3 +18,15 @@ if sys.platform == "win32" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
         "The kit needs Python 3.11 to 3.14 on Linux or macOS; on Windows it runs in "
         "WSL: say `wsl --install`, then start again in the Linux that this opens."
     )
+
+# `python -m lib.NAME` comes here before NAME: what is no program would do nothing.
+PROGRAMS = ("lib.run", "lib.data", "lib.analysis", "lib.mini")
+if sys.argv[0] == "-m":
+    asked = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
+    launched = sys.argv[-1].endswith(".pickle")  # by lib/run/launch.py
+    if asked not in PROGRAMS and not launched:
+        sys.exit(f"{asked} is no program. These are: {', '.join(PROGRAMS)} (--help)")
+    if asked in PROGRAMS and not sys.stderr.isatty():
+        # In a log a bar moves once a minute. tqdm reads this when it is imported.
+        for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+            os.environ.setdefault(name, "60")

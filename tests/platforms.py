@@ -1,4 +1,7 @@
-"""What the requirements install on each platform and Python, asked of the index."""
+"""What the requirements install on each platform and Python, asked of the index.
+
+python -m tests.platforms      # writes outputs/reference/platforms.md
+"""
 
 import os
 import re
@@ -9,6 +12,7 @@ from pathlib import Path
 from uv import find_uv_bin
 
 from lib import paths, records
+from lib.doors import Door
 
 PLATFORMS = {  # names of uv; the oldest systems that torch has wheels for
     "Linux x86-64": "x86_64-manylinux_2_28",
@@ -72,5 +76,6 @@ def everywhere() -> dict[tuple[str, str], dict[str, str]]:
 
 
 if __name__ == "__main__":
+    Door("python -m tests.platforms", __doc__).parse_args()
     records.write_text(TABLE, table(everywhere()))
     print(TABLE)

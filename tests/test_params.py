@@ -28,7 +28,8 @@ TRAIN = """\
 run_name: str = "smoke"  # folder below outputs/
 seed: int = 0  # of everything that is random
 lr: float = 1.0e-3  # learning rate (paper: lr=1e-6)
-quantize: bool = False  # 4-bit weights"""
+quantize: bool = False  # 4-bit weights
+reward: str = "accuracy"  # what is paid"""
 EVALUATE = """\
 run_name: str = "smoke"  # folder below outputs/
 max_frames: int = 4  # frames of a clip"""
@@ -211,7 +212,7 @@ def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_p
         ("sweep: {seed: []}", "expected a list of values"),
         ("sweep: {sed: [1]}", "did you mean seed?"),
         ("sweep: {seed: [1, x]}", "expected int, found str 'x'"),
-        ("sweep: {seed: [1, 1]}", "two runs would both be called a-seed=1"),
+        ("sweep: {seed: [1, 1]}", "two runs would both be called a-seed_1"),
         ("sweep: {run_name: [b]}", "a sweep names its runs itself"),
         ("seed: 1\nsweep: {seed: [1]}", "given here and outside the sweep"),
         ("run_name: a\nsweep: {seed: [1]}", "a sweep is named after its file"),
@@ -248,11 +249,21 @@ def test_a_sweep_is_every_combination_over_its_base(notebooks, tmp_path):
     write(tmp_path, "mini.yaml", "run_name: mini\nseed: 7\nquantize: true\n")
     text = "base: mini.yaml\nsweep:\n  seed: [0, 1]\n  lr: [1.0e-3, 2]\n"
     runs = load_params(write(tmp_path, "grid.yaml", text), notebooks)
-    names = [f"grid-seed={seed}-lr={lr}" for seed in (0, 1) for lr in (0.001, 2.0)]
-    assert [run.name for run in runs] == names
+    assert [run.name for run in runs] == [
+        "grid-seed_0-lr_0.001",
+        "grid-seed_0-lr_2.0",
+        "grid-seed_1-lr_0.001",
+        "grid-seed_1-lr_2.0",
+    ]
     assert runs[1].varied == ("seed", "lr")
-    values = {"quantize": True, "seed": 0, "lr": 2.0}
-    assert runs[1].values == values | {"run_name": "grid-seed=0-lr=2.0"}
+    assert runs[1].values == {
+        **{"run_name": "grid-seed_0-lr_2.0", "quantize": True},
+        **{"seed": 0, "lr": 2.0},
+    }
+    text = "base: mini.yaml\nsweep: {reward: [accuracy + 0.2 'a', a | b], lr: [-1]}\n"
+    odd = load_params(write(tmp_path, "odd.yaml", text), notebooks)
+    names = [run.name for run in odd]  # for shells and hubs: letters, digits, . _ -
+    assert names == ["odd-reward_accuracy_0.2_a_-lr_-1.0", "odd-reward_a_b-lr_-1.0"]
 
 
 BOMB = "".join(

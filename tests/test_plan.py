@@ -418,7 +418,7 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
     hours = {"SFT": (1.0, "here"), "GRPO": (2.0, "here"), "evaluation": (0.5, "here")}
     monkeypatch.setattr(plan, "hours_of", lambda *given: hours)
     code, text = dry_run("sweep: {grpo_steps: [100, 300]}")
-    assert code == 0 and row(text, "a-grpo_steps=300")[0] == "3.5"
+    assert code == 0 and row(text, "a-grpo_steps_300")[0] == "3.5"
     assert row(text, "2 runs")[:2] == ["7.0", "h"]
     monkeypatch.setattr(plan, "hours_of", lambda *given: {"SFT": (1.0, "here")})
     _, text = dry_run("sweep: {grpo_steps: [100, 300]}")
@@ -448,7 +448,7 @@ def test_what_is_wrong_is_said_and_is_the_exit_code(line, told, dry_run):
     line_by_line, text = text, " ".join(text.split())
     assert told in text or told in line_by_line
     assert code == (told != "data that is not there yet: training, demonstrations")
-    assert not line.startswith("sweep") or "a-max_frames=8" in text
+    assert not line.startswith("sweep") or "a-max_frames_8" in text
 
 
 def test_steps_that_do_not_make_the_epochs_fail(values):

@@ -1,30 +1,30 @@
 """The door of evidence: small records, tables and figures of finished runs.
 
-python -m lib.analysis reference outputs/mini_seeds-seed=* --out FOLDER
+python -m lib.analysis reference outputs/mini_seeds-seed_* --out FOLDER
+    a small record of each finished run, and a figure of several seeds
 python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
+    record, table and figure of a sweep's folder
 python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/map
-python -m lib.analysis evidence outputs/mini_seeds-seed=* --out FOLDER
-python -m lib.analysis claims outputs/mini_seeds-seed=* --out FOLDER
+    GRPO - SFT over SFT's teacher and the questions, from the folders of sweeps
+python -m lib.analysis evidence outputs/mini_seeds-seed_* --out FOLDER
+    what was seen, and whether the reasoning supports the answers, over seeds
+python -m lib.analysis claims outputs/mini_seeds-seed_* --out FOLDER
+    the paper's claims with verdicts, from runs that differ in their seed
 python -m lib.analysis claims --out outputs/reference/claims
-python -m lib.analysis readme outputs/reference/mini_seeds"""
+    the same again, from the numbers that the folder has
+python -m lib.analysis readme outputs/reference/mini_seeds
+    README's table, from a folder of records"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from lib.analysis import claims, frontier, plots, readme
+from lib.doors import Door, part
 from lib.paths import resolve
 from lib.records import write_json
 
-COMMANDS = {
-    "reference": "a small record of each finished run, a figure of several seeds",
-    "sweep": "record, table and figure of a sweep's folder",
-    "map": "GRPO - SFT over SFT's teacher and the questions, from sweeps' folders",
-    "evidence": "what was seen, and whether reasoning supports answers, over seeds",
-    "claims": "the paper's claims with verdicts, from runs that differ in seed, or, "
-    "without runs, from the numbers that OUT has",
-    "readme": "README's table, from a folder of records",
-}
+COMMANDS = ("reference", "sweep", "map", "evidence", "claims", "readme")
 
 
 def main(arguments: list[str]) -> int:
@@ -39,15 +39,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.analysis",
-        description="\n".join(f"{name:10} {what}" for name, what in COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, what in COMMANDS.items():
-        command = commands.add_parser(name, description=what)
+def _parser() -> Door:
+    parser = Door("python -m lib.analysis", __doc__)
+    how = {"dest": "command", "metavar": "COMMAND", "help": "see above"}
+    commands = parser.add_subparsers(required=True, **how)
+    for name in COMMANDS:
+        command = commands.add_parser(name, description=part(__doc__, name))
         if name == "readme":
             command.add_argument("records", help="a folder of records")
             continue

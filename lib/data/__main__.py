@@ -16,6 +16,9 @@
     python -m lib.data teacher FOLDER --check 100 --out check.csv
         how many of the demonstrations name what happened in their clip, and a list of
         100 for a person to read
+    python -m lib.data harness FOLDER --out TASKS
+        the levels as tasks of lmms-eval, with the paper's prompt and its rule for what
+        counts as right: lmms-eval --include_path TASKS --tasks seed_bench_r1 ...
 
 A folder is what params/*.yaml call data_dir. MiniPlan needs none of this: it is made
 on the spot (python -m lib.mini --help)."""
@@ -29,8 +32,9 @@ from functools import partial
 from pathlib import Path
 
 from lib import paths
-from lib.data import epic, inventory, named, questions, seed_bench
+from lib.data import epic, harness, inventory, named, questions, seed_bench
 from lib.data.download import DownloadError
+from lib.doors import EXITS, Door, part
 
 TERMS = "\n".join(
     ["licences, which `get` shows and waits for (--accept-licences):"]
@@ -54,16 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser("python -m lib.data", None, __doc__, TERMS, **raw)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Door("python -m lib.data", __doc__, TERMS)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", help="see above")
+
+    def added(name: str, epilog: str = EXITS) -> Door:
+        return commands.add_parser(name, description=part(__doc__, name), epilog=epilog)
 
     below = {"type": paths.resolve, "help": "relative: below the repository"}
-    get = commands.add_parser("get", epilog=TERMS, **raw)
+    get = added("get", TERMS)
     get.set_defaults(run=_get)
     get.add_argument("folder", **below)
     choices = seed_bench.CHOICES
-    get.add_argument("--what", nargs="+", choices=choices, required=True, metavar="SET")
+    sets = {"metavar": "SET", "help": f"any of {', '.join(choices)}"}
+    get.add_argument("--what", nargs="+", choices=choices, required=True, **sets)
     get.add_argument("--subtitles", action="store_true", help="of LongVideoBench")
     accept = "say that you have read and accept them; each is named below"
     get.add_argument("--accept-licences", action="store_true", help=accept)
@@ -73,31 +80,34 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--have", type=_folder, metavar="FOLDER", help=have)
     get.add_argument("--dry-run", action="store_true", help="show the plan only")
 
-    check = commands.add_parser("check")
+    check = added("check")
     check.set_defaults(run=_check)
     check.add_argument("folder", **below)
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.add_argument("--decode", action="store_true", help="read every file")
 
-    faults = commands.add_parser("faults")
+    faults = added("faults")
     faults.set_defaults(run=lambda given: questions.show_faults(given.file, given.json))
     faults.add_argument("file", type=_file, help="an annotation file")
     faults.add_argument("--json", action="store_true", help="print one JSON object")
 
-    about = named.__doc__.split("\n\n", 1)[1]
-    teacher = commands.add_parser("teacher", description=about, **raw)
+    tasks = added("harness")
+    tasks.set_defaults(run=_harness)
+    tasks.add_argument("folder", **below)
+    tasks.add_argument("--out", type=paths.resolve, required=True, help="a folder")
+
+    teacher = added("teacher", named.__doc__.split("\n\n", 1)[1])
     teacher.set_defaults(run=_teacher)
     teacher.add_argument("folder", **below)
     teacher.add_argument("--check", type=int, default=100, help="demonstrations listed")
     teacher.add_argument("--out", type=Path, required=True, help="the list, a CSV file")
 
-    about = epic.__doc__.split("\n\n", 1)[1]
-    make = commands.add_parser("epic", description=about, **raw)
+    make = added("epic", epic.__doc__.split("\n\n", 1)[1])
     make.set_defaults(run=_epic)
     make.add_argument("labels", nargs="+", type=_file, help="EPIC_100_train.csv")
     make.add_argument("--l1", type=_file, required=True, help="validation_L1.jsonl")
-    out = "FOLDER/annotations/training.jsonl"
-    make.add_argument("--out", type=_out, required=True, metavar=out)
+    out = "to be written: FOLDER/annotations/training.jsonl"
+    make.add_argument("--out", type=_out, required=True, help=out)
     make.add_argument("--videos", type=_folder, help="folder of the EPIC videos")
     return parser
 
@@ -155,6 +165,12 @@ def _check(given: argparse.Namespace) -> int:
         print(*tables, *lines, sep="\n")
     sound = all(split["usable"] == split["records"] for split in found)
     return int(bool(unreadable) or not sound)
+
+
+def _harness(given: argparse.Namespace) -> int:
+    for level, count in harness.write(given.folder, given.out).items():
+        print(f"{given.out}/seed_bench_r1_{level}.yaml: {count:,} questions")
+    return 0
 
 
 def _teacher(given: argparse.Namespace) -> int:

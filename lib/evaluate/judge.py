@@ -18,7 +18,6 @@ those again that failed. A call that fails keeps its question in the denominator
 token to any address.)
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -37,6 +36,7 @@ from tqdm import tqdm
 from lib import chain, paths, records, run_files
 from lib.data.prompts import LETTERS, option_lines
 from lib.data.questions import Question
+from lib.doors import Door
 from lib.evaluate import resume, tables
 from lib.evaluate.readers import reasoning_of
 from lib.markup import shown
@@ -301,17 +301,14 @@ def _shown(body: str, key: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """Ask about a run, print what came of it; JudgeError where nothing was asked."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.run judge",
-        description="Ask a language model whether reasoning supports its answer.",
-    )
+    parser = Door("python -m lib.run judge", __doc__)
     parser.add_argument("run", help="relative: below the repository")
     parser.add_argument("--url", required=True, help="such as http://127.0.0.1:8000/v1")
     parser.add_argument("--model", required=True, help="the name the server knows")
     parser.add_argument("--max-calls", type=int, help="a sample, the same for all")
-    parser.add_argument("--accept-cost", action="store_true")
+    parser.add_argument("--accept-cost", action="store_true", help="ask, and pay")
     parser.add_argument("--data-dir", help="if the run's own records do not name it")
-    parser.add_argument("--general-dir")
+    parser.add_argument("--general-dir", help="of the general set, likewise")
     given = parser.parse_args(arguments)
     run = paths.require(given.run, "give the folder of a run, below outputs/")
     chain.verify(run)

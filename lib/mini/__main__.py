@@ -1,49 +1,41 @@
-"""MiniPlan's door: write the benchmark, or make its base checkpoint anew.
+"""MiniPlan, a generated miniature of SEED-Bench-R1, and the small model for it.
 
 python -m lib.mini write outputs/data/miniplan
+    clips, stills and annotations, in the files and forms of the real benchmarks:
+    2,200 training questions, 500 a level, 200 general ones (--size full: half a
+    minute, 40 MB), or 48, 16 and 16 (--size smoke). Same seed, same bytes; a
+    folder that holds other sizes is not overwritten.
 python -m lib.mini base --folder scratch/base
+    the base checkpoint, which the kit brings along in lib/mini/base: 1.3 M
+    parameters, taught in about 40 minutes on two cores. Killed, the same command
+    goes on with the phase it was in.
 """
 
-import argparse
 import json
 import sys
 from dataclasses import asdict, replace
 
 from lib import paths
+from lib.doors import Door, part
 from lib.mini import benchmark
-
-ABOUT = """\
-MiniPlan, a generated miniature of SEED-Bench-R1, and the small model that answers it.
-
-  write  clips, stills and annotations, in the files and forms of the real benchmarks:
-         2,200 training questions, 500 a level, 200 general ones (--size full: half a
-         minute, 40 MB), or 48, 16 and 16 (--size smoke); --level N: N a level. Same
-         seed, same bytes; a folder that holds other sizes is not overwritten.
-  base   the base checkpoint, which the kit brings along in lib/mini/base: 1.3 M
-         parameters, taught in about 40 minutes on two cores. Killed, the same command
-         goes on with the phase it was in."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 if it was written, 1 if not, 2 on wrong usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.mini",
-        usage="%(prog)s COMMAND ..., and COMMAND --help for its options",
-        description=ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    hidden = {"help": argparse.SUPPRESS, "prog": "python -m lib.mini"}
-    commands = parser.add_subparsers(dest="command", required=True, **hidden)
-    write = commands.add_parser("write", description="Write MiniPlan into a folder.")
+    parser = Door("python -m lib.mini", __doc__)
+    how = {"dest": "command", "metavar": "COMMAND", "help": "see above"}
+    commands = parser.add_subparsers(required=True, **how)
+    write = commands.add_parser("write", description=part(__doc__, "write"))
     write.add_argument("folder", help="relative: below the repository")
-    write.add_argument("--size", choices=benchmark.SIZES, default="full")
+    size = "how many questions, see above; default: %(default)s"
+    write.add_argument("--size", choices=benchmark.SIZES, default="full", help=size)
     write.add_argument("--level", type=int, help="questions a level")
-    write.add_argument("--seed", type=int, default=0)
-    base = commands.add_parser("base", description="Make the base checkpoint.")
+    write.add_argument("--seed", type=int, default=0, help="of the questions and clips")
+    base = commands.add_parser("base", description=part(__doc__, "base"))
     base.add_argument("--folder", default="lib/mini/base", help="default: %(default)s")
-    base.add_argument("--batch", type=int, default=32)
-    base.add_argument("--lr", type=float, default=2e-3)
-    base.add_argument("--seed", type=int, default=0)
+    base.add_argument("--batch", type=int, default=32, help="of the training")
+    base.add_argument("--lr", type=float, default=2e-3, help="its learning rate")
+    base.add_argument("--seed", type=int, default=0, help="of weights and lessons")
     given = parser.parse_args(arguments)
     folder = paths.resolve(given.folder)
     if given.command == "base":

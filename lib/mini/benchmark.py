@@ -336,5 +336,5 @@ def _write_into(folder: Path, sizes: Sizes) -> None:
     jobs += [(general / "videos" / r["video_path"], None, e) for r, e in rows]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(_write_media, jobs, chunksize=32)
-        for _ in tqdm(done, total=len(jobs), desc="MiniPlan media", mininterval=1):
+        for _ in tqdm(done, total=len(jobs), desc="MiniPlan media"):
             pass

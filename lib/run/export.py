@@ -9,13 +9,13 @@ cases. What comes out loads with `AutoModelForImageTextToText.from_pretrained`.
 The model card README.md (https://huggingface.co/docs/hub/model-cards) says only what
 the run's records say; it is put into the export and into the adapter's folder."""
 
-import argparse
 import os
 import shutil
 from pathlib import Path
 
 from lib import chain, paths, records
 from lib.analysis import stats
+from lib.doors import Door
 from lib.evaluate import tables
 from lib.model import models
 from lib.train import rl
@@ -145,8 +145,7 @@ def percent(found: dict) -> str:
 
 def main(arguments: list[str]) -> None:
     """The command line; raises as `export`."""
-    told = "Merge an adapter into its base: a bf16 checkpoint and its card."
-    parser = argparse.ArgumentParser("python -m lib.run export", description=told)
+    parser = Door("python -m lib.run export", __doc__)
     parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")
     parser.add_argument("folder", help="to be made; must not hold anything")
     options = parser.parse_args(arguments)

@@ -13,7 +13,6 @@ A finding is ok, NO, or "-": not decided with this model or machine, and why. Al
 outputs/checked/<model>/check.json, which `--dry-run` looks for. The faults that each
 level notices stand in tests/test_model_check.py."""
 
-import argparse
 import hashlib
 import importlib
 import math
@@ -31,6 +30,7 @@ import torch
 from lib import paths, records
 from lib.data import download, prompts
 from lib.data.video import BadVideo, Clip, Sampling
+from lib.doors import Door
 from lib.evaluate import sight
 from lib.evaluate.evaluate import Asking, EvalSettings
 from lib.model import encoding, models, prefix, rollouts, scoring
@@ -357,8 +357,7 @@ def check(name: str, module: str) -> dict:
 
 def main(arguments: list[str]) -> int:
     """The command line; 0, 1 where something is wrong. Raises as `check`."""
-    how = {"description": __doc__, "formatter_class": argparse.RawTextHelpFormatter}
-    parser = argparse.ArgumentParser("python -m lib.run check-model", **how)
+    parser = Door("python -m lib.run check-model", __doc__)
     parser.add_argument("model", help="folder of a checkpoint, or hub id")
     told = "draws and asks, for a model that knows no cards"
     parser.add_argument("--sight", default=sight.__name__, metavar="MODULE", help=told)

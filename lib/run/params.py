@@ -11,7 +11,8 @@ and makes one run of every combination:
     sweep:
       seed: [0, 1]
 
-in mini_seeds.yaml is two runs, mini_seeds-seed=0 and mini_seeds-seed=1.
+in mini_seeds.yaml is two runs, mini_seeds-seed_0 and mini_seeds-seed_1: letters, digits
+and . _ - alone, so that shells and hubs take their names as they are.
 
 papermill takes unknown keys and wrong types without complaint, and loses a parameter
 with an equals sign in its comment; so the cell is read with `ast` here, and every fault
@@ -252,7 +253,8 @@ class _Reader:
             return []
         runs = []
         for combination in itertools.product(*varied):
-            parts = [re.sub(r"[^\w.+=-]", "_", f"{k}={v}") for k, v in combination]
+            parts = [f"{key}_{value}" for key, value in combination]
+            parts = [re.sub(r"[^A-Za-z0-9.-]+", "_", part) for part in parts]
             name = "-".join([path.stem, *parts]) if varied else values["run_name"]
             own = {**values, **dict(combination), "run_name": name}
             card = own.pop("card_gib", 0.0)

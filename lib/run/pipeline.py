@@ -37,6 +37,7 @@ from tqdm import tqdm
 from traitlets import default
 
 from lib import chain, run_files
+from lib.doors import Door
 from lib.markup import grid, shown
 from lib.paths import ROOT, cores, outputs_dir, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
@@ -47,12 +48,15 @@ OUTPUTS = outputs_dir()
 ABOUT = """\
 Run the notebooks in order, into outputs/<run_name>/. Killed, the same command goes on.
 
-  python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
+    python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
+    python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2
 
 With a command in place of the file (COMMAND --help says more):
-  report RUN             the pages of a finished run, once more
-  judge RUN ...          a language model's view of whether reasoning supports answers
-  export ADAPTER FOLDER  a merged checkpoint with its model card"""
+    report RUN             the pages of a finished run, once more
+    judge RUN ...          a language model's view of whether reasoning supports answers
+    export ADAPTER FOLDER  a merged checkpoint with its model card
+    rows RUN TABLE         every answer, rollout and step as CSV or parquet
+    check-model MODEL      whether a model is read right on this machine"""
 # Two runs of one seed must agree, and nobody's run should report to anyone.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
@@ -103,7 +107,8 @@ class OwnKernel(AsyncKernelManager):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 if all finished, 1 if a run failed, 2 if none could start."""
+    """The command line; 0 if all finished, 1 if a run failed, 2 if none could start,
+    128 and the signal's number if it was told to end."""
     options = _parse(arguments)
     try:
         runs = load_params(options.params, overrides=options.overrides)
@@ -140,14 +145,13 @@ def main(arguments: list[str] | None = None) -> int:
         said = f"{error.filename or OUTPUTS}: {error.strerror}"
         print(f"stopped: {_trouble(said) or said}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
         print("ended: the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (told.args or (signal.SIGINT,))[0]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m lib.run", description=ABOUT)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Door("python -m lib.run", ABOUT)
     add = parser.add_argument
     add("params", help="a file such as params/mini.yaml")
     more = {"nargs": "*", "metavar": "NAME=VALUE"}
@@ -198,9 +202,13 @@ def _end_as_asked() -> float:
 
     Returns the seconds to wait for a run's last process, which may still be ending.
     """
+
+    def end(number: int, _frame) -> None:
+        raise KeyboardInterrupt(number)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, end)
     if os.environ.pop(OF_A_SWEEP, None) is None:
         return 0.0
 

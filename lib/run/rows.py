@@ -5,7 +5,6 @@
 
 In Python the same is `records.frame("outputs/mini")`."""
 
-import argparse
 import json
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,12 @@ from pathlib import Path
 import pandas as pd
 
 from lib import records
+from lib.doors import Door
 
 
 def main(arguments: list[str]) -> None:
     """Write the table; what is a list or an object there is JSON text."""
-    raw = argparse.RawDescriptionHelpFormatter
-    how = {"description": __doc__, "formatter_class": raw}
-    parser = argparse.ArgumentParser("python -m lib.run rows", **how)
+    parser = Door("python -m lib.run rows", __doc__)
     parser.add_argument("run", help="such as outputs/mini")
     parser.add_argument("table", type=Path, help="a file to write, .csv or .parquet")
     parser.add_argument("--files", default="*", help="some of the files, by a pattern")

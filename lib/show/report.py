@@ -10,7 +10,6 @@ Tags of cells say where their output goes: `answer` to the top of the report, `f
 into a <details>, `lesson` into the notebook's page alone; `setup` and `parameters` are
 folded on pages."""
 
-import argparse
 import re
 from collections.abc import Sequence
 from html import escape, unescape
@@ -26,6 +25,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
 from lib import chain
+from lib.doors import Door
 from lib.paths import require, resolve
 from lib.records import sha256, write_text
 from lib.show import pages
@@ -187,7 +187,7 @@ def _plain(html: str) -> str:
 
 def main(arguments: list[str]) -> None:
     """The command line: write the report of a run folder, say where it is."""
-    parser = argparse.ArgumentParser("python -m lib.run report", None, main.__doc__)
+    parser = Door("python -m lib.run report", __doc__)
     parser.add_argument("run", type=Path, help="a run folder, such as outputs/mini")
     by_hand = "folder of notebooks that were run by hand"
     parser.add_argument("--notebooks", default="", help=by_hand)

@@ -11,7 +11,6 @@ Results go to outputs/reference/bench_cost.json and .md, beside the plan of
 lib/run/memory.py. Without a GPU only the plan is written, and the table says so. The 7B
 checkpoint takes 16.6 GB below TMPDIR while it runs."""
 
-import argparse
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from lib import paths, records
+from lib.doors import Door
 from lib.evaluate import tables
 from lib.run import counts, memory
 from lib.run.memory import Model
@@ -100,8 +100,10 @@ def table(costs: dict[str, dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.cost")
-    parser.add_argument("--size", nargs="+", choices=("tiny", "2b", "7b"))
+    parser = Door("python -m tests.bench.cost", __doc__)
+    parser.add_argument(
+        "--size", nargs="+", choices=("tiny", "2b", "7b"), help="default: 2b and 7b"
+    )
     parser.add_argument("--out", type=Path, default=RECORD, help="a .json file")
     options = parser.parse_args(arguments)
     costs = {}

@@ -12,7 +12,6 @@ Beside the intervals as lib/analysis/stats.py makes them stand three that it doe
 make, to show what they would miss: `clusters ignored`, `seeds ignored` (the seeds' mean
 answer as if of one run) and `not widened` (below five seeds the interval of five)."""
 
-import argparse
 from collections.abc import Mapping
 
 import numpy as np
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from lib import paths, records
 from lib.analysis import stats
+from lib.doors import Door
 
 RECORD = paths.ROOT / "outputs/reference/coverage.json"
 ABILITIES = 0.4, 0.0  # of the two methods, on the logit scale
@@ -118,8 +118,8 @@ def simulate(case: Mapping, draws: int) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=500)
+    parser = Door("python -m tests.bench.coverage", __doc__)
+    parser.add_argument("--draws", type=int, default=500, help="data sets a case")
     draws = parser.parse_args().draws
     rows = [row for case in tqdm(cases()) for row in simulate(case, draws)]
     records.write_json(RECORD, rows)

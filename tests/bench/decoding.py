@@ -10,7 +10,6 @@ waits for, unless the step is one CUDA graph. `compiled` is the engine's step th
 torch.compile, whose seconds come once. Greedy completions of all must be equal.
 `mismatch` is between rollouts and update, on whose ratio GRPO's clipping rests."""
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from lib import paths, records
+from lib.doors import Door
 from lib.model import models, prefix, rollouts, scoring
 
 # isort: split
@@ -184,9 +184,9 @@ def mismatch(dtype: str) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.decoding")
+    parser = Door("python -m tests.bench.decoding", __doc__)
     parser.add_argument("--before", required=True, help="a commit to compare with")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=9, help="of each case")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     before = at(asked.before)

@@ -11,7 +11,6 @@ each, the kit once. Same model, same MiniPlan questions, greedy both: the comple
 must be equal. Runs alternate in one process, and no clip is in memory when one begins.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from lib import paths, records
 from lib.data import questions, video
 from lib.data.prompts import messages, prompt_text
+from lib.doors import Door
 from lib.evaluate import evaluate
 from lib.mini import benchmark
 from lib.model import encoding, models
@@ -81,11 +81,11 @@ def seconds(work) -> tuple[float, list[str]]:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--questions", type=int, default=200)
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RECORD)
+    parser = Door("python -m tests.bench.evaluation", __doc__)
+    parser.add_argument("--questions", type=int, default=200, help="how many")
+    parser.add_argument("--batch-size", type=int, default=50, help="of the kit")
+    parser.add_argument("--repeats", type=int, default=5, help="of both")
+    parser.add_argument("--out", type=Path, default=RECORD, help="a .json file")
     given = parser.parse_args(arguments)
     model, processor = models.load_model(BASE), models.load_processor(BASE)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ both; its ratio is the sum of the decoding times over the sum of the reading tim
 Files are in the page cache for both. The reading is that of a second epoch in a new
 process: the frames are in the folder."""
 
-import argparse
 import shutil
 import statistics
 import sys
@@ -27,6 +26,7 @@ sys.path.append(str(ROOT))
 from lib import records  # noqa: E402
 from lib.data.frame_store import FrameFolder  # noqa: E402
 from lib.data.video import Sampling, read_clip  # noqa: E402
+from lib.doors import Door  # noqa: E402
 
 OUT = ROOT / "outputs" / "reference" / "bench_frame_store.json"
 CUTS = (4, 3, 2)  # seconds
@@ -131,11 +131,11 @@ def summary(rows, ratios):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("videos", nargs="*", type=Path, metavar="VIDEO")
+    parser = Door("python tests/bench/frame_store.py", __doc__)
+    parser.add_argument("videos", nargs="*", type=Path, metavar="VIDEO", help="clips")
     parser.add_argument("--small", action="store_true", help="a made clip, 3 rounds")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--rounds", type=int, default=15, help="over all clips")
+    parser.add_argument("--out", type=Path, default=OUT, help="a .json file")
     options = parser.parse_args()
     if bool(options.videos) == options.small:
         parser.error("give videos, or --small without any")

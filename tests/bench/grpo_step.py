@@ -20,7 +20,6 @@ both and left out, so that weights stay equal). peak_gib: bytes allocated during
 update above those before it.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from lib.data.frame_store import question_media
 from lib.data.prompts import messages, prompt_text
 from lib.data.questions import Question
 from lib.data.video import Sampling
+from lib.doors import Door
 from lib.model import encoding, models, prefix, shards
 from lib.run import memory
 from lib.train import grpo
@@ -382,14 +382,18 @@ def bench(checkpoint, questions, shape, case, length, dtype, repeats, run) -> di
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Door("python -m tests.bench.grpo_step", __doc__)
     has_gpu = torch.cuda.is_available()
     sizes = ["mini", *SMALL, *PUBLISHED]
-    parser.add_argument("--size", choices=sizes, default="2b" if has_gpu else "cpu")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["full", "lora"])
-    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128, 200, 256])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=RECORD)
+    add, some = parser.add_argument, {"nargs": "+"}
+    size = "2b" if has_gpu else "cpu"
+    add("--size", choices=sizes, default=size, help="of the model: %(default)s")
+    cases = {"choices": CASES, "default": ["full", "lora"]}
+    add("--cases", **some, **cases, help="what is trained: %(default)s")
+    lengths = {"type": int, "default": [64, 128, 200, 256]}
+    add("--lengths", **some, **lengths, help="tokens of a completion: %(default)s")
+    add("--repeats", type=int, default=5, help="pairs of steps a case")
+    add("--out", type=Path, default=RECORD, help="a .json file")
     asked = parser.parse_args(arguments)
     dtype = "bfloat16" if has_gpu else "float32"
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,7 +18,6 @@ which has imported what a run needs and computed nothing; so most kills hit the 
 not the start of Python.
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -27,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -38,6 +38,7 @@ from tqdm import tqdm
 from lib import paths, records
 from lib.data import questions
 from lib.data.video import Sampling
+from lib.doors import Door
 from lib.evaluate import evaluate
 from lib.mini import benchmark
 from lib.model import models
@@ -121,14 +122,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if total["equal"] == total["kills"] else 1
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.kills")
+def parse(arguments: list[str] | None) -> Namespace:
+    parser = Door("python -m tests.bench.kills", __doc__)
     parser.add_argument("--kills", type=int, default=7, help="of a stage, each way")
     parser.add_argument("--aimed", type=int, default=3, help="more, in a checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     names = sorted({stage.name for stage in STAGES})
     parser.add_argument("--stage", default="", choices=names, help="that one alone")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a .json file")
     return parser.parse_args(arguments)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import Qwen2VLConfig
 
 from lib import paths, records
+from lib.doors import Door
 from lib.run import memory
 from tests.bench import stages
 
@@ -141,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    Door("python -m tests.bench.memory", __doc__).parse_args()
     main()

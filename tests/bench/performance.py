@@ -10,10 +10,10 @@ stock trainer sends through the language model over those of the packed row.
 Example: 8 completions of 64 tokens behind a prompt of 883 are 8 x 947 = 7,576 tokens
 repeated and 882 + 512 = 1,394 packed, a limit of 5.4."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lib.doors import Door
 from lib.markup import Marked, grid
 from lib.records import read_json, write_text
 
@@ -234,5 +234,7 @@ def _spread(ratio: Mapping) -> str:
 
 
 if __name__ == "__main__":
-    records = Path(sys.argv[1])
+    door = Door("python -m tests.bench.performance", __doc__)
+    door.add_argument("records", type=Path, help="folder with bench_*.json")
+    records = door.parse_args().records
     write_text(records / "performance.md", performance(records))

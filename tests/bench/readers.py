@@ -12,7 +12,6 @@ ten, all with B frames. `decode` is frames a second up to the pixels at the vide
 size, `all` with the resizing to 252 x 252. `pyav` is the second way on the same clips.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -158,16 +157,18 @@ def summary(spent, frames):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    sys.path.append(str(ROOT))
+    from lib.doors import Door
+
+    parser = Door("python tests/bench/readers.py", __doc__)
     parser.add_argument("old", help="folder with decord 0.6.0")
-    parser.add_argument("video", type=Path, nargs="?")
-    parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("video", type=Path, nargs="?", help="an MP4 file")
+    parser.add_argument("--serve", choices=WAYS, help="used by the program itself")
+    parser.add_argument("--rounds", type=int, default=9, help="over all clips")
+    parser.add_argument("--out", type=Path, default=OUT, help="a .json file")
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve, options.old)
-    sys.path.append(str(ROOT))
     from lib import records
 
     with tempfile.TemporaryDirectory() as folder:

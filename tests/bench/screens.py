@@ -9,7 +9,6 @@ on copies of the run's records, which today's kit must have made. The report is 
 on a phone and at a desk, by day and by night. Every picture is reduced to at most
 150 kB. Takes a few minutes."""
 
-import argparse
 import io
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
 from lib import paths, records
+from lib.doors import Door
 from lib.show import live
 from tests import jupyter
 
@@ -151,7 +151,7 @@ def training(notebook: jupyter.Notebook, run: Path) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Door("python -m tests.bench.screens", __doc__)
     parser.add_argument("run", type=Path, help="folder of a run that has its report")
     parser.add_argument("--out", type=Path, required=True, help="folder of the PNGs")
     options = parser.parse_args()

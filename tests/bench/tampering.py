@@ -12,7 +12,6 @@ The file is put back, and the untouched run must pass before and afterwards. The
 keeps every attempt, and the seconds that a check of the run takes.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from lib import chain, paths, records
 from lib.analysis import readme
+from lib.doors import Door
 from lib.show import report as show
 
 ARTEFACTS = {
@@ -103,11 +103,11 @@ WAYS: dict[str, list[Callable]] = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the tally; 1 if something was not noticed or the untouched run accused."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.tampering")
+    parser = Door("python -m tests.bench.tampering", __doc__)
     parser.add_argument("run", type=Path, help="finished by the pipeline")
-    parser.add_argument("--times", type=int, default=80)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--times", type=int, default=80, help="changes tried")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--out", type=Path, required=True, help="a .json file")
     options = parser.parse_args(arguments)
     run, draw = paths.resolve(options.run), random.Random(options.seed)
     if untouched := accusation(run):

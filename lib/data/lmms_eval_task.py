@@ -1,0 +1,34 @@
+"""SEED-Bench-R1 for lmms-eval, asked and scored as the paper's released code does.
+
+Written by `python -m lib.data harness`; nothing of the kit is needed to run it:
+
+    lmms-eval --include_path FOLDER --tasks seed_bench_r1 --model qwen2_vl \\
+        --model_args pretrained=Qwen/Qwen2-VL-7B-Instruct,max_num_frames=16
+
+Frames and their size are those of lmms-eval's model: compare its numbers with each
+other, and with the kit's only after a look at both. A clip that is missing is left out
+there, and counts as a wrong answer in the kit.
+"""
+
+import re
+
+from PIL import Image
+
+ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def doc_to_visual(doc: dict) -> list:
+    """The clip's path, where there is one, then the still."""
+    return [*filter(None, [doc["video"]]), Image.open(doc["image"]).convert("RGB")]
+
+
+def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str:
+    """The prompt, word for word."""
+    return doc["prompt"]
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """1.0 if the first character in the first <answer> is the right option's letter."""
+    match = ANSWER.search(results[0])
+    letter = match[1].strip()[:1] if match else ""
+    return {"accuracy": float(letter == doc["gold"])}

@@ -19,14 +19,8 @@ if sys.platform == "win32" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
         "WSL: say `wsl --install`, then start again in the Linux that this opens."
     )
 
-# `python -m lib.NAME` comes here before NAME: what is no program would do nothing.
-PROGRAMS = ("lib.run", "lib.data", "lib.analysis", "lib.mini")
-if sys.argv[0] == "-m":
-    asked = sys.orig_argv[-len(sys.argv)].removeprefix("-m")
-    launched = sys.argv[-1].endswith(".pickle")  # by lib/run/launch.py
-    if asked not in PROGRAMS and not launched:
-        sys.exit(f"{asked} is no program. These are: {', '.join(PROGRAMS)} (--help)")
-    if asked in PROGRAMS and not sys.stderr.isatty():
-        # In a log a bar moves once a minute. tqdm reads this when it is imported.
-        for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
-            os.environ.setdefault(name, "60")
+# A program of the kit (`python -m lib.NAME`) whose words go to a log: there a bar moves
+# once a minute. tqdm reads this when it is imported.
+if sys.argv[0] == "-m" and not sys.stderr.isatty():
+    for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
+        os.environ.setdefault(name, "60")

@@ -3,7 +3,6 @@
 import argparse
 import re
 import runpy
-import subprocess
 import sys
 
 import pytest
@@ -50,15 +49,3 @@ def test_help_has_an_example_words_for_each_switch_and_the_exit_codes(
         assert EXITS in parser.epilog
         assert [action for action in parser._actions if not action.help] == []
         assert parser.format_help()
-
-
-@pytest.mark.parametrize("module", ["lib", "lib.data.video", "lib.run.launch"])
-def test_what_is_no_program_says_which_are(module):
-    ran = subprocess.run(
-        [sys.executable, "-m", module, "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 1 and ran.stdout == ""
-    assert ran.stderr.startswith(f"{module} is no program. These are: lib.run, ")

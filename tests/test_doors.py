@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from lib import PROGRAMS
 from lib.doors import EXITS, Door
 from lib.paths import ROOT
 from lib.run.__main__ import COMMANDS
 
+PROGRAMS = ("lib.run", "lib.data", "lib.analysis", "lib.mini")
 BENCHES = [
     f"tests.bench.{path.stem}"
     for path in sorted((ROOT / "tests/bench").glob("*.py"))

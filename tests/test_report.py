@@ -125,7 +125,7 @@ def test_the_block_answers_on_every_level(records):
     block = report.results(records)
     assert block.startswith(report.BEGIN) and block.endswith(report.END)
     for name in methods.SETS:
-        assert f"- **{name}** ({report.MEANING[name]}): " in block
+        assert f"- **{name}** ({methods.MEANING[name]}): " in block
     lines = [line for line in block.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert "34.8 / 43.8 / 46.0" in block

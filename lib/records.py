@@ -85,6 +85,20 @@ def write_json(path: str | Path, obj: Any) -> None:
     write_text(path, _json(obj, indent=2) + "\n")
 
 
+def write_tables(path: str | Path, obj: Any) -> None:
+    """`write_json`, and each list of rows in `obj` as CSV beside it: `accuracy` of
+    results.json as results_accuracy.csv, the rows of claims.json as claims.csv."""
+    import pandas  # here, because little else of this module needs it
+
+    write_json(path, obj)
+    parts = json.loads(_json(obj))
+    for name, rows in (parts if isinstance(parts, dict) else {"": parts}).items():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            text = pandas.json_normalize(rows).to_csv(index=False)
+            stem = "_".join(filter(None, [Path(path).stem, name]))
+            write_text(Path(path).with_name(f"{stem}.csv"), text)
+
+
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file; ValueError names the file and the line."""
     data = Path(path).read_bytes()
@@ -136,7 +150,7 @@ def frame(run: str | Path, files: str = "*"):
     """Every row of a run's JSON lines as one pandas frame: predictions, rollouts, logs.
     `file` says where a row is from; `files` names some, such as "predictions_*".
     FileNotFoundError if there is none."""
-    import pandas  # here, because nothing else of this module needs it
+    import pandas  # here, as above
 
     found = sorted(resolve(run).glob(f"{files}.jsonl"))
     if not found:

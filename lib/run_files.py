@@ -22,6 +22,7 @@ MADE = re.compile(
     r"""\d\d_\w+(\.unfinished)?\.(ipynb|html) | report\.html | results\.(json|md)
     | (pipeline|manifest|chain|metrics|claims|perception(_asked)?|answer_prefixes)\.json
     | (attention|coherence)\.json
+    | (results|claims|perception|attention|coherence)(_\w+)?\.csv
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
     | (draws|tried)_[^/]+\.jsonl
     | (predictions|readings|judgements|attention|draws|tried)_[^/]+\.settings\.json

@@ -363,10 +363,12 @@ def test_papermill_is_told_what_it_would_not_read(given, told):
         check_given({"In": ["", "seed: int = 0", cell]})
 
 
-def test_what_papermill_may_give_passes():
+def test_what_papermill_may_give_passes(capsys):
     given = {"run_name": "a", "seed": 1, "grpo_lr": 1, "notebooks": ["02_sft"]}
     cell = translate_parameters("python3", "python", given, "Parameters")
-    check_given({"In": ["", cell, "base = model"], "base": object()})
+    own = 'run_name: str = "smoke"  # folder\nseed: int = 0  # of all'
+    check_given({"In": ["", own, cell, "base = model"], "base": object()})
+    assert capsys.readouterr().out == "of other notebooks, not used here: grpo_lr\n"
     check_given({})
 
 

@@ -1,5 +1,6 @@
 """Which machines the kit installs on, and what it does without decord."""
 
+import json
 import os
 import re
 import subprocess
@@ -52,6 +53,13 @@ def test_the_lock_holds_each_requirement_with_hashes_and_no_address():
             for name, version in PIN.findall((paths.ROOT / file).read_text())
         }
         assert wanted <= {*PIN.findall(lock)}, f"{file} has changed: run make lock"
+
+
+def test_the_devcontainer_has_a_python_of_ours_and_installs_the_kit():
+    text = (paths.ROOT / ".devcontainer" / "devcontainer.json").read_text()
+    container = json.loads(text)
+    assert container["postCreateCommand"] == "make install"
+    assert container["image"].rpartition(":")[2] in platforms.PYTHONS
 
 
 @pytest.mark.parametrize("change", REFUSED.values(), ids=REFUSED)

@@ -21,6 +21,17 @@ def test_json_round_trip_with_numpy_and_paths(tmp_path):
     assert "é" in path.read_text(encoding="utf-8")
 
 
+def test_tables_are_written_as_csv_beside_the_json(tmp_path):
+    rows = [{"set": "L1, é", "share": 0.5}, {"set": "L2", "ci": {"low": None}}]
+    records.write_tables(tmp_path / "a.json", {"n": 3, "shares": rows, "none": []})
+    assert records.read_json(tmp_path / "a.json")["shares"] == rows
+    records.write_tables(tmp_path / "b.json", rows)
+    text = (tmp_path / "b.csv").read_text(encoding="utf-8")
+    assert text == 'set,share,ci.low\n"L1, é",0.5,\nL2,,\n'
+    assert (tmp_path / "a_shares.csv").read_text(encoding="utf-8") == text
+    assert len([*tmp_path.iterdir()]) == 4
+
+
 def test_numbers_that_are_none_become_null(tmp_path):
     rows = [{"a": float("nan"), "b": [1, {"c": np.float64("inf")}], "d": "NaN"}]
     rows += [{"a": np.array([-np.inf, 2.5])}]

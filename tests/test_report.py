@@ -207,6 +207,8 @@ def test_write_results_round_trip(runs):
     kept = read_json(runs[0] / "results.json")
     assert kept["accuracy"] == results["accuracy"]
     assert (runs[0] / "results.md").read_text() == text
+    table = (runs[0] / "results_accuracy.csv").read_text().splitlines()
+    assert len(table) == 1 + len(kept["accuracy"]) and "accuracy" in table[0]
     assert all(sentence in text for sentence in kept["findings"])
 
 

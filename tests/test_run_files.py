@@ -71,6 +71,7 @@ OURS = [
     *("adapters/.grpo.unfinished/adapter_config.json", ".sft.lock"),
     *("checkpoints/grpo/grpo_settings.json", "checkpoints/grpo/checkpoint-4/a.bin"),
     *("checkpoints/grpo/README.md", "results.md", "judgements_sft_L3.settings.json"),
+    *("results_accuracy.csv", "claims.csv"),
     *("launch_train_sft/call.pickle", "watched_grpo.jsonl", ".launch_train_sft.lock"),
 ]
 THEIRS = [

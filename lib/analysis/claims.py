@@ -47,7 +47,7 @@ from lib.evaluate.tables import points
 from lib.markup import Marked, literal
 from lib.methods import LEVELS, VERDICTS
 from lib.paths import require, resolve
-from lib.records import read_json, write_json, write_text
+from lib.records import read_json, write_tables, write_text
 
 SUPPORTED, OPPOSITE, SMALLER, OPEN, CANNOT, MISSING = VERDICTS
 REFUTED = (OPPOSITE, SMALLER)
@@ -426,7 +426,7 @@ def write_all(runs: Sequence[Path], out: Path, only: Sequence = ()) -> list:
     text = f"{markdown(rows)}\n{sentences(rows)}"
     write_text(out / "claims.md", text)
     write_text(out / "controls.md", controls_markdown(rows))
-    write_json(out / "claims.json", rows)
+    write_tables(out / "claims.json", rows)
     return [text, plots.save(plots.claims(rows), out / "claims.png")]
 
 

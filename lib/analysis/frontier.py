@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from lib.analysis import plots, readme, stats
 from lib.evaluate import tables
 from lib.paths import resolve
-from lib.records import read_json, write_json, write_text
+from lib.records import read_json, write_tables, write_text
 
 # Of a run: what tells its cell from others, and the value where it says nothing.
 PLACE = {"demonstrations_by": "teacher", "training_share": 1.0, "data_dir": ""}
@@ -223,7 +223,7 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
 
 def write(folders: Iterable[str | Path], out: Path) -> str:
     """Write map.json (all answers), map.md and map.png; returns the tables."""
-    write_json(out / "map.json", rows := record(folders))
+    write_tables(out / "map.json", rows := record(folders))
     crossed = crossings(found := cells(rows))
     write_text(out / "map.md", text := markdown(found, crossed))
     plots.save(figure(found, crossed), out / "map.png")

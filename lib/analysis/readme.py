@@ -22,7 +22,7 @@ from lib.markup import Marked, code
 from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, difference
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
-from lib.records import read_json, write_json, write_text
+from lib.records import read_json, write_tables, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KEPT = ("n", "accuracy", "accuracy_lenient", "parse_failure", "truncated", "chance")
@@ -79,7 +79,7 @@ def write_results(run: Path, results: Mapping) -> str:
         (BESIDE, compare.beside_paper_markdown(rows)),
     ):
         text += f"\n## {head}\n\n{part}"
-    write_json(run / "results.json", {**results, "findings": found})
+    write_tables(run / "results.json", {**results, "findings": found})
     write_text(run / "results.md", text)
     return text
 
@@ -286,7 +286,7 @@ def write_sweep(folder: Path, out: Path) -> str:
     """Write the record, table and figure of a finished sweep; returns the table."""
     name, rows = resolve(folder).name, sweep_record(folder)
     text = sweep_markdown(rows)
-    write_json(out / f"{name}.json", rows)
+    write_tables(out / f"{name}.json", rows)
     write_text(out / f"{name}.md", text)
     made = [row for row in sweep_table(rows) if row["set"] in LEVELS]
     plots.save(plots.sweep(made, answers.varied(rows[0])[0]), out / f"{name}.png")
@@ -313,8 +313,8 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
     whole = answers.read(runs, *folders)
     said = reasoned.reasoned(whole[whole.model.isin(labels_of(found))])
-    write_json(out / "perception.json", shown)
-    write_json(out / "coherence.json", said)
+    write_tables(out / "perception.json", shown)
+    write_tables(out / "coherence.json", said)
     last = shown["accuracy"][-1]["set"]
     plots.save(evidence_plots.perception(shown, last), out / "perception.png")
     drawn = [r for r in said["shares"] if r["measure"] in reasoned.OVER_SEEDS]

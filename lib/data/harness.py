@@ -34,16 +34,12 @@ metric_list:
   - metric: accuracy
     aggregation: mean
     higher_is_better: true
-metadata:
-  version: 1.0
 """
 
 
 def write(data: Path, out: Path) -> dict[str, int]:
-    """Tasks of the levels in `data`, into the folder `out`; {level: questions}.
-
-    Raises FileNotFoundError where there is none, DataFaults for a record at fault.
-    """
+    """Tasks of the levels in `data`, into the folder `out`; {level: questions}. Raises
+    FileNotFoundError where there is none, DataFaults for a record at fault."""
     counts = {}
     for level in parts.LEVELS:
         path = data / "annotations" / f"validation_{level}.jsonl"

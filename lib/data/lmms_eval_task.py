@@ -1,20 +1,13 @@
 """SEED-Bench-R1 for lmms-eval, asked and scored as the paper's released code does.
 
-Written by `python -m lib.data harness`; nothing of the kit is needed to run it:
-
-    lmms-eval --include_path FOLDER --tasks seed_bench_r1 --model qwen2_vl \\
-        --model_args pretrained=Qwen/Qwen2-VL-7B-Instruct,max_num_frames=16
-
-Frames and their size are those of lmms-eval's model: compare its numbers with each
-other, and with the kit's only after a look at both. A clip that is missing is left out
-there, and counts as a wrong answer in the kit.
+Written by `python -m lib.data harness`; it runs without the kit. Frames and their size
+are those of lmms-eval's model: max_num_frames=16 is the paper's number. A clip that is
+missing is left out there, and counts as a wrong answer in the kit.
 """
 
 import re
 
 from PIL import Image
-
-ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def doc_to_visual(doc: dict) -> list:
@@ -29,6 +22,6 @@ def doc_to_text(doc: dict, lmms_eval_specific_kwargs: dict | None = None) -> str
 
 def process_results(doc: dict, results: list[str]) -> dict[str, float]:
     """1.0 if the first character in the first <answer> is the right option's letter."""
-    match = ANSWER.search(results[0])
+    match = re.search(r"<answer>(.*?)</answer>", results[0], re.DOTALL)
     letter = match[1].strip()[:1] if match else ""
     return {"accuracy": float(letter == doc["gold"])}

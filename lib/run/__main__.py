@@ -1,10 +1,4 @@
-"""The door of runs: a params file, and what is done with the run that it made.
-
-python -m lib.run params/mini.yaml
-python -m lib.run params/single_gpu_7b.yaml --dry-run
-python -m lib.run check-model Qwen/Qwen2-VL-2B-Instruct
-python -m lib.run report outputs/mini
-python -m lib.run rows outputs/mini mini.csv"""
+"""The door of runs: a params file, or a command for the run that it made."""
 
 import importlib
 import sys

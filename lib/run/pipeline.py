@@ -7,7 +7,7 @@ A run leaves its executed notebooks and records in outputs/<run_name>/. Calling 
 goes on where it stopped: a notebook that has finished is not run again unless its code,
 its parameters, anything in lib/, the content of its data or checkpoint, or a notebook
 before it has changed. A sweep runs each combination as a process of its own, and
-gathers outputs/<sweep>/runs.json and runs.md, one row a run.
+gathers outputs/<sweep>/runs.json, runs.csv and runs.md, one row a run.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 from traitlets import default
 
-from lib import chain, run_files
+from lib import chain, records, run_files
 from lib.doors import Door
 from lib.markup import grid, shown
 from lib.paths import ROOT, cores, outputs_dir, resolve, run_dir
@@ -483,9 +483,9 @@ def _child(run: Run, options: argparse.Namespace, folder: Path, alive: int) -> i
 
 
 def write_table(runs: list[Run], failed: set[str], folder: Path) -> None:
-    """runs.json and runs.md of a sweep; runs that did not finish have no numbers."""
+    """runs.json, .csv and .md of a sweep; runs that did not finish have no numbers."""
     rows = [_table_row(run, failed) for run in runs]
-    write_json(folder / "runs.json", rows)
+    records.write_tables(folder / "runs.json", rows)
     cells = [_table_cells(dict(row)) for row in rows]
     columns = list(dict.fromkeys(name for row in cells for name in row))
     lines = [[row.get(name, "") for name in columns] for row in cells]

@@ -20,4 +20,4 @@ class Door(argparse.ArgumentParser):
 def part(text: str, command: str) -> str:
     """The lines of a door's help on one command: an example, then what it does."""
     examples = rf"^( *)python -m \S+ {command} .*\n(?:\1 +.*\n)*"
-    return "".join(found[0] for found in re.finditer(examples, text, re.M))
+    return "".join(found[0] for found in re.finditer(examples, f"{text}\n", re.M))

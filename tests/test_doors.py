@@ -1,8 +1,10 @@
 """Every door says what it is for, and does nothing else when asked for help."""
 
 import argparse
+import os
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -49,3 +51,11 @@ def test_help_has_an_example_words_for_each_switch_and_the_exit_codes(
         assert EXITS in parser.epilog
         assert [action for action in parser._actions if not action.help] == []
         assert parser.format_help()
+
+
+def test_what_is_started_by_the_kit_alone_harms_nobody_who_asks_it_for_help(tmp_path):
+    command = [sys.executable, "-m", "lib.run.launch", "--help"]
+    given = {"stdin": subprocess.DEVNULL, "start_new_session": True, "cwd": tmp_path}
+    places = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, **given, env=places, capture_output=True)
+    assert ran.returncode == 1 and not [*tmp_path.iterdir()]

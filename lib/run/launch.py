@@ -322,11 +322,12 @@ class _Output:
 def main(file: Path) -> None:
     """What every process does: load the call, make it, leave result or error."""
     process = int(os.environ.get("RANK", "0"))
+    call = file.read_bytes()  # first: whoever tries `--help` here loses no shell
     _end_with_the_caller()
     # The first one talks to the notebook; what others say is kept with the launcher's.
     os.dup2(*((2, 1) if process else (1, 2)))
     try:
-        function, arguments, frames = pickle.loads(file.read_bytes())
+        function, arguments, frames = pickle.loads(call)
         frame_store.keep_frames(*frames)
         result = function(*arguments)
     except KeyboardInterrupt:

@@ -87,16 +87,27 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def write_tables(path: str | Path, obj: Any) -> None:
     """`write_json`, and each list of rows in `obj` as CSV beside it: `accuracy` of
-    results.json as results_accuracy.csv, the rows of claims.json as claims.csv."""
+    results.json as results_accuracy.csv, the rows of claims.json as claims.csv, and the
+    `parts` within those as claims_parts.csv, with the first column of their claims."""
     import pandas  # here, because little else of this module needs it
 
     write_json(path, obj)
-    parts = json.loads(_json(obj))
-    for name, rows in (parts if isinstance(parts, dict) else {"": parts}).items():
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-            text = pandas.json_normalize(rows).to_csv(index=False)
-            stem = "_".join(filter(None, [Path(path).stem, name]))
-            write_text(Path(path).with_name(f"{stem}.csv"), text)
+    stem, found = Path(path).stem, json.loads(_json(obj))
+    named = found.items() if isinstance(found, dict) else [("", found)]
+    tables = [(f"{stem}_{name}".rstrip("_"), r) for name, r in named if _is_table(r)]
+    for name, rows in tables:  # which grows
+        nested = {key for row in rows for key in row if _is_table(row[key])}
+        first = next(iter(rows[0]))
+        for key in sorted(nested):
+            within = [(row[first], row.pop(key, None) or []) for row in rows]
+            inner = [{first: own} | r for own, part in within for r in part]
+            tables.append((f"{name}_{key}", inner))
+        text = pandas.json_normalize(rows).to_csv(index=False)
+        write_text(Path(path).with_name(f"{name}.csv"), text)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def read_json(path: str | Path) -> Any:

@@ -22,6 +22,10 @@ def test_json_round_trip_with_numpy_and_paths(tmp_path):
 
 
 def test_tables_are_written_as_csv_beside_the_json(tmp_path):
+    part = {"set": "L3", "parts": [{"n": 1}, {"n": 2}]}
+    records.write_tables(tmp_path / "c.json", [part])
+    assert (tmp_path / "c_parts.csv").read_text() == "set,n\nL3,1\nL3,2\n"
+    assert (tmp_path / "c.csv").read_text() == "set\nL3\n"
     rows = [{"set": "L1, é", "share": 0.5}, {"set": "L2", "ci": {"low": None}}]
     records.write_tables(tmp_path / "a.json", {"n": 3, "shares": rows, "none": []})
     assert records.read_json(tmp_path / "a.json")["shares"] == rows
@@ -29,7 +33,7 @@ def test_tables_are_written_as_csv_beside_the_json(tmp_path):
     text = (tmp_path / "b.csv").read_text(encoding="utf-8")
     assert text == 'set,share,ci.low\n"L1, é",0.5,\nL2,,\n'
     assert (tmp_path / "a_shares.csv").read_text(encoding="utf-8") == text
-    assert len([*tmp_path.iterdir()]) == 4
+    assert len([*tmp_path.iterdir()]) == 7
 
 
 def test_numbers_that_are_none_become_null(tmp_path):

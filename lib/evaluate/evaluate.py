@@ -367,7 +367,8 @@ def row(
 ) -> dict:
     """The record of one answered, or failed, question. What the completion says is
     `letters.judged`; tokens includes the end token, error names what is wrong with the
-    video or is None; media is the content of clip and still (`pictures`)."""
+    video or is None; media is the content of clip and still (`pictures`); `of` is the
+    size of the whole set where a part of it is asked."""
     return {
         "id": question.id,
         "level": question.level,
@@ -382,6 +383,7 @@ def row(
         "tokens": tokens,
         "error": error,
         "media": pictures(question),
+        **({"of": question.of} if question.of else {}),
     }
 
 
@@ -390,9 +392,11 @@ def metrics(rows: Sequence[dict]) -> dict:
     Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
     parse_failure_lenient (share without a letter), truncated, failed (share with an
     unusable video), mean_tokens, by_domain and by_duration_group ({name: {n, accuracy,
-    accuracy_lenient}}, empty where no row has a domain or duration group)."""
+    accuracy_lenient}}, empty where no row has a domain or duration group); of a part of
+    a set `of`, the size of the whole."""
     if not rows:
         raise ValueError("no rows: metrics of nothing are not defined")
+    of = max(row.get("of", 0) for row in rows)
 
     def scores(rows: Sequence[dict]) -> dict:
         return {
@@ -407,6 +411,7 @@ def metrics(rows: Sequence[dict]) -> dict:
 
     return {
         **scores(rows),
+        **({"of": of} if of else {}),
         "parse_failure": fmean(not row["parsed"] for row in rows),
         "parse_failure_lenient": fmean(row["lenient"] is None for row in rows),
         "truncated": fmean(row["truncated"] for row in rows),

@@ -207,7 +207,7 @@ def made_by(values: Mapping, what: str, lacking: list[str]) -> Check:
         if unmade:
             text = f"{what}; the notebooks read {', '.join(unmade)} too, which --what "
             return Check("data", False, f"{text}of data_command does not bring: add it")
-        book = paths.resolve(values["data_dir"]) / "downloads.json"
+        book = paths.resolve(words[1]) / "downloads.json"  # of `get FOLDER`
         if "--accept-licences" not in words and not book.exists():
             then = "read the licences and sizes (python -m lib.data get --help), then: "
             then += f"python -m {command} --accept-licences"

@@ -62,7 +62,9 @@ class Cells(dict):
 
 def wholes(answers: pd.DataFrame) -> dict[str, int]:
     """{set: questions of the whole} for the sets of which a part was asked."""
-    parts = answers[answers["of"] > 0] if "of" in answers else answers[:0]
+    if "of" not in answers:  # committed records do not say
+        return {}
+    parts = answers[answers["of"] > 0]
     return parts.groupby("set", observed=True)["of"].max().to_dict()
 
 

@@ -84,11 +84,19 @@ def evaluate(
 ) -> list[dict]:
     """Rows of all questions in their order (see `row`), also written to `path`. Goes on
     where a killed call stopped (lib/evaluate/resume.py); a finished file is returned at
-    once, but for questions that failed for a file that is another one now. `shown`
+    once, but for questions that failed for a file that is another one now, and where
+    there are more questions now, only the new ones are asked. `shown`
     (lib/evaluate/perception.py) stands in place of a question's clip and still. Raises
     BadVideo (naming question and file) under on_bad_video = "raise", ValueError where
     an answered question shows other pictures now, and as `resume.finish` does."""
     asking = Asking(model, processor, settings, sampling, shown)
+    known = {question.id: question for question in questions}
+
+    def of(ids: Sequence[str]) -> dict:
+        if not known.keys() >= {*ids}:
+            return {}
+        return asking.facts([known[key] for key in ids])
+
     return resume.finish(
         Path(path),
         questions,
@@ -98,6 +106,7 @@ def evaluate(
         settings.batch_size,
         asking.shape,
         lambda rows: reopened(Path(path), questions, rows),
+        of if shown is None else None,
     )
 
 

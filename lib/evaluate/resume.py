@@ -102,6 +102,7 @@ def settings_file(path: Path) -> Path:
 
 
 def earlier_file(path: Path) -> Path:
+    """Where a finished file of fewer items waits until all are there."""
     return path.with_suffix(".earlier.json")
 
 
@@ -142,8 +143,7 @@ def refuse_other_settings(path: Path, wanted: Mapping) -> None:
 
 
 def _earlier(path: Path, settings: Mapping, of, again) -> dict[str, dict]:
-    """{id: row} of a finished file of fewer items. Until the others are there, it lies
-    in NAME.earlier.json with its settings."""
+    """{id: row} of a finished file of fewer items, which is kept with its settings."""
     file, known = earlier_file(path), settings_file(path)
     if path.exists() and known.exists():
         there, rows = records.read_json(known), records.read_jsonl(path)

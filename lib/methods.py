@@ -77,6 +77,17 @@ def in_order(models: Iterable[str]) -> list[str]:
     return [*(m for m in MODELS if m in found), *sorted(found - {*MODELS})]
 
 
+def named(name: str, count: int, whole: int = 0) -> str:
+    """A set, and that it is a part where `count` are not its `whole` number of
+    questions: "L2 (part: 412 of 1,321)"."""
+    return name if count >= whole else f"{name} (part: {count:,} of {whole:,})"
+
+
+def called(row: Mapping) -> str:
+    """The set of a row of results, by `named`: its n, and `of` where it is a part."""
+    return named(row["set"], row["n"], row.get("of", 0))
+
+
 def condition(name: str) -> str:
     """A condition in words."""
     return CONDITIONS.get(name, name.replace("_", " "))

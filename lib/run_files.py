@@ -26,6 +26,7 @@ MADE = re.compile(
     | (train_log|predictions|readings|judgements|coherence|attention)_[^/]+\.jsonl
     | (draws|tried)_[^/]+\.jsonl
     | (predictions|readings|judgements|attention|draws|tried)_[^/]+\.settings\.json
+    | predictions_[^/]+\.earlier\.json
     | (replaced_)?rollouts(_[^/]+)?\.jsonl | watched_[^/]+\.jsonl
     | tensorboard/[^/]+/events\.out\.tfevents\.[^/]+ | figures/[^/]+\.png
     | adapters/\.[^/]+\.unfinished/.+ | \.[^/]+\.lock

@@ -280,12 +280,14 @@ def test_clips_to_come_are_disk_until_they_are_there(values, tmp_path):
     benchmark.write(folder, benchmark.Sizes(training=6, level=4, general=4))
     command = "lib.data get x --what L1 training_6k"
     values |= {"data_dir": str(folder), "data_command": command}
-    assert counts.to_come(values, counts.sets_of(values)) == {}
+    assert counts.to_come(values) == {}
     clips = sorted((folder / "videos").glob("*/*L1*.mp4"))
     clips[0].unlink()
     counts.read_set.cache_clear()
-    found = counts.to_come(values, counts.sets_of(values))
+    found = counts.to_come(values | {"asked_sets": "L2"})  # not asked, and it comes
     assert [*found.values()] == [counts.CLIP_BYTES["L1"], counts.ARCHIVE_BYTES["L1"]]
+    found = counts.to_come(values | {"data_command": f"{command} --at-most 5MB"})
+    assert [*found.values()] == [5 * 10**6] * 2
 
 
 def test_a_command_that_is_told_is_never_broken_at_a_hyphen():
@@ -497,7 +499,22 @@ def test_missing_data_fails_unless_a_command_makes_all_of_it(values, tmp_path):
     values |= {"data_command": "lib.data get x --what L2 --accept-licences"}
     check = checks.check_data(values, ["01_data", "04_eval"])
     assert not check.passed
-    assert "read training, demonstrations, L1, L3, general too" in check.text
+    assert "read L1, L3, general too" in check.text
+
+
+def test_a_set_that_is_not_asked_is_neither_counted_nor_missed(
+    dry_run, values, tmp_path
+):
+    _, whole = dry_run("asked_models: base")
+    assert row(whole, "evaluation: answers")[1] == str(3 * 8 + 6)
+    _, text = dry_run("asked_models: base", "asked_sets: L2", "asked_questions: 5")
+    assert row(text, "evaluation: answers")[1] == "5"
+    assert "not asked: L1, L3, general" in text
+    assert "NO  settings" in dry_run("asked_sets: L5")[1]
+    values |= {"general_dir": str(tmp_path), "data_command": "", "asked_sets": "L2 L3"}
+    assert checks.check_data(values, ["01_data", "04_eval"]).passed
+    check = checks.check_data(values | {"asked_sets": "L2 general"}, ["04_eval"])
+    assert not check.passed and f"{tmp_path / 'lvb_val.json'}" in check.text
 
 
 def test_missing_clips_fail_where_they_are_needed(values, tmp_path):

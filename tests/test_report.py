@@ -63,7 +63,7 @@ def records(runs, tmp_path):
 )
 def test_the_words_follow_the_interval(low, value, high, words):
     row = {"a": "grpo", "b": "sft", "difference": value, "low": low, "high": high}
-    assert report.verdict("L2", row) == f"**L2** (new environments): {words}"
+    assert report.verdict(row) == f"**L2** (new environments): {words}"
 
 
 def test_a_record_is_small_and_enough(runs):

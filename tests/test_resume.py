@@ -16,7 +16,7 @@ def path(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-def finished(path, items=ITEMS, kept="made", again=(), **settings):
+def finished(path, items=ITEMS, kept="made", again=(), of=None, **settings):
     """The words of all rows, and the ids of the batches that were made for them."""
     made = []
 
@@ -30,7 +30,8 @@ def finished(path, items=ITEMS, kept="made", again=(), **settings):
 
     settings = {"size": 2, **settings}
     how = {"shape": lambda item: "cabde".index(item.id), "again": lambda rows: {*again}}
-    rows = resume.finish(path, items, lambda: settings, make, "answered", 2, **how)
+    given = (path, items, lambda: settings, make, "answered", 2)
+    rows = resume.finish(*given, **how, of=of)
     assert [row["id"] for row in rows] == [item.id for item in items]
     assert not resume.partial_files(path)
     return "".join(row["word"][0] for row in rows), made
@@ -74,6 +75,30 @@ def test_batches_of_some_items_are_made_again(path):
     finished(path, kept="kept")
     assert finished(path, again={"d"}) == ("kmkmk", ["bd"])
     assert finished(path, again=set()) == ("kmkmk", [])
+
+
+def test_more_items_keep_the_rows_of_the_earlier_ones(path, monkeypatch):
+    """Also where a kill came before the new ones were there, or behind the last write;
+    rows that differ in more than their items are refused."""
+    fewer = [Item(key) for key in "bd"]
+
+    def of(ids):
+        return {"size": 2, "asked": "".join(ids)}
+
+    assert finished(path, fewer, kept="kept", of=of, asked="bd") == ("kk", ["bd"])
+    with pytest.raises(ValueError, match="asked"):
+        finished(path, asked="abcde")  # without `of` it is another file
+    with monkeypatch.context() as stopped:
+        stopped.setattr(resume.records, "append_jsonl", None)  # a kill
+        with pytest.raises(TypeError):
+            finished(path, of=of, asked="abcde")
+    assert not path.exists() and resume.earlier_file(path).exists()
+    resume.partial_file(path, 0).unlink(missing_ok=True)
+    assert finished(path, of=of, asked="abcde") == ("mkmkm", ["ca", "e"])
+    assert not resume.earlier_file(path).exists()
+    assert finished(path, of=of, asked="abcde") == ("mkmkm", [])
+    with pytest.raises(ValueError, match="size"):
+        finished(path, of=lambda ids: of(ids) | {"size": 3}, asked="abcde", size=3)
 
 
 def test_rows_of_other_settings_are_refused_by_name(path):

@@ -309,8 +309,9 @@ def test_a_budget_makes_a_part_and_a_larger_one_goes_on(world):
     assert "Ego4D" not in said  # no signature is asked for
     part, asked = world.folder / "part", world.hub.fetched("tar.gz")
     general = world.folder / "general"
-    (sets, told) = parts.read(part, general, "L1")
-    assert told == {"L1": "a part, 1 of 2"} and sets["L1"][0].video.is_file()
+    sets = parts.read(part, general, "L1")
+    assert parts.told(sets) == {"L1": "L1 (part: 1 of 2)"}
+    assert sets["L1"][0].video.is_file() and parts.whole(part)["training"] == 1
     assert len(inventory.check(part)) == 5 and chain.benchmark(part, general)
     assert str(part / "videos" / EPIC / "2.mp4") in {
         str(paths.ROOT / name) for name in chain.benchmark(part, general)
@@ -319,11 +320,15 @@ def test_a_budget_makes_a_part_and_a_larger_one_goes_on(world):
     assert world.hub.fetched("tar.gz") == asked  # it is used up
     assert "2 of 2 records" in ok(world.accept("L1", "training_6k", "--at-most", "1GB"))
     assert world.hub.fetched("tar.gz") == [*asked, f"videos/{EPIC}/batch_10.tar.gz"]
-    (sets, told) = parts.read(part, general, "L1")
-    assert told == {} and len(sets["L1"]) == 2
-    assert parts.read(part, general, "L1", 1)[1] == {"L1": "a part, 1 of 2"}
+    sets = parts.read(part, general, "L1")
+    assert parts.told(sets) == {"L1": "L1"} and len(sets["L1"]) == 2
+    (one,) = parts.read(part, general, "L1", 1)["L1"]
+    assert one.of == 2 and one.id in {item.id for item in sets["L1"]}
     with pytest.raises(ValueError, match="'L4' is none of"):
         parts.read(part, general, "L1 L4")
+    get = f"lvb_val.json is missing: get it .*get {world.folder} --what longvideobench"
+    with pytest.raises(FileNotFoundError, match=get):
+        parts.read(part, general, "L1 general")
 
 
 def test_a_budget_that_holds_nothing_says_so(world):

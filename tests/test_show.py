@@ -286,7 +286,7 @@ def test_an_interval_is_filled_only_if_it_excludes_zero(low, high, ahead):
 def test_words_of_the_answer_are_those_of_the_records(run, read):
     compared = compare.differences(compare.right(answers.read(run)), samples=200)
     for row in compare.main(compared):
-        said = readme.verdict(row["set"], row).replace("**", "")
+        said = readme.verdict(row).replace("**", "")
         assert said in read["report"].words
 
 

@@ -12,7 +12,7 @@ from lib.data.prompts import messages
 from lib.data.questions import Demonstration
 from lib.model import encoding, models
 from lib.run import __main__ as door
-from lib.run import export, params
+from lib.run import checks, export, params, pipeline
 from lib.train import grpo, sft
 from tests import trainings
 from tests.trainings import SAMPLING, log_of
@@ -179,3 +179,36 @@ def test_the_params_files_follow_the_paper_where_they_say_so(size):
     assert values["prompts_per_step"] * values["group_size"] == 64
     assert values["sft_batch_size"] * values["sft_gradient_accumulation"] == 128
     assert (values["kl_beta"], values["top_k"]) == (0.1, 50)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "told"),
+    [
+        ("real_2b_on_miniplan", 6, "01_data makes it: python -m lib.mini write"),
+        ("questions_2b", 1, "--what L2 --at-most 5GB --accept-licences"),
+        ("evening_2b", 5, "--what L1 training_6k --at-most 40GB --accept-licences"),
+    ],
+)
+def test_each_rung_is_planned_for_16_gb_before_anything_is_there(
+    name, stages, told, monkeypatch, tmp_path, capsys
+):
+    """With a checkpoint that is here in place of the real one, all but the data and the
+    card is ready; the real one's sizes are known without it."""
+    file = str(paths.ROOT / "params" / f"{name}.yaml")
+    (run,) = params.load_params(file)
+    assert run.card_gib == 16 and run.values["quantize"]
+    own = run.values["asked_sets"].split() if "asked_sets" in run.values else ()
+    monkeypatch.setenv("KIT_OUTPUTS", str(tmp_path))
+    pipeline.main([file, "--dry-run", "--gib", "16", f"model={BASE}"])
+    said = capsys.readouterr().out
+    text = " ".join(said.split())
+    assert "ok memory" in text and "ok model" in text and told in text
+    assert (
+        said.count("\nSFT ") + said.count("\nGRPO: ") + said.count("\nevalu") == stages
+    )
+    rest = [name for name in ("L1", "L2", "L3", "general") if own and name not in own]
+    assert ("not asked: " + ", ".join(rest) in text) == bool(own)
+    if checks.local_model("Qwen/Qwen2-VL-2B-Instruct") is None:  # then it is to come
+        pipeline.main([file, "--dry-run", "--gib", "16"])
+        said = capsys.readouterr().out
+        assert "ok  memory" in said and "model 4.4" in " ".join(said.split())

@@ -4,7 +4,7 @@ Whatever is compared is a mean over questions of a number from 0 to 1: right by 
 first letter, supported by its reasoning, a share of attention. So `read` makes one
 pandas frame of all records of one run, or of several that differ in their seed alone,
 
-    seed model set condition measure id video value    domain duration_group options
+    seed model set condition measure id video value    domain duration_group of options
 
 and every table, claim and figure is a selection of it (lib/analysis/compare.py).
 
@@ -84,6 +84,7 @@ def read(
     known = {row["id"]: row for rows in asked.values() for row in rows}
     for key in ("domain", "duration_group"):
         frame[key] = frame.id.map({i: row.get(key) for i, row in known.items()})
+    frame["of"] = frame.id.map({i: row.get("of", 0) for i, row in known.items()})
     frame["options"] = frame.id.map({i: len(r["options"]) for i, r in known.items()})
     return _tidy(frame)
 

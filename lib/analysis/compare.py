@@ -21,7 +21,7 @@ import pandas as pd
 
 from lib.analysis import stats
 from lib.evaluate import tables
-from lib.methods import LABELS, METHODS, PAIRS, SEEN, difference
+from lib.methods import LABELS, METHODS, PAIRS, SEEN, called, difference, named
 from lib.records import read_json
 
 SAMPLES = 10_000  # of a bootstrap
@@ -53,10 +53,19 @@ class Cells(dict):
         for place, own in wide.groupby(level=self.by, sort=False, observed=True):
             self[place] = own.droplevel(self.by).dropna(axis=1, how="all")
         self.videos = dict(zip(answers.id, answers.video, strict=True))
+        self.whole = wholes(answers)
 
     def at(self, where: Mapping) -> pd.DataFrame | None:
         """The answers with {column: value}."""
         return self.get(tuple(where[key] for key in self.by))
+
+
+def wholes(answers: pd.DataFrame) -> dict[str, int]:
+    """{set: questions of the whole} for the sets of which a part was asked."""
+    if "of" not in answers:  # committed records do not say
+        return {}
+    parts = answers[answers["of"] > 0]
+    return parts.groupby("set", observed=True)["of"].max().to_dict()
 
 
 def matrices(cells: Cells, terms: Terms) -> dict[str, pd.DataFrame]:
@@ -174,6 +183,8 @@ def differences(
             p = row.get("p")
             if row["seeds"] == 1:
                 p = stats.mcnemar_exact(row["wins"], row["losses"])
+            of = cells.whole.get(where.get("set"))
+            row |= {"of": of} if of else {}
             rows.append(row | {"difference": row["effect"], "p": p})
     return rows
 
@@ -210,12 +221,15 @@ def kept(row: Mapping, *keys: str) -> dict:
 def out_of_distribution(answers: pd.DataFrame, **draws: int) -> list[dict]:
     """Is GRPO's advantage over SFT larger on L2 and L3 than on L1? One row each."""
     rows, gap = [], {"model": ("grpo", "sft")}
+    whole = wholes(answers)
     sizes = answers[answers.model == "grpo"].groupby("set", observed=True).id.nunique()
     for there in ("L2", "L3"):
         if {there, "L1"} <= {*sizes.index}:
             found = apart(answers, gap, {"set": (there, "L1")}, **draws)
             row = {"there": there, "here": "L1", "n_there": int(sizes[there])}
             row |= {"n_here": int(sizes["L1"]), "difference": found["effect"]}
+            parts = [key for key in ("there", "here") if row[key] in whole]
+            row |= {f"of_{key}": whole[row[key]] for key in parts}
             rows.append(row | {key: found[key] for key in ("low", "high")})
     return rows
 
@@ -243,7 +257,8 @@ def accuracies(
 
 def summary(rows: Sequence[Mapping]) -> dict:
     """Accuracy under both rules with intervals, chance, and what went wrong."""
-    n, found = len(rows), {"n": len(rows)}
+    n, of = len(rows), max(row.get("of", 0) for row in rows)
+    found = {"n": n, **({"of": of} if of else {})}
     for end, key in (("", "correct"), ("_lenient", "correct_lenient")):
         count = sum(row[key] for row in rows)
         low, high = stats.wilson_interval(count, n)
@@ -297,7 +312,7 @@ def accuracies_markdown(rows: Sequence[Mapping]) -> str:
     return tables.markdown(
         {
             "method": LABELS[row["model"]],
-            "set": row["set"],
+            "set": called(row),
             "n": row["n"],
             "accuracy %, first letter": span(row, "accuracy"),
             "accuracy %, lenient": tables.span(
@@ -317,7 +332,7 @@ def differences_markdown(rows: Sequence[Mapping]) -> str:
     return tables.markdown(
         {
             "comparison": difference(row["a"], row["b"]),
-            "set": row["set"],
+            "set": called(row),
             "n": row["n"],
             "difference, points": span(row, "difference"),
             "only the first right": row.get("wins", "–"),
@@ -333,7 +348,7 @@ def out_of_distribution_markdown(rows: Sequence[Mapping]) -> str:
     head = "difference of differences, points"
     return tables.markdown(
         {
-            "GRPO − SFT": f"on {row['there']}, less that on {row['here']}",
+            "GRPO − SFT": f"on {_at(row, 'there')}, less that on {_at(row, 'here')}",
             "n": f"{row['n_there']} and {row['n_here']}",
             head: span(row, "difference"),
         }
@@ -341,12 +356,16 @@ def out_of_distribution_markdown(rows: Sequence[Mapping]) -> str:
     )
 
 
+def _at(row: Mapping, key: str) -> str:
+    return named(row[key], row[f"n_{key}"], row.get(f"of_{key}", 0))
+
+
 def beside_paper_markdown(rows: Sequence[Mapping]) -> str:
     """Our accuracies beside the paper's: another model, and often other data."""
     lines = []
     for name in dict.fromkeys(row["set"] for row in rows):
         own = {row["model"]: row for row in rows if row["set"] == name}
-        line = {"set": name, "n": own["base"]["n"]}
+        line = {"set": called(own["base"]), "n": own["base"]["n"]}
         for model in METHODS:
             here, there = own[model]["accuracy"], published_accuracy(model, name)
             line[f"{LABELS[model]} %"] = tables.percent(here)

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 
 from lib import records
 from lib.analysis.stats import wilson_interval
-from lib.methods import COLORS, LABELS, VERDICTS, difference
+from lib.methods import COLORS, LABELS, VERDICTS, called, difference
 
 LOOK = {
     "text.parse_math": False,  # a text of the data is no TeX: it may hold a dollar sign
@@ -133,6 +133,12 @@ def _groups(ax: Axes, rows: Sequence[Mapping], group: str, title: str, paper=Fal
     form = "up to {} s" if group == "duration_group" else "{}"
     names = [form.format(GROUP_LABELS.get(name, name)) for name in named]
     sizes = [f"n = {row['n']:,}" for row in named.values()]
+    if group == "set":  # a part is told as one
+        whole = [max(row["n"], row.get("of", 0)) for row in named.values()]
+        sizes = [
+            f"{size} of {of:,}" if of > row["n"] else size
+            for size, of, row in zip(sizes, whole, named.values(), strict=True)
+        ]
     labels = [f"{name}\n{size}" for name, size in zip(names, sizes, strict=True)]
     ax.set_xticks(range(len(named)), labels)
     ax.set_ylabel("accuracy (%)")
@@ -180,7 +186,7 @@ def differences(rows: Sequence[Mapping], published: Mapping | None = None) -> Ax
         ticks.append((y, difference(a, b), "bold"))
         for row in (row for row in rows if (row["a"], row["b"]) == (a, b)):
             y += 1
-            ticks.append((y, f"{row['set']} (n = {row['n']:,})", "normal"))
+            ticks.append((y, f"{called(row)} (n = {row['n']:,})", "normal"))
             face = COLORS[a] if row["low"] > 0 or row["high"] < 0 else "white"
             look = {"color": COLORS[a], "mfc": face, "capsize": 2, "elinewidth": 1.4}
             points(ax, [y], [row], "difference", across=True, **look)

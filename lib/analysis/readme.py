@@ -19,7 +19,7 @@ from lib.analysis import answers, compare, evidence_plots, plots, reasoned, seen
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
 from lib.markup import Marked, code
-from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, difference
+from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, called, difference
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
 from lib.records import read_json, write_tables, write_text
@@ -32,9 +32,9 @@ APART = "GRPO's advantage out of distribution"
 BESIDE = "Beside the paper: another model and other data"
 
 
-def verdict(name: str, row: Mapping) -> str:
+def verdict(row: Mapping) -> str:
     """One sentence on a set: is GRPO or SFT ahead, by how much, how sure. `row` is one
-    of `compare.main`: a, b, difference (GRPO - SFT), low, high, holm."""
+    of `compare.main`: a, b, set, n, difference (GRPO - SFT), low, high, holm."""
     value, low, high = (row[key] for key in ("difference", "low", "high"))
     one, head, too = tables.points, "not decided: GRPO − SFT is", ""
     if first := compare.ahead(row):
@@ -45,12 +45,12 @@ def verdict(name: str, row: Mapping) -> str:
     elif not low <= 0 <= high:
         too = f"; p = {row['holm']:.2f} as one of several tests"
     text = f"{one(value)} points (95 % interval {one(low)} to {one(high)}{too})"
-    return f"**{name}** ({methods.MEANING[name]}): {head} {text}"
+    return f"**{called(row)}** ({methods.MEANING[row['set']]}): {head} {text}"
 
 
 def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]:
     """What a run shows, as sentences with numbers, the main question first."""
-    sentences = [verdict(row["set"], row) for row in compare.main(compared)]
+    sentences = [verdict(row) for row in compare.main(compared)]
     for model in METHODS:
         rows = [row for row in table if row["model"] == model]
         n = sum(row["n"] for row in rows)
@@ -189,7 +189,7 @@ def results(source: str | Path) -> str:
     records = read_reference(source)
     frame = of_records(records)
     table, compared = accuracies(frame), differences(frame)
-    said = [f"- {verdict(row['set'], row)}" for row in compare.main(compared)]
+    said = [f"- {verdict(row)}" for row in compare.main(compared)]
     caption = _caption(records, table, source)
     return "\n".join([BEGIN, *said, "", _table(table, compared), caption, END])
 

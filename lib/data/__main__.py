@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     accept = "say that you have read and accept them; each is named below"
     get.add_argument("--accept-licences", action="store_true", help=accept)
     most = "bytes of archives in all, such as 40GB"
-    get.add_argument("--at-most", type=_size, metavar="SIZE", help=most)
+    get.add_argument("--at-most", type=size, metavar="SIZE", help=most)
     have = "clips you have, of EPIC-KITCHENS or Ego4D, by the file names of the records"
     get.add_argument("--have", type=_folder, metavar="FOLDER", help=have)
     get.add_argument("--dry-run", action="store_true", help="show the plan only")
@@ -112,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _size(text: str) -> int:
+def size(text: str) -> int:
+    """The bytes of a text such as 40GB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])B", text, re.IGNORECASE)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 40GB")

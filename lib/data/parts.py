@@ -4,17 +4,18 @@
 come, links to the clips and stills beside it, and part.json with the whole numbers.
 """
 
+import hashlib
 import json
-import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lib import records
 from lib.data import questions
 from lib.data.questions import Question
+from lib.methods import GENERAL, SETS, named
 
 FOLDER, BOOK = "part", "part.json"
-LEVELS = ("L1", "L2", "L3")
 
 
 def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
@@ -44,27 +45,58 @@ def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
     return found
 
 
-def read(
-    data: Path, general: Path, names: str, count: int = 0
-) -> tuple[dict[str, list[Question]], dict[str, str]]:
-    """({set: questions} of the sets named, {set: "a part, 183 of 2,432"} of those that
-    are not whole). Of each at most `count`, drawn alike in every run; 0: all."""
+def names_of(asked_sets: str) -> list[str]:
+    """The sets that `asked_sets` names, in the paper's order; ValueError for others."""
+    for name in asked_sets.split() or [asked_sets]:
+        if name not in SETS:
+            raise ValueError(f"asked_sets: {name!r} is none of {', '.join(SETS)}")
+    return [name for name in SETS if name in asked_sets.split()]
+
+
+def whole(data: Path) -> dict[str, int]:
+    """{split: records of the whole file} for what lies in a part; else {}."""
     known = records.read_json(data / BOOK) if (data / BOOK).exists() else {}
-    sets, told = {}, {}
-    for name in names.split():
-        if name in LEVELS:
-            path = data / "annotations" / f"validation_{name}.jsonl"
-            items = questions.read_validation(path, data, name)
-        elif name == "general":
-            items = questions.read_general(general / "lvb_val.json", general)
+    return {split: own["of"] for split, own in known.items()}
+
+
+def read(
+    data: Path, general: Path, asked_sets: str, count: int = 0
+) -> dict[str, list[Question]]:
+    """{set: questions} of the sets named, in the order of their files. Of each at most
+    `count` (0: all): the same ones in every run, and all of them among any larger count
+    of the file. Where that is not the whole set, `of` of each question is its size.
+
+    FileNotFoundError names the file of a set that is missing, and what gets it.
+    """
+    sizes, sets = whole(data), {}
+    home = data.parent if data.name == FOLDER else data
+    for name in names_of(asked_sets):
+        what, path = name, data / "annotations" / f"validation_{name}.jsonl"
+        if name == GENERAL:
+            what, path = "longvideobench", general / "lvb_val.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: get it (python -m lib.data get {home} --what "
+                f"{what}), or leave {name} out of asked_sets"
+            )
+        if name == GENERAL:
+            items = questions.read_general(path, general)
         else:
-            raise ValueError(f"asked_sets: {name!r} is none of L1, L2, L3, general")
+            items = questions.read_validation(path, data, name)
         if not items or len({item.id for item in items}) < len(items):
             raise ValueError(f"{name} has no questions, or an id twice: see 01_data")
-        whole = known.get(name, {}).get("of", len(items))
-        count_here = min(count or len(items), len(items))
-        drawn = sorted(random.Random(0).sample(range(len(items)), count_here))
-        sets[name] = [items[i] for i in drawn]
-        if len(sets[name]) < whole:
-            told[name] = f"a part, {len(sets[name]):,} of {whole:,}"
-    return sets, told
+        of = sizes.get(name, len(items))
+        drawn = {item.id for item in sorted(items, key=_draw)[: count or None]}
+        items = [item for item in items if item.id in drawn]
+        part = len(items) < of
+        sets[name] = [replace(item, of=of) for item in items] if part else items
+    return sets
+
+
+def _draw(item: Question) -> str:
+    return hashlib.sha256(item.id.encode()).hexdigest()
+
+
+def told(sets: Mapping[str, list[Question]]) -> dict[str, str]:
+    """{set: its name, and that it is a part}."""
+    return {name: named(name, len(own), own[0].of) for name, own in sets.items()}

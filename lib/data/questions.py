@@ -42,6 +42,7 @@ class Question:
     video: Path | None
     image: Path | None
     duration_group: int | None = None
+    of: int = 0  # questions of its whole set, where only a part of that is asked
 
 
 @dataclass(frozen=True)

@@ -84,11 +84,19 @@ def evaluate(
 ) -> list[dict]:
     """Rows of all questions in their order (see `row`), also written to `path`. Goes on
     where a killed call stopped (lib/evaluate/resume.py); a finished file is returned at
-    once, but for questions that failed for a file that is another one now. `shown`
+    once, but for questions that failed for a file that is another one now, and where
+    there are more questions now, only the new ones are asked. `shown`
     (lib/evaluate/perception.py) stands in place of a question's clip and still. Raises
     BadVideo (naming question and file) under on_bad_video = "raise", ValueError where
     an answered question shows other pictures now, and as `resume.finish` does."""
     asking = Asking(model, processor, settings, sampling, shown)
+    known = {question.id: question for question in questions}
+
+    def of(ids: Sequence[str]) -> dict:
+        if not known.keys() >= {*ids}:
+            return {}
+        return asking.facts([known[key] for key in ids])
+
     return resume.finish(
         Path(path),
         questions,
@@ -98,6 +106,7 @@ def evaluate(
         settings.batch_size,
         asking.shape,
         lambda rows: reopened(Path(path), questions, rows),
+        of if shown is None else None,
     )
 
 
@@ -367,7 +376,8 @@ def row(
 ) -> dict:
     """The record of one answered, or failed, question. What the completion says is
     `letters.judged`; tokens includes the end token, error names what is wrong with the
-    video or is None; media is the content of clip and still (`pictures`)."""
+    video or is None; media is the content of clip and still (`pictures`); `of` is the
+    size of the whole set where a part of it is asked."""
     return {
         "id": question.id,
         "level": question.level,
@@ -382,6 +392,7 @@ def row(
         "tokens": tokens,
         "error": error,
         "media": pictures(question),
+        **({"of": question.of} if question.of else {}),
     }
 
 
@@ -390,9 +401,11 @@ def metrics(rows: Sequence[dict]) -> dict:
     Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
     parse_failure_lenient (share without a letter), truncated, failed (share with an
     unusable video), mean_tokens, by_domain and by_duration_group ({name: {n, accuracy,
-    accuracy_lenient}}, empty where no row has a domain or duration group)."""
+    accuracy_lenient}}, empty where no row has a domain or duration group); of a part of
+    a set `of`, the size of the whole."""
     if not rows:
         raise ValueError("no rows: metrics of nothing are not defined")
+    of = max(row.get("of", 0) for row in rows)
 
     def scores(rows: Sequence[dict]) -> dict:
         return {
@@ -407,6 +420,7 @@ def metrics(rows: Sequence[dict]) -> dict:
 
     return {
         **scores(rows),
+        **({"of": of} if of else {}),
         "parse_failure": fmean(not row["parsed"] for row in rows),
         "parse_failure_lenient": fmean(row["lenient"] is None for row in rows),
         "truncated": fmean(row["truncated"] for row in rows),

@@ -35,22 +35,31 @@ def finish(
     size: int = 1,
     shape: Callable | None = None,
     again: Callable[[list[dict]], set[str]] = lambda rows: set(),
+    of: Callable[[list[str]], Mapping] | None = None,
 ) -> list[dict]:
     """One row for each item, made where it is missing; also in `path`. `make` gives the
     rows of each batch it gets, `size` items that are neighbours by `shape`; `settings`,
     plain JSON values, decide them. A finished file is kept, but for the batches with an
-    item of `again(rows)`. All processes that call this together make a share each and
-    return all rows. Raises ValueError where rows of other settings, or of other items,
-    lie at `path`, and Busy (lib/run_files.py) while another process is `doing` this."""
-    batches, order = partition(items, size, shape), [item.id for item in items]
+    item of `again(rows)`; with `of`, which gives the settings of some ids alone, also
+    where there are more items now. All processes that call this together make a share
+    each and return all rows. Raises ValueError where rows of other settings, or of
+    other items, lie at `path`, and Busy (lib/run_files.py) while another process is
+    `doing` this."""
+    order = [item.id for item in items]
     if len(set(order)) < len(order):
         raise ValueError("two questions have the same id: rows could not be told apart")
     state = processes()
-    first, count, missing = state.is_main_process, state.num_processes, []
+    first, count = state.is_main_process, state.num_processes
+    missing, earlier, now = [], {}, {}
     # The processes of one launch are one writer.
     with run_files.one_writer(path, doing) if first else nullcontext():
         if first:
-            missing = _missing(path, batches, settings(), again)
+            now = settings()
+            earlier = _earlier(path, now, of, again) if of else {}
+        (earlier,) = broadcast_object_list([earlier])
+        batches = partition([i for i in items if i.id not in earlier], size, shape)
+        if first:
+            missing = _missing(path, batches, now, again)
         (missing,) = broadcast_object_list([missing])
         own = [batches[n] for n in missing[state.process_index :: count]]
         partial, todo = partial_file(path, state.process_index), sum(map(len, own))
@@ -64,9 +73,11 @@ def finish(
         state.wait_for_everyone()
         if first and not path.exists():
             files = partial_files(path)
-            rows = {row["id"]: row for f in files for row in records.read_jsonl(f)}
+            made = {row["id"]: row for f in files for row in records.read_jsonl(f)}
+            rows = earlier | made
             records.write_jsonl(path, [rows[key] for key in order])
             _remove(files)
+            earlier_file(path).unlink(missing_ok=True)
         state.wait_for_everyone()
         return records.read_jsonl(path)
 
@@ -88,6 +99,11 @@ def processes() -> PartialState:
 def settings_file(path: Path) -> Path:
     """Where it is written what made the rows at `path`."""
     return path.with_suffix(".settings.json")
+
+
+def earlier_file(path: Path) -> Path:
+    """Where a finished file of fewer items waits until all are there."""
+    return path.with_suffix(".earlier.json")
 
 
 def partial_file(path: Path, process: int) -> Path:
@@ -124,6 +140,26 @@ def refuse_other_settings(path: Path, wanted: Mapping) -> None:
         f"{path} holds rows of other settings",
         f"Use another run_name, or {delete} to evaluate again",
     )
+
+
+def _earlier(path: Path, settings: Mapping, of, again) -> dict[str, dict]:
+    """{id: row} of a finished file of fewer items, which is kept with its settings."""
+    file, known = earlier_file(path), settings_file(path)
+    if path.exists() and known.exists():
+        there, rows = records.read_json(known), records.read_jsonl(path)
+        if there == settings:
+            file.unlink(missing_ok=True)
+        elif there == of([row["id"] for row in rows]):
+            records.write_json(file, {"settings": there, "rows": rows})
+            path.unlink()
+    if not file.exists():
+        return {}
+    kept = records.read_json(file)
+    wanted = of([row["id"] for row in kept["rows"]])
+    told = f"{file} holds rows of other settings"
+    records.refuse_other(kept["settings"], wanted, told, "Delete it to evaluate again")
+    anew = again(kept["rows"])
+    return {row["id"]: row for row in kept["rows"] if row["id"] not in anew}
 
 
 def _missing(path: Path, batches: Batches, settings: Mapping, again) -> list[int]:

@@ -168,12 +168,16 @@ def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:
     """Whether all questions, clips and stills that the notebooks read are there; else
     what gets them."""
     needed = {name for stem in notebooks for name in READS.get(stem, ())}
+    # 01_data reads of the training files the words alone.
+    seen = {n for stem in notebooks if stem != "01_data" for n in READS.get(stem, ())}
+    seen |= needed & {*LEVELS}
     files = counts.annotation_files(values)
     files = {name: path for name, path in files.items() if name in needed}
     lacking = [name for name, path in files.items() if not path.is_file()]
     if lacking:
         what = f"{len(lacking)} of {len(files)} annotation files missing"
-        return made_by(values, f"{what}, such as {files[lacking[0]]}", lacking)
+        said = f"{what}, such as {files[lacking[0]]}"
+        return made_by(values, said, lacking, seen)
     folder, general = (paths.resolve(values[n]) for n in ("data_dir", "general_dir"))
     used = {path.stem: name for name, path in files.items()}
     found = inventory.check(folder, general) if files else []
@@ -183,19 +187,19 @@ def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:
         text = f"records that cannot be used in {', '.join(faulty)}"
         return Check("data", False, f"{text}: python -m lib.data check {folder}")
     absent = {name: len(own["unreadable"]) for name, own in found.items()}
-    absent = {name: count for name, count in absent.items() if count}
+    absent = {name: n for name, n in absent.items() if n and name in seen}
     told = ", ".join(f"{count} of {name}" for name, count in absent.items())
     tolerated = LEVELS if values["on_bad_video"] == "keep_as_wrong" else ()
     fatal = [name for name in absent if name not in tolerated]
     if fatal:
-        return made_by(values, f"clips or stills missing: {told}", fatal)
+        return made_by(values, f"clips or stills missing: {told}", fatal, seen)
     count = sum(own["records"] for own in found.values())
     text = f"{count:,} records, their clips and stills there (not decoded)"
     text += f"; missing, to be counted as wrong: {told}" if told else ""
     return Check("data", True, text)
 
 
-def made_by(values: Mapping, what: str, lacking: list[str]) -> Check:
+def made_by(values: Mapping, what: str, lacking: list[str], seen: set) -> Check:
     """Data is missing: the run's own data_command may get it, unless it would stop, or
     brings something else."""
     command = values["data_command"]
@@ -203,11 +207,15 @@ def made_by(values: Mapping, what: str, lacking: list[str]) -> Check:
         return Check("data", False, f"{what}; no data_command makes it: put it there")
     module, *words = shlex.split(command)
     if module == "lib.data":
-        unmade = [name for name in lacking if name not in counts.chosen(words)]
+        brought = counts.chosen(words)
+        if {*brought} - {"general"}:  # the words of all others come too
+            clips_too = (seen | {"general"}) - {*brought}
+            brought = {*brought, *READS["01_data"]} - clips_too
+        unmade = [name for name in lacking if name not in brought]
         if unmade:
             text = f"{what}; the notebooks read {', '.join(unmade)} too, which --what "
             return Check("data", False, f"{text}of data_command does not bring: add it")
-        book = paths.resolve(values["data_dir"]) / "downloads.json"
+        book = paths.resolve(words[1]) / "downloads.json"  # of `get FOLDER`
         if "--accept-licences" not in words and not book.exists():
             then = "read the licences and sizes (python -m lib.data get --help), then: "
             then += f"python -m {command} --accept-licences"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib import paths
-from lib.data import questions, seed_bench, training_sets
+from lib.data import parts, questions, seed_bench, training_sets
+from lib.data.__main__ import size
 from lib.data.video import PATCH, Sampling
 from lib.evaluate import perception
 from lib.mini.benchmark import SIZES
@@ -89,16 +90,20 @@ def all_values(run: params.Run) -> dict:
 
 
 def annotation_files(values: Mapping) -> dict[str, Path]:
-    """Where a run reads its questions from, whether the files are there or not."""
+    """Where a run reads its questions from, whether the files are there or not; a set
+    that is not asked has no file here."""
     folder = paths.resolve(values["data_dir"]) / "annotations"
+    asked = parts.names_of(values["asked_sets"])
     files = LEARNED | {level: f"validation_{level}.jsonl" for level in LEVELS[:3]}
     found = {name: folder / file for name, file in files.items()}
-    return {**found, "general": paths.resolve(values["general_dir"]) / "lvb_val.json"}
+    found["general"] = paths.resolve(values["general_dir"]) / "lvb_val.json"
+    return {n: path for n, path in found.items() if n in LEARNED or n in asked}
 
 
 def sets_of(values: Mapping) -> dict[str, Asked]:
     """{file: what a run uses of it}; a file of unknown size is left out."""
     known, found = announced(values["data_command"]), {}
+    most = values["asked_questions"] or math.inf
     for name, path in annotation_files(values).items():
         held = values["holdout_share"] if name in LEARNED else 0
         share = values["training_share"] if name in LEARNED else 1
@@ -109,6 +114,8 @@ def sets_of(values: Mapping) -> dict[str, Asked]:
             still = float(name != "general")
             count = round(known[name] * (1 - held) * share)
             found[name] = Asked(count, still=still, lacking=count)
+        if name in found and name not in LEARNED:
+            found[name] = found[name]._replace(count=min(most, found[name].count))
     return found
 
 
@@ -145,17 +152,21 @@ def read_set(path: Path, root: Path, holdout_share: float, share: float) -> Aske
     return Asked(len(items), video, still, read=True, lacking=lacking)
 
 
-def to_come(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
+def to_come(values: Mapping) -> dict[str, int]:
     """{what: bytes} that a download is still going to need: the clips, and the largest
-    archive, which is there while it is unpacked."""
+    archive, which is there while it is unpacked; each at most --at-most."""
     module, *words = shlex.split(values["data_command"]) or [""]
+    most = re.findall(r"--at-most[ =](\S+)", values["data_command"])
+    most = size(most[-1]) if most else math.inf
+    sets = sets_of(values | {"asked_sets": " ".join(LEVELS)})  # asked or not, it comes
     names = [n for n in chosen(words) if n in CLIP_BYTES and sets[n].lacking]
     if module != "lib.data" or not names:
         return {}
     clips = sum(sets[name].lacking * CLIP_BYTES[name] for name in names)
+    archive = max(ARCHIVE_BYTES[name] for name in names)
     return {
-        "clips (estimate)": clips,
-        "archive in transit (estimate)": max(ARCHIVE_BYTES[name] for name in names),
+        "clips (estimate)": min(most, clips),
+        "archive in transit (estimate)": min(most, archive),
     }
 
 

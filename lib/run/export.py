@@ -17,6 +17,7 @@ from lib import chain, paths, records
 from lib.analysis import stats
 from lib.doors import Door
 from lib.evaluate import tables
+from lib.methods import called
 from lib.model import models
 from lib.train import rl
 
@@ -132,7 +133,10 @@ def measured(run: Path, label: str) -> list[list]:
     metrics = records.read_json(file) if file.exists() else {}
     base = metrics.get("base", {})
     return [
-        [name, own["n"], percent(own), percent(base[name]) if name in base else ""]
+        [
+            *(called({"set": name, **own}), own["n"], percent(own)),
+            percent(base[name]) if name in base else "",
+        ]
         for name, own in metrics.get(label, {}).items()
     ]
 

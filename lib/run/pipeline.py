@@ -39,6 +39,7 @@ from traitlets import default
 from lib import chain, records, run_files
 from lib.doors import Door
 from lib.markup import grid, shown
+from lib.methods import called
 from lib.paths import ROOT, cores, outputs_dir, resolve, run_dir
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 from lib.run.cards import CARDS
@@ -513,5 +514,7 @@ def _table_cells(row: dict) -> dict:
     metrics, seconds = row.pop("metrics", {}), row.pop("seconds", "")
     for model, sets in metrics.items():
         for name, numbers in sets.items():
-            row[f"{model} {name}"] = f"{numbers['accuracy']:.3f}"
+            row[f"{model} {called({'set': name, **numbers})}"] = (
+                f"{numbers['accuracy']:.3f}"
+            )
     return row | {"seconds": seconds}

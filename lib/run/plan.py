@@ -149,6 +149,7 @@ def run_lines(plan: Plan) -> list[str]:
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
     there = {name for name, known in plan.sets.items() if known.read}
     lacking = ", ".join(n for n in counts.annotation_files(values) if n not in there)
+    unasked = [n for n in counts.LEVELS if n not in counts.annotation_files(values)]
     stages = dict.fromkeys(part.stage for part in plan.parts)
     return [
         f"{plan.run.name}: {values['model']}, {total:,} parameters, {trained:,} "
@@ -162,6 +163,7 @@ def run_lines(plan: Plan) -> list[str]:
             f"{values['max_new_tokens']}, a rollout {values['max_completion_tokens']}"
         ),
         wrapped(f"data that is not there yet: {lacking or 'none'}"),
+        *([wrapped(f"not asked: {', '.join(unasked)}")] if unasked else []),
         "",
         *(wrapped(f"{'time':<16}{s}: {hour_text(plan, s)}") for s in stages),
         wrapped(f"{'GB of disk':<16}" + ", ".join(written)),
@@ -339,7 +341,7 @@ def disk_of(
         folder = paths.resolve(values["frames_dir"])
         found[folder, "frame store"] = frame_bytes(values, sets)
     data = paths.resolve(values["data_dir"])
-    found |= {(data, what): n for what, n in counts.to_come(values, sets).items()}
+    found |= {(data, what): n for what, n in counts.to_come(values).items()}
     if checks.local_model(values["model"]) is None:
         found[Path(HF_HUB_CACHE), "model"] = 2 * model.numbers
     return found

@@ -13,7 +13,7 @@ from functools import partial
 from lib.analysis import claims, compare, readme
 from lib.analysis.compare import ahead
 from lib.evaluate import tables
-from lib.methods import LABELS, VERDICTS, difference
+from lib.methods import LABELS, SETS, VERDICTS, called, difference
 from lib.show.pages import TEMPLATES, View
 
 
@@ -35,7 +35,7 @@ def answer(compared: Iterable[Mapping], published: Mapping) -> View:
     rows = compare.main(compared)
     drawn = [*rows, *(published["grpo", "sft", row["set"]] for row in rows)]
     widest = 1.08 * max(abs(row[end]) for row in drawn for end in ("low", "high"))
-    words = (readme.verdict(row["set"], row).split("**")[2] for row in rows)
+    words = (readme.verdict(row).split("**")[2] for row in rows)
     said = [row | {"words": own} for row, own in zip(rows, words, strict=True)]
     return View(VIEWS.answer(lead(rows), said, published, widest), lead(rows))
 
@@ -50,7 +50,7 @@ def across(rows: Iterable[Mapping]) -> str:
         else:
             name, first = difference(row["a"], row["b"]), ahead(row)
             cell = f"{gap(row)} {f'{LABELS[first]} ahead' if first else 'not decided'}"
-        cells.append(({"": name}, row["set"], cell))
+        cells.append(({"": name}, called(row), cell))
     return tables.crossed(cells)
 
 
@@ -102,10 +102,13 @@ def gaps(
     claims_: Sequence[Mapping],
     left_out: Mapping[str, str],
 ) -> View:
-    """What failed and what is missing, a line each. `left_out` {what was not asked:
-    why}, of lib/evaluate/perception.py."""
+    """What failed and what is missing, a line each. `accuracy` are rows of
+    `compare.accuracies`, `left_out` {what was not asked: why} is of perception.py."""
     seeds = {stage["seed"] for stage in manifest.values() if "seed" in stage}
     faults = manifest.get("01_data", {}).get("faults", {})
+    accuracy = list(accuracy)
+    parts = [called(row) for row in accuracy if row.get("of", 0) > row["n"]]
+    unasked = [name for name in SETS if name not in {row["set"] for row in accuracy}]
     missing = [str(r["number"]) for r in claims_ if r["verdict"] == claims.MISSING]
     said = [
         *(f"{k} holds {n:,} faults that 01_data lists" for k, n in faults.items() if n),
@@ -115,6 +118,8 @@ def gaps(
             for row in accuracy
             if row["failed_videos"]
         ),
+        *(f"{name}: the rest was not asked" for name in dict.fromkeys(parts)),
+        *([f"not asked: {listed(unasked)}"] if unasked else []),
         *(f"not asked, {name.replace('_', ' ')}: {w}" for name, w in left_out.items()),
         f"claims not measured by this run: {listed(missing) or 'none'}",
         f"training seeds of this run: {len(seeds)}; another could come out otherwise",
@@ -129,5 +134,5 @@ def listed(names: Sequence[str]) -> str:
 
 gap = partial(compare.span, value="difference")
 USED = {"ahead": ahead, "span": gap, "effect": claims.effect, "VERDICTS": VERDICTS}
-USED |= {"decisive": claims.decisive}
+USED |= {"decisive": claims.decisive, "called": called}
 VIEWS = TEMPLATES.get_template("answer.html", globals=USED).module

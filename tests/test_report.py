@@ -63,6 +63,7 @@ def records(runs, tmp_path):
 )
 def test_the_words_follow_the_interval(low, value, high, words):
     row = {"a": "grpo", "b": "sft", "difference": value, "low": low, "high": high}
+    row |= {"set": "L2", "n": 500}
     assert report.verdict(row) == f"**L2** (new environments): {words}"
 
 

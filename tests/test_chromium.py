@@ -7,6 +7,8 @@ outputs/screens/, for a look at what failed or at what only a person would see."
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -175,3 +177,32 @@ def test_a_phone_gets_from_the_report_into_a_notebook(kit, page):
     page.locator('a[href^="03_grpo.html"]').first.click()
     page.wait_for_url("**/03_grpo.html*")
     assert page.locator("h1").first.inner_text().startswith("03")
+
+
+WAITING = """
+import pathlib, time
+from tests import jupyter
+
+def test_waits(tmp_path):
+    with jupyter.lab(tmp_path, tmp_path / "home") as lab:
+        pathlib.Path("address").write_text(lab(tmp_path / "a.ipynb"))
+        time.sleep(600)
+"""
+
+
+def test_ctrl_c_leaves_no_server(tmp_path):
+    """As in `make test`: the terminal sends it to all processes of the group."""
+    (tmp_path / "test_waiting.py").write_text(WAITING)
+    given = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": tmp_path}
+    command = [sys.executable, "-m", "pytest", "-q", "."]
+    tests, file = (
+        subprocess.Popen(command, process_group=0, **given),
+        tmp_path / "address",
+    )
+    said = wait_for(lambda: file.exists() and file.read_text(), "no server")
+    place = "127.0.0.1", int(re.search(r":(\d+)/", said)[1])
+    socket.create_connection(place).close()
+    os.killpg(tests.pid, signal.SIGINT)
+    assert tests.wait(90) == pytest.ExitCode.INTERRUPTED
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(place)

@@ -84,8 +84,8 @@ def named(name: str, count: int, whole: int = 0) -> str:
 
 
 def called(row: Mapping) -> str:
-    """The set of a row of results, by `named`: its n, and `of` where it is a part."""
-    return named(row["set"], row["n"], row.get("of", 0))
+    """The set of a row of results, by `named` where it is a part: then it has `of`."""
+    return named(row["set"], row["n"], row["of"]) if "of" in row else row["set"]
 
 
 def condition(name: str) -> str:

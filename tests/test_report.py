@@ -63,7 +63,9 @@ def records(runs, tmp_path):
 )
 def test_the_words_follow_the_interval(low, value, high, words):
     row = {"a": "grpo", "b": "sft", "difference": value, "low": low, "high": high}
-    row |= {"set": "L2", "n": 500}
+    row |= {"set": "L2", "n": 412}
+    part = report.verdict(row | {"of": 1321})
+    assert part == f"**L2 (part: 412 of 1,321)** (new environments): {words}"
     assert report.verdict(row) == f"**L2** (new environments): {words}"
 
 

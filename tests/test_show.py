@@ -325,13 +325,14 @@ def test_what_was_run_and_what_failed():
     said_at_all = ("outputs/<data>", "1; 2", "commit abc with changes", "not recorded")
     numbers = ("no GPU, 2; H100, 2", "5 s of work, at most 2.50 GiB")
     assert all(text in said for text in (*said_at_all, *numbers))
-    table = [{"model": "sft", "set": "L1", "n": 4, "failed_videos": 3}]
+    table = [{"model": "sft", "set": "L1", "n": 4, "of": 9, "failed_videos": 3}]
     missing = [{"number": 15, "verdict": claims.MISSING}]
     assert answer.gaps(manifest, table, missing, {"size_9x9": "<large>"}).words == (
         "a.jsonl holds 3 faults that 01_data lists; SFT on L1: 3 of 4 videos could not "
-        "be read; their questions count as wrong; not asked, size 9x9: <large>; claims "
-        "not measured by this run: 15; training seeds of this run: 2; another could "
-        "come out otherwise"
+        "be read; their questions count as wrong; L1 (part: 4 of 9): the rest was not "
+        "asked; not asked: L2, L3 and general; not asked, size 9x9: <large>; claims not "
+        "measured by this run: 15; training seeds of this run: 2; another could come out "
+        "otherwise"
     )
 
 

@@ -184,7 +184,7 @@ def test_the_params_files_follow_the_paper_where_they_say_so(size):
 @pytest.mark.parametrize(
     ("name", "stages", "told"),
     [
-        ("real_2b_on_miniplan", 6, "01_data makes it: python -m lib.mini write"),
+        ("real_2b_on_miniplan", 5, "01_data makes it: python -m lib.mini write"),
         ("questions_2b", 1, "--what L2 --at-most 5GB --accept-licences"),
         ("evening_2b", 5, "--what L1 training_6k --at-most 40GB --accept-licences"),
     ],

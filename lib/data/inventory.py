@@ -7,7 +7,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas
 from tqdm import tqdm
 
-from lib import paths
+from lib import paths, processes
 from lib.data import questions
 from lib.data.faults import FRAME, PROGRESS, is_integer, narration
 from lib.markup import grid
@@ -125,14 +125,9 @@ def _absent(path: Path) -> tuple[str, str]:
 
 def _decoded_all(media: list[tuple[Path, bool]]) -> Iterator[tuple]:
     """(medium, what `_decoded` says of it), read by as many processes as processors."""
-    with ProcessPoolExecutor() as pool:
-        states = pool.map(_decoded, media, chunksize=8)
+    with closing(processes.mapped(_decoded, media, few=64)) as states:
         bar = tqdm(states, total=len(media), desc="decode", unit="file")
-        try:
-            yield from zip(media, bar, strict=True)
-        except BaseException:  # Ctrl-C above all: what has not begun is not waited for
-            pool.shutdown(cancel_futures=True)
-            raise
+        yield from zip(media, bar, strict=True)
 
 
 def _decoded(medium: tuple[Path, bool]) -> tuple[str, str]:

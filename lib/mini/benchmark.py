@@ -20,7 +20,7 @@ steps and is sometimes hasty; like the paper's, it is kept where its answer is r
 import os
 import random
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lib import records, run_files
+from lib import processes, records, run_files
 from lib.mini import lessons, world
 from lib.mini.world import DOMAINS, Episode
 
@@ -334,7 +334,6 @@ def _write_into(folder: Path, sizes: Sizes) -> None:
     rows = make_general(sizes.general, sizes.seed)
     records.write_json(general / "lvb_val.json", [row for row, _ in rows])
     jobs += [(general / "videos" / r["video_path"], None, e) for r, e in rows]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(_write_media, jobs, chunksize=32)
+    with closing(processes.mapped(_write_media, jobs, few=300)) as done:
         for _ in tqdm(done, total=len(jobs), desc="MiniPlan media"):
             pass

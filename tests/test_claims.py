@@ -484,6 +484,13 @@ def test_ends_of_a_sweep(run, tmp_path):
     assert claims.behind(Records(run, sweeps=tmp_path), 14)["for"]
 
 
+def test_the_files_of_a_set_that_was_not_asked_are_not_needed(run, tmp_path):
+    """A sweep has every level; of which videos, only an asked set's folder tells."""
+    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.599})
+    known = Records(run, general_dir=tmp_path / "none", sweeps=tmp_path)
+    assert claims.table(known, SAMPLES, only=(17,))[0]["verdict"] != MISSING
+
+
 def test_variants_of_a_sweep_are_found_by_name(run, tmp_path):
     write_sweep(tmp_path, "care", {"sparse": 0.8, "dense": 0.5}, labels=("care",))
     rows = read_json(tmp_path / "care.json")

@@ -100,7 +100,8 @@ class Records:
         self.answers = answers.read(runs, data_dir, general_dir)
         self.sweeps = resolve(sweeps)
         folders = dict.fromkeys(LEVELS, data_dir) | {GENERAL: general_dir}
-        self._folders = {name: folder for name, folder in folders.items() if folder}
+        asked = {*self.answers["set"]}  # of other sets there need not be any files
+        self._folders = {n: own for n, own in folders.items() if own and n in asked}
         self._swept: dict[str, pd.DataFrame] = {}
 
     def contrast(

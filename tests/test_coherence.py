@@ -222,41 +222,70 @@ def planning_truth(**changed):
     return truth.Truth(episode, options=options, **given | changed)
 
 
-SEEN = "I see cut onion, wash tomato."
-OTHER = "wrong right y y n n"
-UNREADABLE = "? ? ? ? ? ?"
+SEEN = "I see cut onion, wash tomato"
+TAUGHT = "I see in my current observation cut onion, wash tomato"
+UNCOUNTED = "right wrong right y n n n"
+OTHER = "wrong - right y y n n"
+UNREADABLE = "? ? ? ? ? ? ?"
 STILL = {"image_only": True}  # shows no order
 STEP = {"asks": "shown step", "answer": "wash tomato"}
+LAST = {"asks": "last step", "answer": "wash tomato"}
 OBJECT = {"asks": "shown object", "answer": "onion"}
 
 
 @pytest.mark.parametrize(
     ("said", "letter", "expected", "about"),
     [
-        # progress, next, consistent, follows, false step, false object
-        (f"{SEEN} Next is cut tomato.", "B", "right right y y n n", {}),
-        (f"{SEEN} Next is cut tomato.", "A", "right right n y n n", {}),
-        (f"{SEEN}", "B", "right - - - n n", {}),
+        # progress, count, next, consistent, follows, false step, false object
+        (
+            f"{SEEN}: one done. Next is cut tomato.",
+            "B",
+            "right right right y y n n",
+            {},
+        ),
+        (
+            f"{SEEN}: one done. Next is cut tomato.",
+            "A",
+            "right right right n y n n",
+            {},
+        ),
+        (
+            f"{SEEN}: two done. Next is cook tomato.",
+            "C",
+            "right wrong wrong y y n n",
+            {},
+        ),
+        (
+            f"{SEEN}: one done. Next is cook tomato.",
+            "C",
+            "right right wrong y n n n",
+            {},
+        ),
+        (f"{SEEN}. Next is cut tomato.", "B", "right - right y y n n", {}),
+        (f"{TAUGHT}: none done. Next action is cut tomato.", "B", UNCOUNTED, {}),
+        (f"{SEEN}.", "B", "right - - - - n n", {}),
         ("I see wash tomato, cut onion. Next is cut tomato.", "B", OTHER, {}),
         ("I see wash tomato. Next is cut tomato.", "B", OTHER, {}),
-        ("I see wash tomato. Next is cook tomato.", "C", "wrong wrong y n n n", {}),
-        ("I see cut tomato. Next is wash tomato.", "A", "wrong wrong y y y n", {}),
-        ("I see nothing done. Next is wash tomato.", "A", "wrong wrong y y n n", {}),
-        ("I see wash carrot. Next is wash tomato.", "A", "wrong wrong y y y y", {}),
+        ("I see wash tomato. Next is cook tomato.", "C", "wrong - wrong y n n n", {}),
+        ("I see cut tomato. Next is wash tomato.", "A", "wrong - wrong y y y n", {}),
+        ("I see nothing. Next is wash tomato.", "A", "wrong - wrong y y n n", {}),
+        ("I see wash carrot. Next is wash tomato.", "A", "wrong - wrong y y y y", {}),
         ("I see wash tomato, wash tomato. Next is cut tomato.", "B", OTHER, {}),
-        ("Next is cut tomato.", "B", "- right y - - n", {}),
-        ("Next is cut kite.", "B", "- wrong n - - y", {}),
-        ("Next is cut tomato.", None, "- right - - - n", {}),
+        ("Next is cut tomato.", "B", "- - right y - - n", {}),
+        ("Next is cut kite.", "B", "- - wrong n - - y", {}),
+        ("Next is cut tomato.", None, "- - right - - - n", {}),
         ("Next, cut the tomato.", "B", UNREADABLE, {}),
         ("I see wash tomato.Next is cut tomato.", "B", UNREADABLE, {}),
         ("Next is cut tomato. Next is cut onion.", "B", UNREADABLE, {}),
         (" Next is cut tomato.", "B", UNREADABLE, {}),
         ("", "B", UNREADABLE, {}),
-        (None, "B", "- - - - - -", {}),
-        ("I see wash tomato, cut onion.", "B", "right - - - n n", STILL),
-        ("I see wash tomato. It is cook tomato.", "C", "wrong wrong y n y n", STEP),
-        ("It is cook tomato.", "C", "- wrong y - y n", STEP),
-        ("I see onion, tomato. It is onion.", None, "right right - y n n", OBJECT),
+        (None, "B", "- - - - - - -", {}),
+        ("I see wash tomato, cut onion.", "B", "right - - - - n n", STILL),
+        ("I see wash tomato. It is cook tomato.", "C", "wrong - wrong y n y n", STEP),
+        ("It is cook tomato.", "C", "- - wrong y - y n", STEP),
+        (f"{SEEN}. It is wash tomato.", "A", "right - right y y n n", LAST),
+        (f"{SEEN}. It is cut onion.", None, "right - wrong - n n n", LAST),
+        ("I see onion, tomato. It is onion.", None, "right - right - y n n", OBJECT),
     ],
 )
 def test_what_a_completion_says_is_held_against_the_truth(
@@ -273,7 +302,9 @@ def test_a_flawless_reasoner_is_right_in_everything(data):
     for key, found in truth.known(data).items():
         letter = "ABCDE"[found.options.index(found.answer)]
         checked = reasoning.check(said[key], letter, found)
-        assert list(checked.values()) == ["right", "right", "yes", "yes", "no", "no"]
+        counted = "right" if found.asks == "next step" else "absent"
+        told = ["right", counted, "right", "yes", "yes", "no", "no"]
+        assert list(checked.values()) == told
 
 
 def test_rows_of_another_benchmark_are_refused(data, asked, flawless):

@@ -28,7 +28,7 @@ Folder = str | Path
 ASKED = ("correct", "correct_lenient", "parsed", "truncated")  # of a prediction
 SAID = {  # of a row of coherence_*.jsonl: the word that counts as 1, if words count
     **dict.fromkeys(("consistent", "follows", "false_step", "false_object"), "yes"),
-    "progress": "right",
+    **dict.fromkeys(("progress", "count"), "right"),
     **dict.fromkeys(("base_reader", "own_reader", "judge", "verbatim", "overlap")),
 }
 # The same of what a flawless reasoner would say, and of another question's reasoning.

@@ -21,6 +21,7 @@ from lib.methods import GENERAL, LABELS, METHODS, PAIRS, SEEN, SETS, in_order
 MEASURES = {  # of coherence, as a title
     "consistent": "answer is the step that\nthe reasoning names (exact)",
     "follows": "that step follows from the\nstated progress (exact)",
+    "count": "counts rightly the steps of\nthe goal it states (exact)",
     "progress": "stated progress is\nwhat happened (exact)",
     "false_step": "states a step that\ndid not happen (exact)",
     "base_reader": "the base draws the same\nanswer from the reasoning",

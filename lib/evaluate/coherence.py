@@ -23,7 +23,10 @@ from lib.evaluate import readers
 from lib.evaluate.readers import reasoning_of
 from lib.paths import require
 
-EXACT = ("progress", "next", "consistent", "follows", "false_step", "false_object")
+EXACT = (
+    *("progress", "count", "next", "consistent", "follows"),
+    *("false_step", "false_object"),
+)
 UNJUDGED = {"judged": False, "judge": None, "judge_error": None}
 _WORD = re.compile(r"[\w'-]+")
 

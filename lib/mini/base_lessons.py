@@ -2,14 +2,16 @@
 
 It stands for "an instruction-tuned model": captions and simple questions over all
 four domains, drills that tie a step to its option letter, and planning questions
-answered with mixed quality, as web text is. Its perception is good; its habit is not:
-65 % of the planning answers on videos name a likely step without looking back at the
-progress (hasty), 35 % state the progress first and then take the right step (careful).
-Levels are never seen: environments 1000 and up, verb combinations of L3 left out.
+answered with mixed quality, as web text is. It can see, count, plan and find a letter:
+captions, told plans and drills are answered well. Its habits in planning questions are
+worse than that, one at each decision of an answer (HABITS): most answers name a likely
+step without looking, and those that look forget, count what has nothing to do with the
+goal, take the step after the next, and say C where D is right. So no few words at the
+start can stand for what post-training has to change.
+Levels are never seen: environments 1000 and up, verb combinations of L3 left out; most
+lessons are about daily life, few in evening light.
 
->>> rng = random.Random(0)
->>> lesson = plan_lesson(rng)
->>> lesson.response
+>>> plan_lesson(random.Random(4)).response
 '<think>Next is cook onion.</think><answer>B</answer>'
 """
 
@@ -21,12 +23,18 @@ import numpy as np
 from lib.data import prompts
 from lib.data.video import Sampling, frame_indices
 from lib.mini import lessons, world
-from lib.mini.lessons import STEPS, answer_text, any_episode, ask
-from lib.mini.world import DOMAINS, Episode
+from lib.mini.lessons import NOTHING, STEPS, answer_text, any_episode, ask
+from lib.mini.world import DOMAINS, Episode, Step
 
-CAREFUL_SHARE = 0.35
-SAMPLING = Sampling(max_frames=8, height=world.HEIGHT, width=world.WIDTH)
-_LETTERS = "ABCD"
+HABITS = {
+    "hasty": 0.55,  # names a step at once
+    "forgets": 0.7,  # of three or more steps all but the last two
+    "counts others": 0.7,  # a step that the goal does not name
+    "step after": {"pair": 0.7, "single": 0.1},  # instead of the next one
+    "letter": 0.7,  # C where D is right
+}
+FRAMES = (4, 8, 8, 8, 16)  # at most, drawn anew for each clip
+_LETTERS = "ABCDE"
 
 
 class Lesson(NamedTuple):
@@ -39,24 +47,30 @@ class Lesson(NamedTuple):
 
 
 def _style(rng: random.Random) -> str:
-    return "think" if rng.random() < 0.8 else "direct"
+    return "think" if rng.random() < 0.7 else "direct"
 
 
 def _respond(style: str, thought: str, letter: str) -> str:
     return answer_text(thought, letter) if style == "think" else letter
 
 
-def sampled(episode: Episode) -> list[int]:
-    """Clip frames that the loader would sample."""
-    return frame_indices(episode.frames, world.CLIP_FPS, SAMPLING)
+def sampled(rng: random.Random, episode: Episode) -> list[int]:
+    """Clip frames that a loader would sample."""
+    size = {"height": world.HEIGHT, "width": world.WIDTH}
+    sampling = Sampling(max_frames=rng.choice(FRAMES), **size)
+    return frame_indices(episode.frames, world.CLIP_FPS, sampling)
+
+
+def clip_of(rng: random.Random, episode: Episode, frames: list[int]) -> np.ndarray:
+    """These frames as the loader would give them, with noise in place of h264's."""
+    return _noisy(rng, np.stack([world.clip_frame(episode, t) for t in frames]))
 
 
 def look(rng: random.Random, episode: Episode, image_only: bool, still: bool = True):
-    """Clip and still as the loader would give them, with noise in place of h264's."""
+    """Clip and still of an episode; without what is not asked for."""
     frames = None
     if not image_only:
-        frames = np.stack([world.clip_frame(episode, t) for t in sampled(episode)])
-        frames = _noisy(rng, frames)
+        frames = clip_of(rng, episode, sampled(rng, episode))
     return frames, _noisy(rng, world.still(episode)) if still else None
 
 
@@ -74,7 +88,7 @@ def caption_lesson(rng: random.Random) -> Lesson:
     clip, still = look(rng, episode, image_only, still=image_only)
     shown = "image" if image_only else "video"
     seen = lessons.visible_order(episode) if image_only else episode.actions
-    done = ", ".join(map(episode.say, seen)) or "nothing done"
+    done = ", ".join(map(episode.say, seen)) or NOTHING
     return Lesson(f"What was done in the {shown}?", f"I see {done}.", clip, still)
 
 
@@ -85,6 +99,16 @@ def shown_lesson(rng: random.Random) -> Lesson:
     gold = rng.choice(seen)
     others = [episode.say(s) for s in STEPS if s not in episode.actions]
     return _which(rng, episode, lessons.SHOWN_QUESTION, seen, gold, others)
+
+
+def last_lesson(rng: random.Random) -> Lesson:
+    """Which of these steps is the last one in the video?"""
+    episode = any_episode(rng)
+    *first, gold = map(episode.say, episode.actions)
+    others = [episode.say(s) for s in STEPS if episode.say(s) != gold]
+    seen = [*first, gold]
+    others = lessons.beside(rng, others, first, 5)
+    return _which(rng, episode, lessons.LAST_QUESTION, seen, gold, others)
 
 
 def object_lesson(rng: random.Random) -> Lesson:
@@ -98,8 +122,9 @@ def object_lesson(rng: random.Random) -> Lesson:
 
 
 def _which(rng, episode: Episode, question: str, seen, gold: str, others) -> Lesson:
-    """The right option among three wrong ones, about a clip."""
-    options, place = rng.sample(others, 3), rng.randrange(4)
+    """The right option among three or four wrong ones, about a clip."""
+    wrong = rng.choice((3, 4))
+    options, place = rng.sample(others, wrong), rng.randrange(wrong + 1)
     options.insert(place, gold)
     clip, _ = look(rng, episode, False, still=False)
     style, thought = _style(rng), f"I see {', '.join(seen)}. It is {gold}."
@@ -107,43 +132,21 @@ def _which(rng, episode: Episode, question: str, seen, gold: str, others) -> Les
     return Lesson(ask(question, options, style), response, clip)
 
 
-def binding_lesson(rng: random.Random) -> Lesson:
-    """Text only: find a given step among the options."""
-    episode = any_episode(rng)
-    steps = [episode.say(step) for step in rng.sample(STEPS, 4)]
-    gold, style = rng.randrange(4), rng.choice(("think", "direct"))
-    return _find(steps, gold, style)
-
-
-def drill_lesson(rng: random.Random) -> Lesson:
-    """Text only, always reasoned: half the time among the four steps of one plan."""
-    steps = _plan_or_any(rng)
-    return _find(steps, rng.randrange(4), "think")
-
-
-def _find(steps: list[str], gold: int, style: str) -> Lesson:
-    text = ask(f"Next is {steps[gold]}. Which is it?", steps, style)
-    return Lesson(text, _respond(style, f"Next is {steps[gold]}.", _LETTERS[gold]))
-
-
-def _plan_or_any(rng: random.Random) -> list[str]:
-    """Half the time the four steps of a plan, else any four."""
-    episode = any_episode(rng)
-    steps = episode.options if rng.random() >= 0.5 else rng.sample(STEPS, 4)
-    return list(map(episode.say, steps))
-
-
 def pick_lesson(rng: random.Random) -> Lesson:
     """Text only: state each option in a drawn order, each time with its letter.
 
-    The letter follows from the stated step alone: a question that names the step, as
-    the drill does, is solved on the way through the options and does not carry over.
+    The letter follows from the stated step alone: a question that names the step is
+    solved on the way through the options and does not carry over.
     """
-    steps = _plan_or_any(rng)
+    episode = any_episode(rng)
+    steps = episode.options
+    if rng.random() < 0.5:
+        steps = rng.sample(STEPS, rng.choice((4, 5)))
+    steps = list(map(episode.say, steps))
     text = ask("Name each of these.", steps, "think")
     if rng.random() < 0.7:
         text = text.removesuffix(prompts.THINK_ANSWER)
-    order = rng.sample(range(4), 4)
+    order = rng.sample(range(len(steps)), len(steps))
     said = [answer_text(f"Next is {steps[i]}.", _LETTERS[i]) for i in order]
     return Lesson(text, "".join(said))
 
@@ -151,13 +154,12 @@ def pick_lesson(rng: random.Random) -> Lesson:
 def told_lesson(rng: random.Random) -> Lesson:
     """Text only: the progress is told, the plan has to be worked out."""
     episode = any_episode(rng)
-    done = ", ".join(map(episode.say, episode.actions)) or "nothing done"
+    done = ", ".join(map(episode.say, episode.actions)) or NOTHING
     question = f"I see {done}. What action should I take next in order to"
-    style = _style(rng)
     options = list(map(episode.say, episode.options))
-    text = ask(f"{question} {episode.goal}?", options, style)
+    text = ask(f"{question} {episode.goal}?", options, "think")
     thought = lessons.careful_thought(episode, episode.actions, episode.answer)
-    return Lesson(text, _respond(style, thought, episode.letter))
+    return Lesson(text, answer_text(thought, episode.letter))
 
 
 def plan_lesson(rng: random.Random) -> Lesson:
@@ -167,12 +169,34 @@ def plan_lesson(rng: random.Random) -> Lesson:
     clip, still = look(rng, episode, image_only)
     style, question = _style(rng), lessons.question_text(episode, image_only)
     text = ask(question, list(map(episode.say, episode.options)), style)
-    if rng.random() < CAREFUL_SHARE:
-        step = episode.answer
-        seen = lessons.visible_order(episode) if image_only else episode.actions
-        thought = lessons.careful_thought(episode, seen, step)
-    else:
+    if style == "direct":
+        return Lesson(text, _LETTERS[_glance(rng, episode)], clip, still)
+    if rng.random() < HABITS["hasty"]:
         step = lessons.hasty_step(rng, episode)
         thought = lessons.hasty_thought(episode, step)
-    letter = _LETTERS[episode.options.index(step)]
-    return Lesson(text, _respond(style, thought, letter), clip, still)
+    else:
+        seen = lessons.visible_order(episode) if image_only else episode.actions
+        thought, step = _habitual(rng, episode, seen)
+    place = episode.options.index(step)
+    if place == 3 and rng.random() < HABITS["letter"]:
+        place = 2
+    return Lesson(text, answer_text(thought, _LETTERS[place]), clip, still)
+
+
+def _glance(rng: random.Random, episode: Episode) -> int:
+    """The place of a direct answer: right for a goal on one object, any for two."""
+    if episode.family == "single":
+        return episode.options.index(episode.answer)
+    return rng.randrange(len(episode.options))
+
+
+def _habitual(rng: random.Random, episode: Episode, seen) -> tuple[str, Step]:
+    """Reasoning that looks, with the habits behind it, and the step it comes to."""
+    if len(seen) >= 3 and rng.random() < HABITS["forgets"]:
+        seen = seen[-2:]
+    count = len(set(seen) & set(episode.plan))
+    if count < len(seen) and rng.random() < HABITS["counts others"]:
+        count += 1
+    after = rng.random() < HABITS["step after"][episode.family]
+    step = episode.plan[min(count + after, len(episode.plan) - 1)]
+    return lessons.careful_thought(episode, seen, step, count), step

@@ -2,7 +2,7 @@
 
 >>> episode = any_episode(random.Random(0))
 >>> hasty_thought(episode, episode.answer)
-'Next is saw board.'
+'Next is wash carrot.'
 """
 
 import random
@@ -13,15 +13,32 @@ from lib.mini import world
 from lib.mini.world import DOMAINS, Episode, Step
 
 ENVIRONMENTS = range(1000, 1400)
+WEIGHTS = (4, 1, 1, 1)  # of the domains: most of what the base meets is daily life
+NOTHING = "nothing"
+TEACHERS = "in my current observation"
+NUMBERS = ("none", "one", "two", "three", "four")
 STEPS = [Step(effect, item) for effect in range(6) for item in (0, 1)]
 SHOWN_QUESTION = "Which of these steps is shown in the video?"
+LAST_QUESTION = "Which of these steps is the last one in the video?"
 OBJECT_QUESTION = "Which of these objects is in the video?"
 
 
-def careful_thought(episode: Episode, seen: tuple[Step, ...], step: Step) -> str:
-    """Reasoning that states the progress before it names a step."""
-    progress = ", ".join(episode.say(s) for s in seen) or "nothing done"
-    return f"I see {progress}. Next is {episode.say(step)}."
+def careful_thought(
+    episode: Episode, seen: tuple[Step, ...], step: Step, count: int | None = None
+) -> str:
+    """Reasoning that states the progress, how many steps of the goal are done, and a
+    step; `count` where it counts otherwise than what it sees."""
+    progress = ", ".join(map(episode.say, seen)) or NOTHING
+    if count is None:
+        count = len(set(seen) & set(episode.plan))
+    return f"I see {progress}: {NUMBERS[count]} done. Next is {episode.say(step)}."
+
+
+def taught_thought(episode: Episode, seen: tuple[Step, ...], step: Step) -> str:
+    """The same in the words of the teacher, which are its own: those of the question,
+    because a model this small cannot write a word that it has never met."""
+    said = careful_thought(episode, seen, step).replace("Next is", "Next action is")
+    return said.replace("I see", f"I see {TEACHERS}", 1)
 
 
 def hasty_thought(episode: Episode, step: Step) -> str:
@@ -54,9 +71,19 @@ def ask(text: str, options: list[str], style: str) -> str:
     return prompts.prompt_text(question, style)
 
 
+def beside(
+    rng: random.Random, others: list[str], first: list[str], count: int
+) -> list[str]:
+    """`count` - 1 of `others` to stand beside the right option, one of `first` among
+    them: so that it is no use to know what happens in the clip but not when."""
+    near = rng.sample(first, min(1, len(first)))
+    rest = [step for step in others if step not in first]
+    return near + rng.sample(rest, count - 1 - len(near))
+
+
 def any_episode(rng: random.Random, **fixed) -> Episode:
     """An episode of any domain in a pretraining environment."""
-    domain = rng.choice(list(DOMAINS))
+    (domain,) = rng.choices(list(DOMAINS), WEIGHTS)
     return world.sample_episode(rng, domain, rng.choice(ENVIRONMENTS), **fixed)
 
 

@@ -1,20 +1,23 @@
 """What a MiniPlan completion says, held against what is true: no judge, no model.
 
-The language of MiniPlan's reasoning (`lib/mini/lessons.py`) has three sentences, and
+The language of MiniPlan's reasoning (`lib/mini/lessons.py`) has two sentences, and
 whatever is not made of them is unreadable:
 
-    I see wash tomato, cut tomato.     the progress; "nothing done"; objects instead of
-                                       steps where the question asks for an object
-    Next is cook tomato.               the step it comes to, in a planning question
-    It is cook tomato.                 the same, in a question about what is shown
+    I see wash tomato, tie carrot: one done.    the progress ("nothing"; objects where
+                                                the question asks for an object), and
+                                                how many steps of the goal it holds
+    Next is cook tomato.                        the step it comes to; "It is ..." where
+                                                the question asks what is shown
+
+The teacher says "I see in my current observation ..." and "Next action is ...".
 
 That RL reasons less coherently and SFT hallucinates (SEED-Bench-R1, arXiv 2503.24376;
 GRPO-CARE, arXiv 2506.16141) is a claim about exactly this: does reasoning lead to the
 answer, and does it say what is there?
 
-    >>> check("I see cut tomato. Next is cut tomato.", "B", truth)
-    {'progress': 'right', 'next': 'wrong', 'consistent': 'yes', 'follows': 'no',
-     'false_step': 'no', 'false_object': 'no'}
+    >>> check("I see cut tomato: one done. Next is cut tomato.", "B", truth)
+    {'progress': 'right', 'count': 'right', 'next': 'wrong', 'consistent': 'yes',
+     'follows': 'no', 'false_step': 'no', 'false_object': 'no'}
 """
 
 import re
@@ -25,26 +28,32 @@ from typing import NamedTuple
 
 from lib.data.letters import THINK
 from lib.data.questions import Demonstration
+from lib.mini import lessons
+from lib.mini.lessons import NOTHING, NUMBERS, TEACHERS
 from lib.mini.truth import Truth, known
 from lib.mini.world import DOMAINS
 
-FIELDS = ("progress", "next", "consistent", "follows", "false_step", "false_object")
-NOTHING = "nothing done"
+FIELDS = (
+    *("progress", "count", "next", "consistent", "follows"),
+    *("false_step", "false_object"),
+)
 RIGHT = {True: "right", False: "wrong"}
 YES = {True: "yes", False: "no"}
 _VERBS = "|".join(verb for domain in DOMAINS.values() for verb in domain["verbs"])
 _OBJECTS = "|".join(name for domain in DOMAINS.values() for name in domain["objects"])
 _ITEM = rf"(?:(?:{_VERBS}) )?(?:{_OBJECTS})"
-_SEEN = rf"I see (?P<seen>{NOTHING}|{_ITEM}(?:, {_ITEM})*)\."
-_CHOSEN = rf"(?:Next|It) is (?P<chosen>{_ITEM})\."
+_STATED = rf"(?P<seen>{NOTHING}|{_ITEM}(?:, {_ITEM})*)"
+_SEEN = rf"I see (?:{TEACHERS} )?{_STATED}(?:: (?P<count>{'|'.join(NUMBERS)}) done)?\."
+_CHOSEN = rf"(?:Next|Next action|It) is (?P<chosen>{_ITEM})\."
 _SAID = re.compile(rf"(?:{_SEEN})?(?:(?:(?<=\.) |^){_CHOSEN})?")
 
 
 class Statement(NamedTuple):
-    """What a reasoning says: the steps (or objects) seen and the one it comes to, each
-    None where it does not say."""
+    """What a reasoning says: the steps (or objects) seen, how many of them the goal
+    has, and the one it comes to, each None where it does not say."""
 
     seen: tuple[str, ...] | None
+    count: int | None
     chosen: str | None
 
 
@@ -56,7 +65,8 @@ def read(reasoning: str) -> Statement | None:
     seen = said["seen"]
     if seen is not None:
         seen = () if seen == NOTHING else tuple(seen.split(", "))
-    return Statement(seen, said["chosen"])
+    count = said["count"] and NUMBERS.index(said["count"])
+    return Statement(seen, count, said["chosen"])
 
 
 def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, str]:
@@ -64,11 +74,15 @@ def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, 
 
     progress      right, wrong   exactly the steps that were done, in their order (from
                                  a still: in any order), or exactly the two objects
+    count         right, wrong   so many of the steps that it states, true or not, are
+                                 steps of the goal
     next          right, wrong   the step it comes to is the right answer
     consistent    yes, no        the option of the letter is the step it comes to
-    follows       yes, no        that step follows from the progress as it is stated,
-                                 right or not: the plan's first step not in it; where
-                                 the question asks what is shown, one of those stated
+    follows       yes, no        that step follows from what is stated, right or not:
+                                 the plan's step behind as many as were counted, or,
+                                 without a count, the first that was not seen; where the
+                                 question asks what is shown, one of those stated, and
+                                 the last where it asks for the last
     false_step    yes, no        it says a step was done that was not
     false_object  yes, no        it names an object that is not in the scene
 
@@ -80,15 +94,17 @@ def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, 
     said = read(reasoning)
     if said is None:
         return dict.fromkeys(FIELDS, "unreadable")
-    seen, chosen = said
+    seen, count, chosen = said
     stated, named = seen or (), [*(seen or ()), *([chosen] if chosen else [])]
     option = truth.options["ABCDE".index(letter)] if letter else None
     # In a question about a shown step the answer is said to be done, too.
-    claimed = named if truth.asks == "shown step" else stated
+    claimed = named if truth.asks in ("shown step", "last step") else stated
     steps = [item for item in claimed if " " in item]
     found = dict.fromkeys(FIELDS, "absent")
     if seen is not None:
         found["progress"] = RIGHT[_is_progress(seen, truth)]
+    if count is not None:
+        found["count"] = RIGHT[count == len(set(truth.plan) & set(seen))]
     if chosen:
         found["next"] = RIGHT[chosen == truth.answer]
     if chosen and option:
@@ -112,9 +128,13 @@ def _is_progress(seen: tuple[str, ...], truth: Truth) -> bool:
 
 
 def _follows(said: Statement, truth: Truth) -> bool:
+    if truth.asks == "last step":
+        return said.seen[-1:] == (said.chosen,)
     if truth.asks != "next step":
         return said.chosen in said.seen
     left = [step for step in truth.plan if step not in said.seen]
+    if said.count is not None:
+        left = truth.plan[said.count :]
     return bool(left) and said.chosen == left[0]
 
 
@@ -146,10 +166,13 @@ def flawless(data_dir: str | Path) -> dict[str, str]:
     any memory of it."""
     found = {}
     for key, truth in known(data_dir).items():
-        seen = truth.objects if truth.asks == "shown object" else truth.seen
-        chosen = "Next" if truth.asks == "next step" else "It"
-        said = ", ".join(seen) or NOTHING
-        found[key] = f"I see {said}. {chosen} is {truth.answer}."
+        e = truth.episode
+        if truth.asks == "next step":
+            seen = lessons.visible_order(e) if truth.image_only else e.actions
+            found[key] = lessons.taught_thought(e, seen, e.answer)
+        else:
+            seen = truth.objects if truth.asks == "shown object" else truth.seen
+            found[key] = f"I see {', '.join(seen)}. It is {truth.answer}."
     return found
 
 

@@ -5,6 +5,7 @@ either step exchanged for another one. lib/evaluate/sight.py chooses among them.
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 from lib.data.questions import Demonstration
@@ -24,6 +25,7 @@ def questions(folder: Path) -> list[SightQuestion]:
         if len(done := list(episode.actions)) != 2:
             continue
         other = rng.choice([step for step in lessons.STEPS if step not in done])
+        episode = replace(episode, dries=False)  # or it is seen in more frames alone
         told = [done, done[::-1], [other, done[1]], [done[0], other]]
         answers = [f"I see {', '.join(map(episode.say, steps))}." for steps in told]
         path = folder / f"plan{len(found)}.mp4"

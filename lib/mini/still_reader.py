@@ -6,9 +6,9 @@ still pixel by pixel. Every history that gives this very still stays possible, a
 as `world.sample_episode` makes it; the reader names the likeliest next step. How often
 that is right is the question's ceiling without its video. Three groups follow:
 
-    needed        the hand hides a mark that decides: the ceiling is below 1
+    needed        a mark that decides is under the hand or dried: the ceiling is below 1
     hand          the hand is in the way, but leaves one answer
-    open          nothing is hidden
+    open          nothing is in the way, and one answer is left
 
     >>> without_video("outputs/data/miniplan")["L1/0"]
     {'group': 'open', 'ceiling': 1.0}
@@ -19,6 +19,7 @@ out: it was washed, perhaps cooked and salted too. The video is needed.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from lib.mini import truth, world
@@ -52,20 +53,23 @@ def still_ceiling(episode: Episode) -> float:
     """
     seen, drawn = world.still(episode), {}
     answers = dict.fromkeys(episode.plan, 0.0)
-    for probability, actions in histories(episode):
-        look = frozenset(actions), actions[-1].item
+    for (probability, actions), dries in product(histories(episode), (False, True)):
+        look = frozenset(actions), actions[-1].item, dries
         if look not in drawn:
-            drawn[look] = (_still(episode, actions) == seen).all()
+            drawn[look] = (_still(episode, actions, dries) == seen).all()
         if drawn[look]:
-            answers[next(s for s in episode.plan if s not in actions)] += probability
+            share = world.DRIES if dries else 1 - world.DRIES
+            step = next(s for s in episode.plan if s not in actions)
+            answers[step] += probability * share
     return max(answers.values()) / sum(answers.values())
 
 
-def _still(episode: Episode, actions: tuple[Step, ...]):
+def _still(episode: Episode, actions: tuple[Step, ...], dries: bool):
     """The still of the same moment, had `actions` been done: camera and hand as in the
-    episode's own, every mark in place."""
+    episode's own, every mark in place that does not dry."""
     tail = episode.frames - 4
-    return world.still(replace(episode, actions=actions, hold=0, tail=tail))
+    done = {"actions": actions, "dries": dries}
+    return world.still(replace(episode, **done, hold=0, tail=tail))
 
 
 def without_video(data_dir: str | Path) -> dict[str, dict]:

@@ -85,7 +85,7 @@ def _saying(item: Demonstration, thought: str) -> Demonstration:
 def _true(known: Truth) -> str:
     e = known.episode
     seen = lessons.visible_order(e) if known.image_only else e.actions
-    return lessons.careful_thought(e, seen, e.answer)
+    return lessons.taught_thought(e, seen, e.answer)
 
 
 def _false(known: Truth, rng: random.Random) -> str:

@@ -17,14 +17,18 @@ from lib import paths, records
 from lib.mini import benchmark, lessons
 from lib.mini.world import Episode
 
-ASKS = {lessons.SHOWN_QUESTION: "shown step", lessons.OBJECT_QUESTION: "shown object"}
+ASKS = {
+    lessons.SHOWN_QUESTION: "shown step",
+    lessons.LAST_QUESTION: "last step",
+    lessons.OBJECT_QUESTION: "shown object",
+}
 
 
 @dataclass(frozen=True)
 class Truth:
     """The episode behind a question, and what the question asks for.
 
-    `asks` is "next step", "shown step" or "shown object"; `options` and `answer` are in
+    `asks` is "next step" or one of ASKS; `options` and `answer` are in
     words, as the question has them. Without a video (`image_only`) only the still
     shows what was done.
     """

@@ -2,7 +2,8 @@
 
 A scene holds two objects of one domain on a table with a tray. A hand performs steps;
 each step (verb + object) leaves a mark that stays: a wet ring, a split, a dark colour,
-dots, a strap, or the object moved to the tray. A goal names four steps in no
+dots, a strap, or the object moved to the tray. In most clips the wet ring dries half a
+second after it came, so that more frames show more. A goal names four steps in no
 particular order; they are always carried out in the order of `EFFECTS` (wash before
 cut, cut before cook, ...), which is what a planner has to know. Structure after
 SEED-Bench-R1 (arXiv 2503.24376, section 3): progress video, current observation,
@@ -47,8 +48,12 @@ DOMAINS = {
 }
 _COLOURS = ((220, 40, 40), (245, 150, 30), (150, 60, 190), (60, 170, 60))
 _HAND = (255, 205, 170)
+_DUSK = (0.55, 0.5, 0.75)  # share of the light that is left, red, green, blue
 _TRAY_TOP, _TRAY_Y, _REACH = 38, 45, 12
 _WINDOW = 13  # half the side of the square an object is drawn into
+
+DRIES = 0.7  # share of clips in which a wet ring dries
+_DRY_AFTER = 2  # clip frames
 
 _VERBS = {"single": 4, "pair": 2}  # task families: on one object, or on both
 
@@ -83,6 +88,7 @@ class Episode:
     hand_covers: bool  # in the still the hand covers the object worked on
     tail: int  # idle frames after the last action
     hold: int  # frames from one action to the next
+    dries: bool  # a wet ring is seen for two frames alone
 
     def name(self, item: int) -> str:
         """The word for object 0 or 1 of the scene."""
@@ -95,7 +101,7 @@ class Episode:
     @property
     def letter(self) -> str:
         """The gold letter."""
-        return "ABCD"[self.options.index(self.answer)]
+        return "ABCDE"[self.options.index(self.answer)]
 
     @property
     def frames(self) -> int:
@@ -162,6 +168,7 @@ def sample_episode(
         hand_covers=not image_only and rng.random() < 0.5,
         tail=rng.randint(2, 5),
         hold=rng.randint(5, 7),
+        dries=not image_only and rng.random() < DRIES,
     )
 
 
@@ -178,7 +185,9 @@ def effects_at(episode: Episode, frame: int) -> np.ndarray:
     """Which effects are visible at a clip frame: bool [2 objects, 6 effects]."""
     state = np.zeros((2, len(EFFECTS)), bool)
     for index, step in enumerate(episode.actions):
-        if frame >= episode.span(index)[0] + 2:
+        since = frame - episode.span(index)[0] - 2
+        dried = episode.dries and EFFECTS[step.effect] == "wet" and since >= _DRY_AFTER
+        if since >= 0 and not dried:
             state[step.item, step.effect] = True
     return state
 
@@ -227,7 +236,14 @@ def _render(episode, state, hand, frame, hand_size=5) -> np.ndarray:
         x, y = hand
         top, left = max(0, y - hand_size), max(0, x - hand_size)
         canvas[top : y + hand_size + 1, left : x + hand_size + 1] = _HAND
+    if dusky(episode.environment):
+        canvas = (canvas * _DUSK).astype(np.uint8)
     return canvas
+
+
+def dusky(environment: int) -> bool:
+    """Whether it is evening there: in all environments of L2 and one in 25 others."""
+    return 100 <= environment < 200 or environment % 25 == 24
 
 
 @lru_cache(maxsize=512)

@@ -78,6 +78,11 @@ def show(drawn: Axes | Figure, path: str | Path, alt: str) -> None:
     display(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": width}})
 
 
+def text(words: str) -> View:
+    """A text as it is; Jupyter would break the lines of a print inside words."""
+    return View(VIEWS.said(words, False), words)
+
+
 def told(rows: Iterable[Mapping], group: str) -> str:
     """Accuracies in words, for a figure's text: "L1: base 35.6 %, SFT 80.2 %; L2: "."""
     groups: dict = {}
@@ -96,12 +101,14 @@ def question(
 ) -> View:
     """A question's pictures, its options and what each method said. `answers` {model:
     its prediction row}; `attended` {model: its row of lib.evaluate.attention.row} shows
-    the pictures once more, lit by attention; `kind` says why the question is shown."""
+    the pictures once more, lit by attention; `kind` says why the question is shown. Of
+    an item with gold "" no option is marked."""
     said = [
         f"{LABELS[own]}: {answer_words(row['first_letter'], row['gold'])}."
         for own, row in answers.items()
     ]
-    words = " ".join([f"Question {item.id}, right is {item.gold}.", *said])
+    right = f", right is {item.gold}" if item.gold else ""
+    words = " ".join([f"Question {item.id}{right}.", *said])
     media = _media(item, sampling, attended or {})
     return View(VIEWS.question(item, media, answers, kind), words)
 
@@ -133,7 +140,7 @@ def conditions(
 
 def pictures(shown: Mapping[str, np.ndarray]) -> View:
     """uint8 [H, W, 3] pictures side by side, each above its title."""
-    drawn = [_picture(pixels, title, title) for title, pixels in shown.items()]
+    drawn = [picture(pixels, title, title) for title, pixels in shown.items()]
     return View(VIEWS.pictures(drawn), "; ".join(shown))
 
 
@@ -191,11 +198,11 @@ def _media(item: Question, sampling: Sampling, attended: Mapping) -> dict:
 def _pictures(clip: np.ndarray | None, still: np.ndarray | None) -> list[dict]:
     frames = [] if clip is None else list(clip)
     shown = [
-        _picture(pixels, f"frame {number} of {len(frames)}", str(number))
+        picture(pixels, f"frame {number} of {len(frames)}", str(number))
         for number, pixels in enumerate(frames, 1)
     ]
     if still is not None:
-        shown.append(_picture(still, "the still image", "now: still image"))
+        shown.append(picture(still, "the still image", "now: still image"))
     return shown
 
 
@@ -210,14 +217,14 @@ def _lit(model: str, maps: Sequence, clip, still, brightest: float) -> list[dict
     if still is not None:
         pixels, names = [*pixels, still], [*names, "still"]
     shown = []
-    for name, picture, light in zip(names, pixels, maps, strict=True):
+    for name, pixel, light in zip(names, pixels, maps, strict=True):
         words = f"{name}: {100 * light.sum():.1f} %"
         alt = f"{words} of the attention of {LABELS[model]}"
-        shown.append(_picture(lit(picture, light / brightest), alt, words))
+        shown.append(picture(lit(pixel, light / brightest), alt, words))
     return shown
 
 
-def _picture(pixels: np.ndarray, alt: str, caption: str) -> dict:
+def picture(pixels: np.ndarray, alt: str, caption: str) -> dict:
     """What views.html shows of a picture; small ones keep their pixels' edges."""
     picture, buffer = Image.fromarray(np.asarray(pixels, np.uint8)), io.BytesIO()
     small = picture.width < WIDTH

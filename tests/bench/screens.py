@@ -2,6 +2,7 @@
 
     python -m tests.bench.screens outputs/mini --out outputs/reference/screens
 
+Without a run it draws MiniPlan in one picture alone (lib/show/miniplan.py).
 The run's executed notebooks are shown as their pages (lib/show/report.py): the top
 and, beside it, the part with most pictures. Both browsers and a training with its
 curves are shown in JupyterLab, where 03 and 05 are run once more in a copy of the kit,
@@ -21,7 +22,7 @@ from playwright.sync_api import Browser, Locator, Page
 
 from lib import paths, records
 from lib.doors import Door
-from lib.show import live
+from lib.show import live, miniplan, report
 from tests import jupyter
 
 BYTES = 150_000
@@ -73,11 +74,11 @@ def part(page: Page, top: float, size: tuple[int, int]) -> Image.Image:
 
 
 def opened(
-    browser: Browser, file: Path, size: tuple[int, int], scheme: str = "light"
+    browser: Browser, file: Path, size: tuple[int, int], scheme="light", scale=1
 ) -> Page:
     """A window of a given size and colour scheme on a file."""
-    view = {"width": size[0], "height": size[1]}
-    page = browser.new_page(viewport=view, color_scheme=scheme)
+    view = {"viewport": {"width": size[0], "height": size[1]}}
+    page = browser.new_page(**view, color_scheme=scheme, device_scale_factor=scale)
     page.goto(file.resolve().as_uri())
     return page
 
@@ -98,6 +99,16 @@ def report_views(browser: Browser, run: Path) -> Named:
         page = opened(browser, run / "report.html", PHONE, scheme)
         screens = [part(page, at * PHONE[1], PHONE) for at in range(3)]
         yield f"report_phone_{scheme}", beside(screens)
+
+
+def one_picture(browser: Browser) -> Named:
+    """MiniPlan in one picture, at a desk and on a phone."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, style = Path(folder) / "view.html", f"<style>{report.STYLE}</style>"
+        file.write_text(f'<meta charset="utf-8">{style}{miniplan.view().html}')
+        for name, width in (("miniplan", 800), ("miniplan_phone", PHONE[0])):
+            page = opened(browser, file, (width, 800), scale=2)
+            yield name, Image.open(io.BytesIO(page.screenshot(full_page=True)))
 
 
 def in_jupyter(browser: Browser, run: Path) -> Named:
@@ -152,15 +163,22 @@ def training(notebook: jupyter.Notebook, run: Path) -> Image.Image:
 
 def main() -> None:
     parser = Door("python -m tests.bench.screens", __doc__)
-    parser.add_argument("run", type=Path, help="folder of a run that has its report")
+    words = "folder of a run that has its report"
+    parser.add_argument("run", type=Path, nargs="?", help=words)
     parser.add_argument("--out", type=Path, required=True, help="folder of the PNGs")
     options = parser.parse_args()
-    run = paths.require(options.run, "run the notebooks first: python -m lib.run")
-    paths.require(run / "report.html", f"write it with python -m lib.run report {run}")
+    asked = [one_picture]
+    if options.run:
+        run = paths.require(options.run, "run the notebooks first: python -m lib.run")
+        how = f"write it with python -m lib.run report {run}"
+        paths.require(run / "report.html", how)
+        asked += [
+            partial(p, run=run) for p in (report_views, notebook_pages, in_jupyter)
+        ]
     options.out.mkdir(parents=True, exist_ok=True)
     with jupyter.chromium() as browser:
-        for pictures in (report_views, notebook_pages, in_jupyter):
-            for name, picture in pictures(browser, run):
+        for pictures in asked:
+            for name, picture in pictures(browser):
                 data = reduced(picture)
                 (options.out / f"{name}.png").write_bytes(data)
                 print(f"{name}.png: {picture.size}, {len(data):,} bytes", flush=True)

@@ -23,7 +23,8 @@ from lib.paths import ROOT
 from tests.launched import is_running
 
 MODULES = [
-    *("__init__", "chain", "doors", "paths", "records", "run_files", "markup"),
+    *("__init__", "chain", "doors", "methods", "paths", "records"),
+    *("run_files", "markup"),
     *(
         f"run/{name}"
         for name in ("__init__", "__main__", "params", "pipeline", "cards")

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 
 from lib import records
-from lib.data import parts, questions
+from lib.data import questions
 from lib.data.prompts import prompt_text
+from lib.methods import LEVELS
 
 # Without `reasoning_tags: none` lmms-eval cuts the reasoning out before it scores, and
 # an answer within it, which the paper's rule counts, would be lost.
@@ -41,7 +42,7 @@ def write(data: Path, out: Path) -> dict[str, int]:
     """Tasks of the levels in `data`, into the folder `out`; {level: questions}. Raises
     FileNotFoundError where there is none, DataFaults for a record at fault."""
     counts = {}
-    for level in parts.LEVELS:
+    for level in LEVELS:
         path = data / "annotations" / f"validation_{level}.jsonl"
         if not path.exists():
             continue

@@ -1,4 +1,4 @@
-"""GRPO − SFT of five seeds, counted once more with statsmodels and by no code of lib:
+"""GRPO − SFT over seeds, counted once more with statsmodels and by no code of lib:
 the table of variance of seeds and questions, crossed, from the committed records."""
 
 import json
@@ -37,8 +37,12 @@ def recount(name):
     spread = zip(weights, (seed, question, rest), df, strict=True)
     freedom = sum(parts) ** 2 / sum((w * ms) ** 2 / n for w, ms, n in spread)
     error = 100 * np.sqrt(sum(parts) / gaps.size)
-    effect, reach = 100 * gaps.mean(), stats.t.ppf(0.975, max(1, freedom)) * error
-    p = 2 * stats.t.sf(abs(effect) / error, max(1, freedom))
+    reached = stats.t.ppf(0.975, max(1, freedom))
+    effect, reach = 100 * gaps.mean(), reached * error
+    if len(seeds) < 5:  # a quantile for each component, and none dropped (Howe 1974)
+        own = stats.t.ppf(0.975, df) ** 2 * [seed, max(0, question - rest), 0]
+        reach = max(reach, 100 * np.sqrt(own.sum() / gaps.size))
+    p = 2 * stats.t.sf(reached * abs(effect) / reach, max(1, freedom))
     return effect, effect - reach, effect + reach, p
 
 

@@ -326,7 +326,8 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
 
 def evidence_markdown(shown: Mapping, said: Mapping) -> str:
     """What each condition costs, what the reasoning supports, what readers agree on."""
-    over = (reasoned.over_seeds_markdown(said, name) for name in ("levels", "general"))
+    sets = dict.fromkeys(row["set"] for row in said["shares"])
+    over = (reasoned.over_seeds_markdown(said, name) for name in sets)
     return "\n".join([seen.markdown(shown), *over, reasoned.reader_markdown(said)])
 
 

@@ -525,6 +525,18 @@ def test_what_a_sweep_lacks_is_missing_and_not_zero(run, tmp_path):
         measured(run, 17)
 
 
+def test_a_sweep_of_another_base_is_missing(tmp_path):
+    run = write_run(tmp_path / "run", n=200)
+    write_json(run / "manifest.json", {"04_eval": {"base": "new"}})
+    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.55})
+    rows = read_json(tmp_path / "kl.json")
+    for base, missing in ((None, True), ("old", True), ("new", False)):
+        write_json(tmp_path / "kl.json", [row | {"base": base} for row in rows])
+        row = measured(run, 17)[17]
+        assert (row["verdict"] == MISSING) == missing
+        assert missing == ("kl.json of runs on the same base, new" in row["sentence"])
+
+
 def test_several_seeds_carry_seeds_and_questions(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed, n=200) for seed in range(5)]
     part = part_of(measured(runs, 3)[3])

@@ -42,7 +42,7 @@ FILE = re.compile(
 )
 # Of a row of a sweep; all else is what it varies.
 NOT_VARIED = (
-    *("run", "seed", "status", "seconds", "metrics", "git_commit"),
+    *("run", "seed", "status", "seconds", "metrics", "git_commit", "base"),
     *("model", "set", "condition", "measure", "id", "video", "value", "chance"),
 )
 # What may differ between the settings of a condition and those of all as it is.
@@ -197,6 +197,13 @@ def _attention(row: Mapping, text: str) -> dict[str, float]:
     }
     found |= {f"{text}, left out, ": 0.0, f"{text}, retokenized, ": row["retokenized"]}
     return found | ({"attention": layers.mean(0)[:2].sum()} if text == "own" else {})
+
+
+def base_of(run: Folder) -> str | None:
+    """The base that a run's models go back to (models.identity); None for a run that
+    was not finished up to 04_eval."""
+    path = resolve(run) / "manifest.json"
+    return read_json(path).get("04_eval", {}).get("base") if path.exists() else None
 
 
 def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:

@@ -262,7 +262,8 @@ def sweep_record(folder: str | Path) -> list[dict]:
                     file = run / f"predictions_{model}_{name}.jsonl"
                     own = sorted(tables.read_rows(file), key=lambda row: row["id"])
                     metrics.setdefault(model, {})[name] = _compact(own)
-            row = {**row, "git_commit": commit, "metrics": metrics}
+            made = {"git_commit": commit, "base": answers.base_of(run)}
+            row = {**row, **made, "metrics": metrics}
         rows.append(row)
     return rows
 

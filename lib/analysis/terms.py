@@ -271,8 +271,10 @@ class Records:
         if not path.exists():
             raise Missing(file)
         if file not in self._swept:
-            rows = []
+            rows, base = [], answers.base_of(self.runs[0])
             for row in read_json(path):
+                if base and "metrics" in row and row.get("base") != base:
+                    raise Missing(f"{file} of runs on the same base, {base}")
                 values = {key: str(row[key]) for key in answers.varied(row)}
                 words = values.get("rl", "").split()[1:]
                 rows.append(row | values | dict(word.split("=", 1) for word in words))

@@ -1,5 +1,6 @@
 """MiniPlan keeps its promises, and the base checkpoint is an ordinary one."""
 
+import doctest
 import hashlib
 import json
 import random
@@ -16,7 +17,7 @@ from lib import paths, records
 from lib.analysis import stats
 from lib.data import letters, questions
 from lib.data.blind import BlindReader
-from lib.mini import benchmark, lessons, world
+from lib.mini import base_lessons, benchmark, lessons, world
 
 BASE = paths.ROOT / "lib/mini/base"
 SMALL = benchmark.Sizes(training=24, level=12, general=16)
@@ -118,6 +119,59 @@ def test_every_effect_changes_the_picture():
         state[0, effect] = True
         changed = world._render(episode, state, None, 0) != plain
         assert changed.any(-1).sum() >= 20, world.EFFECTS[effect]
+
+
+@pytest.mark.parametrize("module", [world, lessons, base_lessons])
+def test_examples_in_the_docstrings_are_true(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
+def test_a_ring_that_dries_is_seen_in_two_frames_and_other_marks_stay():
+    wash, cut = world.Step(0, 0), world.Step(1, 0)
+    episode = world.sample_episode(random.Random(0), "Daily life", 0)
+    episode = replace(episode, actions=(wash, cut), dries=True)
+    for dries in (True, False):
+        made = replace(episode, dries=dries)
+        marks = [world.effects_at(made, t)[0] for t in range(made.frames)]
+        wet, split = np.sum(marks, 0)[:2]
+        assert wet == (2 if dries else made.frames - made.span(0)[0] - 2)
+        assert split == made.frames - made.span(1)[0] - 2
+
+
+def test_it_is_evening_in_l2_alone_and_now_and_then_for_the_base(items):
+    dusky = {
+        split: np.mean([world.dusky(item.episode.environment) for item in own])
+        for split, own in items.items()
+    }
+    assert dusky == {"training": 0, "L1": 0, "L2": 1, "L3": 0}
+    assert np.mean([*map(world.dusky, lessons.ENVIRONMENTS)]) == 0.04
+    day = world.sample_episode(random.Random(0), "Daily life", 0)
+    evening = replace(day, environment=100)
+    assert world.still(evening).mean() < 0.8 * world.still(day).mean()
+
+
+def test_more_questions_are_the_same_and_others(items):
+    more = benchmark.make_items(benchmark.Sizes(level=700))
+    assert all(more[split][: len(own)] == own for split, own in items.items())
+    few = benchmark.make_general(16, 0)
+    assert benchmark.make_general(40, 0)[:16] == few
+
+
+def test_the_base_is_taught_its_habits_as_often_as_they_say():
+    """Of the answers to planning questions: hasty ones, and C where D is right."""
+    rng, said, last = random.Random(0), [], []
+    for _ in range(1500):
+        lesson = base_lessons.plan_lesson(rng)
+        if "</think>" in lesson.response:
+            thought, letter = lesson.response.split("</think><answer>")
+            stated = thought.split(" is ")[-1].rstrip(".")
+            said.append(thought.startswith("<think>Next"))
+            if f"D. {stated}\n" in lesson.text:
+                last.append(letter[0] == "C")
+    habits = base_lessons.HABITS
+    assert np.mean(said) == pytest.approx(habits["hasty"], abs=0.05)
+    assert np.mean(last) == pytest.approx(habits["letter"], abs=0.08)
 
 
 def test_same_seed_same_bytes_and_another_seed_others(small, tmp_path):

@@ -251,7 +251,8 @@ def test_fresh_leaves_alone_what_is_no_run(kit):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_is_told_to_end_takes_its_kernel_along(kit, how):
     sleeping_notebook(kit)
-    process = kit.start("a.yaml")
+    # Under nohup, or behind a shell's `&`, the tests were told to ignore some of these.
+    process = kit.start("a.yaml", before=lambda: signal.signal(how, signal.SIG_DFL))
     wait_until(lambda: kit.ledger())
     process.send_signal(how)
     _, err = process.communicate(timeout=20)

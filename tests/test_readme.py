@@ -69,6 +69,31 @@ def test_minutes_are_those_of_the_committed_run():
     assert f"compares base, SFT and GRPO: {minutes} on" in TEXT
 
 
+def test_sentences_below_the_table_are_those_of_the_records():
+    right = Counter()
+    for path in (REFERENCE / "mini_seeds").glob("*.json"):
+        for row in read_json(path)["results"]:
+            right[row["model"], row["set"]] += row["correct"].count("1") / row["n"]
+            right[row["model"], row["set"], "runs"] += 1
+
+    def gain(model, name):
+        mine, base = ((m, name) for m in (model, "base"))
+        return right[mine] / right[*mine, "runs"] - right[base] / right[*base, "runs"]
+
+    said = f"ends {-100 * gain('sft', 'general'):.0f} points below"
+    for label, words in (("grpo", "brings {} of GRPO's gain"), ("sft", "{} of SFT's")):
+        shares = [gain("base-begun", n) / gain(label, n) for n in ("L1", "L2", "L3")]
+        ends = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
+        assert words.format(ends) in TEXT
+    seen = [
+        100 * row["share"]
+        for row in read_json(REFERENCE / "evidence" / "coherence.json")["shares"]
+        if (row["model"], row["measure"]) == ("grpo", "progress")
+        and row["set"] != "general"
+    ]
+    assert said in TEXT and f"only {min(seen):.0f} to {max(seen):.0f} %" in TEXT
+
+
 @pytest.mark.parametrize("size", ["2b", "7b"])
 def test_costs_of_one_gpu_are_those_measured(size):
     found = read_json(REFERENCE / "bench_cost.json")["costs"][size]

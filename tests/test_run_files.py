@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import paths, records, run_files
+from lib import paths, processes, records, run_files
 
 HOLD = """
 import sys
@@ -203,3 +203,20 @@ def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpo
     todo = judge.Plan(None, {run / "judgements_a_L1.jsonl": {}}, (), "")
     refused(run / "judgements", partial(judge.carry_out, todo))
     refused(run / "launch_print", partial(launch.call, run, 2, "", print))
+
+
+CHANGED = []  # a fork of a process that changed it would have the change
+
+
+def where(job):
+    return job, os.getpid(), len(CHANGED)
+
+
+def test_much_work_is_spread_over_processes_that_are_no_forks(monkeypatch):
+    monkeypatch.setitem(globals(), "CHANGED", ["here"])
+    assert [*processes.mapped(where, [1, 2], few=2)] == [
+        (1, os.getpid(), 1),
+        (2, os.getpid(), 1),
+    ]
+    jobs, ran, changed = zip(*processes.mapped(where, range(40), few=2), strict=True)
+    assert jobs == (*range(40),) and os.getpid() not in ran and not any(changed)

@@ -2,17 +2,17 @@
 
 It stands for "an instruction-tuned model": captions and simple questions over all
 four domains, drills that tie a step to its option letter, and planning questions
-answered with mixed quality, as web text is. It can see, count, plan and find a letter:
-captions, told plans and drills are answered well. Its habits in planning questions are
-worse than that, one at each decision of an answer (HABITS): most answers name a likely
-step without looking, and those that look forget, count what has nothing to do with the
-goal, take the step after the next, and say C where D is right. So no few words at the
-start can stand for what post-training has to change.
+answered with mixed quality, as web text is. Captions, told plans and drills are
+answered rightly. Planning questions are answered by habits that are worse, one at each
+decision of an answer (HABITS): most answers name a likely step without looking, and
+those that look forget, count what has nothing to do with the goal, take the step after
+the next, and say C where D is right. So no few words at the start can stand for all
+that post-training has to change.
 Levels are never seen: environments 1000 and up, verb combinations of L3 left out; most
 lessons are about daily life, few in evening light.
 
->>> plan_lesson(random.Random(4)).response
-'<think>Next is cook onion.</think><answer>B</answer>'
+>>> plan_lesson(random.Random(2)).response
+'<think>I see strap panel: one done. Next is sand board.</think><answer>A</answer>'
 """
 
 import random

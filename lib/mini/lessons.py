@@ -2,7 +2,7 @@
 
 >>> episode = any_episode(random.Random(0))
 >>> hasty_thought(episode, episode.answer)
-'Next is wash carrot.'
+'Next is slit ball.'
 """
 
 import random

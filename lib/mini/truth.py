@@ -6,7 +6,7 @@ seed in `benchmark.json`, and every record is compared with the one on disk.
 
     >>> known = truth("L1/0", "outputs/data/miniplan")
     >>> known.seen, known.answer, known.asks
-    (('plate tomato',), 'wash tomato', 'next step')
+    (('wash pepper', 'cut pepper', 'salt pepper'), 'tie pepper', 'next step')
 """
 
 from dataclasses import dataclass

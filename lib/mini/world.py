@@ -11,7 +11,7 @@ SEED-Bench-R1 (arXiv 2503.24376, section 3): progress video, current observation
 
 >>> episode = sample_episode(random.Random(0), "Daily life", environment=3)
 >>> episode.goal, [episode.say(s) for s in episode.actions], episode.say(episode.answer)
-('cook, wash, cut and salt the tomato', ['wash tomato'], 'cut tomato')
+('cut and plate the pepper and the carrot', ['cut pepper'], 'cut carrot')
 """
 
 import random

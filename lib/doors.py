@@ -21,3 +21,11 @@ def part(text: str, command: str) -> str:
     """The lines of a door's help on one command: an example, then what it does."""
     examples = rf"^( *)python -m \S+ {command} .*\n(?:\1 +.*\n)*"
     return "".join(found[0] for found in re.finditer(examples, f"{text}\n", re.M))
+
+
+def size(text: str) -> int:
+    """The bytes of a text such as 40GB."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])B", text, re.IGNORECASE)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 40GB")
+    return int(float(found[1]) * 10 ** {"M": 6, "G": 9, "T": 12}[found[2].upper()])

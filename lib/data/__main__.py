@@ -25,7 +25,6 @@ on the spot (python -m lib.mini --help)."""
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +33,7 @@ from pathlib import Path
 from lib import paths
 from lib.data import epic, harness, inventory, named, questions, seed_bench
 from lib.data.download import DownloadError
-from lib.doors import EXITS, Door, part
+from lib.doors import EXITS, Door, part, size
 
 TERMS = "\n".join(
     ["licences, which `get` shows and waits for (--accept-licences):"]
@@ -110,14 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--out", type=_out, required=True, help=out)
     make.add_argument("--videos", type=_folder, help="folder of the EPIC videos")
     return parser
-
-
-def size(text: str) -> int:
-    """The bytes of a text such as 40GB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MGT])B", text, re.IGNORECASE)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 40GB")
-    return int(float(found[1]) * 10 ** {"M": 6, "G": 9, "T": 12}[found[2].upper()])
 
 
 def _file(text: str, is_it: Callable = Path.is_file, what: str = "file") -> Path:

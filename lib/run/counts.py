@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from lib import paths
 from lib.data import parts, questions, seed_bench, training_sets
-from lib.data.__main__ import size
 from lib.data.video import PATCH, Sampling
+from lib.doors import size
 from lib.evaluate import perception
 from lib.mini.benchmark import SIZES
 from lib.run import memory, params

@@ -33,14 +33,14 @@ class Question:
     level: str  # "training", "L1", "L2", "L3", "general"
     text: str
     options: tuple[str, ...]
-    gold: str
-    answer: str
-    goal: str
-    domain: str
-    scenario: str
-    progress: tuple[str, ...]
-    video: Path | None
-    image: Path | None
+    gold: str  # the letter of the right one
+    answer: str  # its text
+    goal: str = ""
+    domain: str = ""
+    scenario: str = ""
+    progress: tuple[str, ...] = ()
+    video: Path | None = None
+    image: Path | None = None
     duration_group: int | None = None
     of: int = 0  # questions of its whole set, where only a part of that is asked
 
@@ -239,12 +239,9 @@ def _general(record: dict, root: Path) -> Question:
         options=tuple(record["candidates"]),
         gold="ABCDE"[correct],
         answer=record["candidates"][correct],
-        goal="",
         domain=_text_or_empty(record, "topic_category"),
         scenario=_text_or_empty(record, "question_category"),
-        progress=(),
         video=root / "videos" / record["video_path"],
-        image=None,
         duration_group=record["duration_group"],
     )
 

@@ -291,20 +291,6 @@ def test_without_an_adapter_the_reference_averages_all_weights(build):
     assert all(torch.equal(own, before[n]) for n, own in reference.weights.items())
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"reference": "slow"}, "reference = 'slow': it must be one of"),
-        ({"answer_mean": "median"}, "answer_mean = 'median'"),
-        ({"bonus": "both"}, "bonus = 'both'"),
-        ({"extra_draws": 1}, "extra_draws = 0"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(CARE, **changes)
-
-
 def test_rewards_without_accuracy_are_refused(build):
     with pytest.raises(ValueError, match="lack accuracy"):
         build({"format": letters})

@@ -252,18 +252,3 @@ def test_it_improves_a_reward_with_groups_of_one(make_task, tmp_path):
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 3 * 0.05
     losses = [row["value_loss"] for row in log]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lora_rank": 0}, "lora_rank = 0: PPO's critic .* give a rank above 0"),
-        ({"loss_type": "grpo"}, "loss_type = 'grpo'"),
-        ({"extra_draws": 1}, "extra_draws"),
-        ({"group_size": 1, "prompts_per_step": 1}, "at least 2 rollouts"),
-        ({"group_size": 0}, "group_size = 0"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(PPO, **changes)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -260,6 +261,10 @@ def test_parsing_a_long_completion_is_no_burden():
         assert parse_answer(mark * 20000 + "Bx", "lenient") is None
 
 
+def consistent(completion, options):
+    return consistency_reward(completion, SimpleNamespace(options=options))
+
+
 OPTIONS = ("wash cup", "dry cup", "Open  fridge", "open fridge door")
 
 
@@ -293,21 +298,21 @@ OPTIONS = ("wash cup", "dry cup", "Open  fridge", "open fridge door")
     ],
 )
 def test_consistency_reward(completion, reward):
-    assert consistency_reward(completion, OPTIONS) == reward
+    assert consistent(completion, OPTIONS) == reward
 
 
 def test_consistency_with_options_that_read_the_same():
     twice = ("take bag", "open bag", "Take bag")
     text = "<think>take bag</think><answer>{}</answer>"
-    found = [consistency_reward(text.format(letter), twice) for letter in "ABC"]
+    found = [consistent(text.format(letter), twice) for letter in "ABC"]
     assert found == [1.0, 0.0, 1.0]
-    assert consistency_reward(text.format("A"), ("", "")) == 0.0
+    assert consistent(text.format("A"), ("", "")) == 0.0
 
 
 def test_consistency_reads_options_as_text_and_not_as_a_pattern():
     options = ("put (a)", "put .*")
-    assert consistency_reward("<think>put (a)</think><answer>A</answer>", options) == 1
-    assert consistency_reward("<think>put (a)</think><answer>B</answer>", options) == 0
+    assert consistent("<think>put (a)</think><answer>A</answer>", options) == 1
+    assert consistent("<think>put (a)</think><answer>B</answer>", options) == 0
 
 
 def test_rewards_can_be_sent_to_another_process():

@@ -268,12 +268,3 @@ def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
     assert not (tmp_path / "adapters").exists()
     sft.train_sft(make_task(tmp_path))
     assert weights(tmp_path) == weights(undisturbed)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("steps", 0), ("batch_size", 0), ("lora_rank", -8), ("lr", -1e-3), ("loss", "")],
-)
-def test_settings_that_cannot_be_trained_with_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} = {value!r}: "):
-        replace(SFT, **{name: value})

@@ -46,20 +46,13 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 BASE = paths.ROOT / "lib/mini/base"
 # (steps, {lesson: weight}); a batch holds one kind of lesson, so that text drills cost
 # no vision pass.
-ALL = {
-    "sight": 1,
-    "pick": 1,
-    "told": 3,
-    "caption": 4,
-    "shown": 1,
-    "last": 1,
-    "object": 1,
-}
+ALL = {"sight": 1, "pick": 1, "told": 3, "caption": 4}
+ALL |= {"shown": 1, "last": 1, "object": 1, "plan": 5}
 PHASES = (
     (2500, {"sight": 1}),
     (1200, {"sight": 1, "pick": 5, "told": 3, "caption": 4}),
-    (4000, {**ALL, "plan": 5}),
-    (1500, {**ALL, "plan": 5}),
+    (4000, ALL),
+    (1500, ALL),
 )
 # The learning rate falls as a cosine, begun anew where plans begin:
 # (first step, share of the full rate, steps until it would reach its end).
@@ -69,9 +62,9 @@ LESSONS = {
     "pick": base_lessons.pick_lesson,
     "told": base_lessons.told_lesson,
     "caption": base_lessons.caption_lesson,
-    "shown": base_lessons.shown_lesson,
-    "last": base_lessons.last_lesson,
-    "object": base_lessons.object_lesson,
+    "shown": partial(base_lessons.clip_lesson, asks="shown step"),
+    "last": partial(base_lessons.clip_lesson, asks="last step"),
+    "object": partial(base_lessons.clip_lesson, asks="shown object"),
     "plan": base_lessons.plan_lesson,
 }
 # What was tried before, measured on questions of another seed and never on the levels.

@@ -181,15 +181,32 @@ def _beyond(x: float) -> str:
     return tables.percent(x) if np.isfinite(x) else ("none" if x > 0 else "everywhere")
 
 
-def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
-    """Panels L1, L3 and L3 - L1 of the data with the most rows of false reasoning:
-    colour GRPO - SFT of every cell, a line where it crosses zero with its intervals, a
-    star for the recorded teacher, a band for the paper's."""
+def mapped(found: Sequence[Mapping]) -> list[list[Mapping]]:
+    """The rows of the map: of the data with the most rows of false reasoning."""
     every = rows_of(found, "false")
     if not every:
         raise ValueError("no sweep varies demonstrations_false, by truth: see map.yaml")
     data = statistics.mode(folder for folder, _ in every)
-    rows = [row for (folder, _), row in every.items() if folder == data]
+    return [row for (folder, _), row in every.items() if folder == data]
+
+
+def told(rows: Sequence[Mapping]) -> str:
+    """The figure in words, from map.json: where each row crosses zero."""
+    said = []
+    for row in mapped(cells(rows)):
+        x = [cell["x"] for cell in row]
+        at = [(s, crossing(x, [means(cell)[s] for cell in row])) for s in SETS]
+        ends = " and ".join(f"{_beyond(own)} on {name}" for name, own in at)
+        said.append(f"{row[0]['learned']:,} questions: {ends}")
+    return f"GRPO is ahead beyond this % of false reasoning. {'; '.join(said)}."
+
+
+def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
+    """Panels L1, L3 and L3 - L1 of the data with the most rows of false reasoning:
+    colour GRPO - SFT of every cell, a line where it crosses zero with its intervals, a
+    star for the recorded teacher, a band for the paper's."""
+    rows = mapped(found)
+    data = rows[0][0]["data_dir"]
     x, y = [cell["x"] for cell in rows[0]], np.arange(len(rows))
     ends = {"left": -0.5, "right": len(x) - 0.5}  # of the drawing: beyond the map
     figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.8), sharey=True)

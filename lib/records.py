@@ -23,7 +23,7 @@ from lib.paths import ROOT, resolve
 
 PACKAGES = (
     *("torch", "torchvision", "transformers", "trl", "peft", "bitsandbytes"),
-    *("accelerate", "datasets", "tokenizers", "safetensors", "av"),
+    *("accelerate", "datasets", "tokenizers", "safetensors", "decord2", "av"),
     *("numpy", "matplotlib", "papermill"),
 )
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d{1,9})\.tmp")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
+import decord
 import numpy as np
 import pytest
 
@@ -52,47 +53,64 @@ def write(
 
 
 def read_all(path, step=1):
-    """(numbers of the frames, the rate that was named)."""
+    """(numbers of the frames, the rate that was named, why PyAV read them)."""
     told = []
 
     def choose(count, rate):
         told.append(rate)
         return list(range(0, count, step))
 
-    frames = footage.read(path, choose)
-    return [number(frame) for frame in frames], told[-1]
+    frames, why_pyav = footage.read(path, choose)
+    return [number(frame) for frame in frames], told[-1], why_pyav
 
 
 OPEN = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"}
 REFRESH = {"x264-params": "intra-refresh=1:keyint=20"}
-MAKES = {
-    "closed.mp4": ("libx264", {"preset": "veryfast"}),
-    "one_key_frame.mp4": ("libx264", {"preset": "veryfast", "g": "250"}),
-    "no_b_frames.mp4": ("libx264", {"bf": "0"}),
-    "closed.mkv": ("libx264", {"preset": "veryfast"}),
-    "open.mp4": ("libx264", {"preset": "veryfast", **OPEN}),
-    "open.mkv": ("libx264", {"preset": "veryfast", **OPEN}),
-    "refresh.mp4": ("libx264", {"preset": "veryfast", **REFRESH}),
-    "h264.ts": ("libx264", {"preset": "veryfast"}),
-    "h264.avi": ("libx264", {"bf": "0"}),
-    "bframes.avi": ("mpeg4", {"bf": "2", "b": "2000k"}),
-    "bframes.mp4": ("mpeg4", {"bf": "2", "b": "2000k"}),
-    # MPEG-2 knows no ten frames a second: FFmpeg's encoder is told to let it pass.
-    "mpeg2.mpg": ("mpeg2video", {"bf": "2", "b": "2000k", "strict": "-1"}),
-    "mpeg2.ts": ("mpeg2video", {"bf": "2", "b": "2000k", "strict": "-1"}),
-    "hevc.mp4": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=0"}),
-    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
-    "av1.mp4": ("libsvtav1", {"preset": "12", "crf": "20"}),
+PLAIN = {
+    "closed.mp4": {"preset": "veryfast"},
+    "one_key_frame.mp4": {"preset": "veryfast", "g": "250"},
+    "no_b_frames.mp4": {"bf": "0"},
+    "closed.mkv": {"preset": "veryfast"},
+}
+OTHERS = {
+    "open.mp4": ("libx264", {"preset": "veryfast", **OPEN}, "groups of pictures"),
+    "open.mkv": ("libx264", {"preset": "veryfast", **OPEN}, "groups of pictures"),
+    "refresh.mp4": ("libx264", {"preset": "veryfast", **REFRESH}, "IDR picture"),
+    "h264.ts": ("libx264", {"preset": "veryfast"}, "h264 in mpegts"),
+    "h264.avi": ("libx264", {"bf": "0"}, "h264 in avi"),
+    "bframes.avi": ("mpeg4", {"bf": "2", "b": "2000k"}, "mpeg4 in avi"),
+    "bframes.mp4": ("mpeg4", {"bf": "2", "b": "2000k"}, "mpeg4 in mov"),
+    "mpeg2.mpg": ("mpeg2video", {"bf": "2", "b": "2000k"}, "mpeg2video in mpeg"),
+    "mpeg2.ts": ("mpeg2video", {"bf": "2", "b": "2000k"}, "mpeg2video in mpegts"),
+    "hevc.mp4": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=0"}, ""),
+    "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}, "vp9"),
+    "av1.mp4": ("libsvtav1", {"preset": "12", "crf": "20"}, "dav1d"),
 }
 
 
-@pytest.mark.parametrize("name", MAKES)
-def test_films_of_every_make(name, tmp_path):
-    path = write(tmp_path / name, *MAKES[name])
-    for step in (1, 7):
-        shown, rate = read_all(path, step)
-        assert shown == [*range(0, 60, step)]
-        assert rate == pytest.approx(FPS, rel=0.01)
+@pytest.mark.parametrize("name", PLAIN)
+def test_decord_reads_plain_clips(name, tmp_path):
+    path = write(tmp_path / name, options={**X264, **PLAIN[name]})
+    assert read_all(path, step=3) == ([*range(0, 60, 3)], FPS, "")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pyav_reads_what_decord_would_show_wrongly(name, tmp_path):
+    codec, options, why = OTHERS[name]
+    # MPEG-2 knows no ten frames a second: FFmpeg's encoder is told to let it pass.
+    options = {**options, "strict": "-1"} if codec == "mpeg2video" else options
+    shown, rate, why_pyav = read_all(write(tmp_path / name, codec, options))
+    assert shown == [*range(60)]
+    assert rate == pytest.approx(FPS, rel=0.01)
+    assert why_pyav and why in why_pyav
+
+
+def test_decord_still_needs_the_second_way(tmp_path):
+    """If this fails, decord seeks open groups right: trust it further."""
+    path = write(tmp_path / "open.mp4", options={**X264, "preset": "veryfast", **OPEN})
+    wanted = [0, 13, 27, 34, 41, 59]
+    frames = decord.VideoReader(str(path), num_threads=1).get_batch(wanted).asnumpy()
+    assert [number(frame) for frame in frames] != wanted
 
 
 def test_a_recording_without_a_length(tmp_path):
@@ -106,7 +124,7 @@ def test_a_recording_without_a_length(tmp_path):
     (tmp_path / "live.webm").write_bytes(live.getvalue())
     with av.open(str(tmp_path / "live.webm")) as container:
         assert container.duration is None
-    shown, rate = read_all(tmp_path / "live.webm")
+    shown, rate, _ = read_all(tmp_path / "live.webm")
     assert shown == [*range(60)] and rate == pytest.approx(FPS, rel=0.01)
 
 
@@ -130,17 +148,19 @@ def edited(path, skip=0.0, keep=1.0):
 @pytest.mark.parametrize("group", ["10", "250"])
 def test_an_edit_list_hides_frames(skip, keep, expected, group, tmp_path):
     plain = write(tmp_path / "film.mp4", options={**X264, "bf": "2", "g": group})
-    assert read_all(edited(plain, skip, keep))[0] == [*expected]
+    shown, _, why_pyav = read_all(edited(plain, skip, keep))
+    assert shown == [*expected]
+    assert "hides" in why_pyav  # FFmpeg leaves out what lies behind the last group
 
 
 def test_the_rate_is_that_of_the_frames_shown(tmp_path):
     """30 frames at 10 a second and 30 at 2; only the first 3 seconds are shown."""
     times = [*range(30), *range(30, 180, 5)]
     path = write(tmp_path / "film.mp4", times=times)
-    shown, rate = read_all(path, step=2)
-    assert shown == [*range(0, 60, 2)]
+    shown, rate, why_pyav = read_all(path, step=2)
+    assert (shown, why_pyav) == ([*range(0, 60, 2)], "")
     assert rate == pytest.approx(60 / 18, rel=0.03)  # as stated, as released
-    shown, rate = read_all(edited(path, keep=3 / 18))
+    shown, rate, _ = read_all(edited(path, keep=3 / 18))
     assert shown == [*range(30)] and rate == pytest.approx(10)
 
 
@@ -162,11 +182,11 @@ def test_a_cut_in_open_groups_shows_what_can_be_decoded(tmp_path):
     with av.open(str(whole)) as container:
         keys = [i for i, p in enumerate(container.demux(video=0)) if p.is_keyframe]
     cut = copied(whole, tmp_path / "cut.mkv", lambda i, packet: i >= keys[2])
-    shown, _ = read_all(cut)
+    shown, _, _ = read_all(cut)
     assert shown == [*range(shown[0], 60)] and 15 < shown[0] <= 20
 
 
-def test_the_best_of_two_videos_is_read(tmp_path):
+def test_the_best_of_two_videos_is_read_by_both_readers(tmp_path):
     small = write(tmp_path / "small.mp4", count=30)
     with av.open(str(small)) as one, av.open(str(tmp_path / "two.mp4"), "w") as both:
         little = both.add_stream_from_template(one.streams.video[0])
@@ -181,8 +201,20 @@ def test_the_best_of_two_videos_is_read(tmp_path):
                 packet.stream = little
                 both.mux(packet)
     wanted = [0, 11, 29]
-    frames = footage.read(tmp_path / "two.mp4", lambda count, rate: wanted)
+    frames, why_pyav = footage.read(tmp_path / "two.mp4", lambda count, rate: wanted)
     assert [number(frame) for frame in frames] == wanted
+    assert "it holds 2 videos; stream 0 is read" in why_pyav
+    by_decord = decord.VideoReader(str(tmp_path / "two.mp4"), num_threads=1)
+    assert np.array_equal(by_decord.get_batch(wanted).asnumpy(), frames)
+
+
+def by_both(path, wanted):
+    """What `read` gives, after it was seen that PyAV gives the same pixels."""
+    frames, why_pyav = footage.read(path, lambda count, rate: wanted)
+    film = footage._scan(str(path))
+    by_pyav = footage._by_pyav(str(path), film, lambda count, rate: wanted)
+    assert np.array_equal(frames, by_pyav)
+    return frames, why_pyav
 
 
 def red_side(pixels):
@@ -208,26 +240,24 @@ TURNS = [
 
 
 @pytest.mark.parametrize(("degrees", "flips", "side"), TURNS)
-def test_turned_films_stand_upright(degrees, flips, side, tmp_path):
+def test_turned_films_stand_upright_in_both_readers(degrees, flips, side, tmp_path):
     path = write(tmp_path / "film.mp4", count=20, turn=(degrees, flips))
-    (first,) = footage.read(path, lambda count, rate: [0])
-    assert red_side(first) == side
+    frames, why_pyav = by_both(path, [0, 19])
+    assert red_side(frames[0]) == side
+    assert bool(why_pyav) == bool(flips)  # decord turns, but does not mirror
     wanted = clips.Cut(0.2, 1.0, tmp_path / "clip.mp4", tmp_path / "still.png")
     assert clips.cut(path, [wanted]) == {}
     (still,) = av.open(str(wanted.still)).decode(video=0)
     assert red_side(still.to_ndarray(format="rgb24")) == side
-    (first,) = footage.read(wanted.clip, lambda count, rate: [0])
-    assert red_side(first) == side
+    frames, _ = footage.read(wanted.clip, lambda count, rate: [0])
+    assert red_side(frames[0]) == side
 
 
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le"])
-def test_groups_without_a_wanted_frame_change_no_pixel(pix_fmt, tmp_path):
+def test_both_readers_convert_to_the_same_pixels(pix_fmt, tmp_path):
     path = write(tmp_path / "film.mkv", options={}, count=40, pix_fmt=pix_fmt)
+    assert by_both(path, [0, 13, 14, 39])[1] == ""
     assert len(footage._scan(str(path)).starts) >= 4
-    whole = footage.read(path, lambda count, rate: [*range(count)])
-    wanted = [0, 13, 14, 39]
-    some = footage.read(path, lambda count, rate: wanted)
-    assert np.array_equal(some, [whole[i] for i in wanted])
 
 
 def payload(path):
@@ -264,8 +294,10 @@ def damage(path, how):
 FILMS = {
     "closed.mp4": ("libx264", {**X264, "bf": "2"}),
     "closed.mkv": ("libx264", {**X264, "bf": "2"}),
-    "mpeg2.mkv": MAKES["mpeg2.ts"],
-    **{name: MAKES[name] for name in ("open.mp4", "bframes.avi", "hevc.mp4")},
+    "open.mp4": ("libx264", {"preset": "veryfast", **OPEN}),
+    "bframes.avi": ("mpeg4", {"bf": "2", "b": "2000k"}),
+    "mpeg2.mkv": ("mpeg2video", {"bf": "2", "b": "2000k", "strict": "-1"}),
+    "hevc.mp4": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=0"}),
 }
 
 
@@ -285,12 +317,15 @@ def test_damage_is_told_alike_at_every_reading(name, how, tmp_path):
     assert len(whys) == 1
 
 
-def test_damage_is_found_where_it_matters(tmp_path):
+def test_damage_that_decord_conceals_is_found_where_it_matters(tmp_path):
+    """decord hands out patched frames; what FFmpeg says beneath it is heard."""
     path = damage(write(tmp_path / "film.mp4", options={**X264, "bf": "0"}), noise)
+    patched = decord.VideoReader(str(path), num_threads=1).get_batch([0, 42, 59])
+    assert patched.shape == (3, HEIGHT, WIDTH, 3)
     with pytest.raises(footage.Unreadable, match=r"is damaged at 4\.00 s \(.+\)"):
         footage.read(path, lambda count, rate: [0, 42, 59])
     for _ in range(3):  # none of the group that is damaged
-        frames = footage.read(path, lambda count, rate: [0, 12, 37, 59])
+        frames, _ = footage.read(path, lambda count, rate: [0, 12, 37, 59])
         assert [number(frame) for frame in frames] == [0, 12, 37, 59]
 
 
@@ -323,6 +358,16 @@ def test_a_file_that_was_cut_off(name, tmp_path):
         path.write_bytes(data[:end])
         with pytest.raises(footage.Unreadable, match="is damaged"):
             read_all(path)
+
+
+def test_check_says_which_way_a_clip_was_read(tmp_path):
+    plain = write(tmp_path / "plain.mp4")
+    other = write(tmp_path / "other.avi", "mpeg4", {"bf": "2"})
+    bad = write(tmp_path / "bad.mp4", count=1)
+    assert inventory._decoded((plain, True)) == ("", "")
+    assert inventory._decoded((other, True)) == ("", "it is mpeg4 in avi")
+    state, why = inventory._decoded((bad, True))
+    assert state == "too short" and "has 1 frame" in why
 
 
 def mark(medium):

@@ -136,7 +136,7 @@ ANOTHER = {  # what is done to the file or the kit, and the reader and sampling 
     "reader": (None, inverted, SMALL),
     **{
         f"version of {package}": (newer(package), pixels_of, SMALL)
-        for package in ("av", "torchvision", "pillow")
+        for package in ("decord2", "av", "torchvision", "pillow")
     },
 }
 

@@ -63,7 +63,8 @@ def by_reader(change):
     plain = footage.read
 
     def read(*given):
-        return change(plain(*given))
+        frames, why = plain(*given)
+        return change(frames), why
 
     return lambda monkeypatch, folder: monkeypatch.setattr(footage, "read", read)
 

@@ -1,4 +1,4 @@
-"""Which machines the kit installs on, and what it says on others."""
+"""Which machines the kit installs on, and what it does without decord."""
 
 import json
 import os
@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from lib import paths
+from lib import paths, records
+from lib.data import footage
 from lib.run import launch
 from tests import platforms
 from tests.platforms import LOCK, PIN, TABLE
@@ -68,6 +70,21 @@ def test_other_machines_are_refused_in_one_sentence(change):
     assert ran.returncode == 1
     assert ran.stderr.startswith("The kit needs Python 3.11 to 3.14 on Linux or macOS")
     assert "WSL" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_without_decord_pyav_reads_the_same_and_both_trainings_run(tmp_path):
+    code = "import sys; from pathlib import Path; sys.modules['decord'] = None; "
+    code += "from tests import without_decord; without_decord.run(Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ran = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    clip, why = (tmp_path / "read.txt").read_text().split("\n")
+    frames, by_pyav = footage.read(clip, lambda count, rate: [0, count - 1])
+    assert (by_pyav, why) == ("", "decord is not installed")
+    assert np.array_equal(np.load(tmp_path / "frames.npy"), frames)
+    for label in ("sft", "grpo"):
+        assert len(records.read_jsonl(tmp_path / f"train_log_{label}.jsonl")) == 1
+        assert (tmp_path / "adapters" / label / "adapter_model.safetensors").exists()
 
 
 def test_zero3_without_deepspeed_says_how_to_install_it(tmp_path, monkeypatch):

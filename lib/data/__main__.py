@@ -142,6 +142,7 @@ def _check(given: argparse.Namespace) -> int:
     """Print what a folder holds; 1 if a record or a file in it cannot be used."""
     found = inventory.check(given.folder, decode=given.decode)
     unreadable = {path: why for r in found for path, why in r["unreadable"].items()}
+    by_pyav = {path: why for r in found for path, why in r["by_pyav"].items()}
     if given.json:
         whole = {"folder": str(given.folder), "decoded": given.decode, "splits": found}
         print(json.dumps(whole, indent=1))
@@ -149,6 +150,7 @@ def _check(given: argparse.Namespace) -> int:
         lines = [f"{path} {why}" for path, why in unreadable.items()]
         if len(lines) > 10:
             lines[10:] = [f"... and {len(lines) - 10} more; --json lists them all"]
+        lines += [f"{path} was read by PyAV: {why}" for path, why in by_pyav.items()]
         if not given.decode:
             lines.append("Files were counted, not opened: --decode reads every one.")
         tables = inventory.media_table(found), inventory.fault_table(found)

@@ -1,14 +1,15 @@
 """The frames that a film shows, in the order it shows them, or why it cannot be read.
 
-One pass over the packets, without decoding, says how many frames are shown and when. A
-second decodes: the whole film, or only the groups of pictures that hold a frame wanted,
-where each begins with an IDR picture and overlaps no other.
+One pass over the packets, without decoding, says how many frames are shown and when.
+decord reads h264 in mp4 and Matroska whose every group of pictures begins with an IDR
+picture and overlaps no other (it seeks by counting packets), if it then counts as many
+frames, at the same times, with the same first picture. PyAV reads all other films.
 
 A film is damaged where FFmpeg reports errors, concealed blocks or lost references in
-the packets that its frames need. PyAV hears a part of this alone, so FFmpeg's messages
+the packets that its frames need; decord goes on without a word, so FFmpeg's messages
 are heard beneath it. A flipped bit that is another sound picture stays unseen.
 
-    >>> first, last = read("film.mp4", lambda count, fps: [0, count - 1])
+    >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
 """
 
 import atexit
@@ -18,22 +19,31 @@ import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import av
+import av  # before decord, whose FFmpeg would else be bound in place of PyAV's own
 import numpy as np
+from av.stream import Disposition
 
+try:
+    import decord
+    from decord._ffi.base import _LIB, DECORDError
+except ModuleNotFoundError:  # PyAV reads every film then, more slowly
+    decord = _LIB = None
+
+TRUSTED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}  # by decord, with h264 in them
 RATE_WITHIN = 0.05  # share by which the stated rate may differ from the time stamps'
 # Codecs with packets that show nothing, be they hidden references, fields or pictures
 # before an intra refresh is complete. Elsewhere such a packet is a frame lost.
 WITHHOLD = {"h264", "hevc", "mpeg4", "vp8"}
 SHORT = 0.5  # seconds by which a file may end before its header says
 ERRORS = "crccheck+bitstream+buffer+explode"  # that PyAV's decoders stop at
-_HEARD: list[str] = []  # damage that FFmpeg has reported
+_HEARD: list[str] = []  # damage that either FFmpeg has reported
 _ALONE = threading.Lock()  # a message does not say of which film it is
 
 
@@ -50,9 +60,9 @@ def _listen(_context: int, level: int, text: bytes, _values: int) -> None:
         _HEARD.append(re.sub(r"%\w+", "..", text.decode("ascii", "replace").strip()))
 
 
-_FFMPEG = ctypes.CDLL(av._core.__file__)
-_FFMPEG.av_log_set_callback(_listen)
-atexit.register(_FFMPEG.av_log_set_callback, None)  # before Python ends
+for _library in filter(None, (ctypes.CDLL(av._core.__file__), _LIB)):  # both FFmpegs
+    _library.av_log_set_callback(_listen)
+    atexit.register(_library.av_log_set_callback, None)  # before Python ends
 
 
 class _Packet(NamedTuple):
@@ -70,9 +80,12 @@ class _Film:
     codec: str
     count: int  # frames shown
     times: list[int]  # when they are, ascending, in the stream's unit
+    unit: float  # seconds
     seconds: float  # from the first to the end of the last
     stated_rate: float  # frames a second by the header; 0 if it does not say
     starts: list[int]  # frames from which decoding can begin; empty if nobody knows
+    first: np.ndarray | None  # picture, where decord may be trusted
+    why_pyav: str  # why decord may not be
 
     @property
     def rate(self) -> float:
@@ -85,23 +98,19 @@ class _Film:
 
 def read(
     path: str | Path, choose: Callable[[int, float], list[int]]
-) -> list[np.ndarray]:
+) -> tuple[list[np.ndarray], str]:
     """The frames that `choose(frames shown, frames a second)` names, ascending from 0,
-    each uint8 [H, W, 3] and upright. Of several videos in a file the one that FFmpeg
-    ranks best is read. Raises Unreadable and what `choose` raises."""
+    each uint8 [H, W, 3] and upright; and why PyAV read them, "" where decord did. Of
+    several videos in a file the one that FFmpeg ranks best is read. Raises Unreadable
+    and what `choose` raises."""
     with _ALONE:
         film = _scan(str(path))
-        while True:
-            indices = choose(film.count, film.rate)
-            frames, count, left = _decoded(str(path), film, indices)
-            is_whole = not film.starts or frames.keys() >= {*indices}
-            if count == film.count and is_whole:
-                return [frames[i] for i in indices]
-            lost = film.count - count - left
-            if lost > 0 and film.codec not in WITHHOLD:
-                why = f"is damaged ({lost} of its {film.count} frames are lost)"
-                raise Unreadable(why)
-            film = replace(film, count=count, starts=[])
+        if not film.why_pyav:
+            frames, doubt = _by_decord(str(path), film, choose(film.count, film.rate))
+            if not doubt:
+                return frames, ""
+            film = replace(film, why_pyav=doubt)
+        return _by_pyav(str(path), film, choose), film.why_pyav
 
 
 def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
@@ -145,20 +154,28 @@ def _damage(packet: av.Packet, what: str) -> Unreadable:
 def _scan(path: str) -> _Film:
     container, stream = _open(path)
     with container:
-        packets = []
+        packets, first = [], None
+        plain = stream.codec_context.name == "h264" and container.format.name in TRUSTED
         for packet in _sound_packets(container, stream):
+            if not packets and plain:
+                first = _first_picture(packet, stream)
             facts = (packet.pts, packet.duration or 0, not packet.is_discard)
             is_idr = packet.is_keyframe and _is_idr(packet, stream)
             packets.append(_Packet(*facts, packet.is_keyframe, is_idr))
         timed = sorted(p[:2] for p in packets if p.is_shown and p.pts is not None)
+        count = sum(packet.is_shown for packet in packets)
         span = timed[-1][0] + timed[-1][1] - timed[0][0] if timed else 0
+        starts = _starts(packets)
         return _Film(
             codec=stream.codec_context.name,
-            count=sum(packet.is_shown for packet in packets),
+            count=count,
             times=[pts for pts, _ in timed],
+            unit=float(stream.time_base),
             seconds=float(span * stream.time_base),
             stated_rate=float(stream.average_rate or 0),
-            starts=_starts(packets),
+            starts=starts,
+            first=first,
+            why_pyav=_doubt(container, stream, len(packets) - count, starts),
         )
 
 
@@ -218,6 +235,59 @@ def _starts(packets: list[_Packet]) -> list[int]:
     return keys if is_closed and keys[:1] == [0] else []
 
 
+def _doubt(container, stream, hidden: int, starts: list[int]) -> str:
+    covers = Disposition.attached_pic
+    videos = [v for v in container.streams.video if not v.disposition & covers]
+    codec, kind = stream.codec_context.name, container.format.name
+    if decord is None:
+        return "decord is not installed"
+    if len(videos) > 1:
+        return f"it holds {len(videos)} videos; stream {stream.index} is read"
+    if codec != "h264" or kind not in TRUSTED:
+        return f"it is {codec} in {kind.split(',')[0]}"
+    if hidden:
+        return f"it hides {hidden} of its frames"
+    if not starts:
+        return "its groups of pictures overlap, or do not begin with an IDR picture"
+    return ""
+
+
+def _by_decord(
+    path: str, film: _Film, indices: list[int]
+) -> tuple[list[np.ndarray], str]:
+    """(frames, "") or ([], why they are in doubt)."""
+    _HEARD.clear()
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+        if len(reader) != film.count:
+            return [], f"decord counts {len(reader)} frames of {film.count}"
+        shown = reader.get_frame_timestamp(range(film.count))[:, 0]
+        expected = np.subtract(film.times, film.times[0]) * film.unit
+        if np.abs(shown - shown[0] - expected).max() > film.unit + 1e-3:
+            return [], "decord has other time stamps"
+        frames = [*reader.get_batch(indices).asnumpy()]
+    except (RuntimeError, DECORDError, IndexError):
+        return [], "decord cannot decode it"
+    if _HEARD:
+        return [], "decord met damage"
+    if not np.array_equal(frames[0], film.first):
+        return [], "decord shows another first picture"
+    return frames, ""
+
+
+def _by_pyav(path: str, film: _Film, choose: Callable) -> list[np.ndarray]:
+    while True:
+        indices = choose(film.count, film.rate)
+        frames, count, left = _decoded(path, film, indices)
+        is_whole = not film.starts or frames.keys() >= {*indices}
+        if count == film.count and is_whole:
+            return [frames[i] for i in indices]
+        lost = film.count - count - left
+        if lost > 0 and film.codec not in WITHHOLD:
+            raise Unreadable(f"is damaged ({lost} of its {film.count} frames are lost)")
+        film = replace(film, count=count, starts=[])
+
+
 def _decoded(
     path: str, film: _Film, indices: list[int]
 ) -> tuple[dict[int, np.ndarray], int, int]:
@@ -267,8 +337,16 @@ def _strictly_decoded(packet: av.Packet, pardoned: str | None) -> list[av.VideoF
     return frames
 
 
+def _first_picture(packet: av.Packet, stream: av.VideoStream) -> np.ndarray | None:
+    frames = []
+    with suppress(av.FFmpegError):
+        frames = packet.decode() + stream.codec_context.decode(None)
+    _HEARD.clear()  # the reader will hear it again
+    return _rgb(frames[0]) if frames else None
+
+
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """Pixels [H, W, 3], converted as the paper's reader, decord, does: to the bit."""
+    """Pixels [H, W, 3], converted by the filter that decord uses: equal to the bit."""
     kind = (frame.width, frame.height, frame.format.name)
     graph = _graph(*kind, frame.colorspace, frame.color_range)
     graph.push(frame)

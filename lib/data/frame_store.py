@@ -33,7 +33,7 @@ FORMAT = 3  # of an entry's bytes and name; raise it with every change of them
 FREED = 0.1  # share of the bound that is freed at once, so that it is not done often
 CHECKSUM_BYTES = 32
 OWN = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?\.(frames|hash)")  # earlier names too
-DECODERS = ("av", "torchvision", "pillow")
+DECODERS = ("decord2", "av", "torchvision", "pillow")
 VERSIONS = {name: records.version(name) for name in DECODERS}
 _ZSTD = pyarrow.Codec("zstd", compression_level=1)  # higher levels gain 2 % at most
 _LOGGER = logging.getLogger(__name__)

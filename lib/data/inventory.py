@@ -34,9 +34,9 @@ ODD_VIDEOS = {
 def check(data: Path, general: Path | None = None, decode: bool = False) -> list[dict]:
     """One dict for each annotation file below `data` and for `general`/lvb_val.json. Of
     videos and stills it counts {"needed", "missing", "damaged", "too short"};
-    unreadable is {path: why}. Without `decode` only an empty file counts as damaged;
-    with it every file is read as training would read it, on all processors: minutes
-    for thousands of clips."""
+    unreadable is {path: why}, by_pyav {path: why decord may not read it}. Without
+    `decode` only an empty file counts as damaged; with it every file is read as
+    training would read it, on all processors: minutes for thousands of clips."""
     general = data / "general" if general is None else general
     annotations = paths.require(data / "annotations", "`get` downloads it")
     roots = dict.fromkeys(sorted(annotations.glob("*.jsonl")), data)
@@ -102,6 +102,7 @@ def _report(path: Path, rows: list, said: dict[Path, tuple[str, str]]) -> dict:
         "videos": _counted(videos, said),
         "stills": _counted(stills, said),
         "unreadable": {medium: why for medium, (state, why) in used.items() if state},
+        "by_pyav": {m: why for m, (state, why) in used.items() if why and not state},
         "faults": _by_kind(checked["faults"]),
         "notes": dict(Counter(note for row, _ in rows for note in _notes(row))),
     }
@@ -130,13 +131,15 @@ def _decoded_all(media: list[tuple[Path, bool]]) -> Iterator[tuple]:
 
 
 def _decoded(medium: tuple[Path, bool]) -> tuple[str, str]:
-    """(state, why) of a clip (True) or still (False); ("", "") of one that can be read
-    as the paper reads it."""
-    from lib.data import video  # here, because it brings torch
+    """(state, why) of a clip (True) or still (False) that cannot be read as the paper
+    reads it; ("", why PyAV read it) of a clip that can, with "" where decord did."""
+    from lib.data import video  # here, because it brings torch and decord
 
     path, is_clip = medium
     try:
-        (video.read_clip if is_clip else video.read_still)(path, video.Sampling())
+        if is_clip:
+            return "", video.read_clip_and_say(path, video.Sampling())[1]
+        video.read_still(path, video.Sampling())
     except video.BadVideo as bad:
         short = "at least 2 are needed" in bad.why
         return "too short" if short else "damaged", bad.why

@@ -106,6 +106,11 @@ def frame_indices(n_frames: int, clip_fps: float, sampling: Sampling) -> list[in
 
 def read_clip(path: str | Path, sampling: Sampling) -> Clip:
     """The sampled frames of a clip; BadVideo if that fails."""
+    return read_clip_and_say(path, sampling)[0]
+
+
+def read_clip_and_say(path: str | Path, sampling: Sampling) -> tuple[Clip, str]:
+    """`read_clip`, and why PyAV had to read it, "" where decord did."""
     film = {}
 
     def choose(count: int, rate: float) -> list[int]:
@@ -115,11 +120,11 @@ def read_clip(path: str | Path, sampling: Sampling) -> Clip:
 
     require_media(path)
     try:
-        frames = footage.read(path, choose)
+        frames, why_pyav = footage.read(path, choose)
     except (footage.Unreadable, ValueError) as error:
         raise BadVideo(path, str(error)) from error
     pixels = np.stack([_squashed(frame, sampling) for frame in frames])
-    return Clip.of(pixels, film)
+    return Clip.of(pixels, film), why_pyav
 
 
 def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:

@@ -62,13 +62,6 @@ def test_advantages_are_those_of_the_slow_sum(how):
         assert not advantages[row, length:].any() and not returns[row, length:].any()
 
 
-def test_advantages_of_the_example():
-    rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
-    found = generalized_advantages(rewards, values, torch.ones(1, 2), 1.0, 0.5)
-    assert found[0].tolist() == [[0.25, 0.5]]
-    assert found[1].tolist() == [[0.75, 1.0]]
-
-
 def test_the_reward_comes_with_the_last_token():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     found = ppo.last_token_rewards(torch.tensor([2.0, 3.0, 4.0]), mask)

@@ -1,6 +1,5 @@
 """A completion, and what each rule makes of it."""
 
-import pickle
 import re
 from types import SimpleNamespace
 
@@ -8,7 +7,6 @@ import pytest
 
 from lib.data.letters import parse_answer
 from lib.train.rewards import (
-    REWARDS,
     accuracy_reward,
     consistency_reward,
     format_reward,
@@ -207,10 +205,6 @@ def test_accuracy_is_the_released_reward(completion):
         assert accuracy_reward(completion, gold) == released(completion, gold)
 
 
-def test_no_letter_never_equals_a_gold_letter():
-    assert [accuracy_reward("no idea", gold) for gold in "ABCDE"] == [0.0] * 5
-
-
 @pytest.mark.parametrize("gold", ["b", "B.", "", "AB", "F", "B\n"])
 def test_a_gold_that_is_no_letter_is_an_error(gold):
     with pytest.raises(ValueError, match="one capital letter"):
@@ -313,7 +307,3 @@ def test_consistency_reads_options_as_text_and_not_as_a_pattern():
     options = ("put (a)", "put .*")
     assert consistent("<think>put (a)</think><answer>A</answer>", options) == 1
     assert consistent("<think>put (a)</think><answer>B</answer>", options) == 0
-
-
-def test_rewards_can_be_sent_to_another_process():
-    assert pickle.loads(pickle.dumps(REWARDS)) == REWARDS

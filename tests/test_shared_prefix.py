@@ -273,6 +273,10 @@ def test_an_unsupported_attention_or_model_is_named(model, processor):
     model.config.model_type = "qwen9_vl"
     with pytest.raises(ValueError, match="qwen9_vl"):
         completion_scores(model, [prompt], [[torch.tensor([5])]])
+    model.config.model_type = "qwen2_vl"
+    model.config.text_config.layer_types[-1] = "sliding_attention"
+    with pytest.raises(ValueError, match="sliding window"):
+        rollouts.draw(model, [prompt], 1, decoding(model))
 
 
 def test_lora_with_gradient_checkpointing_gives_the_same_gradients(

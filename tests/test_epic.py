@@ -6,6 +6,7 @@ import json
 import av
 import numpy as np
 import pytest
+from made_films import write_film
 from PIL import Image
 
 from lib.data import epic
@@ -276,16 +277,11 @@ def test_what_is_no_table_of_labels(data, words, tmp_path, capsys):
 
 def write_video(path, fps=30, seconds=18, **options):
     """A video whose brightness is ten times the time in seconds."""
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "10", **options}
-        for i in range(int(seconds * fps)):
-            pixels = np.full((64, 96, 3), round(10 * i / fps), np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    tens = (round(10 * i / fps) for i in range(int(seconds * fps)))
+    pictures = (np.full((64, 96, 3), grey, np.uint8) for grey in tens)
+    options = {"preset": "veryfast", "crf": "10", **options}
+    start = {"movflags": "faststart"}
+    return write_film(path, pictures, fps, options=options, container_options=start)
 
 
 @pytest.fixture(scope="module")

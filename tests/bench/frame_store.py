@@ -27,22 +27,11 @@ from lib import records  # noqa: E402
 from lib.data.frame_store import FrameFolder  # noqa: E402
 from lib.data.video import Sampling, read_clip  # noqa: E402
 from lib.doors import Door  # noqa: E402
+from tests.filmed import write_clip  # noqa: E402
 
 OUT = ROOT / "outputs" / "reference" / "bench_frame_store.json"
 CUTS = (4, 3, 2)  # seconds
-
-
-def write_clip(path, frames, fps, width, height):
-    """Encode RGB frames as h264."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "veryfast"}
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    return path
+FAST = {"preset": "veryfast"}
 
 
 def cuts(video, folder):
@@ -50,7 +39,7 @@ def cuts(video, folder):
     found = [video]
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        rate, size = stream.average_rate, (stream.width, stream.height)
+        rate = stream.average_rate
         frames = [
             frame.to_ndarray(format="rgb24")
             for frame, _ in zip(
@@ -59,7 +48,7 @@ def cuts(video, folder):
         ]
     for seconds in CUTS:
         path = folder / f"{video.stem}_{seconds}s.mp4"
-        found.append(write_clip(path, frames[: int(seconds * rate)], rate, *size))
+        found.append(write_clip(path, frames[: int(seconds * rate)], rate, **FAST))
     return found
 
 
@@ -147,7 +136,7 @@ def main():
         if options.small:
             options.rounds = 3
             frames = drifting(30, 320, 240)
-            clips = [write_clip(made / "made.mp4", frames, 10, 320, 240)]
+            clips = [write_clip(made / "made.mp4", frames, 10, **FAST)]
         result = summary(*measure(clips, made / "store", options.rounds))
     records.write_json(options.out.absolute(), result)
     print(f"{'clip':28} frames   kept MB   fill ms  decode ms  read ms   ratio")

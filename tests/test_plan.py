@@ -463,26 +463,30 @@ def test_steps_that_do_not_make_the_epochs_fail(values):
     assert checks.check_steps(values, sets, ["sft", "grpo"]).passed
 
 
-def test_more_processes_than_devices_fail(values):
-    many = values | {"num_processes": 512, "prompts_per_step": 512}
-    assert not checks.check_devices(many, 0.0).passed
-    assert checks.check_devices(values, 0.0).passed
+MANY = {"num_processes": 512, "prompts_per_step": 512}
+ZERO3 = {"accelerate_config": "params/accelerate/zero3.yaml"}
+NOBODY = {"model": "nobody/no-such-model"}
+
+
+@pytest.mark.parametrize(
+    ("check", "changes", "told"),
+    [
+        (lambda values: checks.check_devices(values, 0.0), MANY, "512 process(es)"),
+        (checks.check_packages, ZERO3, "pip install"),
+        (checks.check_model, NOBODY, "hf download nobody/no-such-model"),
+    ],
+)
+def test_what_is_not_here_fails(check, changes, told, values, monkeypatch):
+    assert check(values).passed
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    found = check(values | changes)
+    assert not found.passed and told in found.text
+
+
+def test_a_card_and_a_checkpoint_must_be_there_whole(values, tmp_path):
     if not torch.cuda.is_available():
         check = checks.check_devices(values, 24.0)
         assert not check.passed and "card of 24 GB; here: no GPU" in check.text
-
-
-def test_packages_that_are_missing_fail(values, monkeypatch):
-    zero3 = values | {"accelerate_config": "params/accelerate/zero3.yaml"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check = checks.check_packages(zero3)
-    assert not check.passed and "pip install" in check.text
-    assert checks.check_packages(values).passed
-
-
-def test_a_model_that_is_not_here_or_not_whole_fails(values, tmp_path):
-    check = checks.check_model(values | {"model": "nobody/no-such-model"})
-    assert not check.passed and "hf download nobody/no-such-model" in check.text
     (tmp_path / "config.json").write_text("{}")
     check = checks.check_model(values | {"model": str(tmp_path)})
     assert not check.passed and "has no model.safetensors" in check.text

@@ -177,11 +177,11 @@ def measure(name: str) -> str:
 
 
 def flat(shares: Iterable[Mapping]) -> list[str]:
-    """Measures that tell nothing apart: every method and set within one point."""
+    """Measures that tell nothing apart: every method and set within two points."""
     found: dict[str, list[float]] = {}
     for row in shares:
         found.setdefault(row["measure"], []).append(row["share"])
-    return [name for name, own in found.items() if max(own) - min(own) < 0.01]
+    return [name for name, own in found.items() if max(own) - min(own) < 0.02]
 
 
 def shares_markdown(found: Mapping) -> str:

@@ -283,6 +283,25 @@ def make_task(tiny_checkpoint, tiny_questions):
 
 
 @pytest.fixture
+def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
+    """Train by a method's name, which may be sft, with changed settings; its folder."""
+    from dataclasses import replace
+
+    from lib.train import grpo, rl, sft
+    from tests.trainings import METHODS, SAMPLING, SFT
+
+    def train(name, rewards=None, run=tmp_path, **changes):
+        if name == "sft":
+            own = (tiny_checkpoint, demonstrations, replace(SFT, **changes))
+            return sft.train_sft(sft.Task(*own, SAMPLING, run))
+        settings, usual = METHODS[name]
+        task = make_task(rewards or usual, replace(settings, **changes), run)
+        return grpo.train(task, rl.METHODS[name][1])
+
+    return train
+
+
+@pytest.fixture
 def make_trainer(make_task, tmp_path):
     """The trainer of a method by its name, with changed settings."""
     from dataclasses import replace

@@ -240,7 +240,7 @@ def test_grpo_goes_on_from_sft_and_is_loaded_on_it(
     start = export.start(run, "sft", tiny_checkpoint, "float32")
     assert export.start(run, "sft", tiny_checkpoint, "float32") == start
     own = replace(GRPO, steps=2)
-    task = make_task({"format": rewards.well_formed}, own, run)
+    task = make_task({"format": rewards.format_reward}, own, run)
     grpo.train(replace(task, model=start))
     whole = models.load_trained(tiny_checkpoint, run / "adapters" / "grpo")
     under = whole.get_base_model().state_dict()

@@ -233,6 +233,8 @@ def test_a_bad_value_names_file_line_and_column(column, found, named, tmp_path):
         read_labels([write_labels(tmp_path / "labels.csv", rows)])
     (fault,) = caught.value.faults
     assert f"labels.csv, line 3, {named}: " in fault
+    assert "; expected " in fault or " is also in " in fault
+    assert f"mend these, or get {epic.LABELS} again" in str(caught.value)
 
 
 def test_all_faults_of_all_files_are_reported(tmp_path):

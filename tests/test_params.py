@@ -24,6 +24,9 @@ FILES = [
     if "accelerate" not in path.parts  # settings of the launcher, not of a run
 ]
 
+WHOLE = "expected a whole number in plain digits"
+FINITE = "expected a finite number in plain digits, such as 1.0e-5"
+
 TRAIN = """\
 run_name: str = "smoke"  # folder below outputs/
 seed: int = 0  # of everything that is random
@@ -90,11 +93,11 @@ def test_a_command_line_gives_values_over_the_file(tmp_path, notebooks):
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("max_frames=0.5", "expected int, found str '0.5'"),
-        ("max_frames", "expected int, found str ''"),
-        ("lr=nan", "expected float, found str 'nan'"),
-        ("lr=1e999", "expected float, found str '1e999'"),
-        ("quantize=yes", "expected bool, found str 'yes'"),
+        ("max_frames=0.5", f"{WHOLE}, found '0.5'"),
+        ("max_frames", f"{WHOLE}, found ''"),
+        ("lr=nan", f"{FINITE}, found 'nan'"),
+        ("lr=1e999", f"{FINITE}, found '1e999'"),
+        ("quantize=yes", "expected true or false, found 'yes'"),
         (
             "max_frame=3",
             "no notebook declares this parameter; did you mean max_frames?",
@@ -171,14 +174,14 @@ def test_values_come_with_the_declared_type(notebooks, tmp_path):
 
 
 def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_path):
-    text = "sed: 1\nlr: 1e-5\nmax_frames: true\nzebra: 1\nlr: 1.0\n"
+    text = "sed: 1\nlr: 0.1\nmax_frames: true\nzebra: 1\nlr: 1.0\n"
     path = write(tmp_path, "a.yaml", text)
     found = faults(path, notebooks)
     assert found == [
         f"{path}, line 5, lr: given twice",
         f"{path}, run_name: missing; it names the folder of the records",
         f"{path}, line 1, sed: no notebook declares this parameter; did you mean seed?",
-        f"{path}, line 3, max_frames: expected int, found bool True",
+        f"{path}, line 3, max_frames: {WHOLE}, found 'true'",
         f"{path}, line 4, zebra: no notebook declares this parameter",
     ]
 
@@ -186,23 +189,21 @@ def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_p
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("lr: 1e-5", "found str '1e-5'; YAML wants a point and a sign: 1.0e-5"),
-        ("lr: 1.5e5", "found str '1.5e5'; YAML wants a point and a sign: 1.5e+5"),
-        ("lr: fast", "expected float, found str 'fast'"),
-        ("lr: true", "expected float, found bool True"),
-        ("lr:", "expected float, found NoneType None"),
-        ("seed: 3.0", "expected int, found float 3.0"),
-        ("seed: '3'", "expected int, found str '3'"),
-        ("seed: [0, 1]", "expected int, found list [0, 1]"),
-        ("quantize: 1", "expected bool, found int 1"),
-        ("run_name: 7", "expected str, found int 7; put it in quotation marks"),
-        ("run_name: off", "expected str, found bool False; put it in"),
+        ("lr: fast", f"{FINITE}, found 'fast'"),
+        ("lr: true", f"{FINITE}, found 'true'"),
+        ("lr:", f"{FINITE}, found ''"),
+        ("seed: 3.0", f"{WHOLE}, found '3.0'"),
+        ("seed: [0, 1]", f"{WHOLE}, found a list"),
+        ("seed: {a: 1}", f"{WHOLE}, found lines of their own"),
+        ("quantize: 1", "expected true or false, found '1'"),
+        ("run_name: 7", "expected a text; put it in quotation marks, found '7'"),
+        ("run_name: off", "put it in quotation marks, found 'off'"),
         ("run_name: a/b", "must be a plain folder name"),
         ("run_name: ..", "must be a plain folder name"),
-        ("seed: !!python/name:os.system", "not a value of YAML"),
+        ("run_name: !!python/name:os.system", "put it in quotation marks, found ''"),
         ("notebooks: [01_train, 3]", "expected a list out of 01_train, 02_eval, found"),
-        ("notebooks: 01_train", "expected a list out of 01_train, 02_eval, found 01"),
-        ("notebooks: []", "02_eval, found []"),
+        ("notebooks: 01_train", "expected a list out of 01_train, 02_eval, found '01"),
+        ("notebooks: []", "02_eval, found a list"),
         ("seed: [", "not YAML"),
         ("[1, 2]", "line 1: expected lines of `key: value`"),
         ("base: none.yaml", "none.yaml is missing"),
@@ -211,7 +212,8 @@ def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_p
         ("sweep: {seed: 3}", "expected a list of values"),
         ("sweep: {seed: []}", "expected a list of values"),
         ("sweep: {sed: [1]}", "did you mean seed?"),
-        ("sweep: {seed: [1, x]}", "expected int, found str 'x'"),
+        ("sweep: {seed: [1, x]}", f"{WHOLE}, found 'x'"),
+        ("sweep: {seed: [[1], 2]}", f"{WHOLE}, found a list"),
         ("sweep: {seed: [1, 1]}", "two runs would both be called a-seed_1"),
         ("sweep: {run_name: [b]}", "a sweep names its runs itself"),
         ("seed: 1\nsweep: {seed: [1]}", "given here and outside the sweep"),
@@ -274,30 +276,30 @@ BOMB = "".join(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (BOMB + "seed: *k8\n", "line 2: not YAML (an alias"),
-        ("run_name: a\nseed: &s [*s]\n", "line 2: not YAML (an alias"),
+        (BOMB + "seed: *k8\n", f"line 10, seed: {WHOLE}, found a list"),
+        ("run_name: a\nseed: &s [*s]\n", f"line 2, seed: {WHOLE}, found a list"),
         (
             "run_name: a\n? " + "[" * 50 + "]" * 50 + "\n: 1\n",
-            "line 2: not YAML (nested",
+            "line 2, (no name): no notebook declares",
         ),
-        ("run_name: a\nseed: " + "{k: " * 5000 + "\n", "line 2: not YAML (nested"),
+        ("run_name: a\nseed: " + "{k: " * 5000 + "\n", "line 2: nested too deep"),
         ("run_name: a\nseed: [1\n", "line 3: not YAML ("),
         ("run_name: a\nseed: [1\n", "; expected lines of `key: value`"),
         ("run_name: a\n\nlr: \0\n", "line 3: a control character, 0x00"),
         ("run_name: a\n# \x9b2J\n", "line 2: a control character, 0x9b"),
         ('run_name: a\nseed: "\\UFFFFFFFF"\n', "line 2: not YAML"),
         ('run_name: a\n"\\e]0;x\\a": 1\n', r"line 2, \x1b]0;x\x07: no notebook"),
-        ('run_name: a\nseed: "\\e[2J"\n', r"line 2, seed: expected int, found str"),
+        ('run_name: a\nseed: "\\e[2J"\n', f"line 2, seed: {WHOLE}, found"),
         ('run_name: "a\\ud800"\n', r"run_name 'a\ud800' must be printable"),
         ('run_name: "a\\u202eb"\n', r"run_name 'a\u202eb' must be printable"),
         (f"run_name: {'ü' * 101}\n", "of at most 200 bytes"),
-        ("run_name: a\nseed: 010\n", "line 2, seed: expected a finite number in plain"),
-        ("run_name: a\nseed: 1:30\n", "found 1:30: YAML reads it as 90"),
-        ("run_name: a\nlr: -1:00.5\n", "found -1:00.5: YAML reads it as -60.5"),
-        ("run_name: a\nlr: 0x10\n", "found 0x10: YAML reads it as 16"),
-        ("run_name: a\nlr: .nan\n", "line 2, lr: expected a finite number"),
-        (f"run_name: a\nseed: {'9' * 5000}\n", "line 2, seed: not a value of YAML"),
-        (f"run_name: a\nseed: {'x' * 10**6}\n", "line 2, seed: expected int"),
+        ("run_name: a\nseed: 010\n", f"line 2, seed: {WHOLE}, found '010'"),
+        ("run_name: a\nseed: 1:30\n", f"{WHOLE}, found '1:30'"),
+        ("run_name: a\nlr: -1:00.5\n", f"{FINITE}, found '-1:00.5'"),
+        ("run_name: a\nlr: 0x10\n", f"{FINITE}, found '0x10'"),
+        ("run_name: a\nlr: .nan\n", f"{FINITE}, found '.nan'"),
+        (f"run_name: a\nseed: {'9' * 5000}\n", f"line 2, seed: {WHOLE}, found '9"),
+        (f"run_name: a\nseed: {'x' * 10**6}\n", f"line 2, seed: {WHOLE}, found 'x"),
         ("base: [a, b]\nrun_name: a\n", "line 1, base: expected the path"),
     ],
 )
@@ -309,7 +311,7 @@ def test_a_file_of_a_stranger_gives_a_short_plain_message(
     with pytest.raises(ParamsFaults) as caught:
         load_params(path, notebooks)
     message = str(caught.value).replace(str(path), "a.yaml")
-    assert told in message and len(message) < 400
+    assert told in message and len(message) < 700
     assert message.replace("\n", "").isprintable()
 
 
@@ -323,8 +325,9 @@ def test_of_many_faults_the_first_are_listed(tmp_path, notebooks):
 
 
 def test_numbers_that_yaml_and_people_read_alike_are_taken(tmp_path, notebooks):
-    path = write(tmp_path, "a.yaml", "run_name: a\nseed: 1_000\nlr: +1.5e-3\n")
-    assert load_params(path, notebooks)[0].values["seed"] == 1000
+    path = write(tmp_path, "a.yaml", "run_name: a\nseed: 1_000\nlr: 1e-5\n")
+    own = load_params(path, notebooks)[0].values
+    assert (own["seed"], own["lr"]) == (1000, 1e-5)
     path = write(tmp_path, "b.yaml", f"run_name: {'x' * 200}\nseed: {2**70 + 1}\n")
     assert load_params(path, notebooks)[0].values["seed"] == 2**70 + 1
 
@@ -351,10 +354,11 @@ def test_every_name_of_a_sweep_is_looked_at(tmp_path, notebooks):
         ({"seeed": 1}, "no notebook declares this parameter; did you mean seed"),
         (
             {"sft_steps": 1.5},
-            "sft_steps, given to papermill: expected int, found float",
+            f"sft_steps, given to papermill: {WHOLE}, found float",
         ),
         ({"run_name": 3}, "put it in quotation marks"),
-        ({"seed": float("nan")}, "expected int, found str"),
+        ({"seed": float("nan")}, f"{WHOLE}, found str"),
+        ({"grpo_lr": "1e-5"}, f"{FINITE}, found str '1e-5'"),
     ],
 )
 def test_papermill_is_told_what_it_would_not_read(given, told):

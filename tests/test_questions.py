@@ -71,10 +71,10 @@ def training(number):
     return record | {"negative_answers": others(record)}
 
 
-def demonstration(number):
+def demonstration(number, source="Ego4D"):
     content = [
-        {"type": "video", "video": f"videos/Ego4D/{number}.mp4"},
-        {"type": "image", "image": f"images/Ego4D/{number}.png"},
+        {"type": "video", "video": f"videos/{source}/{number}.mp4"},
+        {"type": "image", "image": f"images/{source}/{number}.png"},
         {"type": "text", "text": f"What next?\nA. x\nB. y\n{THINK_ANSWER}"},
     ]
     return {

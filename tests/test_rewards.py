@@ -1,13 +1,12 @@
 """A completion, and what each rule makes of it."""
 
-import pickle
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from lib.data.letters import parse_answer
 from lib.train.rewards import (
-    REWARDS,
     accuracy_reward,
     consistency_reward,
     format_reward,
@@ -206,10 +205,6 @@ def test_accuracy_is_the_released_reward(completion):
         assert accuracy_reward(completion, gold) == released(completion, gold)
 
 
-def test_no_letter_never_equals_a_gold_letter():
-    assert [accuracy_reward("no idea", gold) for gold in "ABCDE"] == [0.0] * 5
-
-
 @pytest.mark.parametrize("gold", ["b", "B.", "", "AB", "F", "B\n"])
 def test_a_gold_that_is_no_letter_is_an_error(gold):
     with pytest.raises(ValueError, match="one capital letter"):
@@ -260,6 +255,10 @@ def test_parsing_a_long_completion_is_no_burden():
         assert parse_answer(mark * 20000 + "Bx", "lenient") is None
 
 
+def consistent(completion, options):
+    return consistency_reward(completion, SimpleNamespace(options=options))
+
+
 OPTIONS = ("wash cup", "dry cup", "Open  fridge", "open fridge door")
 
 
@@ -293,22 +292,18 @@ OPTIONS = ("wash cup", "dry cup", "Open  fridge", "open fridge door")
     ],
 )
 def test_consistency_reward(completion, reward):
-    assert consistency_reward(completion, OPTIONS) == reward
+    assert consistent(completion, OPTIONS) == reward
 
 
 def test_consistency_with_options_that_read_the_same():
     twice = ("take bag", "open bag", "Take bag")
     text = "<think>take bag</think><answer>{}</answer>"
-    found = [consistency_reward(text.format(letter), twice) for letter in "ABC"]
+    found = [consistent(text.format(letter), twice) for letter in "ABC"]
     assert found == [1.0, 0.0, 1.0]
-    assert consistency_reward(text.format("A"), ("", "")) == 0.0
+    assert consistent(text.format("A"), ("", "")) == 0.0
 
 
 def test_consistency_reads_options_as_text_and_not_as_a_pattern():
     options = ("put (a)", "put .*")
-    assert consistency_reward("<think>put (a)</think><answer>A</answer>", options) == 1
-    assert consistency_reward("<think>put (a)</think><answer>B</answer>", options) == 0
-
-
-def test_rewards_can_be_sent_to_another_process():
-    assert pickle.loads(pickle.dumps(REWARDS)) == REWARDS
+    assert consistent("<think>put (a)</think><answer>A</answer>", options) == 1
+    assert consistent("<think>put (a)</think><answer>B</answer>", options) == 0

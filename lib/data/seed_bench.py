@@ -179,7 +179,7 @@ class Target:
         for split in self.chosen:
             root = self.folder / "general" if split == "general" else self.folder
             path = self.folder / self.files[split].name
-            for record, item in questions.usable(path, root):
+            for record, item in questions.check(path, root)["rows"]:
                 found |= {item.video, item.image} - {None}
                 if self.subtitles and "subtitle_path" in record:
                     name = PurePosixPath(record["subtitle_path"]).name

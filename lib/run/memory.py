@@ -1,7 +1,7 @@
 """Does a run fit the card? Bytes of every stage, by a closed formula.
 
-Weights, adapters and optimizer are counted from the sizes in the configuration. What
-passes through goes by a rule: a token leaves 10 numbers of the hidden size and 4 of the
+Weights, adapters and optimizer are counted on a model without numbers. What passes
+through goes by a rule: a token leaves 10 numbers of the hidden size and 4 of the
 inner size behind in a layer that is trained, and the hidden size alone where layers are
 computed again (gradient checkpointing, arXiv 1604.06174). Every measured peak is within
 15 %: bench_memory.json and bench_cost.json in outputs/reference."""
@@ -9,6 +9,7 @@ computed again (gradient checkpointing, arXiv 1604.06174). Every measured peak i
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import yaml
 
 from lib import paths
@@ -17,7 +18,7 @@ from lib.model.scoring import LOGITS_AT_ONCE
 from lib.model.token_step import SMALL
 
 # isort: split
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 GIB = 2**30
 # What a card holds besides tensors: the CUDA context with its libraries' workspaces,
@@ -74,8 +75,7 @@ def config_of(source: str | Path):
 
 @dataclass(frozen=True)
 class Model:
-    """Sizes of a Qwen2-VL or Qwen2.5-VL configuration, and how many numbers come of
-    them."""
+    """Sizes of a Qwen2-VL or Qwen2.5-VL configuration, and how many numbers it has."""
 
     hidden: int
     inner: int
@@ -94,31 +94,26 @@ class Model:
         """The sizes of a configuration; ValueError for a family not planned here."""
         if config.model_type not in VISION:
             raise ValueError(f"the memory of {config.model_type} is not planned here")
+        with torch.device("meta"):  # shapes without numbers
+            model = AutoModelForImageTextToText.from_config(config)
         text, vision = config.text_config, config.vision_config
-        hidden, inner = text.hidden_size, text.intermediate_size
-        layers, vocab = text.num_hidden_layers, text.vocab_size
-        kv = hidden // text.num_attention_heads * text.num_key_value_heads
-        depth = vision.depth
-        patch = vision.in_channels * vision.patch_size**2 * vision.temporal_patch_size
-        projections = hidden * (2 * hidden + 2 * kv + 3 * inner)
-        layer = projections + 3 * hidden + 2 * kv  # biases and norms
-        if config.model_type == "qwen2_vl":
-            tower, norm = vision.embed_dim, 2  # LayerNorm: weight and bias
-            wide = int(tower * vision.mlp_ratio)
-            block = tower * (4 * tower + 9) + (2 * tower + 1) * wide
-        else:
-            tower, norm = vision.hidden_size, 1
-            wide = vision.intermediate_size
-            block = tower * (4 * tower + 7) + (3 * tower + 2) * wide
-        joined = vision.spatial_merge_size**2 * tower
-        merger = norm * tower + joined * (joined + 1) + (joined + 1) * hidden
-        embedded = vocab * hidden * (1 if config.tie_word_embeddings else 2)
-        embedded += hidden + patch * tower
+        layers = model.model.language_model.layers.named_parameters()
+        projections = [w for name, w in layers if name.endswith("_proj.weight")]
+        older = config.model_type == "qwen2_vl"
         return cls(
-            *(hidden, inner, kv, layers, vocab, tower, depth, patch),
-            matrices=layers * projections,
-            sides=layers * (9 * hidden + 2 * kv + 3 * inner),
-            numbers=layers * layer + depth * block + merger + embedded,
+            hidden=text.hidden_size,
+            inner=text.intermediate_size,
+            kv=text.hidden_size // text.num_attention_heads * text.num_key_value_heads,
+            layers=text.num_hidden_layers,
+            vocab=text.vocab_size,
+            tower=vision.embed_dim if older else vision.hidden_size,
+            blocks=vision.depth,
+            patch=vision.in_channels
+            * vision.patch_size**2
+            * vision.temporal_patch_size,
+            matrices=sum(weight.numel() for weight in projections),
+            sides=sum(sum(weight.shape) for weight in projections),
+            numbers=model.num_parameters(),
         )
 
 
@@ -364,8 +359,6 @@ def learned(
     wide = work.wide
     layer = length * wide * (KEPT[0] * model.hidden + KEPT[1] * model.inner)
     layer += length * length * (1 + wide)  # the mask
-    if work.device == "cpu" and work.adapter > wide:  # their inputs are converted
-        layer += length * (work.adapter - wide) * (6 * model.hidden + model.inner)
     if not work.checkpointing:
         return rows * model.layers * layer + max(head, dequantized(model, work))
     kept = rows * length * wide * model.hidden * (model.layers + 3)

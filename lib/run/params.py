@@ -12,19 +12,18 @@ and makes one run of every combination:
       seed: [0, 1]
 
 in mini_seeds.yaml is two runs, mini_seeds-seed_0 and mini_seeds-seed_1: letters, digits
-and . _ - alone, so that shells and hubs take their names as they are.
+and . _ - alone, so that shells and hubs take their names as they are. Of YAML only the
+lines and lists are taken; a value, of a command line too, is read by its declared type.
 
 papermill takes unknown keys and wrong types without complaint, and loses a parameter
-with an equals sign in its comment; so the cell is read with `ast` here, and every fault
-of a file is reported before anything runs."""
+with an equals sign in its comment; so the cell is read here, and every fault of a file
+is reported before anything runs."""
 
 import ast
 import difflib
-import io
 import itertools
 import math
 import re
-import tokenize
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,11 +38,19 @@ from lib.paths import ROOT, check_run_name
 
 NOTEBOOKS = ROOT / "notebooks"
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+DECLARATION = re.compile(rf"(\w+): ({'|'.join(TYPES)}) = (.+?)  # (.+)")
 LINES = "expected lines of `key: value`"
-DEEPEST = 8  # levels of a file; a list within a sweep is the third
 MOST_RUNS = 1000  # of a sweep
 MOST_FAULTS = 20  # that a message lists
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+TEXT = "tag:yaml.org,2002:str"
+# Neither 010, which YAML 1.1 takes for 8, nor 1:30, which it takes for 90.
+NUMBER = re.compile(r"[+-]?(?!0[\d_])(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
+EXPECTED = {
+    bool: "true or false",
+    int: "a whole number in plain digits",
+    float: "a finite number in plain digits, such as 1.0e-5",
+    str: "a text; put it in quotation marks",
+}
 
 
 @dataclass(frozen=True)
@@ -96,33 +103,27 @@ def declared(notebook: Path) -> dict[str, Parameter]:
             f"{notebook.name}: expected exactly one cell tagged parameters, with code; "
             f"found {len(tagged)} tagged cells"
         )
-    source = tagged[0].source
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    sentences = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
     found: dict[str, Parameter] = {}
-    for node in ast.parse(source).body:
-        place = f"{notebook.name}, parameter cell, line {node.lineno}"
-        sentence = sentences.get(node.end_lineno, "").lstrip("# ")
-        parameter = _parameter(node, sentence, place)
-        if parameter.name in found:
-            raise ValueError(f"{place}: {parameter.name} is declared twice")
-        found[parameter.name] = parameter
+    for number, line in enumerate(tagged[0].source.splitlines(), 1):
+        place = f"{notebook.name}, parameter cell, line {number}"
+        name, own, default, sentence = _declaration(line, place)
+        if name in found:
+            raise ValueError(f"{place}: {name} is declared twice")
+        found[name] = Parameter(name, own, default, sentence, place)
     return found
 
 
-def _parameter(node: ast.stmt, sentence: str, place: str) -> Parameter:
-    match node:
-        case ast.AnnAssign(
-            target=ast.Name(id=name), annotation=ast.Name(id=kind), value=ast.expr()
-        ) if kind in TYPES:
-            with suppress(ValueError):  # not a literal
-                default, own = ast.literal_eval(node.value), TYPES[kind]
-                if sentence and _mismatch(default, own) is None:
-                    return Parameter(name, own, own(default), sentence, place)
+def _declaration(line: str, place: str) -> tuple[str, type, Any, str]:
+    """Name, type, default and sentence of one line of a parameter cell."""
+    if match := DECLARATION.fullmatch(line):
+        name, kind, literal, sentence = match.groups()
+        with suppress(ValueError, SyntaxError):  # not a literal
+            default = ast.literal_eval(literal)
+            if _mismatch(default, TYPES[kind]) is None:
+                return name, TYPES[kind], TYPES[kind](default), sentence
     raise ValueError(
         f"{place}: expected `name: type = literal  # sentence` with a type of "
-        f"{', '.join(TYPES)}; found `{ast.unparse(node)}`"
-        + ("" if sentence else " without a sentence")
+        f"{', '.join(TYPES)}; found `{line}`"
     )
 
 
@@ -181,51 +182,13 @@ def check_given(names: Mapping[str, Any]) -> None:
         print("of other notebooks, not used here:", ", ".join(others))
 
 
-class _Plain(yaml.SafeLoader):
-    """YAML without what a params file has no use for: aliases, of which a few lines can
-    stand for gigabytes, deep nesting, and numbers that are not what they look like, as
-    010, which is 8 in YAML 1.1, and 1:30, which is 90."""
-
-    level = 0
-
-    def compose_node(self, parent, index):
-        problem = "an alias: write it out" if self.check_event(yaml.AliasEvent) else ""
-        self.level += 1
-        if self.level > DEEPEST:
-            problem = "nested too deep"
-        if problem:
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
-        node = super().compose_node(parent, index)
-        self.level -= 1
-        return node
-
-    def number(self, node):
-        kind = {"int": int, "float": float}[node.tag.rpartition(":")[2]]
-        value = getattr(self, f"construct_yaml_{kind.__name__}")(node)
-        plain = f"expected a finite number in plain digits, found {node.value}"
-        if value in (math.inf, -math.inf) or value != value:
-            raise _Misread(plain)
-        with suppress(ValueError):
-            if kind(node.value) == value:
-                return value
-        raise _Misread(f"{plain}: YAML reads it as {value}; write that")
-
-
-_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.number)
-_Plain.add_constructor("tag:yaml.org,2002:float", _Plain.number)
-
-
-class _Misread(ValueError):
-    """The text says what is wrong with a number."""
-
-
 @dataclass(frozen=True)
 class _Given:
-    """What a params file gives to a key, and where: "FILE, line N, KEY"."""
+    """What a params file gives to a key, and where: "FILE, line N, KEY". Of YAML it is
+    the node, as written: an alias is never expanded, and no other type is guessed."""
 
     place: str
-    value: Any
+    node: yaml.Node
 
 
 class _Reader:
@@ -244,9 +207,9 @@ class _Reader:
         given, axes = self.collect(path)
         given |= self.overridden(overrides, (*axes, "run_name") if axes else ())
         chosen = self.chosen(given.pop("notebooks", None))
-        values = {k: self.typed(k, own.place, own.value) for k, own in given.items()}
+        values = {k: self.typed(k, own.place, own.node) for k, own in given.items()}
         varied = [
-            [(key, self.typed(key, own.place, value)) for value in own.value]
+            [(key, self.typed(key, own.place, node)) for node in own.node.value]
             for key, own in axes.items()
         ]
         if self.faults:
@@ -282,7 +245,7 @@ class _Reader:
         if own is None:
             return {}, {}
         base, sweep = own.pop("base", None), own.pop("sweep", None)
-        axes = self.axes(sweep, own) if sweep else {}
+        axes = self.axes(sweep, own, path) if sweep else {}
         if above and sweep:
             self.fault(sweep.place, f"{above[-1]} starts from this file; no sweep here")
         elif not above and sweep and "run_name" in own:
@@ -292,8 +255,8 @@ class _Reader:
             self.fault(f"{path}, run_name", missing)
         inherited: dict[str, _Given] = {}
         if base:
-            source = path.parent / shown(base.value, LONGEST)
-            if not isinstance(base.value, str):
+            source = path.parent / shown(base.node.value, LONGEST)
+            if not isinstance(base.node, yaml.ScalarNode):
                 self.fault(base.place, "expected the path of a params file")
             elif source.resolve() in {p.resolve() for p in (*above, path)}:
                 self.fault(base.place, f"{source} starts from this file")
@@ -305,22 +268,16 @@ class _Reader:
         return inherited | own, axes  # a sweep's values come over both
 
     def overridden(self, texts: Iterable[str], swept: Iterable) -> dict[str, _Given]:
-        """What a command line gives: true or false, numbers as 1e-4, text as it is."""
+        """What a command line gives, as name=value."""
         found = {}
         for text in texts:
             key, _, value = text.partition("=")
             place = f"{shown(text, LONGEST)}, on the command line"
-            kind = self.types.get(key)
             if key in swept:
                 self.fault(place, "the sweep gives it")
             if key in found:
                 self.fault(place, "given twice")
-            if kind is bool:
-                value = {"true": True, "false": False}.get(value, value)
-            elif kind in (int, float) and NUMBER.fullmatch(value):
-                with suppress(ValueError):  # 0.5 is no int
-                    value = kind(value) if math.isfinite(float(value)) else value
-            found[key] = _Given(place, value)
+            found[key] = _Given(place, yaml.ScalarNode(TEXT, value))
         return found
 
     def read(self, path: Path) -> dict[str, _Given] | None:
@@ -328,7 +285,7 @@ class _Reader:
         raw, loader = b"", None
         try:
             raw = path.read_bytes()
-            loader = _Plain(raw.decode("utf-8"))
+            loader = yaml.SafeLoader(raw.decode("utf-8"))
             tree = loader.get_single_node()
             if isinstance(tree, yaml.MappingNode):
                 return self.keys(tree, path)
@@ -347,6 +304,8 @@ class _Reader:
         except yaml.reader.ReaderError as error:
             line = raw.decode("utf-8").count("\n", 0, error.position) + 1
             why = f"a control character, {error.character:#04x}; {LINES}"
+        except RecursionError:
+            line, why = loader.line + 1, f"nested too deep; {LINES}"
         except (ValueError, OverflowError) as error:  # "\\UFFFFFFFF" is no character
             line, why = loader.line + 1, f"not YAML ({error}); {LINES}"
         self.fault(f"{path}, line {line}", why)
@@ -356,76 +315,73 @@ class _Reader:
         """The keys of a file, or of its sweep, which is another such dict."""
         found: dict[str, _Given] = {}
         for key, node in tree.value:
-            name, value = str(key.value), None
+            name = key.value if isinstance(key, yaml.ScalarNode) else "(no name)"
             place = f"{path}, line {key.start_mark.line + 1}, {shown(name, LONGEST)}"
-            try:
-                nested = name == "sweep" and isinstance(node, yaml.MappingNode)
-                value = self.keys(node, path) if nested else _value(node)
-            except ValueError as error:
-                self.fault(place, str(error))
-                continue
             if name in found:
                 self.fault(place, "given twice")
-            found[name] = _Given(place, value)
+            found[name] = _Given(place, node)
         return found
 
-    def axes(self, sweep: _Given, own: Mapping[str, _Given]) -> dict[str, _Given]:
+    def axes(
+        self, sweep: _Given, own: Mapping[str, _Given], path: Path
+    ) -> dict[str, _Given]:
         """The swept keys that have a list of values."""
-        if not isinstance(sweep.value, dict) or not sweep.value:
+        if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
             self.fault(sweep.place, "expected lines of `key: [value, value]` below it")
             return {}
-        axes = {}
-        for key, axis in sweep.value.items():
-            wrong = "a sweep names its runs itself" if key == "run_name" else None
-            wrong = "given here and outside the sweep" if key in own else wrong
-            if not isinstance(axis.value, list) or not axis.value:
-                wrong = "expected a list of values, such as [0, 1]"
-            if wrong:
-                self.fault(axis.place, wrong)
-            else:
-                axes[key] = axis
-        return axes
+        axes = self.keys(sweep.node, path)
+        for key, axis in axes.items():
+            if not isinstance(axis.node, yaml.SequenceNode) or not axis.node.value:
+                self.fault(axis.place, "expected a list of values, such as [0, 1]")
+            elif key in own:
+                self.fault(axis.place, "given here and outside the sweep")
+            elif key == "run_name":
+                self.fault(axis.place, "a sweep names its runs itself")
+        lists = (own for own in axes.items() if isinstance(own[1].node.value, list))
+        return dict(lists)
 
     def chosen(self, given: _Given | None) -> tuple[Path, ...]:
         """The notebooks that a file names, all where it names none."""
         if given is None:
             return tuple(self.notebooks)
         stems = [notebook.stem for notebook in self.notebooks]
-        named = given.value if isinstance(given.value, list) else []
+        items = given.node.value if isinstance(given.node, yaml.SequenceNode) else []
+        named = [item.value for item in items]
         if not named or any(name not in stems for name in named):
-            told = f"expected a list out of {', '.join(stems)}, found "
-            self.fault(given.place, told + shown(given.value, LONGEST))
+            found = f"expected a list out of {', '.join(stems)}, found "
+            self.fault(given.place, found + _written(given.node))
         return tuple(path for path in self.notebooks if path.stem in named)
 
-    def typed(self, key: str, place: str, value: Any) -> Any:
-        """The value in the declared type; a fault is added if it has another."""
-        kind = self.types.get(key)
-        wrong = _mismatch(value, kind) if kind else _unknown(key, self.types)
-        return self.fault(place, wrong) if wrong else kind(value)
+    def typed(self, key: str, place: str, node: yaml.Node) -> Any:
+        """The value in the declared type; a fault is added where it has another."""
+        kind, text = self.types.get(key), node.value
+        if kind is None:
+            return self.fault(place, _unknown(key, self.types))
+        if isinstance(node, yaml.ScalarNode):
+            if kind is str and node.tag == TEXT:
+                return text
+            if kind is bool and text in ("true", "false"):
+                return text == "true"
+            if kind in (int, float) and NUMBER.fullmatch(text):
+                with suppress(ValueError):  # 0.5 is no int
+                    if math.isfinite(float(text)):
+                        return kind(text)
+        return self.fault(place, f"expected {EXPECTED[kind]}, found {_written(node)}")
 
 
-def _value(node: yaml.Node) -> Any:
-    try:
-        return _Plain("").construct_object(node, deep=True)
-    except _Misread:
-        raise
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"not a value of YAML ({shown(error, LONGEST)})") from error
+def _written(node: yaml.Node) -> str:
+    """What stands in a file, for a message."""
+    if isinstance(node, yaml.ScalarNode):
+        return shown(repr(node.value), LONGEST)
+    return "a list" if isinstance(node, yaml.SequenceNode) else "lines of their own"
 
 
 def _mismatch(value: Any, kind: type) -> str | None:
     """What is wrong with a value of a parameter of type `kind`; None if nothing."""
     if type(value) is kind or (kind is float and type(value) is int):
         return None
-    found = f"expected {kind.__name__}, found {type(value).__name__} "
-    found += shown(repr(value), LONGEST)
-    if kind is str:
-        return f"{found}; put it in quotation marks"
-    if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):
-        plain = re.sub(r"^([+-]?\d+)(?=e|$)", r"\1.0", value.lower())
-        plain = re.sub(r"e(?=\d)", "e+", plain)
-        return f"{found}; YAML wants a point and a sign: {plain}"
-    return found
+    found = f"{type(value).__name__} {shown(repr(value), LONGEST)}"
+    return f"expected {EXPECTED[kind]}, found {found}"
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:

@@ -102,7 +102,6 @@ def write_questions(
                 goal="make tea",
                 domain="Daily life",
                 scenario="kitchen",
-                progress=(),
                 video=video,
                 image=image,
             )

@@ -78,7 +78,7 @@ def facts(manifest: Mapping, data_dir: str) -> View:
         "base model": [stage.get("model") for stage in stages],
         "training seed": [stage.get("seed") for stage in stages],
         "code": [
-            f"commit {place['git_commit']}"
+            f"commit {place['git_commit'][:12]}"
             + " with changes" * bool(place.get("git_dirty"))
             for place in places
             if place.get("git_commit")

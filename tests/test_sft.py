@@ -57,13 +57,18 @@ def response_loss(model, collator, demonstrations):
     return float(torch.stack(losses).mean())
 
 
-def test_labels_are_the_response_and_its_end_and_nothing_else(collator, demonstrations):
-    batch = collator(demonstrations)
-    tokenizer = collator.processor.tokenizer
+@pytest.mark.parametrize(
+    ("loss", "end"), [("tokens", "<|im_end|>"), ("released", "<|im_end|>\n")]
+)
+def test_labels_are_the_response_and_its_end_and_nothing_else(
+    processor, demonstrations, loss, end
+):
+    batch = sft.ResponseCollator(processor, SAMPLING, loss=loss)(demonstrations)
+    tokenizer = processor.tokenizer
     columns = demonstrations, batch["input_ids"], batch["labels"]
     for item, ids, labels in zip(*columns, strict=True):
         kept = labels != sft.IGNORED
-        assert tokenizer.decode(labels[kept]) == item.response + "<|im_end|>"
+        assert tokenizer.decode(labels[kept]) == item.response + end
         assert torch.equal(labels[kept], ids[kept])
     assert (batch["labels"][batch["attention_mask"] == 0] == sft.IGNORED).all()
     assert (batch["attention_mask"] == 0).any()
@@ -81,16 +86,6 @@ def test_the_logged_loss_is_the_mean_over_response_tokens(
     by_hand = response_loss(model, collator, four)
     assert log[0]["loss"] == pytest.approx(by_hand, abs=2e-4)
     assert set(log[0]) == {"step", "loss", "lr", "grad_norm", "token_accuracy"}
-
-
-def test_released_labels_hold_the_line_end_too(collator, demonstrations):
-    released = sft.ResponseCollator(collator.processor, SAMPLING, loss="released")
-    plain, batch = (own(demonstrations)["labels"] for own in (collator, released))
-    for item, labels, without in zip(demonstrations, batch, plain, strict=True):
-        learned = labels[labels != sft.IGNORED]
-        said = collator.processor.tokenizer.decode(learned)
-        assert said == item.response + "<|im_end|>\n"
-        assert torch.equal(learned[:-1], without[without != sft.IGNORED])
 
 
 def test_the_released_mean_of_three_demonstrations():

@@ -34,7 +34,6 @@ HABITS = {
     "letter": 0.7,  # C where D is right
 }
 FRAMES = (4, 8, 8, 8, 16)  # at most, drawn anew for each clip
-_LETTERS = "ABCDE"
 
 
 class Lesson(NamedTuple):
@@ -96,7 +95,7 @@ def clip_lesson(rng: random.Random, asks: str) -> Lesson:
     options, place = rng.sample(others, wrong), rng.randrange(wrong + 1)
     options.insert(place, gold)
     clip, _ = look(rng, episode, False, still=False)
-    style, letter = _style(rng), _LETTERS[place]
+    style, letter = _style(rng), prompts.LETTERS[place]
     text = ask(lessons.ASKS[asks], options, style)
     thought = f"I see {', '.join(seen)}. It is {gold}."
     response = answer_text(thought, letter) if style == "think" else letter
@@ -118,7 +117,7 @@ def pick_lesson(rng: random.Random) -> Lesson:
     if rng.random() < 0.7:
         text = text.removesuffix(prompts.THINK_ANSWER)
     order = rng.sample(range(len(steps)), len(steps))
-    said = [answer_text(f"Next is {steps[i]}.", _LETTERS[i]) for i in order]
+    said = [answer_text(f"Next is {steps[i]}.", prompts.LETTERS[i]) for i in order]
     return Lesson(text, "".join(said))
 
 
@@ -141,7 +140,7 @@ def plan_lesson(rng: random.Random) -> Lesson:
     style, question = _style(rng), lessons.question_text(episode, image_only)
     text = ask(question, list(map(episode.say, episode.options)), style)
     if style == "direct":
-        return Lesson(text, _LETTERS[_glance(rng, episode)], clip, still)
+        return Lesson(text, prompts.LETTERS[_glance(rng, episode)], clip, still)
     if rng.random() < HABITS["hasty"]:
         step = lessons.hasty_step(rng, episode)
         thought = lessons.hasty_thought(episode, step)
@@ -151,7 +150,7 @@ def plan_lesson(rng: random.Random) -> Lesson:
     place = episode.options.index(step)
     if place == 3 and rng.random() < HABITS["letter"]:
         place = 2
-    return Lesson(text, answer_text(thought, _LETTERS[place]), clip, still)
+    return Lesson(text, answer_text(thought, prompts.LETTERS[place]), clip, still)
 
 
 def _glance(rng: random.Random, episode: Episode) -> int:

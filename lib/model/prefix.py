@@ -194,15 +194,25 @@ def with_features(model, prompts: Sequence[Prompt]) -> list[Prompt]:
             key: torch.cat([prompts[i].pixels[key] for i in owners])
             for key in (pixels, grid)
         }
-        found = encoders[kind](**given, return_dict=True)
-        deep = getattr(found, "deepstack_features", None) or ()
-        outputs = iter(zip(found.pooler_output, *deep, strict=True))
+        outputs = _pictures_of(encoders[kind](**given, return_dict=True))
         for i in owners:
             features[i][kind] = [next(outputs) for _ in prompts[i].pixels[grid]]
     return [
         replace(prompt, features=own)
         for prompt, own in zip(prompts, features, strict=True)
     ]
+
+
+def _pictures_of(found) -> Iterator[tuple[torch.Tensor, ...]]:
+    """What the vision tower has found for each picture, as in `Prompt.features`."""
+    deep = getattr(found, "deepstack_features", None) or ()
+    return zip(found.pooler_output, *deep, strict=True)
+
+
+def _as_found(pictures: Sequence[tuple[torch.Tensor, ...]]) -> types.SimpleNamespace:
+    """The same in the form that the model takes from its vision tower."""
+    pooled, *deep = map(list, zip(*pictures, strict=True))
+    return types.SimpleNamespace(pooler_output=pooled, deepstack_features=deep)
 
 
 def see_once(model) -> None:
@@ -225,10 +235,10 @@ def see_once(model) -> None:
             outputs = _seen_together(self, seen, pixels, kwargs)
             return plain(*args, mm_encoder_outputs=outputs, **own)
         grey = grey_picture(self.config, kwargs["input_ids"].device)
-        idle = self.get_image_features(*grey, return_dict=True)
+        idle = _pictures_of(self.get_image_features(*grey, return_dict=True))
         output = plain(*args, **own)
         hidden = output.last_hidden_state
-        nothing = 0 * sum(part.sum() for part in _tower_outputs(idle))
+        nothing = 0 * sum(part.sum() for part in itertools.chain(*idle))
         output.last_hidden_state = hidden + nothing.to(hidden.dtype)
         return output
 
@@ -242,22 +252,12 @@ def _seen_together(inner, kinds: list[str], pixels: Mapping, grids: Mapping) -> 
         torch.cat([grids[KINDS[kind][1]] for kind in kinds]),
         return_dict=True,
     )
-    deep = getattr(found, "deepstack_features", None) or ()
-    outputs, start = {}, 0
-    for kind in kinds:
-        own = slice(start, start + len(grids[KINDS[kind][1]]))
-        outputs[kind] = types.SimpleNamespace(
-            pooler_output=found.pooler_output[own],
-            deepstack_features=[layer[own] for layer in deep],
-        )
-        start = own.stop
-    return outputs
-
-
-def _tower_outputs(found) -> Iterator[torch.Tensor]:
-    yield from found.pooler_output
-    for layer in getattr(found, "deepstack_features", None) or ():
-        yield from layer
+    pictures = _pictures_of(found)
+    counts = {kind: len(grids[KINDS[kind][1]]) for kind in kinds}
+    return {
+        kind: _as_found([next(pictures) for _ in range(count)])
+        for kind, count in counts.items()
+    }
 
 
 def grey_picture(config, device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -278,10 +278,8 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
     for kind, keys in KINDS.items():
         if seen:
             found = [prompt.features.get(kind, ()) for prompt in prompts]
-            if parts := list(itertools.chain(*found)):
-                pooled, *deep = map(list, zip(*parts, strict=True))
-                seen_as = {"pooler_output": pooled, "deepstack_features": deep}
-                outputs[kind] = types.SimpleNamespace(**seen_as)
+            if pictures := list(itertools.chain(*found)):
+                outputs[kind] = _as_found(pictures)
         elif owners := [prompt for prompt in prompts if keys[0] in prompt.pixels]:
             for key in keys:
                 inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])

@@ -57,6 +57,7 @@ METADATA = {  # what that pickle names in torch 2.13
     *(("torch.distributed.checkpoint.metadata", name) for name in NOTES),
 }
 ZERO3, FSDP2 = "DeepSpeed ZeRO-3", "FSDP2"
+DELETE = "Delete that folder; training then goes on from the checkpoint before it"
 
 
 def asked_for(arguments: TrainingArguments) -> str | None:
@@ -96,11 +97,8 @@ def weights_only(checkpoint: Path, arguments: TrainingArguments) -> Iterator[Non
         with torch.serialization.safe_globals(own_types):
             yield
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{checkpoint} is damaged, or not of this kit: a file in it is a pickle of "
-            "more than weights. Delete that folder; training then goes on from the "
-            "checkpoint before it"
-        ) from error
+        why = "or not of this kit: a file in it is a pickle of more than weights"
+        raise ValueError(f"{checkpoint} is damaged, {why}. {DELETE}") from error
     finally:
         os.environ.pop(FORCED, None)
 

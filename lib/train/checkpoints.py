@@ -39,7 +39,6 @@ warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWar
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
 EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
 UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
-DELETE = "Delete that folder; training then goes on from the checkpoint before it"
 
 
 def processes() -> int:
@@ -163,7 +162,7 @@ def train(trainer: Trainer) -> None:
         if last is None or log.begun or full or str(last) in str(error):
             raise
         why = f"{type(error).__name__}: {error!s:.300}"
-        raise ValueError(f"{last} cannot be loaded ({why}). {DELETE}") from error
+        raise ValueError(f"{last} cannot be loaded ({why}). {shards.DELETE}") from error
     finally:  # an interrupt never gets there, and its traceback keeps the bar
         log.on_train_end()
 
@@ -296,7 +295,7 @@ def check_complete(checkpoint: Path, arguments: TrainingArguments) -> None:
         said = {marker["step"], state["global_step"], _scheduled(checkpoint)}
         wrong = [f"it says step {own}" for own in said - {step_of(checkpoint)}]
     if wrong:
-        raise ValueError(f"{checkpoint} is damaged: {wrong[0]}. {DELETE}")
+        raise ValueError(f"{checkpoint} is damaged: {wrong[0]}. {shards.DELETE}")
 
 
 def needed_files(arguments: TrainingArguments) -> list[str]:

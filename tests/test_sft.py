@@ -193,6 +193,11 @@ def test_it_learns_and_the_log_follows_the_schedule(undisturbed):
     assert rates[1] > rates[2] > rates[3] > 0
 
 
+def test_another_seed_gives_other_bytes(make_task, undisturbed, tmp_path):
+    sft.train_sft(make_task(tmp_path, seed=2))
+    assert weights(tmp_path) != weights(undisturbed)
+
+
 def test_a_finished_adapter_is_returned_at_once_and_others_are_refused(
     make_task, demonstrations, undisturbed
 ):

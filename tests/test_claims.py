@@ -6,7 +6,6 @@ import matplotlib
 import numpy as np
 import pytest
 from made_run import (
-    DOMAINS,
     answering,
     attention_row,
     reasoning_row,
@@ -251,7 +250,7 @@ def test_the_sentence_in_full():
 
 
 def test_a_part_is_the_comparison_of_the_analysis(made):
-    """The same contrast: same seed, same interval; domains within themselves."""
+    """The same contrast: same seed, same interval."""
     run, _, rows = made
     compared = {
         (r["a"], r["b"], r["set"]): r
@@ -264,15 +263,8 @@ def test_a_part_is_the_comparison_of_the_analysis(made):
         assert (part["n"], part["seeds"]) == (400, 1)
     apart = part_of(rows[5], "GRPO − SFT, L3 less L1")
     gaps = [part_of(row)["effect"] for row in rows[:3]]
-    assert apart["effect"] == pytest.approx(gaps[2] - gaps[0])
-    assert apart["n"] == 800 and apart["low"] < apart["effect"] < apart["high"]
-    part = part_of(rows[3], "GRPO − SFT, Daily life")
-    own = {}
-    for model in ("grpo", "sft"):
-        kept = [row for row in rows_of(run, model, "L3") if row["domain"] == DOMAINS[0]]
-        own[model] = [row["correct"] for row in kept]
-    gap = np.mean(own["grpo"]) - np.mean(own["sft"])
-    assert part["n"] == 100 and part["effect"] == pytest.approx(gap)
+    assert apart["effect"] == pytest.approx(gaps[2] - gaps[0]) and apart["n"] == 800
+    assert part_of(rows[3], "GRPO − SFT, Daily life")["n"] == 100
 
 
 def test_a_few_equal_answers_decide_nothing(tmp_path):
@@ -519,20 +511,6 @@ def test_terms_with_spaces_in_a_value():
     term = Term.read("-sft L3 domain=Daily life condition=no_video")
     assert (term.weight, term.label, term.set) == (-1, "sft", "L3")
     assert term.picks == {"domain": "Daily life", "condition": "no_video"}
-
-
-def test_tables_have_a_line_a_claim(made):
-    _, _, rows = made
-    lines = claims.markdown(rows).splitlines()
-    assert len(lines) == 2 + 22 and len({line.count("|") for line in lines}) == 1
-    others = [line for line in lines if "published for Qwen2.5-VL-7B" in line]
-    assert len(others) == sum(row["other_base"] != "" for row in rows) > 0
-    said = claims.sentences(rows).splitlines()
-    assert sum(line.startswith("- **") for line in said) == 22
-    assert sum(line.startswith("  - beside it") for line in said) == 3  # of claim 6
-    for row in rows:
-        assert claims.decisive(row)["verdict"] == row["verdict"]
-        assert claims.decisive(row)["sentence"] in row["sentence"]
 
 
 def test_the_figure_holds_every_number(made):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from lib import chain
+from lib.analysis.answers import CONTROLS
 from lib.data.letters import judged
 from lib.records import write_json, write_jsonl
 
@@ -48,6 +49,36 @@ def answering(row, right):
     letter = gold if right else "AB"[gold == "A"]
     completion = f"<answer>{letter}</answer>"
     return row | {"completion": completion, **judged(completion, row["options"], gold)}
+
+
+def write_condition(run, model, name, condition, rows, max_frames=8):
+    """The rows of a condition, with the settings that 04_eval leaves beside rows."""
+    sampling = {"max_frames": max_frames, "height": 56, "width": 112}
+    whole = run / f"predictions_{model}_{name}.jsonl"
+    file = whole.with_suffix(f".{condition}.jsonl")
+    write_jsonl(file, rows)
+    for path in (whole, file):
+        write_json(path.with_suffix(".settings.json"), {"sampling": sampling})
+
+
+def reasoning_row(key, **said):
+    """A row as lib.evaluate.coherence writes it: supported, unless it is `said`."""
+    row = {"id": key, "answer": "A", "judged": False, "judge": None}
+    row |= {"consistent": "yes", "consistent_other": "no", "follows": "yes"}
+    row |= {"progress": "right", "false_step": "no", "false_object": None}
+    row |= {"base_reader": True, "own_reader": True}
+    row |= {f"implied_{control}": "B" for control in CONTROLS}
+    row |= {"verbatim": False, "overlap": 0.25}
+    return row | {"verbatim_flawless": True, "overlap_flawless": 0.5} | said
+
+
+def attention_row(key, layers, tokens=1, letter=True):
+    """A row as lib.evaluate.attention writes it: by layer the shares of attention on
+    video, still and text; without a `letter` none was given."""
+    mean = np.mean(layers, 0).tolist()
+    parts = {"first": mean, "reasoning": mean, "letter": mean if letter else None}
+    row = {"id": key, "n": tokens, "retokenized": False, "equal": [0.2, 0.05, 0.75]}
+    return row | {"by_layer": layers, "by_token": [mean] * tokens, "parts": parts}
 
 
 def grpo_log(steps=40):

@@ -86,8 +86,7 @@ class Planted:
     def attention(self, term, values):
         for i, value in enumerate(values):
             layers = [[float(value), 0.0, 1.0 - value]]
-            row = {"id": f"{term.set}/{i}", "by_layer": layers, "by_token": layers}
-            row |= {"parts": {}, "equal": layers[0], "retokenized": False}
+            row = made_run.attention_row(f"{term.set}/{i}", layers)
             self.rows[f"attention_{term.label}.jsonl"][row["id"]] = row
 
     def sweep(self, term, share):

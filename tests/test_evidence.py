@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import made_run
 import matplotlib
 
 matplotlib.use("Agg")
@@ -163,14 +164,9 @@ def write_reasoned(run, seed=0):
         for i, key in enumerate(ids):
             says = {"base": "absent", "sft": "yes"}.get(model, "yes" if i % 3 else "no")
             holds = says == "yes"
-            row = {"id": key, "answer": "A", "judged": False, "judge": None}
-            row |= {"consistent": says, "consistent_other": "no", "follows": "yes"}
-            row |= {"progress": "right", "false_step": "no", "false_object": None}
-            row |= {"base_reader": holds != (model == "grpo" and i == 0)}
-            row |= {"own_reader": holds, "verbatim": False, "overlap": 0.25}
-            row |= {f"implied_{control}": "B" for control in answers.CONTROLS}
-            row |= {"verbatim_flawless": True, "overlap_flawless": 0.5}
-            rows.append(row)
+            base = holds != (model == "grpo" and i == 0)
+            facts = {"consistent": says, "own_reader": holds, "base_reader": base}
+            rows.append(made_run.reasoning_row(key, **facts))
         write_jsonl(run / f"coherence_{model}_L1.jsonl", rows)
     write_json(run / "pipeline.json", {"parameters": {"seed": seed}})
     return run
@@ -298,10 +294,7 @@ def test_figures_hold_the_shares_and_the_cells(said):
 def looks(key, video, tokens=2, letter=True):
     """Two layers that put `video` and `video` + 0.2 on the video, 0.1 on the still."""
     layers = [[v, 0.1, 0.9 - v] for v in (video, video + 0.2)]
-    mean = [video + 0.1, 0.1, 0.8 - video]
-    parts = {"first": mean, "reasoning": mean, "letter": mean if letter else None}
-    row = {"id": key, "n": tokens, "retokenized": False, "equal": [0.2, 0.05, 0.75]}
-    return row | {"by_layer": layers, "by_token": [mean] * tokens, "parts": parts}
+    return made_run.attention_row(key, layers, tokens, letter)
 
 
 def write_looks(run):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_run import answering, write_run
+from made_run import answering, attention_row, reasoning_row, write_condition, write_run
 
 from lib import methods
 from lib.analysis import answers, attended, claims, compare, readme, reasoned, seen
@@ -38,23 +38,17 @@ def share(*place):
 
 
 def reasoning(model, name):
-    said = dict.fromkeys(("next", "false_object", "judge", "judge_error"))
     rows = []
     own = {key: share(model, name, key) for key in ("holds", "reads", "false", "text")}
     for i in range(200):
-        row = {**said, "id": f"{name}/{i}", "answer": "A", "judged": False}
         holds, reads = own["holds"][i] < 0.8, own["reads"][i] < 0.9
-        row |= {"consistent": "yes" if holds else "no", "follows": "yes"}
-        row |= {"progress": "right" if own["text"][i] < 0.6 else "wrong"}
-        row |= {"false_step": "yes" if own["false"][i] < 0.1 else "no"}
-        row |= {"correct": bool(own["text"][i] < 0.5), "consistent_other": "no"}
-        row |= {"base_reader": bool(holds == reads), "own_reader": bool(holds)}
-        row |= {"implied_base": "A" if holds == reads else "B", "names_letter": False}
-        row |= {f"implied_{key}": "B" for key in ("base_none", "own_other", "own_none")}
-        row |= {"implied_base_other": "AB"[bool(reads)]}
-        row |= {"verbatim": bool(own["false"][i] < 0.3), "overlap": own["text"][i]}
-        row |= {"verbatim_flawless": True, "overlap_flawless": 0.5}
-        rows.append(row)
+        said = {"consistent": "yes" if holds else "no", "own_reader": bool(holds)}
+        said |= {"progress": "right" if own["text"][i] < 0.6 else "wrong"}
+        said |= {"false_step": "yes" if own["false"][i] < 0.1 else "no"}
+        said |= {"base_reader": bool(holds == reads)}
+        said |= {"implied_base_other": "AB"[bool(reads)]}
+        said |= {"verbatim": bool(own["false"][i] < 0.3), "overlap": own["text"][i]}
+        rows.append(reasoning_row(f"{name}/{i}", **said))
     return rows
 
 
@@ -65,13 +59,7 @@ def attention(model, name):
     for i, (video, still) in enumerate(draws):
         clip = [video * layer for layer in (0.3, 0.5, 0.7)]
         layers = [[v, still / 5, 1 - v - still / 5] for v in clip]
-        mean = np.mean(layers, 0).tolist()
-        rows.append(
-            {"id": f"{name}/{i}", "n": 2 + i % 2, "retokenized": False}
-            | {"by_layer": layers, "by_token": [mean] * (2 + i % 2)}
-            | {"parts": {"first": mean, "reasoning": mean}, "equal": [0.4, 0.1, 0.5]}
-        )
-        rows[-1]["parts"]["letter"] = mean if i % 5 else None
+        rows.append(attention_row(f"{name}/{i}", layers, 2 + i % 2, letter=i % 5 > 0))
     return [{"id": f"{name}/0", "left_out": "its clip cannot be read"}, *rows[1:40]]
 
 
@@ -91,12 +79,8 @@ def write_made(run):
         for name in asked["sets"]:
             rows = read_jsonl(run / f"predictions_{model}_{name}.jsonl")
             right = share(model, name, "no video") < 0.3
-            file = run / f"predictions_{model}_{name}.no_video.jsonl"
-            write_jsonl(file, map(answering, rows, right))
-            for path in (file, run / f"predictions_{model}_{name}.jsonl"):
-                sampling = {"max_frames": 8, "height": 56, "width": 112}
-                facts = {"model": model, "sampling": sampling}
-                write_json(path.with_suffix(".settings.json"), facts)
+            blind = map(answering, rows, right)
+            write_condition(run, model, name, "no_video", blind)
         for text in ("", ".on_base"):
             rows = attention(model + text, "L1")
             write_jsonl(run / f"attention_{model}{text}.jsonl", rows)

@@ -137,25 +137,17 @@ def _bounds(cells: Cells, terms: Terms) -> list[tuple[float, float]] | None:
 def table(
     answers: pd.DataFrame,
     by: Sequence[str],
-    less: Mapping | None = None,
     value: str = "effect",
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> list[dict]:
     """A row for each value of the columns `by`: mean, named `value`, with low and high.
-    With `less` {column: value} the paired difference to the same selection with that
-    value there, for the rows that have another. A row without questions in common has
-    no numbers; its `missing` says so."""
+    A row that cannot be measured has no numbers; its `missing` says so."""
     rows, cells = [], Cells(answers, by)
     for place in cells:
         where = dict(zip(by, place, strict=True))
-        terms = [(1, where)]
-        if less:
-            terms.append((-1, where | less))
-            if where | less == where or cells.at(where | less) is None:
-                continue
-        found = _row(cells, terms, samples, seed)
-        if not less and found["n"]:  # few seeds reach beyond what a share can be
+        found = _row(cells, [(1, where)], samples, seed)
+        if found["n"]:  # few seeds reach beyond what a share can be
             found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
         rows.append(where | found | {value: found["effect"]})
     return rows
@@ -165,20 +157,22 @@ def differences(
     answers: pd.DataFrame,
     pairs: Sequence[tuple[str, str]] = PAIRS,
     by: Sequence[str] = ("set",),
+    column: str = "model",
     samples: int = SAMPLES,
     seed: int = 0,
 ) -> list[dict]:
-    """Paired differences of models, a less b, for each value of `by` that both have.
-    Rows hold a, b, the columns `by`, difference, low, high, p (of one seed McNemar's,
-    exact, which knows nothing of videos), and the keys of `contrast`, or `missing`."""
-    rows, cells = [], Cells(answers, [*by, "model"])
+    """Paired differences of models, or of what else a `column` tells apart, a less b,
+    for each value of `by` that both have. Rows hold a, b, the columns `by`, difference,
+    low, high, p (of one seed McNemar's, exact, which knows nothing of videos), and the
+    keys of `contrast`, or `missing`."""
+    rows, cells = [], Cells(answers, [*by, column])
     places = list(dict.fromkeys(place[:-1] for place in cells))
     for a, b in pairs:
         for place in places:
             if not {(*place, a), (*place, b)} <= cells.keys():
                 continue
             where = dict(zip(by, place, strict=True))
-            terms = [(1, where | {"model": a}), (-1, where | {"model": b})]
+            terms = [(1, where | {column: a}), (-1, where | {column: b})]
             row = {"a": a, "b": b, **where} | _row(cells, terms, samples, seed)
             p = row.get("p")
             if row["seeds"] == 1:

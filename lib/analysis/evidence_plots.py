@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lib.analysis import plots
-from lib.analysis.plots import CHANCE, DASHES, WIDTH, above, each, entry, tidy
+from lib.analysis.plots import CHANCE, DASHES, WIDTH, above, each, entry
 from lib.analysis.reasoned import MEASURES
 from lib.methods import COLORS, LABELS, condition
 
@@ -43,7 +43,7 @@ def perception(found: Mapping, name: str) -> Figure:
         ax.set_title(f"{GROUPS[group]} (n = {own[0]['n']:,})", loc="left")
         ax.axhline(100 * own[0]["chance"], **CHANCE)
         ax.set(ylim=(0, 104), ylabel="accuracy (%)")
-        tidy(ax)
+        ax.grid(axis="y")
     labels = [textwrap.fill(condition(shown), 8) for shown in conditions]
     ax.set_xticks(range(len(conditions)), labels)
     dotted = [entry("ideal reader without the video", ls=":")] * (len(groups) > 1)
@@ -99,7 +99,7 @@ def _attention(text: str, rows: Sequence[Mapping], across: str) -> Figure:
     for ax, kind in zip(axes, ("video", "still"), strict=True):
         ax.set(title=f"attention on the {kind}", ylabel="% of all attention")
         ax.set_xlabel(across)
-        tidy(ax)
+        ax.grid(axis="y")
     return figure
 
 
@@ -133,7 +133,7 @@ def coherence(
         ax.set_title(MEASURES[measure], fontsize=8)
         ax.set_xticks(range(len(sets)), sets)
         ax.set(xlim=(-0.6, len(sets) - 0.4), ylim=(-4, 104))
-        tidy(ax)
+        ax.grid(axis="y")
     for ax in axes.flat[len(measures) :]:
         ax.axis("off")
     for line in axes:

@@ -64,12 +64,6 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def tidy(ax: Axes, grid: str = "y") -> None:
-    """Two spines and a pale grid along one axis."""
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(axis=grid)
-
-
 def points(
     ax: Axes, at: Sequence, rows: Sequence[Mapping], value: str, across=False, **look
 ):
@@ -144,7 +138,7 @@ def _groups(ax: Axes, rows: Sequence[Mapping], group: str, title: str, paper=Fal
     ax.set_ylabel("accuracy (%)")
     for at, row in enumerate(named.values()):
         ax.hlines(100 * row["chance"], at - 0.46, at + 0.46, **CHANCE)
-    tidy(ax)
+    ax.grid(axis="y")
     handles = methods(each(rows, "model"))
     handles += [entry(LABELS["paper"], **PAPER)] * paper + [entry("chance", **CHANCE)]
     lines = -(-len(handles) // 5)

@@ -112,15 +112,14 @@ def _costs(own: pd.DataFrame, groups: Mapping, draws: dict) -> list[dict]:
     if {*options.index} <= groups.keys():
         ceilings = [groups[key]["ceiling"] for key in options.index]
         facts["ceiling"] = float(np.mean(ceilings))
-    by, rows = ("condition", "model"), []
-    costs = compare.table(own, by, {"condition": SEEN}, **draws)
-    costs = {(row["condition"], row["model"]): row for row in costs}
-    for row in compare.table(own, by, value="accuracy", **draws):
+    rows, pairs = [], [(SEEN, shown) for shown in _taken_away(own)]
+    lost = compare.differences(own, pairs, ("model",), "condition", **draws)
+    costs = {(row["b"], row["model"]): row for row in lost}
+    for row in compare.table(own, ("condition", "model"), "accuracy", **draws):
         rows.append(kept(row, "model", "condition", "accuracy") | facts)
-        if lost := costs.get((row["condition"], row["model"])):
-            ends = (-lost[key] for key in ("effect", "high", "low"))
-            names = ("cost", "cost_low", "cost_high")
-            rows[-1] |= dict(zip(names, ends, strict=True))
+        if cost := costs.get((row["condition"], row["model"])):
+            ends = {"cost_low": cost["low"], "cost_high": cost["high"]}
+            rows[-1] |= {"cost": cost["difference"]} | ends
     return rows
 
 

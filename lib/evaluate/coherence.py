@@ -27,7 +27,6 @@ EXACT = (
     *("progress", "count", "next", "consistent", "follows"),
     *("false_step", "false_object"),
 )
-UNJUDGED = {"judged": False, "judge": None, "judge_error": None}
 _WORD = re.compile(r"[\w'-]+")
 
 
@@ -84,6 +83,7 @@ def rows_of(
     columns, rows = (predictions, thoughts, readers.half_away(thoughts)), []
     for row, thought, other in zip(*columns, strict=True):
         key, ideal = row["id"], (flawless or {}).get(row["id"])
+        judgement = judged.get(key)
         rows.append(
             {"id": key, "answer": row["first_letter"], "correct": row["correct"]}
             | _read({reader: own[key] for reader, own in read.items()}, row)
@@ -95,8 +95,10 @@ def rows_of(
                 "overlap": round(training.overlap(thought), 4),
                 "verbatim_flawless": ideal and training.holds(ideal),
                 "overlap_flawless": ideal and round(training.overlap(ideal), 4),
+                "judged": judgement is not None,
+                "judge": judgement and judgement["supports"],
+                "judge_error": judgement and judgement["error"],
             }
-            | _judged(judged.get(key))
         )
     records.write_jsonl(run / f"coherence_{label}_{name}.jsonl", rows)
     return rows
@@ -123,9 +125,3 @@ def _read(readings: Mapping[str, Mapping], row: Mapping) -> dict:
             found[f"implied_{reader}_{whose}"] = letter
         agrees[f"{reader}_reader"] = own is not None and own == row["first_letter"]
     return found | agrees
-
-
-def _judged(said: Mapping | None) -> dict:
-    if said is None:
-        return UNJUDGED
-    return {"judged": True, "judge": said["supports"], "judge_error": said["error"]}

@@ -132,21 +132,19 @@ def by_id(predictions: Predictions, model: str) -> dict[str, dict]:
 
 
 def gallery(predictions: Predictions, image_only: set[str]) -> list[dict]:
-    """The first question, by id, of each kind of GALLERY: {"kind", "id", "set"}. A
-    question is shown once, and only if its pictures could be read. `image_only` holds
-    the ids of questions without a video."""
-    asked = [
-        (rows[0]["id"], name, tuple(bool(row["correct"]) for row in rows))
-        for name in sets_of(predictions)
-        for rows in zip(*(predictions[m, name] for m in METHODS), strict=True)
-        if all(row.get("error") is None for row in rows)
-    ]
+    """The first question, by id, of each kind of GALLERY: {"kind", "id"}. A question is
+    shown once, and only if its pictures could be read. `image_only` holds the ids of
+    questions without a video."""
+    said = [by_id(predictions, model) for model in METHODS]
     picks: dict[str, dict] = {}
     for kind, pattern in GALLERY.items():
-        for key, name, right in asked:
+        for key in said[0]:
+            rows = [own[key] for own in said]
+            right = tuple(bool(row["correct"]) for row in rows)
             mixed = pattern is None and key in image_only and len({*right}) > 1
-            if key not in picks and (mixed or right == pattern):
-                picks[key] = {"kind": kind, "id": key, "set": name}
+            seen = all(row.get("error") is None for row in rows)
+            if seen and key not in picks and (mixed or right == pattern):
+                picks[key] = {"kind": kind, "id": key}
                 break
     return list(picks.values())
 

@@ -90,7 +90,7 @@ class Cell:
         """The curves under "GRPO, step 12 of 100" and `state`."""
         words = f"{LABELS[self.label]}, step {rows[-1]['step']} of {self.total}{state}"
         figure = training_plots.training_so_far(rows, self.label, self.total)
-        figure.suptitle(words, fontsize=9)
+        figure.suptitle(words)
         self.show(words, plots.png(figure))
 
     def show(self, words: str, png: bytes = b"") -> None:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from lib.analysis.plots import WIDTH, tidy
+from lib.analysis.plots import WIDTH
 
 MUTED = ("#44AA99", "#999933", "#888888", "#CC6677", "#332288", "#DDCC77")
 STROKES = ("-", "--", ":", "-.")
@@ -36,8 +36,7 @@ def mask(visible: np.ndarray, segments: Sequence[int]) -> Axes:
     for edge in np.flatnonzero(np.diff(segments)) + 0.5:
         ax.axhline(edge, color="0.3", lw=0.8)
         ax.axvline(edge, color="0.3", lw=0.8)
-    ax.set_xlabel("sees this token", fontsize=8)
-    ax.set_ylabel("this token", fontsize=8)
+    ax.set(xlabel="sees this token", ylabel="this token")
     return ax
 
 
@@ -64,12 +63,14 @@ def token_losses(tokens: Sequence[str], losses: Sequence[float | None]) -> Axes:
         ax.text(-0.5, 1.02, "context: not learned", color="0.35", **place)
     mean = float(np.mean(heights))
     ax.axhline(mean, color="black", lw=1, ls="--")
-    ax.text(len(tokens) - 0.4, mean, f" mean {mean:.2f}:\n the loss", fontsize=8)
+    ax.text(len(tokens) - 0.4, mean, f" mean {mean:.2f}:\n the loss")
     shown = [token.replace("\n", "⏎").strip() or "␣" for token in tokens]
     style = {"rotation": 60, "ha": "right", "rotation_mode": "anchor", "fontsize": 7}
     ax.set_xticks(range(len(tokens)), shown, **style)
     ax.set_xlim(-0.6, len(tokens) - 0.4)
-    return _finished(ax, "", "−log p (nats)")
+    ax.set_ylabel("−log p (nats)")
+    ax.grid(axis="y")
+    return ax
 
 
 def schedule(rates: Sequence[float]) -> Axes:
@@ -79,7 +80,9 @@ def schedule(rates: Sequence[float]) -> Axes:
     ax.set_ylim(bottom=0)
     ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     ax.xaxis.get_major_locator().set_params(integer=True)
-    return _finished(ax, "optimizer step", "learning rate")
+    ax.set(xlabel="optimizer step", ylabel="learning rate")
+    ax.grid(axis="y")
+    return ax
 
 
 def shares(curves: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
@@ -90,11 +93,10 @@ def shares(curves: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
     for ax, (rule, found) in zip(axes, curves.items(), strict=True):
         for i, name in enumerate(names):
             ax.plot(100 * found[:, i], STROKES[i], color=MUTED[i], lw=2, label=name)
-        ax.set_title(rule, fontsize=9)
-        _finished(ax, "update", "")
-    axes[0].set_ylabel("share of the answers, %", fontsize=8)
-    style = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False}
-    axes[-1].legend(fontsize=8, **style)
+        ax.set(title=rule, xlabel="update")
+        ax.grid(axis="y")
+    axes[0].set_ylabel("share of the answers, %")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.tight_layout()
     return figure
 
@@ -109,14 +111,8 @@ def estimates(drawn: Mapping[str, np.ndarray], exact: float) -> Axes:
     ax.axhline(exact, color="black", lw=1, ls="--", label=f"exact: {exact:.3f}")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.legend(fontsize=8, frameon=False)
-    drawn_from = "tokens drawn from the policy (logarithmic)"
-    return _finished(ax, drawn_from, "estimate of the KL (nats)")
-
-
-def _finished(ax: Axes, x: str, y: str) -> Axes:
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    tidy(ax)
-    ax.tick_params(labelsize=8)
+    ax.legend()
+    ax.set_xlabel("tokens drawn from the policy (logarithmic)")
+    ax.set_ylabel("estimate of the KL (nats)")
+    ax.grid(axis="y")
     return ax

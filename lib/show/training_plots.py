@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.analysis.plots import DASHES, WIDTH, tidy
+from lib.analysis.plots import DASHES, WIDTH
 from lib.methods import COLORS, LABELS
 
 PANELS = {
@@ -28,7 +28,7 @@ def sft_curve(log: Sequence[Mapping], method: str = "sft") -> Axes:
     """Loss on the response tokens by optimizer step, of SFT or SFT on answers alone."""
     ax = plt.subplots(figsize=(4.5, 2.8))[1]
     _curve(ax, log, "loss", COLORS[method])
-    ax.set_title(f"{LABELS[method]}: loss on the response tokens", fontsize=10)
+    ax.set_title(f"{LABELS[method]}: loss on the response tokens")
     ax.set(ylabel="cross-entropy (nats a token)", xlabel="optimizer step")
     return ax
 
@@ -42,7 +42,7 @@ def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
     title = f"{LABELS[method]} by optimizer step: each (thin), running mean (thick)"
     missing = ", ".join(key for key in PANELS if key not in known)
     title += f"\nnot in the log: {missing}" if missing else ""
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title)
     return figure
 
 
@@ -58,7 +58,7 @@ def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
     _panels(figure, log, names, label)
     for ax in figure.axes:
         ax.set_xlim(0, 1.02 * total)  # the last marker whole
-        ax.set_xlabel("optimizer step", fontsize=8)
+        ax.set_xlabel("optimizer step")
     return figure
 
 
@@ -66,8 +66,7 @@ def _panels(figure: Figure, log, names: Mapping[str, str], method: str) -> None:
     for place, (key, name) in enumerate(names.items(), 1):
         ax = figure.add_subplot(-(-len(names) // 2), 2, place)
         _curve(ax, log, key, COLORS[method])
-        ax.set_title(name, fontsize=8.5, loc="left")
-        ax.tick_params(labelsize=8)
+        ax.set_title(name, loc="left")
         if key in SHARES:
             ax.set_ylim(-0.03, 1.03)
 
@@ -83,9 +82,9 @@ def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
         right = [row[key] for row in log if row.get(key) is not None]
         batches = [{"step": i, key: share} for i, share in enumerate(right, 1)]
         _curve(ax, batches, key, COLORS[method], LABELS[method], every=False)
-    ax.set_title("Right rollouts while training, running mean", fontsize=10)
+    ax.set_title("Right rollouts while training, running mean")
     ax.set(ylabel="share of right rollouts", xlabel="batch of rollouts")
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend()
     return ax
 
 
@@ -103,10 +102,9 @@ def reward_components(log: Sequence[Mapping]) -> Axes:
         begun.setdefault(row.get("reward_stage"), row["step"])
     for stage, step in begun.items() if len(begun) > 1 else ():
         ax.axvline(step, color="0.4", lw=0.8, ls=DASHES)
-        place = ax.get_xaxis_transform()
-        ax.text(step, 1.01, f" stage {stage:.0f}", fontsize=8, transform=place)
+        ax.text(step, 1.01, f" stage {stage:.0f}", transform=ax.get_xaxis_transform())
     ax.set(xlabel="optimizer step", ylabel="mean reward of a rollout")
-    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return ax
 
 
@@ -129,14 +127,14 @@ def encoded_tokens(visual: int, text: int, completions: Sequence[int]) -> Axes:
     once = visual + text - 1 + answers.sum()
     repeated = group * (visual + text) + answers.sum()
     names = f"repeated:\n{repeated:,} tokens", f"once:\n{once:,} tokens"
-    ax.set_yticks([(group - 1) / 2, last], names, fontsize=9)
+    ax.set_yticks([(group - 1) / 2, last], names)
     less = f"{repeated / once:.1f} times fewer tokens through the language model"
-    ax.set_title(f"One group of {group}: {less}", fontsize=10)
-    ax.set_xlabel("tokens, to scale", fontsize=9)
+    ax.set_title(f"One group of {group}: {less}")
+    ax.set_xlabel("tokens, to scale")
     ax.invert_yaxis()
-    square = {"handlelength": 1, "handleheight": 1, "frameon": False, "ncols": 3}
-    ax.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1.12), **square)
-    tidy(ax, "x")
+    square = {"handlelength": 1, "handleheight": 1, "ncols": 3}
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1.12), **square)
+    ax.grid(axis="x")
     ax.tick_params(axis="y", length=0)
     return ax
 
@@ -170,7 +168,7 @@ def _curve(
     points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
     if not points:
         style = {"ha": "center", "va": "center", "transform": ax.transAxes}
-        ax.text(0.5, 0.5, f"“{key}” is not in the log", fontsize=8, **style)
+        ax.text(0.5, 0.5, f"“{key}” is not in the log", **style)
         ax.set_yticks([])
         return
     step, value = np.array(points, dtype=float).T
@@ -182,4 +180,4 @@ def _curve(
         ax.plot(step, value, color=color, lw=0.7, alpha=0.5, marker=dots)
     ax.plot(step[window - 1 :], mean, color=color, lw=1.8, label=label or None)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    tidy(ax)
+    ax.grid(axis="y")

@@ -326,19 +326,20 @@ class _Reader:
         self, sweep: _Given, own: Mapping[str, _Given], path: Path
     ) -> dict[str, _Given]:
         """The swept keys that have a list of values."""
+        lists = {}
         if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
             self.fault(sweep.place, "expected lines of `key: [value, value]` below it")
             return {}
-        axes = self.keys(sweep.node, path)
-        for key, axis in axes.items():
+        for key, axis in self.keys(sweep.node, path).items():
             if not isinstance(axis.node, yaml.SequenceNode) or not axis.node.value:
                 self.fault(axis.place, "expected a list of values, such as [0, 1]")
             elif key in own:
                 self.fault(axis.place, "given here and outside the sweep")
             elif key == "run_name":
                 self.fault(axis.place, "a sweep names its runs itself")
-        lists = (own for own in axes.items() if isinstance(own[1].node.value, list))
-        return dict(lists)
+            else:
+                lists[key] = axis
+        return lists
 
     def chosen(self, given: _Given | None) -> tuple[Path, ...]:
         """The notebooks that a file names, all where it names none."""

@@ -192,10 +192,10 @@ def model(tiny_checkpoint):
 
 def _write_clip(path, rng):
     """16 frames of 56 x 56 at 4 frames a second: blocks of one colour that change."""
-    from tests.filmed import write_clip
+    from made_films import write_film
 
-    blocks = rng.integers(0, 256, (16, 2, 2, 3), dtype=np.uint8)
-    write_clip(path, blocks.repeat(28, axis=1).repeat(28, axis=2), 4)
+    blocks = (rng.integers(0, 256, (2, 2, 3), dtype=np.uint8) for _ in range(16))
+    write_film(path, (b.repeat(28, axis=0).repeat(28, axis=1) for b in blocks), fps=4)
 
 
 def _write_still(path, rng):
@@ -272,6 +272,25 @@ def make_task(tiny_checkpoint, tiny_questions):
         return Task(*given, watched)
 
     return make
+
+
+@pytest.fixture
+def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
+    """Train by a method's name, which may be sft, with changed settings; its folder."""
+    from dataclasses import replace
+
+    from lib.train import grpo, rl, sft
+    from tests.trainings import METHODS, SAMPLING, SFT
+
+    def train(name, rewards=None, run=tmp_path, **changes):
+        if name == "sft":
+            own = (tiny_checkpoint, demonstrations, replace(SFT, **changes))
+            return sft.train_sft(sft.Task(*own, SAMPLING, run))
+        settings, usual = METHODS[name]
+        task = make_task(rewards or usual, replace(settings, **changes), run)
+        return grpo.train(task, rl.METHODS[name][1])
+
+    return train
 
 
 @pytest.fixture

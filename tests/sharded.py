@@ -82,8 +82,12 @@ def rank() -> int:
 
 
 def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
+    agreed, pieces = shards.agreed, []
+    shards.agreed = lambda own, device: pieces.append(own) or agreed(own, device)
     for name, settings in (("fixed", FIXED), ("adapter", ADAPTER)):
         two_processes.train_fixed(checkpoint, questions, settings, folder / name)
+    shards.agreed = agreed
+    records.write_json(folder / f"pieces_{rank()}.json", pieces)
     train = checkpoints.train
     checkpoints.train = telling(train, folder)
     two_processes.train_drawn(checkpoint, questions, DRAWN, folder / "drawn")

@@ -13,20 +13,9 @@ def make_question(number: int, leak: bool) -> Question:
     options = rng.sample(["wash cup", "cut bread", "dry pan", "fill pot"], 4)
     gold = rng.randrange(4)
     goal = options[gold].split()[0] if leak else "finish"
-    return Question(
-        id=f"training/{number}",
-        level="training",
-        text=f"What action should I take next in order to {goal}?",
-        options=tuple(options),
-        gold="ABCD"[gold],
-        answer=options[gold],
-        goal=goal,
-        domain="",
-        scenario="",
-        progress=(),
-        video=None,
-        image=None,
-    )
+    text = f"What action should I take next in order to {goal}?"
+    named = {"gold": "ABCD"[gold], "answer": options[gold]}
+    return Question(f"training/{number}", "training", text, tuple(options), **named)
 
 
 @pytest.mark.parametrize(("leak", "low", "high"), [(True, 0.95, 1), (False, 0, 0.35)])

@@ -1,9 +1,10 @@
 """What can be wrong with what the kit is given, and what it then says: a list.
 
 Each line of a table is one kind of broken input: what is broken and how, what the error
-names (file, line, field), and what it says to do. Faults of annotation files are in
-test_questions.py, of clips and stills in test_video.py, of downloads and archives in
-test_seed_bench.py, of parameters in test_params.py."""
+names (file, line, field), and what it says to do. Others are where their readers are
+tested: annotation files in test_questions.py, labels in test_epic.py, clips and stills
+in test_video.py, archives in test_seed_bench.py, parameters in test_params.py, rows and
+settings of other runs in test_records.py, test_resume.py and test_checkpoints.py."""
 
 import hashlib
 import resource
@@ -15,11 +16,9 @@ import pytest
 
 from lib import chain
 from lib import records as run_records
-from lib.data import download, epic, frame_store
+from lib.data import download, frame_store
 from lib.data.download import DownloadError, HubFile
-from lib.data.epic import LabelFaults
 from lib.data.video import Sampling
-from lib.evaluate import resume
 from lib.model import models
 from lib.run.params import ParamsFaults, load_params
 from lib.train import checkpoints
@@ -49,12 +48,6 @@ def check_raised(error, words, ask):
     assert [said for said in words if said not in str(caught.value)] == []
 
 
-def labels(path, *lines):
-    path = path / "train.csv"
-    path.write_text("\n".join(lines) + "\n")
-    epic.read_labels([path])
-
-
 def parameters(folder):
     (folder / "run.yaml").write_bytes(b"run_name: a\n# \xe9\n")
     load_params(folder / "run.yaml")
@@ -64,42 +57,6 @@ def changed_download(folder):
     (folder / "a.bin").write_bytes(b"changed")
     file = HubFile("owner/set", "0" * 40, "a.bin", 9, hashlib.sha256(b"").hexdigest())
     download.fetch(file, folder / "a.bin")
-
-
-COLUMNS = ",".join(epic.COLUMNS)
-ROW = "P01_01_0,P01_01,open tap,00:00:01.00,2.5 s,60,150"
-GET_LABELS = "or get https://github.com/epic-kitchens/epic-kitchens-100-annotations"
-FILES = {
-    "a bad timestamp in the EPIC labels": (
-        lambda folder: labels(folder, COLUMNS, ROW),
-        LabelFaults,
-        "train.csv, line 2, stop_timestamp: found '2.5 s'; expected HH:MM:SS.ss",
-        GET_LABELS,
-    ),
-    "a column that the EPIC labels lack": (
-        lambda folder: labels(folder, COLUMNS.replace("narration,", ""), ROW),
-        LabelFaults,
-        "train.csv, line 1: no column narration",
-        GET_LABELS,
-    ),
-    "parameters that are not UTF-8": (
-        parameters,
-        ParamsFaults,
-        "run.yaml, line 2: not UTF-8",
-        "save it as UTF-8 text",
-    ),
-    "a downloaded file that was changed": (
-        changed_download,
-        DownloadError,
-        "a.bin is there, but is not what owner/set lists as a.bin",
-        "move it away, then run this again",
-    ),
-}
-
-
-@every(FILES)
-def test_single_files(change, error, words, tmp_path):
-    check_raised(error, words, lambda: change(tmp_path))
 
 
 def cut(name):
@@ -229,25 +186,6 @@ def test_adapters(change, error, words, adapter, tiny_checkpoint, tmp_path):
     check_raised(error, words, lambda: models.load_trained(tiny_checkpoint, folder))
 
 
-def other_settings(run):
-    path = run / "adapters" / "sft" / "sft_settings.json"
-    checkpoints.write_settings(path, {"seed": 0, "sft_lr": 0.1})
-    checkpoints.same_settings(path, {"seed": 0, "sft_lr": 0.2})
-
-
-def answers_of_other_settings(run):
-    path = run / "predictions_sft_L1.jsonl"
-    path.touch()
-    run_records.write_json(resume.settings_file(path), {"max_new_tokens": 40})
-    resume.refuse_other_settings(path, {"max_new_tokens": 256})
-
-
-def torn_answers(run):
-    path = run / "predictions_sft_L1.jsonl"
-    path.write_text('{"id": "L1/0"}\n{"id": "L\n{"id": "L1/2"}\n')
-    run_records.read_jsonl(path)
-
-
 def manifest_with_other_bytes(run):
     (run / "manifest.json").write_bytes(b'{\n "01_data": "\xff"}')
     chain.close(run, "02_sft")
@@ -256,37 +194,6 @@ def manifest_with_other_bytes(run):
 def not_a_step(run):
     (run / "checkpoint-20 (copy)").mkdir()
     checkpoints.last_complete(run)
-
-
-RUNS = {
-    "an adapter of other settings": (
-        other_settings,
-        *("/adapters/sft was made with other settings", "sft_lr (0.1 there, 0.2 now)"),
-        "Use another run_name, or delete that folder",
-    ),
-    "answers of other settings": (
-        answers_of_other_settings,
-        *("predictions_sft_L1.jsonl holds rows", "max_new_tokens (40 there, 256 now)"),
-        "Use another run_name, or delete predictions_sft_L1.*",
-    ),
-    "a torn line": (
-        torn_answers,
-        *("predictions_sft_L1.jsonl, line 2: not JSON", AGAIN),
-    ),
-    "a manifest that is not UTF-8": (
-        manifest_with_other_bytes,
-        *("manifest.json, line 2: not UTF-8", AGAIN),
-    ),
-    "a folder named like a training checkpoint": (
-        not_a_step,
-        *("/checkpoint-20 (copy) is not the checkpoint of a step", "move it away"),
-    ),
-}
-
-
-@every(RUNS)
-def test_run_folders(change, error, words, tmp_path):
-    check_raised(error, words, lambda: change(tmp_path))
 
 
 @contextmanager
@@ -335,17 +242,34 @@ def frames_in_a_file(folder):
 
 FULL = "cannot be written (File too large)"
 ROOM = "make room on its disk, or see that you may write there, then run it again"
-DISK = {
-    "a record": (full_record, OSError, FULL, "/metrics.json", ROOM),
-    "a log": (full_log, OSError, FULL, "/rollouts.jsonl", ROOM),
-    "trained weights": (full_adapter, OSError, FULL, "/adapters/sft", ROOM),
-    "the frame store": (full_frame_store, OSError, FULL, "/frames", ROOM),
+FILES = {
+    "parameters that are not UTF-8": (
+        *(parameters, ParamsFaults, "run.yaml, line 2: not UTF-8"),
+        "save it as UTF-8 text",
+    ),
+    "a downloaded file that was changed": (
+        *(changed_download, DownloadError),
+        "a.bin is there, but is not what owner/set lists as a.bin",
+        "move it away, then run this again",
+    ),
+    "a manifest that is not UTF-8": (
+        manifest_with_other_bytes,
+        *("manifest.json, line 2: not UTF-8", AGAIN),
+    ),
+    "a folder named like a training checkpoint": (
+        not_a_step,
+        *("/checkpoint-20 (copy) is not the checkpoint of a step", "move it away"),
+    ),
+    "no room for a record": (full_record, OSError, FULL, "/metrics.json", ROOM),
+    "no room for a log": (full_log, OSError, FULL, "/rollouts.jsonl", ROOM),
+    "no room for weights": (full_adapter, OSError, FULL, "/adapters/sft", ROOM),
+    "no room for frames": (full_frame_store, OSError, FULL, "/frames", ROOM),
     "no folder": (frames_in_a_file, FileExistsError, "(File exists)", "/frames", ROOM),
 }
 
 
-@every(DISK)
-def test_disks(change, error, words, tmp_path):
+@every(FILES)
+def test_files(change, error, words, tmp_path):
     check_raised(error, words, lambda: change(tmp_path))
     assert not (tmp_path / "metrics.json").exists()
     assert not (tmp_path / "adapters" / "sft").exists()

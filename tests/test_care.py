@@ -20,6 +20,7 @@ from tests.trainings import (
     plain_logps,
     rollouts_of,
 )
+from tests.two_processes import FixedCARE
 
 ANSWERS = [
     "<think>stir</think><answer>B</answer>",
@@ -247,33 +248,21 @@ def test_a_step_uses_the_bonus_and_records_it(build, tmp_path):
 
 
 def test_an_interrupted_run_ends_as_an_undisturbed_one(make_task, tmp_path):
-    """The reference of the resumed run is that of the checkpoint, to the last bit."""
+    """The reference of the resumed run is that of the checkpoint, to the last bit. Of
+    its own a random policy would give no answer, which a reference could judge."""
     settings = replace(CARE, steps=6, reference_every=1, reference_decay=0.5)
     rewards = {"accuracy": letters}
     one, two = (make_task(rewards, settings, tmp_path / name) for name in ("1", "2"))
-    folder = grpo.train(one, care.VideoCARETrainer)
+    folder = grpo.train(one, FixedCARE)
     assert folder == one.run / "adapters" / "care"
     assert {path.name for path in folder.iterdir()} == {
         *("adapter_config.json", "adapter_model.safetensors", "care_settings.json")
     }
-    interrupted_and_resumed(two, care.VideoCARETrainer, 3 * 8 + 5)
+    interrupted_and_resumed(two, FixedCARE, 3 * 8 + 5)
     log = assert_same_run(one.run, two.run, "care")
     assert [row["step"] for row in log] == list(range(1, 7))
     assert all("reward_consistency_bonus" in row for row in log)
-    assert all(row["reference_likelihood"] == 0 for row in log)
-
-
-def test_a_checkpoint_holds_the_reference(build, tmp_path):
-    """A random policy gives no answer, so the run above would not notice."""
-    first = build(steps=2, reference_every=1, reference_decay=0.5)
-    first.train()
-    again = build(steps=4, reference_every=1, reference_decay=0.5)
-    average, start = again.reference.average, copied(again.reference.average)
-    again.create_optimizer_and_scheduler(4)
-    again._load_optimizer_and_scheduler(str(tmp_path / "checkpoints/care/checkpoint-2"))
-    for name, own in first.reference.average.items():
-        assert torch.equal(average[name], own)
-    assert any(not torch.equal(average[name], start[name]) for name in start)
+    assert all(row["reference_likelihood"] > 0 for row in log)
 
 
 def test_without_an_adapter_the_reference_averages_all_weights(build):
@@ -289,20 +278,6 @@ def test_without_an_adapter_the_reference_averages_all_weights(build):
     before = copied(reference.weights)
     assert [p > 0 for p in likelihoods_of(trainer)] == ANSWERED
     assert all(torch.equal(own, before[n]) for n, own in reference.weights.items())
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"reference": "slow"}, "reference = 'slow': it must be one of"),
-        ({"answer_mean": "median"}, "answer_mean = 'median'"),
-        ({"bonus": "both"}, "bonus = 'both'"),
-        ({"extra_draws": 1}, "extra_draws = 0"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(CARE, **changes)
 
 
 def test_rewards_without_accuracy_are_refused(build):

@@ -186,13 +186,11 @@ def test_the_truth_is_known_for_every_question_on_disk(data, asked):
     items = [*training, *(item for own in asked.values() for item in own)]
     assert set(known) == {item.id for item in items}
     for item in items:
-        found = truth.truth(item.id, data)
+        found = known[item.id]
         assert found.answer == item.answer
         assert found.image_only == (item.video is None)
         if item.video and item.level != "general":
             assert found.seen == item.progress
-    with pytest.raises(KeyError, match="L9/1"):
-        truth.truth("L9/1", data)
 
 
 def test_nothing_is_known_about_other_data(data, tmp_path):
@@ -223,6 +221,7 @@ def planning_truth(**changed):
 
 
 SEEN = "I see cut onion, wash tomato"
+ONE, TWO = f"{SEEN}: one done. Next is", f"{SEEN}: two done. Next is"
 TAUGHT = "I see in my current observation cut onion, wash tomato"
 UNCOUNTED = "right wrong right y n n n"
 OTHER = "wrong - right y y n n"
@@ -237,30 +236,10 @@ OBJECT = {"asks": "shown object", "answer": "onion"}
     ("said", "letter", "expected", "about"),
     [
         # progress, count, next, consistent, follows, false step, false object
-        (
-            f"{SEEN}: one done. Next is cut tomato.",
-            "B",
-            "right right right y y n n",
-            {},
-        ),
-        (
-            f"{SEEN}: one done. Next is cut tomato.",
-            "A",
-            "right right right n y n n",
-            {},
-        ),
-        (
-            f"{SEEN}: two done. Next is cook tomato.",
-            "C",
-            "right wrong wrong y y n n",
-            {},
-        ),
-        (
-            f"{SEEN}: one done. Next is cook tomato.",
-            "C",
-            "right right wrong y n n n",
-            {},
-        ),
+        (f"{ONE} cut tomato.", "B", "right right right y y n n", {}),
+        (f"{ONE} cut tomato.", "A", "right right right n y n n", {}),
+        (f"{TWO} cook tomato.", "C", "right wrong wrong y y n n", {}),
+        (f"{ONE} cook tomato.", "C", "right right wrong y n n n", {}),
         (f"{SEEN}. Next is cut tomato.", "B", "right - right y y n n", {}),
         (f"{TAUGHT}: none done. Next action is cut tomato.", "B", UNCOUNTED, {}),
         (f"{SEEN}.", "B", "right - - - - n n", {}),

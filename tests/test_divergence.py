@@ -10,29 +10,11 @@ import torch
 
 from lib.model import models
 from lib.run import launch
-from lib.train import checkpoints, grpo, rl, sft
-from tests.trainings import METHODS, SAMPLING, SFT, nothing
+from lib.train import checkpoints, sft
+from tests.trainings import SAMPLING, SFT, nothing
 
 # isort: split
 from safetensors.torch import load_file, save_file
-
-ALL = [SFT, *(settings for settings, _ in METHODS.values())]
-
-
-@pytest.fixture
-def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
-    """Train by a method's name, with changed settings, in tmp_path."""
-
-    def run(name, rewards=None, **changes):
-        if name == "sft":
-            settings = replace(SFT, **changes)
-            given = (tiny_checkpoint, demonstrations, settings, SAMPLING, tmp_path)
-            return sft.train_sft(sft.Task(*given))
-        settings, functions = METHODS[name]
-        task = make_task(rewards or functions, replace(settings, **changes), tmp_path)
-        return grpo.train(task, rl.METHODS[name][1])
-
-    return run
 
 
 def read_log(folder, name):
@@ -87,17 +69,6 @@ def test_both_processes_stop_and_say_why(tiny_checkpoint, demonstrations, tmp_pa
         launch.call(tmp_path, 2, "", sft.train_sft, task)
     assert [row["step"] for row in read_log(tmp_path, "sft")] == [1, 2]
     assert not (tmp_path / "adapters" / "sft").exists()
-
-
-@pytest.mark.parametrize("settings", ALL)
-def test_numbers_that_train_nothing_are_refused(settings):
-    for name, value in (
-        *(("steps", 0), ("steps", -3), ("lr", math.inf), ("lr", math.nan)),
-        ("lora_alpha", math.inf),
-    ):
-        told = rf"^{name} = {value}: at least [01] is needed, and finite"
-        with pytest.raises(ValueError, match=told):
-            replace(settings, **{name: value})
 
 
 def spoil(folder, value, name):

@@ -40,7 +40,7 @@ def test_draws_are_resumed_to_the_same_rows(model, processor, tiny_questions, tm
     assert [row["id"] for row in rows] == [q.id for q in tiny_questions]
     assert all(len(row["completions"]) == len(row["right"]) == 3 for row in rows)
     assert len({tuple(row["completions"]) for row in rows}) == len(rows)
-    assert all(row["true"] is None and row["kl"] is None for row in rows)
+    assert all(row["said"] is None and row["kl"] is None for row in rows)
     whole = path.read_bytes()
     partial = path.with_suffix(".partial.jsonl")
     partial.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))
@@ -92,7 +92,9 @@ def test_right_and_true_are_told_apart(tiny_questions):
         return {"progress": "right" if reasoning == "yes" else "wrong"}
 
     row = draws.row(q, texts, exact)
-    assert row["right"] == [1, 1, 0, 0] and row["true"] == [1, 0, 1, 0]
+    assert row["right"] == [1, 1, 0, 0]
+    said = [own["progress"] for own in row["said"]]
+    assert said == ["right", "wrong", "right", "wrong"]
 
 
 def test_pass_at_k_is_that_of_all_ways_to_choose():
@@ -107,7 +109,11 @@ def test_a_guess_counts_by_the_letter_and_not_by_the_truth(tmp_path):
     rng = np.random.default_rng(0)
     rows = [
         {"id": f"L1/{i}", "right": (rng.random(16) < 0.25).astype(int).tolist()}
-        | {"completions": [""] * 16, "true": [0] * 16, "kl": 0.5 + i % 2}
+        | {
+            "completions": [""] * 16,
+            "said": [{"progress": "wrong"}] * 16,
+            "kl": 0.5 + i % 2,
+        }
         for i in range(300)
     ]
     records.write_jsonl(tmp_path / "draws_sft_L1.jsonl", rows)
@@ -125,6 +131,29 @@ def test_a_guess_counts_by_the_letter_and_not_by_the_truth(tmp_path):
     assert "right letter and true progress" in text and "pass@16" in text
     lost = [{"a": "sft", "b": "base", "difference": -0.1, "low": -0.2, "high": 0.0}]
     assert "1.00 | −10.0" in sampled.moved_markdown(found, lost)
+
+
+def test_a_decision_is_judged_only_where_an_answer_comes_to_it(tmp_path):
+    def said(progress, follows, consistent, count="absent"):
+        names = ("progress", "count", "follows", "consistent")
+        return dict(zip(names, (progress, count, follows, consistent), strict=True))
+
+    hasty, seen = said("absent", "absent", "no"), said("right", "yes", "yes", "right")
+    lost, noise = said("wrong", "no", "yes"), said(*["unreadable"] * 4)
+    rows = [
+        {"id": f"L3/{i}", "right": [1] * len(own), "said": own, "kl": None}
+        for i, own in enumerate([[hasty, noise], [hasty, seen], [lost, seen]])
+    ]
+    records.write_jsonl(tmp_path / "draws_base_L3.jsonl", rows)
+    found = sampled.decisions(tmp_path, samples=500, seed=0)
+    by = [(row["answers"], row["share"]) for row in found]
+    assert by == [(6, 3 / 6), (3, 2 / 3), (2, 1.0), (3, 2 / 3), (5, 3 / 5)]
+    assert all(0 <= row["low"] <= row["share"] <= row["high"] <= 1 for row in found)
+    assert found[0]["low"] < 0.2 and found[2]["low"] == 1  # all counts are right
+    text = sampled.decisions_markdown(found)
+    assert "| gives that step's letter | L3 | 60.0 [" in text
+    records.write_jsonl(tmp_path / "draws_base_L3.jsonl", [rows[0] | {"said": None}])
+    assert sampled.decisions(tmp_path, samples=500, seed=0) == []
 
 
 def test_an_answer_that_was_begun_goes_on_as_if_the_model_had_begun_it(
@@ -211,7 +240,7 @@ def test_grpo_goes_on_from_sft_and_is_loaded_on_it(
     start = export.start(run, "sft", tiny_checkpoint, "float32")
     assert export.start(run, "sft", tiny_checkpoint, "float32") == start
     own = replace(GRPO, steps=2)
-    task = make_task({"format": rewards.well_formed}, own, run)
+    task = make_task({"format": rewards.format_reward}, own, run)
     grpo.train(replace(task, model=start))
     whole = models.load_trained(tiny_checkpoint, run / "adapters" / "grpo")
     under = whole.get_base_model().state_dict()

@@ -143,6 +143,12 @@ def test_tables_and_figure_say_the_same(found):
     assert "all questions (n = 6)" in text and "video is needed (n = 2)" in text
 
 
+def test_a_measure_that_tells_nothing_apart_is_named():
+    rows = [("a", 0.991), ("a", 0.999), ("b", 0.991), ("b", 0.4)]
+    shares = [{"measure": name, "share": share} for name, share in rows]
+    assert reasoned.flat(shares) == ["a"] and reasoned.flat([]) == []
+
+
 def write_reasoned(run, seed=0):
     """GRPO's letter is the stated step on 8 of 12 questions, SFT's always, the base
     gives no reasoning; the reader errs on the first question of GRPO alone."""

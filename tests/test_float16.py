@@ -10,7 +10,7 @@ from lib import paths
 from lib.data.frame_store import question_media
 from lib.data.prompts import messages
 from lib.model import encoding, models
-from lib.train import checkpoints, grpo, progress, rl, sft
+from lib.train import checkpoints, progress
 from tests.trainings import METHODS, SAMPLING, SFT, log_of, weights_of
 
 BASE = paths.ROOT / "lib" / "mini" / "base"
@@ -27,29 +27,15 @@ def test_the_mini_base_gives_nearly_the_same_in_float16(tiny_questions):
     assert 0 < (whole - half).abs().max() < 0.05
 
 
-@pytest.fixture
-def train(tiny_checkpoint, make_task, demonstrations, tmp_path):
-    def train(name, folder="run", **changes):
-        run = tmp_path / folder
-        if name == "sft":
-            given = (tiny_checkpoint, demonstrations, replace(SFT, **changes))
-            sft.train_sft(sft.Task(*given, SAMPLING, run))
-        else:
-            settings, rewards = METHODS[name]
-            task = make_task(rewards, replace(settings, **changes), run)
-            grpo.train(task, rl.METHODS[name][1])
-        return run
-
-    return train
-
-
 @pytest.mark.parametrize("quantize", [False, True])
 @pytest.mark.parametrize("name", ["sft", *METHODS])
-def test_it_trains_float32_adapters_near_those_of_float32(train, name, quantize):
+def test_it_trains_float32_adapters_near_those_of_float32(
+    train, tmp_path, name, quantize
+):
     found = {}
     for dtype in ("float32", "float16"):
-        run = train(name, dtype, dtype=dtype, quantize=quantize, steps=2)
-        found[dtype] = weights_of(run / "adapters" / name)
+        run, changes = tmp_path / dtype, {"quantize": quantize, "steps": 2}
+        found[dtype] = weights_of(train(name, run=run, dtype=dtype, **changes))
         assert [row["step"] for row in log_of(run, name)] == [1, 2]
     assert found["float16"].dtype == torch.float32
     assert found["float16"].isfinite().all()
@@ -58,7 +44,9 @@ def test_it_trains_float32_adapters_near_those_of_float32(train, name, quantize)
         assert (found["float16"] - found["float32"]).abs().max() < 5e-3
 
 
-def test_a_step_that_overflows_is_left_out_and_the_scale_halved(train, monkeypatch):
+def test_a_step_that_overflows_is_left_out_and_the_scale_halved(
+    train, tmp_path, monkeypatch
+):
     scales = []
 
     class Huge(torch.amp.GradScaler):
@@ -70,11 +58,11 @@ def test_a_step_that_overflows_is_left_out_and_the_scale_halved(train, monkeypat
             scales.append(self.get_scale())
 
     monkeypatch.setattr(torch.amp, "GradScaler", Huge)
-    run = train("sft", dtype="float16", steps=12, save_every=12)
-    norms = [row["grad_norm"] for row in log_of(run, "sft")]
+    adapter = train("sft", dtype="float16", steps=12, save_every=12)
+    norms = [row["grad_norm"] for row in log_of(tmp_path, "sft")]
     assert norms[0] is None or math.isinf(norms[0])  # null is infinity
     assert norms[-1] is not None and scales[0] == 2.0**23
-    assert weights_of(run / "adapters" / "sft").isfinite().all()
+    assert weights_of(adapter).isfinite().all()
 
 
 def test_an_overflow_that_does_not_end_is_divergence():

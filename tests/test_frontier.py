@@ -139,14 +139,17 @@ def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     assert len(rows) == 2 * (len(X) * len(SHARES) + len(SHARES) + 1)
     assert len(rows[0]["metrics"]["sft"]["L1"]["correct"]) == N
     assert (tmp_path / "map.png").stat().st_size > 10_000
+    said = frontier.told(rows)
+    assert "165 questions: " in said and "1,984 questions: " in said
+    assert said.count(" on L1 and ") == len(SHARES)
     figure = frontier.figure(cells := frontier.cells(rows), frontier.crossings(cells))
     panels = figure.axes[:3]
     titles = [ax.get_title().removeprefix("GRPO − SFT, ") for ax in panels]
     assert titles == ["L1", "L3", "L3 − L1"]
-    shown = panels[0].collections[0].get_array()
+    shown = panels[0].images[0].get_array()
     assert shown.shape == (len(SHARES), len(X)) and shown[1, 4] > 10 > shown[1, 0]
     stars = [line for line in panels[0].get_lines() if line.get_marker() == "*"]
-    assert [round(float(one.get_xdata()[0]), 6) for one in stars] == [10.0]
+    assert [round(float(one.get_xdata()[0]), 6) for one in stars] == [round(10 / 15, 6)]
 
 
 def test_a_run_that_is_missing_or_not_finished_is_named(outputs, tmp_path):

@@ -1,6 +1,5 @@
 """GRPO sees the pictures, keeps groups together, and survives a kill."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 
 from lib import records
 from lib.data.video import BadVideo
-from lib.model import models, prefix
+from lib.model import prefix
 from lib.train import checkpoints, grpo
 from lib.train.task import trainer_arguments
 from tests.trainings import (
@@ -19,7 +18,6 @@ from tests.trainings import (
     assert_same_run,
     kill_when,
     log_of,
-    nothing,
     one_step_inputs,
     plain_logps,
     rollouts_of,
@@ -85,14 +83,6 @@ def test_a_step_runs_a_frozen_vision_tower_once_a_prompt(make_trainer):
     assert stills == 2 * 16 and clips in (2 * 2 * 16, 2 * 16)
 
 
-def test_a_trained_vision_tower_gets_gradients(make_trainer):
-    trainer = make_trainer(lora_rank=0, lr=1e-3)
-    _, parts = one_step_inputs(trainer)
-    trainer.compute_loss(trainer.model, parts[0]).backward()
-    weight = prefix.base_of(trainer.model).model.visual.patch_embed.proj.weight
-    assert weight.grad.norm() > 0
-
-
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
 def test_splitting_a_step_leaves_its_gradient(make_trainer, loss_type):
     common = {"prompts_per_step": 3, "loss_type": loss_type}
@@ -113,24 +103,23 @@ def test_no_reference_is_computed_without_kl(make_trainer):
     assert "ref_per_token_logps" not in parts[0]
 
 
-def test_a_dead_group_has_no_advantage(make_trainer):
-    trainer = make_trainer(rewards={"nothing": nothing})
-    _, parts = one_step_inputs(trainer)
-    assert torch.count_nonzero(parts[0]["advantages"]) == 0
-    assert trainer._metrics["train"]["frac_reward_zero_std"] == [1.0]
-
-
-def test_advantages_follow_the_definition(make_trainer, tmp_path):
-    _, parts = one_step_inputs(make_trainer())
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_advantages_follow_the_definition(make_trainer, tmp_path, scale):
+    _, parts = one_step_inputs(make_trainer(scale_rewards=scale))
     rows = rollouts_of(tmp_path)
     assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
-    for group in (rows[:4], rows[4:]):
-        assert len({row["question"] for row in group}) == 1
-        totals = torch.tensor([sum(row["rewards"].values()) for row in group])
-        expected = (totals - totals.mean()) / (totals.std() + 1e-4)
-        for row, advantage in zip(group, expected.tolist(), strict=True):
-            assert row["advantage"] == pytest.approx(advantage, abs=1e-5)
-            assert row["rewards"]["vowels"] == pytest.approx(vowels(row["text"], None))
+    totals = [sum(row["rewards"].values()) for row in rows]
+    groups, whole = torch.tensor(totals).view(2, 4), torch.tensor(totals)
+    spread = {"group": groups.std(1, keepdim=True) + 1e-4, "none": 1.0}
+    spread["batch"] = whole.std() + 1e-4
+    expected = (groups - groups.mean(1, keepdim=True)) / spread[scale]
+    found = torch.tensor([row["advantage"] for row in rows]).view(2, 4)
+    assert torch.allclose(found, expected, atol=1e-5) and found.max() > 1e-2
+    own = torch.tensor(grpo.advantages(groups.tolist(), scale))
+    assert torch.allclose(own, expected, atol=1e-5)
+    for i, row in enumerate(rows):
+        assert row["question"] == rows[i // 4 * 4]["question"]
+        assert row["rewards"]["vowels"] == pytest.approx(vowels(row["text"], None))
     folded = sorted(parts[0]["advantages"].flatten().tolist())
     assert folded == pytest.approx(sorted(row["advantage"] for row in rows))
 
@@ -161,27 +150,6 @@ def test_a_row_is_a_group_and_an_id_is_one_question(
     twice = [*tiny_questions, tiny_questions[1]]
     with pytest.raises(ValueError, match="training/1 is the id of 2 questions"):
         make_task(REWARDS, settings, tmp_path, twice).rows()
-
-
-@pytest.mark.parametrize(
-    ("changes", "told"),
-    [
-        ({"temperature": 0.0}, "temperature = 0.0: it must be above 0"),
-        ({"group_size": 1}, "group_size = 1: an advantage compares at least 2"),
-        ({"updates_per_batch": 0}, "updates_per_batch = 0: at least 1"),
-        ({"steps": -3}, "steps = -3: at least 1"),
-        ({"save_every": 0}, "save_every = 0: at least 1"),
-        ({"extra_draws": -1}, "extra_draws = -1: at least 0"),
-        ({"kl_clamp": -11.0}, "kl_clamp = -11.0: at least 0"),
-        ({"lora_rank": -1}, "lora_rank = -1: at least 0"),
-        ({"kl_beta": math.nan}, "kl_beta = nan: at least 0"),
-        ({"updates_per_batch": 2, "steps": 5}, "steps = 5 is no multiple of"),
-        ({"updates_per_batch": 2, "save_every": 5}, "save_every = 5 is no multiple of"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
-        replace(GRPO, **changes)
 
 
 def test_batches_that_do_not_divide_are_refused(tmp_path):
@@ -236,27 +204,7 @@ def test_the_records_of_a_run(finished):
     assert not [key for row in rows for key in row if "second" in key or "time" in key]
 
 
-def test_a_finished_run_returns_at_once_and_refuses_other_settings(finished):
+def test_a_finished_run_returns_at_once(finished):
     before = records.sha256(finished.run)
     assert grpo.train(finished) == finished.run / "adapters" / "grpo"
     assert records.sha256(finished.run) == before
-    other = replace(finished, settings=replace(GRPO, lr=0.02))
-    with pytest.raises(ValueError, match=r"lr \(0.01 there, 0.02 now\)"):
-        grpo.train(other)
-
-
-def test_the_adapter_loads_and_changes_the_model(finished, tiny_checkpoint, model):
-    ids = torch.arange(20, 40)[None]
-    adapted = models.load_trained(tiny_checkpoint, finished.run / "adapters" / "grpo")
-    with torch.no_grad():
-        moved = model(input_ids=ids).logits - adapted(input_ids=ids).logits
-    assert moved.abs().max() > 1e-3
-
-
-def test_nf4_with_checkpointing_and_kl_trains(make_task, tmp_path):
-    changes = {"quantize": True, "gradient_checkpointing": True, "kl_beta": 0.1}
-    grpo.train(make_task(REWARDS, replace(GRPO, steps=2, **changes), tmp_path))
-    log = log_of(tmp_path)
-    assert log[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert log[1]["kl"] > 0
-    assert all(row["grad_norm"] > 0 for row in log)

@@ -118,7 +118,7 @@ def test_real_narrations_can_be_read():
     file = paths.ROOT.parent / "shared" / "data" / "validation_L1.sample.jsonl"
     if not file.exists():
         pytest.skip(f"{file} is not here")
-    asked = [q for _, q in questions.usable(file, file.parent)]
+    asked = [q for _, q in questions.check(file, file.parent)["rows"]]
     steps = {step for q in asked for step in q.progress}
     assert len(steps) > 300
     missed = [s for s in steps if named.match(s, f"I see: {s}, done") != "named"]

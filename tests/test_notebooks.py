@@ -1,6 +1,7 @@
 """The committed notebooks: clean, short-celled, and with readable parameters."""
 
 import ast
+import re
 
 import nbformat
 import papermill
@@ -64,6 +65,24 @@ def test_it_defines_nothing_but_lessons(code):
         nodes = ast.walk(ast.parse(cell.source))
         found = [node.name for node in nodes if isinstance(node, definitions)]
         assert found == [], f"in the cell:\n{cell.source}"
+
+
+def test_05_is_a_core_and_an_appendix():
+    """Sections in order; what the core and the report need is computed before it."""
+    cells = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4).cells
+    heads = [
+        re.match(r"## (\w+)", line)[1]
+        for cell in cells
+        for line in cell.source.splitlines()
+        if line.startswith("## ")
+    ]
+    assert heads == [*"12345678", "Appendix", *"ABCDEFGHIJ"]
+    ids = [cell["id"] for cell in cells]
+    core = {"who-is-ahead", "map", "results", "missing"}
+    assert core <= {*ids[: ids.index("appendix")]}
+    closing = [cell["id"] for cell in cells if "chain.close(" in cell.source]
+    figures = [cell["id"] for cell in cells if "pages.show(" in cell.source]
+    assert closing == ["close"] and ids.index("close") > ids.index(figures[-1])
 
 
 def test_every_figure_has_its_words(code):

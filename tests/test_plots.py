@@ -24,11 +24,7 @@ ITEM = Question(
     gold="B",
     answer="wash it",
     goal="make soup",
-    domain="",
-    scenario="",
     progress=("cut the onion",),
-    video=None,
-    image=None,
 )
 
 

@@ -62,13 +62,6 @@ def test_advantages_are_those_of_the_slow_sum(how):
         assert not advantages[row, length:].any() and not returns[row, length:].any()
 
 
-def test_advantages_of_the_example():
-    rewards, values = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 0.5]])
-    found = generalized_advantages(rewards, values, torch.ones(1, 2), 1.0, 0.5)
-    assert found[0].tolist() == [[0.25, 0.5]]
-    assert found[1].tolist() == [[0.75, 1.0]]
-
-
 def test_the_reward_comes_with_the_last_token():
     mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
     found = ppo.last_token_rewards(torch.tensor([2.0, 3.0, 4.0]), mask)
@@ -252,18 +245,3 @@ def test_it_improves_a_reward_with_groups_of_one(make_task, tmp_path):
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 3 * 0.05
     losses = [row["value_loss"] for row in log]
     assert sum(losses[-4:]) < 0.5 * sum(losses[:4])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"lora_rank": 0}, "lora_rank = 0: PPO's critic .* give a rank above 0"),
-        ({"loss_type": "grpo"}, "loss_type = 'grpo'"),
-        ({"extra_draws": 1}, "extra_draws"),
-        ({"group_size": 1, "prompts_per_step": 1}, "at least 2 rollouts"),
-        ({"group_size": 0}, "group_size = 0"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        replace(PPO, **changes)

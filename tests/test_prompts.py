@@ -1,7 +1,6 @@
 """The prompts, character by character."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +13,8 @@ CLIP, STILL = np.zeros((4, 28, 28, 3), np.uint8), np.ones((28, 28, 3), np.uint8)
 
 
 def question(options):
-    empty = {"domain": "", "scenario": "", "progress": (), "video": None}
-    return Question(
-        id="L1/115",
-        level="L1",
-        text="What action should I take next in order to store cereal?",
-        options=options,
-        gold="A",
-        answer=options[0],
-        goal="store cereal",
-        image=Path("115.png"),
-        **empty,
-    )
+    text = "What action should I take next in order to store cereal?"
+    return Question("L1/115", "L1", text, options, gold="A", answer=options[0])
 
 
 def test_the_paper_prompt_is_the_released_string():

@@ -15,7 +15,7 @@ from lib.train.rewards import REWARDS
 LINES = {
     "accuracy": ["accuracy"],
     " accuracy+.5 format ": ["accuracy + 0.5 format"],
-    "2 accuracy + 0 consistency": ["2 accuracy + 0 consistency"],
+    "2 accuracy + 0 consistency + coin": ["2 accuracy + 0 consistency + coin"],
     "format until 0.9 over 10 | accuracy + 0.1 format until 60 steps | accuracy": [
         "format until format 0.9 over 10",
         "accuracy + 0.1 format until 60 steps",

@@ -1,12 +1,13 @@
-"""The line that says which RL is trained."""
+"""The line that says which RL is trained, and settings that mean nothing."""
 
+import math
 import pickle
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 
 import pytest
 
 from lib.train import care, grpo, ppo, rl
-from tests.trainings import GRPO
+from tests.trainings import CARE, GRPO, PPO, SFT
 
 SHARED = {
     own.name: getattr(GRPO, own.name)
@@ -64,6 +65,39 @@ def test_what_has_a_parameter_of_its_own_is_not_given_twice():
     (method,) = rl.read("grpo kl_beta=0.1")
     with pytest.raises(ValueError, match="kl_beta has a parameter of its own"):
         method.settings(batches=1, save_every=1, **SHARED)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "told"),
+    [
+        (GRPO, {"temperature": 0.0}, "temperature = 0.0: it must be above 0"),
+        (GRPO, {"group_size": 1}, "group_size = 1: an advantage compares at least 2"),
+        (GRPO, {"updates_per_batch": 0}, "updates_per_batch = 0: at least 1"),
+        (GRPO, {"save_every": 0}, "save_every = 0: at least 1"),
+        (GRPO, {"extra_draws": -1}, "extra_draws = -1: at least 0"),
+        (GRPO, {"kl_clamp": -11.0}, "kl_clamp = -11.0: at least 0"),
+        (GRPO, {"lora_rank": -1}, "lora_rank = -1: at least 0"),
+        (GRPO, {"updates_per_batch": 2, "steps": 5}, "steps = 5 is no multiple of"),
+        (GRPO, {"updates_per_batch": 2, "save_every": 5}, "save_every = 5 is no"),
+        (PPO, {"lora_rank": 0}, "lora_rank = 0: PPO's critic .* give a rank above 0"),
+        (PPO, {"loss_type": "grpo"}, "loss_type = 'grpo'"),
+        (PPO, {"extra_draws": 1}, "extra_draws"),
+        (PPO, {"group_size": 1, "prompts_per_step": 1}, "at least 2 rollouts"),
+        (PPO, {"group_size": 0}, "group_size = 0"),
+        (CARE, {"reference": "slow"}, "reference = 'slow': it must be one of"),
+        (CARE, {"answer_mean": "median"}, "answer_mean = 'median'"),
+        (CARE, {"bonus": "both"}, "bonus = 'both'"),
+        (CARE, {"extra_draws": 1}, "extra_draws = 0"),
+        (SFT, {"batch_size": 0}, "batch_size = 0: at least 1"),
+        (SFT, {"loss": ""}, "loss = '': it must be one of"),
+        *((own, {"steps": -3}, "steps = -3: at least 1") for own in (SFT, GRPO, PPO)),
+        *((own, {"lr": math.inf}, "lr = inf: .* finite") for own in (SFT, GRPO, CARE)),
+        *((own, {"lora_alpha": math.nan}, "lora_alpha = nan: ") for own in (SFT, PPO)),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, changes, told):
+    with pytest.raises(ValueError, match=told):
+        replace(settings, **changes)
 
 
 def test_several_methods_stand_between_bars():

@@ -32,42 +32,6 @@ def some_ends(model, inputs, settings):
     return (free[0][2], free[1][6])
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_greedy_rollouts_in_training_equal_generate(
-    tiny_checkpoint, processor, attention
-):
-    model = models.load_model(tiny_checkpoint)
-    model.set_attn_implementation({"text_config": attention})
-    inputs = encoded(processor)
-    settings = decoding(model)
-    ends = some_ends(model, inputs, settings)
-    model.generation_config.eos_token_id = list(ends)
-    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
-    assert len({len(row) for row in expected}) > 1, "no completion ends early"
-
-    model.activation_checkpointing_enable()
-    model.train()
-    prompts = [make_prompt(model, one) for one in inputs]
-    settings = decoding(model, end_ids=ends)
-    for own in (prompts, prefix.with_features(model, prompts)):
-        groups = rollouts.draw(model, own, 2, settings)
-        for group, row in zip(groups, expected, strict=True):
-            assert group == [row, row]
-    assert model.training
-    assert model.is_activation_checkpointing
-
-
-def test_rollouts_of_a_group_differ_and_repeat_with_the_seed(model, processor):
-    prompts = [make_prompt(model, one) for one in encoded(processor)]
-    settings = decoding(model, temperature=1.0)
-    found = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        found.append(rollouts.draw(model, prompts, 4, settings))
-    assert all(len({tuple(row) for row in group}) > 1 for group in found[0])
-    assert found[0] == found[1] != found[2]
-
-
 def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
     """Two-token completions come as often as the plain forward says."""
     one = encoded(processor)[0]
@@ -131,18 +95,30 @@ def several(model, processor):
     return found, [make_prompt(model, one) for one in found]
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 3, None])
-def test_waiting_prompts_take_the_places_of_ended_groups(model, several, at_once):
+@pytest.mark.parametrize(
+    ("at_once", "attention", "seen"),
+    [(1, "sdpa", True), (2, "eager", True), (3, "sdpa", False), (None, "eager", False)],
+)
+def test_greedy_rollouts_in_training_equal_generate(
+    model, several, at_once, attention, seen
+):
+    """Whatever is drawn side by side: waiting prompts take the places of ended ones."""
+    model.set_attn_implementation({"text_config": attention})
     inputs, prompts = several
     settings = decoding(model)
     ends = some_ends(model, inputs, settings)
     model.generation_config.eos_token_id = list(ends)
     expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
-    assert len({len(row) for row in expected}) > 2
-    settings = decoding(model, end_ids=ends)
+    assert len({len(row) for row in expected}) > 2, "no completion ends early"
+    model.activation_checkpointing_enable()
+    model.train()
+    if seen:
+        prompts = prefix.with_features(model, prompts)
     with rollouts.generating(model):
-        groups = rollouts.decode(model, prompts, 2, settings, at_once)
+        how = (decoding(model, end_ids=ends), at_once)
+        groups = rollouts.decode(model, prompts, 2, *how)
     assert groups == [[row, row] for row in expected]
+    assert model.training and model.is_activation_checkpointing
 
 
 def test_a_seed_gives_the_same_completions_in_every_batch(model, several):
@@ -157,6 +133,9 @@ def test_a_seed_gives_the_same_completions_in_every_batch(model, several):
     apart = [rollouts.draw(model, [prompt], 8, settings)[0] for prompt in prompts]
     assert found[0] == found[1] == found[2] == apart
     assert len({len(row) for group in apart for row in group}) > 2
+    assert all(len({*map(tuple, group)}) > 1 for group in apart)
+    torch.manual_seed(1)
+    assert rollouts.draw(model, prompts, 8, settings) != apart
 
 
 @pytest.mark.parametrize("at_once", [2, 4, None])
@@ -273,13 +252,6 @@ def test_an_active_adapter_of_other_layers_adds_nothing_here(
     model.add_adapter("other", other)
     model.base_model.set_adapter(["default", "other"])
     assert rollouts.draw(model, prompts, 1, settings) == before
-
-
-def test_layers_with_a_sliding_window_are_refused(model, processor):
-    prompts = [make_prompt(model, encoded(processor)[0])]
-    model.config.text_config.layer_types[-1] = "sliding_attention"
-    with pytest.raises(ValueError, match="sliding window"):
-        rollouts.draw(model, prompts, 1, decoding(model))
 
 
 def test_capture_leaves_the_choice_of_algorithms_as_it_was():

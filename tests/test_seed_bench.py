@@ -16,18 +16,17 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-import av
 import numpy as np
 import pyarrow
 import pytest
 from huggingface_hub import constants
+from made_films import write_film
 from made_hub import NEWEST, PINNED, Hub
+from test_questions import MAKE, demonstration, general
 
 from lib import chain, paths
 from lib.data import (
@@ -48,7 +47,6 @@ MIB = 2**20
 # What a clip is called in the fourth record is not ASCII and has blanks.
 NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
 STILLS = [name.replace("mp4", "png") for name in NAMES]
-ACTIONS = ["open jar", "pour milk", "stir pot", "wash pan"]
 START = (
     "import json, sys; from lib.data import seed_bench as s;"
     "from lib.data.__main__ import main;"
@@ -66,43 +64,19 @@ def media(tiny_questions):
     return found | {n: q.image.read_bytes() for n, q in zip(STILLS, asked, strict=True)}
 
 
-def record(number, source, **more):
-    letters = ("choice_a", "choice_b", "choice_c", "choice_d")
-    return {
-        "sample_id": number,
-        "video_source": source,
-        "video_id": f"v{number}",
-        "task_goal": "make soup",
-        "question": "what action should I take next in order to make soup?",
-        "answer": ACTIONS[number],
-        faults.FRAME: 300,
-        faults.PROGRESS: [
-            {"narration_text": "fill pan", "start_frame": 10, "stop_frame": 90}
-        ],
-        "video_basename": NAMES[number],
-        faults.STILL: STILLS[number],
-        **dict(zip(letters, ACTIONS, strict=True)),
-        "golden_choice_idx": "ABCD"[number],
-        **more,
-    }
+def record(number, source, kind="L1", **more):
+    names = {"video_basename": NAMES[number], faults.STILL: STILLS[number]}
+    return MAKE[kind](number) | {"video_source": source, **names, **more}
 
 
 def annotations():
     """{split: records}: L1 and training need clips of EPIC, L2 and L3 of Ego4D."""
-    content = [
-        {"type": "video", "video": f"videos/{EPIC}/2.mp4"},
-        {"type": "image", "image": f"images/{EPIC}/2.png"},
-        {"type": "text", "text": "What next?"},
-    ]
-    response = "<think>So far so good.</think><answer>C</answer>"
     return {
         "L1": [record(0, EPIC), record(1, EPIC)],
         "L2": [record(0, EGO), record(3, EGO)],
-        "L3": [record(1, EGO, sample_id="u_1", domain="Work", scenario="Farm")],
-        "training": [record(2, EPIC, negative_answers=["a cup", "a pot", "a jar"])],
-        "demonstrations": [
-            {"prompt": [{"role": "user", "content": content}], "response": response}
-        ],
+        "L3": [record(1, EGO, "L3")],
+        "training": [record(2, EPIC, "training")],
+        "demonstrations": [demonstration(2, EPIC)],
     }
 
 
@@ -308,27 +282,27 @@ def test_a_budget_makes_a_part_and_a_larger_one_goes_on(world):
     assert "part: L1: 1 of 2 records" in said and "training: 1 of 1 records" in said
     assert "Ego4D" not in said  # no signature is asked for
     part, asked = world.folder / "part", world.hub.fetched("tar.gz")
-    general = world.folder / "general"
-    sets = parts.read(part, general, "L1")
+    root = world.folder / "general"
+    sets = parts.read(part, root, "L1")
     assert parts.told(sets) == {"L1": "L1 (part: 1 of 2)"}
     assert sets["L1"][0].video.is_file() and parts.whole(part)["training"] == 1
-    assert len(inventory.check(part)) == 5 and chain.benchmark(part, general)
+    assert len(inventory.check(part)) == 5 and chain.benchmark(part, root)
     assert str(part / "videos" / EPIC / "2.mp4") in {
-        str(paths.ROOT / name) for name in chain.benchmark(part, general)
+        str(paths.ROOT / name) for name in chain.benchmark(part, root)
     }
     ok(world.accept("L1", "training_6k", *budget))
     assert world.hub.fetched("tar.gz") == asked  # it is used up
     assert "2 of 2 records" in ok(world.accept("L1", "training_6k", "--at-most", "1GB"))
     assert world.hub.fetched("tar.gz") == [*asked, f"videos/{EPIC}/batch_10.tar.gz"]
-    sets = parts.read(part, general, "L1")
+    sets = parts.read(part, root, "L1")
     assert parts.told(sets) == {"L1": "L1"} and len(sets["L1"]) == 2
-    (one,) = parts.read(part, general, "L1", 1)["L1"]
+    (one,) = parts.read(part, root, "L1", 1)["L1"]
     assert one.of == 2 and one.id in {item.id for item in sets["L1"]}
     with pytest.raises(ValueError, match="'L4' is none of"):
-        parts.read(part, general, "L1 L4")
+        parts.read(part, root, "L1 L4")
     get = f"lvb_val.json is missing: get it .*get {world.folder} --what longvideobench"
     with pytest.raises(FileNotFoundError, match=get):
-        parts.read(part, general, "L1 general")
+        parts.read(part, root, "L1 general")
 
 
 def test_a_budget_that_holds_nothing_says_so(world):
@@ -553,26 +527,25 @@ def test_a_member_that_is_no_plain_file_within_stops_it(kind, tmp_path):
     assert not list(tmp_path.rglob("*0.mp4"))
 
 
-@pytest.mark.parametrize(
-    ("mode", "share"), [("w:gz", 0.3), ("w:gz", 0.99), ("w", 0.3), ("w", 0.8)]
-)
-def test_an_archive_that_ends_too_early(share, mode, tmp_path):
-    whole = tar([("9.mp4", b"x"), ("0.mp4", os.urandom(50_000))], mode=mode)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("share", [None, 0.3, 0.45, 0.99])
+def test_damage_is_said_and_never_handed_on(form, share, tmp_path):
+    """A changed byte, or an end that comes too early."""
+    if share is None and form in ("tar", "tar.zst"):
+        pytest.skip("it has no checksum; that of tar.zst is optional")
+    if (form, share) == ("tar", 0.99):
+        pytest.skip("the members are whole")
+    data = bytearray(FORMS[form])
+    if share is None:
+        data[len(data) // 2] ^= 255
+    else:
+        del data[int(len(data) * share) :]
     words = "cannot be read to its end .* file is damaged; report it there"
     with pytest.raises(download.ArchiveError, match=words):
-        unpacked([whole[: int(len(whole) * share)]], tmp_path, ["0.mp4"])
-    assert not list(tmp_path.glob("out/*"))
-
-
-@pytest.mark.parametrize("form", ["tar.gz", "tar.bz2", "tar.xz", "zip"])
-def test_a_damaged_byte_of_a_member_is_never_handed_on(form, tmp_path):
-    """The others have no checksum: of tar.zst it is optional."""
-    data = bytearray(FORMS[form])
-    data[len(data) // 2] ^= 255
-    with pytest.raises(download.ArchiveError):
         unpacked([bytes(data)], tmp_path)
     there = {f"a/{path.name}": path.read_bytes() for path in tmp_path.glob("out/*")}
     assert there.items() <= dict(MEMBERS).items()
+    assert not there or form in ("tar", "zip")  # no checksum of a whole, or one each
 
 
 def test_a_wanted_file_of_any_name_arrives(tmp_path):
@@ -877,28 +850,20 @@ def test_a_disk_that_fills_while_writing(world):
 # --- LongVideoBench -------------------------------------------------------------------
 
 
-def lvb(number):
-    return {
-        "video_id": f"g{number}",
-        "id": f"g{number}_0",
-        "question": "What colour is the coat?",
-        "candidates": ["red", "green", "blue", "white"],
-        "correct_choice": 1,
-        "video_path": f"g{number}.mp4",
-        "subtitle_path": f"g{number}_en.json",
-        "duration_group": 15,
-    }
-
-
-def publish_general(world, count=6, part=40_000):
-    world.publish("general", [lvb(number) for number in range(count)])
-    clips = {f"g{n}.mp4": os.urandom(30_000 + n) for n in range(count)}
+def publish_general(world):
+    """Six clips in ten parts, and a seventh that nobody asks about."""
+    rows = [
+        general(n) | {"subtitle_path": f"v{n}_en.json", "video_path": f"v{n}.mp4"}
+        for n in range(6)
+    ]
+    world.publish("general", rows)
+    clips = {row["video_path"]: os.urandom(30_000 + n) for n, row in enumerate(rows)}
     members = [(f"videos/{name}", data) for name, data in clips.items()]
     members.append(("videos/of_the_test_set.mp4", os.urandom(90_000)))
     whole, listed = tar(members, mode="w"), world.hub.files[LONG]
-    for letter, start in zip("abcdefghij", range(0, len(whole), part), strict=False):
-        listed[f"videos.tar.part.a{letter}"] = whole[start : start + part]
-    texts = [(f"subtitles/g{n}_en.json", b"[]" * 99) for n in range(count)]
+    for letter, start in zip("abcdefghij", range(0, len(whole), 40_000), strict=False):
+        listed[f"videos.tar.part.a{letter}"] = whole[start : start + 40_000]
+    texts = [(f"subtitles/{row['subtitle_path']}", b"[]" * 99) for row in rows]
     listed["subtitles.tar"] = tar(texts, mode="w")
     return clips
 
@@ -909,13 +874,13 @@ def test_the_general_set_comes_in_parts_and_without_subtitles(world):
     assert "CC BY-NC-SA 4.0" in said and "Ego4D" not in said
     expected = {f"general/videos/{name}" for name in clips} | {"general/lvb_val.json"}
     assert world.present() == expected
-    general = world.folder / "general"
-    for item in questions.read_general(general / "lvb_val.json", general):
+    root = world.folder / "general"
+    for item in questions.read_general(root / "lvb_val.json", root):
         assert item.video.read_bytes() == clips[item.video.name]
     parts = world.hub.fetched("h") + world.hub.fetched("subtitles.tar")
     assert parts == []  # those after the last wanted clip
     ok(world.get("longvideobench", "--subtitles"))
-    assert len(list((general / "subtitles").iterdir())) == len(clips)
+    assert len(list((root / "subtitles").iterdir())) == len(clips)
 
 
 def test_the_general_set_goes_on_in_the_part_where_it_stopped(world):
@@ -943,15 +908,6 @@ def counted(needed, **others):
     return {"needed": needed, **none} | others
 
 
-def write_one_frame(path):
-    """In a function: a film of this process must not live on in those that decode."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
-        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
-        container.mux([*stream.encode(black), *stream.encode()])
-
-
 def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     ok(world.accept("evaluation", "training_6k"))
     epic, ego = world.folder / "videos" / EPIC, world.folder / "videos" / EGO
@@ -960,7 +916,7 @@ def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     (ego / "0.mp4").write_bytes(PAGE)
     (ego / "1.mp4").write_bytes(media["1.mp4"][: len(media["1.mp4"]) // 2])
     (world.folder / "images" / EGO / "1.png").write_bytes(b"no picture")
-    write_one_frame(ego / NAMES[3])
+    write_film(ego / NAMES[3], [np.zeros((56, 56, 3), np.uint8)])
 
     quick = by_split(inventory.check(world.folder))
     assert quick["validation_L1"]["videos"] == counted(2, missing=1, damaged=1)
@@ -997,68 +953,42 @@ def test_the_check_command_prints_tables_or_json(world, capsys):
     assert f"error: {world.folder}/nowhere/annotations is missing" in said
 
 
-@pytest.mark.parametrize("command", ["lib.data", "lib.mini"])
-def test_a_door_says_what_is_behind_it(command):
-    ran = subprocess.run(
-        [sys.executable, "-m", command, "--help"],
-        cwd=paths.ROOT,
-        capture_output=True,
-        text=True,
-    )
-    words = ["write", "base", "Same seed, same bytes"]
-    if command != "lib.mini":
-        words = ["get", "check", "epic", "HF_TOKEN", "530 +- 110 GB"]
-        words += [*seed_bench.LICENCES.values(), "HF_TOKEN", "--at-most", "--have"]
-    said = " ".join(ran.stdout.split())
-    assert ran.returncode == 0 and not [word for word in words if word not in said]
+def test_the_help_names_every_licence_and_the_sizes(capsys):
+    with pytest.raises(SystemExit):
+        main(["get", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    words = (*seed_bench.LICENCES.values(), "530 +- 110 GB", "--at-most", "--have")
+    assert not [word for word in words if word not in said]
 
 
-def test_check_counts_faults_repeats_and_unusable_records(tmp_path):
+def test_check_counts_faults_repeats_unusable_records_and_what_is_odd(tmp_path):
     rows = [record(0, EPIC), record(0, EPIC, sample_id=5)]
-    rows.append(record(1, EPIC, choice_a=ACTIONS[2]))
+    rows.append(record(1, EPIC, choice_a="stir pot"))  # as choice_d
     rows.append(record(2, EPIC, golden_choice_idx="E"))
+    begun = {"narration_text": "fill pan", "start_frame": 10, "stop_frame": 20}
+    last = {"narration_text": rows[2]["answer"], "start_frame": 15, "stop_frame": 40}
+    steps = {faults.PROGRESS: [begun, last], faults.FRAME: 40, "sample_id": 6}
+    rows.append(rows[2] | steps | {"video_id": "P10_04", "choice_a": "sit down"})
     (tmp_path / "annotations").mkdir()
     path = tmp_path / "annotations/validation_L1.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     (report,) = inventory.check(tmp_path)
-    assert (report["records"], report["usable"]) == (4, 3)
+    assert (report["records"], report["usable"]) == (5, 4)
     assert report["duplicates"] == 1
     found = {(f["field"], f["usable"]): f["count"] for f in report["faults"]}
     assert found == {
+        ("answer", True): 1,  # it was done
         ("video_id", True): 1,
-        ("choice_c", True): 1,
+        ("choice_d", True): 1,
         ("golden_choice_idx", False): 1,
     }
-    assert "UNUSABLE" in inventory.fault_table([report])
-
-
-def test_the_known_faults_of_real_records(tmp_path):
-    sample = paths.ROOT.parent / "shared/data/validation_L1.sample.jsonl"
-    if not sample.exists():
-        pytest.skip(f"{sample} is not here: its licence keeps it out of the repository")
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations/validation_L1.jsonl").write_bytes(sample.read_bytes())
-    rows = [json.loads(line) for line in sample.read_text().splitlines()]
-    line = {row["sample_id"]: number for number, row in enumerate(rows, 1)}
-    (report,) = inventory.check(tmp_path)
-    assert (report["records"], report["usable"]) == (200, 200)
-    keys = ("count", "records", "first_line")
-    found = {f["expected"]: tuple(f[k] for k in keys) for f in report["faults"]}
-    assert found["the key narration_text"] == (5, 1, line[60])
-    assert found["different options"] == (1, 1, line[1597])
-    assert found["an observation after the clip's start"] == (1, 1, line[2390])
-
-    # independent counts of the notes
-    frames = [(row[faults.FRAME], row[faults.PROGRESS]) for row in rows]
-    frames = [(end, steps) for end, steps in frames if steps]
-    counts = Counter()
-    for end, steps in frames:
-        for limit in (15, 30, 60):
-            short = end - steps[0]["start_frame"] <= limit
-            counts[f"clip of at most {limit} frames by its labels"] += short
-        overlap = any(b["start_frame"] < a["stop_frame"] for a, b in pairwise(steps))
-        counts["steps overlap"] += overlap
-        odd = end != steps[-1]["stop_frame"]
-        counts["the last step stops before or after the observation"] += odd
-    assert min(counts.values()) > 0 and counts.items() <= report["notes"].items()
-    assert report["without_video"] == 200 - len(frames)
+    assert report["notes"] == {
+        "the last step stops before or after the observation": 3,
+        "clip of at most 30 frames by its labels": 1,
+        "clip of at most 60 frames by its labels": 1,
+        "steps overlap": 1,
+        "the answer is the last step again": 1,
+        "labels past the end of the video (some on P10_04, P18_02)": 1,
+    }
+    table = inventory.fault_table([report])
+    assert "UNUSABLE" in table and "| note " in table

@@ -61,27 +61,6 @@ def test_text_stands_behind_the_whole_of_a_clip(model, processor, frames, still)
     assert (text[0] == text[1]).all() and (text.diff() >= 1).all()
 
 
-def test_a_long_clip_is_answered_as_the_plain_forward_at_its_positions_does(
-    model, processor
-):
-    talk = messages("go on", *pictures(np.random.default_rng(1), 12, True))
-    inputs = encoding.encode(processor, [talk])
-    prompt = make_prompt(model, inputs)
-    completion = torch.tensor([30, 31, 32])
-    add_scoring(model)
-    with torch.no_grad():
-        scores, _ = completion_scores(model, [prompt], [[completion]])
-        row = scoring.Row(prompt, (completion,))
-        logits = model(
-            input_ids=row.ids()[None],
-            position_ids=row.positions()[:, None],
-            mm_token_type_ids=encoding.mm_token_type_ids(row.ids()[None], model.config),
-            **prompt.pixels,
-        ).logits[0, -3:]
-    plain = logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
-    torch.testing.assert_close(scores[0], plain, atol=1e-5, rtol=0)
-
-
 def decoding(model, **changes):
     config = model.config
     fields = {
@@ -89,7 +68,7 @@ def decoding(model, **changes):
         "temperature": 0.0,
         "top_k": 0,
         "top_p": 1.0,
-        "end_ids": (model.generation_config.eos_token_id[0],),
+        "end_ids": tuple(model.generation_config.eos_token_id or ()),
         "pad_id": model.generation_config.pad_token_id,
         "suppressed": tuple(encoding.visual_token_ids(config)),
     }
@@ -144,11 +123,17 @@ def worst(found, expected):
 
 
 @pytest.mark.parametrize(
-    ("seed", "features", "temperature"),
-    [(0, True, 1.0), (1, False, 1.0), (2, True, 0.5)],
+    ("seed", "features", "temperature", "quantize"),
+    [
+        *((0, True, 1.0, False), (1, False, 1.0, False), (2, True, 0.5, False)),
+        (0, False, 1.0, True),
+    ],
 )
-def test_scores_equal_a_plain_forward(model, processor, seed, features, temperature):
+def test_scores_equal_a_plain_forward(
+    tiny_checkpoint, processor, seed, features, temperature, quantize
+):
     """Log-probabilities and entropies; other families are in a file of their own."""
+    model = models.load_model(tiny_checkpoint, quantize=quantize)
     inputs = encoded(processor, seed)
     prompts = [make_prompt(model, one) for one in inputs]
     completions = completions_of(prompts, seed)
@@ -159,7 +144,7 @@ def test_scores_equal_a_plain_forward(model, processor, seed, features, temperat
         add_scoring(model, temperature)
         found = completion_scores(model, prompts, completions)
     for own, plain in zip(found, zip(*expected, strict=True), strict=True):
-        assert worst(own, plain) <= 1e-5
+        assert worst(own, plain) <= (1e-4 if quantize else 1e-5)
 
 
 def test_bfloat16_rows_are_as_close_to_float32_as_a_plain_forward(
@@ -179,20 +164,6 @@ def test_bfloat16_rows_are_as_close_to_float32_as_a_plain_forward(
     errors = [torch.cat(own) - truth for own in (packed, [pair[0] for pair in plain])]
     ours, theirs = (error.square().mean().sqrt() for error in errors)
     assert 0 < ours <= 1.5 * theirs
-
-
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_scores_change_with_the_pictures(model, processor, which):
-    add_scoring(model)
-    inputs, others = encoded(processor, 0)[which], encoded(processor, 1)[which]
-    assert torch.equal(inputs["input_ids"], others["input_ids"])
-    completion = torch.arange(20, 26)
-    with torch.no_grad():
-        found = [
-            completion_scores(model, [make_prompt(model, one)], [[completion]])[0][0]
-            for one in (inputs, others)
-        ]
-    assert (found[0] - found[1]).abs().max() > 1e-2
 
 
 def gradients(model, logps, weights):
@@ -302,27 +273,10 @@ def test_an_unsupported_attention_or_model_is_named(model, processor):
     model.config.model_type = "qwen9_vl"
     with pytest.raises(ValueError, match="qwen9_vl"):
         completion_scores(model, [prompt], [[torch.tensor([5])]])
-
-
-def test_the_vision_tower_runs_once_a_prompt(model, processor):
-    prompts = [make_prompt(model, one) for one in encoded(processor)]
-    patches = []
-    model.model.visual.register_forward_hook(
-        lambda module, args, out: patches.append(len(args[0]))
-    )
-    seen = prefix.with_features(model, prompts)
-    add_scoring(model)
-    completions = completions_of(prompts)
-    with torch.no_grad():
-        rollouts.draw(model, seen, 4, decoding(model))
-        completion_scores(model, seen, completions)
-    expected = sum(
-        len(prompt.pixels[pixels])
-        for prompt in prompts
-        for pixels, _ in prefix.KINDS.values()
-        if pixels in prompt.pixels
-    )
-    assert sum(patches) == expected
+    model.config.model_type = "qwen2_vl"
+    model.config.text_config.layer_types[-1] = "sliding_attention"
+    with pytest.raises(ValueError, match="sliding window"):
+        rollouts.draw(model, [prompt], 1, decoding(model))
 
 
 def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
@@ -353,21 +307,6 @@ def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
     assert worst(logps, expected) <= 1e-5
     _, packed = gradients(model, logps, weights)
     assert relative(packed, grads) <= 1e-5
-
-
-def test_nf4_scores_equal_a_plain_forward_of_the_same_weights(
-    tiny_checkpoint, processor
-):
-    model = models.load_model(tiny_checkpoint, quantize=True)
-    inputs = encoded(processor)
-    prompts = [make_prompt(model, one) for one in inputs]
-    completions = completions_of(prompts)
-    with torch.no_grad():
-        expected = plain_group_scores(model, inputs, completions)
-        add_scoring(model)
-        logps, _ = completion_scores(model, prompts, completions)
-    assert worst(logps, [pair[0] for pair in expected]) <= 1e-4
-    assert rollouts.draw(model, prompts, 2, decoding(model))
 
 
 def test_rollouts_leave_the_gradients_through_nf4_weights(tiny_checkpoint, processor):

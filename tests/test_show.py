@@ -283,6 +283,22 @@ def test_an_interval_is_filled_only_if_it_excludes_zero(low, high, ahead):
     assert whole["aria-label"] == f"L1: GRPO − SFT {span} points; {paper_span}"
 
 
+def test_a_training_that_does_harm_stands_in_the_headlines():
+    """On every set where its interval, against the base, lies below zero."""
+    found = rows(general=(-0.1, 0.1))
+    ends = {"sft": (-0.386, -0.141), "grpo": (-0.11, 0.066)}
+    for model, (low, high) in ends.items():
+        row = {"a": model, "b": "base", "difference": -0.263, "p": 0.01}
+        found.append(row | {"set": "general", "low": low, "high": high})
+    said = (
+        "general: SFT does harm: it ends 26.3 points below the untrained base "
+        "(95 % interval 14.1 to 38.6)"
+    )
+    view = answer.answer(found, compare.published_differences())
+    assert said in Page(view.html).words and view.words.endswith(said)
+    assert [one.replace("**", "") for one in readme.harms(found)] == [said]
+
+
 def test_words_of_the_answer_are_those_of_the_records(run, read):
     compared = compare.differences(compare.right(answers.read(run)), samples=200)
     for row in compare.main(compared):

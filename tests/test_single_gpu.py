@@ -71,6 +71,8 @@ def test_four_bit_training_moves_an_adapter_of_the_language_model(run, method):
     log = log_of(run, method)
     assert [row["step"] for row in log] == [1, 2]
     assert all(row["grad_norm"] > 0 for row in log)
+    if method == "grpo":
+        assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[1]["kl"] > 0
     config = peft.PeftConfig.from_pretrained(run / "adapters" / method)
     assert config.r == 4 and config.target_modules == models.LORA_TARGETS
 
@@ -150,22 +152,6 @@ def test_an_export_onto_another_base_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"adapters/grpo was trained on another base"):
         export.export(other / "adapters" / "grpo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_run_of_all_weights_loads_as_a_whole_checkpoint(
-    tiny_checkpoint, make_task, tmp_path
-):
-    plain = {"quantize": False, "gradient_checkpointing": False}
-    settings = replace(GRPO, lora_rank=0, steps=1, **plain)
-    folder = grpo.train(make_task(REWARDS, settings, tmp_path))
-    loaded, *others = (
-        models.load_trained(tiny_checkpoint, folder),
-        models.load_model(folder),
-        models.load_model(tiny_checkpoint),
-    )
-    trained, before = map(models.fingerprint, others)
-    assert models.fingerprint(loaded) == trained != before
-    assert not loaded.training
 
 
 @pytest.mark.parametrize("size", ["2b", "7b"])

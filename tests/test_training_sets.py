@@ -16,17 +16,8 @@ from lib.mini import benchmark
 
 def made(number: int) -> Question:
     options = tuple(f"take cup {number}-{place}" for place in range(4))
-    place = number % 4
-    fixed = {"level": "training", "text": "What next?", "goal": "a goal"}
-    empty = {"domain": "", "scenario": "", "progress": (), "video": None, "image": None}
-    return Question(
-        id=f"training/{number}",
-        options=options,
-        gold="ABCD"[place],
-        answer=options[place],
-        **fixed,
-        **empty,
-    )
+    named = {"gold": "ABCD"[number % 4], "answer": options[number % 4]}
+    return Question(f"training/{number}", "training", "What next?", options, **named)
 
 
 ITEMS = [made(number) for number in range(600)]

@@ -1,11 +1,12 @@
-"""The door of evidence: small records, tables and figures of finished runs.
+"""Make small records, tables and figures from finished runs.
 
 python -m lib.analysis reference outputs/mini_seeds-seed_* --out FOLDER
     a small record of each finished run, and a figure of several seeds
 python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
     record, table and figure of a sweep's folder
 python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/map
-    GRPO - SFT over SFT's teacher and the questions, from the folders of sweeps
+    when RL beats SFT: GRPO - SFT by false reasoning and number of questions, from
+    the folders of sweeps
 python -m lib.analysis evidence outputs/mini_seeds-seed_* --out FOLDER
     what was seen, and whether the reasoning supports the answers, over seeds
 python -m lib.analysis claims outputs/mini_seeds-seed_* --out FOLDER

@@ -36,8 +36,8 @@ PANELS = {"L1": {"L1": 1}, "L3": {"L3": 1}, "L3 − L1": {"L3": 1, "L1": -1}}
 RIGHT = (0.35, 0.60)  # share of questions: assumed of SEED-Bench-R1's teacher
 SAMPLES = 2000
 CAPTION = (
-    "line: zero; bar: its 95 % interval; star: the recorded teacher; band: assumed, "
-    "SEED-Bench-R1's teacher if right on A = 35 to 60 %, by lucky letters (1 − A) / 3A"
+    "line: zero; bars: its 95 % interval; star: the recorded teacher; at the foot: the "
+    "paper's teacher, if it is right on A = 35 to 60 %: lucky letters are (1 − A) / 3A"
 )
 
 
@@ -181,39 +181,56 @@ def _beyond(x: float) -> str:
     return tables.percent(x) if np.isfinite(x) else ("none" if x > 0 else "everywhere")
 
 
-def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
-    """Panels L1, L3 and L3 - L1 of the data with the most rows of false reasoning:
-    colour GRPO - SFT of every cell, a line where it crosses zero with its intervals, a
-    star for the recorded teacher, a band for the paper's."""
+def mapped(found: Sequence[Mapping]) -> list[list[Mapping]]:
+    """The rows of the map: of the data with the most rows of false reasoning."""
     every = rows_of(found, "false")
     if not every:
         raise ValueError("no sweep varies demonstrations_false, by truth: see map.yaml")
     data = statistics.mode(folder for folder, _ in every)
-    rows = [row for (folder, _), row in every.items() if folder == data]
-    x, y = 100 * np.array([cell["x"] for cell in rows[0]]), np.arange(len(rows))
-    edges = np.array([x[0], *(x[1:] + x[:-1]) / 2, x[-1]])
-    figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.4), sharey=True)
+    return [row for (folder, _), row in every.items() if folder == data]
+
+
+def told(rows: Sequence[Mapping]) -> str:
+    """The figure in words, from map.json: where each row crosses zero."""
+    said = []
+    for row in mapped(cells(rows)):
+        x = [cell["x"] for cell in row]
+        at = [(s, crossing(x, [means(cell)[s] for cell in row])) for s in SETS]
+        ends = " and ".join(f"{_beyond(own)} on {name}" for name, own in at)
+        said.append(f"{row[0]['learned']:,} questions: {ends}")
+    return f"GRPO is ahead beyond this % of false reasoning. {'; '.join(said)}."
+
+
+def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
+    """Panels L1, L3 and L3 - L1 of the data with the most rows of false reasoning:
+    colour GRPO - SFT of every cell, a line where it crosses zero with its intervals, a
+    star for the recorded teacher, a band for the paper's."""
+    rows = mapped(found)
+    data = rows[0][0]["data_dir"]
+    x, y = [cell["x"] for cell in rows[0]], np.arange(len(rows))
+    ends = {"left": -0.5, "right": len(x) - 0.5}  # of the drawing: beyond the map
+    figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.8), sharey=True)
     for ax, panel in zip(axes, PANELS, strict=True):
         effect = np.array([[of_panel(means(c), panel) for c in row] for row in rows])
-        look = {"cmap": "PuOr", "vmin": -20, "vmax": 20}
-        heights = np.arange(len(rows) + 1) - 0.5
-        drawn = ax.pcolormesh(edges, heights, 100 * effect, **look)
+        look = {"cmap": "PuOr", "vmin": -20, "vmax": 20, "aspect": "auto"}
+        drawn = ax.imshow(100 * effect, origin="lower", **look)
         for (i, j), value in np.ndenumerate(effect):
-            at = edges[j : j + 2].mean(), i + 0.36 - 0.18 * (j % 2)
-            ink = {"color": "white" if abs(value) > 0.12 else "0.1", "fontsize": 6}
-            ax.text(*at, tables.points(value), ha="center", va="center", **ink)
+            ink = {"color": "white" if abs(value) > 0.12 else "0.1", "fontsize": 8}
+            ax.text(j, i + 0.28, tables.points(value), ha="center", va="center", **ink)
         where = {"kind": "false", "data_dir": data, "panel": panel}
         own = [line for line in crossed if where.items() <= line.items()]
-        at, *ends = 100 * pandas.DataFrame(own)[["crossing", "low", "high"]].values.T
-        ax.hlines(y, *np.clip(ends, 0, 100), color="0.1", lw=2)
-        ax.plot(np.where(np.isfinite(at), at, np.nan), y, "o-", color="0.1", ms=4)
-        band = (100 * lucky(right) for right in RIGHT)
-        ax.axvspan(*band, fill=False, hatch="..", ec="0.6", lw=0)
+        lines = pandas.DataFrame(own)[["crossing", "low", "high"]].values.T
+        at, *bars = (np.interp(line, x, range(len(x)), **ends) for line in lines)
+        ax.hlines(y, *bars, color="0.1", lw=2)
+        ax.plot(np.where(np.isfinite(lines[0]), at, np.nan), y, "o-", color="0.1", ms=4)
+        band = np.interp([lucky(right) for right in RIGHT], x, range(len(x)))
+        ax.hlines(-0.44, *band, color="0.35", lw=6)
         for cell in found:
             if cell["demonstrations_by"] == "teacher" and cell["stated"]:
-                untrue = 100 * (1 - cell["stated"].get("right", 0))
+                untrue = np.interp(1 - cell["stated"].get("right", 0), x, range(len(x)))
                 ax.plot(untrue, y[-1], "*", color="#D55E00", ms=12, clip_on=False)
-        ax.set(title=f"GRPO − SFT, {panel}", xlabel="false reasoning, %", xlim=(0, 100))
+        ax.set(title=f"GRPO − SFT, {panel}", xlabel="false reasoning, %")
+        ax.set_xticks(range(len(x)), [f"{100 * share:.0f}" for share in x])
         ax.set_yticks(y, [f"{row[0]['learned']:,}" for row in rows])
     axes[0].set_ylabel("training questions")
     figure.colorbar(drawn, ax=axes, label="points; above 0 GRPO leads", pad=0.02)

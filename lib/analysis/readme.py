@@ -48,9 +48,21 @@ def verdict(row: Mapping) -> str:
     return f"**{called(row)}** ({methods.MEANING[row['set']]}): {head} {text}"
 
 
+def harms(compared: Iterable[Mapping]) -> list[str]:
+    """A sentence for each set on which a training leaves the base's answers worse. One
+    of -0.26 (-0.39 to -0.14) reads "SFT does harm: it ends 26.0 points below ..."."""
+    return [
+        f"**{called(row)}**: {LABELS[row['a']]} does harm: it ends "
+        f"{percent(-row['difference'])} points below the untrained base "
+        f"(95 % interval {percent(-row['high'])} to {percent(-row['low'])})"
+        for row in compared
+        if row["b"] == "base" and row["a"] in METHODS and compare.ahead(row) == "base"
+    ]
+
+
 def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]:
     """What a run shows, as sentences with numbers, the main question first."""
-    sentences = [verdict(row) for row in compare.main(compared)]
+    sentences = [*map(verdict, compare.main(compared)), *harms(compared)]
     for model in METHODS:
         rows = [row for row in table if row["model"] == model]
         n = sum(row["n"] for row in rows)
@@ -189,7 +201,8 @@ def results(source: str | Path) -> str:
     records = read_reference(source)
     frame = of_records(records)
     table, compared = accuracies(frame), differences(frame)
-    said = [f"- {verdict(row)}" for row in compare.main(compared)]
+    found = [*map(verdict, compare.main(compared)), *harms(compared)]
+    said = [f"- {sentence}" for sentence in found]
     caption = _caption(records, table, source)
     return "\n".join([BEGIN, *said, "", _table(table, compared), caption, END])
 

@@ -176,6 +176,14 @@ def measure(name: str) -> str:
     return MEASURES[name].replace("\n", " ")
 
 
+def flat(shares: Iterable[Mapping]) -> list[str]:
+    """Measures that tell nothing apart: every method and set within two points."""
+    found: dict[str, list[float]] = {}
+    for row in shares:
+        found.setdefault(row["measure"], []).append(row["share"])
+    return [name for name, own in found.items() if max(own) - min(own) < 0.02]
+
+
 def shares_markdown(found: Mapping) -> str:
     """A line a measure and set: the share of each method and GRPO − SFT, in points."""
     gaps = [r for r in found["differences"] if (r["a"], r["b"]) == PAIRS[0]]

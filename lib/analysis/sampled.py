@@ -11,7 +11,7 @@ counts that is right *and* says truly what was done, which only a generator can 
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import comb
 from pathlib import Path
 
@@ -23,6 +23,13 @@ from lib.methods import LABELS, SETS, in_order
 from lib.records import read_jsonl
 
 FILE = re.compile(rf"draws_(.+)_({'|'.join(SETS)})\.jsonl")
+DECISIONS = {  # (field of lib/mini/reasoning.py, decided well, decided badly)
+    "says what was done": ("progress", ("right", "wrong"), ("absent", "unreadable")),
+    "says it truly and in full": ("progress", ("right",), ("wrong",)),
+    "counts the goal's steps in it rightly": ("count", ("right",), ("wrong",)),
+    "takes the step that follows": ("follows", ("yes",), ("no",)),
+    "gives that step's letter": ("consistent", ("yes",), ("no",)),
+}
 COUNTS = {"letter": "right letter", "truth": "right letter and true progress"}
 
 
@@ -31,21 +38,28 @@ def pass_at(k: int, n: int, c: int) -> float:
     return 1 - comb(n - c, k) / comb(n, k)
 
 
+def _files(run: Path) -> Iterator[tuple[str, str, list[dict]]]:
+    """(model, set, rows) of every file of draws, in the order of tables."""
+    files = (FILE.fullmatch(own.name) for own in Path(run).glob("draws_*"))
+    named = {(own[1], own[2]): own[0] for own in files if own}
+    for place in itertools.product(in_order(m for m, _ in named), SETS):
+        if place in named:
+            yield *place, read_jsonl(run / named[place])
+
+
 def table(run: Path, **draws: int) -> list[dict]:
     """A row for each model, set, what counts and k = 1, 2, 4, ...: n questions, pass,
     low, high; and `kl`, the mean over questions, None for the base."""
-    files = (FILE.fullmatch(own.name) for own in Path(run).glob("draws_*"))
-    named, rows = {(own[1], own[2]): own[0] for own in files if own}, []
-    for model, name in itertools.product(in_order(m for m, _ in named), SETS):
-        asked = read_jsonl(run / named[model, name]) if (model, name) in named else []
+    rows = []
+    for model, name, asked in _files(run):
         kls = [row["kl"] for row in asked if row["kl"] is not None]
         place = {"model": model, "set": name, "n": len(asked)}
         place["kl"] = float(np.mean(kls)) if kls else None
         counted = {"letter": [row["right"] for row in asked]}
-        if all(row["true"] for row in asked):
-            both = [np.multiply(row["right"], row["true"]) for row in asked]
-            counted["truth"] = both
-        for counts, found in counted.items() if asked else ():
+        if all(row["said"] for row in asked):
+            true = [[own["progress"] == "right" for own in r["said"]] for r in asked]
+            counted["truth"] = np.multiply(counted["letter"], true)
+        for counts, found in counted.items():
             n, rights = len(found[0]), [int(sum(own)) for own in found]
             for k in (2**i for i in range(n.bit_length())):
                 values = np.array([pass_at(k, n, c) for c in rights])
@@ -53,6 +67,43 @@ def table(run: Path, **draws: int) -> list[dict]:
                 own = {"pass": own["effect"], "low": own["low"], "high": own["high"]}
                 rows.append(place | {"counts": counts, "k": k} | own)
     return rows
+
+
+def decisions(run: Path, samples: int, seed: int) -> list[dict]:
+    """A row for each model, set and decision along an answer: `answers` that come to
+    it, the share of them that decide well, low and high. Of MiniPlan alone."""
+    rows = []
+    for model, name, asked in _files(run):
+        known = all(row["said"] for row in asked)
+        for decision, (field, *ways) in DECISIONS.items() if known else ():
+            said = [[own[field] for own in row["said"]] for row in asked]
+            good, bad = (
+                np.array([sum(map(way.count, own)) for own in said], float)
+                for way in ways
+            )
+            if not (came := good + bad).any():
+                continue
+            drawn = stats.resampling(tuple(range(len(asked))), samples, seed)
+            with np.errstate(invalid="ignore"):
+                shares = np.divide(
+                    *(drawn.means(own, range(len(asked))) for own in (good, came))
+                )
+            low, high = stats.percentiles(shares)
+            row = {"model": model, "set": name, "decision": decision}
+            row |= {"answers": int(came.sum()), "share": good.sum() / came.sum()}
+            rows.append(row | {"low": low, "high": high})
+    return rows
+
+
+def decisions_markdown(rows: Iterable[Mapping]) -> str:
+    """A line a decision and set, a column a model: of the answers that come to it, the
+    share that decides well, in per cent."""
+    cells = []
+    for row in rows:
+        line = {"decision": row["decision"], "set": row["set"]}
+        ends = row["share"], row["low"], row["high"]
+        cells.append((line, f"{LABELS[row['model']]} %", tables.span(*ends)))
+    return tables.crossed(cells)
 
 
 def markdown(rows: Iterable[Mapping]) -> str:

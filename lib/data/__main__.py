@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     choices = seed_bench.CHOICES
     sets = {"metavar": "SET", "help": f"any of {', '.join(choices)}"}
     get.add_argument("--what", nargs="+", choices=choices, required=True, **sets)
-    get.add_argument("--subtitles", action="store_true", help="of LongVideoBench")
+    get.add_argument("--subtitles", action="store_true", help="LongVideoBench's, too")
     accept = "say that you have read and accept them; each is named below"
     get.add_argument("--accept-licences", action="store_true", help=accept)
     most = "bytes of archives in all, such as 40GB"

@@ -42,15 +42,15 @@ def check(data: Path, general: Path | None = None, decode: bool = False) -> list
     roots = dict.fromkeys(sorted(annotations.glob("*.jsonl")), data)
     if (general / "lvb_val.json").is_file():
         roots[general / "lvb_val.json"] = general
-    rows = {path: questions.usable(path, root) for path, root in roots.items()}
-    items = [item for found in rows.values() for _, item in found]
+    files = {path: questions.check(path, root) for path, root in roots.items()}
+    items = [item for own in files.values() for _, item in own["rows"]]
     media = {(item.video, True) for item in items if item.video is not None}
     media |= {(item.image, False) for item in items if item.image is not None}
-    said = {path: _absent(path) for path, _ in media}
+    said = {path: found for path, _ in media if (found := _absent(path))}
     if decode:
-        there = sorted(medium for medium in media if not any(said[medium[0]]))
-        said |= {path: found for (path, _), found in _decoded_all(there)}
-    return [_report(path, found, said) for path, found in rows.items()]
+        there = sorted(medium for medium in media if medium[0] not in said)
+        said |= {path: found for (path, _), found in _decoded_all(there) if found}
+    return [_report(path.stem, own, said) for path, own in files.items()]
 
 
 def media_table(reports: list[dict]) -> str:
@@ -86,39 +86,37 @@ def _aligned(lines: list[list]) -> str:
     return grid([[c.ljust(w) for c, w in zip(x, widths, strict=True)] for x in cells])
 
 
-def _report(path: Path, rows: list, said: dict[Path, tuple[str, str]]) -> dict:
-    """What a file holds; `said` is {medium: (state, why)}, a sound one's state ""."""
-    checked = questions.check(path)
+def _report(split: str, found: dict, said: dict[Path, tuple[str, str]]) -> dict:
+    """What `questions.check` found; `said` is {medium: (state, why)}."""
+    rows, faults = found["rows"], found["faults"]
     videos = {item.video for _, item in rows} - {None}
     stills = {item.image for _, item in rows} - {None}
-    used = {str(medium): said[medium] for medium in sorted(videos | stills)}
+    used = {str(m): said[m] for m in sorted(videos | stills) if m in said}
     return {
-        "split": path.stem,
-        "kind": checked["kind"],
-        "records": checked["records"],
-        "usable": checked["usable"],
-        "without_video": checked["media"]["image_only"],
-        "duplicates": sum(fault.expected == "it once" for fault in checked["faults"]),
+        "split": split,
+        **{name: found[name] for name in ("kind", "records", "usable")},
+        "without_video": found["media"]["image_only"],
+        "duplicates": sum(fault.expected == "it once" for fault in faults),
         "videos": _counted(videos, said),
         "stills": _counted(stills, said),
         "unreadable": {medium: why for medium, (state, why) in used.items() if state},
-        "by_pyav": {m: why for m, (state, why) in used.items() if why and not state},
-        "faults": _by_kind(checked["faults"]),
+        "by_pyav": {m: why for m, (state, why) in used.items() if not state},
+        "faults": _by_kind(faults),
         "notes": dict(Counter(note for row, _ in rows for note in _notes(row))),
     }
 
 
 def _counted(media: set[Path], said: dict[Path, tuple[str, str]]) -> dict[str, int]:
-    states = Counter(said[path][0] for path in media)
+    states = Counter(said[path][0] for path in media if path in said)
     return {"needed": len(media)} | {state: states[state] for state in STATES}
 
 
-def _absent(path: Path) -> tuple[str, str]:
+def _absent(path: Path) -> tuple[str, str] | None:
     """(state, why) of a file that needs no reading to be no use."""
     try:
         if not path.is_file():
             return "missing", "is missing"
-        return ("", "") if path.stat().st_size else ("damaged", "is empty (zero bytes)")
+        return None if path.stat().st_size else ("damaged", "is empty (zero bytes)")
     except OSError as error:
         return "missing", f"cannot be opened ({error.strerror})"
 
@@ -130,20 +128,20 @@ def _decoded_all(media: list[tuple[Path, bool]]) -> Iterator[tuple]:
         yield from zip(media, bar, strict=True)
 
 
-def _decoded(medium: tuple[Path, bool]) -> tuple[str, str]:
+def _decoded(medium: tuple[Path, bool]) -> tuple[str, str] | None:
     """(state, why) of a clip (True) or still (False) that cannot be read as the paper
-    reads it; ("", why PyAV read it) of a clip that can, with "" where decord did."""
+    reads it; ("", why) of a clip that PyAV read because decord may not."""
     from lib.data import video  # here, because it brings torch and decord
 
     path, is_clip = medium
     try:
-        if is_clip:
-            return "", video.read_clip_and_say(path, video.Sampling())[1]
-        video.read_still(path, video.Sampling())
+        if not is_clip:
+            video.read_still(path, video.Sampling())
+        elif why := video.read_clip_and_say(path, video.Sampling())[1]:
+            return "", why
     except video.BadVideo as bad:
         short = "at least 2 are needed" in bad.why
         return "too short" if short else "damaged", bad.why
-    return "", ""
 
 
 def _by_kind(faults: list[questions.Fault]) -> list[dict]:

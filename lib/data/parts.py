@@ -5,7 +5,6 @@ come, links to the clips and stills beside it, and part.json with the whole numb
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +24,18 @@ def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
     """
     part, found, chosen = folder / FOLDER, {}, {*chosen}
     for split, name in files.items():
-        text = (folder / name).read_text(encoding="utf-8")
-        if split in chosen:
-            rows = questions.usable(folder / name, folder)
-            there = [
-                record
-                for record, item in rows
-                if all(path.is_file() for path in {item.video, item.image} - {None})
-            ]
-            of = len(text.splitlines())
-            found[split] = {"questions": len(there), "of": of}
-            text = "".join(f"{json.dumps(row)}\n" for row in there)
-        records.write_text(part / name, text)
+        if split not in chosen:
+            text = (folder / name).read_text(encoding="utf-8")
+            records.write_text(part / name, text)
+            continue
+        held = questions.check(folder / name, folder)
+        there = [
+            record
+            for record, item in held["rows"]
+            if all(path.is_file() for path in {item.video, item.image} - {None})
+        ]
+        found[split] = {"questions": len(there), "of": held["records"]}
+        records.write_jsonl(part / name, there)
     for kind in ("videos", "images"):
         link = part / kind
         if not link.is_symlink():

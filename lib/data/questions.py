@@ -33,14 +33,14 @@ class Question:
     level: str  # "training", "L1", "L2", "L3", "general"
     text: str
     options: tuple[str, ...]
-    gold: str
-    answer: str
-    goal: str
-    domain: str
-    scenario: str
-    progress: tuple[str, ...]
-    video: Path | None
-    image: Path | None
+    gold: str  # the letter of the right one
+    answer: str  # its text
+    goal: str = ""
+    domain: str = ""
+    scenario: str = ""
+    progress: tuple[str, ...] = ()
+    video: Path | None = None
+    image: Path | None = None
     duration_group: int | None = None
     of: int = 0  # questions of its whole set, where only a part of that is asked
 
@@ -123,39 +123,32 @@ def _read(path: Place, media_root: Place, kind: str, seed: int = 0) -> list:
     return [_item(record, line, root, kind, seed) for line, record in sound]
 
 
-def usable(
-    path: Place, media_root: Place
-) -> list[tuple[dict, Question | Demonstration]]:
-    """(record, what is read from it) for all that can be used in a file of any kind, to
-    look at it whatever its faults."""
-    kind, _, sound, _ = _survey(paths.require(path, "nothing to check"))
-    root = paths.resolve(media_root)
-    return [(record, _item(record, line, root, kind)) for line, record in sound]
-
-
-def check(path: Place) -> dict:
-    """What a file is and holds: {file, kind, records, usable, media, faults}; `media`
-    counts the different files that usable records need, and those without video."""
-    path = paths.require(path, "nothing to check")
+def check(path: Place, media_root: Place = Path()) -> dict:
+    """What a file of any kind is and holds, whatever its faults: {file, kind, records,
+    usable, media, faults, rows}. `media` counts the different files that usable records
+    need, and those without video; `rows` are (record, what is read from it)."""
+    path, root = paths.require(path, "nothing to check"), paths.resolve(media_root)
     kind, count, sound, found = _survey(path)
-    items = [_item(record, line, Path(), kind) for line, record in sound]
+    rows = [(record, _item(record, line, root, kind)) for line, record in sound]
     return {
         "file": str(path),
         "kind": KINDS[kind].name if kind else "not recognised",
         "records": count,
-        "usable": len(sound),
+        "usable": len(rows),
         "media": {
-            "videos": len({item.video for item in items} - {None}),
-            "stills": len({item.image for item in items} - {None}),
-            "image_only": sum(item.video is None for item in items),
+            "videos": len({item.video for _, item in rows} - {None}),
+            "stills": len({item.image for _, item in rows} - {None}),
+            "image_only": sum(item.video is None for _, item in rows),
         },
         "faults": found,
+        "rows": rows,
     }
 
 
 def show_faults(path: Path, as_json: bool = False) -> int:
     """Print `check` of a file; 1 if a record in it cannot be used, else 0."""
     report = check(path)
+    del report["rows"]
     found, media = report["faults"], report["media"]
     unusable = sum(not fault.usable for fault in found)
     lines = [
@@ -239,12 +232,9 @@ def _general(record: dict, root: Path) -> Question:
         options=tuple(record["candidates"]),
         gold="ABCDE"[correct],
         answer=record["candidates"][correct],
-        goal="",
         domain=_text_or_empty(record, "topic_category"),
         scenario=_text_or_empty(record, "question_category"),
-        progress=(),
         video=root / "videos" / record["video_path"],
-        image=None,
         duration_group=record["duration_group"],
     )
 

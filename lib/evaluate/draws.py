@@ -33,9 +33,9 @@ def draw(
     path: Path,
     exact: Callable | None = None,
 ) -> list[dict]:
-    """Rows of all questions: id, completions, right [count]; true, whether what an
-    answer says was done is so (`exact` of lib/mini/reasoning.py; None: not known); kl
-    (None without an adapter); error. Written, resumed and refused as by `evaluate`."""
+    """Rows of all questions: id, completions, right [count]; said, what `exact` of
+    lib/mini/reasoning.py finds in each (None: not known); kl (None without an adapter);
+    error. Written, resumed and refused as by `evaluate`."""
     asking = Asking(model, processor, settings, sampling)
     adapted = hasattr(model, "disable_adapter")
     if adapted:
@@ -75,15 +75,14 @@ def draw(
 def row(question: Question, texts: Sequence[str], exact: Callable | None) -> dict:
     """What a question's answers are worth, by their letters and their words."""
     facts = {"id": question.id, "options": question.options, "gold": question.gold}
-    found = {"id": question.id, "completions": list(texts), "right": [], "true": []}
+    found = {"id": question.id, "completions": list(texts), "right": [], "said": []}
     for text in texts:
         said = judged(text, question.options, question.gold)
         found["right"].append(int(said["correct"]))
         if exact:
             thought = THINK.search(text)
-            read = exact(facts | said, thought and thought[1])
-            found["true"].append(int(read["progress"] == "right"))
-    return found if exact else found | {"true": None}
+            found["said"].append(exact(facts | said, thought and thought[1]))
+    return found if exact else found | {"said": None}
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ python -m lib.mini write outputs/data/miniplan
     folder that holds other sizes is not overwritten.
 python -m lib.mini base --folder scratch/base
     the base checkpoint, which the kit brings along in lib/mini/base: 1.3 M
-    parameters, taught in about an hour on one core. Killed, the same command
-    goes on with the phase it was in.
+    parameters, taught in about an hour on one core. If it is killed, the same
+    command goes on with the phase it was in.
 """
 
 import json
@@ -33,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     write.add_argument("--seed", type=int, default=0, help="of the questions and clips")
     base = commands.add_parser("base", description=part(__doc__, "base"))
     base.add_argument("--folder", default="lib/mini/base", help="default: %(default)s")
-    base.add_argument("--batch", type=int, default=16, help="of the training")
-    base.add_argument("--lr", type=float, default=2e-3, help="its learning rate")
+    base.add_argument(
+        "--batch", type=int, default=16, help="lessons in a training step"
+    )
+    base.add_argument("--lr", type=float, default=2e-3, help="learning rate")
     base.add_argument("--seed", type=int, default=0, help="of weights and lessons")
     given = parser.parse_args(arguments)
     folder = paths.resolve(given.folder)
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps({"folder": str(folder), **asdict(sizes)}))
+    print(json.dumps({"folder": given.folder, **asdict(sizes)}))
     return 0
 
 

@@ -24,7 +24,7 @@ from lib.data import prompts
 from lib.data.video import Sampling, frame_indices
 from lib.mini import lessons, world
 from lib.mini.lessons import NOTHING, STEPS, answer_text, any_episode, ask
-from lib.mini.world import DOMAINS, Episode, Step
+from lib.mini.world import Episode, Step
 
 HABITS = {
     "hasty": 0.55,  # names a step at once
@@ -48,10 +48,6 @@ class Lesson(NamedTuple):
 
 def _style(rng: random.Random) -> str:
     return "think" if rng.random() < 0.7 else "direct"
-
-
-def _respond(style: str, thought: str, letter: str) -> str:
-    return answer_text(thought, letter) if style == "think" else letter
 
 
 def sampled(rng: random.Random, episode: Episode) -> list[int]:
@@ -92,44 +88,19 @@ def caption_lesson(rng: random.Random) -> Lesson:
     return Lesson(f"What was done in the {shown}?", f"I see {done}.", clip, still)
 
 
-def shown_lesson(rng: random.Random) -> Lesson:
-    """Which of these steps is shown in the video?"""
+def clip_lesson(rng: random.Random, asks: str) -> Lesson:
+    """One of `lessons.ASKS`: the right option among three or four wrong ones."""
     episode = any_episode(rng)
-    seen = list(map(episode.say, episode.actions))
-    gold = rng.choice(seen)
-    others = [episode.say(s) for s in STEPS if s not in episode.actions]
-    return _which(rng, episode, lessons.SHOWN_QUESTION, seen, gold, others)
-
-
-def last_lesson(rng: random.Random) -> Lesson:
-    """Which of these steps is the last one in the video?"""
-    episode = any_episode(rng)
-    *first, gold = map(episode.say, episode.actions)
-    others = [episode.say(s) for s in STEPS if episode.say(s) != gold]
-    seen = [*first, gold]
-    others = lessons.beside(rng, others, first, 5)
-    return _which(rng, episode, lessons.LAST_QUESTION, seen, gold, others)
-
-
-def object_lesson(rng: random.Random) -> Lesson:
-    """Which of these objects is in the video?"""
-    episode = any_episode(rng)
-    seen = [episode.name(0), episode.name(1)]
-    gold = rng.choice(seen)
-    names = [n for d in DOMAINS.values() for n in d["objects"]]
-    others = [n for n in names if n not in seen]
-    return _which(rng, episode, lessons.OBJECT_QUESTION, seen, gold, others)
-
-
-def _which(rng, episode: Episode, question: str, seen, gold: str, others) -> Lesson:
-    """The right option among three or four wrong ones, about a clip."""
+    seen, gold, others = lessons.about_clip(rng, episode, asks, 5)
     wrong = rng.choice((3, 4))
     options, place = rng.sample(others, wrong), rng.randrange(wrong + 1)
     options.insert(place, gold)
     clip, _ = look(rng, episode, False, still=False)
-    style, thought = _style(rng), f"I see {', '.join(seen)}. It is {gold}."
-    response = _respond(style, thought, _LETTERS[place])
-    return Lesson(ask(question, options, style), response, clip)
+    style, letter = _style(rng), _LETTERS[place]
+    text = ask(lessons.ASKS[asks], options, style)
+    thought = f"I see {', '.join(seen)}. It is {gold}."
+    response = answer_text(thought, letter) if style == "think" else letter
+    return Lesson(text, response, clip)
 
 
 def pick_lesson(rng: random.Random) -> Lesson:

@@ -44,6 +44,7 @@ ENVIRONMENTS = {
     "L3": range(200, 216),
     "general": range(300, 316),
 }
+CATEGORIES = {"shown step": "S2A", "last step": "E3E", "shown object": "S2O"}
 IMAGE_ONLY_SHARE = 0.15
 TEACHER_OVERLOOKS, TEACHER_HASTY = 0.08, 0.15
 PATIENCE = 3600.0  # seconds to wait for another process that writes the same folder
@@ -208,25 +209,9 @@ def _general(number: int, seed: int) -> tuple[dict, Episode]:
     hold = (frames - 8) // len(actions)
     tail = frames - 4 - hold * len(actions)
     episode = replace(episode, hold=hold, tail=tail, dries=False)
-    count = 4 + number // 8 % 2
-    if number % 3 == 0:
-        kind, question = "S2A", lessons.SHOWN_QUESTION
-        gold = episode.say(rng.choice(actions))
-        others = [episode.say(s) for s in lessons.STEPS if s not in actions]
-    elif number % 3 == 1:
-        kind, question = "E3E", lessons.LAST_QUESTION
-        gold = episode.say(actions[-1])
-        others = [episode.say(s) for s in lessons.STEPS if s != actions[-1]]
-        others = lessons.beside(
-            rng, others, list(map(episode.say, actions[:-1])), count
-        )
-    else:
-        kind, question = "S2O", lessons.OBJECT_QUESTION
-        present = [episode.name(0), episode.name(1)]
-        gold = rng.choice(present)
-        names = [name for domain in DOMAINS.values() for name in domain["objects"]]
-        others = [name for name in names if name not in present]
-    candidates = rng.sample(others, count - 1)
+    count, asks = 4 + number // 8 % 2, list(CATEGORIES)[number % 3]
+    _, gold, others = lessons.about_clip(rng, episode, asks, count)
+    candidates, question = rng.sample(others, count - 1), lessons.ASKS[asks]
     correct = rng.randrange(count)
     candidates.insert(correct, gold)
     video = f"general_{number:05d}"
@@ -238,7 +223,7 @@ def _general(number: int, seed: int) -> tuple[dict, Episode]:
         "correct_choice": correct,
         "position": [episode.span(i)[0] for i in range(len(actions))],
         "topic_category": domain,
-        "question_category": kind,
+        "question_category": CATEGORIES[asks],
         "level": "L1-Perception",
         "id": f"{video}_0",
         "video_path": f"{video}.mp4",

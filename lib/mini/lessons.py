@@ -18,9 +18,11 @@ NOTHING = "nothing"
 TEACHERS = "in my current observation"
 NUMBERS = ("none", "one", "two", "three", "four")
 STEPS = [Step(effect, item) for effect in range(6) for item in (0, 1)]
-SHOWN_QUESTION = "Which of these steps is shown in the video?"
-LAST_QUESTION = "Which of these steps is the last one in the video?"
-OBJECT_QUESTION = "Which of these objects is in the video?"
+ASKS = {  # what is asked about a clip beside the next step
+    "shown step": "Which of these steps is shown in the video?",
+    "last step": "Which of these steps is the last one in the video?",
+    "shown object": "Which of these objects is in the video?",
+}
 
 
 def careful_thought(
@@ -71,14 +73,23 @@ def ask(text: str, options: list[str], style: str) -> str:
     return prompts.prompt_text(question, style)
 
 
-def beside(
-    rng: random.Random, others: list[str], first: list[str], count: int
-) -> list[str]:
-    """`count` - 1 of `others` to stand beside the right option, one of `first` among
-    them: so that it is no use to know what happens in the clip but not when."""
-    near = rng.sample(first, min(1, len(first)))
-    rest = [step for step in others if step not in first]
-    return near + rng.sample(rest, count - 1 - len(near))
+def about_clip(
+    rng: random.Random, episode: Episode, asks: str, count: int
+) -> tuple[list[str], str, list[str]]:
+    """What a clip shows, the right option of a question in `ASKS` with `count` options,
+    and wrong ones to choose from. Beside the last step stands one that came before: so
+    that it is no use to know what happens in the clip but not when."""
+    shown = list(map(episode.say, episode.actions))
+    every = list(map(episode.say, STEPS))
+    if asks == "shown object":
+        shown = [episode.name(0), episode.name(1)]
+        every = [name for domain in DOMAINS.values() for name in domain["objects"]]
+    gold = shown[-1] if asks == "last step" else rng.choice(shown)
+    wrong = [option for option in every if option not in shown]
+    if asks == "last step":
+        near = rng.sample(shown[:-1], min(1, len(shown) - 1))
+        wrong = near + rng.sample(wrong, count - 1 - len(near))
+    return shown, gold, wrong
 
 
 def any_episode(rng: random.Random, **fixed) -> Episode:

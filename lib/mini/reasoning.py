@@ -28,7 +28,6 @@ from typing import NamedTuple
 
 from lib.data.letters import THINK
 from lib.data.questions import Demonstration
-from lib.mini import lessons
 from lib.mini.lessons import NOTHING, NUMBERS, TEACHERS
 from lib.mini.truth import Truth, known
 from lib.mini.world import DOMAINS
@@ -166,13 +165,10 @@ def flawless(data_dir: str | Path) -> dict[str, str]:
     any memory of it."""
     found = {}
     for key, truth in known(data_dir).items():
-        e = truth.episode
+        seen = truth.objects if truth.asks == "shown object" else truth.seen
+        found[key] = f"I see {', '.join(seen)}. It is {truth.answer}."
         if truth.asks == "next step":
-            seen = lessons.visible_order(e) if truth.image_only else e.actions
-            found[key] = lessons.taught_thought(e, seen, e.answer)
-        else:
-            seen = truth.objects if truth.asks == "shown object" else truth.seen
-            found[key] = f"I see {', '.join(seen)}. It is {truth.answer}."
+            found[key] = truth.thought()
     return found
 
 

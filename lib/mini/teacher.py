@@ -37,7 +37,7 @@ def demonstrations(
     return [
         Demonstration(
             *(q.id, prompt_text(q, "think"), q.video, q.image),
-            response=lessons.answer_text(_true(_known(q.id, truths)), q.gold),
+            response=lessons.answer_text(_known(q.id, truths).thought(), q.gold),
         )
         for q in questions
     ]
@@ -82,12 +82,6 @@ def _saying(item: Demonstration, thought: str) -> Demonstration:
     return replace(item, response=lessons.answer_text(thought, letter))
 
 
-def _true(known: Truth) -> str:
-    e = known.episode
-    seen = lessons.visible_order(e) if known.image_only else e.actions
-    return lessons.taught_thought(e, seen, e.answer)
-
-
 def _false(known: Truth, rng: random.Random) -> str:
     """What was done at another moment, from which another step would follow; steps that
     have nothing to do with the goal stay. A clip must show something."""
@@ -98,8 +92,7 @@ def _false(known: Truth, rng: random.Random) -> str:
     actions = list(e.plan[: rng.choice(moments)])
     for step in beside:
         actions.insert(rng.randint(0, len(actions)), step)
-    other = replace(known, episode=replace(e, actions=tuple(actions)))
-    return _true(other)
+    return replace(known, episode=replace(e, actions=tuple(actions))).thought()
 
 
 def _known(key: str, truths: Mapping[str, Truth]) -> Truth:

@@ -4,8 +4,8 @@ The annotation files hold no more than those of a real benchmark. But the genera
 deterministic, so the episode behind a question is made again from the sizes and the
 seed in `benchmark.json`, and every record is compared with the one on disk.
 
-    >>> known = truth("L1/0", "outputs/data/miniplan")
-    >>> known.seen, known.answer, known.asks
+    >>> truth = known("outputs/data/miniplan")["L1/0"]
+    >>> truth.seen, truth.answer, truth.asks
     (('wash pepper', 'cut pepper', 'salt pepper'), 'tie pepper', 'next step')
 """
 
@@ -15,22 +15,16 @@ from pathlib import Path
 
 from lib import paths, records
 from lib.mini import benchmark, lessons
-from lib.mini.world import Episode
-
-ASKS = {
-    lessons.SHOWN_QUESTION: "shown step",
-    lessons.LAST_QUESTION: "last step",
-    lessons.OBJECT_QUESTION: "shown object",
-}
+from lib.mini.world import Episode, Step
 
 
 @dataclass(frozen=True)
 class Truth:
     """The episode behind a question, and what the question asks for.
 
-    `asks` is "next step" or one of ASKS; `options` and `answer` are in
-    words, as the question has them. Without a video (`image_only`) only the still
-    shows what was done.
+    `asks` is "next step" or one of `lessons.ASKS`; `options` and `answer` are in words,
+    as the question has them. Without a video (`image_only`) only the still shows what
+    was done.
     """
 
     episode: Episode
@@ -40,12 +34,15 @@ class Truth:
     answer: str
 
     @property
-    def seen(self) -> tuple[str, ...]:
+    def done(self) -> tuple[Step, ...]:
         """The steps that were done: in order, or as the still alone shows them."""
-        done = self.episode.actions
-        if self.image_only:
-            done = lessons.visible_order(self.episode)
-        return tuple(map(self.episode.say, done))
+        e = self.episode
+        return lessons.visible_order(e) if self.image_only else e.actions
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The same in words."""
+        return tuple(map(self.episode.say, self.done))
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -57,23 +54,14 @@ class Truth:
         """The words for the two objects of the scene."""
         return self.episode.name(0), self.episode.name(1)
 
-
-def truth(question_id: str, data_dir: str | Path) -> Truth:
-    """The truth about one question ("L1/0", "general/general_00000_0", "training/7").
-
-    KeyError where `data_dir` holds no such question or was not generated; see `known`.
-    """
-    found = known(data_dir)
-    if question_id not in found:
-        raise KeyError(
-            f"nothing is known about question {question_id!r} of {data_dir}: the truth"
-            " is known only for questions that `lib.mini write` wrote there"
-        )
-    return found[question_id]
+    def thought(self) -> str:
+        """What a teacher who sees everything says about the next step."""
+        return lessons.taught_thought(self.episode, self.done, self.episode.answer)
 
 
 def known(data_dir: str | Path) -> dict[str, Truth]:
-    """{question id: its Truth} for a folder that `lib.mini write` wrote, else {}.
+    """{question id: its Truth} for a folder that `lib.mini write` wrote, else {}; ids
+    are "training/7", "L1/0", "general/general_00000_0".
 
     Raises ValueError, naming file and record, where the generator of today makes other
     questions than those on disk.
@@ -100,8 +88,9 @@ def _known(folder: Path) -> dict[str, Truth]:
     rows = benchmark.make_general(sizes.general, sizes.seed)
     path = folder / "general" / "lvb_val.json"
     _check_same(path, records.read_json(path), [record for record, _ in rows])
+    asked = {question: asks for asks, question in lessons.ASKS.items()}
     for record, episode in rows:
-        options, asks = tuple(record["candidates"]), ASKS[record["question"]]
+        options, asks = tuple(record["candidates"]), asked[record["question"]]
         answer = options[record["correct_choice"]]
         own = Truth(episode, False, asks, options, answer)
         found[f"general/{record['id']}"] = own

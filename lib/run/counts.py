@@ -143,8 +143,8 @@ def chosen(words: Sequence[str]) -> list[str]:
 @lru_cache
 def read_set(path: Path, root: Path, holdout_share: float, share: float) -> Asked:
     """Counts of an annotation file that is there, with its clips below `root`."""
-    found = questions.check(path)
-    items = [item for _, item in questions.usable(path, root)]
+    found = questions.check(path, root)
+    items = [item for _, item in found["rows"]]
     items, _ = questions.split_holdout(items, holdout_share)
     items = training_sets.share_of(items, share, seed=0) if items else []
     each = max(1, len(items))

@@ -1,4 +1,4 @@
-"""Is a model read right on this machine? Asked in minutes, before hours are spent.
+"""Check in minutes whether a model is read right on this machine.
 
     python -m lib.run check-model Qwen/Qwen2-VL-2B-Instruct
     python -m lib.run check-model lib/mini/base --sight lib.mini.sight
@@ -9,9 +9,9 @@ path      the kit's decoding, log-probabilities and positions equal the plain on
 sight     48 questions on clips drawn here: what is shown, and in which order
 learning  three steps of SFT lower the loss; a new adapter changes nothing
 
-A finding is ok, NO, or "-": not decided with this model or machine, and why. All are in
-outputs/checked/<model>/check.json, which `--dry-run` looks for. The faults that each
-level notices stand in tests/test_model_check.py."""
+A finding is ok, NO, or "-", which means: not decided with this model or machine, and
+why. All are in outputs/checked/<model>/check.json, which `--dry-run` looks for.
+tests/test_model_check.py has the faults that each level notices."""
 
 import hashlib
 import importlib

@@ -48,7 +48,7 @@ from lib.run.params import Run, declarations, declared, load_params
 
 OUTPUTS = outputs_dir()
 ABOUT = """\
-Run the notebooks in order, into outputs/<run_name>/. Killed, the same command goes on.
+Run the notebooks in order, into outputs/<run_name>/. Stopped? Run it once more.
 
     python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
     python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2
@@ -158,7 +158,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("params", help="a file such as params/mini.yaml")
     more = {"nargs": "*", "metavar": "NAME=VALUE"}
-    add("overrides", **more, help="over the file's, as seed=3 grpo_lr=1e-4")
+    add("overrides", **more, help="in place of the file's: seed=3 grpo_lr=1e-4")
     add("--jobs", type=int, default=1, help="runs of a sweep at the same time")
     add("--only", metavar="RUN", help="one run of a sweep, by name")
     add("--fresh", action="store_true", help="remove the run's folder first")

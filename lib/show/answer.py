@@ -28,16 +28,18 @@ def lead(rows: Iterable[Mapping]) -> str:
     return f"GRPO is {'; '.join(f'{how} {where}' for how, where in said if where)}."
 
 
-def answer(compared: Iterable[Mapping], published: Mapping) -> View:
-    """The lead, and a line a set: GRPO − SFT said in words and its interval drawn. Rows
-    have a, b, set, difference, low and high, in shares; `published` are those of
-    `compare.published_differences`."""
+def answer(compared: Sequence[Mapping], published: Mapping) -> View:
+    """The lead, and a line a set: GRPO − SFT said in words and its interval drawn; then
+    where a training does harm. Rows have a, b, set, difference, low, high, in shares;
+    `published` are those of `compare.published_differences`."""
     rows = compare.main(compared)
     drawn = [*rows, *(published["grpo", "sft", row["set"]] for row in rows)]
     widest = 1.08 * max(abs(row[end]) for row in drawn for end in ("low", "high"))
     words = (readme.verdict(row).split("**")[2] for row in rows)
     said = [row | {"words": own} for row, own in zip(rows, words, strict=True)]
-    return View(VIEWS.answer(lead(rows), said, published, widest), lead(rows))
+    harms = [sentence.split("**")[1:] for sentence in readme.harms(compared)]
+    words = " ".join([lead(rows), *map("".join, harms)])
+    return View(VIEWS.answer(lead(rows), said, harms, published, widest), words)
 
 
 def across(rows: Iterable[Mapping]) -> str:
@@ -76,7 +78,7 @@ def facts(manifest: Mapping, data_dir: str) -> View:
         "base model": [stage.get("model") for stage in stages],
         "training seed": [stage.get("seed") for stage in stages],
         "code": [
-            f"commit {place['git_commit']}"
+            f"commit {place['git_commit'][:12]}"
             + " with changes" * bool(place.get("git_dirty"))
             for place in places
             if place.get("git_commit")

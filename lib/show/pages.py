@@ -71,8 +71,14 @@ def show(drawn: Axes | Figure, path: str | Path, alt: str) -> None:
     if not alt.strip():
         raise ValueError(f"{path}: a figure needs a text for who cannot see it")
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    data = plots.save(figure, path).read_bytes()
+    saved = plots.save(figure, path)
     plt.close(figure)  # or the cell would show it a second time
+    show_file(saved, alt)
+
+
+def show_file(path: Path, alt: str) -> None:
+    """Show a PNG that is there in the cell, with the text in its place."""
+    data = path.read_bytes()
     width = round(Image.open(io.BytesIO(data)).width / PIXELS_AN_INCH)
     bundle = {"image/png": data, "text/plain": alt}
     display(bundle, raw=True, metadata={"image/png": {"alt": alt, "width": width}})

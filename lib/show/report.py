@@ -4,7 +4,7 @@
 
 writes report.html, which is the executed 05_analysis without its code, and a page of
 each executed notebook beside it. Pictures and styles stand in the file, formulas are
-MathML; page.html says what a browser may do with it: nothing.
+MathML. A browser fetches nothing and runs nothing for it.
 
 Tags of cells say where their output goes: `answer` to the top of the report, `folded`
 into a <details>, `lesson` into the notebook's page alone; `setup` and `parameters` are

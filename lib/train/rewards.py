@@ -25,7 +25,7 @@ before you train on it, as 03_grpo does."""
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from lib.data.letters import FORMAT, THINK, folded, parse_answer
 from lib.data.questions import Question
@@ -38,14 +38,14 @@ def accuracy_reward(completion: str, gold: str) -> float:
     return float(parse_answer(completion, "first_letter") == gold)
 
 
-def format_reward(completion: str) -> float:
+def format_reward(completion: str, question: Question | None = None) -> float:
     """1.0 for `<think>...</think><answer>...</answer>`, each once, in this order, with
     nothing but white space outside; else 0.0. Stricter than the released one, which
     also rewards a completion that goes on and on behind its first `</answer>`."""
     return float(FORMAT.fullmatch(completion) is not None)
 
 
-def consistency_reward(completion: str, options: Sequence[str]) -> float:
+def consistency_reward(completion: str, question: Question) -> float:
     """1.0 if the answer's letter is the option that the reasoning named last, else 0.0.
 
     An option is named where its whole text stands as words of its own, with any case
@@ -53,11 +53,10 @@ def consistency_reward(completion: str, options: Sequence[str]) -> float:
     about being right, and it only reads: a paraphrase, a letter ("so B") and an option
     that is named to be ruled out at the end are not understood.
 
-        >>> options = ("wash cup", "dry cup")
-        >>> consistency_reward("<think>Wash cup is done, so dry cup.</think>"
-        ...                    "<answer>B</answer>", options)
-        1.0
+        "<think>Wash cup is done, so dry cup.</think><answer>B</answer>"    1.0 with
+        the options "wash cup", "dry cup"
     """
+    options = question.options
     letter = parse_answer(completion, "first_letter", "ABCDE"[: len(options)])
     match = THINK.search(completion)
     reasoning = match.group(1) if match else completion.partition("<answer>")[0]
@@ -70,7 +69,6 @@ def consistency_reward(completion: str, options: Sequence[str]) -> float:
     return float(said and plain["ABCDE".index(letter)] == named[-1])
 
 
-# As a trainer calls them: functions of the module, which other processes find too.
 def accuracy(completion: str, question: Question) -> float:
     """`accuracy_reward` of a question."""
     return accuracy_reward(completion, question.gold)
@@ -83,20 +81,11 @@ def coin(completion: str, question: Question, rollout: str = "") -> float:
     return float(tossed[0] % 2)
 
 
-def well_formed(completion: str, question: Question) -> float:
-    """`format_reward` of any question."""
-    return format_reward(completion)
-
-
-def consistent(completion: str, question: Question) -> float:
-    """`consistency_reward` of a question."""
-    return consistency_reward(completion, question.options)
-
-
 TOLD_ROLLOUT = (coin,)  # rewards that differ between equal answers
+# Functions of the module, which other processes find too.
 REWARDS: dict[str, Callable[[str, Question], float]] = {
     "accuracy": accuracy,
-    "format": well_formed,
-    "consistency": consistent,
+    "format": format_reward,
+    "consistency": consistency_reward,
     "coin": coin,
 }

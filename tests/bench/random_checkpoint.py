@@ -23,7 +23,7 @@ from lib import records
 from lib.data.questions import Question
 from lib.data.video import PATCH, Sampling
 from lib.model import models
-from tests.filmed import write_clip
+from tests.made_films import write_film
 
 BASE = models.paths.ROOT / "lib" / "mini" / "base"
 SHARD_BYTES = 2**30
@@ -89,8 +89,8 @@ def write_questions(
     questions = []
     for number in range(count):
         video, image = folder / f"{number}.mp4", folder / f"{number}.png"
-        frames = (blocks(rng, sampling) for _ in range(sampling.max_frames))
-        write_clip(video, frames, rate=2)
+        pictures = [blocks(rng, sampling) for _ in range(sampling.max_frames)]
+        write_film(video, pictures, fps=2)
         Image.fromarray(blocks(rng, sampling)).save(image)
         questions.append(
             Question(
@@ -103,7 +103,6 @@ def write_questions(
                 goal="make tea",
                 domain="Daily life",
                 scenario="kitchen",
-                progress=(),
                 video=video,
                 image=image,
             )

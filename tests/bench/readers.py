@@ -87,7 +87,7 @@ def made(video, folder):
     """The video and its kin: [(name, path)]."""
     import av
 
-    from tests.filmed import write_clip
+    from tests.made_films import write_film
 
     with av.open(str(video)) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
@@ -100,9 +100,9 @@ def made(video, folder):
         ("20 s, key frame a second", long, round(rate)),
         ("20 s, key frame in ten", long, round(10 * rate)),
     ):
-        clip = folder / f"{name}.mp4"
-        write_clip(clip, some, rate, preset="veryfast", g=str(group))
-        found.append((name, clip))
+        found.append((name, folder / f"{name}.mp4"))
+        options = {"preset": "veryfast", "g": str(group)}
+        write_film(found[-1][1], some, rate, options=options)
     return found
 
 

@@ -106,21 +106,20 @@ def declared(notebook: Path) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for number, line in enumerate(tagged[0].source.splitlines(), 1):
         place = f"{notebook.name}, parameter cell, line {number}"
-        name, own, default, sentence = _declaration(line, place)
-        if name in found:
-            raise ValueError(f"{place}: {name} is declared twice")
-        found[name] = Parameter(name, own, default, sentence, place)
+        new = _declaration(line, place)
+        if new.name in found:
+            raise ValueError(f"{place}: {new.name} is declared twice")
+        found[new.name] = new
     return found
 
 
-def _declaration(line: str, place: str) -> tuple[str, type, Any, str]:
-    """Name, type, default and sentence of one line of a parameter cell."""
+def _declaration(line: str, place: str) -> Parameter:
     if match := DECLARATION.fullmatch(line):
-        name, kind, literal, sentence = match.groups()
+        name, own, sentence = match[1], TYPES[match[2]], match[4]
         with suppress(ValueError, SyntaxError):  # not a literal
-            default = ast.literal_eval(literal)
-            if _mismatch(default, TYPES[kind]) is None:
-                return name, TYPES[kind], TYPES[kind](default), sentence
+            default = ast.literal_eval(match[3])
+            if _mismatch(default, own) is None:
+                return Parameter(name, own, own(default), sentence, place)
     raise ValueError(
         f"{place}: expected `name: type = literal  # sentence` with a type of "
         f"{', '.join(TYPES)}; found `{line}`"

@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 60.0  # seconds; a signal ends a process at once
@@ -50,6 +51,14 @@ def _do(work: Callable[[], None], log: Path) -> None:
         os._exit(code)
 
 
+def wait_until(condition: Callable[[], object], seconds=PATIENCE, what="it"):
+    """AssertionError if `condition` is not true within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.01)
+
+
 def free_port() -> str:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -72,9 +81,9 @@ def end(
     found = running(children)
     for child in found:
         os.kill(child, how)
-    deadline = time.monotonic() + seconds
-    while (left := running(children)) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    with suppress(AssertionError):
+        wait_until(lambda: not running(children), seconds)
+    left = running(children)
     for child in left:
         os.kill(child, signal.SIGKILL)
     for child in children:

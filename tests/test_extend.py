@@ -183,7 +183,7 @@ def test_the_variants_option_leads_back_to_grpo(kit):
     assert same(weights(kit, "both", "grpo"), whole)
     assert not same(weights(kit, "both", "psr"), whole)
     card = (kit / "outputs" / "psr" / "README.md").read_text()
-    assert "the method `psr` of `lib/train/rl.py`" in card
+    assert "after psr (`lib/train/rl.py`)" in card
 
 
 def test_the_data_set_has_no_faults(kit, films):

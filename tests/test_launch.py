@@ -5,11 +5,10 @@ import os
 import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -22,6 +21,7 @@ from lib.run import launch
 from lib.run.pipeline import OwnKernel
 from lib.train import reward_stages, rewards
 from tests import launched
+from tests.forked import free_port, wait_until
 from tests.launched import is_running
 
 HANG = 120  # seconds; an idle machine needs 5
@@ -68,10 +68,7 @@ def kernel(folder):
 def waiting_processes(folder):
     """The pids of a call of `launched.wait` once all of them are there."""
     files = [folder / "pids_0", folder / "pids_1"]
-    until = time.monotonic() + HANG
-    while not all(file.exists() for file in files):
-        assert time.monotonic() < until, "the processes never started"
-        time.sleep(0.02)
+    wait_until(lambda: all(file.exists() for file in files), HANG, "the processes")
     pids = {int(pid) for file in files for pid in file.read_text().split()}
     for file in files:
         file.unlink()
@@ -80,9 +77,8 @@ def waiting_processes(folder):
 
 def assert_gone(pids):
     """Within some seconds; what is left is ended, so that no test leaves anything."""
-    until = time.monotonic() + 20
-    while any(map(is_running, pids)) and time.monotonic() < until:
-        time.sleep(0.02)
+    with suppress(AssertionError):
+        wait_until(lambda: not any(map(is_running, pids)), 20)
     left = [pid for pid in pids if is_running(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
@@ -183,12 +179,9 @@ print(launch.call(folder, 2, "", launched.facts, folder))
 
 def free_job():
     """The number of a job whose port (see slurm.sh) is free."""
-    while True:
-        with socket.socket() as listening:
-            listening.bind(("127.0.0.1", 0))
-            port = listening.getsockname()[1]
-        if port < 60000:
-            return port - 10000
+    while (port := int(free_port())) >= 60000:
+        pass
+    return port - 10000
 
 
 def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):

@@ -221,6 +221,7 @@ def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_p
         ("sweep: 3", "expected lines of `key: [value, value]`"),
         ("sweep: {seed: 3}", "expected a list of values"),
         ("sweep: {seed: []}", "expected a list of values"),
+        ("sweep: {seed: {a: 1}}", "expected a list of values"),
         ("sweep: {sed: [1]}", "did you mean seed?"),
         ("sweep: {seed: [1, x]}", f"{WHOLE}, found 'x'"),
         ("sweep: {seed: [[1], 2]}", f"{WHOLE}, found a list"),

@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import nbformat
 import pytest
 
 from lib.paths import ROOT
+from tests.forked import wait_until
 from tests.launched import is_running
 
 MODULES = [
@@ -430,10 +430,3 @@ def test_a_sweep_runs_all_keeps_what_finished_and_writes_one_table(kit):
     assert table[0] == "| run | seed | status | base L1 | sft L1 | seconds |"
     assert table[3].startswith("| seeds-seed_1 | 1 | finished | 0.250 | 0.250 | ")
     assert len(table) == 5
-
-
-def wait_until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.1)

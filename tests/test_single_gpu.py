@@ -115,7 +115,7 @@ def test_the_card_says_what_the_records_say_in_both_places(run, exported):
     assert "| L1 | 200 | 50.0 [43.1, 56.9] | 25.0 [19.5, 31.4] |" in card
     assert "CC BY-NC 4.0" in card and "CC BY-NC-SA 4.0" in card
     assert "| kl_beta | 0.1 |" in card and "rank 4" in card and "NF4" in card
-    assert "`lib/mini/base`" in card and "base_model" not in card
+    assert "`lib/mini/base` after GRPO:" in card and "base_model" not in card
 
 
 def test_a_card_without_evaluation_says_so(run):

@@ -252,10 +252,13 @@ def check_host(needed: float) -> Check:
     return Check("host memory", gib <= there, text)
 
 
-def check_disks(wanted: Mapping[Path, int]) -> list[Check]:
-    """Whether the disks have room for so many bytes below each folder."""
-    places, sizes = {}, Counter()
-    for folder, size in wanted.items():
+def check_disks(runs: Iterable[Mapping[tuple[Path, str], int]]) -> list[Check]:
+    """Whether the disks have room for what each run needs, {(folder, what): bytes};
+    what runs share is there once."""
+    wanted, places, sizes = Counter(), {}, Counter()
+    for needed in runs:
+        wanted |= Counter(needed)  # the larger one of each
+    for (folder, _), size in wanted.items():
         there = next(place for place in (folder, *folder.parents) if place.exists())
         disk = there.stat().st_dev
         places.setdefault(disk, there)

@@ -17,7 +17,7 @@ from lib import chain, paths, records
 from lib.analysis import stats
 from lib.doors import Door
 from lib.evaluate import tables
-from lib.methods import called
+from lib.methods import LABELS, called
 from lib.model import models
 from lib.train import rl
 
@@ -25,16 +25,6 @@ from lib.train import rl
 import peft
 from huggingface_hub import ModelCard, ModelCardData
 
-METHODS = {
-    "sft": "supervised fine-tuning on demonstrations",
-    "sft-answers": "supervised fine-tuning on answers alone",
-    "sft-steps": "supervised fine-tuning on answers in words",
-    "rft": "supervised fine-tuning on the base's own right answers",
-    **{name: f"the method `{name}` of `lib/train/rl.py`" for name in rl.METHODS},
-    "grpo": "GRPO with a reward for the right answer",
-    "ppo": "PPO with a learned critic",
-    "care": "GRPO-CARE with its consistency bonus",
-}
 LICENCES = {  # part of the command that made the data: what its licence asks for
     "seed_bench": "Trained on SEED-Bench-R1, whose videos are EPIC-KITCHENS-100 "
     "(CC BY-NC 4.0, no commercial use) and Ego4D (its own signed licence).",
@@ -88,7 +78,7 @@ def start(run: Path, label: str, base, dtype: str):
 
 def trained_on(adapter: Path) -> dict:
     """What the run's manifest says of the training that left this adapter."""
-    if adapter.name not in METHODS:
+    if adapter.name not in {*LABELS, *rl.METHODS}:
         raise ValueError(f"{adapter}: expected .../adapters/sft or .../adapters/grpo")
     stage = "02_sft" if adapter.name.startswith(("sft", "rft")) else "03_grpo"
     paths.require(adapter, "train it first (02_sft or 03_grpo)")
@@ -105,7 +95,7 @@ def model_card(adapter: Path) -> str:
     run, facts = adapter.parents[1], trained_on(adapter)
     chain.verify(run)
     (record,) = adapter.glob("*_settings.json")
-    base, data = facts["model"], facts["data_command"]
+    base, data, label = facts["model"], facts["data_command"], adapter.name
     front = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if not paths.resolve(base).is_dir():  # a local one has no name on the hub
         front["base_model"] = base
@@ -114,13 +104,13 @@ def model_card(adapter: Path) -> str:
         ModelCardData(**front),
         template_path=str(CARD),
         base=base,
-        label=adapter.name,
-        method=METHODS[adapter.name],
+        label=label,
+        method=LABELS.get(label, f"{label} (`lib/train/rl.py`)"),
         run=run.name,
         made=facts["environment"],
         data=data,
         asked=facts.get("questions", facts.get("demonstrations")),
-        measured=measured(run, adapter.name),
+        measured=measured(run, label),
         settings=records.read_json(record)["settings"],
         licences=licences or ["The licence of the data is not recorded."],
     )

@@ -106,21 +106,20 @@ def declared(notebook: Path) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     for number, line in enumerate(tagged[0].source.splitlines(), 1):
         place = f"{notebook.name}, parameter cell, line {number}"
-        name, own, default, sentence = _declaration(line, place)
-        if name in found:
-            raise ValueError(f"{place}: {name} is declared twice")
-        found[name] = Parameter(name, own, default, sentence, place)
+        new = _declaration(line, place)
+        if new.name in found:
+            raise ValueError(f"{place}: {new.name} is declared twice")
+        found[new.name] = new
     return found
 
 
-def _declaration(line: str, place: str) -> tuple[str, type, Any, str]:
-    """Name, type, default and sentence of one line of a parameter cell."""
+def _declaration(line: str, place: str) -> Parameter:
     if match := DECLARATION.fullmatch(line):
-        name, kind, literal, sentence = match.groups()
+        name, own, sentence = match[1], TYPES[match[2]], match[4]
         with suppress(ValueError, SyntaxError):  # not a literal
-            default = ast.literal_eval(literal)
-            if _mismatch(default, TYPES[kind]) is None:
-                return name, TYPES[kind], TYPES[kind](default), sentence
+            default = ast.literal_eval(match[3])
+            if _mismatch(default, own) is None:
+                return Parameter(name, own, own(default), sentence, place)
     raise ValueError(
         f"{place}: expected `name: type = literal  # sentence` with a type of "
         f"{', '.join(TYPES)}; found `{line}`"
@@ -326,19 +325,20 @@ class _Reader:
         self, sweep: _Given, own: Mapping[str, _Given], path: Path
     ) -> dict[str, _Given]:
         """The swept keys that have a list of values."""
+        lists = {}
         if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
             self.fault(sweep.place, "expected lines of `key: [value, value]` below it")
             return {}
-        axes = self.keys(sweep.node, path)
-        for key, axis in axes.items():
+        for key, axis in self.keys(sweep.node, path).items():
             if not isinstance(axis.node, yaml.SequenceNode) or not axis.node.value:
                 self.fault(axis.place, "expected a list of values, such as [0, 1]")
             elif key in own:
                 self.fault(axis.place, "given here and outside the sweep")
             elif key == "run_name":
                 self.fault(axis.place, "a sweep names its runs itself")
-        lists = (own for own in axes.items() if isinstance(own[1].node.value, list))
-        return dict(lists)
+            else:
+                lists[key] = axis
+        return lists
 
     def chosen(self, given: _Given | None) -> tuple[Path, ...]:
         """The notebooks that a file names, all where it names none."""

@@ -13,7 +13,6 @@ another card, times how much slower this one's memory is; or "not measured"."""
 import math
 import os
 import textwrap
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,7 +84,7 @@ def dry_run(
         except (ValueError, OSError) as error:
             told = line_of(Check("settings", False, str(error)))
             refused.append(f"{run.name}:\n{told}")
-    disks = check_disks(plans)
+    disks = checks.check_disks(plan.disk for plan in plans)
     if plans:
         lines = run_lines(plans[0]) if len(runs) == 1 else sweep_lines(plans)
         print(*lines, *map(line_of, disks), sep="\n")
@@ -129,16 +128,6 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
             *([checks.check_host(host)] if host else []),
         ],
     )
-
-
-def check_disks(plans: list[Plan]) -> list[Check]:
-    """Whether the disks have room for all runs; what runs share is there once."""
-    wanted, folders = Counter(), Counter()
-    for plan in plans:
-        wanted |= Counter(plan.disk)  # the larger one of each
-    for (folder, _), size in wanted.items():
-        folders[folder] += size
-    return checks.check_disks(folders)
 
 
 def run_lines(plan: Plan) -> list[str]:

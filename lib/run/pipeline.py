@@ -47,7 +47,7 @@ from lib.run.params import Run, declarations, declared, load_params
 
 OUTPUTS = outputs_dir()
 ABOUT = """\
-Run the notebooks in order, into outputs/<run_name>/. A second call goes on after a stop.
+Run the notebooks in order, into outputs/<run_name>/. After a stop, call it again.
 
     python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
     python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2

@@ -1,7 +1,9 @@
 """Work spread over the processors, in processes that are spawned and not forked: a fork
-of a process with threads, as torch starts them, may stand still for ever."""
+of a process with threads, as torch starts them, may stand still for ever. And the end
+of processes whose caller is gone."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,3 +22,15 @@ def mapped(work: Callable, jobs: Sequence, few: int) -> Iterator:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def at_the_callers_end(act: Callable[[], None]) -> None:
+    """Call `act`, in a thread, once stdin ends: the other end of that pipe is held by
+    the caller alone, so it closes however the caller ends."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        act()
+
+    threading.Thread(target=watch, daemon=True).start()

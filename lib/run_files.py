@@ -145,10 +145,3 @@ def made(run: Path, path: Path) -> bool:
 def is_trained(folder: Path) -> bool:
     """Whether the kit's training left a folder of adapters/, and not somebody else."""
     return any(folder.glob("*_settings.json"))
-
-
-def sweep(run: Path) -> None:
-    """Delete the temporary files that processes which are no more left in a run."""
-    for path in run.rglob(".*.tmp"):
-        if made(run, path) and records.is_abandoned(path):
-            path.unlink(missing_ok=True)

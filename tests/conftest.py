@@ -192,18 +192,10 @@ def model(tiny_checkpoint):
 
 def _write_clip(path, rng):
     """16 frames of 56 x 56 at 4 frames a second: blocks of one colour that change."""
-    import av
+    from made_films import write_film
 
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width = stream.height = 56
-        stream.pix_fmt = "yuv420p"
-        for _ in range(16):
-            blocks = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-            pixels = blocks.repeat(28, axis=0).repeat(28, axis=1)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    blocks = (rng.integers(0, 256, (2, 2, 3), dtype=np.uint8) for _ in range(16))
+    write_film(path, (b.repeat(28, axis=0).repeat(28, axis=1) for b in blocks), fps=4)
 
 
 def _write_still(path, rng):

@@ -190,18 +190,11 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_methods_with_other_questions_are_not_compared(run):
-    path = run / "attention_grpo.jsonl"
-    records.write_jsonl(path, records.read_jsonl(path)[1:])
-    with pytest.raises(ValueError, match="attention_grpo"):
-        attention.read_rows(run, "own")
-    with pytest.raises(FileNotFoundError, match=r"attention_base\.on_sft"):
-        attention.read_rows(run, "sft")
-
-
 def test_the_example_is_chosen_by_rule(run):
     rows = attention.read_rows(run, "own")
-    assert {key for own in rows.values() for key in own} == {"L1/a", "L1/b"}
+    assert [{*own} for own in rows.values()] == [{"L1/a", "L1/b"}] * 3
+    with pytest.raises(FileNotFoundError, match=r"attention_base\.on_sft"):
+        attention.read_rows(run, "sft")
     for right_of_base, chosen in (((), "L1/b"), (("L1/b",), "L1/a")):
         right = {"base": right_of_base, "sft": (), "grpo": ("L1/b",)}
         said = {

@@ -221,6 +221,7 @@ def planning_truth(**changed):
 
 
 SEEN = "I see cut onion, wash tomato"
+ONE, TWO = f"{SEEN}: one done. Next is", f"{SEEN}: two done. Next is"
 TAUGHT = "I see in my current observation cut onion, wash tomato"
 UNCOUNTED = "right wrong right y n n n"
 OTHER = "wrong - right y y n n"
@@ -235,30 +236,10 @@ OBJECT = {"asks": "shown object", "answer": "onion"}
     ("said", "letter", "expected", "about"),
     [
         # progress, count, next, consistent, follows, false step, false object
-        (
-            f"{SEEN}: one done. Next is cut tomato.",
-            "B",
-            "right right right y y n n",
-            {},
-        ),
-        (
-            f"{SEEN}: one done. Next is cut tomato.",
-            "A",
-            "right right right n y n n",
-            {},
-        ),
-        (
-            f"{SEEN}: two done. Next is cook tomato.",
-            "C",
-            "right wrong wrong y y n n",
-            {},
-        ),
-        (
-            f"{SEEN}: one done. Next is cook tomato.",
-            "C",
-            "right right wrong y n n n",
-            {},
-        ),
+        (f"{ONE} cut tomato.", "B", "right right right y y n n", {}),
+        (f"{ONE} cut tomato.", "A", "right right right n y n n", {}),
+        (f"{TWO} cook tomato.", "C", "right wrong wrong y y n n", {}),
+        (f"{ONE} cook tomato.", "C", "right right wrong y n n n", {}),
         (f"{SEEN}. Next is cut tomato.", "B", "right - right y y n n", {}),
         (f"{TAUGHT}: none done. Next action is cut tomato.", "B", UNCOUNTED, {}),
         (f"{SEEN}.", "B", "right - - - - n n", {}),

@@ -3,12 +3,12 @@
 import io
 import random
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 
 import av
 import decord
 import numpy as np
 import pytest
+from made_films import write_film
 
 from lib.data import clips, footage, inventory
 
@@ -33,23 +33,12 @@ def number(pixels):
     return sum(int(bar.mean() > 127) << bit for bit, bar in enumerate(bars))
 
 
-def write(
-    path, codec="libx264", options=X264, count=60, times=range(1000), turn=(), **more
-):
-    """A film whose frame i is `picture(i)`, shown at times[i] tenths of a second."""
-    pix_fmt = more.pop("pix_fmt", "yuv420p")
-    with av.open(path if isinstance(path, io.BytesIO) else str(path), "w", **more) as c:
-        stream = c.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, pix_fmt
-        stream.options = {"g": "10", **options}
-        if turn:
-            stream.set_display_rotation(turn[0], **turn[1])
-        for i in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(i), format="rgb24")
-            frame.pts, frame.time_base = times[i], Fraction(1, FPS)
-            c.mux(stream.encode(frame))
-        c.mux(stream.encode())
-    return path
+def write(path, codec="libx264", options=X264, count=60, **more):
+    """A film whose frame i is `picture(i)`."""
+    options = {"g": "10", **options}
+    return write_film(
+        path, map(picture, range(count)), FPS, codec, options=options, **more
+    )
 
 
 def read_all(path, step=1):

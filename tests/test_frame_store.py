@@ -1,7 +1,6 @@
 """Frames kept in a folder: the same pixels, whoever fills it and however it is hurt."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -390,17 +389,3 @@ def test_a_bad_clip_is_not_remembered(noisy, tmp_path):
         question_media(item, SMALL)
     item.video.write_bytes(noisy.read_bytes())
     assert question_media(item, SMALL)[0].shape == (8, 56, 84, 3)
-
-
-def test_the_bench_runs_and_writes_its_numbers(tmp_path):
-    out = tmp_path / "bench.json"
-    script = ROOT / "tests" / "bench" / "frame_store.py"
-    command = [sys.executable, str(script), "--small", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(out.read_text())
-    assert found["rounds"] == len(found["ratios"]) >= 3
-    low, middle, high = (found["ratio"][name] for name in ("min", "median", "max"))
-    assert 0 < low <= middle <= high
-    assert found["bytes_per_1000_clips"] > 0
-    assert f"{middle:.0f}" in done.stdout

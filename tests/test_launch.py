@@ -10,24 +10,20 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
-from safetensors.torch import load_file
 
 from lib import paths
-from lib.data import video
 from lib.run import launch
 from lib.run.pipeline import OwnKernel
-from lib.train import reward_stages, rewards, sft
-from tests import launched, two_processes
+from lib.train import reward_stages, rewards
+from tests import launched
 from tests.launched import is_running
 
-SAMPLING = video.Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 HANG = 120  # seconds; an idle machine needs 5
 IMPORTS = "import sys, pathlib; sys.path.append({root!r})\n"
 CELL = "from lib.run import launch; from tests import launched\n"
@@ -230,29 +226,6 @@ def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):
     assert Path(told["python"]) == Path(sys.executable)
     nodes = [(tmp_path / f"facts_{process}").read_text() for process in (0, 1)]
     assert nodes == ["node 0, local rank 0", "node 1, local rank 0"]
-
-
-def adapter_weights(folder):
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def test_two_processes_train_the_adapter_of_one(
-    tiny_checkpoint, demonstrations, tmp_path
-):
-    """Which is that of two under torchrun, as test_two_processes.py shows."""
-    settings = replace(two_processes.SFT, steps=2, gradient_accumulation=1)
-    trained = {}
-    for processes in (2, 1):
-        run = tmp_path / str(processes)
-        both = replace(settings, batch_size=2 // processes)
-        task = sft.Task(tiny_checkpoint, demonstrations, both, SAMPLING, run)
-        adapter = launch.call(run, processes, "", sft.train_sft, task)
-        assert adapter == run / "adapters" / "sft"
-        trained[processes] = adapter_weights(adapter)
-    assert trained[1].keys() == trained[2].keys()
-    for name, one in trained[1].items():
-        assert (trained[2][name] - one).norm() <= 1e-4 * one.norm()
-        assert one.norm() > 0  # lora_B begins at 0: these are changes
 
 
 def test_it_refuses_what_others_could_not_find(tmp_path):

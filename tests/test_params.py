@@ -24,6 +24,7 @@ FILES = [
     if "accelerate" not in path.parts  # settings of the launcher, not of a run
 ]
 
+THOUSAND = [*range(1000)]
 WHOLE = "expected a whole number in plain digits"
 FINITE = "expected a finite number in plain digits, such as 1.0e-5"
 
@@ -59,11 +60,16 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def faults(path: Path, notebooks: Path) -> list[str]:
+def refused(path: Path, notebooks: Path, given=()) -> ParamsFaults:
     with pytest.raises(ParamsFaults) as caught:
-        load_params(path, notebooks)
-    assert str(caught.value) == "\n".join(caught.value.faults)
-    return caught.value.faults
+        load_params(path, notebooks, given)
+    return caught.value
+
+
+def faults(path: Path, notebooks: Path) -> list[str]:
+    caught = refused(path, notebooks)
+    assert str(caught) == "\n".join(caught.faults)
+    return caught.faults
 
 
 def test_a_file_can_name_the_notebooks_of_its_runs(tmp_path, notebooks):
@@ -109,9 +115,8 @@ def test_a_command_line_gives_values_over_the_file(tmp_path, notebooks):
 )
 def test_a_wrong_override_is_refused_by_name(tmp_path, notebooks, given, why):
     path = write(tmp_path, "a.yaml", "lr: 0.1\nsweep: {seed: [1, 2]}\n")
-    with pytest.raises(ParamsFaults) as caught:
-        load_params(path, notebooks, [given])
-    assert f"{given}, on the command line: {why}" in str(caught.value)
+    told = str(refused(path, notebooks, [given]))
+    assert f"{given}, on the command line: {why}" in told
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -171,6 +176,11 @@ def test_values_come_with_the_declared_type(notebooks, tmp_path):
     assert run.values == {"run_name": "a", "lr": 1.0, "seed": 3, "quantize": True}
     assert type(run.values["lr"]) is float
     assert (run.name, run.varied) == ("a", ())
+    name, large = "x" * 200, 2**70 + 1
+    path.write_text(f"run_name: {name}\nlr: 1e-5\nmax_frames: 1_000\nseed: {large}\n")
+    (run,) = load_params(path, notebooks)
+    wanted = {"run_name": name, "lr": 1e-5, "max_frames": 1000, "seed": large}
+    assert run.values == wanted
 
 
 def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_path):
@@ -218,6 +228,11 @@ def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_p
         ("sweep: {run_name: [b]}", "a sweep names its runs itself"),
         ("seed: 1\nsweep: {seed: [1]}", "given here and outside the sweep"),
         ("run_name: a\nsweep: {seed: [1]}", "a sweep is named after its file"),
+        (f"sweep: {{reward: [a, {'b' * 300}]}}", "of at most 200 bytes"),
+        (
+            f"sweep: {{seed: {THOUSAND}, max_frames: {THOUSAND}, lr: {THOUSAND}}}",
+            "1,000,000,000 combinations, more than 1,000",
+        ),
     ],
 )
 def test_a_fault_is_named(line, expected, notebooks, tmp_path):
@@ -308,42 +323,17 @@ def test_a_file_of_a_stranger_gives_a_short_plain_message(
 ):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    with pytest.raises(ParamsFaults) as caught:
-        load_params(path, notebooks)
-    message = str(caught.value).replace(str(path), "a.yaml")
+    message = str(refused(path, notebooks)).replace(str(path), "a.yaml")
     assert told in message and len(message) < 700
     assert message.replace("\n", "").isprintable()
 
 
 def test_of_many_faults_the_first_are_listed(tmp_path, notebooks):
     path = write(tmp_path, "a.yaml", "".join(f"k{i}: 1\n" for i in range(500)))
-    with pytest.raises(ParamsFaults) as caught:
-        load_params(path, notebooks)
-    assert len(caught.value.faults) == 501  # run_name is missing too
-    assert len(str(caught.value).splitlines()) == 21
-    assert str(caught.value).endswith("and 481 more faults")
-
-
-def test_numbers_that_yaml_and_people_read_alike_are_taken(tmp_path, notebooks):
-    path = write(tmp_path, "a.yaml", "run_name: a\nseed: 1_000\nlr: 1e-5\n")
-    own = load_params(path, notebooks)[0].values
-    assert (own["seed"], own["lr"]) == (1000, 1e-5)
-    path = write(tmp_path, "b.yaml", f"run_name: {'x' * 200}\nseed: {2**70 + 1}\n")
-    assert load_params(path, notebooks)[0].values["seed"] == 2**70 + 1
-
-
-def test_a_sweep_is_counted_before_it_is_made(tmp_path, notebooks):
-    values = ", ".join(map(str, range(2000)))
-    text = f"sweep:\n  seed: [{values}]\n  lr: [{values}]\n  max_frames: [{values}]\n"
-    (fault,) = faults(write(tmp_path, "a.yaml", text), notebooks)
-    assert "8,000,000,000 combinations, more than 1,000" in fault
-
-
-def test_every_name_of_a_sweep_is_looked_at(tmp_path, notebooks):
-    write_notebook(notebooks / "03_x.ipynb", 'way: str = "a"  # how')
-    path = write(tmp_path, "a.yaml", f"sweep:\n  way: [a, {'b' * 300}]\n")
-    (fault,) = faults(path, notebooks)
-    assert "of at most 200 bytes" in fault
+    caught = refused(path, notebooks)
+    assert len(caught.faults) == 501  # run_name is missing too
+    assert len(str(caught).splitlines()) == 21
+    assert str(caught).endswith("and 481 more faults")
 
 
 @pytest.mark.parametrize(

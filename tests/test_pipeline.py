@@ -24,11 +24,8 @@ from tests.launched import is_running
 
 MODULES = [
     *("__init__", "chain", "doors", "methods", "paths", "records"),
-    *("run_files", "markup"),
-    *(
-        f"run/{name}"
-        for name in ("__init__", "__main__", "params", "pipeline", "cards")
-    ),
+    *("run_files", "markup", "processes", "run/__init__", "run/__main__"),
+    *("run/params", "run/pipeline", "run/cards"),
 ]
 NAMED = 'run_name: str = "smoke"  # folder below outputs/'
 NOTED = 'with open("../ledger.txt", "a") as file:\n    _ = file.write(f"{line}\\n")'

@@ -12,44 +12,28 @@ from lib.train.rewards import (
     format_reward,
 )
 
-# What an answer in its tag is by the paper's rule, which sees one character and knows
-# neither brackets nor case, and to a patient reader.
-IN_TAG = {
-    ("B", "B"): (
-        "B. take cereal bag ¦ B) take cereal bag ¦ B: take cereal bag ¦ "
-        "B\ntake cereal bag ¦ B. A man walks by"
-    ),
-    ("E", "E"): "E",
-    ("A", "A"): "A. A man walks by ¦ Answer: A. cup",
-    ("A", None): (
-        "Add water ¦ A cup ¦ Answer: A cup ¦ Answer: B, not A ¦ A or B ¦ "
-        "A, B, C, D ¦ A. B. C. D. ¦ A/B ¦ A. take bag\nB. open cupboard"
-    ),
-    ("A", "B"): "Answer: B ¦ Answer: B. take bag",
-    ("D", None): "Dry the cup",
-    ("B", None): "Because the tap runs ¦ BB",
-    ("C", "C"): "Choice C",
-    (None, "B"): (
-        "(B) ¦ ( B ) ¦ [B] ¦ **B** ¦ **B.** ¦ **(B)** ¦ **B**. take bag ¦ "
-        "**B.** take bag ¦ 'B' ¦ \"B\". ¦ (B) take cereal bag ¦ "
-        "(b) take cereal bag ¦ b ¦ b. ¦ b. take cereal bag ¦ option B ¦ Option B. ¦ "
-        "option (b) ¦ The answer is B ¦ The answer is option B. ¦ "
-        "The correct option is (B). ¦ answer: **B** ¦ **Answer:** B"
-    ),
-    (None, "A"): "a",
-    (None, None): (
-        "F ¦ (F) ¦ 1 ¦ Б ¦ take cereal bag ¦ a cup ¦ e.g. the bag ¦ optionB ¦ "
-        "the choice of a cup ¦ take vitamin C ¦ I don't know ¦ (A) or (B) ¦ "
-        "The answer is A, B"
-    ),
-}
-# The same of whole completions: of several tags the first counts.
+
+def released(completion: str, solution: str) -> float:
+    """The released reward as its steps read: any exception leaves 0."""
+    match = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)
+    try:
+        return float(match.group(1).strip()[0] == solution)
+    except (AttributeError, IndexError):
+        return 0.0
+
+
+# Whole completions: the letter of the released reward, which sees the first character
+# in the first tag and knows neither brackets nor case; and to a patient reader.
 WHOLE = [
-    ("<think>x</think><answer>B</answer>", "B", "B"),
     ("<think>x</think><answer>B.</answer>", "B", "B"),
     ("<think>x</think>\n<answer> B </answer>\n", "B", "B"),
     ("<answer>\nB\n</answer>", "B", "B"),
-    ("<answer>A</answer><answer>B</answer>", "A", "A"),
+    ("<answer>B\ntake cereal bag</answer>", "B", "B"),
+    ("<answer>A. take bag\nB. open cupboard</answer>", "A", None),
+    ("<answer>Add water</answer>", "A", None),
+    ("<answer>Answer: B</answer>", "A", "B"),
+    ("<answer>(B)</answer>", None, "B"),
+    ("<answer>b. take cereal bag</answer>", None, "B"),
     ("".join(f"<answer>{x}</answer>" for x in "ABCD"), "A", "A"),
     ("<answer></answer><answer>B</answer>", None, None),
     ("<answer>?</answer> so <answer>B</answer>", None, None),
@@ -80,7 +64,6 @@ WHOLE = [
     ("(B)", None, "B"),
     ("**B**", None, "B"),
     ("B. take cereal bag", None, "B"),
-    ("Answer: B", None, "B"),
     ("answer:B", None, "B"),
     ("The answer is (B).", None, "B"),
     ("**Answer: B**", None, "B"),
@@ -89,27 +72,35 @@ WHOLE = [
     ("Reasoning\nAnswer: B\n", None, "B"),
     ("<think>It is A.</think>B", None, "B"),
 ]
-ANSWERS = WHOLE + [
-    (f"<answer>{text}</answer>", *both)
-    for both, texts in IN_TAG.items()
-    for text in texts.split(" ¦ ")
-]
 
 
-@pytest.mark.parametrize(("completion", "first_letter", "lenient"), ANSWERS)
+@pytest.mark.parametrize(("completion", "first_letter", "lenient"), WHOLE)
 def test_both_rules(completion, first_letter, lenient):
     assert parse_answer(completion, "first_letter") == first_letter
     assert parse_answer(completion, "lenient") == lenient
+    check_released(completion)
+
+
+def check_released(completion):
+    for gold in "ABCDE":
+        assert accuracy_reward(completion, gold) == released(completion, gold)
 
 
 # What a patient reader takes from an answer in its tag, and what from none.
 READ = {
     "A": r"""
+        A. A man walks by ¦ Answer: A. cup ¦ a
         A is right. ¦ A put cup into sink ¦ A because the bag is open ¦ A, use plan B
         A - take vitamin C ¦ (A)plug it into socket D. ¦ A) plug it into socket D
         A是正确的 ¦ \text{A} ¦ Clearly, A.
         """,
     "B": r"""
+        B. take cereal bag ¦ B) take cereal bag ¦ B: take cereal bag ¦ B. A man walks by
+        Answer: B. take bag ¦ ( B ) ¦ [B] ¦ **B** ¦ **B.** ¦ **(B)** ¦ **B**. take bag
+        **B.** take bag ¦ 'B' ¦ "B". ¦ (B) take cereal bag ¦ (b) take cereal bag ¦ b
+        b. ¦ option B ¦ Option B. ¦ option (b) ¦ The answer is B
+        The answer is option B. ¦ The correct option is (B). ¦ answer: **B**
+        **Answer:** B
         B - take the cup ¦ B – take the cup ¦ B; take the cup ¦ B.take the cup
         [B]take the cup ¦ B take the cup ¦ B. take vitamin C ¦ B. connect A to C
         The answer is B, take the cup ¦ The answer is B because C is done ¦ B for sure
@@ -119,7 +110,13 @@ READ = {
         答案：Ｂ ¦ 正确答案为B，打开 ¦ 答えはBです ¦ $\boxed{\text{B}}$
         The answer is \boxed{B}.
         """,
+    "C": "Choice C",
+    "E": "E",
     None: r"""
+        A cup ¦ Answer: A cup ¦ Answer: B, not A ¦ A, B, C, D ¦ A. B. C. D. ¦ A/B
+        Dry the cup ¦ Because the tap runs ¦ BB ¦ F ¦ (F) ¦ 1 ¦ Б ¦ take cereal bag
+        a cup ¦ e.g. the bag ¦ optionB ¦ the choice of a cup ¦ take vitamin C
+        I don't know ¦ (A) or (B) ¦ The answer is A, B ¦ A. take bag B. open cupboard
         Not B. ¦ It is not B ¦ It isn’t B ¦ That can't be B, take the cup
         Neither B nor D. ¦ B is wrong ¦ B is certainly not right. ¦ B, which is wrong
         B isn't it ¦ B cannot be next ¦ B was excluded ¦ (B) is incorrect ¦ B: wrong
@@ -144,6 +141,7 @@ READ = [
 def test_what_a_patient_reader_takes_from_an_answer(text, letter):
     tagged = f"<think>It is C, not D.</think><answer>{text}</answer>"
     assert parse_answer(tagged, "lenient", "ABCDE") == letter
+    check_released(tagged)
 
 
 @pytest.mark.parametrize(
@@ -188,21 +186,6 @@ def test_an_article_is_told_from_a_letter_by_the_options(text, letter):
     options = ("fresh cup", "use A and D cells", "open lid", "")
     answer = f"<answer>{text}</answer>"
     assert parse_answer(answer, "lenient", "ABCD", options) == letter
-
-
-def released(completion: str, solution: str) -> float:
-    """The released reward as its steps read: any exception leaves 0."""
-    match = re.search(r"<answer>(.*?)</answer>", completion, re.DOTALL)
-    try:
-        return float(match.group(1).strip()[0] == solution)
-    except (AttributeError, IndexError):
-        return 0.0
-
-
-@pytest.mark.parametrize("completion", [row[0] for row in ANSWERS])
-def test_accuracy_is_the_released_reward(completion):
-    for gold in "ABCDE":
-        assert accuracy_reward(completion, gold) == released(completion, gold)
 
 
 @pytest.mark.parametrize("gold", ["b", "B.", "", "AB", "F", "B\n"])

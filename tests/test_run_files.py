@@ -143,14 +143,6 @@ def test_a_run_in_which_somebody_trains_is_not_emptied(run):
     assert before <= files_in(run)
 
 
-def test_temporary_files_of_the_dead_are_swept(run):
-    alive = run / f".metrics.json.{os.getpid()}.tmp"
-    alive.touch()
-    before = files_in(run)
-    run_files.sweep(run)
-    assert before - files_in(run) == {"figures/.accuracy.png.999999999.tmp"}
-
-
 def test_who_writes_a_file_sweeps_what_a_killed_writer_left_of_it(tmp_path):
     code = (
         "import os, signal, sys\nfrom lib import records\n"

@@ -20,11 +20,11 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
-import av
 import numpy as np
 import pyarrow
 import pytest
 from huggingface_hub import constants
+from made_films import write_film
 from made_hub import NEWEST, PINNED, Hub
 from test_questions import MAKE, demonstration, general
 
@@ -908,15 +908,6 @@ def counted(needed, **others):
     return {"needed": needed, **none} | others
 
 
-def write_one_frame(path):
-    """In a function: a film of this process must not live on in those that decode."""
-    with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=4)
-        stream.width, stream.height, stream.pix_fmt = 56, 56, "yuv420p"
-        black = av.VideoFrame.from_ndarray(np.zeros((56, 56, 3), np.uint8), "rgb24")
-        container.mux([*stream.encode(black), *stream.encode()])
-
-
 def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     ok(world.accept("evaluation", "training_6k"))
     epic, ego = world.folder / "videos" / EPIC, world.folder / "videos" / EGO
@@ -925,7 +916,7 @@ def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     (ego / "0.mp4").write_bytes(PAGE)
     (ego / "1.mp4").write_bytes(media["1.mp4"][: len(media["1.mp4"]) // 2])
     (world.folder / "images" / EGO / "1.png").write_bytes(b"no picture")
-    write_one_frame(ego / NAMES[3])
+    write_film(ego / NAMES[3], [np.zeros((56, 56, 3), np.uint8)])
 
     quick = by_split(inventory.check(world.folder))
     assert quick["validation_L1"]["videos"] == counted(2, missing=1, damaged=1)

@@ -68,7 +68,7 @@ def decoding(model, **changes):
         "temperature": 0.0,
         "top_k": 0,
         "top_p": 1.0,
-        "end_ids": (model.generation_config.eos_token_id[0],),
+        "end_ids": tuple(model.generation_config.eos_token_id or ()),
         "pad_id": model.generation_config.pad_token_id,
         "suppressed": tuple(encoding.visual_token_ids(config)),
     }

@@ -3,7 +3,7 @@
 Qwen2-VL, Qwen2.5-VL (windows in the vision tower, video positions spaced by seconds)
 and Qwen3-VL (timestamps between frames, visual features into several layers), each as
 a random model in float64 (norms and positions stay float32 in transformers, which is
-why equality is asked to 1e-6), with prompts built token by token."""
+why equality is asked to 1e-6), with pictures as its own processor gives them."""
 
 import numpy as np
 import pytest
@@ -13,25 +13,23 @@ from lib.data.prompts import messages
 from lib.data.video import Clip
 from lib.model import encoding, prefix, rollouts
 from lib.model.prefix import make_prompt
-from lib.model.rollouts import Decoding
 from lib.model.scoring import add_scoring, completion_scores
 from lib.run.model_check import mrope_positions
+from tests.test_shared_prefix import decoding
 
 # isort: split
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
 
-START, STOP, IMAGE, VIDEO = 200, 201, 202, 203  # of a picture; its tokens
-WORDS = 190  # ids below are words
 TEXT = {
-    "vocab_size": 210,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -45,34 +43,21 @@ TEXT = {
         "mrope_section": [2, 3, 3],
     },
 }
-FAMILIES = {  # what differs: the vision tower, and how large a patch is
+LATER = {"hidden_size": 32, "out_hidden_size": 64, "num_heads": 2}
+LATER["intermediate_size"] = 48
+FAMILIES = {  # what differs: vision tower, processors, and how large a patch is
     "qwen2_vl": (
         {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2},
-        14,
+        (Qwen2VLProcessor, Qwen2VLVideoProcessor, 14),
     ),
     "qwen2_5_vl": (
-        {
-            "depth": 2,
-            "hidden_size": 32,
-            "out_hidden_size": 64,
-            "num_heads": 2,
-            "intermediate_size": 48,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        },
-        14,
+        {**LATER, "depth": 2, "window_size": 56, "fullatt_block_indexes": [1]},
+        (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 14),
     ),
     "qwen3_vl": (
-        {
-            "depth": 3,
-            "hidden_size": 32,
-            "out_hidden_size": 64,
-            "num_heads": 2,
-            "intermediate_size": 48,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        16,
+        {**LATER, "depth": 3, "num_position_embeddings": 64}
+        | {"deepstack_visual_indexes": [0, 1]},
+        (Qwen3VLProcessor, Qwen3VLVideoProcessor, 16),
     ),
 }
 
@@ -83,16 +68,30 @@ def family(request):
 
 
 @pytest.fixture
-def model(family):
+def reader(processor, family):
+    """The processor of the family, with the words of the tiny checkpoint."""
+    kind, films, patch = FAMILIES[family][1]
+    size = {"shortest_edge": (2 * patch) ** 2, "longest_edge": 64 * (2 * patch) ** 2}
+    stills = Qwen2VLImageProcessor(size=size, patch_size=patch)
+    films = films(size=size, patch_size=patch)
+    films.cap_pixels_per_frame = False
+    words = processor.tokenizer
+    return kind(stills, words, films, chat_template=processor.chat_template)
+
+
+@pytest.fixture
+def model(processor, family):
     torch.manual_seed(0)
+    number = processor.tokenizer.convert_tokens_to_ids
+    ids = {f"{name}_token_id": number(f"<|{name}_pad|>") for name in ("image", "video")}
+    for name in ("vision_start", "vision_end"):
+        ids[f"{name}_token_id"] = number(f"<|{name}|>")
+    own = {"head_dim": 16} if family == "qwen3_vl" else {}
     config = AutoConfig.for_model(
         family,
-        text_config={**TEXT, **({"head_dim": 16} if family == "qwen3_vl" else {})},
+        text_config={**TEXT, **own, "vocab_size": len(processor.tokenizer)},
         vision_config=FAMILIES[family][0],
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=STOP,
+        **ids,
     )
     model = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
@@ -102,49 +101,40 @@ def model(family):
     return model.double().eval()
 
 
-def words(rng, least, most):
-    return rng.integers(1, WORDS, rng.integers(least, most + 1)).tolist()
+def encoded(reader, rng, text, frames=0, seconds=1, still=True, size=(3, 2)):
+    """What a processor gives for a prompt with a clip of so many frames, 4 a second,
+    and a still, either or neither; `size` in merged patches."""
+    side, clip = 2 * reader.video_processor.patch_size, None
+    pixels = [*(side * n for n in size), 3]
+    if frames:
+        length = 4 * seconds
+        chosen = np.linspace(0, length - 1, frames).round().astype(int).tolist()
+        film = {"total_num_frames": length, "fps": 4.0, "frames_indices": chosen}
+        drawn = rng.integers(0, 256, (frames, *pixels), dtype=np.uint8)
+        clip = Clip.of(drawn, film)
+    shown = rng.integers(0, 256, pixels, dtype=np.uint8) if still else None
+    found = encoding.encode(reader, [messages(text, clip, shown)])
+    numbers = (name for name in found if name.startswith("pixel"))
+    return found | {name: found[name].double() for name in numbers}
 
 
-def picture(rng, family, kind):
-    """(tokens, pixels) of an image or a video of random size."""
-    frames = 1 if kind == "image" else int(rng.integers(1, 4))
-    rows, columns = (2 * int(n) for n in rng.integers(3, 5, 2))
-    token = IMAGE if kind == "image" else VIDEO
-    frame = [START, *[token] * (rows * columns // 4), STOP]
-    if kind == "video" and family == "qwen3_vl":
-        tokens = [t for _ in range(frames) for t in [*words(rng, 2, 2), *frame]]
-    else:
-        tokens = [START, *frame[1:-1] * frames, STOP]
-    pixels, grid = prefix.KINDS[kind]
-    values = rng.normal(size=(frames * rows * columns, 6 * FAMILIES[family][1] ** 2))
-    found = {pixels: torch.from_numpy(values), grid: [[frames, rows, columns]]}
-    if kind == "video" and family == "qwen2_5_vl":
-        found[prefix.SECONDS] = [float(rng.choice([0.5, 1.0, 2.5]))]
-    return tokens, found
-
-
-def encoded(rng, family, kinds):
-    """What a processor would give for a prompt with these pictures."""
-    ids, inputs = words(rng, 1, 4), {}
-    for kind in kinds:
-        tokens, pixels = picture(rng, family, kind)
-        ids += tokens + words(rng, 1, 3)
-        inputs |= {name: torch.as_tensor(value) for name, value in pixels.items()}
-    return {"input_ids": torch.tensor([ids + words(rng, 1, 5)]), **inputs}
-
-
-def random_batch(family, seed):
+def random_batch(reader, seed):
     """Encoded prompts of random kinds and lengths, and a group behind each."""
     rng = np.random.default_rng(seed)
-    kinds = [("video", "image"), ("video",), ("image",), ()]
-    first = int(rng.integers(4))
-    inputs = [encoded(rng, family, kinds[(first + i) % 4]) for i in range(3)]
-    groups = [
-        [torch.tensor(words(rng, 1, 9)) for _ in range(rng.integers(1, 6))]
-        for _ in inputs
-    ]
-    return inputs, groups
+    first, inputs = int(rng.integers(4)), []
+    for i in range(3):
+        clip, still = divmod((first + i) % 4, 2)
+        frames = 2 * int(rng.integers(1, 4)) * clip
+        seconds = int(rng.integers(2, 6))
+        size = rng.integers(1, 4, 2).tolist()
+        text = "cut the onion " * int(rng.integers(1, 4))
+        inputs.append(encoded(reader, rng, text, frames, seconds, bool(still), size))
+
+    def completion():
+        words = rng.integers(10, 200, rng.integers(1, 10))  # no special ones
+        return torch.from_numpy(words)
+
+    return inputs, [[completion() for _ in range(rng.integers(1, 6))] for _ in inputs]
 
 
 def plain_scores(model, inputs, completion):
@@ -160,7 +150,7 @@ def plain_scores(model, inputs, completion):
     return logits.log_softmax(-1).gather(-1, completion[:, None])[:, 0]
 
 
-def grpo_like_loss(logps, groups, seed):
+def grpo_like_loss(logps, seed):
     """Advantages times ratios, averaged per completion, with a KL term: GRPO's form."""
     rng = torch.Generator().manual_seed(seed)
     loss = 0.0
@@ -185,16 +175,16 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_scores_loss_and_gradients_equal_the_repetition(model, family, seed, attention):
+def test_scores_loss_and_gradients_equal_the_repetition(model, reader, seed, attention):
     model.set_attn_implementation({"text_config": attention})
-    inputs, groups = random_batch(family, seed)
+    inputs, groups = random_batch(reader, seed)
     prompts = [make_prompt(model, one) for one in inputs]
     expected = [
         plain_scores(model, one, completion)
         for one, group in zip(inputs, groups, strict=True)
         for completion in group
     ]
-    loss = grpo_like_loss(expected, groups, seed)
+    loss = grpo_like_loss(expected, seed)
     wanted = gradients(model, loss)
     add_scoring(model)
     longest = max(len(prompt.ids) for prompt in prompts) - 1 + 9
@@ -202,46 +192,17 @@ def test_scores_loss_and_gradients_equal_the_repetition(model, family, seed, att
         logps, _ = completion_scores(model, prompts, groups, pack_tokens)
         for own, other in zip(logps, expected, strict=True):
             assert (own - other).abs().max() < 1e-6
-        packed = grpo_like_loss(logps, groups, seed)
+        packed = grpo_like_loss(logps, seed)
         assert packed.item() == pytest.approx(loss.item(), rel=1e-6)
         found = gradients(model, packed)
         assert ((found - wanted).norm() / wanted.norm()).item() < 1e-6
 
 
-PROCESSORS = {
-    "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, 28),
-    "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 28),
-    "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, 32),
-}
-
-
-@pytest.fixture
-def clips(processor, family, model):
-    """Encoded questions on clips of 4 and 6 frames, one second and six long;
-    the model's picture tokens are the tokenizer's."""
-    kind, video, side = PROCESSORS[family]
-    size = {"shortest_edge": side**2, "longest_edge": 64 * side**2}
-    reader = video(size=size)
-    reader.cap_pixels_per_frame = False
-    parts = (processor.image_processor, processor.tokenizer, reader)
-    own = kind(*parts, chat_template=processor.chat_template)
-    for name in ("image", "video"):
-        token = processor.tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>")
-        setattr(model.config, f"{name}_token_id", token)
-    model.resize_token_embeddings(len(processor.tokenizer), mean_resizing=False)
-    rng, talks = np.random.default_rng(0), []
-    for frames, length in ((4, 4), (6, 24)):
-        chosen = np.linspace(0, length - 1, frames).round().astype(int).tolist()
-        film = {"total_num_frames": length, "fps": 4.0, "frames_indices": chosen}
-        pixels = rng.integers(0, 256, (frames, 3 * side, 2 * side, 3), dtype=np.uint8)
-        talks.append(messages("cut the onion", Clip.of(pixels, film), None))
-    found = [encoding.encode(own, [talk]) for talk in talks]
-    pixels = prefix.KINDS["video"][0]
-    return [{**one, pixels: one[pixels].double()} for one in found]
-
-
-def test_clips_are_placed_by_the_models_rule_and_scored_alike(model, family, clips):
-    """By its own get_rope_index, but for text that would stand among the frames."""
+def test_clips_are_placed_by_the_models_rule_and_scored_alike(model, family, reader):
+    """By its own get_rope_index, but for text that would stand among the frames. One
+    clip lasts a second, the other six."""
+    rng, lengths = np.random.default_rng(0), ((4, 1), (6, 6))
+    clips = [encoded(reader, rng, "cut", *own, still=False) for own in lengths]
     short, long = (make_prompt(model, one) for one in clips)
     for prompt, one in zip((short, long), clips, strict=True):
         assert torch.equal(prompt.positions, mrope_positions(one, model.config))
@@ -271,8 +232,8 @@ def test_clips_are_placed_by_the_models_rule_and_scored_alike(model, family, cli
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_outputs_of_the_vision_tower_are_the_same_ones(model, family, seed):
-    inputs, groups = random_batch(family, seed)
+def test_outputs_of_the_vision_tower_are_the_same_ones(model, reader, seed):
+    inputs, groups = random_batch(reader, seed)
     prompts = [make_prompt(model, one) for one in inputs]
     add_scoring(model)
     runs = []
@@ -289,17 +250,9 @@ def test_outputs_of_the_vision_tower_are_the_same_ones(model, family, seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_greedy_rollouts_equal_generate(model, family, seed):
-    inputs, _ = random_batch(family, seed)
-    drawn = Decoding(
-        max_tokens=8,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        end_ids=(7,),
-        pad_id=0,
-        suppressed=(START, STOP, IMAGE, VIDEO),
-    )
+def test_greedy_rollouts_equal_generate(model, reader, seed):
+    inputs, _ = random_batch(reader, seed)
+    drawn = decoding(model, max_tokens=8, end_ids=(7,), pad_id=0)
     expected = []
     for one in inputs:
         placed = mrope_positions(one, model.config)
@@ -307,10 +260,6 @@ def test_greedy_rollouts_equal_generate(model, family, seed):
         ids = model.generate(
             **one,
             position_ids=torch.cat([flat, placed])[:, None],
-            attention_mask=torch.ones_like(one["input_ids"]),
-            mm_token_type_ids=encoding.mm_token_type_ids(
-                one["input_ids"], model.config
-            ),
             do_sample=False,
             max_new_tokens=drawn.max_tokens,
             suppress_tokens=list(drawn.suppressed),
@@ -325,9 +274,9 @@ def test_greedy_rollouts_equal_generate(model, family, seed):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_seeing_once_changes_no_score_and_no_gradient(model, family, seed):
+def test_seeing_once_changes_no_score_and_no_gradient(model, reader, seed):
     """Stills and clips together; and one pass of the tower even without pictures."""
-    inputs, groups = random_batch(family, seed)
+    inputs, groups = random_batch(reader, seed)
     prompts = [make_prompt(model, one) for one in inputs]
     assert any(prompt.pixels for prompt in prompts)
     words = torch.tensor([[5, 6, 7]])
@@ -337,7 +286,7 @@ def test_seeing_once_changes_no_score_and_no_gradient(model, family, seed):
 
     def found(prompts, groups):
         logps, _ = completion_scores(model, prompts, groups)
-        loss = grpo_like_loss(logps, groups, seed)
+        loss = grpo_like_loss(logps, seed)
         return torch.cat([own.detach() for own in logps]), gradients(model, loss)
 
     expected = [found(*case) for case in cases]

@@ -8,6 +8,7 @@ import av
 import decord
 import numpy as np
 import pytest
+from made_films import write_film
 from PIL import Image
 
 from lib.data.frame_store import question_media
@@ -28,21 +29,15 @@ def noise_of(height, width):
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def write_clip(path, frames, fps=10, height=56, width=84, noise=False):
+def write_clip(path, frames, height=56, width=84, noise=False):
     """An h264 clip whose frame i is grey of brightness 4 + 2 i (or noise)."""
-    rng = np.random.default_rng(0)
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"crf": "10", "preset": "ultrafast"}
-        for i in range(frames):
-            pixels = np.full((height, width, 3), 4 + 2 * i, np.uint8)
-            if noise:
-                pixels = rng.integers(0, 255, pixels.shape, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
+    rng, shape = np.random.default_rng(0), (height, width, 3)
+    pictures = [np.full(shape, 4 + 2 * i, np.uint8) for i in range(frames)]
+    if noise:
+        pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in pictures]
+    options = {"crf": "10", "preset": "ultrafast"}
+    start = {"movflags": "faststart"}
+    return write_film(path, pictures, options=options, container_options=start)
 
 
 @pytest.fixture(scope="module")

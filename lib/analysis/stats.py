@@ -144,7 +144,7 @@ def mean_over_seeds(values: np.ndarray) -> dict:
     A column is one question answered by every seed. The variance of the mean is
     (MS_seed + MS_question - MS_rest) / (seeds * n), from the mean squares of the
     two-way random-effects table, a negative component counting as zero, with
-    Satterthwaite's degrees of freedom. With one seed only the questions vary.
+    Satterthwaite's degrees of freedom.
 
     With 5 seeds this covers 93-98 %, whatever the share of the seeds in the variance.
     Below ENOUGH_SEEDS it would cover as little as 89 %, so there the interval is no
@@ -153,30 +153,25 @@ def mean_over_seeds(values: np.ndarray) -> dict:
     MS_rest)) / sqrt(seeds * n). Most of it is the factor 4.3 of t(2).
 
     Returns effect, low, high, error (standard error), p (of no effect, two-sided), sd
-    (of the seeds' means; None for one), seeds, n, varies."""
+    (of the seeds' means), seeds, n, varies."""
     values = np.asarray(values, dtype=float)
     seeds, n = values.shape
     mean, by_seed, by_question = values.mean(), values.mean(1), values.mean(0)
-    question, sd = seeds * by_question.var(ddof=1), None
-    if seeds == 1:
-        variance, freedom = question / n, n - 1
-        half = _quantile(freedom) * sqrt(variance)
-    else:
-        sd = float(by_seed.std(ddof=1))
-        rest = values - by_seed[:, None] - by_question + mean
-        squares = [  # mean square, degrees of freedom
-            (n * sd**2, seeds - 1),
-            (question, n - 1),
-            (float((rest**2).sum()) / ((seeds - 1) * (n - 1)), (seeds - 1) * (n - 1)),
-        ]
-        variance, freedom = _variance(*squares)
-        variance /= seeds * n
-        half = _quantile(freedom) * sqrt(variance)
-        if seeds < ENOUGH_SEEDS:
-            least = max(0.0, question - squares[2][0])
-            total = _quantile(seeds - 1) ** 2 * squares[0][0]
-            total += _quantile(n - 1) ** 2 * least
-            half = max(half, sqrt(total / (seeds * n)))
+    sd, question = float(by_seed.std(ddof=1)), seeds * by_question.var(ddof=1)
+    rest = values - by_seed[:, None] - by_question + mean
+    squares = [  # mean square, degrees of freedom
+        (n * sd**2, seeds - 1),
+        (question, n - 1),
+        (float((rest**2).sum()) / ((seeds - 1) * (n - 1)), (seeds - 1) * (n - 1)),
+    ]
+    variance, freedom = _variance(*squares)
+    variance /= seeds * n
+    half = _quantile(freedom) * sqrt(variance)
+    if seeds < ENOUGH_SEEDS:
+        least = max(0.0, question - squares[2][0])
+        total = _quantile(seeds - 1) ** 2 * squares[0][0]
+        total += _quantile(n - 1) ** 2 * least
+        half = max(half, sqrt(total / (seeds * n)))
     ratio = abs(mean) / half if half else float("inf") if mean else 0.0
     return {
         "p": 2 * float(stdtr(freedom, -_quantile(freedom) * ratio)),
@@ -187,7 +182,7 @@ def mean_over_seeds(values: np.ndarray) -> dict:
         "sd": sd,
         "seeds": seeds,
         "n": n,
-        "varies": "seeds and questions" if seeds > 1 else "questions",
+        "varies": "seeds and questions",
     }
 
 

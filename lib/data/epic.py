@@ -209,15 +209,13 @@ def read_videos(file: Path) -> tuple[int, set[str]]:
     return len(rows), {record["video_id"] for record in rows}
 
 
-def segments(
-    actions: Iterable[Action], gap: float = GAP
-) -> Iterator[tuple[Action, ...]]:
-    """Each video's actions by their start, cut at pauses over `gap` s and after 20."""
+def segments(actions: Iterable[Action]) -> Iterator[tuple[Action, ...]]:
+    """Each video's actions by their start, cut at pauses over 10 s and after 20."""
     segment: list[Action] = []
     for action in sorted(actions, key=attrgetter("video", "start_frame")):
         if segment and (
             action.video != segment[-1].video
-            or action.start - segment[-1].stop > gap
+            or action.start - segment[-1].stop > GAP
             or len(segment) == LONGEST
         ):
             yield tuple(segment)

@@ -134,19 +134,20 @@ def _form(record: dict, ascii_only: bool) -> Faults:
             yield _joined(field, key), shown(text), expected, USABLE
 
 
-def _options(options: Mapping[str, str], gold: str) -> Faults:
-    """Options by field; `gold` names the right one, which may be missing."""
+def _options(options: Mapping[str, str], gold: str, drawn: bool = False) -> Faults:
+    """Options by field; `gold` names the right one, which may be missing. Of `drawn`
+    ones only those that differ are ever asked together."""
     answer, first = folded(options.get(gold, "")), {}
     for field, option in options.items():
         plain = folded(option)
         twin = first.setdefault(plain, field)
         if field != gold and plain == answer:
-            found = f"{shown(option)}, equal to the answer in {gold}"
-            yield field, found, "an answer that is one option only", UNUSABLE
+            expected = "an answer that is one option only"
+            yield field, f"{shown(option)}, equal to {gold}", expected, drawn
         elif twin != field and plain != answer:
             found = f"{shown(option)}, equal to {twin}"
             yield field, found, "different options", USABLE
-    yield from _own_letters(options, shuffled=False)
+    yield from _own_letters(options, shuffled=drawn)
 
 
 def _own_letters(options: Mapping[str, str], shuffled: bool) -> Faults:
@@ -237,17 +238,13 @@ def _training(record: dict) -> Faults:
     if count < 3:
         found = f"{count} that differ from the answer and each other"
         yield "negative_answers", found, "at least 3 to draw from", UNUSABLE
-    first, texts = {folded(record["answer"]): "answer"}, {"answer": record["answer"]}
+    texts = {"answer": record["answer"]}
     for i, negative in enumerate(record["negative_answers"]):
-        field, place = f"negative_answers[{i}]", f"[{i}]"
-        if not is_text(negative):
-            yield field, shown(negative), TEXT[1], UNUSABLE
-            continue
-        texts[field] = negative
-        if (twin := first.setdefault(folded(negative), place)) != place:
-            expected = "negatives that differ from the answer and from each other"
-            yield field, f"{shown(negative)}, equal to {twin}", expected, USABLE
-    yield from _own_letters(texts, shuffled=True)
+        if is_text(negative):
+            texts[f"negative_answers[{i}]"] = negative
+        else:
+            yield f"negative_answers[{i}]", shown(negative), TEXT[1], UNUSABLE
+    yield from _options(texts, "answer", drawn=True)
 
 
 PARTS = {"video": is_path, "image": is_path, "text": is_text}  # in the order wanted

@@ -136,11 +136,7 @@ class Target:
     """A data folder, what is wanted of it, and what its downloads.json knows."""
 
     def __init__(
-        self,
-        folder: Path,
-        what: Iterable[str],
-        subtitles: bool,
-        at_most: int | None = None,
+        self, folder: Path, what: Iterable[str], subtitles: bool, at_most: int | None
     ):
         self.folder, self.subtitles, self.at_most = folder, subtitles, at_most
         self.chosen = dict.fromkeys(split for name in what for split in CHOICES[name])
@@ -219,18 +215,18 @@ class Target:
             yield "text", f"{file.name} ({file.size})"
         if wanted is None:
             yield "media", "to be counted when the annotations are there"
-            lacking, single = None, [f for f in self.single if f.path.endswith(MEDIA)]
+            lacking, names, endings = None, (), MEDIA
             stills = any(OFFICIAL[split].clips for split in self.chosen)
         else:
             yield "media", _count(wanted)
             lacking = missing(wanted)
-            names = {path.name for path in lacking}
-            single = [f for f in self.single if PurePosixPath(f.path).name in names]
-            stills = any(path.suffix in MEDIA[1:] for path in lacking)
+            names, endings = {path.name for path in lacking}, ()
+            stills = any(name.endswith(MEDIA[1:]) for name in names)
         sizes = defaultdict(list)
-        for file in single:
-            sizes["single files"].append(file.size)
-            stills &= not file.path.endswith(MEDIA[1:])
+        for file in self.single:
+            if PurePosixPath(file.path).name in names or file.path.endswith(endings):
+                sizes["single files"].append(file.size)
+                stills &= not file.path.endswith(MEDIA[1:])
         for archive in self.archives:
             if not self.may_hold(archive, lacking):
                 continue
@@ -238,7 +234,7 @@ class Target:
                 yield "refused", f"{archive.name}: {archive.fault}"
                 continue
             held = self.known["archives"].get(archive.name, {}).get("files", ())
-            if count := sum(path.name in held for path in lacking or ()):
+            if count := sum(name in held for name in names):
                 yield "missing", f"{count:,} that are known to be in {archive.name}"
             sizes[" or ".join(archive.folders)].append(archive.ends[-1])
             stills &= not hub_names.of_stills(archive)

@@ -231,21 +231,19 @@ def rows_file(run: Path, model: str, text: str) -> Path:
 
 
 def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
-    """{method: {id: row}} of the questions that have numbers for every method.
-    ValueError where the methods were not asked the same questions, or none has any."""
+    """{method: {id: row}} of the questions that have numbers for every method: pictures
+    to look at. What is counted is in lib/analysis/attended.py, which raises where the
+    methods were not asked the same questions."""
     found = {}
     for model in METHODS:
         path = paths.require(rows_file(run, model, text), "run 04_eval first")
-        found[model] = {row["id"]: row for row in records.read_jsonl(path)}
-        if set(found[model]) != set(found[METHODS[0]]):
-            raise ValueError(f"{path} holds other questions than the base's rows")
-    out = {k for own in found.values() for k, row in own.items() if "left_out" in row}
-    if not found[METHODS[0]].keys() - out:
-        raise ValueError(f"{run}: no question has attention of all methods on {text}")
-    for own in found.values():
-        for key in out:
-            del own[key]
-    return found
+        rows = records.read_jsonl(path)
+        found[model] = {row["id"]: row for row in rows if "left_out" not in row}
+    all_have = set.intersection(*({*own} for own in found.values()))
+    return {
+        model: {key: row for key, row in own.items() if key in all_have}
+        for model, own in found.items()
+    }
 
 
 def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:

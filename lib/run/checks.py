@@ -17,7 +17,6 @@ import torch
 from torch.cuda import device_count
 
 from lib import paths, records
-from lib.data import inventory
 from lib.evaluate import evaluate
 from lib.model import models
 from lib.run import counts, launch, memory
@@ -164,7 +163,9 @@ def checked(name: str, folder: Path) -> Check:
     return Check("model", found["passed"], told)
 
 
-def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:
+def check_data(
+    values: Mapping, sets: Mapping[str, Asked], notebooks: Iterable[str] = READS
+) -> Check:
     """Whether all questions, clips and stills that the notebooks read are there; else
     what gets them."""
     needed = {name for stem in notebooks for name in READS.get(stem, ())}
@@ -178,22 +179,19 @@ def check_data(values: Mapping, notebooks: Iterable[str] = READS) -> Check:
         what = f"{len(lacking)} of {len(files)} annotation files missing"
         said = f"{what}, such as {files[lacking[0]]}"
         return made_by(values, said, lacking, seen)
-    folder, general = (paths.resolve(values[n]) for n in ("data_dir", "general_dir"))
-    used = {path.stem: name for name, path in files.items()}
-    found = inventory.check(folder, general) if files else []
-    found = {used[own["split"]]: own for own in found if own["split"] in used}
-    faulty = [own["split"] for own in found.values() if own["usable"] < own["records"]]
+    faulty = [name for name in files if sets[name].unusable]
     if faulty:
         text = f"records that cannot be used in {', '.join(faulty)}"
+        folder = paths.resolve(values["data_dir"])
         return Check("data", False, f"{text}: python -m lib.data check {folder}")
-    absent = {name: len(own["unreadable"]) for name, own in found.items()}
-    absent = {name: n for name, n in absent.items() if n and name in seen}
+    absent = {name: sets[name].lacking for name in files if name in seen}
+    absent = {name: count for name, count in absent.items() if count}
     told = ", ".join(f"{count} of {name}" for name, count in absent.items())
     tolerated = LEVELS if values["on_bad_video"] == "keep_as_wrong" else ()
     fatal = [name for name in absent if name not in tolerated]
     if fatal:
         return made_by(values, f"clips or stills missing: {told}", fatal, seen)
-    count = sum(own["records"] for own in found.values())
+    count = sum(sets[name].records for name in files)
     text = f"{count:,} records, their clips and stills there (not decoded)"
     text += f"; missing, to be counted as wrong: {told}" if told else ""
     return Check("data", True, text)

@@ -45,8 +45,9 @@ class Asked(NamedTuple):
     count: int
     video: float = 1.0  # share with a clip
     still: float = 1.0
-    read: bool = False  # from the file; otherwise known without it
-    lacking: int = 0  # clips that are not there yet
+    lacking: int = 0  # of these, without their clip or still yet
+    records: int = 0  # of the whole file; 0 where it is not there
+    unusable: int = 0  # of the records
 
 
 class Part(NamedTuple):
@@ -142,14 +143,25 @@ def chosen(words: Sequence[str]) -> list[str]:
 @lru_cache
 def read_set(path: Path, root: Path, holdout_share: float, share: float) -> Asked:
     """Counts of an annotation file that is there, with its clips below `root`."""
-    items = [item for _, item in questions.check(path, root)["rows"]]
+    found = questions.check(path, root)
+    items = [item for _, item in found["rows"]]
     items, _ = questions.split_holdout(items, holdout_share)
     items = training_sets.share_of(items, share, seed=0) if items else []
     each = max(1, len(items))
-    video = sum(item.video is not None for item in items) / each
-    still = sum(item.image is not None for item in items) / each
-    lacking = sum(not item.video.is_file() for item in items if item.video is not None)
-    return Asked(len(items), video, still, read=True, lacking=lacking)
+    return Asked(
+        len(items),
+        video=sum(item.video is not None for item in items) / each,
+        still=sum(item.image is not None for item in items) / each,
+        lacking=sum(map(lacks, items)),
+        records=found["records"],
+        unusable=found["records"] - found["usable"],
+    )
+
+
+def lacks(item: questions.Question | questions.Demonstration) -> bool:
+    """Whether a clip or still of an item is missing or empty."""
+    media = {item.video, item.image} - {None}
+    return not all(path.is_file() and path.stat().st_size for path in media)
 
 
 def to_come(values: Mapping) -> dict[str, int]:

@@ -32,7 +32,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from typing import Any
 
 from lib import paths, records, run_files
 from lib.data import frame_store
+from lib.processes import at_the_callers_end
 
 COMMAND = "LAUNCH_COMMAND"
 ONE_MACHINE = ("--num_machines", "1", "--main_process_port", "0")  # 0: a free one
@@ -323,7 +323,8 @@ def main(file: Path) -> None:
     """What every process does: load the call, make it, leave result or error."""
     process = int(os.environ.get("RANK", "0"))
     call = file.read_bytes()  # first: whoever tries `--help` here loses no shell
-    _end_with_the_caller()
+    # This process and its children; a launcher may outlive the caller.
+    at_the_callers_end(lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
     # The first one talks to the notebook; what others say is kept with the launcher's.
     os.dup2(*((2, 1) if process else (1, 2)))
     try:
@@ -340,17 +341,6 @@ def main(file: Path) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _end_with_the_caller() -> None:
-    """Kill this process and its children once the caller's end of stdin closes."""
-
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
-        os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _leave_error(folder: Path, process: int, error: BaseException) -> None:

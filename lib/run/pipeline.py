@@ -41,13 +41,14 @@ from lib.doors import Door
 from lib.markup import grid, shown
 from lib.methods import called
 from lib.paths import ROOT, cores, outputs_dir, resolve, run_dir
+from lib.processes import at_the_callers_end
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 from lib.run.cards import CARDS
 from lib.run.params import Run, declarations, declared, load_params
 
 OUTPUTS = outputs_dir()
 ABOUT = """\
-Run the notebooks in order, into outputs/<run_name>/. After a stop, call it again.
+Run the notebooks in order, into outputs/<run_name>/. Stopped? Run it once more.
 
     python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
     python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2
@@ -214,14 +215,12 @@ def _end_as_asked() -> float:
     if os.environ.pop(OF_A_SWEEP, None) is None:
         return 0.0
 
-    def watch() -> None:
-        while os.read(0, 1024):
-            pass
+    def end_with_the_sweep() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(TO_END)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    threading.Thread(target=watch, daemon=True).start()
+    at_the_callers_end(end_with_the_sweep)
     return PATIENCE
 
 
@@ -238,7 +237,6 @@ def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> None:
     with run_files.one_writer(folder, "run", patience):
         for kept in run_files.empty(folder) if fresh else ():
             print(f"{kept} stays: the kit did not make it")
-        run_files.sweep(folder)
         _execute_notebooks(run)
         if report_due(run):
             from lib.show import report  # here, because it brings matplotlib

@@ -124,7 +124,7 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
             checks.check_devices(values, run.card_gib, card),
             checks.check_packages(values),
             checks.check_model(values),
-            checks.check_data(values, stems),
+            checks.check_data(values, sets, stems),
             checks.check_memory(sizes, work, *checks.room(run.card_gib, gib)),
             *([checks.check_host(host)] if host else []),
         ],
@@ -147,7 +147,7 @@ def run_lines(plan: Plan) -> list[str]:
     prompt, patches = counts.prompt_with(counts.sampling_of(values))
     sizes = [f"{name} {size / GIB:.2f}" for name, size in plan.stages.items()]
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
-    there = {name for name, known in plan.sets.items() if known.read}
+    there = {name for name, known in plan.sets.items() if known.records}
     lacking = ", ".join(n for n in counts.annotation_files(values) if n not in there)
     unasked = [n for n in counts.LEVELS if n not in counts.annotation_files(values)]
     stages = dict.fromkeys(part.stage for part in plan.parts)

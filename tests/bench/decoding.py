@@ -27,9 +27,10 @@ from lib.model import models, prefix, rollouts, scoring
 
 # isort: split
 import peft
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
-from tests.bench.grpo_step import spread
+from tests.bench.grpo_step import randomize_adapter, spread
+from tests.bench.memory import config_of
 
 RECORD = paths.ROOT / "outputs/reference/bench_decoding.json"
 PROMPT = 170  # tokens, as in MiniPlan
@@ -56,34 +57,15 @@ def made(size: tuple[int, int] | None):
     if size is None:
         model = models.load_model(paths.ROOT / "lib/mini/base")
     else:
-        model = narrow(*size)
+        layers, width = size
+        config = config_of(width, 3 * width, layers, heads=4, kv=2, vocab=512)
+        model = AutoModelForImageTextToText.from_config(
+            config, attn_implementation="sdpa"
+        )
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.05)
     model = peft.get_peft_model(model, models.lora_config(16, 32)).eval()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.02)
-    return model
-
-
-def narrow(layers: int, width: int) -> Qwen2VLForConditionalGeneration:
-    section = [width // 32, width * 3 // 64, width * 3 // 64]
-    text = {
-        "vocab_size": 512,
-        "hidden_size": width,
-        "intermediate_size": 3 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "mrope_section": section},
-        "tie_word_embeddings": True,
-    }
-    vision = {"depth": 1, "embed_dim": 32, "hidden_size": width, "num_heads": 2}
-    ids = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, **ids)
-    model = Qwen2VLForConditionalGeneration._from_config(
-        config, attn_implementation="sdpa"
-    )
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.05)
+    randomize_adapter(model)
     return model
 
 

@@ -1,7 +1,6 @@
 """How much faster the frame store reads a clip than `lib/data/footage.py` decodes it.
 
     python tests/bench/frame_store.py VIDEO.mp4 ... [--out RESULT.json]
-    python tests/bench/frame_store.py --small --out RESULT.json    # seconds, no video
 
 Each video is tried whole and cut to its first 4, 3 and 2 seconds (encoded again by
 libx264, at the video's own size), with the paper's sampling. One round decodes and
@@ -27,22 +26,11 @@ from lib import records  # noqa: E402
 from lib.data.frame_store import FrameFolder  # noqa: E402
 from lib.data.video import Sampling, read_clip  # noqa: E402
 from lib.doors import Door  # noqa: E402
+from tests.made_films import write_film  # noqa: E402
 
 OUT = ROOT / "outputs" / "reference" / "bench_frame_store.json"
 CUTS = (4, 3, 2)  # seconds
-
-
-def write_clip(path, frames, fps, width, height):
-    """Encode RGB frames as h264."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "veryfast"}
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
-    return path
+QUICK = {"preset": "veryfast"}
 
 
 def cuts(video, folder):
@@ -50,7 +38,7 @@ def cuts(video, folder):
     found = [video]
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        rate, size = stream.average_rate, (stream.width, stream.height)
+        rate = stream.average_rate
         frames = [
             frame.to_ndarray(format="rgb24")
             for frame, _ in zip(
@@ -59,16 +47,9 @@ def cuts(video, folder):
         ]
     for seconds in CUTS:
         path = folder / f"{video.stem}_{seconds}s.mp4"
-        found.append(write_clip(path, frames[: int(seconds * rate)], rate, *size))
+        pictures = frames[: int(seconds * rate)]
+        found.append(write_film(path, pictures, rate, options=QUICK))
     return found
-
-
-def drifting(count, width, height):
-    """Pictures for the small mode: a pattern that moves, with noise."""
-    rng = np.random.default_rng(0)
-    pattern = rng.integers(0, 200, (height, width, 3), dtype=np.uint8)
-    for i in range(count):
-        yield np.roll(pattern, 3 * i, axis=1) // 2
 
 
 def seconds_of(function, *arguments):
@@ -132,22 +113,15 @@ def summary(rows, ratios):
 
 def main():
     parser = Door("python tests/bench/frame_store.py", __doc__)
-    parser.add_argument("videos", nargs="*", type=Path, metavar="VIDEO", help="clips")
-    parser.add_argument("--small", action="store_true", help="a made clip, 3 rounds")
+    parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="clips")
     parser.add_argument("--rounds", type=int, default=15, help="over all clips")
     parser.add_argument("--out", type=Path, default=OUT, help="a .json file")
     options = parser.parse_args()
-    if bool(options.videos) == options.small:
-        parser.error("give videos, or --small without any")
     with tempfile.TemporaryDirectory() as made:
         made = Path(made)
         clips = [
             clip.absolute() for video in options.videos for clip in cuts(video, made)
         ]
-        if options.small:
-            options.rounds = 3
-            frames = drifting(30, 320, 240)
-            clips = [write_clip(made / "made.mp4", frames, 10, 320, 240)]
         result = summary(*measure(clips, made / "store", options.rounds))
     records.write_json(options.out.absolute(), result)
     print(f"{'clip':28} frames   kept MB   fill ms  decode ms  read ms   ratio")

@@ -27,7 +27,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -43,11 +42,11 @@ from lib.train import grpo
 from lib.train.task import dataset_row
 from tests import trainings
 from tests.bench.memory import config_of
+from tests.bench.meter import Meter, live_bytes
 from tests.bench.random_checkpoint import BASE, write_checkpoint, write_questions
 
 # isort: split
 from datasets import Dataset
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 from trl import GRPOTrainer
 
@@ -295,17 +294,9 @@ def timed_step(trainer, questions: list[Question]) -> dict[str, float]:
 
 def peak_gib(work) -> float:
     """Most bytes that `work` held at a time, above those held before, in GiB."""
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    with Meter("work", live_bytes()) as meter:
         work()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
-    events = recorded.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = np.cumsum([change for _, change in sorted(changes)])
-    return float(held.max()) / 2**30
+    return meter.peaks["work"] / 2**30
 
 
 def gradients(model) -> torch.Tensor:

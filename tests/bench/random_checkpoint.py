@@ -13,7 +13,6 @@ every id of theirs is below the vocabulary of a larger model.
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -24,6 +23,7 @@ from lib import records
 from lib.data.questions import Question
 from lib.data.video import PATCH, Sampling
 from lib.model import models
+from tests.made_films import write_film
 
 BASE = models.paths.ROOT / "lib" / "mini" / "base"
 SHARD_BYTES = 2**30
@@ -89,7 +89,8 @@ def write_questions(
     questions = []
     for number in range(count):
         video, image = folder / f"{number}.mp4", folder / f"{number}.png"
-        write_clip(video, rng, sampling)
+        pictures = [blocks(rng, sampling) for _ in range(sampling.max_frames)]
+        write_film(video, pictures, fps=2)
         Image.fromarray(blocks(rng, sampling)).save(image)
         questions.append(
             Question(
@@ -107,18 +108,6 @@ def write_questions(
             )
         )
     return questions
-
-
-def write_clip(path: Path, rng, sampling: Sampling) -> None:
-    """An h264 clip with two frames a second, as many as the sampling takes."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=2)
-        stream.width, stream.height = sampling.width, sampling.height
-        stream.pix_fmt = "yuv420p"
-        for _ in range(sampling.max_frames):
-            frame = av.VideoFrame.from_ndarray(blocks(rng, sampling), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 def blocks(rng, sampling: Sampling) -> np.ndarray:

@@ -87,6 +87,8 @@ def made(video, folder):
     """The video and its kin: [(name, path)]."""
     import av
 
+    from tests.made_films import write_film
+
     with av.open(str(video)) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         rate = container.streams.video[0].average_rate
@@ -99,15 +101,8 @@ def made(video, folder):
         ("20 s, key frame in ten", long, round(10 * rate)),
     ):
         found.append((name, folder / f"{name}.mp4"))
-        with av.open(str(found[-1][1]), "w") as container:
-            stream = container.add_stream("libx264", rate=rate)
-            stream.height, stream.width = some[0].shape[:2]
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"preset": "veryfast", "g": str(group)}
-            for pixels in some:
-                frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+        options = {"preset": "veryfast", "g": str(group)}
+        write_film(found[-1][1], some, rate, options=options)
     return found
 
 

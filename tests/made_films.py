@@ -1,0 +1,26 @@
+"""Films of pictures that a test makes."""
+
+from fractions import Fraction
+
+import av
+
+
+def write_film(path, pictures, fps=10, codec="libx264", times=None, turn=(), **given):
+    """A film whose frame i is the i-th of `pictures`, uint8 [H, W, 3], shown at i / fps
+    seconds or at times[i] / fps. `given`: pix_fmt, options of the codec, and what
+    `av.open` takes. `path` may be a file of bytes; it is returned."""
+    pix_fmt, options = given.pop("pix_fmt", "yuv420p"), given.pop("options", {})
+    with av.open(path if hasattr(path, "write") else str(path), "w", **given) as film:
+        stream = film.add_stream(codec, rate=fps)
+        stream.pix_fmt, stream.options = pix_fmt, options
+        if turn:
+            stream.set_display_rotation(turn[0], **turn[1])
+        for i, pixels in enumerate(pictures):
+            if i == 0:
+                stream.height, stream.width = pixels.shape[:2]
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = i if times is None else times[i]
+            frame.time_base = 1 / Fraction(fps)
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+    return path

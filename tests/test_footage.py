@@ -82,6 +82,11 @@ def test_films_of_every_make(name, tmp_path):
         shown, rate = read_all(path, step)
         assert shown == [*range(0, 60, step)]
         assert rate == pytest.approx(FPS, rel=0.01)
+    grouped = footage._scan(str(path)).starts
+    if name.startswith(("closed", "one_key", "no_b")):
+        assert grouped
+    elif name.startswith(("open", "refresh")):  # a group needs what lies before it
+        assert not grouped
 
 
 def test_a_recording_without_a_length(tmp_path):

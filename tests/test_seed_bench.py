@@ -924,6 +924,7 @@ def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     assert quick["training"]["videos"] == counted(1)
 
     deep = by_split(inventory.check(world.folder, decode=True))
+    assert deep["validation_L1"]["videos"] == quick["validation_L1"]["videos"]
     found = deep["validation_L2"]["videos"]
     assert found == counted(2, damaged=1) | {"too short": 1}
     assert deep["validation_L3"]["videos"]["damaged"] == 1

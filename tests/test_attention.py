@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from test_shared_prefix_families import encoded, family  # noqa: F401
+from test_shared_prefix_families import encoded, family, reader  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
 from lib import records
@@ -69,8 +69,8 @@ def test_it_is_the_models_own_attention(
         assert np.abs(found[:, 1:] - expected[:, :-1]).max() > 1e-3  # rows differ
 
 
-def test_all_families_of_the_shared_prefix(random_model, family):  # noqa: F811
-    inputs = encoded(np.random.default_rng(0), family, ("video", "image"))
+def test_all_families_of_the_shared_prefix(random_model, reader):  # noqa: F811
+    inputs = encoded(reader, np.random.default_rng(0), "what next?", frames=4)
     completion = torch.tensor([5, 9, 17, 4])
     prompt = prefix.make_prompt(random_model, inputs)
     found = attention.completion_attention(random_model, prompt, completion)

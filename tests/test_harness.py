@@ -12,7 +12,7 @@ from lib.data.letters import judged
 from lib.data.prompts import prompt_text
 from lib.data.questions import read_validation
 from lib.mini import benchmark
-from tests.test_rewards import ANSWERS, READ
+from tests.test_rewards import READ, WHOLE
 
 
 class Loader(yaml.SafeLoader):
@@ -47,9 +47,7 @@ def test_lmms_eval_asks_and_scores_as_the_kit(tmp_path, capsys):
         *video, still = show(doc)
         assert video == [str(path) for path in [question.video] if path]
         assert still.size == Image.open(question.image).size and still.mode == "RGB"
-    said = [row[0] for row in ANSWERS] + [
-        f"<answer>{text}</answer>" for text, _ in READ
-    ]
+    said = [row[0] for row in WHOLE] + [f"<answer>{text}</answer>" for text, _ in READ]
     for text in said:
         for gold in "ABCD":
             ours = judged(text, question.options, gold)["correct"]

@@ -12,7 +12,16 @@ import pytest
 from made_run import answering, attention_row, reasoning_row, write_condition, write_run
 
 from lib import methods
-from lib.analysis import answers, attended, claims, compare, readme, reasoned, seen
+from lib.analysis import (
+    answers,
+    attended,
+    claims,
+    compare,
+    frontier,
+    readme,
+    reasoned,
+    seen,
+)
 from lib.analysis.claims import Records
 from lib.evaluate import tables
 from lib.paths import ROOT
@@ -202,6 +211,14 @@ def test_the_tables_of_the_evidence_stay():
     )
     text = (REFERENCE / "evidence" / "evidence.md").read_text(encoding="utf-8")
     assert readme.evidence_markdown(shown, said) == text
+
+
+def test_the_map_is_as_its_record_has_it():
+    folder = REFERENCE / "map"
+    found = frontier.cells(read_json(folder / "map.json"))
+    assert len(found) == 26 and {len(cell["L1"][0]) for cell in found} == {1000}
+    text = (folder / "map.md").read_text(encoding="utf-8")
+    assert frontier.markdown(found, frontier.crossings(found)) == text
 
 
 def rounded(found):

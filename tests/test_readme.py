@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from lib.analysis import frontier
 from lib.methods import VERDICTS
 from lib.paths import ROOT
 from lib.records import read_json
@@ -92,6 +93,30 @@ def test_sentences_below_the_table_are_those_of_the_records():
         and row["set"] != "general"
     ]
     assert said in TEXT and f"only {min(seen):.0f} to {max(seen):.0f} %" in TEXT
+
+
+def test_the_map_is_told_as_it_is():
+    found = frontier.cells(read_json(REFERENCE / "map" / "map.json"))
+    gaps = {x: {"L1": [], "L3": []} for x in (0.0, 1.0)}
+    for cell in found:
+        assert min(frontier.means(cell).values()) > 0  # "everywhere on this map"
+        if (
+            cell["demonstrations_by"] == "truth"
+            and cell["demonstrations_false"] in gaps
+        ):
+            for name, gap in frontier.means(cell).items():
+                gaps[cell["demonstrations_false"]][name].append(100 * gap)
+    ends = {
+        (x, name): f"{min(own):.0f} to {max(own):.0f}"
+        for x, by in gaps.items()
+        for name, own in by.items()
+    }
+    text = " ".join(TEXT.split())
+    assert f"{ends[0, 'L1']} points behind on L1 and {ends[0, 'L3']} on L3" in text
+    assert f"{ends[1, 'L1']} and {ends[1, 'L3']}." in text
+    for row in frontier.crossings(found):
+        if row["panel"] in ("L1", "L3"):
+            assert row["crossing"] == row["high"] == -float("inf")  # "rows are not"
 
 
 @pytest.mark.parametrize("size", ["2b", "7b"])

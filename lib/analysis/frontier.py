@@ -212,10 +212,10 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
     figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.8), sharey=True)
     for ax, panel in zip(axes, PANELS, strict=True):
         effect = np.array([[of_panel(means(c), panel) for c in row] for row in rows])
-        look = {"cmap": "PuOr", "vmin": -20, "vmax": 20, "aspect": "auto"}
+        look = {"cmap": "PuOr", "vmin": -30, "vmax": 30, "aspect": "auto"}
         drawn = ax.imshow(100 * effect, origin="lower", **look)
         for (i, j), value in np.ndenumerate(effect):
-            ink = {"color": "white" if abs(value) > 0.12 else "0.1", "fontsize": 8}
+            ink = {"color": "white" if abs(value) > 0.18 else "0.1", "fontsize": 8}
             ax.text(j, i + 0.28, tables.points(value), ha="center", va="center", **ink)
         where = {"kind": "false", "data_dir": data, "panel": panel}
         own = [line for line in crossed if where.items() <= line.items()]

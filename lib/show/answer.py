@@ -89,7 +89,9 @@ def facts(manifest: Mapping, data_dir: str) -> View:
             for place in places
         ],
         "PyTorch": [place.get("packages", {}).get("torch") for place in places],
-        "cost": [f"{seconds:,.0f} s of work, at most {peak:.2f} GiB of memory"],
+        "the last start took": [
+            f"{seconds:,.0f} s of work, at most {peak:.2f} GiB of memory"
+        ],
     }
     found = {
         name: "; ".join(dict.fromkeys(str(one) for one in values if one is not None))

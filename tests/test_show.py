@@ -37,8 +37,8 @@ def cell(*outputs, source="1", tags=(), **metadata):
     return new_code_cell(source, outputs=list(outputs), metadata=metadata)
 
 
-def printed(text):
-    return new_output("stream", name="stdout", text=text)
+def printed(text, name="stdout"):
+    return new_output("stream", name=name, text=text)
 
 
 def picture(**metadata):
@@ -76,7 +76,7 @@ def run(tmp_path_factory, tiny_questions):
         cell(picture(alt='bars "x" > y', width=300), picture()),
         cell(printed(HOSTILE + "\x1b[31mred\x1b[0m")),
         cell(shown(question)),
-        cell(printed("a lesson"), tags=["lesson"]),
+        cell(printed("a lesson"), printed("100% <9/9>", "stderr"), tags=["lesson"]),
         cell(printed("solved"), jupyter={"source_hidden": True}, tags=["lesson"]),
         cell(shown(answer.claimed(claimed, FIRST))),
         new_markdown_cell("## What we see"),
@@ -150,6 +150,8 @@ def test_what_is_long_is_folded(read):
     assert "The levels are ordered" in rest and "on L2, in new" not in rest
     starts = ("Parameters", "Imports and paths", "The <whole> manifest", "Solution")
     assert all(any(text.startswith(start) for text in page) for start in starts)
+    (bars,) = (text for text in page if text.startswith("Progress and warnings"))
+    assert "100% <9/9>" in bars and "a lesson" not in bars
 
 
 def test_every_picture_has_a_text_and_enlarges(read, texts):

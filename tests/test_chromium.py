@@ -153,6 +153,31 @@ def test_questions_are_browsed_in_05(lab, page, kit, keep):
     click_through(keep, cell, "05 questions", at)
 
 
+# Texts whose colour is too near to what lies behind them (WCAG 2.2, 1.4.3: 4.5 to 1; 3
+# to 1 for large text, and for a verdict's sign, which has its word beside it).
+FAINT = """() => {
+    const rgb = text => text.match(/[\\d.]+/g).map(Number);
+    const light = colour => colour.slice(0, 3).map(v => v / 255)
+        .map(v => v > 0.04045 ? ((v + 0.055) / 1.055) ** 2.4 : v / 12.92)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0.05);
+    const behind = one => {
+        const own = one ? rgb(getComputedStyle(one).backgroundColor) : [255, 255, 255];
+        return own[3] === 0 ? behind(one.parentElement) : own;
+    };
+    const text = ({childNodes}) =>
+        [...childNodes].some(n => n.nodeType === 3 && n.data.trim());
+    return [...document.body.querySelectorAll("*")].filter(text).filter(one => {
+        const {color, fontSize} = getComputedStyle(one);
+        const [a, b] = [rgb(color), behind(one)].map(light).sort((x, y) => y - x);
+        const large = one.matches(".sign") || parseFloat(fontSize) >= 24;
+        return one.checkVisibility() && a / b < (large ? 3 : 4.5);
+    }).map(one => one.innerText);
+}"""
+DEAD = "[...document.images].filter(one => !one.alt || !one.closest('a')).length"
+UNLISTED = """[...document.querySelectorAll("h2")].map(one => one.id)
+    .filter(id => !document.querySelector(`a[href="#${id}"]`))"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_report_and_its_notebooks_fit_a_screen(kit, page, keep, width, scheme):
@@ -169,6 +194,9 @@ def test_the_report_and_its_notebooks_fit_a_screen(kit, page, keep, width, schem
         assert page.evaluate(wide) <= width, f"{file.name} scrolls sideways"
         broken = "[...document.images].filter(one => !one.naturalWidth).length"
         assert page.evaluate(broken) == 0, f"{file.name}: pictures that do not load"
+        assert page.evaluate(FAINT) == [], f"{file.name}: text that is hard to read"
+        assert page.evaluate(DEAD) == 0, f"{file.name}: pictures without text or link"
+        assert page.evaluate(UNLISTED) == [], f"{file.name}: not in the contents"
         grounds |= set(page.eval_on_selector_all(".output_stderr", GROUNDS))
     assert grounds == {"rgba(0, 0, 0, 0)"}, "progress that looks like errors"
 

@@ -140,8 +140,8 @@ def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     assert len(rows[0]["metrics"]["sft"]["L1"]["correct"]) == N
     assert (tmp_path / "map.png").stat().st_size > 10_000
     said = frontier.told(rows)
-    assert "165 questions: " in said and "1,984 questions: " in said
-    assert said.count(" on L1 and ") == len(SHARES)
+    assert said.count("above zero in 6 of 10 cells") == 2
+    assert "GRPO − SFT on L1: −6.2 to +20.2 points" in said  # planted: −6 to +19.5
     figure = frontier.figure(cells := frontier.cells(rows), frontier.crossings(cells))
     panels = figure.axes[:3]
     titles = [ax.get_title().removeprefix("GRPO − SFT, ") for ax in panels]

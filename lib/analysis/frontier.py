@@ -191,14 +191,14 @@ def mapped(found: Sequence[Mapping]) -> list[list[Mapping]]:
 
 
 def told(rows: Sequence[Mapping]) -> str:
-    """The figure in words, from map.json: where each row crosses zero."""
-    said = []
-    for row in mapped(cells(rows)):
-        x = [cell["x"] for cell in row]
-        at = [(s, crossing(x, [means(cell)[s] for cell in row])) for s in SETS]
-        ends = " and ".join(f"{_beyond(own)} on {name}" for name, own in at)
-        said.append(f"{row[0]['learned']:,} questions: {ends}")
-    return f"GRPO is ahead beyond this % of false reasoning. {'; '.join(said)}."
+    """The figure in words, from map.json."""
+    found, said = [cell for row in mapped(cells(rows)) for cell in row], []
+    for name in SETS:
+        gaps = [means(cell)[name] for cell in found]
+        ends = f"{tables.points(min(gaps))} to {tables.points(max(gaps))} points"
+        above = f"above zero in {sum(gap > 0 for gap in gaps)} of {len(gaps)} cells"
+        said.append(f"GRPO − SFT on {name}: {ends}, {above}")
+    return f"{'; '.join(said)}."
 
 
 def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:

@@ -535,8 +535,11 @@ def test_missing_clips_fail_where_they_are_needed(values, tmp_path):
     tolerant = values | {"on_bad_video": "keep_as_wrong"}
     check = data_check(tolerant)
     assert check.passed and "counted as wrong: 1 of general" in check.text
-    next(folder.glob("images/*/training*")).unlink()
-    assert not data_check(tolerant).passed
+    for still in [*folder.glob("images/*/training*")][:3]:
+        still.unlink()
+    for held_out in (0.1, 0.9):  # not trained on, and asked
+        check = data_check(tolerant | {"holdout_share": held_out})
+        assert not check.passed and "3 of training" in check.text
 
 
 def test_too_little_memory_fails(values):

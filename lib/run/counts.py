@@ -45,8 +45,8 @@ class Asked(NamedTuple):
     count: int
     video: float = 1.0  # share with a clip
     still: float = 1.0
-    lacking: int = 0  # of these, without their clip or still yet
-    records: int = 0  # of the whole file; 0 where it is not there
+    records: int = 0  # of the whole file, held-out ones too; 0 where it is not there
+    lacking: int = 0  # of the records, without their clip or still yet
     unusable: int = 0  # of the records
 
 
@@ -152,8 +152,8 @@ def read_set(path: Path, root: Path, holdout_share: float, share: float) -> Aske
         len(items),
         video=sum(item.video is not None for item in items) / each,
         still=sum(item.image is not None for item in items) / each,
-        lacking=sum(map(lacks, items)),
         records=found["records"],
+        lacking=sum(lacks(item) for _, item in found["rows"]),
         unusable=found["records"] - found["usable"],
     )
 

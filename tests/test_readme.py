@@ -132,6 +132,16 @@ def test_costs_of_one_gpu_are_those_measured(size):
     assert re.search(rf"single_gpu_{size}.yaml.*{re.escape(said)}", TEXT)
 
 
+def test_hours_of_a_whole_rung_are_those_of_the_dry_run():
+    command = [sys.executable, "-m", "lib.run", "params/single_gpu_2b.yaml"]
+    command += ["--dry-run", "--card", "H100"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    hours = {k: float(h) for k, h in re.findall(r"time +(\w+): ([\d.]+) h", shown)}
+    assert {*hours} == {"SFT", "GRPO", "evaluation"}
+    said = f"{sum(hours.values()):.0f} hours with 2B, {hours['evaluation']:.0f} of them"
+    assert said in " ".join(TEXT.split())
+
+
 def test_verdicts_are_counted_right():
     claims = read_json(REFERENCE / "claims" / "claims.json")
     count = Counter(claim["verdict"] for claim in claims)

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pytest
 from made_run import (
+    DOMAINS,
     answering,
     attention_row,
     reasoning_row,
@@ -264,7 +265,30 @@ def test_a_part_is_the_comparison_of_the_analysis(made):
     apart = part_of(rows[5], "GRPO − SFT, L3 less L1")
     gaps = [part_of(row)["effect"] for row in rows[:3]]
     assert apart["effect"] == pytest.approx(gaps[2] - gaps[0]) and apart["n"] == 800
-    assert part_of(rows[3], "GRPO − SFT, Daily life")["n"] == 100
+    part = part_of(rows[3], "GRPO − SFT, Daily life")
+    own = {}
+    for model in ("grpo", "sft"):
+        kept = [row for row in rows_of(run, model, "L3") if row["domain"] == DOMAINS[0]]
+        own[model] = [row["correct"] for row in kept]
+    gap = np.mean(own["grpo"]) - np.mean(own["sft"])
+    assert part["n"] == 100 and part["effect"] == pytest.approx(gap)
+
+
+def test_verdicts_follow_what_was_simulated(run):
+    """GRPO 80 %, SFT 40 %: supported; the other way round: the opposite, but where SFT
+    leaves GRPO no room that 40 questions could show."""
+    for grpo, sft, expected in (
+        (0.8, 0.4, SUPPORTED),
+        (0.3, 0.7, OPPOSITE),
+        (0.55, 0.95, CANNOT),
+    ):
+        for model, ability in (("grpo", grpo), ("sft", sft)):
+            said = [i < ability * 40 for i in range(40)]
+            path = run / f"predictions_{model}_L1.jsonl"
+            write_jsonl(path, map(answering, read_jsonl(path), said))
+        part = part_of(measured(run, 1)[1])
+        assert part["verdict"] == expected
+        assert abs(part["effect"]) == pytest.approx(0.4)
 
 
 def test_a_few_equal_answers_decide_nothing(tmp_path):
@@ -426,6 +450,18 @@ def test_attention_is_read_by_question(run):
         write_jsonl(run / f"attention_{label}.jsonl", rows)
     part = part_of(measured(run, 8)[8], "attention to pictures, GRPO − SFT")
     assert part["effect"] == pytest.approx(0.1) and part["n"] == 9
+
+
+def test_care_is_compared_with_grpo(tmp_path):
+    run = write_run(tmp_path / "run", n=60)
+    for level in SETS:
+        better = [answering(row, True) for row in rows_of(run, "grpo", level)]
+        write_jsonl(run / f"predictions_care_{level}.jsonl", better)
+    for label, share in (("care", 0.9), ("grpo", 0.5)):
+        write_coherence(run, label, share)
+    rows = measured(run, 15, 16, 20)
+    assert {row["verdict"] for row in rows.values()} == {SUPPORTED}
+    assert "published for Qwen2.5-VL-7B" in claims.markdown([*rows.values()])
 
 
 def test_ends_of_a_sweep(run, tmp_path):

@@ -259,14 +259,16 @@ def test_metrics_by_hand(tiny_questions):
     for number, said in enumerate(("A", "(B)", "A", None)):
         domain, group = (("Work", 15), ("Hobbies", 600))[number // 2]
         item = replace(tiny_questions[number], domain=domain, duration_group=group)
-        completion = f"<answer>{said}</answer>" if said else ""
-        rows.append(row(item, SETTINGS, completion, 10, truncated=said is None))
+        if said:
+            rows.append(row(item, SETTINGS, f"<answer>{said}</answer>", 10))
+        else:  # a failed question stays in every denominator
+            rows.append(row(item, SETTINGS, "", 10, error="its clip is missing"))
     work = {"n": 2, "accuracy": 0.5, "accuracy_lenient": 1.0}
     hobbies = {"n": 2, "accuracy": 0.0, "accuracy_lenient": 0.0}
     assert metrics(rows) == {
         **{"n": 4, "accuracy": 0.25, "accuracy_lenient": 0.5},
         **{"parse_failure": 0.5, "parse_failure_lenient": 0.25},
-        **{"truncated": 0.25, "failed": 0.0, "mean_tokens": 10.0},
+        **{"truncated": 0.0, "failed": 0.25, "mean_tokens": 10.0},
         "by_domain": {"Hobbies": hobbies, "Work": work},
         "by_duration_group": {"15": work, "600": hobbies},
     }

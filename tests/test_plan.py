@@ -542,6 +542,17 @@ def test_missing_clips_fail_where_they_are_needed(values, tmp_path):
         assert not check.passed and "3 of training" in check.text
 
 
+def test_a_record_that_cannot_be_used_fails(values, tmp_path):
+    folder = tmp_path / "data"
+    benchmark.write(folder, benchmark.Sizes(training=6, level=4, general=4))
+    values |= {"data_dir": str(folder), "general_dir": str(folder / "general")}
+    path = folder / "annotations" / "validation_L2.jsonl"
+    first, *rest = records.read_jsonl(path)
+    records.write_jsonl(path, [first | {"golden_choice_idx": "F"}, *rest])
+    check = data_check(values)
+    assert not check.passed and "records that cannot be used in L2: " in check.text
+
+
 def test_too_little_memory_fails(values):
     given = counts.work_of(values, "cpu")
     stages = memory.stages(of(paths.ROOT / "lib/mini/base"), given)

@@ -255,7 +255,7 @@ def test_over_seeds_the_levels_stand_together(run, tmp_path, found):
     assert one(over["shares"], model="grpo", measure="consistent")["n"] == 12
     assert over["differences"] == []
     over["shares"] += [row | {"set": "general"} for row in over["shares"]]
-    text = evidence_markdown(found, over)
+    text = evidence_markdown(found, over | {"decisions": []})
     assert "| % of answers, levels: 12 questions × 2 seeds |" in text
     assert f"| GRPO | own | 24 | {100 * 22 / 24:.1f} |" in text
     (runs[0] / "coherence_care_L1.jsonl").write_text("")

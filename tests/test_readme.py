@@ -95,6 +95,25 @@ def test_sentences_below_the_table_are_those_of_the_records():
     assert said in TEXT and f"only {min(seen):.0f} to {max(seen):.0f} %" in TEXT
 
 
+def test_decisions_are_those_of_the_record():
+    rows = read_json(REFERENCE / "evidence" / "coherence.json")["decisions"]
+    own = {
+        (row["model"], row["decision"]): f"{100 * row['share']:.0f} %"
+        for row in rows
+        if row["set"] == "L1"
+    }
+    text = " ".join(TEXT.split())
+    for decision, said in (
+        ("says what was done", "{} say what was done (base {})"),
+        ("says it truly and in full", "{} of these rightly (base {})"),
+        (
+            "gives that step's letter",
+            "{} give the letter of the step that they come to",
+        ),
+    ):
+        assert said.format(*(own[m, decision] for m in ("grpo", "base"))) in text
+
+
 def test_the_map_is_told_as_it_is():
     found = frontier.cells(read_json(REFERENCE / "map" / "map.json"))
     gaps = {x: {"L1": [], "L3": []} for x in (0.0, 1.0)}

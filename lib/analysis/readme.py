@@ -15,7 +15,15 @@ from pathlib import Path
 import pandas as pd
 
 from lib import chain, methods
-from lib.analysis import answers, compare, evidence_plots, plots, reasoned, seen
+from lib.analysis import (
+    answers,
+    compare,
+    evidence_plots,
+    plots,
+    reasoned,
+    sampled,
+    seen,
+)
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
 from lib.markup import Marked, code
@@ -327,6 +335,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
     whole = answers.read(runs, *folders)
     said = reasoned.reasoned(whole[whole.model.isin(labels_of(found))])
+    said["decisions"] = sampled.decisions(found[0], compare.SAMPLES, seed=0)
     write_tables(out / "perception.json", shown)
     write_tables(out / "coherence.json", said)
     last = shown["accuracy"][-1]["set"]
@@ -342,7 +351,10 @@ def evidence_markdown(shown: Mapping, said: Mapping) -> str:
     """What each condition costs, what the reasoning supports, what readers agree on."""
     sets = dict.fromkeys(row["set"] for row in said["shares"])
     over = (reasoned.over_seeds_markdown(said, name) for name in sets)
-    return "\n".join([seen.markdown(shown), *over, reasoned.reader_markdown(said)])
+    decided = sampled.decisions_markdown(said["decisions"])
+    head = "Of answers drawn at temperature 1, of one seed, that come to a decision:\n"
+    tail = reasoned.reader_markdown(said), head, decided
+    return "\n".join([seen.markdown(shown), *over, *tail])
 
 
 def labels_of(runs: Iterable[Path]) -> list[str]:

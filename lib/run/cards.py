@@ -1,23 +1,22 @@
-"""Cards that people have: memory, bandwidth, and whether they compute in bfloat16."""
+"""Cards that people have: memory, and whether they compute in bfloat16."""
 
 import re
 from typing import NamedTuple
 
 
 class Card(NamedTuple):
-    """`gib` as CUDA reports it, rounded down; GB/s as NVIDIA's data sheet states it."""
+    """`gib` as CUDA reports it, rounded down."""
 
     gib: float
-    bandwidth: int
     bfloat16: bool = True
 
 
 CARDS = {
-    "T4": Card(14.5, 320, bfloat16=False),
-    "L4": Card(22.0, 300),
-    "A10": Card(22.0, 600),  # and the A10G of AWS
-    "4090": Card(23.5, 1008),
-    "H100": Card(79.0, 3350),
+    "T4": Card(14.5, bfloat16=False),
+    "L4": Card(22.0),
+    "A10": Card(22.0),  # and the A10G of AWS
+    "4090": Card(23.5),
+    "H100": Card(79.0),
 }
 
 

@@ -7,8 +7,8 @@ Counts what each stage works through (counts.py), adds up memory (memory.py) and
 then looks at all that must hold first (checks.py). Starts and writes nothing.
 
 Hours are those that an earlier run like this one took on this machine for each question
-or step, times the counts; or those of outputs/reference/bench_cost.json, measured on
-another card, times how much slower this one's memory is; or "not measured"."""
+or step, times the counts; or those of outputs/reference/bench_cost.json on the card
+that is named with them, whatever this one is; or "not measured"."""
 
 import math
 import os
@@ -215,7 +215,7 @@ def hours_of(
     outputs: Path = OUTPUTS,
 ) -> dict[str, tuple[float, str]]:
     """{stage: hours, origin}; a stage like which nothing was measured is left out."""
-    found = measured_elsewhere(values, parts, card)
+    found = measured_elsewhere(values, parts)
     is_here = card in (None, cards.called(machine()["gpu"] or ""))
     states = outputs.glob("*/pipeline.json") if is_here else ()
     for state in sorted(states, key=lambda path: path.stat().st_mtime):
@@ -262,12 +262,10 @@ def machine() -> dict:
 
 
 def measured_elsewhere(
-    values: Mapping, parts: Sequence[Part], card: cards.Card | None
+    values: Mapping, parts: Sequence[Part]
 ) -> dict[str, tuple[float, str]]:
     """From bench_cost.json, where it has this model at these settings: its seconds of a
-    demonstration, of each pass of a step and of an answer, times the counts. Drawing
-    tokens waits for memory, so another card is as much slower as its memory: a guess.
-    """
+    demonstration, of each pass of a step and of an answer, times the counts."""
     found = {}
     costs = records.read_json(COSTS)["costs"].values() if COSTS.exists() else ()
     for cost in costs:
@@ -279,14 +277,9 @@ def measured_elsewhere(
                 own = [part for part in parts if part.stage == stage]
                 at = f"measured on {cost['device']} with random weights"
                 at += "" if stage == "SFT" else ", an earlier, slower token loop"
-                there, times = cards.called(cost["device"]), 1.0
-                if card and there and card != there:
-                    times = there.bandwidth / card.bandwidth
-                    at += f"; times {times:.1f} for this card's memory, a guess"
                 if stage == "evaluation":
                     at += f", {cost['work']['eval_batch']} at a time"
-                took_here = times * sum(seconds(part, took) for part in own)
-                found[stage] = took_here / 3600, at
+                found[stage] = sum(seconds(part, took) for part in own) / 3600, at
     return found
 
 

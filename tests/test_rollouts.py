@@ -202,11 +202,29 @@ def test_drawn_tokens_have_the_probabilities_of_the_update(
     groups = rollouts.draw(model, prompts, 3, settings)
     add_scoring(model)
     completions = [[torch.tensor(row) for row in group] for group in groups]
-    with torch.no_grad(), rollouts.generating(model):
-        scored, _ = completion_scores(model, prompts, completions)
+    with torch.no_grad():
+        scored, _ = completion_scores(model.train(), prompts, completions)
     drawn = torch.stack(logps, 1)
     assert drawn.shape == (12, settings.max_tokens)
     assert (drawn - torch.stack(scored)).abs().max() <= bound
+
+
+def test_folded_adapters_leave_no_trace(tiny_checkpoint, processor):
+    model = adapted(tiny_checkpoint)
+    batch, before = encoded(processor)[0], models.fingerprint(model)
+    layers = [m for m in model.modules() if getattr(m, "lora_A", None)]
+    with torch.no_grad():
+        live, called = model(**batch).logits, []
+        for layer in layers:
+            layer.lora_A["default"].register_forward_hook(lambda *_: called.append(1))
+        with rollouts.generating(model):
+            folded = model(**batch).logits
+            assert not called and (folded - live).abs().max() < 1e-5
+            with model.disable_adapter():
+                plain = model(**batch).logits
+        assert torch.equal(plain, models.load_model(tiny_checkpoint)(**batch).logits)
+        assert torch.equal(model(**batch).logits, live) and len(called) == len(layers)
+    assert models.fingerprint(model) == before
 
 
 ADAPTED = {

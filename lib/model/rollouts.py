@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from lib.model.prefix import Prompt, base_of, check_model, picture_inputs
-from lib.model.token_step import Language
+from lib.model.token_step import Language, folded
 
 # isort: split
 from transformers import LogitsProcessorList, generation
@@ -46,18 +46,23 @@ def generating(model) -> Iterator[None]:
     checkpointing on, transformers 5 drops the cache of every layer and generates wrong
     tokens without an error. In eval mode bitsandbytes 0.50 repacks 4-bit weights for
     CPUs with AVX512-BF16, for good, and a later update gets no gradient through them:
-    that is switched off for the time being."""
+    that is switched off for the time being. Adapters of small layers are folded."""
     was_training = model.training
     packs = "support_avx512bf16_for_cpu"
     quantized = [module for module in model.modules() if getattr(module, packs, False)]
+    layers = [(own, forward) for own in model.modules() if (forward := folded(own))]
     model.eval()
     for module in quantized:
         setattr(module, packs, False)
+    for module, forward in layers:
+        module.forward = forward
     try:
         yield
     finally:
         for module in quantized:
             setattr(module, packs, True)
+        for module, _ in layers:
+            del module.forward  # the class's own again
         model.train(was_training)
 
 

@@ -107,6 +107,24 @@ def _projections(layer) -> Iterator[Callable]:
     yield _linear(mlp.down_proj)
 
 
+@torch.no_grad()
+def folded(module) -> Callable | None:
+    """The forward of a small layer with its adapters in a copy of its weight, as long
+    as they are on; None for any other module."""
+    base, plain = getattr(module, "base_layer", None), module.forward
+    small = isinstance(base, torch.nn.Linear) and _is_small(base)
+    if not (small and _is_plain(module) and any(_adapters(module))):
+        return None
+    weight = _folded(module, base)
+
+    def forward(x, *args, **kwargs):
+        if module.disable_adapters:
+            return plain(x, *args, **kwargs)
+        return functional.linear(x, weight, base.bias)
+
+    return forward
+
+
 def _linear(*modules) -> Callable:
     """What linear modules make of one input: a function from x to their outputs."""
     if not all(_is_plain(module) for module in modules):

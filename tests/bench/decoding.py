@@ -84,7 +84,7 @@ class Program:
 
     def draw(self, tokens: int) -> list:
         settings = self.module.Decoding(tokens, 0.0, 0, 1.0, (511,), 0, ())
-        return self.module.decode(*self.given, settings)
+        return self.module.draw(*self.given, settings)
 
     def seconds(self, tokens: int) -> float:
         started = time.perf_counter()

@@ -5,10 +5,11 @@
 The loop is what the paper's released inference does (arXiv 2503.24376, infer.py): take
 a question, decode its clip, preprocess, generate, take the next. The kit sorts
 questions by shape and answers a batch of like ones at a time, a batch on each core.
-As in 04_eval the questions are asked three times, of base, SFT and GRPO, for which one
-model (the mini base) stands here: the loop decodes a clip and runs the vision tower for
-each, the kit once. Same model, same MiniPlan questions, greedy both: the completions
-must be equal. Runs alternate in one process, and no clip is in memory when one begins.
+As in 04_eval the questions are asked three times, of base, SFT and GRPO. The mini base
+and twice the same random adapter on it stand for them. The loop decodes a clip and runs
+the vision tower for each, the kit once. Same models, same MiniPlan questions, greedy
+both: the completions must be equal. Runs alternate in one process, and no clip is in
+memory when one begins.
 """
 
 import shutil
@@ -27,13 +28,13 @@ from lib.doors import Door
 from lib.evaluate import evaluate
 from lib.mini import benchmark
 from lib.model import encoding, models
+from tests.bench import decoding
 from tests.bench.grpo_step import spread
 
 RECORD = paths.ROOT / "outputs/reference/bench_evaluation.json"
 BASE = paths.ROOT / "lib/mini/base"
 SAMPLING = video.Sampling(8, fps=2.0, height=56, width=112)  # the mini track's
 TOKENS = 48
-TIMES = 3  # base, SFT and GRPO
 
 
 def one_at_a_time(model, processor, asked) -> list[str]:
@@ -74,9 +75,9 @@ def level(data: Path) -> list[questions.Question]:
     )
 
 
-def seconds(work) -> tuple[float, list[str]]:
+def seconds(work, trained) -> tuple[float, list[str]]:
     started = time.perf_counter()
-    found = [completion for _ in range(TIMES) for completion in work()]
+    found = [completion for model in trained for completion in work(model)]
     return time.perf_counter() - started, found
 
 
@@ -87,12 +88,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of both")
     parser.add_argument("--out", type=Path, default=RECORD, help="a .json file")
     given = parser.parse_args(arguments)
-    model, processor = models.load_model(BASE), models.load_processor(BASE)
+    adapted, processor = decoding.made(None), models.load_processor(BASE)
+    trained = (models.load_model(BASE), adapted, adapted)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         sizes = benchmark.Sizes(training=8, level=given.questions, general=8)
         benchmark.write(data, sizes)
-        found = compare(model, processor, data, given.batch_size, given.repeats)
+        found = compare(trained, processor, data, given.batch_size, given.repeats)
     records.write_json(
         given.out,
         {
@@ -106,28 +108,29 @@ def main(arguments: list[str]) -> None:
     )
 
 
-def compare(model, processor, data: Path, batch_size: int, repeats: int) -> dict:
+def compare(trained, processor, data: Path, batch_size: int, repeats: int) -> dict:
     """Questions a second of both, the ratio over pairs; completions must be equal."""
-    batched(model, processor, level(data)[:8], batch_size)  # warm up
+    batched(trained[0], processor, level(data)[:8], batch_size)  # warm up
     taken: dict[str, list[float]] = {"loop": [], "kit": []}
     for repeat in range(repeats):
         # Files of another name: none is among those that the kit has decoded.
         asked = level(shutil.copytree(data, data.with_name(f"repeat{repeat}")))
         programs = {
-            "loop": lambda own=asked: one_at_a_time(model, processor, own),
-            "kit": lambda own=asked: batched(model, processor, own, batch_size),
+            "loop": lambda model, own=asked: one_at_a_time(model, processor, own),
+            "kit": lambda model, own=asked: batched(model, processor, own, batch_size),
         }
         answers = {}
         for name in list(programs)[:: 1 if repeat % 2 else -1]:
-            own, answers[name] = seconds(programs[name])
+            own, answers[name] = seconds(programs[name], trained)
             taken[name].append(own)
         if answers["loop"] != answers["kit"]:
-            pairs = zip(asked * TIMES, answers["loop"], answers["kit"], strict=True)
+            everything = asked * len(trained)
+            pairs = zip(everything, answers["loop"], answers["kit"], strict=True)
             apart = [question.id for question, one, other in pairs if one != other]
             raise SystemExit(f"completions differ for {apart}")
     pairs = zip(taken["loop"], taken["kit"], strict=True)
     rate = {
-        name: spread([TIMES * len(asked) / own for own in values])
+        name: spread([len(trained) * len(asked) / own for own in values])
         for name, values in taken.items()
     }
     return {

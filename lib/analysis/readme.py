@@ -201,7 +201,7 @@ def accuracies(frame: pd.DataFrame, by: Sequence[str] = ()) -> list[dict]:
 
 def differences(frame: pd.DataFrame) -> list[dict]:
     """Paired differences over seeds and questions, of the pairs that are there."""
-    return compare.differences(frame, (*PAIRS, *methods.OTHER_RL))
+    return compare.differences(frame, (*PAIRS, *methods.OTHERS))
 
 
 def results(source: str | Path) -> str:

@@ -27,7 +27,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
@@ -44,7 +43,7 @@ from lib.paths import ROOT, cores, outputs_dir, resolve, run_dir
 from lib.processes import at_the_callers_end
 from lib.records import read_json, settings_hash, sha256, write_json, write_text
 from lib.run.cards import CARDS
-from lib.run.params import Run, declarations, declared, load_params
+from lib.run.params import Run, cells_of, declarations, declared, load_params
 
 OUTPUTS = outputs_dir()
 ABOUT = """\
@@ -299,8 +298,8 @@ def _data(run: Run) -> dict:
 
 def _code(notebook: Path) -> list[str]:
     """The sources of the cells that a kernel executes."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return [c.source for c in cells if c.cell_type == "code" and c.source.strip()]
+    code = [c["source"] for c in cells_of(notebook) if c["cell_type"] == "code"]
+    return [source for source in code if source.strip()]
 
 
 def _values(notebook: Path, run: Run) -> dict:

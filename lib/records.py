@@ -88,7 +88,8 @@ def write_json(path: str | Path, obj: Any) -> None:
 def write_tables(path: str | Path, obj: Any) -> None:
     """`write_json`, and each list of rows in `obj` as CSV beside it: `accuracy` of
     results.json as results_accuracy.csv, the rows of claims.json as claims.csv, and the
-    `parts` within those as claims_parts.csv, with the first column of their claims."""
+    `parts` within those as claims_parts.csv, with the first column of their claims. The
+    CSV of a list that is empty now is removed."""
     import pandas  # here, because little else of this module needs it
 
     write_json(path, obj)
@@ -104,6 +105,9 @@ def write_tables(path: str | Path, obj: Any) -> None:
             tables.append((f"{name}_{key}", inner))
         text = pandas.json_normalize(rows).to_csv(index=False)
         write_text(Path(path).with_name(f"{name}.csv"), text)
+    for name, rows in named:
+        if rows == []:
+            Path(path).with_name(f"{stem}_{name}.csv").unlink(missing_ok=True)
 
 
 def _is_table(value: Any) -> bool:

@@ -150,8 +150,9 @@ def test_a_decision_is_judged_only_where_an_answer_comes_to_it(tmp_path):
     assert by == [(6, 3 / 6), (3, 2 / 3), (2, 1.0), (3, 2 / 3), (5, 3 / 5)]
     assert all(0 <= row["low"] <= row["share"] <= row["high"] <= 1 for row in found)
     assert found[0]["low"] < 0.2 and found[2]["low"] == 1  # all counts are right
-    text = sampled.decisions_markdown(found)
+    text = sampled.decisions_markdown([*found[:4], found[4] | {"answers": 31}])
     assert "| gives that step's letter | L3 | 60.0 [" in text
+    assert "in full" not in text, "two answers tell nothing"
     records.write_jsonl(tmp_path / "draws_base_L3.jsonl", [rows[0] | {"said": None}])
     assert sampled.decisions(tmp_path, samples=500, seed=0) == []
 

@@ -8,12 +8,13 @@ from collections import Counter
 
 import pytest
 
-from lib.analysis import frontier
+from lib.analysis import frontier, readme
 from lib.methods import VERDICTS
 from lib.paths import ROOT
 from lib.records import read_json
 
 REFERENCE = ROOT / "outputs" / "reference"
+STEPS = "sft-steps"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
     {*re.findall(r"^(?:sbatch \S+ )?(python -m lib\.[^#\n]+)", TEXT, re.M)}
@@ -86,13 +87,25 @@ def test_sentences_below_the_table_are_those_of_the_records():
         shares = [gain("base-begun", n) / gain(label, n) for n in ("L1", "L2", "L3")]
         ends = f"{100 * min(shares):.0f} to {100 * max(shares):.0f} %"
         assert words.format(ends) in TEXT
-    seen = [
+    (seen,) = (
         100 * row["share"]
         for row in read_json(REFERENCE / "evidence" / "coherence.json")["shares"]
-        if (row["model"], row["measure"]) == ("grpo", "progress")
-        and row["set"] != "general"
-    ]
-    assert said in TEXT and f"only {min(seen):.0f} to {max(seen):.0f} %" in TEXT
+        if (row["model"], row["set"], row["measure"]) == ("grpo", "levels", "progress")
+    )
+    assert said in TEXT and f"only {seen:.0f} % of" in TEXT
+
+
+def test_sft_on_steps_is_told_as_it_is():
+    records = readme.of_records(readme.read_reference(REFERENCE / "mini_seeds"))
+    rows = {row["set"]: row for row in readme.differences(records) if row["a"] == STEPS}
+    assert {
+        name for name, row in rows.items() if not row["low"] <= 0 <= row["high"]
+    } == {*("L1", "L2", "general")}
+    one = {name: f"{100 * row['difference']:.1f}" for name, row in rows.items()}
+    text = " ".join(TEXT.split())
+    assert f"SFT is ahead, by {one['L1']} points on L1 and {one['L2']} on L2" in text
+    assert f"On L3 both are level ({one['L3']})" in text
+    assert f"it is {one['general'][1:]} points behind GRPO" in text
 
 
 def test_decisions_are_those_of_the_record():

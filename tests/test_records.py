@@ -34,6 +34,8 @@ def test_tables_are_written_as_csv_beside_the_json(tmp_path):
     assert text == 'set,share,ci.low\n"L1, é",0.5,\nL2,,\n'
     assert (tmp_path / "a_shares.csv").read_text(encoding="utf-8") == text
     assert len([*tmp_path.iterdir()]) == 7
+    records.write_tables(tmp_path / "a.json", {"n": 3, "shares": []})
+    assert not (tmp_path / "a_shares.csv").exists(), "of another time"
 
 
 def test_numbers_that_are_none_become_null(tmp_path):

@@ -30,6 +30,7 @@ DECISIONS = {  # (field of lib/mini/reasoning.py, decided well, decided badly)
     "takes the step that follows": ("follows", ("yes",), ("no",)),
     "gives that step's letter": ("consistent", ("yes",), ("no",)),
 }
+FEW = 30  # answers that come to a decision, and tell nothing of it
 COUNTS = {"letter": "right letter", "truth": "right letter and true progress"}
 
 
@@ -96,10 +97,10 @@ def decisions(run: Path, samples: int, seed: int) -> list[dict]:
 
 
 def decisions_markdown(rows: Iterable[Mapping]) -> str:
-    """A line a decision and set, a column a model: of the answers that come to it, the
-    share that decides well, in per cent."""
+    """A line a decision and set, a column a model: of the answers that come to it, if
+    they are not FEW, the share that decides well, in per cent."""
     cells = []
-    for row in rows:
+    for row in (row for row in rows if row["answers"] > FEW):
         line = {"decision": row["decision"], "set": row["set"]}
         ends = row["share"], row["low"], row["high"]
         cells.append((line, f"{LABELS[row['model']]} %", tables.span(*ends)))

@@ -74,7 +74,7 @@ def rows_of(
     truth is not known. FileNotFoundError where predictions or readings are missing."""
     run, read = Path(run), {}
     for reader in readers.READERS:
-        source = "base" if label == "base" else reader
+        source = "base" if readers.writer(label) == "base" else reader
         read[reader] = _by_id(readers.reading_file(run, source, label, name))
     predictions = _by_id(run / f"predictions_{label}_{name}.jsonl").values()
     judgements = run / f"judgements_{label}_{name}.jsonl"

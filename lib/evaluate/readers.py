@@ -92,10 +92,11 @@ def read_run(
     labels: Sequence[str] = tables.METHODS,
 ) -> None:
     """All readings of a run: the base reads every method, then each method its own.
-    `labels` begins with "base"; the others are folders in run/adapters. One model is
-    loaded at a time. Files that are finished stay as they are."""
+    `labels` begins with "base"; the others are folders in run/adapters, or answers of
+    the base that were begun for it. One model is loaded at a time. Files that are
+    finished stay as they are."""
     processor, run = models.load_processor(model_path), Path(run)
-    for reader in labels:
+    for reader in (label for label in labels if writer(label) == label):
         trained = None if reader == "base" else run / "adapters" / reader
         kind, read = ("base", labels) if reader == "base" else ("own", [reader])
         model = models.load_trained(model_path, trained, dtype, quantize)
@@ -106,6 +107,11 @@ def read_run(
                 path = reading_file(run, kind, label, name)
                 readings(model, processor, questions, rows, path)
         del model
+
+
+def writer(label: str) -> str:
+    """Whose answers these are: the base's, too, where they were begun for it."""
+    return label.removesuffix("-begun")
 
 
 def _items(questions: Sequence[Question], predictions: Sequence[Mapping]) -> list[Item]:

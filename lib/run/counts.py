@@ -229,7 +229,7 @@ def asked_of(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
         "draws": often,
         "conditions": again,
         "attention": len(looked) * WRITERS * min(filmed, values["attention_questions"]),
-        "readers": max(0, 2 * len(arms) - 1) * read,
+        "readers": max(0, 2 * len(arms) - 1 + ("base-begun" in models)) * read,
     }
 
 

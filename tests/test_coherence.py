@@ -306,18 +306,19 @@ def rows(asked, data, flawless, tmp_path_factory):
         return flawless(own)
 
     ways = {"base": lambda item: f"<answer>{item.gold}</answer>", "sft": flawless}
-    for label, say in (ways | {"grpo": faulty}).items():
+    for label, say in (ways | {"grpo": faulty, "base-begun": faulty}).items():
         rows = predicted(items, say)
         records.write_jsonl(run / f"predictions_{label}_L1.jsonl", rows)
     for label in ("sft", "grpo"):
         adapted = peft.get_peft_model(models.load_model(BASE), models.lora_config(2, 2))
         adapted.save_pretrained(run / "adapters" / label)
-    readers.read_run(BASE, run, {"L1": items}, "float32", quantize=False)
+    labels = [*METHODS, "base-begun"]
+    readers.read_run(BASE, run, {"L1": items}, "float32", False, labels)
     path = data / "annotations" / "training_with_cot.jsonl"
     demos = questions.read_demonstrations(path, data)
     training = TrainingReasoning(demo.response for demo in demos)
     given = training, reasoning.checker(data), reasoning.flawless(data)
-    found = {label: coherence.rows_of(run, label, "L1", *given) for label in METHODS}
+    found = {label: coherence.rows_of(run, label, "L1", *given) for label in labels}
     for label, own in found.items():
         assert own == records.read_jsonl(run / f"coherence_{label}_L1.jsonl")
     return found
@@ -331,6 +332,13 @@ def test_known_faults_are_written_down(rows):
     led = {label: sum(row["base_reader"] for row in own) for label, own in rows.items()}
     assert led["base"] == 0 and led["sft"] >= 11 and abs(led["grpo"] - 8) <= 1
     assert all(row["consistent_other"] for row in rows["sft"])
+
+
+def test_begun_answers_are_read_by_the_base_that_gave_them(rows):
+    for row in rows["base-begun"]:
+        assert row["implied_own"] == row["implied_base"] is not None
+    said = [row["consistent"] for row in rows["base-begun"]]
+    assert said == [row["consistent"] for row in rows["grpo"]]  # the same words
 
 
 def test_an_answer_without_reasoning_has_no_implied_letter(rows):

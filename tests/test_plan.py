@@ -387,7 +387,7 @@ def test_evaluation_is_all_that_04_eval_does(data, dry_run):
     )
     filmed = sum(item.video is not None for level in levels for item in level)
     assert row(text, "evaluation: attention")[1] == str(3 * 2 * filmed)
-    assert row(text, "evaluation: readers")[1] == str((3 + 2) * 30)  # base's, own
+    assert row(text, "evaluation: readers")[1] == str((4 + 2) * 30)  # base's, own
     lines = ('perception_conditions: ""', "attention_questions: 0", "pass_draws: 0")
     _, text = dry_run(*lines, 'coherence_sets: ""', "asked_models: grpo")
     assert row(text, "evaluation: answers")[1] == "30"

@@ -139,6 +139,8 @@ def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     assert len(rows) == 2 * (len(X) * len(SHARES) + len(SHARES) + 1)
     assert len(rows[0]["metrics"]["sft"]["L1"]["correct"]) == N
     assert (tmp_path / "map.png").stat().st_size > 10_000
+    # A map that was made before stands for its runs.
+    assert frontier.record([tmp_path, outputs / "seeds"]) == [*rows, *rows[-2:]]
     said = frontier.told(rows)
     assert said.count("above zero in 6 of 10 cells") == 2
     assert "GRPO − SFT on L1: −6.2 to +20.2 points" in said  # planted: −6 to +19.5

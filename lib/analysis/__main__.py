@@ -6,7 +6,7 @@ python -m lib.analysis sweep outputs/kl --out outputs/reference/sweeps
     record, table and figure of a sweep's folder
 python -m lib.analysis map outputs/map outputs/map_grpo --out outputs/reference/map
     when RL beats SFT: GRPO - SFT by false reasoning and number of questions, from
-    the folders of sweeps
+    the folders of sweeps, or of an earlier map, which stands for its runs
 python -m lib.analysis evidence outputs/mini_seeds-seed_* --out FOLDER
     what was seen, and whether the reasoning supports the answers, over seeds
 python -m lib.analysis claims outputs/mini_seeds-seed_* --out FOLDER

@@ -31,6 +31,7 @@ from lib.records import read_json, write_tables, write_text
 PLACE = {"demonstrations_by": "teacher", "training_share": 1.0, "data_dir": ""}
 PLACE |= {"demonstrations_false": 0.0, "demonstrations_unseen": 0.0}
 KINDS = ("false", "unseen")
+ARMS = ("sft", "grpo")
 SETS = ("L1", "L3")
 PANELS = {"L1": {"L1": 1}, "L3": {"L3": 1}, "L3 − L1": {"L3": 1, "L1": -1}}
 RIGHT = (0.35, 0.60)  # share of questions: assumed of SEED-Bench-R1's teacher
@@ -49,9 +50,13 @@ def lucky(right: float) -> float:
 
 def record(folders: Iterable[str | Path]) -> list[dict]:
     """The runs of some sweeps with their PLACE, what their demonstrations state, and
-    their answers as texts of 0 and 1. ValueError for a run that is not finished."""
+    their answers as texts of 0 and 1; of a folder with a map those that it has.
+    ValueError for a run that is not finished."""
     rows = []
     for folder in map(resolve, folders):
+        if (earlier := folder / "map.json").exists():
+            rows += read_json(earlier)
+            continue
         for row in readme.sweep_record(folder):
             if "metrics" not in row:
                 todo = f"run {folder.name} to its end, every cell is shown"
@@ -61,6 +66,7 @@ def record(folders: Iterable[str | Path]) -> list[dict]:
             taught = read_json(run / "manifest.json").get("02_sft", {})
             row |= {key: given.get(key, usual) for key, usual in PLACE.items()}
             row |= {key: taught.get(key, {}) for key in ("stated", "demonstrations")}
+            row["metrics"] = {m: row["metrics"][m] for m in ARMS if m in row["metrics"]}
             rows.append(row)
     return rows
 
@@ -68,7 +74,7 @@ def record(folders: Iterable[str | Path]) -> list[dict]:
 def cells(rows: Sequence[Mapping]) -> list[dict]:
     """A cell for each PLACE of SFT, with GRPO - SFT [seeds, n] of L1 and of L3.
     ValueError where GRPO of the same data, share and seed is missing."""
-    own = {name: [r for r in rows if name in r["metrics"]] for name in ("sft", "grpo")}
+    own = {name: [r for r in rows if name in r["metrics"]] for name in ARMS}
     grpo, found = {_shared(row): row["metrics"]["grpo"] for row in own["grpo"]}, {}
     for row in sorted(own["sft"], key=itemgetter("seed")):
         if _shared(row) not in grpo:

@@ -12,6 +12,7 @@ kept. So archives come one by one, stills first, and each is deleted after use.
 
 from __future__ import annotations
 
+import csv
 import fcntl
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,8 @@ from lib.data import download, hub_names, parts, questions
 from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.data.hub_names import LONG_VIDEO_BENCH, MEDIA, SEED_BENCH, source_of
 
-ANNOTATIONS_COMMIT = "13f15b4"  # the hashes in seed_bench.json were read there
+# Of 2025-03-31; the pages of its annotation files show the facts in seed_bench.csv.
+ANNOTATIONS_COMMIT = "13f15b4"
 READ_BY_NOTEBOOKS = ("L1", "L2", "L3", "training", "demonstrations")
 CHOICES = {
     "L1": ("L1",),
@@ -52,7 +54,7 @@ LICENCES = {  # by the source of the clips
     " use (https://epic-kitchens.github.io)",
     "Ego4D": "Ego4D: needs a licence signed by you"
     " (https://ego4ddataset.com/ego4d-license)",
-    None: "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
+    "": "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
     " under the same licence; accept it with your account, too, on"
     f" https://huggingface.co/datasets/{LONG_VIDEO_BENCH}, and set HF_TOKEN",
 }
@@ -60,21 +62,18 @@ LICENCES = {  # by the source of the clips
 
 class Official(NamedTuple):
     """An annotation file: its name here and on the hub, the size and SHA-256 its page
-    shows (None: not documented), the source of its questions' clips."""
+    shows ("": not documented), the source of its questions' clips."""
 
     name: str
     repo: str
     path: str
     size: str
-    sha256: str | None
-    clips: str | None
+    sha256: str
+    clips: str
 
 
-OFFICIAL = {
-    split: Official(**facts)
-    for split, facts in records.read_json(Path(__file__).with_suffix(".json")).items()
-    if split != "source"
-}
+with Path(__file__).with_suffix(".csv").open(encoding="utf-8") as _file:
+    OFFICIAL = {row.pop("split"): Official(**row) for row in csv.DictReader(_file)}
 
 
 def get(

@@ -70,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     choices = seed_bench.CHOICES
     sets = {"metavar": "SET", "help": f"any of {', '.join(choices)}"}
     get.add_argument("--what", nargs="+", choices=choices, required=True, **sets)
-    get.add_argument("--subtitles", action="store_true", help="LongVideoBench's, too")
     accept = "say that you have read and accept them; each is named below"
     get.add_argument("--accept-licences", action="store_true", help=accept)
     most = "bytes of archives in all, such as 40GB"
@@ -133,7 +132,7 @@ def _out(text: str) -> Path:
 
 
 def _get(given: argparse.Namespace) -> int:
-    switches = (given.subtitles, given.accept_licences, given.dry_run)
+    switches = (given.accept_licences, given.dry_run)
     seed_bench.get(given.folder, given.what, *switches, given.at_most, given.have)
     return 0
 

@@ -719,21 +719,22 @@ def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
     assert report["usable"] == 5
 
 
-def test_check_as_json_and_its_exit_codes(tmp_path, capsys):
+def test_the_command_prints_every_fault_and_its_exit_codes(tmp_path, capsys):
     records = records_of("L1", 3)
     records[0][STEP] = []
     records[1]["choice_a"] = "open jar "
-    assert main(["faults", str(write(tmp_path, records)), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["media"] == {"videos": 2, "stills": 3, "image_only": 1}
-    (fault,) = report["faults"]
-    assert (fault["line"], fault["field"], fault["usable"]) == (2, "choice_a", True)
+    path = write(tmp_path, records)
+    assert main(["faults", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[2] == "media needed: 2 videos, 3 stills (1 records without video)"
+    assert len(said) == 5 and said[4].startswith(f"{path}:2: choice_a: ")
 
     records[2]["answer"] = ""
-    assert main(["faults", str(write(tmp_path, records)), "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert (report["records"], report["usable"]) == (3, 2)
-    assert [fault["usable"] for fault in report["faults"]] == [True, False]
+    assert main(["faults", str(write(tmp_path, records))]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "records: 3, of which 2 can be used"
+    assert said[3] == "faults: 2, of which 1 make a record unusable"
+    assert said[5].startswith(f"{path}:3: answer: ")
     for arguments in ([], ["faults"], ["fualts", "x"], ["faults", "none"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -743,8 +744,8 @@ def test_check_as_json_and_its_exit_codes(tmp_path, capsys):
 def test_the_command_starts_without_torch(tmp_path):
     path = write(tmp_path, records_of("L1"))
     code = (
-        "import pathlib, sys; from lib.data import questions;"
-        f"assert questions.show_faults(pathlib.Path({str(path)!r})) == 0;"
+        "import sys; from lib.data.__main__ import main;"
+        f"assert main(['faults', {str(path)!r}]) == 0;"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, check=True)

@@ -290,8 +290,8 @@ def test_a_budget_makes_a_part_and_a_larger_one_goes_on(world):
     assert str(part / "videos" / EPIC / "2.mp4") in {
         str(paths.ROOT / name) for name in chain.benchmark(part, root)
     }
-    ok(world.accept("L1", "training_6k", *budget))
-    assert world.hub.fetched("tar.gz") == asked  # it is used up
+    said = ok(world.accept("L1", "training_6k", *budget))
+    assert world.hub.fetched("tar.gz") == asked and "kB are used up; " in said
     assert "2 of 2 records" in ok(world.accept("L1", "training_6k", "--at-most", "1GB"))
     assert world.hub.fetched("tar.gz") == [*asked, f"videos/{EPIC}/batch_10.tar.gz"]
     sets = parts.read(part, root, "L1")

@@ -232,11 +232,9 @@ class Target:
         if stills:  # and none of the above may hold some
             yield "download", "images: the hub lists NOTHING that may hold stills,"
             yield "", "and `get` stops before the archives of clips"
-        until = "nothing is missing"
         if self.at_most is not None:
-            spent = download.told(self.known["spent"])
-            until += f" or {download.told(self.at_most)} are used ({spent} are)"
-        yield "", f"one by one until {until}; only what is wanted stays"
+            spent, most = map(download.told, (self.known["spent"], self.at_most))
+            yield "until", f"{most} are used up; {spent} are"
 
     def get_annotations(self) -> None:
         """Fetch every annotation file and note its hash."""

@@ -13,6 +13,7 @@ import pytest
 
 from lib import paths
 from lib.data.__main__ import main
+from lib.data.faults import KINDS
 from lib.data.prompts import THINK_ANSWER
 from lib.data.questions import (
     DataFaults,
@@ -492,21 +493,29 @@ def replaced(folder, kind, old, new):
     return path, 3 if kind == "general" else 2
 
 
-@of_every_kind
-@pytest.mark.parametrize("value", ['"B"', "null", "[1]"])
-def test_a_field_given_twice_is_named(tmp_path, kind, value):
-    name = "response" if kind == "demonstrations" else "question"
-    new = f'"{name}": {value}, "{name}"'
-    path, line = replaced(tmp_path, kind, f'"{name}"', new)
+ODD_TEXTS = [  # kind, text of the second record, what is put before it, the field
+    *(
+        (kind, f'"{name}"', f'"{name}": {value}, ', name, "it 2 times")
+        for kind in MAKE
+        for name in ["response" if kind == "demonstrations" else "question"]
+        for value in ('"B"', "null", "[1]")
+    ),
+    ("L1", '"stop_frame": 200', '"stop_frame": 7, ', f"{STEP}[1].stop_frame", "it 2"),
+    *(
+        ("L1", ', "video_source"', "7" * (digits - 1), "sample_id", "177777")
+        for digits in (20, 4301, 100_000)
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "old", "before", "field", "words"), ODD_TEXTS)
+def test_what_json_would_pass_over_is_named(tmp_path, kind, old, before, field, words):
+    """A field that is given twice, a number of more digits than any count has."""
+    path, line = replaced(tmp_path, kind, old, before + old)
     (fault,) = refused(path, kind)
-    assert (fault.line, fault.field.split(".")[-1]) == (line, name)
-    assert "it 2 times" in fault.found
-
-
-def test_a_field_of_a_step_given_twice_is_named(tmp_path):
-    old, new = '"stop_frame": 200', '"stop_frame": 7, "stop_frame": 9'
-    (fault,) = refused(replaced(tmp_path, "L1", old, new)[0], "L1")
-    assert (fault.field, fault.found[:10]) == (f"{STEP}[1].stop_frame", "it 2 times")
+    field = f"[1].{field}" if kind == "general" else field
+    assert (fault.line, fault.field) == (line, field)
+    assert words in fault.found and len(fault.found) < 99
 
 
 @pytest.mark.parametrize("depth", [21, 200, 985, 3000, 100_000])
@@ -522,17 +531,6 @@ def test_values_without_end_within_values_are_a_fault(tmp_path, kind, depth, mar
     assert {fault.line for fault in caught.value.faults} == {line}
     assert len(str(caught.value)) < 1500
     assert check(path)["usable"] in (0, 1, 4)
-
-
-@pytest.mark.parametrize("digits", [20, 4301, 100_000])
-def test_a_number_of_too_many_digits_is_no_number(tmp_path, digits):
-    new = f'"sample_id": {"7" * digits}, "video_source"'
-    old = '"sample_id": 1, "video_source"'
-    path = write(tmp_path, records_of("L1"))
-    path.write_text(path.read_text().replace(old, new))
-    (fault,) = refused(path, "L1")
-    assert (fault.line, fault.field) == (2, "sample_id")
-    assert len(fault.found) <= 80
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -692,15 +690,6 @@ def test_levels_are_not_mixed_up(tmp_path):
 
 # --- the command ----------------------------------------------------------------
 
-NAMES = {
-    "L1": "SEED-Bench-R1 validation, L1 or L2",
-    "L2": "SEED-Bench-R1 validation, L1 or L2",
-    "L3": "SEED-Bench-R1 validation, L3",
-    "training": "SEED-Bench-R1 training",
-    "demonstrations": "SEED-Bench-R1 training with reasoning",
-    "general": "LongVideoBench validation",
-}
-
 
 @of_every_kind
 def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
@@ -708,14 +697,14 @@ def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
     assert main(["faults", str(path)]) == 0
     stills = 0 if kind == "general" else 5
     assert capsys.readouterr().out.splitlines() == [
-        f"{path}: {NAMES[kind]}",
+        f"{path}: {KINDS[kind].name}",
         "records: 5, of which 5 can be used",
         f"media needed: 5 videos, {stills} stills (0 records without video)",
         "faults: 0, of which 0 make a record unusable",
     ]
     broken = [{}, {"video_id": 1}, *records_of(kind)]
     report = check(write(tmp_path, broken, kind))
-    assert (report["kind"], report["records"]) == (NAMES[kind], 7)
+    assert (report["kind"], report["records"]) == (KINDS[kind].name, 7)
     assert report["usable"] == 5
 
 

@@ -158,18 +158,14 @@ def test_a_validation_question(tmp_path):
     assert question.image == MEDIA / "images/Ego4D/still-1.png"
     assert (question.domain, question.scenario) == ("", "")
     assert question.duration_group is None
+    record = labelled(0) | {STEP: []}  # nothing is done, so no video shows it
+    del record["video_basename"]
+    (first,) = read(write(tmp_path, [record], "L2"), "L2")
+    assert (first.video, first.progress) == (None, ()) and first.image is not None
     third = read_of(tmp_path, "L3")[2]
     assert (third.id, third.domain, third.scenario) == ("L3/uid-2_0", "Work", "Farm")
     question = read_validation(tmp_path / "L1.json", "data/x", "L2")[0]
     assert question.video == paths.ROOT / "data/x/videos/Ego4D/clip 0.mp4"
-
-
-def test_empty_progress_means_no_video(tmp_path):
-    record = labelled(0) | {STEP: []}
-    del record["video_basename"]
-    (question,) = read(write(tmp_path, [record]), "L1")
-    assert (question.video, question.progress) == (None, ())
-    assert question.image is not None
 
 
 def test_a_demonstration(tmp_path):
@@ -692,16 +688,11 @@ def test_levels_are_not_mixed_up(tmp_path):
 
 
 @of_every_kind
-def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
+def test_check_recognises_the_file_by_its_fields(tmp_path, kind):
     path = write(tmp_path, records_of(kind), kind).rename(tmp_path / "file")
-    assert main(["faults", str(path)]) == 0
-    stills = 0 if kind == "general" else 5
-    assert capsys.readouterr().out.splitlines() == [
-        f"{path}: {KINDS[kind].name}",
-        "records: 5, of which 5 can be used",
-        f"media needed: 5 videos, {stills} stills (0 records without video)",
-        "faults: 0, of which 0 make a record unusable",
-    ]
+    report, stills = check(path), 0 if kind == "general" else 5
+    assert (report["kind"], report["usable"]) == (KINDS[kind].name, 5)
+    assert report["media"] == {"videos": 5, "stills": stills, "image_only": 0}
     broken = [{}, {"video_id": 1}, *records_of(kind)]
     report = check(write(tmp_path, broken, kind))
     assert (report["kind"], report["records"]) == (KINDS[kind].name, 7)
@@ -714,9 +705,14 @@ def test_the_command_prints_every_fault_and_its_exit_codes(tmp_path, capsys):
     records[1]["choice_a"] = "open jar "
     path = write(tmp_path, records)
     assert main(["faults", str(path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[2] == "media needed: 2 videos, 3 stills (1 records without video)"
-    assert len(said) == 5 and said[4].startswith(f"{path}:2: choice_a: ")
+    *said, fault = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"{path}: SEED-Bench-R1 validation, L1 or L2",
+        "records: 3, of which 3 can be used",
+        "media needed: 2 videos, 3 stills (1 records without video)",
+        "faults: 1, of which 0 make a record unusable",
+    ]
+    assert fault.startswith(f"{path}:2: choice_a: ")
 
     records[2]["answer"] = ""
     assert main(["faults", str(write(tmp_path, records))]) == 1

@@ -194,12 +194,9 @@ def test_a_gold_that_is_no_letter_is_an_error(gold):
         accuracy_reward("<answer>B</answer>", gold)
 
 
-def test_letters_bound_what_can_be_answered():
+def test_letters_bound_what_can_be_answered_and_another_rule_is_an_error():
     assert parse_answer("<answer>E</answer>", "first_letter", "ABCD") is None
     assert parse_answer("<answer>(e)</answer>", "lenient", "ABCD") is None
-
-
-def test_an_unknown_rule_is_an_error():
     with pytest.raises(ValueError, match="'strict' is unknown"):
         parse_answer("<answer>B</answer>", "strict")
 

@@ -16,7 +16,6 @@ import sys
 import tarfile
 import time
 import zipfile
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,7 +42,7 @@ from lib.data.download import HubFile
 
 SEED, LONG = hub_names.SEED_BENCH, hub_names.LONG_VIDEO_BENCH
 EPIC, EGO = hub_names.SOURCES
-MIB = 2**20
+OFFICIAL, MIB = seed_bench.OFFICIAL, 2**20
 # What a clip is called in the fourth record is not ASCII and has blanks.
 NAMES = ["0.mp4", "1.mp4", "2.mp4", "clip é 3.mp4"]
 STILLS = [name.replace("mp4", "png") for name in NAMES]
@@ -108,12 +107,13 @@ def zipped(members):
 class World:
     """A hub, a folder to download into, and the official figures of what it serves."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, capsys):
         self.hub, self.folder, self.official = Hub(), folder / "data", {}
+        self.printed = capsys.readouterr
         self.seed = self.hub.files[SEED]  # {path: bytes}
 
     def publish(self, split, rows):
-        file = seed_bench.OFFICIAL[split]
+        file = OFFICIAL[split]
         text = "\n".join(json.dumps(row) for row in rows).encode()
         data = json.dumps(rows).encode() if split == "general" else text
         self.hub.files[file.repo][file.path] = data
@@ -123,27 +123,14 @@ class World:
     def batch(self, source, number, members, **how):
         self.seed[f"videos/{source}/batch_{number}.tar.gz"] = tar(members, **how)
 
-    def get(self, *what, offline=False, token=None):
+    def get(self, *what):
         """What `python -m lib.data get` does: returncode, stdout, stderr."""
-        given = ["get", str(self.folder), "--what", *(what or ["evaluation"])]
-        out, err = io.StringIO(), io.StringIO()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(constants, "ENDPOINT", self.hub.endpoint)
-            place = f"{self.hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
-            patch.setattr(constants, "HF_HUB_OFFLINE", offline)
-            patch.setattr(seed_bench, "OFFICIAL", self.official)
-            patch.setattr(download, "WAITS", (0, 0, None))
-            if token:
-                patch.setenv("HF_TOKEN", token)
-            with redirect_stdout(out), redirect_stderr(err):
-                code = main(given)
-        return SimpleNamespace(
-            returncode=code, stdout=out.getvalue(), stderr=err.getvalue()
-        )
+        code = main(["get", str(self.folder), "--what", *(what or ["evaluation"])])
+        out, err = self.printed()
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
 
-    def accept(self, *what, **how):
-        return self.get(*(what or ["evaluation"]), "--accept-licences", **how)
+    def accept(self, *what):
+        return self.get(*(what or ["evaluation"]), "--accept-licences")
 
     def start(self, path, cut):
         """`get` in a process of its own; the hub has sent it `cut` bytes of a file."""
@@ -172,9 +159,15 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, media):
+def world(tmp_path, media, monkeypatch, capsys):
     """All as it should be; clips lie in folders of their own, stills in a zip file."""
-    made = World(tmp_path)
+    made = World(tmp_path, capsys)
+    place = f"{made.hub.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", made.hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(seed_bench, "OFFICIAL", made.official)
+    monkeypatch.setattr(download, "WAITS", (0, 0, None))
     for split, rows in annotations().items():
         made.publish(split, rows)
     made.seed["README.md"] = b"a card"
@@ -340,8 +333,9 @@ def test_what_no_archive_holds_is_said_once_all_were_read(world):
     assert world.hub.requests == []
 
 
-def test_the_token_goes_to_the_hub_and_not_to_its_storage(world):
-    ok(world.accept("L2", token="hf_secret"))
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(world, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    ok(world.accept("L2"))
     assert world.hub.tokens == {("api", True), ("datasets", True), ("cdn", False)}
 
 
@@ -421,7 +415,7 @@ def test_what_the_hub_sends_is_named_and_deleted(world, kind, monkeypatch):
 
 
 def test_a_hub_that_lists_another_file_than_the_official_one(world):
-    official = world.official["L2"] = seed_bench.OFFICIAL["L2"]
+    official = world.official["L2"] = OFFICIAL["L2"]
     said = error(world.accept("L2"))
     assert f"{TEXT} with the hash" in said
     assert f"the official file has {official.sha256}" in said
@@ -436,8 +430,10 @@ def test_an_annotation_file_that_was_changed_is_not_overwritten(world):
     ok(world.get("L2"))
 
 
-def test_no_hub_or_no_folder_is_said(world):
-    assert "HF_HUB_OFFLINE is set" in error(world.accept(offline=True))
+def test_no_hub_or_no_folder_is_said(world, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert "HF_HUB_OFFLINE is set" in error(world.accept())
     world.hub.portal = True
     assert f"{world.hub.endpoint} did not answer as a hub" in error(world.accept())
     world.hub.portal = False

@@ -89,6 +89,8 @@ def get(
     Raises DownloadError; the same call goes on where it stopped."""
     target = Target(folder, what, at_most)
     wanted = target.wanted()
+    if wanted is not None and have and not dry_run:
+        target.link(wanted, have)
     if wanted is not None and not missing(wanted):
         target.conclude(wanted)
         return

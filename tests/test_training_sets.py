@@ -132,14 +132,6 @@ def test_rejection_compares_the_options_text_and_not_its_letter():
         training_sets.kept_by_rejection([replace(FIRST, id="x")], ITEMS)
 
 
-def test_a_wrong_label_takes_its_demonstration_away():
-    demonstrations = [reasoned(item, item.options, item.answer) for item in ITEMS]
-    noisy = training_sets.with_label_noise(ITEMS, 0.4, seed=0)
-    kept = training_sets.kept_by_rejection(demonstrations, noisy)
-    right = {old.id for old, new in zip(ITEMS, noisy, strict=True) if old == new}
-    assert ids(kept) == right
-
-
 def test_lessons_are_named_after_their_adapters():
     both = training_sets.lessons("reasoning answers", [FIRST], ITEMS[:3])
     assert both == {

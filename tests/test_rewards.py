@@ -6,11 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.data.letters import parse_answer
-from lib.train.rewards import (
-    accuracy_reward,
-    consistency_reward,
-    format_reward,
-)
+from lib.train.rewards import accuracy_reward, consistency_reward, format_reward
 
 
 def released(completion: str, solution: str) -> float:

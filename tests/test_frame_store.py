@@ -1,10 +1,8 @@
 """Frames kept in a folder: the same pixels, whoever fills it and however it is hurt."""
 
 import contextlib
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial, wraps
@@ -24,7 +22,6 @@ from lib.data.frame_store import (
     question_media,
 )
 from lib.data.video import BadVideo, Sampling, read_clip, read_still
-from lib.paths import ROOT
 
 SMALL = Sampling(max_frames=8, min_frames=4, fps=2.0, height=56, width=84)
 PLENTY = 2**30
@@ -270,39 +267,27 @@ def test_a_torn_count_is_counted_again(torn, folder, tmp_path, one):
 
 # --- several processes ------------------------------------------------------------
 
-PROCESS = """
-import json, sys
-from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}]
-import numpy as np
-from lib.data.frame_store import FrameFolder
-from test_frame_store import SMALL, held, pixels_of
-store = FrameFolder({folder!r}, {bound})
-print("ready", flush=True)
-sys.stdin.readline()
-paths = sorted(Path({media!r}).iterdir())
-for turn in range({turns}):
-    for path in np.random.default_rng([{seed}, turn]).permutation(paths):
-        frames = store.read(pixels_of, path, SMALL)
-        assert np.array_equal(frames, pixels_of(path, SMALL)), path
-        assert held(Path({folder!r})) <= {bound}
-"""
+
+def fill(folder, media, bound, turns, seed, begin):
+    """Read all media `turns` times, each in an order of its own."""
+    frame_store._LOGGER.warning = pytest.fail  # nobody sees half an entry
+    store, paths = FrameFolder(folder, bound), sorted(media.iterdir())
+    begin.wait(300)
+    for turn in range(turns):
+        for path in np.random.default_rng([seed, turn]).permutation(paths):
+            frames = store.read(pixels_of, path, SMALL)
+            assert np.array_equal(frames, pixels_of(path, SMALL)), path
+            assert held(folder) <= bound
 
 
-def start(folder, media, bound, turns, count=3):
-    """Processes that read all media `turns` times, each in an order of its own."""
-    places = {"root": str(ROOT), "tests": str(ROOT / "tests"), "folder": str(folder)}
-    places |= {"media": str(media), "bound": bound, "turns": turns}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    started = []
+def start(*given, count):
+    """Processes that `fill`, at work."""
+    spawn = multiprocessing.get_context("spawn")
+    begin, started = spawn.Barrier(count + 1), []
     for seed in range(count):
-        command = [sys.executable, "-c", PROCESS.format(**places, seed=seed)]
-        started.append(subprocess.Popen(command, text=True, cwd=ROOT, **pipes))
-    for process in started:
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
-    for process in started:
-        process.stdin.write("\n")
-        process.stdin.flush()
+        started.append(spawn.Process(target=fill, args=(*given, seed, begin)))
+        started[-1].start()
+    begin.wait(300)
     return started
 
 
@@ -310,10 +295,9 @@ def start(folder, media, bound, turns, count=3):
 def test_several_processes_fill_one_folder(entries_held, folder, tmp_path, one):
     paths = numbered(tmp_path / "media", 12)
     bound = PLENTY if entries_held is None else entries_held * one
-    for process in start(folder, tmp_path / "media", bound, turns=3):
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        assert errors == ""  # no warning: nobody saw half an entry
+    for process in start(folder, tmp_path / "media", bound, 3, count=3):
+        process.join(60)
+        assert process.exitcode == 0
     assert 0 < held(folder) <= bound
     if entries_held is None:
         assert len(entries(folder)) == len(paths)
@@ -323,12 +307,12 @@ def test_killed_processes_leave_a_sound_folder(folder, tmp_path, one, caplog):
     paths = numbered(tmp_path / "media", 12)
     bound = 5 * one  # small, so that they write all the time
     for moment in (0.05, 0.13, 0.21):
-        started = start(folder, tmp_path / "media", bound, turns=1000, count=2)
+        started = start(folder, tmp_path / "media", bound, 1000, count=2)
         time.sleep(moment)
         for process in started:
-            assert process.poll() is None, process.stderr.read()
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            assert process.is_alive()
+            process.kill()
+            process.join()
     (folder / ".frames_unfinished").write_bytes(b"half an entry")
     store = FrameFolder(folder, bound)
     for path in paths:

@@ -7,7 +7,8 @@ import pytest
 
 from lib import paths, records
 from lib.data import __main__ as door
-from lib.data import named, questions
+from lib.data import named, questions, training_sets
+from lib.data.letters import THINK
 from lib.mini import benchmark, teacher, truth
 
 MATCHES = [
@@ -50,16 +51,8 @@ def folder(tmp_path_factory):
     known = truth.known(root)
     made = teacher.demonstrations("truth", [], asked, known)
     made = teacher.with_shares(made, known, 0.3, 0.2, seed=0)
-    lines = []
-    for item in made:
-        media = {"video": item.video, "image": item.image}
-        told = {kind: str(own.relative_to(root)) for kind, own in media.items() if own}
-        content = [{"type": kind, kind: own} for kind, own in told.items()]
-        content.append({"type": "text", "text": item.text})
-        prompt = [{"role": "user", "content": content}]
-        named = {"sample_id": item.id.removeprefix("training/")}
-        lines.append(named | {"prompt": prompt, "response": item.response})
-    records.write_jsonl(root / "annotations" / "training_with_cot.jsonl", lines)
+    thoughts = [THINK.search(item.response)[1] for item in made]
+    training_sets.write_demonstrations(root, thoughts)
     return root
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from lib import paths
 from lib.data.__main__ import main
+from lib.data.faults import KINDS
 from lib.data.prompts import THINK_ANSWER
 from lib.data.questions import (
     DataFaults,
@@ -157,18 +158,14 @@ def test_a_validation_question(tmp_path):
     assert question.image == MEDIA / "images/Ego4D/still-1.png"
     assert (question.domain, question.scenario) == ("", "")
     assert question.duration_group is None
+    record = labelled(0) | {STEP: []}  # nothing is done, so no video shows it
+    del record["video_basename"]
+    (first,) = read(write(tmp_path, [record], "L2"), "L2")
+    assert (first.video, first.progress) == (None, ()) and first.image is not None
     third = read_of(tmp_path, "L3")[2]
     assert (third.id, third.domain, third.scenario) == ("L3/uid-2_0", "Work", "Farm")
     question = read_validation(tmp_path / "L1.json", "data/x", "L2")[0]
     assert question.video == paths.ROOT / "data/x/videos/Ego4D/clip 0.mp4"
-
-
-def test_empty_progress_means_no_video(tmp_path):
-    record = labelled(0) | {STEP: []}
-    del record["video_basename"]
-    (question,) = read(write(tmp_path, [record]), "L1")
-    assert (question.video, question.progress) == (None, ())
-    assert question.image is not None
 
 
 def test_a_demonstration(tmp_path):
@@ -492,21 +489,29 @@ def replaced(folder, kind, old, new):
     return path, 3 if kind == "general" else 2
 
 
-@of_every_kind
-@pytest.mark.parametrize("value", ['"B"', "null", "[1]"])
-def test_a_field_given_twice_is_named(tmp_path, kind, value):
-    name = "response" if kind == "demonstrations" else "question"
-    new = f'"{name}": {value}, "{name}"'
-    path, line = replaced(tmp_path, kind, f'"{name}"', new)
+ODD_TEXTS = [  # kind, text of the second record, what is put before it, the field
+    *(
+        (kind, f'"{name}"', f'"{name}": {value}, ', name, "it 2 times")
+        for kind in MAKE
+        for name in ["response" if kind == "demonstrations" else "question"]
+        for value in ('"B"', "null", "[1]")
+    ),
+    ("L1", '"stop_frame": 200', '"stop_frame": 7, ', f"{STEP}[1].stop_frame", "it 2"),
+    *(
+        ("L1", ', "video_source"', "7" * (digits - 1), "sample_id", "177777")
+        for digits in (20, 4301, 100_000)
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "old", "before", "field", "words"), ODD_TEXTS)
+def test_what_json_would_pass_over_is_named(tmp_path, kind, old, before, field, words):
+    """A field that is given twice, a number of more digits than any count has."""
+    path, line = replaced(tmp_path, kind, old, before + old)
     (fault,) = refused(path, kind)
-    assert (fault.line, fault.field.split(".")[-1]) == (line, name)
-    assert "it 2 times" in fault.found
-
-
-def test_a_field_of_a_step_given_twice_is_named(tmp_path):
-    old, new = '"stop_frame": 200', '"stop_frame": 7, "stop_frame": 9'
-    (fault,) = refused(replaced(tmp_path, "L1", old, new)[0], "L1")
-    assert (fault.field, fault.found[:10]) == (f"{STEP}[1].stop_frame", "it 2 times")
+    field = f"[1].{field}" if kind == "general" else field
+    assert (fault.line, fault.field) == (line, field)
+    assert words in fault.found and len(fault.found) < 99
 
 
 @pytest.mark.parametrize("depth", [21, 200, 985, 3000, 100_000])
@@ -522,17 +527,6 @@ def test_values_without_end_within_values_are_a_fault(tmp_path, kind, depth, mar
     assert {fault.line for fault in caught.value.faults} == {line}
     assert len(str(caught.value)) < 1500
     assert check(path)["usable"] in (0, 1, 4)
-
-
-@pytest.mark.parametrize("digits", [20, 4301, 100_000])
-def test_a_number_of_too_many_digits_is_no_number(tmp_path, digits):
-    new = f'"sample_id": {"7" * digits}, "video_source"'
-    old = '"sample_id": 1, "video_source"'
-    path = write(tmp_path, records_of("L1"))
-    path.write_text(path.read_text().replace(old, new))
-    (fault,) = refused(path, "L1")
-    assert (fault.line, fault.field) == (2, "sample_id")
-    assert len(fault.found) <= 80
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -692,48 +686,40 @@ def test_levels_are_not_mixed_up(tmp_path):
 
 # --- the command ----------------------------------------------------------------
 
-NAMES = {
-    "L1": "SEED-Bench-R1 validation, L1 or L2",
-    "L2": "SEED-Bench-R1 validation, L1 or L2",
-    "L3": "SEED-Bench-R1 validation, L3",
-    "training": "SEED-Bench-R1 training",
-    "demonstrations": "SEED-Bench-R1 training with reasoning",
-    "general": "LongVideoBench validation",
-}
-
 
 @of_every_kind
-def test_check_recognises_the_file_by_its_fields(tmp_path, kind, capsys):
+def test_check_recognises_the_file_by_its_fields(tmp_path, kind):
     path = write(tmp_path, records_of(kind), kind).rename(tmp_path / "file")
-    assert main(["faults", str(path)]) == 0
-    stills = 0 if kind == "general" else 5
-    assert capsys.readouterr().out.splitlines() == [
-        f"{path}: {NAMES[kind]}",
-        "records: 5, of which 5 can be used",
-        f"media needed: 5 videos, {stills} stills (0 records without video)",
-        "faults: 0, of which 0 make a record unusable",
-    ]
+    report, stills = check(path), 0 if kind == "general" else 5
+    assert (report["kind"], report["usable"]) == (KINDS[kind].name, 5)
+    assert report["media"] == {"videos": 5, "stills": stills, "image_only": 0}
     broken = [{}, {"video_id": 1}, *records_of(kind)]
     report = check(write(tmp_path, broken, kind))
-    assert (report["kind"], report["records"]) == (NAMES[kind], 7)
+    assert (report["kind"], report["records"]) == (KINDS[kind].name, 7)
     assert report["usable"] == 5
 
 
-def test_check_as_json_and_its_exit_codes(tmp_path, capsys):
+def test_the_command_prints_every_fault_and_its_exit_codes(tmp_path, capsys):
     records = records_of("L1", 3)
     records[0][STEP] = []
     records[1]["choice_a"] = "open jar "
-    assert main(["faults", str(write(tmp_path, records)), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["media"] == {"videos": 2, "stills": 3, "image_only": 1}
-    (fault,) = report["faults"]
-    assert (fault["line"], fault["field"], fault["usable"]) == (2, "choice_a", True)
+    path = write(tmp_path, records)
+    assert main(["faults", str(path)]) == 0
+    *said, fault = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"{path}: SEED-Bench-R1 validation, L1 or L2",
+        "records: 3, of which 3 can be used",
+        "media needed: 2 videos, 3 stills (1 records without video)",
+        "faults: 1, of which 0 make a record unusable",
+    ]
+    assert fault.startswith(f"{path}:2: choice_a: ")
 
     records[2]["answer"] = ""
-    assert main(["faults", str(write(tmp_path, records)), "--json"]) == 1
-    report = json.loads(capsys.readouterr().out)
-    assert (report["records"], report["usable"]) == (3, 2)
-    assert [fault["usable"] for fault in report["faults"]] == [True, False]
+    assert main(["faults", str(write(tmp_path, records))]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "records: 3, of which 2 can be used"
+    assert said[3] == "faults: 2, of which 1 make a record unusable"
+    assert said[5].startswith(f"{path}:3: answer: ")
     for arguments in ([], ["faults"], ["fualts", "x"], ["faults", "none"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
@@ -743,8 +729,8 @@ def test_check_as_json_and_its_exit_codes(tmp_path, capsys):
 def test_the_command_starts_without_torch(tmp_path):
     path = write(tmp_path, records_of("L1"))
     code = (
-        "import pathlib, sys; from lib.data import questions;"
-        f"assert questions.show_faults(pathlib.Path({str(path)!r})) == 0;"
+        "import sys; from lib.data.__main__ import main;"
+        f"assert main(['faults', {str(path)!r}]) == 0;"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, check=True)

@@ -6,11 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.data.letters import parse_answer
-from lib.train.rewards import (
-    accuracy_reward,
-    consistency_reward,
-    format_reward,
-)
+from lib.train.rewards import accuracy_reward, consistency_reward, format_reward
 
 
 def released(completion: str, solution: str) -> float:
@@ -130,11 +126,16 @@ READ = {
         None of the above ¦ Cannot tell ¦ Both are possible
         """,
 }
-READ = [
-    (text.strip(), letter)
-    for letter, lines in READ.items()
-    for text in re.split("[¦\n]", lines.strip())
-]
+
+
+def rows(table):
+    """(text, letter) of texts that stand by their letter."""
+    split = {letter: re.split("[¦\n]", lines) for letter, lines in table.items()}
+    texts = [(text.strip(), letter) for letter, own in split.items() for text in own]
+    return [row for row in texts if row[0]]
+
+
+READ = rows(READ)
 
 
 @pytest.mark.parametrize(("text", "letter"), READ)
@@ -144,44 +145,38 @@ def test_what_a_patient_reader_takes_from_an_answer(text, letter):
     check_released(tagged)
 
 
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("The tap runs, so that leaves B", "B"),
-        ("The tap does not run, so I take B.", "B"),
-        ("There is no cup so it must be B.", "B"),
-        ("I see no lid.\nThat points to (B)", "B"),
-        ("B. take vitamin C", "B"),
-        ("A man takes the cup, so B.", "B"),
-        ("The tap runs, so it cannot be B.", None),
-        ("So it is definitely not B", None),
-        ("It is neither A nor B.", None),
-        ("This rules out B", None),
-        ("I see anything but B", None),
-        ("instead of B", None),
-        ("It is not the case that the answer is B.", None),
-        ("A B C D", None),
-    ],
-)
+LAST_LINES = {
+    "B": """
+        The tap runs, so that leaves B ¦ The tap does not run, so I take B.
+        There is no cup so it must be B. ¦ That points to (B) ¦ B. take vitamin C
+        A man takes the cup, so B.
+        """,
+    None: """
+        The tap runs, so it cannot be B. ¦ So it is definitely not B ¦ This rules out B
+        It is neither A nor B. ¦ I see anything but B ¦ instead of B ¦ A B C D
+        It is not the case that the answer is B.
+        """,
+}
+
+
+@pytest.mark.parametrize(("text", "letter"), rows(LAST_LINES))
 def test_what_a_patient_reader_takes_from_a_last_line(text, letter):
     assert parse_answer(text, "lenient", "ABCD") == letter
+    assert parse_answer(f"I see no lid.\n{text}", "lenient", "ABCD") == letter
 
 
-@pytest.mark.parametrize(
-    ("text", "letter"),
-    [
-        ("A fresh cup", "A"),
-        ("a Fresh  cup.", "A"),
-        ("The answer is A fresh cup", "A"),
-        ("B, use A and D cells", "B"),
-        ("A use A and D cells", None),
-        ("A cup", None),
-        ("fresh cup", None),
-        ("not A fresh cup", None),
-        ("It is not true that the answer is A use A and D cells", None),
-        ("C fresh cup", "C"),
-    ],
-)
+WITH_OPTIONS = {
+    "A": "A fresh cup ¦ a Fresh  cup. ¦ The answer is A fresh cup",
+    "B": "B, use A and D cells",
+    "C": "C fresh cup",
+    None: """
+        A use A and D cells ¦ A cup ¦ fresh cup ¦ not A fresh cup
+        It is not true that the answer is A use A and D cells
+        """,
+}
+
+
+@pytest.mark.parametrize(("text", "letter"), rows(WITH_OPTIONS))
 def test_an_article_is_told_from_a_letter_by_the_options(text, letter):
     options = ("fresh cup", "use A and D cells", "open lid", "")
     answer = f"<answer>{text}</answer>"
@@ -194,12 +189,9 @@ def test_a_gold_that_is_no_letter_is_an_error(gold):
         accuracy_reward("<answer>B</answer>", gold)
 
 
-def test_letters_bound_what_can_be_answered():
+def test_letters_bound_what_can_be_answered_and_another_rule_is_an_error():
     assert parse_answer("<answer>E</answer>", "first_letter", "ABCD") is None
     assert parse_answer("<answer>(e)</answer>", "lenient", "ABCD") is None
-
-
-def test_an_unknown_rule_is_an_error():
     with pytest.raises(ValueError, match="'strict' is unknown"):
         parse_answer("<answer>B</answer>", "strict")
 

@@ -109,12 +109,6 @@ def test_wrong_labels_are_nested_seeded_and_spread_over_the_wrong_options():
     assert {(item.gold, item.answer) for item in noisy} == {("D", "else")}
 
 
-def test_answers_alone_are_the_label_behind_the_prompt_of_the_evaluation():
-    (item,) = training_sets.answers_alone([ITEMS[6]])
-    assert item.response == "<answer>C</answer>"
-    assert item.text == prompt_text(ITEMS[6], "think")
-
-
 def reasoned(question: Question, options: tuple[str, ...], chosen: str):
     """A demonstration with the options in another order than the question's."""
     text = prompt_text(replace(question, options=options), "think")
@@ -138,14 +132,6 @@ def test_rejection_compares_the_options_text_and_not_its_letter():
         training_sets.kept_by_rejection([replace(FIRST, id="x")], ITEMS)
 
 
-def test_a_wrong_label_takes_its_demonstration_away():
-    demonstrations = [reasoned(item, item.options, item.answer) for item in ITEMS]
-    noisy = training_sets.with_label_noise(ITEMS, 0.4, seed=0)
-    kept = training_sets.kept_by_rejection(demonstrations, noisy)
-    right = {old.id for old, new in zip(ITEMS, noisy, strict=True) if old == new}
-    assert ids(kept) == right
-
-
 def test_lessons_are_named_after_their_adapters():
     both = training_sets.lessons("reasoning answers", [FIRST], ITEMS[:3])
     assert both == {
@@ -153,9 +139,12 @@ def test_lessons_are_named_after_their_adapters():
         "sft-answers": training_sets.answers_alone(ITEMS[:3]),
     }
     assert list(training_sets.lessons("answers", [], ITEMS)) == ["sft-answers"]
+    (alone,) = training_sets.answers_alone(ITEMS[6:7])
+    assert alone.response == "<answer>C</answer>"
+    assert alone.text == prompt_text(ITEMS[6], "think")
     (steps,) = training_sets.lessons("steps", [], ITEMS[6:7])["sft-steps"]
     said = f"<think>Next is {ITEMS[6].answer}.</think><answer>C</answer>"
-    assert steps == replace(training_sets.answers_alone(ITEMS[6:7])[0], response=said)
+    assert steps == replace(alone, response=said)
     with pytest.raises(ValueError, match="'labels' is unknown: name some of reasoning"):
         training_sets.lessons("labels", [FIRST], ITEMS)
 

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     """0 if all went well, 1 if not, 2 on wrong usage, 130 if interrupted."""
     given = _parser().parse_args(arguments)
     try:
-        return given.run(given)
+        return given.run(given) or 0
     except (DownloadError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,18 +59,19 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Door("python -m lib.data", __doc__, TERMS)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", help="see above")
-
-    def added(name: str, epilog: str = EXITS) -> Door:
-        return commands.add_parser(name, description=part(__doc__, name), epilog=epilog)
-
     below = {"type": paths.resolve, "help": "relative: below the repository"}
-    get = added("get", TERMS)
-    get.set_defaults(run=_get)
-    get.add_argument("folder", **below)
-    choices = seed_bench.CHOICES
+
+    def added(run: Callable, epilog: str = EXITS, folder: bool = True) -> Door:
+        name = run.__name__.removeprefix("_")
+        own = commands.add_parser(name, description=part(__doc__, name), epilog=epilog)
+        own.set_defaults(run=run)
+        if folder:
+            own.add_argument("folder", **below)
+        return own
+
+    get, choices = added(_get, TERMS), seed_bench.CHOICES
     sets = {"metavar": "SET", "help": f"any of {', '.join(choices)}"}
     get.add_argument("--what", nargs="+", choices=choices, required=True, **sets)
-    get.add_argument("--subtitles", action="store_true", help="LongVideoBench's, too")
     accept = "say that you have read and accept them; each is named below"
     get.add_argument("--accept-licences", action="store_true", help=accept)
     most = "bytes of archives in all, such as 40GB"
@@ -79,30 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--have", type=_folder, metavar="FOLDER", help=have)
     get.add_argument("--dry-run", action="store_true", help="show the plan only")
 
-    check = added("check")
-    check.set_defaults(run=_check)
-    check.add_argument("folder", **below)
+    check = added(_check)
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.add_argument("--decode", action="store_true", help="read every file")
 
-    faults = added("faults")
-    faults.set_defaults(run=lambda given: questions.show_faults(given.file, given.json))
+    faults = added(_faults, folder=False)
     faults.add_argument("file", type=_file, help="an annotation file")
-    faults.add_argument("--json", action="store_true", help="print one JSON object")
 
-    tasks = added("harness")
-    tasks.set_defaults(run=_harness)
-    tasks.add_argument("folder", **below)
+    tasks = added(_harness)
     tasks.add_argument("--out", type=paths.resolve, required=True, help="a folder")
 
-    teacher = added("teacher", named.__doc__.split("\n\n", 1)[1])
-    teacher.set_defaults(run=_teacher)
-    teacher.add_argument("folder", **below)
+    teacher = added(_teacher, named.__doc__.split("\n\n", 1)[1])
     teacher.add_argument("--check", type=int, default=100, help="demonstrations listed")
     teacher.add_argument("--out", type=Path, required=True, help="the list, a CSV file")
 
-    make = added("epic", epic.__doc__.split("\n\n", 1)[1])
-    make.set_defaults(run=_epic)
+    make = added(_epic, epic.__doc__.split("\n\n", 1)[1], folder=False)
     make.add_argument("labels", nargs="+", type=_file, help="EPIC_100_train.csv")
     make.add_argument("--l1", type=_file, required=True, help="validation_L1.jsonl")
     out = "to be written: FOLDER/annotations/training.jsonl"
@@ -132,10 +124,9 @@ def _out(text: str) -> Path:
     return path
 
 
-def _get(given: argparse.Namespace) -> int:
-    switches = (given.subtitles, given.accept_licences, given.dry_run)
-    seed_bench.get(given.folder, given.what, *switches, given.at_most, given.have)
-    return 0
+def _get(given: argparse.Namespace) -> None:
+    switches = (given.accept_licences, given.dry_run, given.at_most, given.have)
+    seed_bench.get(given.folder, given.what, *switches)
 
 
 def _check(given: argparse.Namespace) -> int:
@@ -159,26 +150,40 @@ def _check(given: argparse.Namespace) -> int:
     return int(bool(unreadable) or not sound)
 
 
-def _harness(given: argparse.Namespace) -> int:
+def _faults(given: argparse.Namespace) -> int:
+    """Print every fault of a file; 1 if a record in it cannot be used."""
+    report = questions.check(given.file)
+    found, media = report["faults"], report["media"]
+    unusable = sum(not fault.usable for fault in found)
+    print(
+        f"{report['file']}: {report['kind']}",
+        f"records: {report['records']}, of which {report['usable']} can be used",
+        f"media needed: {media['videos']} videos, {media['stills']} stills"
+        f" ({media['image_only']} records without video)",
+        f"faults: {len(found)}, of which {unusable} make a record unusable",
+        *found,
+        sep="\n",
+    )
+    return int(unusable > 0)
+
+
+def _harness(given: argparse.Namespace) -> None:
     for level, count in harness.write(given.folder, given.out).items():
         print(f"{given.out}/seed_bench_r1_{level}.yaml: {count:,} questions")
-    return 0
 
 
-def _teacher(given: argparse.Namespace) -> int:
+def _teacher(given: argparse.Namespace) -> None:
     annotations, out = given.folder / "annotations", Path.cwd() / given.out
     asked = questions.read_training(annotations / "training.jsonl", given.folder)
     path = annotations / "training_with_cot.jsonl"
     rows = named.measure(asked, questions.read_demonstrations(path, given.folder))
     named.write_check(rows, given.check, out)
     print(named.tables(rows))
-    return 0
 
 
-def _epic(given: argparse.Namespace) -> int:
+def _epic(given: argparse.Namespace) -> None:
     made = epic.make(given.labels, given.l1, given.out, given.videos)
     print(epic.describe(made))
-    return 0
 
 
 if __name__ == "__main__":

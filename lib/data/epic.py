@@ -42,16 +42,23 @@ LEAD = 0.5  # seconds from the observation to the answer's start
 SOURCE = "EpicKitchens"
 LABELS = "https://github.com/epic-kitchens/epic-kitchens-100-annotations"
 L1_RECORDS, L1_VIDEOS = 2432, 436  # of the official validation_L1.jsonl
-VIDEO_ID = re.compile(r"P\d\d_\d{2,3}")
-TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
-COLUMNS = {  # of the labels: what a value matches, and that in words
-    "narration_id": (re.compile(r"(?s).+"), "a name"),
-    "video_id": (VIDEO_ID, "an id such as P01_11"),
-    "narration": (re.compile(r"(?s).+"), "words"),
-    "start_timestamp": (TIME, "HH:MM:SS.ss"),
-    "stop_timestamp": (TIME, "HH:MM:SS.ss"),
-    "start_frame": (re.compile(r"\d+"), "a whole number"),
-    "stop_frame": (re.compile(r"\d+"), "a whole number"),
+VIDEO_ID = r"P\d\d_\d{2,3}"
+TIME = r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)"
+
+
+def _seconds(timestamp: str) -> float:
+    hours, minutes, seconds = re.fullmatch(TIME, timestamp).groups()
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+COLUMNS = {  # as an Action has them: what a value matches, that in words, what is read
+    "narration_id": (r"(?s).+", "a name", str),
+    "video_id": (VIDEO_ID, "an id such as P01_11", str),
+    "narration": (r"(?s).+", "words", str),
+    "start_timestamp": (TIME, "HH:MM:SS.ss", _seconds),
+    "stop_timestamp": (TIME, "HH:MM:SS.ss", _seconds),
+    "start_frame": (r"\d+", "a whole number", int),
+    "stop_frame": (r"\d+", "a whole number", int),
 }
 NOTICE = """\
 The questions in annotations/, and the clips and stills cut for them, are made from
@@ -141,7 +148,7 @@ def read_labels(files: Iterable[Path]) -> list[Action]:
             if wrong := [f"{place}, {fault}" for fault in _row_faults(row)]:
                 faults += wrong
                 continue
-            action = _action(row)
+            action = Action(*(read(row[c]) for c, (*_, read) in COLUMNS.items()))
             if (first := seen.setdefault(action.id, place)) != place:
                 faults.append(f"{place}, narration_id: {action.id} is also in {first}")
             actions.append(action)
@@ -172,25 +179,16 @@ def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
 
 
 def _row_faults(row: dict[str, str]) -> Iterator[str]:
-    wrong = {c for c, (sound, _) in COLUMNS.items() if not sound.fullmatch(row[c])}
-    for column, (_, expected) in COLUMNS.items():
-        if column in wrong:
+    read = {}
+    for column, (sound, expected, value) in COLUMNS.items():
+        if re.fullmatch(sound, row[column]):
+            read[column] = value(row[column])
+        else:
             yield f"{column}: found {row[column]!r}; expected {expected}"
-    for unit, number in (("timestamp", _seconds), ("frame", int)):
-        start, stop = ends = [f"start_{unit}", f"stop_{unit}"]
-        if wrong.isdisjoint(ends) and number(row[start]) >= number(row[stop]):
+    for unit in ("timestamp", "frame"):
+        start, stop = f"start_{unit}", f"stop_{unit}"
+        if {start, stop} <= read.keys() and read[start] >= read[stop]:
             yield f"{stop}: found {row[stop]!r}; expected one after the start"
-
-
-def _action(row: dict[str, str]) -> Action:
-    names = [row[column] for column in ("narration_id", "video_id", "narration")]
-    times = [_seconds(row[f"{end}_timestamp"]) for end in ("start", "stop")]
-    return Action(*names, *times, int(row["start_frame"]), int(row["stop_frame"]))
-
-
-def _seconds(timestamp: str) -> float:
-    hours, minutes, seconds = TIME.fullmatch(timestamp).groups()
-    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
 def read_videos(file: Path) -> tuple[int, set[str]]:
@@ -199,7 +197,7 @@ def read_videos(file: Path) -> tuple[int, set[str]]:
     rows = records.read_jsonl(file)
     for line, record in enumerate(rows, 1):
         video = record.get("video_id")
-        if not isinstance(video, str) or not VIDEO_ID.fullmatch(video):
+        if not isinstance(video, str) or not re.fullmatch(VIDEO_ID, video):
             raise ValueError(
                 f"{file}, line {line}, video_id: found {video!r}; expected the id of an"
                 " EPIC-KITCHENS video such as P01_11"

@@ -30,7 +30,7 @@ KINDS = {
     "images": re.compile("image|still|frame|observation|picture|png|jpe?g", re.I),
     "videos": re.compile("video|clip|movie|mp4", re.I),
 }
-MEDIA = (".mp4", ".png", ".jpg")  # clips, then stills
+CLIP, STILLS = ".mp4", (".png", ".jpg")
 LETTERS = str.maketrans(ascii_lowercase, (digits + ascii_lowercase)[:26])
 SOURCE = re.compile(r"(epic[\W_]*kitchens)|ego[\W_]*4d", re.IGNORECASE)
 
@@ -92,8 +92,7 @@ def _folders(file: HubFile) -> tuple[str, ...]:
     stills are not documented: only a path that speaks of clips and not of stills rules
     them out."""
     if file.repo == LONG_VIDEO_BENCH:
-        kind = "subtitles" if "subtitle" in file.path.lower() else "videos"
-        return (f"general/{kind}",)
+        return ("general/videos",)
     kinds = [kind for kind, words in KINDS.items() if words.search(file.path)]
     return tuple(f"{k}/{source_of(file.path)}".rstrip("/") for k in kinds or KINDS)
 

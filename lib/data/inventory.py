@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 
 import pandas
@@ -17,18 +16,9 @@ from tqdm import tqdm
 
 from lib import paths, processes
 from lib.data import questions
-from lib.data.faults import FRAME, PROGRESS, is_integer, narration
 from lib.markup import grid
 
 STATES = ("missing", "damaged", "too short")
-# Of the nine videos whose labels count at another rate than their file, only the two
-# with records past the end are named anywhere; nor is it documented which 17 records
-# of L2 are on Ego4D videos that cannot be downloaded any more.
-ODD_VIDEOS = {
-    ("P10_04", "P18_02"): "labels past the end of the video (some on P10_04, P18_02)",
-    ("P01_109", "P27_103"): "frames released anew by EPIC (P01_109, P27_103)",
-    ("d9db7166-e5fe",): "source known as corrupt (Ego4D d9db7166-e5fe)",
-}
 
 
 def check(data: Path, general: Path | None = None, decode: bool = False) -> list[dict]:
@@ -65,16 +55,13 @@ def media_table(reports: list[dict]) -> str:
 
 
 def fault_table(reports: list[dict]) -> str:
-    """Faults and notes of `check` as a markdown table: a line a kind, a column a
-    split."""
+    """Faults of `check` as a markdown table: a line a kind, a column a split."""
     counts = defaultdict(lambda: [0] * len(reports))
     for number, found in enumerate(reports):
         for fault in found["faults"]:
             weight = "fault" if fault["usable"] else "UNUSABLE"
             what = f"{fault['field']}: expected {fault['expected']}"
             counts[weight, what][number] += fault["count"]
-        for what, count in found["notes"].items():
-            counts["note", what][number] = count
     head = ["", "what", *(found["split"] for found in reports)]
     return _aligned([head, *([*key, *row] for key, row in sorted(counts.items()))])
 
@@ -102,7 +89,6 @@ def _report(split: str, found: dict, said: dict[Path, tuple[str, str]]) -> dict:
         "unreadable": {medium: why for medium, (state, why) in used.items() if state},
         "by_pyav": {m: why for m, (state, why) in used.items() if not state},
         "faults": _by_kind(faults),
-        "notes": dict(Counter(note for row, _ in rows for note in _notes(row))),
     }
 
 
@@ -152,22 +138,3 @@ def _by_kind(faults: list[questions.Fault]) -> list[dict]:
     lines = found.groupby(kind)["line"]
     counted = lines.agg(count="size", records="nunique", first_line="first")
     return counted.reset_index().to_dict("records")
-
-
-def _notes(record: dict) -> Iterator[str]:
-    """What is odd about a record and nothing to mend."""
-    steps, observed = record.get(PROGRESS) or [], record.get(FRAME)
-    frames = [(step.get("start_frame"), step.get("stop_frame")) for step in steps]
-    if frames and all(map(is_integer, [observed, *sum(frames, ())])):
-        length = observed - frames[0][0]
-        for limit in (15, 30, 60):
-            if length <= limit:
-                yield f"clip of at most {limit} frames by its labels"
-        if any(start < stop for (_, stop), (start, _) in pairwise(frames)):
-            yield "steps overlap"
-        if frames[-1][1] != observed:
-            yield "the last step stops before or after the observation"
-    if steps and narration(steps[-1]) == record["answer"]:
-        yield "the answer is the last step again"
-    video = str(record.get("video_id") or record.get("sample_id"))
-    yield from (what for names, what in ODD_VIDEOS.items() if video.startswith(names))

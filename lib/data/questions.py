@@ -11,7 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib import paths
@@ -115,21 +115,23 @@ def read_general(path: Place, media_root: Place) -> list[Question]:
 
 
 def _read(path: Place, media_root: Place, kind: str, seed: int = 0) -> list:
-    hint = "an annotation file; 01_data says where it comes from"
-    _, _, sound, found = _survey(paths.require(path, hint), kind)
-    if unusable := [fault for fault in found if not fault.usable]:
+    found = check(path, media_root, kind, seed)
+    if unusable := [fault for fault in found["faults"] if not fault.usable]:
         raise DataFaults(unusable)
+    return [item for _, item in found["rows"]]
+
+
+def check(
+    path: Place, media_root: Place = Path(), kind: str | None = None, seed: int = 0
+) -> dict:
+    """What a file is and holds, whatever its faults: {file, kind, records, usable,
+    media, faults, rows}. `media` counts the different files that usable records need,
+    and those without video; `rows` are (record, what is read from it). Without a `kind`
+    it is that which most records show by their keys."""
+    path = paths.require(path, "an annotation file; 01_data says where it comes from")
+    kind, count, sound, found = _survey(path, kind)
     root = paths.resolve(media_root)
-    return [_item(record, line, root, kind, seed) for line, record in sound]
-
-
-def check(path: Place, media_root: Place = Path()) -> dict:
-    """What a file of any kind is and holds, whatever its faults: {file, kind, records,
-    usable, media, faults, rows}. `media` counts the different files that usable records
-    need, and those without video; `rows` are (record, what is read from it)."""
-    path, root = paths.require(path, "nothing to check"), paths.resolve(media_root)
-    kind, count, sound, found = _survey(path)
-    rows = [(record, _item(record, line, root, kind)) for line, record in sound]
+    rows = [(record, _item(record, line, root, kind, seed)) for line, record in sound]
     return {
         "file": str(path),
         "kind": KINDS[kind].name if kind else "not recognised",
@@ -143,25 +145,6 @@ def check(path: Place, media_root: Place = Path()) -> dict:
         "faults": found,
         "rows": rows,
     }
-
-
-def show_faults(path: Path, as_json: bool = False) -> int:
-    """Print `check` of a file; 1 if a record in it cannot be used, else 0."""
-    report = check(path)
-    del report["rows"]
-    found, media = report["faults"], report["media"]
-    unusable = sum(not fault.usable for fault in found)
-    lines = [
-        f"{report['file']}: {report['kind']}",
-        f"records: {report['records']}, of which {report['usable']} can be used",
-        f"media needed: {media['videos']} videos, {media['stills']} stills"
-        f" ({media['image_only']} records without video)",
-        f"faults: {len(found)}, of which {unusable} make a record unusable",
-        *map(str, found),
-    ]
-    as_dicts = {**report, "faults": [*map(asdict, found)]}
-    print(json.dumps(as_dicts, indent=1) if as_json else "\n".join(lines))
-    return int(unusable > 0)
 
 
 def split_holdout(
@@ -243,10 +226,10 @@ def _text_or_empty(record: dict, name: str) -> str:
     return record[name] if faults.is_text(record.get(name)) else ""
 
 
-def _survey(path: Path, kind: str | None = None) -> tuple[str | None, int, list, list]:
-    """(kind, number of records, the sound (line, record), faults by line) of a file.
-    Without a `kind` it is that which most records show by their keys, None if none
-    does. In a list, which may be a single line, a field is named with its record."""
+def _survey(path: Path, kind: str | None) -> tuple[str | None, int, list, list]:
+    """(kind, None where none is told, number of records, the sound (line, record),
+    faults by line) of a file. In a list, which may be a single line, a field is named
+    with its record."""
     data, sound, found, seen = path.read_bytes(), [], [], {}
     is_list, no_file = data.lstrip()[:1] == b"[", faults.no_file(data[:99])
     if data.startswith(BYTE_ORDERS):

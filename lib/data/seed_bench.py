@@ -12,6 +12,7 @@ kept. So archives come one by one, stills first, and each is deleted after use.
 
 from __future__ import annotations
 
+import csv
 import fcntl
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -24,9 +25,10 @@ from tqdm import tqdm
 from lib import records
 from lib.data import download, hub_names, parts, questions
 from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
-from lib.data.hub_names import LONG_VIDEO_BENCH, MEDIA, SEED_BENCH, source_of
+from lib.data.hub_names import CLIP, LONG_VIDEO_BENCH, SEED_BENCH, STILLS, source_of
 
-ANNOTATIONS_COMMIT = "13f15b4"  # the hashes in seed_bench.json were read there
+# Of 2025-03-31; the pages of its annotation files show the facts in seed_bench.csv.
+ANNOTATIONS_COMMIT = "13f15b4"
 READ_BY_NOTEBOOKS = ("L1", "L2", "L3", "training", "demonstrations")
 CHOICES = {
     "L1": ("L1",),
@@ -44,7 +46,7 @@ what to `get`, and how much it downloads at most (only the wanted clips stay on 
   evaluation      L1, L2 and L3
   training_6k     the archives of L1; asked for together they are downloaded once
   all             everything of SEED-Bench-R1, the 50k training questions too
-  longvideobench  161.5 GB; 117 MB more with --subtitles, which the paper does not use
+  longvideobench  161.5 GB; without the subtitles, which the paper does not use
 --at-most 40GB stops there; a larger number later goes on. --have FOLDER uses clips that
 you have. --dry-run shows the sizes that the hub itself lists."""
 LICENCES = {  # by the source of the clips
@@ -52,7 +54,7 @@ LICENCES = {  # by the source of the clips
     " use (https://epic-kitchens.github.io)",
     "Ego4D": "Ego4D: needs a licence signed by you"
     " (https://ego4ddataset.com/ego4d-license)",
-    None: "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
+    "": "LongVideoBench, CC BY-NC-SA 4.0: name the source, no commercial use, pass on"
     " under the same licence; accept it with your account, too, on"
     f" https://huggingface.co/datasets/{LONG_VIDEO_BENCH}, and set HF_TOKEN",
 }
@@ -60,27 +62,23 @@ LICENCES = {  # by the source of the clips
 
 class Official(NamedTuple):
     """An annotation file: its name here and on the hub, the size and SHA-256 its page
-    shows (None: not documented), the source of its questions' clips."""
+    shows ("": not documented), the source of its questions' clips."""
 
     name: str
     repo: str
     path: str
     size: str
-    sha256: str | None
-    clips: str | None
+    sha256: str
+    clips: str
 
 
-OFFICIAL = {
-    split: Official(**facts)
-    for split, facts in records.read_json(Path(__file__).with_suffix(".json")).items()
-    if split != "source"
-}
+with Path(__file__).with_suffix(".csv").open(encoding="utf-8") as _file:
+    OFFICIAL = {row.pop("split"): Official(**row) for row in csv.DictReader(_file)}
 
 
 def get(
     folder: Path,
     what: Iterable[str],
-    subtitles: bool = False,
     accept_licences: bool = False,
     dry_run: bool = False,
     at_most: int | None = None,
@@ -89,13 +87,12 @@ def get(
     """Say what is missing for the choices of `what`, then download it into `folder`:
     archives of `at_most` bytes in all, and none for clips that lie below `have`.
     Raises DownloadError; the same call goes on where it stopped."""
-    target = Target(folder, what, subtitles, at_most)
+    target = Target(folder, what, at_most)
     wanted = target.wanted()
     if wanted is not None and have and not dry_run:
         target.link(wanted, have)
     if wanted is not None and not missing(wanted):
-        print(f"{folder}: {_count(wanted)}")
-        target.write_part()
+        target.conclude(wanted)
         return
     target.ask_hub()
     licences = {LICENCES[OFFICIAL[split].clips] for split in target.chosen}
@@ -116,8 +113,7 @@ def get(
         if have:
             target.link(wanted, have)
         target.get_media(wanted)
-    print(f"{folder}: {_count(wanted)}")
-    target.write_part()
+    target.conclude(wanted)
     if target.left:
         size = download.told(sum(archive.ends[-1] for archive in target.left))
         print(f"{len(target.left):,} archives ({size}) are left for a larger --at-most")
@@ -135,10 +131,8 @@ def get(
 class Target:
     """A data folder, what is wanted of it, and what its downloads.json knows."""
 
-    def __init__(
-        self, folder: Path, what: Iterable[str], subtitles: bool, at_most: int | None
-    ):
-        self.folder, self.subtitles, self.at_most = folder, subtitles, at_most
+    def __init__(self, folder: Path, what: Iterable[str], at_most: int | None):
+        self.folder, self.at_most = folder, at_most
         self.chosen = dict.fromkeys(split for name in what for split in CHOICES[name])
         if at_most is not None and "general" in self.chosen:
             why = "LongVideoBench is one archive of 161.5 GB: ask for it alone"
@@ -175,11 +169,8 @@ class Target:
         for split in self.chosen:
             root = self.folder / "general" if split == "general" else self.folder
             path = self.folder / self.files[split].name
-            for record, item in questions.check(path, root)["rows"]:
+            for _, item in questions.check(path, root)["rows"]:
                 found |= {item.video, item.image} - {None}
-                if self.subtitles and "subtitle_path" in record:
-                    name = PurePosixPath(record["subtitle_path"]).name
-                    found.add(root / "subtitles" / name)
         return found
 
     def ask_hub(self) -> None:
@@ -197,9 +188,8 @@ class Target:
             used = commits[repo]
             self.annotations[repo] = download.listing(repo, used["annotations"])
             media += download.listing(repo, used["media"]).values()
-        self.single, found = hub_names.sorted_out(media)
-        left_out = () if self.subtitles else ("general/subtitles",)
-        found = [archive for archive in found if archive.folders != left_out]
+        read = (file for file in media if "subtitle" not in file.path.lower())
+        self.single, found = hub_names.sorted_out(read)
         known = self.known["archives"]
         self.archives = sorted(found, key=lambda a: a.name not in known)
 
@@ -215,18 +205,18 @@ class Target:
             yield "text", f"{file.name} ({file.size})"
         if wanted is None:
             yield "media", "to be counted when the annotations are there"
-            lacking, names, endings = None, (), MEDIA
+            lacking, names, endings = None, (), (CLIP, *STILLS)
             stills = any(OFFICIAL[split].clips for split in self.chosen)
         else:
             yield "media", _count(wanted)
             lacking = missing(wanted)
             names, endings = {path.name for path in lacking}, ()
-            stills = any(name.endswith(MEDIA[1:]) for name in names)
+            stills = any(name.endswith(STILLS) for name in names)
         sizes = defaultdict(list)
         for file in self.single:
             if PurePosixPath(file.path).name in names or file.path.endswith(endings):
                 sizes["single files"].append(file.size)
-                stills &= not file.path.endswith(MEDIA[1:])
+                stills &= not file.path.endswith(STILLS)
         for archive in self.archives:
             if not self.may_hold(archive, lacking):
                 continue
@@ -244,12 +234,9 @@ class Target:
         if stills:  # and none of the above may hold some
             yield "download", "images: the hub lists NOTHING that may hold stills,"
             yield "", "and `get` stops before the archives of clips"
-        until = "nothing is missing"
         if self.at_most is not None:
-            spent = download.told(self.known["spent"])
-            until += f" or {download.told(self.at_most)} are used ({spent} are)"
-        yield "", f"They come one by one until {until}; only what is wanted"
-        yield "", "stays on disk."
+            spent, most = map(download.told, (self.known["spent"], self.at_most))
+            yield "until", f"{most} are used up; {spent} are"
 
     def get_annotations(self) -> None:
         """Fetch every annotation file and note its hash."""
@@ -323,9 +310,10 @@ class Target:
                 path.unlink(missing_ok=True)  # a link to what has gone
                 path.symlink_to(found.resolve())
 
-    def write_part(self) -> None:
-        """Where a download is bounded, make the questions whose clips are there a data
-        folder, and say how many they are."""
+    def conclude(self, wanted: set[Path]) -> None:
+        """Say how much is there. Where a download is bounded, make the questions whose
+        clips are there a data folder, and say how many they are."""
+        print(f"{self.folder}: {_count(wanted)}")
         if self.at_most is None:
             return
         files = {split: file.name for split, file in self.files.items()}

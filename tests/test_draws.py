@@ -17,7 +17,7 @@ from lib.methods import LABELS
 from lib.model import encoding, models
 from lib.run import export
 from lib.train import grpo, rewards, sft
-from tests.trainings import GRPO, SAMPLING, SFT, weights_of
+from tests.trainings import GRPO, SAMPLING, SFT, move_adapter, weights_of
 
 # isort: split
 import peft
@@ -27,11 +27,6 @@ HOW = EvalSettings("think", max_new_tokens=6, batch_size=2)
 
 def drawn(model, processor, asked, path, count=3, seed=0, exact=None):
     return draws.draw(model, processor, asked, HOW, count, seed, SAMPLING, path, exact)
-
-
-def adapted(model, rank=4):
-    config = models.lora_config(rank, 8.0)
-    return peft.get_peft_model(model, config).eval()
 
 
 def test_draws_are_resumed_to_the_same_rows(model, processor, tiny_questions, tmp_path):
@@ -57,13 +52,10 @@ def test_draws_are_resumed_to_the_same_rows(model, processor, tiny_questions, tm
 def test_kl_is_zero_for_a_fresh_adapter_and_grows(
     model, processor, tiny_questions, tmp_path
 ):
-    policy = adapted(model)
+    policy = peft.get_peft_model(model, models.lora_config(4, 8.0)).eval()
     rows = drawn(policy, processor, tiny_questions[:2], tmp_path / "a.jsonl", count=4)
     assert all(abs(row["kl"]) < 1e-4 for row in rows)
-    with torch.no_grad():
-        for name, weight in policy.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
+    move_adapter(policy)
     rows = drawn(policy, processor, tiny_questions, tmp_path / "b.jsonl", count=16)
     assert np.mean([row["kl"] for row in rows]) > 0.05
 

@@ -29,8 +29,9 @@ from lib.model import models, prefix, rollouts, scoring
 import peft
 from transformers import AutoModelForImageTextToText
 
-from tests.bench.grpo_step import randomize_adapter, spread
+from tests.bench.grpo_step import spread
 from tests.bench.memory import config_of
+from tests.trainings import move_adapter
 
 RECORD = paths.ROOT / "outputs/reference/bench_decoding.json"
 PROMPT = 170  # tokens, as in MiniPlan
@@ -65,7 +66,7 @@ def made(size: tuple[int, int] | None):
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.05)
     model = peft.get_peft_model(model, models.lora_config(16, 32)).eval()
-    randomize_adapter(model)
+    move_adapter(model)
     return model
 
 

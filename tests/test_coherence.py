@@ -27,8 +27,9 @@ BASE = "lib/mini/base"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    sizes = benchmark.Sizes(training=12, level=12, general=18)
-    return benchmark.write(tmp_path_factory.mktemp("data") / "miniplan", sizes)
+    root = tmp_path_factory.mktemp("data")
+    benchmark.write_annotations(root, benchmark.Sizes(12, level=12, general=18))
+    return root
 
 
 @pytest.fixture(scope="module")

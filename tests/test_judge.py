@@ -19,34 +19,31 @@ from lib.run import __main__ as door
 SECRET = "sk-very-secret-1234"
 
 
-class Server:
+class Server(ThreadingHTTPServer):
     """A chat server on loopback: a rule for a judge, and what goes wrong on the way.
     `faults` come before the next answers, one a request: a status, "stall", the bytes
     of a reply or a text to say; `bodies` are those asked, `keys` the Authorization."""
 
     def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.keys, self.bodies = [], set(), []
         self.lock, self.released = threading.Lock(), threading.Event()
-        handler = type("Handler", (_Handler,), {"server_of": self})
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        serve = partial(self.http.serve_forever, 0.05)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        serve = partial(self.serve_forever, 0.05)
         threading.Thread(target=serve, daemon=True).start()
 
     def close(self):
         self.released.set()
-        self.http.shutdown()
-        self.http.server_close()
+        self.shutdown()
+        self.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server_of: Server
-
     def log_message(self, *_):
         pass
 
     def do_POST(self):
-        server, key = self.server_of, self.headers.get("Authorization")
+        server, key = self.server, self.headers.get("Authorization")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.path == "/v1/chat/completions"
         with server.lock:

@@ -270,18 +270,14 @@ def build_model(tokenizer) -> Qwen2VLForConditionalGeneration:
     given.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     torch.manual_seed(SEED)
     model = Qwen2VLForConditionalGeneration(config)
-    _raise_gain(model)
-    model.generation_config = given
-    return model
-
-
-def _raise_gain(model) -> None:
     # The default std of 0.02 is meant for width 3584. At width 96-128 it leaves the
     # vision tower's signal so small that nothing downstream learns to look.
     for name, weight in model.named_parameters():
         if weight.dim() >= 2 and "embed_tokens" not in name:
             fan_in = weight[0].numel()
             torch.nn.init.normal_(weight, std=1 / math.sqrt(fan_in))
+    model.generation_config = given
+    return model
 
 
 def build(folder: Path) -> None:

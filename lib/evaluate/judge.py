@@ -243,24 +243,23 @@ def _ask(client: httpx2.Client, judge: Judge, key: str, job: Job) -> dict:
     address = f"{judge.url.rstrip('/')}/chat/completions"
     body = {"model": judge.model, "temperature": 0, "max_tokens": MAX_TOKENS}
     body["messages"] = [{"role": "user", "content": job.text}]
-    for wait in (*WAITS, None):
+    for wait in (0.0, *WAITS):
+        time.sleep(wait)
         try:
             status, said = _post(client, address, body)
         except (httpx2.TransportError, httpx2.DecodingError) as broken:
             error = f"no reply: {_shown(f'{type(broken).__name__} {broken}', key)}"
-        else:
-            if status == 200:
-                return _judgement(job.id, said, key)
-            error = f"answered {status}: {_shown(said, key)}"
-            if status in REFUSED:
-                raise JudgeError(
-                    f"{address} {error}. Mend the address, the model's name, or the "
-                    f"key in the environment variable {KEY}; what was answered is kept"
-                )
-            if status < 500 and status not in BUSY:
-                break
-        if wait is not None:
-            time.sleep(wait)
+            continue
+        if status == 200:
+            return _judgement(job.id, said, key)
+        error = f"answered {status}: {_shown(said, key)}"
+        if status in REFUSED:
+            raise JudgeError(
+                f"{address} {error}. Mend the address, the model's name, or the key in "
+                f"the environment variable {KEY}; what was answered is kept"
+            )
+        if status < 500 and status not in BUSY:
+            break
     return _row(job.id, None, error)
 
 

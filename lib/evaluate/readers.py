@@ -16,6 +16,7 @@ the row of coherence has base_reader False."""
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -73,13 +74,18 @@ def readings(
         read = {"reader": models.fingerprint(model), "read": resume.digest(texts)}
         return read | {"batch_size": BATCH}
 
+    # A tokenizer that pads in one thread and not in another mixes them up.
+    encoding_now = Lock()
+
+    def rows(batch: Sequence[Item]) -> list[dict]:
+        with encoding_now:
+            encoded = _encode(processor, batch)
+        return _read(model, batch, *encoded)
+
     def read(batches: Sequence[Sequence[Item]]) -> Iterator[list[dict]]:
-        # Not in the threads below: a tokenizer that pads in one and not in another
-        # mixes them up.
-        encoded = [_encode(processor, batch) for batch in batches]
         with rollouts.generating(model):
             each = evaluate.on_each_core if model.device.type == "cpu" else map
-            yield from each(lambda batch: _read(model, *batch), encoded)
+            yield from each(rows, batches)
 
     return resume.finish(Path(path), items, settings, read, "read for", BATCH)
 
@@ -162,7 +168,7 @@ class Continuation:
 
 
 def _encode(processor, items: Sequence[Item]) -> tuple:
-    """The items, their encoded prompts, and {variant: Continuation} of each."""
+    """The encoded prompts of the items, and {variant: Continuation} of each."""
     talks = [messages(item.prompt, None, None) for item in items]
     continuations = []
     for item in items:
@@ -174,7 +180,7 @@ def _encode(processor, items: Sequence[Item]) -> tuple:
         }
         continuations.append(own)
     asked = [item.question for item in items]
-    return items, encoding.encode(processor, talks, asked=asked), continuations
+    return encoding.encode(processor, talks, asked=asked), continuations
 
 
 @torch.inference_mode()

@@ -18,10 +18,12 @@ out: it was washed, perhaps cooked and salted too. The video is needed.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from lib import processes
 from lib.methods import LEVELS
 from lib.mini import truth, world
 from lib.mini.world import EFFECTS, Episode, Step
@@ -77,11 +79,15 @@ def without_video(data_dir: str | Path) -> dict[str, dict]:
 
     Empty, and ValueError, where `truth.known` is.
     """
-    found = {}
-    for key, known in truth.known(data_dir).items():
-        if key.split("/")[0] in LEVELS and not known.episode.image_only:
-            ceiling = still_ceiling(known.episode)
-            group = "hand" if known.episode.hand_covers else "open"
+    asked = {
+        key: known.episode
+        for key, known in truth.known(data_dir).items()
+        if key.split("/")[0] in LEVELS and not known.episode.image_only
+    }
+    found, episodes = {}, [*asked.values()]
+    with closing(processes.mapped(still_ceiling, episodes, few=300)) as ceilings:
+        for (key, episode), ceiling in zip(asked.items(), ceilings, strict=True):
+            group = "hand" if episode.hand_covers else "open"
             group = group if ceiling == 1 else "needed"
             found[key] = {"group": group, "ceiling": ceiling}
     return found

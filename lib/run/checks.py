@@ -176,8 +176,7 @@ def check_data(
     files = {name: path for name, path in files.items() if name in needed}
     lacking = [name for name, path in files.items() if not path.is_file()]
     if lacking:
-        what = f"{len(lacking)} of {len(files)} annotation files missing"
-        said = f"{what}, such as {files[lacking[0]]}"
+        said = f"{', '.join(lacking)} missing, such as {files[lacking[0]]}"
         return made_by(values, said, lacking, seen)
     faulty = [name for name in files if sets[name].unusable]
     if faulty:

@@ -54,8 +54,7 @@ class Part(NamedTuple):
     """Of SFT, GRPO or evaluation: `count` items in `steps`."""
 
     stage: str
-    method: str  # empty where its stage has one alone
-    name: str
+    name: str  # with the method's, where its stage has several
     steps: int
     count: int
     unit: str
@@ -189,7 +188,7 @@ def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
         named = {"answers": "answers alone", "steps": "in words", "own": "own answers"}
         name = named.get(target, "")
         count = steps * each["sft"]
-        found.append(Part("SFT", "", name, steps, count, "demonstrations"))
+        found.append(Part("SFT", name, steps, count, "demonstrations"))
     methods, unit = rl.read(values["rl"]), f"questions x {values['group_size']}"
     for method in methods:
         updates = method.option("updates_per_batch")
@@ -199,13 +198,13 @@ def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
             "old policy": int(updates > 1),
             "update": updates,
         }
-        own = method.name if len(methods) > 1 else ""
+        own = f"{method.name}, " if len(methods) > 1 else ""
         for name, times in passes.items():
             steps = values["grpo_steps"] * times
-            found.append(Part("GRPO", own, name, steps, steps * each["grpo"], unit))
+            found.append(Part("GRPO", own + name, steps, steps * each["grpo"], unit))
     for name, count in asked_of(values, sets).items():
         unit = "reasonings" if name == "readers" else "answers"
-        found.append(Part("evaluation", "", name, 0, count, unit))
+        found.append(Part("evaluation", name, 0, count, unit))
     return [part for part in found if part.count]
 
 
@@ -288,7 +287,6 @@ def work_of(values: Mapping, device: str) -> memory.Work:
         sft_batch=values["sft_batch_size"],
         sft_accumulation=values["sft_gradient_accumulation"],
         sft_tokens=values["max_tokens"],
-        sft_response=values["max_tokens"] - prompt,
         prompts=own,
         group=values["group_size"],
         completion=values["max_completion_tokens"],

@@ -28,12 +28,15 @@ NF4 = 0.5 + 1 / 64 + 1 / 64 / 64  # bytes of a number, with its scale and that o
 KEPT = (10, 4)  # numbers a token leaves behind in a layer, times hidden, inner size
 LOADED_ADAPTER = 4  # bytes of a number: PEFT loads adapters in float32
 HEAD_ROWS, HEAD_WIDTH = 4096, 32768  # of the logits that TRL 1.16 computes at a time
-# Bytes of a number of which all weights are trained: of weights and optimizer, and of
-# gradients, on the device; on the host. By (optimizer, weights) on the host. DeepSpeed
-# has 1.5 times as much there (its documentation, "Memory Requirements").
-SHARED = {
-    "zero3": {None: (14, 4, 0), (True, False): (2, 0, 24), (True, True): (0, 0, 27)},
-    "fsdp2": {None: (12, 4, 0), (True, True): (0, 0, 16)},
+# Bytes of a number of which all weights are trained and divided, by (kind, optimizer on
+# the host, weights there): of weights and optimizer, of gradients, of a reference; on
+# the host. DeepSpeed has 1.5 times as much there (its "Memory Requirements").
+DIVIDED = {
+    ("zero3", False, False): (14, 4, 2, 0),
+    ("zero3", True, False): (2, 0, 2, 24),
+    ("zero3", True, True): (0, 0, 0, 27),
+    ("fsdp2", False, False): (12, 4, 4, 0),
+    ("fsdp2", True, True): (0, 0, 0, 16),
 }
 # From config.json on the hub: the family, the sizes named in TEXT, and whether the
 # output layer is the embedding.
@@ -46,10 +49,7 @@ KNOWN = {
 }
 TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 TEXT += ("num_key_value_heads", "intermediate_size", "vocab_size")
-VISION = {
-    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
-    "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420},
-}
+VISION = {"qwen2_vl": {}, "qwen2_5_vl": {"hidden_size": 1280}}  # else the defaults
 
 
 def config_of(source: str | Path):
@@ -163,7 +163,6 @@ class Work:
     sft_batch: int
     sft_accumulation: int
     sft_tokens: int  # the longest demonstration
-    sft_response: int  # tokens of it that are learned
     prompts: int
     prompts_per_backward: int
     group: int
@@ -172,10 +171,9 @@ class Work:
     kl: bool
     eval_batch: int
     eval_tokens: int
+    eval_prompt: int  # of the questions that take most, eval_batch of them
+    eval_patches: int
     device: str = "cuda"  # or "cpu": their kernels keep different buffers
-    # Of the questions that take most, eval_batch of them; 0: as the others.
-    eval_prompt: int = 0
-    eval_patches: int = 0
     # Of all weights; adapters, and what they sit on, are held by everyone.
     sharding: Sharding = field(default_factory=Sharding)
 
@@ -202,54 +200,36 @@ def weight_bytes(model: Model, work: Work) -> float:
     return quantized * NF4 + (model.numbers - quantized) * work.wide
 
 
-def states(model: Model, work: Work) -> tuple[float, float, float]:
-    """Bytes of (weights and optimizer, gradients) on a device, and of the host for all
-    its processes together. AdamW has two moments a number. ZeRO-3 (arXiv 1910.02054)
-    and FSDP2 divide them by the processes. Otherwise there are copies of the weights in
-    bfloat16, and gradients once more as they are sent."""
+def states(model: Model, work: Work) -> tuple[float, float, float, float]:
+    """Bytes of (weights and optimizer; gradients; a reference, where no adapter can be
+    switched off) on a device, and of the host for all its processes together. AdamW has
+    two moments a number. ZeRO-3 (arXiv 1910.02054) and FSDP2 divide them by the
+    processes. Otherwise there are copies of the weights in bfloat16, and gradients once
+    more as they are sent."""
     n, own = trained_numbers(model, work), work.sharding
     if work.lora_rank:
-        return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0
+        return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0, 0
     if own.kind:
-        offloaded = own.optimizer_on_host, own.weights_on_host
-        kept, gradients, host = SHARED[own.kind].get(offloaded, SHARED[own.kind][None])
-        share = n / own.processes
-        return gathered(model, work) + kept * share, gradients * share, host * n
+        case = (own.kind, own.optimizer_on_host, own.weights_on_host)
+        *each, host = DIVIDED.get(case, DIVIDED[own.kind, False, False])
+        kept, gradients, reference = (one * n / own.processes for one in each)
+        return gathered(model, work) + kept, gradients, work.kl * reference, host * n
     more = (2 if work.wide == 2 else 0) + (4 if own.processes > 1 else 0)
-    return (12 + more) * n, 4 * n, 0
+    return (12 + more) * n, 4 * n, 4 * work.kl * n, 0
 
 
 def gathered(model: Model, work: Work) -> float:
-    """Bytes of sharded weights that a device has whole at once in training: the largest
-    matrix under ZeRO-3, two layers and both embeddings under FSDP2."""
-    if work.sharding.kind == "zero3":
-        return 4 * model.hidden * max(model.vocab, model.inner)
-    return 2 * work.wide * (model.vocab * model.hidden + model.matrices // model.layers)
-
-
-def checkpoint_bytes(model: Model, work: Work) -> int:
-    """Of weights and optimizer; ZeRO-3 keeps its masters in the optimizer's part."""
-    each = 3 * work.adapter or (14 if work.sharding.kind == "zero3" else 12)
-    return each * trained_numbers(model, work)
-
-
-def beside(model: Model, work: Work) -> tuple[float, float]:
-    """Bytes of (a reference; the rest of the weights, which rollouts gather) where all
-    weights are trained. An adapter is switched off instead."""
-    own, n = work.sharding, model.numbers
-    if work.lora_rank:
-        return 0, 0
-    reference = 0 if own.weights_on_host or not work.kl else n
-    if not own.kind:
-        return 4 * reference, 0
-    each = (2 if own.kind == "zero3" else 4) / own.processes
-    return each * reference, n * work.wide - gathered(model, work)
+    """Bytes of divided weights that a device has whole at once in training: the largest
+    matrix in float32. FSDP2's two layers and both embeddings are about as much."""
+    is_divided = work.sharding.kind and not work.lora_rank
+    return 4 * model.hidden * max(model.vocab, model.inner) if is_divided else 0
 
 
 def stages(model: Model, work: Work) -> dict[str, float]:
     """{stage: bytes of its tensors at its largest moment}, in the order of a run."""
-    held, gradients, _ = states(model, work)
-    reference, rest = beside(model, work)
+    held, gradients, reference, _ = states(model, work)
+    part = gathered(model, work)  # of the weights, which rollouts have whole
+    rest = model.numbers * work.wide - part if part else 0
     # A step's pixels, and those that are joined from them, are kept into the next one.
     pixels = 4 * work.prompts * work.patches * model.patch
     asked = work.prompts, work.group, work.prompt, work.patches
@@ -283,7 +263,7 @@ def sft(model: Model, work: Work) -> float:
     """A batch of the longest demonstrations, beside the pixels of all batches of a
     step. On a CPU the head is not fused."""
     batch, length, cpu = work.sft_batch, work.sft_tokens, work.device == "cpu"
-    rows = min(batch * (length if cpu else work.sft_response), HEAD_ROWS)
+    rows = min(batch * length, HEAD_ROWS)
     head = rows * HEAD_WIDTH * work.wide
     head += rows * min(model.vocab, HEAD_WIDTH) * 28 if cpu else 0
     pixels = 4 * work.sft_accumulation * batch * work.patches * model.patch
@@ -310,10 +290,9 @@ def update(model: Model, work: Work) -> float:
 def evaluation(model: Model, work: Work) -> float:
     """One batch of the questions that take most, whose pixels are there twice: as the
     processor made them, and alone."""
-    patches = work.eval_patches or work.patches
-    asked = work.eval_batch, 1, work.eval_prompt or work.prompt, patches
+    asked = work.eval_batch, 1, work.eval_prompt, work.eval_patches
     adapter = LOADED_ADAPTER if work.lora_rank else 0
-    kept = 2 * 4 * work.eval_batch * patches * model.patch
+    kept = 2 * 4 * work.eval_batch * work.eval_patches * model.patch
     kept += adapter * work.lora_rank * model.sides
     return kept + answers(model, work, asked, work.eval_tokens, adapter)
 
@@ -329,26 +308,17 @@ def answers(
     prefill = prompts * length * token + forward(model, work, prompts * length, adapter)
     logits = prompts * group * model.vocab * (work.wide + 16)  # in float32 four times
     last = prompts * (length + group * drawn) * token + logits
-    return max(tower, prefill, last) + joined(model, work, adapter)
-
-
-def joined(model: Model, work: Work, adapter: int) -> int:
-    """Copies of small float32 layers that a token step on a CPU joins, and folds the
-    adapter into (lib/model/token_step.py)."""
-    whole = work.wide == 4 and not work.quantize
-    if work.device != "cpu" or not whole or model.hidden * model.inner > SMALL:
-        return 0
-    together = model.hidden + 2 * model.kv + 2 * model.inner
-    alone = 0 if not adapter else model.hidden + model.inner
-    return 4 * model.layers * model.hidden * (together + alone)
+    # A token step on a CPU joins small float32 layers (lib/model/token_step.py).
+    whole = work.device == "cpu" and work.wide == 4 and not work.quantize
+    is_joined = whole and model.hidden * model.inner <= SMALL
+    return max(tower, prefill, last) + (4 * model.matrices if is_joined else 0)
 
 
 def forward(model: Model, work: Work, tokens: int, adapter: int) -> float:
     """The language model without autograd: its MLP, with the sums of an adapter of
     `adapter` bytes a number."""
-    sums = 2 * (work.wide + max(work.wide, adapter)) if adapter else 3 * work.wide
-    each = sums * model.inner + 5 * work.wide * model.hidden
-    return tokens * each + dequantized(model, work)
+    each = 2 * (work.wide + max(work.wide, adapter)) * model.inner
+    return tokens * (each + 5 * work.wide * model.hidden) + dequantized(model, work)
 
 
 def learned(

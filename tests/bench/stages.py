@@ -66,15 +66,15 @@ def work_of(checkpoint: Path, questions: list[Question], values: dict) -> Work:
     item = demonstrations(questions[:1], values)[0]
     whole = collator([item])
     prompt = encoding.encode(processor, [collator.conversation(item)[:1]])
-    pixels = ("pixel_values", "pixel_values_videos")
+    length = prompt["input_ids"].shape[1]
+    patches = sum(len(prompt[n]) for n in ("pixel_values", "pixel_values_videos"))
     return replace(
         counts.work_of(values, "cuda" if torch.cuda.is_available() else "cpu"),
-        prompt=prompt["input_ids"].shape[1],
-        patches=sum(len(prompt[name]) for name in pixels),
+        prompt=length,
+        patches=patches,
         sft_tokens=whole["input_ids"].shape[1],
-        sft_response=int((whole["labels"] != sft.IGNORED).sum()),
-        eval_prompt=0,
-        eval_patches=0,
+        eval_prompt=length,
+        eval_patches=patches,
     )
 
 

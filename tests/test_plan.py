@@ -318,7 +318,7 @@ def test_counts_are_those_of_the_readers(values, data):
     training = questions.read_training(data / "annotations/training.jsonl", data, 0)
     kept, _ = questions.split_holdout(training, values["holdout_share"])
     assert sets["training"].count == len(kept)
-    levels = {name: sets[name].count for name in counts.LEVELS}
+    levels = {name: sets[name].count for name in counts.SETS}
     assert levels == {"L1": 8, "L2": 8, "L3": 8, "general": 6}
 
 

@@ -26,6 +26,7 @@ GIB = 2**30
 CONTEXT_BYTES, FRAGMENTED_SHARE = GIB * 3 // 4, 0.08
 NF4 = 0.5 + 1 / 64 + 1 / 64 / 64  # bytes of a number, with its scale and that one's
 KEPT = (10, 4)  # numbers a token leaves behind in a layer, times hidden, inner size
+PATCH_BYTES = 4 * 3 * 2 * 14 * 14  # float32 of channels, frames, height and width
 LOADED_ADAPTER = 4  # bytes of a number: PEFT loads adapters in float32
 HEAD_ROWS, HEAD_WIDTH = 4096, 32768  # of the logits that TRL 1.16 computes at a time
 # Bytes of a number of which all weights are trained and divided, by (kind, optimizer on
@@ -84,7 +85,6 @@ class Model:
     vocab: int
     tower: int  # width of the vision tower
     blocks: int  # of the tower
-    patch: int  # numbers in one patch
     matrices: int  # in the projections of all layers: what NF4 and LoRA act on
     sides: int  # rows and columns of these matrices: an adapter of rank 1
     numbers: int  # all of them
@@ -108,9 +108,6 @@ class Model:
             vocab=text.vocab_size,
             tower=vision.embed_dim if older else vision.hidden_size,
             blocks=vision.depth,
-            patch=vision.in_channels
-            * vision.patch_size**2
-            * vision.temporal_patch_size,
             matrices=sum(weight.numel() for weight in projections),
             sides=sum(sum(weight.shape) for weight in projections),
             numbers=model.num_parameters(),
@@ -231,7 +228,7 @@ def stages(model: Model, work: Work) -> dict[str, float]:
     part = gathered(model, work)  # of the weights, which rollouts have whole
     rest = model.numbers * work.wide - part if part else 0
     # A step's pixels, and those that are joined from them, are kept into the next one.
-    pixels = 4 * work.prompts * work.patches * model.patch
+    pixels = work.prompts * work.patches * PATCH_BYTES
     asked = work.prompts, work.group, work.prompt, work.patches
     rollout = answers(model, work, asked, work.completion, work.adapter)
     found = {
@@ -266,9 +263,9 @@ def sft(model: Model, work: Work) -> float:
     rows = min(batch * length, HEAD_ROWS)
     head = rows * HEAD_WIDTH * work.wide
     head += rows * min(model.vocab, HEAD_WIDTH) * 28 if cpu else 0
-    pixels = 4 * work.sft_accumulation * batch * work.patches * model.patch
-    tower = tower_kept(model, work, batch * work.patches)
-    return pixels + tower + learned(model, work, batch, batch, length, head)
+    patches = batch * work.patches
+    pixels = work.sft_accumulation * patches * PATCH_BYTES
+    return pixels + learned(model, work, (batch, batch, length), head, patches)
 
 
 def scoring(model: Model, work: Work) -> float:
@@ -281,10 +278,10 @@ def scoring(model: Model, work: Work) -> float:
 def update(model: Model, work: Work) -> float:
     """The packs of one backward pass; all of them are kept until it begins."""
     prompts = work.prompts_per_backward or work.prompts
-    rows, in_pack, length = packs(work, prompts)
-    tower = 0 if work.lora_rank else tower_kept(model, work, prompts * work.patches)
+    _, in_pack, length = packed = packs(work, prompts)
+    patches = 0 if work.lora_rank else prompts * work.patches  # that are learned from
     logits = score_logits(model, in_pack * (length - work.prompt + 1))
-    return tower + learned(model, work, rows, in_pack, length, logits)
+    return learned(model, work, packed, logits, patches)
 
 
 def evaluation(model: Model, work: Work) -> float:
@@ -292,7 +289,7 @@ def evaluation(model: Model, work: Work) -> float:
     processor made them, and alone."""
     asked = work.eval_batch, 1, work.eval_prompt, work.eval_patches
     adapter = LOADED_ADAPTER if work.lora_rank else 0
-    kept = 2 * 4 * work.eval_batch * work.eval_patches * model.patch
+    kept = 2 * work.eval_batch * work.eval_patches * PATCH_BYTES
     kept += adapter * work.lora_rank * model.sides
     return kept + answers(model, work, asked, work.eval_tokens, adapter)
 
@@ -303,7 +300,7 @@ def answers(
     """The largest of vision tower, prefill, and the last of `drawn` tokens. `asked`:
     prompts, answers of each, tokens and patches."""
     prompts, group, length, patches = asked
-    tower = prompts * patches * (4 * model.patch + 15 * work.wide * model.tower)
+    tower = prompts * patches * (PATCH_BYTES + 15 * work.wide * model.tower)
     token = 2 * model.kv * model.layers * work.wide  # keys and values
     prefill = prompts * length * token + forward(model, work, prompts * length, adapter)
     logits = prompts * group * model.vocab * (work.wide + 16)  # in float32 four times
@@ -322,29 +319,26 @@ def forward(model: Model, work: Work, tokens: int, adapter: int) -> float:
 
 
 def learned(
-    model: Model, work: Work, rows: int, in_pack: int, length: int, head: float
+    model: Model, work: Work, packed: tuple[int, int, int], head: float, patches: int
 ) -> float:
-    """What rows of tokens leave behind in the layers until the backward pass, and what
-    that takes: its head, or a layer of `in_pack` rows that are computed again."""
-    wide = work.wide
+    """What rows, packed as by `packs`, leave behind in the layers until the backward
+    pass, patches in the vision tower, and what that pass takes: its head, or a layer of
+    one pack that is computed again."""
+    rows, in_pack, length = packed
+    wide, tower = work.wide, patches * work.wide * model.tower
     layer = length * wide * (KEPT[0] * model.hidden + KEPT[1] * model.inner)
     layer += length * length * (1 + wide)  # the mask
     if not work.checkpointing:
-        return rows * model.layers * layer + max(head, dequantized(model, work))
+        kept = 20 * model.blocks * tower + rows * model.layers * layer
+        return kept + max(head, dequantized(model, work))
     kept = rows * length * wide * model.hidden * (model.layers + 3)
+    kept += (model.blocks + 20) * tower
     return kept + max(head, in_pack * layer + dequantized(model, work))
 
 
 def dequantized(model: Model, work: Work) -> float:
     """One matrix of NF4 in the computing type, with its scales."""
     return model.hidden * model.inner * (work.wide + 1 / 16) if work.quantize else 0
-
-
-def tower_kept(model: Model, work: Work, patches: int) -> float:
-    """What the vision tower keeps for a backward pass."""
-    blocks = model.blocks
-    widths = blocks + 20 if work.checkpointing else 20 * blocks
-    return patches * work.wide * model.tower * widths
 
 
 def score_logits(model: Model, tokens: int) -> float:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from lib import paths, records
+from lib.methods import SETS
 from lib.run import cards, checks, counts, memory, params
 from lib.run.checks import GB, Check
 from lib.run.counts import Asked, Part
@@ -133,7 +134,7 @@ def run_lines(plan: Plan) -> list[str]:
     sizes = [f"{name} {size / GIB:.2f}" for name, size in plan.stages.items()]
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
     asked = values["asked_sets"].split()
-    unasked = ", ".join(name for name in counts.LEVELS if name not in asked)
+    unasked = ", ".join(name for name in SETS if name not in asked)
     return [
         f"{plan.name}: {values['model']}, {total:,} parameters, {trained:,} "
         f"trained; {values['dtype']}, {values['num_processes']} process(es)",

@@ -296,5 +296,6 @@ def work_of(values: Mapping, device: str) -> memory.Work:
         device=device,
         eval_prompt=eval_prompt,
         eval_patches=eval_patches,
-        sharding=memory.sharding_of(values["accelerate_config"], processes),
+        processes=processes,
+        sharding=memory.sharding_of(values["accelerate_config"]),
     )

@@ -6,7 +6,7 @@ inner size behind in a layer that is trained, and the hidden size alone where la
 computed again (gradient checkpointing, arXiv 1604.06174). Every measured peak is within
 15 %: bench_memory.json and bench_cost.json in outputs/reference."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,15 +29,15 @@ KEPT = (10, 4)  # numbers a token leaves behind in a layer, times hidden, inner 
 PATCH_BYTES = 4 * 3 * 2 * 14 * 14  # float32 of channels, frames, height and width
 LOADED_ADAPTER = 4  # bytes of a number: PEFT loads adapters in float32
 HEAD_ROWS, HEAD_WIDTH = 4096, 32768  # of the logits that TRL 1.16 computes at a time
-# Bytes of a number of which all weights are trained and divided, by (kind, optimizer on
-# the host, weights there): of weights and optimizer, of gradients, of a reference; on
-# the host. DeepSpeed has 1.5 times as much there (its "Memory Requirements").
+# How processes divide all weights, and the bytes of a number: of weights and optimizer,
+# of gradients, of a reference; on the host. DeepSpeed has 1.5 times as much there (its
+# "Memory Requirements").
 DIVIDED = {
-    ("zero3", False, False): (14, 4, 2, 0),
-    ("zero3", True, False): (2, 0, 2, 24),
-    ("zero3", True, True): (0, 0, 0, 27),
-    ("fsdp2", False, False): (12, 4, 4, 0),
-    ("fsdp2", True, True): (0, 0, 0, 16),
+    "zero3": (14, 4, 2, 0),
+    "zero3, optimizer on the host": (2, 0, 2, 24),
+    "zero3, all on the host": (0, 0, 0, 27),
+    "fsdp2": (12, 4, 4, 0),
+    "fsdp2, all on the host": (0, 0, 0, 16),
 }
 # From config.json on the hub: the family, the sizes named in TEXT, and whether the
 # output layer is the embedding.
@@ -114,33 +114,24 @@ class Model:
         )
 
 
-@dataclass(frozen=True)
-class Sharding:
-    """How processes divide a model; kind is "" (each holds all), zero3 or fsdp2."""
-
-    processes: int = 1
-    kind: str = ""
-    optimizer_on_host: bool = False
-    weights_on_host: bool = False
-
-
-def sharding_of(accelerate_config: str, processes: int) -> Sharding:
-    """What a file for `accelerate launch` says; ValueError for another kind."""
+def sharding_of(accelerate_config: str) -> str:
+    """What a file for `accelerate launch` says, a key of DIVIDED, or "": each process
+    holds all. ValueError for another kind."""
     if not accelerate_config:
-        return Sharding(processes)
+        return ""
     path = paths.require(accelerate_config, "give a file such as params/accelerate/*")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     zero, fsdp = config.get("deepspeed_config", {}), config.get("fsdp_config", {})
     if int(zero.get("zero_stage", 0)) == 3:
-        names = ("offload_optimizer_device", "offload_param_device")
-        offloads = (zero.get(name, "none") != "none" for name in names)
-        return Sharding(processes, "zero3", *offloads)
+        if zero.get("offload_optimizer_device", "none") == "none":
+            return "zero3"
+        whole = zero.get("offload_param_device", "none") != "none"
+        return f"zero3, {'all' if whole else 'optimizer'} on the host"
     if int(fsdp.get("fsdp_version", 0)) == 2:
-        offloads = bool(fsdp.get("fsdp_offload_params", False))
-        return Sharding(processes, "fsdp2", offloads, offloads)
+        return "fsdp2" + ", all on the host" * bool(fsdp.get("fsdp_offload_params"))
     kind = config.get("distributed_type")
     if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        return Sharding(processes)
+        return ""
     raise ValueError(
         f"{path} sets neither ZeRO stage 3 nor FSDP version 2: the memory of {kind} is "
         "not planned here"
@@ -171,8 +162,8 @@ class Work:
     eval_prompt: int  # of the questions that take most, eval_batch of them
     eval_patches: int
     device: str = "cuda"  # or "cpu": their kernels keep different buffers
-    # Of all weights; adapters, and what they sit on, are held by everyone.
-    sharding: Sharding = field(default_factory=Sharding)
+    processes: int = 1
+    sharding: str = ""  # of all weights: everyone holds adapters and what they sit on
 
     @property
     def wide(self) -> int:
@@ -203,23 +194,22 @@ def states(model: Model, work: Work) -> tuple[float, float, float, float]:
     two moments a number. ZeRO-3 (arXiv 1910.02054) and FSDP2 divide them by the
     processes. Otherwise there are copies of the weights in bfloat16, and gradients once
     more as they are sent."""
-    n, own = trained_numbers(model, work), work.sharding
+    n = trained_numbers(model, work)
     if work.lora_rank:
         return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0, 0
-    if own.kind:
-        case = (own.kind, own.optimizer_on_host, own.weights_on_host)
-        *each, host = DIVIDED.get(case, DIVIDED[own.kind, False, False])
-        kept, gradients, reference = (one * n / own.processes for one in each)
+    if work.sharding:
+        *each, host = DIVIDED[work.sharding]
+        kept, gradients, reference = (one * n / work.processes for one in each)
         return gathered(model, work) + kept, gradients, work.kl * reference, host * n
-    more = (2 if work.wide == 2 else 0) + (4 if own.processes > 1 else 0)
+    more = (2 if work.wide == 2 else 0) + (4 if work.processes > 1 else 0)
     return (12 + more) * n, 4 * n, 4 * work.kl * n, 0
 
 
 def gathered(model: Model, work: Work) -> float:
     """Bytes of divided weights that a device has whole at once in training: the largest
     matrix in float32. FSDP2's two layers and both embeddings are about as much."""
-    is_divided = work.sharding.kind and not work.lora_rank
-    return 4 * model.hidden * max(model.vocab, model.inner) if is_divided else 0
+    largest = model.hidden * max(model.vocab, model.inner)
+    return 4 * largest if work.sharding and not work.lora_rank else 0
 
 
 def stages(model: Model, work: Work) -> dict[str, float]:

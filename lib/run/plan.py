@@ -280,7 +280,7 @@ def disk_of(
     count += any(own > KEPT_CHECKPOINTS for own in saves)
     numbers = memory.trained_numbers(model, work)
     # ZeRO-3 keeps its masters in the optimizer's part.
-    saved = 3 * work.adapter or (14 if work.sharding.kind == "zero3" else 12)
+    saved = 3 * work.adapter or (14 if work.sharding.startswith("zero3") else 12)
     wide = memory.LOADED_ADAPTER if work.lora_rank else work.wide
     found = {
         (run, f"{count} checkpoints"): count * saved * numbers,

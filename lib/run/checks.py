@@ -171,20 +171,16 @@ def check_data(
     seen |= needed & {*SETS}
     files = counts.annotation_files(values)
     files = {name: files[name] for name in files if name in needed}
-    lacking = [name for name, path in files.items() if not path.is_file()]
-    if lacking:
+    if lacking := [name for name in files if not files[name].is_file()]:
         said = f"{', '.join(lacking)} missing, such as {files[lacking[0]]}"
         return made_by(values, said, lacking, seen)
-    faulty = [name for name in files if sets[name].unusable]
-    if faulty:
-        text = f"records that cannot be used in {', '.join(faulty)}"
-        folder = paths.resolve(values["data_dir"])
-        return Check("data", False, f"{text}: python -m lib.data check {folder}")
+    if faulty := ", ".join(name for name in files if sets[name].unusable):
+        todo = f"python -m lib.data check {paths.resolve(values['data_dir'])}"
+        return Check("data", False, f"records that cannot be used in {faulty}: {todo}")
     absent = [name for name in files if name in seen and sets[name].lacking]
     told = ", ".join(f"{sets[name].lacking} of {name}" for name in absent)
     tolerated = SETS if values["on_bad_video"] == "keep_as_wrong" else ()
-    fatal = [name for name in absent if name not in tolerated]
-    if fatal:
+    if fatal := [name for name in absent if name not in tolerated]:
         return made_by(values, f"clips or stills missing: {told}", fatal, seen)
     count = sum(sets[name].records for name in files)
     text = f"{count:,} records, their clips and stills there (not decoded)"
@@ -255,12 +251,10 @@ def check_disks(runs: Iterable[Mapping[tuple[Path, str], int]]) -> list[Check]:
         wanted |= Counter(needed)  # the larger one of each
     for (folder, _), size in wanted.items():
         there = next(place for place in (folder, *folder.parents) if place.exists())
-        disk = there.stat().st_dev
-        places.setdefault(disk, there)
-        sizes[disk] += size
+        sizes[places.setdefault(there.stat().st_dev, there)] += size
     checks = []
-    for disk, folder in places.items():
-        size, free = sizes[disk], shutil.disk_usage(folder).free
+    for folder, size in sizes.items():
+        free = shutil.disk_usage(folder).free
         text = f"{size / GB:,.1f} GB to write, {free / GB:,.1f} GB free ({folder})"
         checks.append(Check("disk", size <= free, text))
     return checks

@@ -188,35 +188,31 @@ def weight_bytes(model: Model, work: Work) -> float:
     return quantized * NF4 + (model.numbers - quantized) * work.wide
 
 
-def states(model: Model, work: Work) -> tuple[float, float, float, float]:
-    """Bytes of (weights and optimizer; gradients; a reference, where no adapter can be
-    switched off) on a device, and of the host for all its processes together. AdamW has
-    two moments a number. ZeRO-3 (arXiv 1910.02054) and FSDP2 divide them by the
-    processes. Otherwise there are copies of the weights in bfloat16, and gradients once
-    more as they are sent."""
+def states(model: Model, work: Work) -> tuple[float, float, float, float, float]:
+    """Bytes on a device of weights and optimizer; of gradients; of a reference, where
+    no adapter can be switched off; of the rest of the weights, which rollouts gather;
+    and of the host for all its processes together. AdamW has two moments a number.
+    ZeRO-3 (arXiv 1910.02054) and FSDP2 divide all by the processes. Otherwise there are
+    copies of the weights in bfloat16, and gradients once more as they are sent."""
     n = trained_numbers(model, work)
     if work.lora_rank:
-        return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0, 0
+        kept = weight_bytes(model, work) + 3 * work.adapter * n
+        return kept, work.adapter * n, 0, 0, 0
     if work.sharding:
         *each, host = DIVIDED[work.sharding]
         kept, gradients, reference = (one * n / work.processes for one in each)
-        return gathered(model, work) + kept, gradients, work.kl * reference, host * n
+        # The largest matrix in float32 is whole in training too; of FSDP2 two layers
+        # and both embeddings, which are about as much.
+        whole = 4 * model.hidden * max(model.vocab, model.inner)
+        rest = n * work.wide - whole
+        return whole + kept, gradients, work.kl * reference, rest, host * n
     more = (2 if work.wide == 2 else 0) + (4 if work.processes > 1 else 0)
-    return (12 + more) * n, 4 * n, 4 * work.kl * n, 0
-
-
-def gathered(model: Model, work: Work) -> float:
-    """Bytes of divided weights that a device has whole at once in training: the largest
-    matrix in float32. FSDP2's two layers and both embeddings are about as much."""
-    largest = model.hidden * max(model.vocab, model.inner)
-    return 4 * largest if work.sharding and not work.lora_rank else 0
+    return (12 + more) * n, 4 * n, 4 * work.kl * n, 0, 0
 
 
 def stages(model: Model, work: Work) -> dict[str, float]:
     """{stage: bytes of its tensors at its largest moment}, in the order of a run."""
-    held, gradients, reference, _ = states(model, work)
-    part = gathered(model, work)  # of the weights, which rollouts have whole
-    rest = model.numbers * work.wide - part if part else 0
+    held, gradients, reference, rest, _ = states(model, work)
     # A step's pixels, and those that are joined from them, are kept into the next one.
     pixels = work.prompts * work.patches * PATCH_BYTES
     asked = work.prompts, work.group, work.prompt, work.patches

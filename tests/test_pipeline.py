@@ -219,10 +219,14 @@ def test_faults_stop_everything_before_it_starts(kit):
     assert kit.ledger() == [] and not (kit.root / "outputs").exists()
 
 
-def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
-    assert kit.run("a.yaml")[0] == 0
+def test_fresh_removes_a_run_alone_unless_another_process_holds_it(kit):
     old = kit.output("a") / "metrics.json"
+    old.parent.mkdir(parents=True)
     old.touch()
+    code, _, err = kit.run("a.yaml", "--fresh")
+    assert code == 1 and "nothing was deleted" in err and "Traceback" not in err
+    assert old.exists() and kit.ledger() == []
+    assert kit.run("a.yaml")[0] == 0
     theirs = kit.output("a") / "figures" / "thesis.docx"
     theirs.parent.mkdir()
     theirs.touch()
@@ -238,15 +242,6 @@ def test_fresh_removes_the_run_unless_another_process_holds_it(kit):
     assert code == 0, err
     assert f"{theirs} stays" in out and theirs.exists()
     assert not old.exists() and kit.ledger() == ["one"]
-
-
-def test_fresh_leaves_alone_what_is_no_run(kit):
-    kept = kit.output("a") / "metrics.json"
-    kept.parent.mkdir(parents=True)
-    kept.touch()
-    code, _, err = kit.run("a.yaml", "--fresh")
-    assert code == 1 and "nothing was deleted" in err and "Traceback" not in err
-    assert kept.exists() and kit.ledger() == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

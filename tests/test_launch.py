@@ -46,9 +46,8 @@ class Kernel:
         )
 
     def run(self, source):
-        cell = nbformat.v4.new_code_cell(
-            source, metadata={"tags": ["raises-exception"]}
-        )
+        tags = {"tags": ["raises-exception"]}
+        cell = nbformat.v4.new_code_cell(source, metadata=tags)
         self.client.nb.cells.append(cell)
         return self.client.execute_cell(cell, len(self.client.nb.cells) - 1)
 
@@ -96,10 +95,6 @@ def once_waiting(folder, act):
     thread = threading.Thread(target=watch)
     thread.start()
     return thread, pids
-
-
-def test_one_process_is_this_one(tmp_path):
-    assert launch.call(tmp_path, 1, "", os.getpid) == os.getpid()
 
 
 def test_a_bar_moves_in_one_place_and_the_first_process_talks(kernel):
@@ -221,7 +216,8 @@ def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):
     assert nodes == ["node 0, local rank 0", "node 1, local rank 0"]
 
 
-def test_it_refuses_what_others_could_not_find(tmp_path):
+def test_one_process_is_this_one_and_others_are_given_what_they_can_find(tmp_path):
+    assert launch.call(tmp_path, 1, "", os.getpid) == os.getpid()
     line = "format until 0.9 over 10 | accuracy + 0.5 consistency"
     sent = pickle.loads(pickle.dumps(reward_stages.read_rewards(line)))
     assert sent == reward_stages.read_rewards(line)

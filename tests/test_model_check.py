@@ -55,7 +55,8 @@ def test_a_sound_model_passes_and_what_is_undecided_says_why(outputs, capsys):
     wanted = {"files: hub", "words: published tokens", "learning: peak memory"}
     assert undecided.keys() == wanted and all(undecided.values())
     assert "every level passed" in capsys.readouterr().out
-    assert checks.checked(str(make_base.BASE), make_base.BASE).text.endswith("checked")
+    model = checks.check_model({"model": str(make_base.BASE)})
+    assert model.passed and model.text.endswith("checked")
 
 
 def by_reader(change):

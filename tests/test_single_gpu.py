@@ -67,21 +67,15 @@ def logits(model, batch):
 
 
 @pytest.mark.parametrize("method", ["sft", "grpo"])
-def test_four_bit_training_moves_an_adapter_of_the_language_model(run, method):
-    log = log_of(run, method)
+def test_four_bit_training_moves_an_adapter_that_plain_peft_loads(run, method, batch):
+    """It is of the language model, and gives there the same logits."""
+    log, folder = log_of(run, method), run / "adapters" / method
     assert [row["step"] for row in log] == [1, 2]
     assert all(row["grad_norm"] > 0 for row in log)
     if method == "grpo":
         assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[1]["kl"] > 0
-    config = peft.PeftConfig.from_pretrained(run / "adapters" / method)
+    config = peft.PeftConfig.from_pretrained(folder)
     assert config.r == 4 and config.target_modules == models.LORA_TARGETS
-
-
-@pytest.mark.parametrize("method", ["sft", "grpo"])
-def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(
-    run, method, batch
-):
-    folder = run / "adapters" / method
     plain = AutoModelForImageTextToText.from_pretrained(BASE, dtype=torch.float32)
     before = logits(plain.eval(), batch)
     plain = peft.PeftModel.from_pretrained(plain, str(folder)).eval()
@@ -90,7 +84,7 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_same_logits(
     assert not torch.allclose(logits(plain, batch), before, atol=1e-3)
 
 
-def test_the_export_is_a_checkpoint_with_the_adapters_logits(run, exported, batch):
+def test_the_export_is_a_checkpoint_with_processor_and_logits(run, exported, batch):
     model = AutoModelForImageTextToText.from_pretrained(exported, dtype="auto").eval()
     assert model.dtype == torch.bfloat16
     assert not any("lora" in name for name in model.state_dict())
@@ -99,9 +93,6 @@ def test_the_export_is_a_checkpoint_with_the_adapters_logits(run, exported, batc
     found = logits(model.float(), batch)
     moved = (wanted - untrained).abs().max()
     assert (found - wanted).abs().max() < min(0.25 * moved, 0.1 * wanted.std())
-
-
-def test_the_export_brings_its_processor(exported, batch):
     processor = AutoProcessor.from_pretrained(exported)
     ids = batch["input_ids"][0]
     plain = models.load_processor(BASE).tokenizer
@@ -116,9 +107,6 @@ def test_the_card_says_what_the_records_say_in_both_places(run, exported):
     assert "CC BY-NC 4.0" in card and "CC BY-NC-SA 4.0" in card
     assert "| kl_beta | 0.1 |" in card and "rank 4" in card and "NF4" in card
     assert "`lib/mini/base` after GRPO:" in card and "base_model" not in card
-
-
-def test_a_card_without_evaluation_says_so(run):
     assert "Not evaluated yet" in export.model_card(run / "adapters" / "sft")
 
 
@@ -137,14 +125,10 @@ def test_an_export_of_nothing_names_what_is_missing(name, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_without_a_manifest_is_refused(run, tmp_path):
+def test_an_export_without_its_manifest_or_onto_another_base_is_refused(run, tmp_path):
     adapter = shutil.copytree(run / "adapters", tmp_path / "adapters") / "grpo"
     with pytest.raises(FileNotFoundError, match=r"manifest\.json .*run 03_grpo"):
         export.export(adapter, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_export_onto_another_base_is_refused(run, tmp_path):
     other = shutil.copytree(run, tmp_path / "run")
     base = shutil.copytree(BASE, tmp_path / "base")
     (base / "generation_config.json").write_text("{}")

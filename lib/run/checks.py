@@ -18,10 +18,11 @@ from torch.cuda import device_count
 
 from lib import paths, records
 from lib.evaluate import evaluate
+from lib.methods import SETS
 from lib.model import models
 from lib.run import counts, launch, memory
 from lib.run.cards import Card
-from lib.run.counts import LEVELS, Asked
+from lib.run.counts import Asked
 from lib.run.memory import GIB
 from lib.train import reward_stages, rl
 
@@ -31,10 +32,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 GB = 10**9
 READS = {  # the files that a notebook cannot do without
-    "01_data": (*counts.LEARNED, *LEVELS),
+    "01_data": (*counts.LEARNED, *SETS),
     "02_sft": ("training", "demonstrations"),
     "03_grpo": ("training",),
-    "04_eval": LEVELS,
+    "04_eval": SETS,
 }
 LOWER = (
     "lower prompts_per_backward, then pack_tokens (update), prompts_per_step or "
@@ -128,7 +129,8 @@ def local_model(model: str) -> Path | None:
 
 
 def check_model(values: Mapping) -> Check:
-    """Whether the checkpoint is on this machine, whole, with its processor."""
+    """Whether the checkpoint is on this machine, whole, with its processor, and what
+    `check-model` said of it as it is now."""
     name, folder = values["model"], local_model(values["model"])
     if folder is None:
         return Check("model", False, f"{name} is not here: hf download {name}")
@@ -136,7 +138,13 @@ def check_model(values: Mapping) -> Check:
         models.check_files(folder, (*models.MODEL_FILES, *models.PROCESSOR_FILES))
     except (FileNotFoundError, ValueError) as error:
         return Check("model", False, str(error))
-    return checked(name, folder)
+    file, todo = check_file(name), f"python -m lib.run check-model {name}"
+    found = records.read_json(file) if file.exists() else {}
+    if found.get("identity") != identity(name, folder):
+        return Check("model", True, f"{folder}; never checked: {todo}")
+    bad = f"NOT sound by {file}; after a cure: {todo}"
+    told = f"{folder}; {'checked' if found['passed'] else bad}"
+    return Check("model", found["passed"], told)
 
 
 def check_file(name: str | Path) -> Path:
@@ -152,17 +160,6 @@ def identity(name: str, folder: Path) -> str:
     return f"{name}@{folder.name}"
 
 
-def checked(name: str, folder: Path) -> Check:
-    """What `check-model` said of the checkpoint as it is now."""
-    file, todo = check_file(name), f"python -m lib.run check-model {name}"
-    found = records.read_json(file) if file.exists() else None
-    if found is None or found["identity"] != identity(name, folder):
-        return Check("model", True, f"{folder}; never checked: {todo}")
-    bad = f"NOT sound by {file}; after a cure: {todo}"
-    told = f"{folder}; {'checked' if found['passed'] else bad}"
-    return Check("model", found["passed"], told)
-
-
 def check_data(
     values: Mapping, sets: Mapping[str, Asked], notebooks: Iterable[str] = READS
 ) -> Check:
@@ -171,25 +168,19 @@ def check_data(
     needed = {name for stem in notebooks for name in READS.get(stem, ())}
     # 01_data reads of the training files the words alone.
     seen = {n for stem in notebooks if stem != "01_data" for n in READS.get(stem, ())}
-    seen |= needed & {*LEVELS}
+    seen |= needed & {*SETS}
     files = counts.annotation_files(values)
-    files = {name: path for name, path in files.items() if name in needed}
-    lacking = [name for name, path in files.items() if not path.is_file()]
-    if lacking:
-        what = f"{len(lacking)} of {len(files)} annotation files missing"
-        said = f"{what}, such as {files[lacking[0]]}"
+    files = {name: files[name] for name in files if name in needed}
+    if lacking := [name for name in files if not files[name].is_file()]:
+        said = f"{', '.join(lacking)} missing, such as {files[lacking[0]]}"
         return made_by(values, said, lacking, seen)
-    faulty = [name for name in files if sets[name].unusable]
-    if faulty:
-        text = f"records that cannot be used in {', '.join(faulty)}"
-        folder = paths.resolve(values["data_dir"])
-        return Check("data", False, f"{text}: python -m lib.data check {folder}")
-    absent = {name: sets[name].lacking for name in files if name in seen}
-    absent = {name: count for name, count in absent.items() if count}
-    told = ", ".join(f"{count} of {name}" for name, count in absent.items())
-    tolerated = LEVELS if values["on_bad_video"] == "keep_as_wrong" else ()
-    fatal = [name for name in absent if name not in tolerated]
-    if fatal:
+    if faulty := ", ".join(name for name in files if sets[name].unusable):
+        todo = f"python -m lib.data check {paths.resolve(values['data_dir'])}"
+        return Check("data", False, f"records that cannot be used in {faulty}: {todo}")
+    absent = [name for name in files if name in seen and sets[name].lacking]
+    told = ", ".join(f"{sets[name].lacking} of {name}" for name in absent)
+    tolerated = SETS if values["on_bad_video"] == "keep_as_wrong" else ()
+    if fatal := [name for name in absent if name not in tolerated]:
         return made_by(values, f"clips or stills missing: {told}", fatal, seen)
     count = sum(sets[name].records for name in files)
     text = f"{count:,} records, their clips and stills there (not decoded)"
@@ -260,12 +251,10 @@ def check_disks(runs: Iterable[Mapping[tuple[Path, str], int]]) -> list[Check]:
         wanted |= Counter(needed)  # the larger one of each
     for (folder, _), size in wanted.items():
         there = next(place for place in (folder, *folder.parents) if place.exists())
-        disk = there.stat().st_dev
-        places.setdefault(disk, there)
-        sizes[disk] += size
+        sizes[places.setdefault(there.stat().st_dev, there)] += size
     checks = []
-    for disk, folder in places.items():
-        size, free = sizes[disk], shutil.disk_usage(folder).free
+    for folder, size in sizes.items():
+        free = shutil.disk_usage(folder).free
         text = f"{size / GB:,.1f} GB to write, {free / GB:,.1f} GB free ({folder})"
         checks.append(Check("disk", size <= free, text))
     return checks

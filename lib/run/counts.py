@@ -16,11 +16,11 @@ from lib.data import parts, questions, seed_bench, training_sets
 from lib.data.video import PATCH, Sampling
 from lib.doors import size
 from lib.evaluate import perception
+from lib.methods import LEVELS, SETS
 from lib.mini.benchmark import SIZES
 from lib.run import memory, params
 from lib.train import rl
 
-LEVELS = ("L1", "L2", "L3", "general")
 LEARNED = {"training": "training.jsonl", "demonstrations": "training_with_cot.jsonl"}
 # SEED-Bench-R1's and LongVideoBench's own numbers. Of the training files only "6k" is
 # documented; L1, L2 and L3 have a still each, and 371, 128 records of L1, L2 no video.
@@ -54,8 +54,7 @@ class Part(NamedTuple):
     """Of SFT, GRPO or evaluation: `count` items in `steps`."""
 
     stage: str
-    method: str  # empty where its stage has one alone
-    name: str
+    name: str  # with the method's, where its stage has several
     steps: int
     count: int
     unit: str
@@ -95,7 +94,7 @@ def annotation_files(values: Mapping) -> dict[str, Path]:
     that is not asked has no file here."""
     folder = paths.resolve(values["data_dir"]) / "annotations"
     asked = parts.names_of(values["asked_sets"])
-    files = LEARNED | {level: f"validation_{level}.jsonl" for level in LEVELS[:3]}
+    files = LEARNED | {level: f"validation_{level}.jsonl" for level in LEVELS}
     found = {name: folder / file for name, file in files.items()}
     found["general"] = paths.resolve(values["general_dir"]) / "lvb_val.json"
     return {n: path for n, path in found.items() if n in LEARNED or n in asked}
@@ -129,7 +128,7 @@ def announced(command: str) -> dict[str, int]:
         named = re.findall(r"--size[ =](\w+)", command) or ["full"]
         sizes = SIZES[named[-1]]
         a_level = re.findall(r"--level[ =](\d+)", command) or [sizes.level]
-        levels = dict.fromkeys(LEVELS[:3], int(a_level[-1]))
+        levels = dict.fromkeys(LEVELS, int(a_level[-1]))
         return {"training": sizes.training, "general": sizes.general} | levels
     return {}
 
@@ -170,7 +169,7 @@ def to_come(values: Mapping) -> dict[str, int]:
     module, *words = shlex.split(values["data_command"]) or [""]
     most = re.findall(r"--at-most[ =](\S+)", values["data_command"])
     most = size(most[-1]) if most else math.inf
-    sets = sets_of(values | {"asked_sets": " ".join(LEVELS)})  # asked or not, it comes
+    sets = sets_of(values | {"asked_sets": " ".join(SETS)})  # asked or not, it comes
     names = [n for n in chosen(words) if n in CLIP_BYTES and sets[n].lacking]
     if module != "lib.data" or not names:
         return {}
@@ -189,7 +188,7 @@ def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
         named = {"answers": "answers alone", "steps": "in words", "own": "own answers"}
         name = named.get(target, "")
         count = steps * each["sft"]
-        found.append(Part("SFT", "", name, steps, count, "demonstrations"))
+        found.append(Part("SFT", name, steps, count, "demonstrations"))
     methods, unit = rl.read(values["rl"]), f"questions x {values['group_size']}"
     for method in methods:
         updates = method.option("updates_per_batch")
@@ -199,13 +198,13 @@ def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
             "old policy": int(updates > 1),
             "update": updates,
         }
-        own = method.name if len(methods) > 1 else ""
+        own = f"{method.name}, " if len(methods) > 1 else ""
         for name, times in passes.items():
             steps = values["grpo_steps"] * times
-            found.append(Part("GRPO", own, name, steps, steps * each["grpo"], unit))
+            found.append(Part("GRPO", own + name, steps, steps * each["grpo"], unit))
     for name, count in asked_of(values, sets).items():
         unit = "reasonings" if name == "readers" else "answers"
-        found.append(Part("evaluation", "", name, 0, count, unit))
+        found.append(Part("evaluation", name, 0, count, unit))
     return [part for part in found if part.count]
 
 
@@ -214,7 +213,7 @@ def asked_of(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
     with something taken away; attention on filmed questions; reasoning read without
     pictures, by the base all of it, by others their own."""
     models, looked = values["asked_models"].split(), values["perception_models"].split()
-    here = {name: sets[name].count for name in LEVELS if name in sets}
+    here = {name: sets[name].count for name in SETS if name in sets}
     shown = [name for name in values["perception_sets"].split() if name in here]
     filmed = sum(round(here[name] * sets[name].video) for name in shown)
     again = sum(min(here[n], values["perception_questions"] or here[n]) for n in shown)
@@ -288,7 +287,6 @@ def work_of(values: Mapping, device: str) -> memory.Work:
         sft_batch=values["sft_batch_size"],
         sft_accumulation=values["sft_gradient_accumulation"],
         sft_tokens=values["max_tokens"],
-        sft_response=values["max_tokens"] - prompt,
         prompts=own,
         group=values["group_size"],
         completion=values["max_completion_tokens"],
@@ -298,5 +296,6 @@ def work_of(values: Mapping, device: str) -> memory.Work:
         device=device,
         eval_prompt=eval_prompt,
         eval_patches=eval_patches,
-        sharding=memory.sharding_of(values["accelerate_config"], processes),
+        processes=processes,
+        sharding=memory.sharding_of(values["accelerate_config"]),
     )

@@ -290,26 +290,23 @@ class _Output:
         text = self.line + ESCAPES.sub("", self.decode(data))
         *lines, rest = text.split("\n")
         self.line = "\r".join(rest.split("\r")[-2:])  # a bar of hours must not grow
-        for line in map(str.rstrip, lines):
-            if "\r" in line:
-                self.draw(line, ended=True)
-                self.display, self.due = None, 0.0
-            else:
-                print(line, flush=True)
+        for line in lines:
+            self.draw(line.rstrip(), ended=True)
 
     def refresh(self) -> None:
         """Draw the progress bar, if there is one and it is time to."""
         if "\r" in self.line and time.monotonic() >= self.due:
             self.draw(self.line)
+            self.due = time.monotonic() + REDRAWN
 
     def draw(self, line: str, ended: bool = False) -> None:
-        """The last state of a line in its place; outside notebooks its end alone."""
+        """The last state of a line, a bar's in its place; outside notebooks the end of
+        a line alone."""
         from IPython import display, get_ipython  # here: the new processes need none
 
         states = [state.rstrip() for state in line.split("\r")]
         text = next(filter(None, reversed(states)), "")
-        self.due = time.monotonic() + REDRAWN
-        if not hasattr(get_ipython(), "kernel"):
+        if len(states) == 1 or not hasattr(get_ipython(), "kernel"):
             if ended:
                 print(text, flush=True)
         elif self.display is None:
@@ -317,6 +314,8 @@ class _Output:
             self.display = display.display(drawn, raw=True, display_id=True)
         else:
             self.display.update({"text/plain": text}, raw=True)
+        if ended:
+            self.display, self.due = None, 0.0
 
 
 def main(file: Path) -> None:
@@ -334,23 +333,18 @@ def main(file: Path) -> None:
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)
     except BaseException as error:
-        _leave_error(file.parent, process, error)
+        steps = error.__traceback__.tb_next or error.__traceback__  # the function's own
+        text = "".join(traceback.format_exception(type(error), error, steps))
+        told = {"time": time.time(), "process": process, "traceback": text}
+        records.write_json(file.parent / f"error_{process}.json", told)
+        if process:  # also where the folder of another node is not seen in time
+            print(text, file=sys.stderr, flush=True)
         os._exit(1)  # at once: a regular exit may wait for the other processes
     if process == 0:
         (file.parent / RESULT).write_bytes(pickle.dumps(result))
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def _leave_error(folder: Path, process: int, error: BaseException) -> None:
-    """error_N.json for the notebook: the traceback from the called function on."""
-    steps = error.__traceback__.tb_next or error.__traceback__
-    text = "".join(traceback.format_exception(type(error), error, steps))
-    content = {"time": time.time(), "process": process, "traceback": text}
-    records.write_json(folder / f"error_{process}.json", content)
-    if process:  # also where the folder of another node is not seen in time
-        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

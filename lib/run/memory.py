@@ -6,7 +6,7 @@ inner size behind in a layer that is trained, and the hidden size alone where la
 computed again (gradient checkpointing, arXiv 1604.06174). Every measured peak is within
 15 %: bench_memory.json and bench_cost.json in outputs/reference."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,14 +26,18 @@ GIB = 2**30
 CONTEXT_BYTES, FRAGMENTED_SHARE = GIB * 3 // 4, 0.08
 NF4 = 0.5 + 1 / 64 + 1 / 64 / 64  # bytes of a number, with its scale and that one's
 KEPT = (10, 4)  # numbers a token leaves behind in a layer, times hidden, inner size
+PATCH_BYTES = 4 * 3 * 2 * 14 * 14  # float32 of channels, frames, height and width
 LOADED_ADAPTER = 4  # bytes of a number: PEFT loads adapters in float32
 HEAD_ROWS, HEAD_WIDTH = 4096, 32768  # of the logits that TRL 1.16 computes at a time
-# Bytes of a number of which all weights are trained: of weights and optimizer, and of
-# gradients, on the device; on the host. By (optimizer, weights) on the host. DeepSpeed
-# has 1.5 times as much there (its documentation, "Memory Requirements").
-SHARED = {
-    "zero3": {None: (14, 4, 0), (True, False): (2, 0, 24), (True, True): (0, 0, 27)},
-    "fsdp2": {None: (12, 4, 0), (True, True): (0, 0, 16)},
+# How processes divide all weights, and the bytes of a number: of weights and optimizer,
+# of gradients, of a reference; on the host. DeepSpeed has 1.5 times as much there (its
+# "Memory Requirements").
+DIVIDED = {
+    "zero3": (14, 4, 2, 0),
+    "zero3, optimizer on the host": (2, 0, 2, 24),
+    "zero3, all on the host": (0, 0, 0, 27),
+    "fsdp2": (12, 4, 4, 0),
+    "fsdp2, all on the host": (0, 0, 0, 16),
 }
 # From config.json on the hub: the family, the sizes named in TEXT, and whether the
 # output layer is the embedding.
@@ -46,10 +50,7 @@ KNOWN = {
 }
 TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 TEXT += ("num_key_value_heads", "intermediate_size", "vocab_size")
-VISION = {
-    "qwen2_vl": {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4},
-    "qwen2_5_vl": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420},
-}
+VISION = {"qwen2_vl": {}, "qwen2_5_vl": {"hidden_size": 1280}}  # else the defaults
 
 
 def config_of(source: str | Path):
@@ -84,7 +85,6 @@ class Model:
     vocab: int
     tower: int  # width of the vision tower
     blocks: int  # of the tower
-    patch: int  # numbers in one patch
     matrices: int  # in the projections of all layers: what NF4 and LoRA act on
     sides: int  # rows and columns of these matrices: an adapter of rank 1
     numbers: int  # all of them
@@ -108,42 +108,30 @@ class Model:
             vocab=text.vocab_size,
             tower=vision.embed_dim if older else vision.hidden_size,
             blocks=vision.depth,
-            patch=vision.in_channels
-            * vision.patch_size**2
-            * vision.temporal_patch_size,
             matrices=sum(weight.numel() for weight in projections),
             sides=sum(sum(weight.shape) for weight in projections),
             numbers=model.num_parameters(),
         )
 
 
-@dataclass(frozen=True)
-class Sharding:
-    """How processes divide a model; kind is "" (each holds all), zero3 or fsdp2."""
-
-    processes: int = 1
-    kind: str = ""
-    optimizer_on_host: bool = False
-    weights_on_host: bool = False
-
-
-def sharding_of(accelerate_config: str, processes: int) -> Sharding:
-    """What a file for `accelerate launch` says; ValueError for another kind."""
+def sharding_of(accelerate_config: str) -> str:
+    """What a file for `accelerate launch` says, a key of DIVIDED, or "": each process
+    holds all. ValueError for another kind."""
     if not accelerate_config:
-        return Sharding(processes)
+        return ""
     path = paths.require(accelerate_config, "give a file such as params/accelerate/*")
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     zero, fsdp = config.get("deepspeed_config", {}), config.get("fsdp_config", {})
     if int(zero.get("zero_stage", 0)) == 3:
-        names = ("offload_optimizer_device", "offload_param_device")
-        offloads = (zero.get(name, "none") != "none" for name in names)
-        return Sharding(processes, "zero3", *offloads)
+        if zero.get("offload_optimizer_device", "none") == "none":
+            return "zero3"
+        whole = zero.get("offload_param_device", "none") != "none"
+        return f"zero3, {'all' if whole else 'optimizer'} on the host"
     if int(fsdp.get("fsdp_version", 0)) == 2:
-        offloads = bool(fsdp.get("fsdp_offload_params", False))
-        return Sharding(processes, "fsdp2", offloads, offloads)
+        return "fsdp2" + ", all on the host" * bool(fsdp.get("fsdp_offload_params"))
     kind = config.get("distributed_type")
     if kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
-        return Sharding(processes)
+        return ""
     raise ValueError(
         f"{path} sets neither ZeRO stage 3 nor FSDP version 2: the memory of {kind} is "
         "not planned here"
@@ -163,7 +151,6 @@ class Work:
     sft_batch: int
     sft_accumulation: int
     sft_tokens: int  # the longest demonstration
-    sft_response: int  # tokens of it that are learned
     prompts: int
     prompts_per_backward: int
     group: int
@@ -172,12 +159,11 @@ class Work:
     kl: bool
     eval_batch: int
     eval_tokens: int
+    eval_prompt: int  # of the questions that take most, eval_batch of them
+    eval_patches: int
     device: str = "cuda"  # or "cpu": their kernels keep different buffers
-    # Of the questions that take most, eval_batch of them; 0: as the others.
-    eval_prompt: int = 0
-    eval_patches: int = 0
-    # Of all weights; adapters, and what they sit on, are held by everyone.
-    sharding: Sharding = field(default_factory=Sharding)
+    processes: int = 1
+    sharding: str = ""  # of all weights: everyone holds adapters and what they sit on
 
     @property
     def wide(self) -> int:
@@ -202,56 +188,33 @@ def weight_bytes(model: Model, work: Work) -> float:
     return quantized * NF4 + (model.numbers - quantized) * work.wide
 
 
-def states(model: Model, work: Work) -> tuple[float, float, float]:
-    """Bytes of (weights and optimizer, gradients) on a device, and of the host for all
-    its processes together. AdamW has two moments a number. ZeRO-3 (arXiv 1910.02054)
-    and FSDP2 divide them by the processes. Otherwise there are copies of the weights in
-    bfloat16, and gradients once more as they are sent."""
-    n, own = trained_numbers(model, work), work.sharding
+def states(model: Model, work: Work) -> tuple[float, float, float, float, float]:
+    """Bytes on a device of weights and optimizer; of gradients; of a reference, where
+    no adapter can be switched off; of the rest of the weights, which rollouts gather;
+    and of the host for all its processes together. AdamW has two moments a number.
+    ZeRO-3 (arXiv 1910.02054) and FSDP2 divide all by the processes. Otherwise there are
+    copies of the weights in bfloat16, and gradients once more as they are sent."""
+    n = trained_numbers(model, work)
     if work.lora_rank:
-        return weight_bytes(model, work) + 3 * work.adapter * n, work.adapter * n, 0
-    if own.kind:
-        offloaded = own.optimizer_on_host, own.weights_on_host
-        kept, gradients, host = SHARED[own.kind].get(offloaded, SHARED[own.kind][None])
-        share = n / own.processes
-        return gathered(model, work) + kept * share, gradients * share, host * n
-    more = (2 if work.wide == 2 else 0) + (4 if own.processes > 1 else 0)
-    return (12 + more) * n, 4 * n, 0
-
-
-def gathered(model: Model, work: Work) -> float:
-    """Bytes of sharded weights that a device has whole at once in training: the largest
-    matrix under ZeRO-3, two layers and both embeddings under FSDP2."""
-    if work.sharding.kind == "zero3":
-        return 4 * model.hidden * max(model.vocab, model.inner)
-    return 2 * work.wide * (model.vocab * model.hidden + model.matrices // model.layers)
-
-
-def checkpoint_bytes(model: Model, work: Work) -> int:
-    """Of weights and optimizer; ZeRO-3 keeps its masters in the optimizer's part."""
-    each = 3 * work.adapter or (14 if work.sharding.kind == "zero3" else 12)
-    return each * trained_numbers(model, work)
-
-
-def beside(model: Model, work: Work) -> tuple[float, float]:
-    """Bytes of (a reference; the rest of the weights, which rollouts gather) where all
-    weights are trained. An adapter is switched off instead."""
-    own, n = work.sharding, model.numbers
-    if work.lora_rank:
-        return 0, 0
-    reference = 0 if own.weights_on_host or not work.kl else n
-    if not own.kind:
-        return 4 * reference, 0
-    each = (2 if own.kind == "zero3" else 4) / own.processes
-    return each * reference, n * work.wide - gathered(model, work)
+        kept = weight_bytes(model, work) + 3 * work.adapter * n
+        return kept, work.adapter * n, 0, 0, 0
+    if work.sharding:
+        *each, host = DIVIDED[work.sharding]
+        kept, gradients, reference = (one * n / work.processes for one in each)
+        # The largest matrix in float32 is whole in training too; of FSDP2 two layers
+        # and both embeddings, which are about as much.
+        whole = 4 * model.hidden * max(model.vocab, model.inner)
+        rest = n * work.wide - whole
+        return whole + kept, gradients, work.kl * reference, rest, host * n
+    more = (2 if work.wide == 2 else 0) + (4 if work.processes > 1 else 0)
+    return (12 + more) * n, 4 * n, 4 * work.kl * n, 0, 0
 
 
 def stages(model: Model, work: Work) -> dict[str, float]:
     """{stage: bytes of its tensors at its largest moment}, in the order of a run."""
-    held, gradients, _ = states(model, work)
-    reference, rest = beside(model, work)
+    held, gradients, reference, rest, _ = states(model, work)
     # A step's pixels, and those that are joined from them, are kept into the next one.
-    pixels = 4 * work.prompts * work.patches * model.patch
+    pixels = work.prompts * work.patches * PATCH_BYTES
     asked = work.prompts, work.group, work.prompt, work.patches
     rollout = answers(model, work, asked, work.completion, work.adapter)
     found = {
@@ -283,12 +246,12 @@ def sft(model: Model, work: Work) -> float:
     """A batch of the longest demonstrations, beside the pixels of all batches of a
     step. On a CPU the head is not fused."""
     batch, length, cpu = work.sft_batch, work.sft_tokens, work.device == "cpu"
-    rows = min(batch * (length if cpu else work.sft_response), HEAD_ROWS)
+    rows = min(batch * length, HEAD_ROWS)
     head = rows * HEAD_WIDTH * work.wide
     head += rows * min(model.vocab, HEAD_WIDTH) * 28 if cpu else 0
-    pixels = 4 * work.sft_accumulation * batch * work.patches * model.patch
-    tower = tower_kept(model, work, batch * work.patches)
-    return pixels + tower + learned(model, work, batch, batch, length, head)
+    patches = batch * work.patches
+    pixels = work.sft_accumulation * patches * PATCH_BYTES
+    return pixels + learned(model, work, (batch, batch, length), head, patches)
 
 
 def scoring(model: Model, work: Work) -> float:
@@ -301,19 +264,18 @@ def scoring(model: Model, work: Work) -> float:
 def update(model: Model, work: Work) -> float:
     """The packs of one backward pass; all of them are kept until it begins."""
     prompts = work.prompts_per_backward or work.prompts
-    rows, in_pack, length = packs(work, prompts)
-    tower = 0 if work.lora_rank else tower_kept(model, work, prompts * work.patches)
+    _, in_pack, length = packed = packs(work, prompts)
+    patches = 0 if work.lora_rank else prompts * work.patches  # that are learned from
     logits = score_logits(model, in_pack * (length - work.prompt + 1))
-    return tower + learned(model, work, rows, in_pack, length, logits)
+    return learned(model, work, packed, logits, patches)
 
 
 def evaluation(model: Model, work: Work) -> float:
     """One batch of the questions that take most, whose pixels are there twice: as the
     processor made them, and alone."""
-    patches = work.eval_patches or work.patches
-    asked = work.eval_batch, 1, work.eval_prompt or work.prompt, patches
+    asked = work.eval_batch, 1, work.eval_prompt, work.eval_patches
     adapter = LOADED_ADAPTER if work.lora_rank else 0
-    kept = 2 * 4 * work.eval_batch * patches * model.patch
+    kept = 2 * work.eval_batch * work.eval_patches * PATCH_BYTES
     kept += adapter * work.lora_rank * model.sides
     return kept + answers(model, work, asked, work.eval_tokens, adapter)
 
@@ -324,57 +286,45 @@ def answers(
     """The largest of vision tower, prefill, and the last of `drawn` tokens. `asked`:
     prompts, answers of each, tokens and patches."""
     prompts, group, length, patches = asked
-    tower = prompts * patches * (4 * model.patch + 15 * work.wide * model.tower)
+    tower = prompts * patches * (PATCH_BYTES + 15 * work.wide * model.tower)
     token = 2 * model.kv * model.layers * work.wide  # keys and values
     prefill = prompts * length * token + forward(model, work, prompts * length, adapter)
     logits = prompts * group * model.vocab * (work.wide + 16)  # in float32 four times
     last = prompts * (length + group * drawn) * token + logits
-    return max(tower, prefill, last) + joined(model, work, adapter)
-
-
-def joined(model: Model, work: Work, adapter: int) -> int:
-    """Copies of small float32 layers that a token step on a CPU joins, and folds the
-    adapter into (lib/model/token_step.py)."""
-    whole = work.wide == 4 and not work.quantize
-    if work.device != "cpu" or not whole or model.hidden * model.inner > SMALL:
-        return 0
-    together = model.hidden + 2 * model.kv + 2 * model.inner
-    alone = 0 if not adapter else model.hidden + model.inner
-    return 4 * model.layers * model.hidden * (together + alone)
+    # A token step on a CPU joins small float32 layers (lib/model/token_step.py).
+    whole = work.device == "cpu" and work.wide == 4 and not work.quantize
+    is_joined = whole and model.hidden * model.inner <= SMALL
+    return max(tower, prefill, last) + (4 * model.matrices if is_joined else 0)
 
 
 def forward(model: Model, work: Work, tokens: int, adapter: int) -> float:
     """The language model without autograd: its MLP, with the sums of an adapter of
     `adapter` bytes a number."""
-    sums = 2 * (work.wide + max(work.wide, adapter)) if adapter else 3 * work.wide
-    each = sums * model.inner + 5 * work.wide * model.hidden
-    return tokens * each + dequantized(model, work)
+    each = 2 * (work.wide + max(work.wide, adapter)) * model.inner
+    return tokens * (each + 5 * work.wide * model.hidden) + dequantized(model, work)
 
 
 def learned(
-    model: Model, work: Work, rows: int, in_pack: int, length: int, head: float
+    model: Model, work: Work, packed: tuple[int, int, int], head: float, patches: int
 ) -> float:
-    """What rows of tokens leave behind in the layers until the backward pass, and what
-    that takes: its head, or a layer of `in_pack` rows that are computed again."""
-    wide = work.wide
+    """What rows, packed as by `packs`, leave behind in the layers until the backward
+    pass, patches in the vision tower, and what that pass takes: its head, or a layer of
+    one pack that is computed again."""
+    rows, in_pack, length = packed
+    wide, tower = work.wide, patches * work.wide * model.tower
     layer = length * wide * (KEPT[0] * model.hidden + KEPT[1] * model.inner)
     layer += length * length * (1 + wide)  # the mask
     if not work.checkpointing:
-        return rows * model.layers * layer + max(head, dequantized(model, work))
+        kept = 20 * model.blocks * tower + rows * model.layers * layer
+        return kept + max(head, dequantized(model, work))
     kept = rows * length * wide * model.hidden * (model.layers + 3)
+    kept += (model.blocks + 20) * tower
     return kept + max(head, in_pack * layer + dequantized(model, work))
 
 
 def dequantized(model: Model, work: Work) -> float:
     """One matrix of NF4 in the computing type, with its scales."""
     return model.hidden * model.inner * (work.wide + 1 / 16) if work.quantize else 0
-
-
-def tower_kept(model: Model, work: Work, patches: int) -> float:
-    """What the vision tower keeps for a backward pass."""
-    blocks = model.blocks
-    widths = blocks + 20 if work.checkpointing else 20 * blocks
-    return patches * work.wide * model.tower * widths
 
 
 def score_logits(model: Model, tokens: int) -> float:

@@ -164,11 +164,9 @@ def load_params(
 def check_given(names: Mapping[str, Any]) -> None:
     """ValueError for what `papermill -f FILE` or `-p` gave a notebook, whose globals()
     are `names`, and load_params would refuse: papermill takes it without a word, and of
-    a `base` or `sweep` it would run the defaults. What belongs to other notebooks, as
-    in a params file of all, is named in one line."""
+    a `base` or `sweep` it would run the defaults."""
     cells = [cell for cell in names.get("In", ()) if cell.startswith("# Parameters\n")]
-    known, others = declarations(notebook_paths()), []
-    before = "\n".join(names.get("In", ()))  # of the notebook's own, as `seed: int = 0`
+    known = declarations(notebook_paths())
     for line in ast.parse(cells[-1] if cells else "").body:
         key, value = line.targets[0].id, ast.unparse(line.value)
         with suppress(ValueError):  # not a literal, such as nan
@@ -183,9 +181,6 @@ def check_given(names: Mapping[str, Any]) -> None:
             kind = known[key].type if key in known else None
             if wrong := _mismatch(value, kind) if kind else _unknown(key, known):
                 raise ValueError(f"{key}, given to papermill: {wrong}")
-            others += [] if re.search(rf"(?m)^{key}: ", before) else [key]
-    if others:
-        print("of other notebooks, not used here:", ", ".join(others))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
-"""Runs the notebooks in order through papermill, and whole sweeps of runs.
+"""Run the notebooks in order through papermill, into outputs/<run_name>/.
 
-    python -m lib.run params/mini.yaml
+    python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
     python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2
 
-A run leaves its executed notebooks and records in outputs/<run_name>/. Calling it again
-goes on where it stopped: a notebook that has finished is not run again unless its code,
-its parameters, anything in lib/, the content of its data or checkpoint, or a notebook
-before it has changed. A sweep runs each combination as a process of its own, and
-gathers outputs/<sweep>/runs.json, runs.csv and runs.md, one row a run.
-"""
+Stopped? Run it once more: a notebook that has finished is not run again unless its
+code, its parameters, anything in lib/, the content of its data or checkpoint, or a
+notebook before it has changed. A sweep runs each combination as a process of its own,
+and gathers outputs/<sweep>/runs.json, runs.csv and runs.md, one row a run.
+
+With a command in place of the file (COMMAND --help says more):
+    report RUN             the pages of a finished run, once more
+    judge RUN ...          a language model's view of whether reasoning supports answers
+    export ADAPTER FOLDER  a merged checkpoint with its model card
+    rows RUN TABLE         every answer, rollout and step as CSV or parquet
+    check-model MODEL      whether a model is read right on this machine"""
 
 import argparse
 import errno
@@ -46,18 +51,6 @@ from lib.run.cards import CARDS
 from lib.run.params import Run, cells_of, declarations, declared, load_params
 
 OUTPUTS = outputs_dir()
-ABOUT = """\
-Run the notebooks in order, into outputs/<run_name>/. Stopped? Run it once more.
-
-    python -m lib.run params/mini.yaml run_name=mini_kl kl_beta=0.1
-    python -m lib.run params/sweeps/mini_seeds.yaml --jobs 2
-
-With a command in place of the file (COMMAND --help says more):
-    report RUN             the pages of a finished run, once more
-    judge RUN ...          a language model's view of whether reasoning supports answers
-    export ADAPTER FOLDER  a merged checkpoint with its model card
-    rows RUN TABLE         every answer, rollout and step as CSV or parquet
-    check-model MODEL      whether a model is read right on this machine"""
 # Two runs of one seed must agree, and nobody's run should report to anyone.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
@@ -90,10 +83,8 @@ FAILURES = (NotebookFailed, chain.NotAsLeft, run_files.Busy, run_files.NotARun)
 
 
 class OwnKernel(AsyncKernelManager):
-    """A kernel of this very interpreter, whatever `python3` is registered as.
-
-    Its messages are encrypted: on a shared machine others can read local traffic.
-    """
+    """A kernel of this very interpreter, whatever `python3` is registered as. Its
+    messages are encrypted: on a shared machine others can read local traffic."""
 
     @default("transport_encryption")
     def _encrypt(self) -> str:
@@ -153,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = Door("python -m lib.run", ABOUT)
+    parser = Door("python -m lib.run", __doc__)
     add = parser.add_argument
     add("params", help="a file such as params/mini.yaml")
     more = {"nargs": "*", "metavar": "NAME=VALUE"}
@@ -200,10 +191,8 @@ def _trouble(error: str) -> str | None:
 
 
 def _end_as_asked() -> float:
-    """Take other signals to end, and the end of one's sweep, as Ctrl-C.
-
-    Returns the seconds to wait for a run's last process, which may still be ending.
-    """
+    """Take other signals to end, and the end of one's sweep, as Ctrl-C. Returns the
+    seconds to wait for a run's last process, which may still be ending."""
 
     def end(number: int, _frame) -> None:
         raise KeyboardInterrupt(number)
@@ -227,10 +216,8 @@ def _end_as_asked() -> float:
 
 
 def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> None:
-    """Run what is not finished, then write the report. Raises one of FAILURES.
-
-    Another process that has the run is waited for so many seconds.
-    """
+    """Run what is not finished, then write the report. Raises one of FAILURES. Another
+    process that has the run is waited for so many seconds."""
     os.environ.update(KERNEL_ENVIRONMENT)
     folder = OUTPUTS / run.name
     with run_files.one_writer(folder, "run", patience):
@@ -258,10 +245,8 @@ def unfinished(run: Run) -> list[Path]:
 
 
 def report_due(run: Run) -> bool:
-    """Whether a finished run lacks a report of its notebooks as they are.
-
-    05_analysis writes one too, before its own executed copy is there to be linked.
-    """
+    """Whether a finished run lacks a report of its notebooks as they are. 05_analysis
+    writes one too, before its own executed copy is there to be linked."""
     there = (OUTPUTS / run.name / REPORT).exists()
     is_it = there and _state(run).get("reported") == _executed(run)
     return _has_analysis(run) and not is_it
@@ -360,11 +345,8 @@ def _cell_count(run: Run, notebook: Path) -> int:
 
 
 def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
-    """Execute a notebook and, only after that, note that it is finished.
-
-    Its key is of the code that ran and of the data that are there now: 01_data may have
-    made them.
-    """
+    """Execute a notebook and, only after that, note that it is finished. Its key is of
+    the code that ran and of the data that are there now: 01_data may have made them."""
     library = _library()
     start, end = time.monotonic(), bar.n + _cell_count(run, notebook)
     bar.set_description(notebook.stem)
@@ -425,11 +407,8 @@ def _told(partial: Path, current: dict, traceback: list[str]) -> str:
 
 
 def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
-    """Run every run as a process, `--jobs` at a time; 1 if any of them failed.
-
-    They end with this process, however it ends. Raises Busy where another process runs
-    the sweep.
-    """
+    """Run every run as a process, `--jobs` at a time; 1 if any of them failed. They end
+    with this process, however it ends. Busy: another process runs the sweep."""
     folder, failed = run_dir(Path(options.params).stem), set()
     pool = ThreadPoolExecutor(options.jobs)
     with (

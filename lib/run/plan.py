@@ -6,21 +6,22 @@
 Counts what each stage works through (counts.py), adds up memory (memory.py) and disk,
 then looks at all that must hold first (checks.py). Starts and writes nothing.
 
-Hours are those that an earlier run like this one took on this machine for each question
-or step, times the counts; or those of outputs/reference/bench_cost.json on the card
-that is named with them, whatever this one is; or "not measured"."""
+Hours are the seconds that an earlier run like this one took on this machine for each
+item, times the items; or those of outputs/reference/bench_cost.json on the card that is
+named with them, whatever this one is; or "not measured"."""
 
 import math
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from lib import paths, records
+from lib.methods import SETS
 from lib.run import cards, checks, counts, memory, params
 from lib.run.checks import GB, Check
 from lib.run.counts import Asked, Part
@@ -50,26 +51,22 @@ OF_STAGE = {
 HERE = dict.fromkeys(OF_STAGE, "data_dir")
 HERE["evaluation"] += " general_dir eval_batch_size asked_models coherence_sets "
 HERE["evaluation"] += "perception_conditions attention_questions"
+# Values of a run, seconds of an item of each stage, where they are from, and what else
+# must be alike.
+Measured = tuple[Mapping, dict[str, float], str, Mapping[str, str]]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """All that is said of one run."""
 
-    run: params.Run
+    name: str
     values: dict
-    sets: dict[str, Asked]
     parts: list[Part]
-    hours: dict[str, tuple[float, str]]  # {stage: hours, and where they are from}
+    hours: dict[str, tuple[float, str]]  # {stage: hours or nan, where they are from}
     disk: dict[tuple[Path, str], int]  # {(folder, what): bytes}
     stages: dict[str, float]  # bytes
     numbers: tuple[int, int]  # parameters, trained ones
     checks: list[Check]
-
-    def took(self) -> float:
-        """Hours of all stages; nan where one was not measured."""
-        stages = {part.stage for part in self.parts}
-        return sum(self.hours.get(stage, (math.nan,))[0] for stage in stages)
 
 
 def dry_run(
@@ -111,12 +108,13 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
     parts = [part for part in counts.parts_of(values, sets) if part.stage in stages]
     sizes = memory.stages(model, work).items()
     sizes = {n: size for n, size in sizes if (n if n in STAGES else "GRPO") in stages}
-    _, _, host = memory.states(model, work)
+    *_, host = memory.states(model, work)
+    hours = hours_of(values, parts, card)
+    hours = {part.stage: hours.get(part.stage, (math.nan, "")) for part in parts}
     methods = [stage.lower() for stage in stages if stage != "evaluation"]
     return Plan(
-        *(run, values, sets, parts, hours_of(values, parts, card)),
-        disk_of(values, sets, parts, model, work),
-        sizes,
+        *(run.name, values, parts, hours),
+        *(disk_of(values, sets, parts, model, work), sizes),
         (model.numbers, memory.trained_numbers(model, work)),
         [
             checks.check_steps(values, sets, methods),
@@ -133,47 +131,31 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
 def run_lines(plan: Plan) -> list[str]:
     """The plan of one run, about a screen."""
     values, (total, trained) = plan.values, plan.numbers
-    prompt, patches = counts.prompt_with(counts.sampling_of(values))
     sizes = [f"{name} {size / GIB:.2f}" for name, size in plan.stages.items()]
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
-    there = {name for name, known in plan.sets.items() if known.records}
-    lacking = ", ".join(n for n in counts.annotation_files(values) if n not in there)
-    unasked = [n for n in counts.LEVELS if n not in counts.annotation_files(values)]
-    stages = dict.fromkeys(part.stage for part in plan.parts)
+    asked = values["asked_sets"].split()
+    unasked = ", ".join(name for name in SETS if name not in asked)
     return [
-        f"{plan.run.name}: {values['model']}, {total:,} parameters, {trained:,} "
+        f"{plan.name}: {values['model']}, {total:,} parameters, {trained:,} "
         f"trained; {values['dtype']}, {values['num_processes']} process(es)",
         "",
         f"{'stage':<26}{'steps':>7}{'samples':>12} of",
-        *map(part_line, plan.parts),
-        wrapped(
-            f"a prompt has {prompt:,} tokens at most frames and usual words, "
-            f"{patches // 4:,} of them visual; an answer at most "
-            f"{values['max_new_tokens']}, a rollout {values['max_completion_tokens']}"
+        *(
+            f"{': '.join(filter(None, (part.stage, part.name))):<26}"
+            f"{part.steps or '-':>7}{part.count:>12,} {part.unit}"
+            for part in plan.parts
         ),
-        wrapped(f"data that is not there yet: {lacking or 'none'}"),
-        *([wrapped(f"not asked: {', '.join(unasked)}")] if unasked else []),
+        *([f"not asked: {unasked}"] if unasked else []),
         "",
-        *(wrapped(f"{'time':<16}{s}: {hour_text(plan, s)}") for s in stages),
+        *(
+            wrapped(f"{'time':<16}{stage}: {span(hours)}{origin and f', {origin}'}")
+            for stage, (hours, origin) in plan.hours.items()
+        ),
         wrapped(f"{'GB of disk':<16}" + ", ".join(written)),
         wrapped(f"{'GiB a device':<16}" + ", ".join(sizes)),
         "",
         *map(line_of, plan.checks),
     ]
-
-
-def part_line(part: Part) -> str:
-    """A stage with its steps and samples."""
-    own = ", ".join(filter(None, (part.method, part.name)))
-    name = ": ".join(filter(None, (part.stage, own)))
-    steps = f"{part.steps:,}" if part.steps else "-"
-    return f"{name:<26}{steps:>7}{part.count:>12,} {part.unit}"
-
-
-def hour_text(plan: Plan, stage: str) -> str:
-    """The hours of a stage, and where they are from."""
-    hours, origin = plan.hours.get(stage, (math.nan, ""))
-    return f"{span(hours)}, {origin}" if origin else span(hours)
 
 
 def span(hours: float) -> str:
@@ -197,15 +179,17 @@ def wrapped(text: str) -> str:
 def sweep_lines(plans: list[Plan]) -> list[str]:
     """A line a run, the sum of the hours, where they are from, and every check that
     failed, once."""
-    found, rest = [], {}
+    found, rest, total = [], {}, 0
     for plan in plans:
+        took = sum(hours for hours, _ in plan.hours.values())
+        total += took
         bad = [check for check in plan.checks if not check.passed]
         told = f"NO: {', '.join(check.name for check in bad)}" if bad else "ok"
-        found.append(f"{plan.run.name:<56}{span(plan.took()):>14}  {told}")
-        rest |= {wrapped(f"time: {origin}"): None for _, origin in plan.hours.values()}
+        found.append(f"{plan.name:<56}{span(took):>14}  {told}")
+        origins = filter(None, (origin for _, origin in plan.hours.values()))
+        rest |= {wrapped(f"time: {origin}"): None for origin in origins}
         rest |= {line_of(check): None for check in bad}
-    took = span(sum(plan.took() for plan in plans))
-    return [*found, f"{f'{len(plans)} runs':<56}{took:>14}", "", *rest]
+    return [*found, f"{f'{len(plans)} runs':<56}{span(total):>14}", "", *rest]
 
 
 def hours_of(
@@ -215,82 +199,63 @@ def hours_of(
     outputs: Path = OUTPUTS,
 ) -> dict[str, tuple[float, str]]:
     """{stage: hours, origin}; a stage like which nothing was measured is left out."""
-    found = measured_elsewhere(values, parts)
-    is_here = card in (None, cards.called(machine()["gpu"] or ""))
-    states = outputs.glob("*/pipeline.json") if is_here else ()
-    for state in sorted(states, key=lambda path: path.stat().st_mtime):
-        with suppress(ValueError, LookupError, OSError):  # records of another kit
-            found |= as_earlier(values, parts, state)
+    found, known = {}, [*benched()]
+    if card in (None, cards.called(machine()["gpu"] or "")):  # it is this one
+        states = outputs.glob("*/pipeline.json")
+        for state in sorted(states, key=lambda path: path.stat().st_mtime):
+            with suppress(ValueError, LookupError, OSError):  # records of another kit
+                known.append(as_earlier(state))
+    for theirs, each, origin, more in known:
+        for stage, took in each.items():
+            names = f"{ALIKE} {OF_STAGE[stage]} {more.get(stage, '')}".split()
+            if all(values.get(name) == theirs.get(name) for name in names):
+                found[stage] = took * worked(stage, parts) / 3600, origin
     return found
 
 
-def as_earlier(
-    values: Mapping, parts: Sequence[Part], state: Path
-) -> dict[str, tuple[float, str]]:
-    """The seconds that the notebooks of a run on this machine took, times this run's
-    counts over its own, for the stages in which the two are alike."""
-    found, recorded, name = {}, records.read_json(state), state.parent.name
+def benched() -> Iterator[Measured]:
+    """What bench_cost.json has: seconds of a demonstration, a step and an answer."""
+    costs = records.read_json(COSTS)["costs"].values() if COSTS.exists() else ()
+    for cost in costs:
+        (run,) = params.load_params(paths.ROOT / "params" / cost["params"])
+        values = counts.all_values(run)
+        if cost["measured"]:
+            took = {row["stage"]: row["seconds"] for row in cost["rows"]}
+            step = took["rollout"] + took["reference"] + took["update"]
+            took["GRPO"] = step / values["prompts_per_step"]
+            origin = f"measured on {cost['device']} with random weights, an earlier, "
+            origin += f"slower token loop, {cost['work']['eval_batch']} at a time"
+            yield values, {stage: took[stage] for stage in STAGES}, origin, {}
+
+
+def as_earlier(state: Path) -> Measured:
+    """What the notebooks of a run on this machine took for each item."""
+    each, recorded = {}, records.read_json(state)
     stages = records.read_json(state.with_name("manifest.json"))
+    name = state.parent.name
     earlier = counts.all_values(params.Run(name, recorded["parameters"]))
     before = counts.parts_of(earlier, counts.sets_of(earlier))
     for stage, notebook in STAGES.items():
         took = recorded["notebooks"].get(notebook, {}).get("seconds")
         there = stages.get(notebook, {}).get("environment", {})
-        alike_here = machine().items() <= there.items()
-        if took and alike_here and alike(values, earlier, stage, HERE[stage]):
-            share = worked(stage, parts) / worked(stage, before)
-            found[stage] = took * share / 3600, f"as {name} took here"
-    return found
-
-
-def alike(a: Mapping, b: Mapping, stage: str, more: str = "") -> bool:
-    """Whether two runs take as long for the same work in a stage."""
-    names = f"{ALIKE} {OF_STAGE[stage]} {more}".split()
-    return all(a.get(name) == b.get(name) for name in names)
+        items = worked(stage, before)
+        if took and items and machine().items() <= there.items():
+            each[stage] = took / items
+    return earlier, each, f"as {name} took here", HERE
 
 
 def worked(stage: str, parts: Sequence[Part]) -> int:
-    """How much of a stage there is to do: its items, of GRPO those that are drawn."""
-    own = [part for part in parts if part.stage == stage]
-    return sum(p.count for p in own if stage != "GRPO" or p.name == "rollouts")
+    """How many items of a stage are timed: of GRPO those that are drawn; attention and
+    readers, which take another time, are not."""
+    own = {part.name: part.count for part in parts if part.stage == stage}
+    timed = {"GRPO": "rollouts", "evaluation": ("answers", "draws", "conditions")}
+    return sum(own[name] for name in own if name.endswith(timed.get(stage, "")))
 
 
 def machine() -> dict:
     """What must be the same for seconds to be comparable."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu_count": os.cpu_count(), "gpu": gpu}
-
-
-def measured_elsewhere(
-    values: Mapping, parts: Sequence[Part]
-) -> dict[str, tuple[float, str]]:
-    """From bench_cost.json, where it has this model at these settings: its seconds of a
-    demonstration, of each pass of a step and of an answer, times the counts."""
-    found = {}
-    costs = records.read_json(COSTS)["costs"].values() if COSTS.exists() else ()
-    for cost in costs:
-        (run,) = params.load_params(paths.ROOT / "params" / cost["params"])
-        theirs = counts.all_values(run)
-        took = {row["stage"]: row.get("seconds") for row in cost["rows"]}
-        for stage in STAGES if cost["measured"] else ():
-            if alike(values, theirs, stage):
-                own = [part for part in parts if part.stage == stage]
-                at = f"measured on {cost['device']} with random weights"
-                at += "" if stage == "SFT" else ", an earlier, slower token loop"
-                if stage == "evaluation":
-                    at += f", {cost['work']['eval_batch']} at a time"
-                found[stage] = sum(seconds(part, took) for part in own) / 3600, at
-    return found
-
-
-def seconds(part: Part, took: Mapping[str, float]) -> float:
-    """Of a part by what bench_cost.json measured; attention and readers were not."""
-    if part.stage == "GRPO":
-        known = {"rollouts": "rollout", "update": "update"}
-        return part.steps * took[known.get(part.name, "reference")]
-    if part.name in ("attention", "readers"):
-        return 0
-    return part.count * took[part.stage]
 
 
 def disk_of(
@@ -303,35 +268,33 @@ def disk_of(
     """{(folder, what): bytes} when the disk is fullest. The last checkpoints of every
     method stay; one more is there while it is written."""
     run = OUTPUTS / values["run_name"]
-    named = {"SFT": values["sft_on"].split(), "GRPO": rl.read(values["rl"])}
-    trained = {part.stage for part in parts} & named.keys()
-    saves = []  # of every method
-    for stage in trained:
-        option = stage.lower()
-        count = -(-values[f"{option}_steps"] // values[f"{option}_save_every"])
-        saves += [count] * len(named[stage])
+    named = {"sft": values["sft_on"].split(), "grpo": rl.read(values["rl"])}
+    trained = {part.stage.lower() for part in parts}
+    saves = [  # of every method
+        -(-values[f"{stage}_steps"] // values[f"{stage}_save_every"])
+        for stage in named
+        for _ in named[stage]
+        if stage in trained
+    ]
     count = sum(min(KEPT_CHECKPOINTS, own) for own in saves)
     count += any(own > KEPT_CHECKPOINTS for own in saves)
+    numbers = memory.trained_numbers(model, work)
+    # ZeRO-3 keeps its masters in the optimizer's part.
+    saved = 3 * work.adapter or (14 if work.sharding.startswith("zero3") else 12)
     wide = memory.LOADED_ADAPTER if work.lora_rank else work.wide
-    weights = memory.trained_numbers(model, work) * wide
     found = {
-        (run, f"{count} checkpoints"): count * memory.checkpoint_bytes(model, work),
-        (run, f"{len(saves)} trained models"): len(saves) * weights,
+        (run, f"{count} checkpoints"): count * saved * numbers,
+        (run, f"{len(saves)} trained models"): len(saves) * wide * numbers,
         (run, "records"): RECORDS_BYTES,
     }
     if values["frames_dir"]:
-        folder = paths.resolve(values["frames_dir"])
-        found[folder, "frame store"] = frame_bytes(values, sets)
+        used = [known for name, known in sets.items() if name != "demonstrations"]
+        frames = sum(k.count * (k.video * values["max_frames"] + k.still) for k in used)
+        size = KEPT_OF_FRAMES * frames * values["frame_height"] * values["frame_width"]
+        size = min(3 * size, values["frames_gib"] * GIB)  # within its bound
+        found[paths.resolve(values["frames_dir"]), "frame store"] = int(size)
     data = paths.resolve(values["data_dir"])
     found |= {(data, what): n for what, n in counts.to_come(values).items()}
     if checks.local_model(values["model"]) is None:
         found[Path(HF_HUB_CACHE), "model"] = 2 * model.numbers
     return found
-
-
-def frame_bytes(values: Mapping, sets: Mapping[str, Asked]) -> int:
-    """Decoded clips and stills as the frame store keeps them, within its bound."""
-    frame = values["frame_height"] * values["frame_width"] * 3
-    used = [known for name, known in sets.items() if name != "demonstrations"]
-    frames = sum(k.count * (k.video * values["max_frames"] + k.still) for k in used)
-    return int(min(KEPT_OF_FRAMES * frames * frame, values["frames_gib"] * GIB))

@@ -26,11 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -59,8 +59,7 @@ GRPO = replace(trainings.GRPO, steps=6, lr=1e-3, kl_beta=0.1, max_completion_tok
 EVALUATION = evaluate.EvalSettings("think", max_new_tokens=24, batch_size=6)
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """`work(data, run)` does the whole stage, or what is left of it."""
 
     name: str
@@ -97,7 +96,14 @@ STAGES = [
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the tally; 1 if a run that was killed ended otherwise."""
-    options = parse(arguments)
+    parser = Door("python -m tests.bench.kills", __doc__)
+    parser.add_argument("--kills", type=int, default=7, help="of a stage, each way")
+    parser.add_argument("--aimed", type=int, default=3, help="more, in a checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    names = sorted({stage.name for stage in STAGES})
+    parser.add_argument("--stage", default="", choices=names, help="that one alone")
+    parser.add_argument("--out", type=Path, required=True, help="a .json file")
+    options = parser.parse_args(arguments)
     if torch.cuda.is_available():
         sys.exit("forks cannot share a GPU: set CUDA_VISIBLE_DEVICES to nothing")
     torch.set_num_threads(1)
@@ -107,9 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
         data = benchmark.write(Path(scratch) / "data", sizes)
         stages = [stage for stage in STAGES if options.stage in ("", stage.name)]
         total = sum(len(planned(stage, options)) for stage in stages)
-        bar = tqdm(total=total, unit="kill")
-        rows = [tally(stage, data, disk, options, bar) for stage in stages]
-        bar.close()
+        with tqdm(total=total, unit="kill") as bar:
+            rows = [tally(stage, data, disk, options, bar) for stage in stages]
     total = {key: sum(row[key] for row in rows) for key in ("kills", "equal")}
     found = {"seed": options.seed, **total, "stages": rows}
     records.write_json(options.out, found | {"environment": records.environment()})
@@ -120,17 +125,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"written in {row['half_written']}"
         )
     return 0 if total["equal"] == total["kills"] else 1
-
-
-def parse(arguments: list[str] | None) -> Namespace:
-    parser = Door("python -m tests.bench.kills", __doc__)
-    parser.add_argument("--kills", type=int, default=7, help="of a stage, each way")
-    parser.add_argument("--aimed", type=int, default=3, help="more, in a checkpoint")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    names = sorted({stage.name for stage in STAGES})
-    parser.add_argument("--stage", default="", choices=names, help="that one alone")
-    parser.add_argument("--out", type=Path, required=True, help="a .json file")
-    return parser.parse_args(arguments)
 
 
 @contextmanager
@@ -148,13 +142,9 @@ def small_disk(scratch: Path) -> Iterator[Path]:
 
 def planned(stage: Stage, options) -> list[tuple[str, bool]]:
     """How each run shall be ended, and whether in a checkpoint; an evaluation has none.
-
-    The ways take turns, so that all meet the same load of the machine.
-    """
+    The ways take turns, so that all meet the same load of the machine."""
     aimed = 0 if stage.work is answer else options.aimed
-    return [(way, False) for _ in range(options.kills) for way in WAYS] + [
-        ("SIGKILL", True)
-    ] * aimed
+    return [(way, False) for way in WAYS] * options.kills + [("SIGKILL", True)] * aimed
 
 
 def tally(stage: Stage, data: Path, disk: Path, options, bar: tqdm) -> dict:
@@ -201,20 +191,20 @@ def kill(stage, data: Path, run: Path, moment: float | None, draw, way: str) -> 
     children = start(stage, data, run)
     if moment is None:
         wanted = draw.randint(1, 3)  # which checkpoint, so that older ones lie there
-        wait_for(
-            lambda: (
-                (len(checkpoints_of(run)) >= wanted and unfinished(run))
-                or not forked.running(children)
-            )
-        )
+        limit = time.monotonic() + SECONDS
+        while forked.running(children) and time.monotonic() < limit:
+            if len(checkpoints_of(run)) >= wanted and unfinished(run):
+                break
+            time.sleep(0.0005)
     else:
         time.sleep(moment)
-    if WAYS[way] is not None:
-        was_running, said = forked.end(children, WAYS[way]), {}
-    else:
-        was_running = fill(run.parent, children)
-        said = {"said": last_words(run) if was_running else ""}
-    found = {"after": moment, "was_running": was_running, **state(run), **said}
+    full = WAYS[way] is None
+    was_running = (
+        fill(run.parent, children) if full else forked.end(children, WAYS[way])
+    )
+    found = {"after": moment, "was_running": was_running, **state(run)}
+    if full:
+        found["said"] = last_words(run) if was_running else ""
     finish(stage, data, run)
     return found
 
@@ -234,15 +224,8 @@ def last_words(run: Path) -> str:
     """The last line of the process that failed, without the folder of this run."""
     logs = [log_of(run, rank) for rank in (0, 1) if log_of(run, rank).exists()]
     texts = [log.read_text(errors="replace").strip() for log in logs]
-    failed = [text for text in texts if "Error" in text.rpartition("\n")[2]]
-    return failed[0].rpartition("\n")[2].replace(f"{run}/", "") if failed else ""
-
-
-def wait_for(happened: Callable[[], object]) -> None:
-    """Return as soon as it has happened; give up after SECONDS."""
-    limit = time.monotonic() + SECONDS
-    while not happened() and time.monotonic() < limit:
-        time.sleep(0.0005)
+    last = (text.rpartition("\n")[2].replace(f"{run}/", "") for text in texts)
+    return next((words for words in last if "Error" in words), "")
 
 
 def start(stage: Stage, data: Path, run: Path) -> list[int]:
@@ -273,14 +256,13 @@ def finish(stage: Stage, data: Path, run: Path) -> float:
 
 def checkpoints_of(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, complete or not, in the order of steps."""
-    found = run.glob("checkpoints/*/checkpoint-*")
-    return sorted(found, key=checkpoints.step_of)
+    return sorted(run.glob("checkpoints/*/checkpoint-*"), key=checkpoints.step_of)
 
 
 def unfinished(run: Path) -> list[Path]:
     """Those that were not marked as complete."""
-    found = checkpoints_of(run)
-    return [path for path in found if not (path / checkpoints.MARKER).exists()]
+    marked = checkpoints.MARKER
+    return [path for path in checkpoints_of(run) if not (path / marked).exists()]
 
 
 def state(run: Path) -> dict:

@@ -73,30 +73,14 @@ def config_of(
 ) -> Qwen2VLConfig:
     """A language model of these sizes behind a vision tower of two blocks."""
     half = hidden // heads // 2
+    sizes = (hidden, layers, heads, kv, inner, vocab)
+    text = dict(zip(memory.TEXT, sizes, strict=True))
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    text |= {"rope_parameters": rope, "bos_token_id": None, "eos_token_id": None}
+    vision = {"depth": 2, "embed_dim": 96, "num_heads": 4, "hidden_size": hidden}
     return Qwen2VLConfig(
-        text_config={
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv,
-            "vocab_size": vocab,
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 1e6,
-                "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
-            },
-        },
-        vision_config={
-            "depth": 2,
-            "embed_dim": 96,
-            "num_heads": 4,
-            "mlp_ratio": 4,
-            "hidden_size": hidden,
-        },
-        tie_word_embeddings=True,
+        text_config=text, vision_config=vision, tie_word_embeddings=True
     )
 
 
@@ -105,16 +89,11 @@ def compare(sizes: dict[str, int], changes: dict) -> tuple[memory.Work, list[dic
     config, values = config_of(**sizes), stages.values("mini", **USUAL | changes)
     with tempfile.TemporaryDirectory() as folder:
         work, found = stages.run(config, values, Path(folder))
-    planned = memory.stages(memory.Model.of(config), work)
-    rows = [
-        {
-            "stage": stage,
-            "planned": round(size),
-            "measured": found[stage]["bytes"],
-            "ratio": round(size / found[stage]["bytes"], 3),
-        }
-        for stage, size in planned.items()
-    ]
+    rows = []
+    for stage, planned in memory.stages(memory.Model.of(config), work).items():
+        measured = found[stage]["bytes"]
+        row = {"stage": stage, "planned": round(planned), "measured": measured}
+        rows.append(row | {"ratio": round(planned / measured, 3)})
     return work, rows
 
 
@@ -130,14 +109,8 @@ def main() -> None:
     worst = max(rows, key=lambda row: abs(row["ratio"] - 1))
     print(f"planned / measured, furthest from 1: {worst}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    record = {
-        "device": device,
-        "tolerance": TOLERANCE,
-        "furthest": worst,
-        "rows": rows,
-        "cases": cases,
-        "environment": records.environment(),
-    }
+    record = {"device": device, "tolerance": TOLERANCE, "furthest": worst}
+    record |= {"rows": rows, "cases": cases, "environment": records.environment()}
     records.write_json(RECORD, record)
 
 

@@ -42,20 +42,13 @@ def run(config, values: dict, folder: Path) -> tuple[Work, dict[str, dict]]:
     """Write a checkpoint and clips, run every stage: work, and bytes and seconds."""
     checkpoint = random_checkpoint.write_checkpoint(folder / "checkpoint", config)
     sizes = ("prompts_per_step", "sft_batch_size", "eval_batch_size")
-    count, sampling = max(values[n] for n in sizes), counts.sampling_of(values)
-    questions = random_checkpoint.write_questions(
-        folder / "media", count, sampling, values["words"]
-    )
-    meters = [
-        run_grpo(checkpoint, questions, values, folder / "grpo"),
-        run_sft(checkpoint, questions, values, folder / "sft"),
-        run_evaluation(checkpoint, questions, values),
-    ]
-    found = {
-        name: {"bytes": meter.peaks[name], "seconds": round(meter.seconds[name], 2)}
-        for meter in meters
-        for name in meter.peaks
-    }
+    asked = max(values[n] for n in sizes), counts.sampling_of(values), values["words"]
+    questions = random_checkpoint.write_questions(folder / "media", *asked)
+    found = {}
+    for stage in (run_grpo, run_sft, run_evaluation):
+        meter = stage(checkpoint, questions, values, folder / stage.__name__)
+        for name, peak in meter.peaks.items():
+            found[name] = {"bytes": peak, "seconds": round(meter.seconds[name], 2)}
     return work_of(checkpoint, questions, values), found
 
 
@@ -63,18 +56,17 @@ def work_of(checkpoint: Path, questions: list[Question], values: dict) -> Work:
     """As a dry run has it, with the inputs' real lengths."""
     processor = models.load_processor(checkpoint)
     collator = sft.ResponseCollator(processor, counts.sampling_of(values))
-    item = demonstrations(questions[:1], values)[0]
-    whole = collator([item])
+    (item,) = demonstrations(questions[:1], values)
     prompt = encoding.encode(processor, [collator.conversation(item)[:1]])
-    pixels = ("pixel_values", "pixel_values_videos")
+    length = prompt["input_ids"].shape[1]
+    patches = sum(len(prompt[n]) for n in ("pixel_values", "pixel_values_videos"))
     return replace(
         counts.work_of(values, "cuda" if torch.cuda.is_available() else "cpu"),
-        prompt=prompt["input_ids"].shape[1],
-        patches=sum(len(prompt[name]) for name in pixels),
-        sft_tokens=whole["input_ids"].shape[1],
-        sft_response=int((whole["labels"] != sft.IGNORED).sum()),
-        eval_prompt=0,
-        eval_patches=0,
+        prompt=length,
+        patches=patches,
+        sft_tokens=collator([item])["input_ids"].shape[1],
+        eval_prompt=length,
+        eval_patches=patches,
     )
 
 
@@ -98,10 +90,8 @@ def run_sft(checkpoint: Path, questions, values: dict, folder: Path) -> Meter:
         **{name: values[name] for name in SHARED},
     )
     items, outside = demonstrations(questions, values), live_bytes()
-    sampling = counts.sampling_of(values)
-    trainer = sft.ResponseTrainer(
-        sft.Task(checkpoint, items, settings, sampling, folder)
-    )
+    given = settings, counts.sampling_of(values), folder
+    trainer = sft.ResponseTrainer(sft.Task(checkpoint, items, *given))
     with Meter("SFT", outside) as meter:
         trainer.train()
     return meter
@@ -140,7 +130,7 @@ def in_windows(trainer, meter: Meter) -> None:
     trainer._get_per_token_logps_and_entropies = scored
 
 
-def run_evaluation(checkpoint: Path, questions, values: dict) -> Meter:
+def run_evaluation(checkpoint: Path, questions, values: dict, _: Path) -> Meter:
     """Answer one batch, with an adapter where the run trains one."""
     outside, rank = live_bytes(), values["lora_rank"]
     processor = models.load_processor(checkpoint)

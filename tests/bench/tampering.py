@@ -17,6 +17,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -114,14 +115,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.exit(
             f"the untouched run is accused, so this would show nothing: {untouched}"
         )
-    rows = []
     kinds = [kind for kind in ARTEFACTS if files_of(run, kind)]
-    for number in tqdm(range(options.times), unit="tampering"):
-        rows.append(attempt(run, kinds[number % len(kinds)], draw))
+    drawn = islice(cycle(kinds), options.times)
+    rows = [attempt(run, kind, draw) for kind in tqdm(drawn, unit="tampering")]
     started = time.perf_counter()
     chain._content.cache_clear()
     chain.verify(run)
     seconds = time.perf_counter() - started
+    known = json.loads((run / "chain.json").read_text()).values()
     found = {
         "seed": options.seed,
         "tamperings": len(rows),
@@ -129,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         "named": sum(row["named"] for row in rows),
         "untouched_accused": accusation(run),
         "seconds_of_a_check": round(seconds, 3),
-        "files_checked": len(entries(run)),
+        "files_checked": len({n for e in known for n in (*e["read"], *e["wrote"])}),
         "attempts": rows,
         "environment": records.environment(),
     }
@@ -144,16 +145,15 @@ def attempt(run: Path, kind: str, draw: random.Random) -> dict:
     file = draw.choice(files_of(run, kind))
     before = file.read_bytes()
     others = [o for o in files_of(run, kind) if o.read_bytes() != before]
-    ways = ["delete", *(["swap"] if others else [])]
-    way = draw.choice([*WAYS.get(file.suffix, [edited, cut_off]), *ways])
-    if way == "delete":
-        changed = None
-    elif way == "swap":
-        changed = draw.choice(others).read_bytes()
-    else:
-        changed = way(before, draw)
+    ways = [*WAYS.get(file.suffix, [edited, cut_off]), "delete"]
+    way = draw.choice([*ways, "swap"] if others else ways)
     try:
-        file.unlink() if changed is None else file.write_bytes(changed)
+        if way == "delete":
+            file.unlink()
+        elif way == "swap":
+            file.write_bytes(draw.choice(others).read_bytes())
+        else:
+            file.write_bytes(way(before, draw))
         said = accusation(run)
     finally:
         file.write_bytes(before)
@@ -186,11 +186,6 @@ def files_of(run: Path, kind: str) -> list[Path]:
     read = {paths.resolve(name) for name in given}
     found = first.parents[1].glob(pattern.removeprefix("data:"))
     return sorted(file for file in found if file in read)
-
-
-def entries(run: Path) -> set[str]:
-    known = json.loads((run / "chain.json").read_text()).values()
-    return {name for entry in known for name in (*entry["read"], *entry["wrote"])}
 
 
 if __name__ == "__main__":

@@ -92,22 +92,29 @@ def test_an_undecided_difference_is_an_open_marker():
 
 
 def test_a_key_that_was_not_logged_is_named():
-    figure = training_plots.grpo_curves(grpo_log())
+    figure = training_plots.curves(grpo_log(), "grpo")
     assert "not in the log: entropy" in words(figure)
     assert len([ax for ax in figure.axes if ax.has_data()]) == 5
-    assert "“loss” is not in the log" in words(training_plots.sft_curve([]).figure)
+    figure = training_plots.curves([], "sft")
+    assert "not in the log: loss, token_accuracy" in words(figure)
+    ax = training_plots.rollout_accuracy({"psr": [{"step": 1}]})
+    assert "“reward_accuracy” is not in the log" in words(ax.figure)
 
 
-def test_curves_of_another_method_have_its_name_and_colour():
-    figure = training_plots.grpo_curves(grpo_log(), "ppo")
-    assert "PPO by optimizer step" in words(figure)
-    assert figure.axes[0].get_lines()[1].get_color() == plots.COLORS["ppo"]
-    figure = training_plots.grpo_curves(grpo_log(), "psr")  # without an entry
-    assert "PSR by optimizer step" in words(figure)
-    assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
-    ax = training_plots.sft_curve([{"step": 1, "loss": 2.0}], "sft-answers")
-    assert ax.get_title() == "SFT, answers alone: loss on the response tokens"
-    assert ax.get_lines()[1].get_color() == plots.COLORS["sft-answers"]
+@pytest.mark.parametrize(
+    ("method", "log", "name"),
+    [
+        ("ppo", grpo_log(), "PPO"),
+        ("psr", grpo_log(), "PSR"),  # without an entry
+        ("sft-answers", [{"step": 1, "loss": 2.0}], "SFT, answers alone"),
+    ],
+)
+def test_curves_of_another_method_have_its_name_and_colour(method, log, name):
+    figure = training_plots.curves(log, method)
+    assert f"{name} by optimizer step" in words(figure)
+    color = figure.axes[0].get_lines()[1].get_color()
+    assert color == plots.COLORS[method]
+    assert (color in plots.COLORS.values()) == (method != "psr")
 
 
 def test_power_is_drawn_by_number_of_questions_with_the_published_gap():
@@ -138,10 +145,10 @@ def test_right_rollouts_of_several_methods_are_counted_by_batch():
 
 def test_curves_hold_every_step_and_a_running_mean():
     log = [{"step": s, "loss": float(s)} for s in range(1, 31)]
-    thin, thick = training_plots.sft_curve(log).get_lines()
+    thin, thick = training_plots.curves(log, "sft").axes[0].get_lines()
     assert thin.get_xydata().tolist() == [[s, s] for s in range(1, 31)]
     rewards = [[row["step"], row["reward"]] for row in grpo_log()]
-    reward = training_plots.grpo_curves(grpo_log()).axes[0].get_lines()[0]
+    reward = training_plots.curves(grpo_log(), "grpo").axes[0].get_lines()[0]
     assert reward.get_xydata().tolist() == rewards
     # The mean of steps 1, 2 and 3 stands at step 3.
     assert thick.get_xydata()[0].tolist() == [3, pytest.approx(2.0)]
@@ -157,7 +164,7 @@ def test_every_seed_is_a_dot():
 
 
 def test_save_leaves_one_whole_png(tmp_path):
-    drawn = training_plots.sft_curve([{"step": 1, "loss": 1.0}])
+    drawn = training_plots.curves([{"step": 1, "loss": 1.0}], "sft")
     path = plots.save(drawn, tmp_path / "f/x.png")
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
     assert Image.open(path).width > 400

@@ -89,7 +89,7 @@ class Cell:
     def draw(self, rows: Sequence[Mapping], state: str) -> None:
         """The curves under "GRPO, step 12 of 100" and `state`."""
         words = f"{LABELS[self.label]}, step {rows[-1]['step']} of {self.total}{state}"
-        figure = training_plots.training_so_far(rows, self.label, self.total)
+        figure = training_plots.curves(rows, self.label, self.total)
         figure.suptitle(words)
         self.show(words, plots.png(figure))
 

@@ -330,12 +330,12 @@ def test_attention_by_hand(tmp_path):
     numbers = "55.0 − 25.0 | +30.0 [+30.0, +30.0]"
     line = f"| everything | video | GRPO − base | 2 | {numbers} |"
     assert line in attended.markdown(found, "own")
-    layers = evidence_plots.attention_layers(found, "own").axes[0].get_lines()
+    layers = evidence_plots.attention(found, "own", "layer").axes[0].get_lines()
     drawn = [line.get_ydata().tolist() for line in layers if line.get_marker() == "o"]
     assert drawn[0] == pytest.approx([15, 35]) and drawn[2] == pytest.approx([45, 65])
     dotted = [line.get_ydata().tolist() for line in layers if line.get_marker() != "o"]
     assert dotted[0] == pytest.approx([20, 20])
-    tokens = evidence_plots.attention_tokens(found, "own").axes[0].get_lines()
+    tokens = evidence_plots.attention(found, "own", "token").axes[0].get_lines()
     assert [len(line.get_xdata()) for line in tokens] == [3, 3, 3]
 
 

@@ -123,7 +123,12 @@ def question_browser(
 ) -> Browser:
     """The widget of `questions`; `answered` {id: {method: its row}}, `attended`
     {method: {id: its row of attention}}."""
-    facts = {key: _facts(asked[key], rows) for key, rows in answered.items()}
+    facts = {  # what the filters ask for, in their words
+        key: {"level": asked[key].level, "domain": asked[key].domain}
+        | {"without_video": asked[key].video is None}
+        | {model: bool(rows[model]["correct"]) for model in METHODS}
+        for key, rows in answered.items()
+    }
     levels, domains = (
         [ANY, *sorted({own[name] for own in facts.values()} - {""})]
         for name in ("level", "domain")
@@ -163,13 +168,6 @@ def question_browser(
     look.observe(lambda _: browser.show(), "value")
     browser.go(first)
     return browser
-
-
-def _facts(item: Question, rows: Mapping[str, Mapping]) -> dict[str, object]:
-    """What the filters ask for, in their words."""
-    right = {model: bool(rows[model]["correct"]) for model in METHODS}
-    media = {"without_video": item.video is None}
-    return {"level": item.level, "domain": item.domain} | media | right
 
 
 def rollouts(

@@ -18,9 +18,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
 from IPython.display import display
 
-from lib.analysis import plots
 from lib.methods import LABELS
 from lib.show import training_plots
 
@@ -91,7 +91,7 @@ class Cell:
         words = f"{LABELS[self.label]}, step {rows[-1]['step']} of {self.total}{state}"
         figure = training_plots.curves(rows, self.label, self.total)
         figure.suptitle(words)
-        self.show(words, plots.png(figure))
+        self.show(words, print_figure(figure, dpi=100))
 
     def show(self, words: str, png: bytes = b"") -> None:
         """Words, or a picture with them as its text, in place of what stood there."""

@@ -333,8 +333,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     asked, known = seen.asked_of(looked), still_reader.without_video(folders[0])
     questions = tables.asked(*folders, SETS)
     shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
-    whole = answers.read(runs, *folders)
-    said = reasoned.reasoned(whole[whole.model.isin(labels_of(found))])
+    said = reasoned.reasoned(answers.read(runs, *folders))
     said["decisions"] = sampled.decisions(found[0], compare.SAMPLES, seed=0)
     write_tables(out / "perception.json", shown)
     write_tables(out / "coherence.json", said)
@@ -355,13 +354,3 @@ def evidence_markdown(shown: Mapping, said: Mapping) -> str:
     head = "Of answers drawn at temperature 1, of one seed, that come to a decision:\n"
     tail = reasoned.reader_markdown(said), head, decided
     return "\n".join([seen.markdown(shown), *over, *tail])
-
-
-def labels_of(runs: Iterable[Path]) -> list[str]:
-    """The models whose reasoning was read on L1 in every run, in the usual order."""
-    runs = list(runs)
-    return [
-        model
-        for model in methods.MODELS
-        if all((run / f"coherence_{model}_L1.jsonl").exists() for run in runs)
-    ]

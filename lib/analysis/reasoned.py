@@ -51,11 +51,16 @@ def reasoned(
     set, measure, n, seeds, difference, low, high}; answers, the four cells of right or
     wrong answer by supported or not; flawless, what of a flawless reasoner's words
     stands in the training reasoning; agreement, Cohen's kappa of two measures. Of
-    several seeds the levels stand together as "levels", without differences."""
+    several seeds the levels stand together as "levels", without differences, of the
+    models whose reasoning was read in all of them."""
     draws, by = {"samples": samples, "seed": seed}, ("set", "model", "measure")
     answers = answers[answers.condition == SEEN].astype({"set": str, "measure": str})
     some, several = answers, answers.seed.nunique() > 1
     if several:
+        read = answers[answers.measure == "base_reader"].astype({"model": str})
+        seeds = read.groupby("model").seed.nunique()
+        whole = seeds.index[seeds == answers.seed.nunique()]
+        answers = answers[answers.model.isin(whole)]
         some = answers.assign(set=answers.set.where(answers.set == GENERAL, "levels"))
     said, controls = (some[some.measure.isin([*own])] for own in (SAID, CONTROLS))
     rows = () if several else compare.differences(said, by=("set", "measure"), **draws)

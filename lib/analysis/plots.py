@@ -50,9 +50,8 @@ PAPER = {"marker": "D", "ls": "", "ms": 3, "color": COLORS["paper"]}
 
 def save(drawn: Axes | Figure, path: str | Path) -> Path:
     """Write a figure as a 150 dpi PNG, whole or not at all; returns its path."""
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
     with records.replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
+        drawn.figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
     return Path(path)
 
 

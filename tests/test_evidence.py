@@ -128,7 +128,7 @@ def test_over_seeds_the_seed_varies_too(tmp_path):
     assert tables.span(*ends, signed=True) in text
     assert "L1, 6 questions × 3 seeds" in text
     write_json(runs[1] / ASKED, {"conditions": [], "sets": ["L1"]})
-    with pytest.raises(ValueError, match=r"seed1.*perception_asked\.json differs"):
+    with pytest.raises(ValueError, match=r"seed1.*asked\.json differs.*conditions \("):
         seen.asked_of(runs)
 
 

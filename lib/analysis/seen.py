@@ -20,7 +20,7 @@ from lib.data.questions import Question
 from lib.evaluate import tables
 from lib.methods import ASKED, LABELS, METHODS, PAIRS, SEEN, condition, difference
 from lib.paths import require
-from lib.records import read_json
+from lib.records import read_json, refuse_other
 
 ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed"
 
@@ -28,15 +28,11 @@ ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed
 def asked_of(runs: Iterable[Path]) -> dict:
     """What 04_eval asked with something taken away: conditions, left_out, sets, count,
     seed. ValueError for runs that asked other things."""
-    first: dict = {}
-    for run in runs:
-        own = read_json(require(run / ASKED, "run 04_eval first"))
-        first = first or own
-        if own != first:
-            raise ValueError(
-                f"{run / ASKED} differs from that of the other seeds: only the same "
-                "questions and conditions can be averaged"
-            )
+    paths = [require(run / ASKED, "run 04_eval first") for run in runs]
+    first = read_json(paths[0])
+    for path in paths[1:]:
+        then = "Only the same questions and conditions can be averaged"
+        refuse_other(first, read_json(path), f"{path} differs from the first's", then)
     return first
 
 

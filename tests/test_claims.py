@@ -147,14 +147,6 @@ def test_published_effects(number, name, effect, z, own):
     assert row["verdict"] == own and (row["low"] is None) == (z is None)
 
 
-def test_the_papers_own_verdicts(made):
-    """Its counts support L2 and L3, and refute its order of the levels."""
-    own = {row["number"]: row["published_verdict"] for row in made[2]}
-    assert [own[n] for n in (1, 2, 3)] == [OPEN, SUPPORTED, SUPPORTED]
-    assert {own[n] for n in ("4a", "4b", 5, 6)} == {OPEN}
-    assert (own[7], own[13], own[16]) == (None, OPPOSITE, None)
-
-
 @pytest.mark.parametrize(
     "low, high, above, size, expected",
     [
@@ -372,12 +364,6 @@ def test_missing_records_are_named_with_the_command(made, number, file, command)
     row = claim_in(made[2], number)
     assert row["verdict"] == MISSING
     assert file in row["sentence"] and command in row["sentence"]
-
-
-def test_a_missing_method_is_missing_and_not_zero(run):
-    (run / "predictions_sft_L1.jsonl").unlink()
-    row = measured(run, 1)[1]
-    assert row["verdict"] == MISSING and "predictions_sft_L1.jsonl" in row["sentence"]
 
 
 def test_without_video_the_same_questions_count(run):

@@ -66,13 +66,6 @@ def until(condition):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("mark", ["JPY_SESSION_NAME", "VSCODE_PID"])
-def test_a_front_end_is_known_by_what_it_gives_its_kernels(screen, monkeypatch, mark):
-    assert not live.front_end()
-    monkeypatch.setenv(mark, "1")
-    assert live.front_end()
-
-
 def test_rows_are_read_without_the_one_being_written(tmp_path):
     log, whole = tmp_path / LOG, grpo_log(2)
     assert live.read_rows(log) == []

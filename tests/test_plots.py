@@ -12,20 +12,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from lib.analysis import compare, plots
-from lib.data.questions import Question
 from lib.show import training_plots
-
-CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
-ITEM = Question(
-    id="L1/7",
-    level="L1",
-    text="Considering the progress, what comes next for $2 and $3?",
-    options=("cut the onion", "wash it", "dry it", "move it"),
-    gold="B",
-    answer="wash it",
-    goal="make soup",
-    progress=("cut the onion",),
-)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +28,7 @@ def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(plt.Text))
 
 
-def test_bars_are_the_accuracies_in_the_method_colours(made):
+def test_bars_are_the_accuracies_with_their_intervals_in_the_method_colours(made):
     rows = compare.accuracies(made)
     ax = plots.accuracy(rows, "set")
     drawn = [(bar.get_facecolor(), bar.get_height()) for bar in ax.patches]
@@ -50,15 +37,10 @@ def test_bars_are_the_accuracies_in_the_method_colours(made):
         (plots.COLORS[row["model"]].lower(), round(100 * row["accuracy"], 6))
         for row in rows
     ]
+    ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
+    assert ends[0] == pytest.approx([100 * rows[0]["low"], 100 * rows[0]["high"]])
     assert ax.get_ylim()[0] == 0
     assert "n = 100" in words(ax.figure) and "chance" in words(ax.figure)
-
-
-def test_interval_ends_are_drawn(made):
-    row = compare.accuracies(made)[0]
-    ax = plots.accuracy([row], "set")
-    ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
-    assert ends[0] == pytest.approx([100 * row["low"], 100 * row["high"]])
 
 
 def test_the_paper_is_drawn_only_where_it_has_the_group(made):

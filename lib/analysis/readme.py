@@ -26,7 +26,7 @@ from lib.analysis import (
 )
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
-from lib.markup import Marked, code
+from lib.markup import Marked
 from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, called, difference
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
@@ -102,19 +102,6 @@ def write_results(run: Path, results: Mapping) -> str:
     write_tables(run / "results.json", {**results, "findings": found})
     write_text(run / "results.md", text)
     return text
-
-
-def manifest_markdown(manifest: Mapping) -> str:
-    """What each stage of a run recorded about itself, one line a fact with its dotted
-    name; long values are cut, the file has them whole."""
-    lines = []
-    for stage, known in manifest.items():
-        for facts in pd.json_normalize(known).to_dict("records"):
-            for fact, value in facts.items():
-                text = str(value)
-                cut = text[:70] + " ..." * (len(text) > 70)
-                lines.append({"stage": stage, "fact": fact, "value": code(cut)})
-    return tables.markdown(lines)
 
 
 def reference_record(run: Path) -> dict:

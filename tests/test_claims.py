@@ -124,14 +124,8 @@ def test_published_counts_give_the_printed_percentages():
     "number, name, effect, z, own",
     [
         (1, "", 2.22, 1.56, OPEN),
-        (2, "", 6.07, 2.62, SUPPORTED),
-        (3, "", 6.74, 3.52, SUPPORTED),
-        ("4a", "GRPO − SFT, Daily life", 10.25, 3.08, SUPPORTED),
-        ("4a", "GRPO − SFT, Hobbies", 4.07, 1.00, OPEN),
-        ("4a", "GRPO − SFT, Recreation", 11.48, 2.28, SUPPORTED),
         ("4a", "GRPO − SFT, Work", 2.72, 0.79, OPEN),
         ("4b", "base − SFT, Recreation", 1.09, 0.22, OPEN),
-        (5, "GRPO − SFT, L2 less L1", 3.85, 1.41, OPEN),
         (5, "GRPO − SFT, L3 less L1", 4.52, 1.89, OPEN),
         (13, "GRPO, L1 − L2", -4.15, -2.15, OPPOSITE),
         (16, "", 24.5, None, None),  # no n behind the consistency

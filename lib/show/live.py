@@ -50,7 +50,8 @@ def curves(run: Path, label: str, total: int) -> Iterator[None]:
         thread.start()
     try:
         yield
-        state = f"; this cell took {clock(time.monotonic() - began)}"
+        took = timedelta(seconds=round(time.monotonic() - began))
+        state = f"; this cell took {took}"
     except KeyboardInterrupt:
         again = go_on_from(run / "checkpoints" / label)
         print(again)  # for who cannot see the picture
@@ -130,9 +131,5 @@ def time_left(seen: Sequence[tuple[float, int]], total: int) -> str:
     (start, first), (now, last) = seen[0], seen[-1]
     if last <= first:
         return ""
-    return f", about {clock((total - last) * (now - start) / (last - first))} left"
-
-
-def clock(seconds: float) -> timedelta:
-    """Printed as 1:02:03."""
-    return timedelta(seconds=round(seconds))
+    left = (total - last) * (now - start) / (last - first)
+    return f", about {timedelta(seconds=round(left))} left"

@@ -79,7 +79,8 @@ def test_a_key_that_was_not_logged_is_named():
     assert len([ax for ax in figure.axes if ax.has_data()]) == 5
     figure = training_plots.curves([], "sft")
     assert "not in the log: loss, token_accuracy" in words(figure)
-    ax = training_plots.rollout_accuracy({"psr": [{"step": 1}]})
+    logs = {"psr": [{"step": 1}], "ppo": [{"step": 1, "reward_accuracy": 0.4}]}
+    ax = training_plots.rollout_accuracy(logs)
     assert "“reward_accuracy” is not in the log" in words(ax.figure)
 
 

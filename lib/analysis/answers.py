@@ -234,12 +234,11 @@ def _check_condition(path: Path, seen: Path, rows: Sequence[Mapping]) -> None:
     missing = [row["id"] for row in rows if row["id"] not in known]
     if missing:
         raise ValueError(f"{seen} lacks {missing[0]}, which {path} has")
+    files = [require(own.with_suffix(".settings.json"), todo) for own in (seen, path)]
     was, now = (
-        read_json(require(file.with_suffix(".settings.json"), todo))
-        for file in (seen, path)
+        {key: value for key, value in read_json(file).items() if key not in MAY_DIFFER}
+        for file in files
     )
-    for key in MAY_DIFFER:
-        was.pop(key, None), now.pop(key, None)
     what = f"{path} cannot be compared with {seen.name}"
     refuse_other(was, now, what, f"Delete {path.stem}.* and run 04_eval again")
 

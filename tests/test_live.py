@@ -66,13 +66,6 @@ def until(condition):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("mark", ["JPY_SESSION_NAME", "VSCODE_PID"])
-def test_a_front_end_is_known_by_what_it_gives_its_kernels(screen, monkeypatch, mark):
-    assert not live.front_end()
-    monkeypatch.setenv(mark, "1")
-    assert live.front_end()
-
-
 def test_rows_are_read_without_the_one_being_written(tmp_path):
     log, whole = tmp_path / LOG, grpo_log(2)
     assert live.read_rows(log) == []
@@ -205,14 +198,14 @@ def test_an_error_shows_how_far_it_came_and_goes_on(screen, tmp_path):
 
 
 def test_rl_shows_reward_and_length_and_sft_loss_and_accuracy():
-    figure = training_plots.training_so_far(grpo_log(5), "care", 20)
+    figure = training_plots.curves(grpo_log(5), "care", 20)
     reward, length = figure.axes
     assert "reward" in reward.get_title("left") and "length" in length.get_title("left")
     assert reward.get_xlim() == length.get_xlim() == (0, 20.4)
     assert to_hex(reward.lines[0].get_color()) == COLORS["care"].lower()
     assert list(reward.lines[0].get_ydata()) == [row["reward"] for row in grpo_log(5)]
     rows = [{"step": 1, "loss": 2.0, "token_accuracy": 0.5}]
-    loss, accuracy = training_plots.training_so_far(rows, "sft", 20).axes
+    loss, accuracy = training_plots.curves(rows, "sft", 20).axes
     assert list(loss.lines[0].get_ydata()) == [2.0]
     assert list(accuracy.lines[0].get_ydata()) == [0.5]
 

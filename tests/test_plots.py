@@ -12,20 +12,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from lib.analysis import compare, plots
-from lib.data.questions import Question
 from lib.show import training_plots
-
-CLIP = np.arange(10 * 8 * 16 * 3, dtype=np.uint8).reshape(10, 8, 16, 3)
-ITEM = Question(
-    id="L1/7",
-    level="L1",
-    text="Considering the progress, what comes next for $2 and $3?",
-    options=("cut the onion", "wash it", "dry it", "move it"),
-    gold="B",
-    answer="wash it",
-    goal="make soup",
-    progress=("cut the onion",),
-)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +28,7 @@ def words(figure):
     return " ".join(text.get_text() for text in figure.findobj(plt.Text))
 
 
-def test_bars_are_the_accuracies_in_the_method_colours(made):
+def test_bars_are_the_accuracies_with_their_intervals_in_the_method_colours(made):
     rows = compare.accuracies(made)
     ax = plots.accuracy(rows, "set")
     drawn = [(bar.get_facecolor(), bar.get_height()) for bar in ax.patches]
@@ -50,15 +37,10 @@ def test_bars_are_the_accuracies_in_the_method_colours(made):
         (plots.COLORS[row["model"]].lower(), round(100 * row["accuracy"], 6))
         for row in rows
     ]
+    ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
+    assert ends[0] == pytest.approx([100 * rows[0]["low"], 100 * rows[0]["high"]])
     assert ax.get_ylim()[0] == 0
     assert "n = 100" in words(ax.figure) and "chance" in words(ax.figure)
-
-
-def test_interval_ends_are_drawn(made):
-    row = compare.accuracies(made)[0]
-    ax = plots.accuracy([row], "set")
-    ends = [segment[:, 1] for segment in ax.collections[0].get_segments()]
-    assert ends[0] == pytest.approx([100 * row["low"], 100 * row["high"]])
 
 
 def test_the_paper_is_drawn_only_where_it_has_the_group(made):
@@ -92,22 +74,30 @@ def test_an_undecided_difference_is_an_open_marker():
 
 
 def test_a_key_that_was_not_logged_is_named():
-    figure = training_plots.grpo_curves(grpo_log())
+    figure = training_plots.curves(grpo_log(), "grpo")
     assert "not in the log: entropy" in words(figure)
     assert len([ax for ax in figure.axes if ax.has_data()]) == 5
-    assert "“loss” is not in the log" in words(training_plots.sft_curve([]).figure)
+    figure = training_plots.curves([], "sft")
+    assert "not in the log: loss, token_accuracy" in words(figure)
+    logs = {"psr": [{"step": 1}], "ppo": [{"step": 1, "reward_accuracy": 0.4}]}
+    ax = training_plots.rollout_accuracy(logs)
+    assert "“reward_accuracy” is not in the log" in words(ax.figure)
 
 
-def test_curves_of_another_method_have_its_name_and_colour():
-    figure = training_plots.grpo_curves(grpo_log(), "ppo")
-    assert "PPO by optimizer step" in words(figure)
-    assert figure.axes[0].get_lines()[1].get_color() == plots.COLORS["ppo"]
-    figure = training_plots.grpo_curves(grpo_log(), "psr")  # without an entry
-    assert "PSR by optimizer step" in words(figure)
-    assert figure.axes[0].get_lines()[1].get_color() not in plots.COLORS.values()
-    ax = training_plots.sft_curve([{"step": 1, "loss": 2.0}], "sft-answers")
-    assert ax.get_title() == "SFT, answers alone: loss on the response tokens"
-    assert ax.get_lines()[1].get_color() == plots.COLORS["sft-answers"]
+@pytest.mark.parametrize(
+    ("method", "log", "name"),
+    [
+        ("ppo", grpo_log(), "PPO"),
+        ("psr", grpo_log(), "PSR"),  # without an entry
+        ("sft-answers", [{"step": 1, "loss": 2.0}], "SFT, answers alone"),
+    ],
+)
+def test_curves_of_another_method_have_its_name_and_colour(method, log, name):
+    figure = training_plots.curves(log, method)
+    assert f"{name} by optimizer step" in words(figure)
+    color = figure.axes[0].get_lines()[1].get_color()
+    assert color == plots.COLORS[method]
+    assert (color in plots.COLORS.values()) == (method != "psr")
 
 
 def test_power_is_drawn_by_number_of_questions_with_the_published_gap():
@@ -138,10 +128,10 @@ def test_right_rollouts_of_several_methods_are_counted_by_batch():
 
 def test_curves_hold_every_step_and_a_running_mean():
     log = [{"step": s, "loss": float(s)} for s in range(1, 31)]
-    thin, thick = training_plots.sft_curve(log).get_lines()
+    thin, thick = training_plots.curves(log, "sft").axes[0].get_lines()
     assert thin.get_xydata().tolist() == [[s, s] for s in range(1, 31)]
     rewards = [[row["step"], row["reward"]] for row in grpo_log()]
-    reward = training_plots.grpo_curves(grpo_log()).axes[0].get_lines()[0]
+    reward = training_plots.curves(grpo_log(), "grpo").axes[0].get_lines()[0]
     assert reward.get_xydata().tolist() == rewards
     # The mean of steps 1, 2 and 3 stands at step 3.
     assert thick.get_xydata()[0].tolist() == [3, pytest.approx(2.0)]
@@ -157,7 +147,7 @@ def test_every_seed_is_a_dot():
 
 
 def test_save_leaves_one_whole_png(tmp_path):
-    drawn = training_plots.sft_curve([{"step": 1, "loss": 1.0}])
+    drawn = training_plots.curves([{"step": 1, "loss": 1.0}], "sft")
     path = plots.save(drawn, tmp_path / "f/x.png")
     assert [file.name for file in path.parent.iterdir()] == ["x.png"]
     assert Image.open(path).width > 400

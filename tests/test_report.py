@@ -158,13 +158,6 @@ def test_write_results_round_trip(runs):
     assert all(sentence in text for sentence in kept["findings"])
 
 
-def test_manifest_is_shown_fact_by_fact():
-    manifest = {"01_data": {"n": {"L1": 500}, "note": "a|b", "long": "x" * 200}}
-    text = report.manifest_markdown(manifest)
-    assert "| 01_data | n.L1 | `500` |" in text
-    assert "a\\|b" in text and "x" * 71 not in text
-
-
 @pytest.mark.skipif(not REFERENCE.is_dir(), reason="no committed records yet")
 def test_readme_says_what_the_committed_records_say():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ import pandas as pd
 from lib.evaluate.tables import read_rows, same_questions
 from lib.methods import GENERAL, KINDS, SEEN, SETS, in_order
 from lib.paths import require, resolve
-from lib.records import read_json, read_jsonl, settings_hash
+from lib.records import read_json, read_jsonl, refuse_other, settings_hash
 
 Folder = str | Path
 ASKED = ("correct", "correct_lenient", "parsed", "truncated")  # of a prediction
@@ -45,6 +45,8 @@ NOT_VARIED = (
     *("run", "seed", "status", "seconds", "metrics", "git_commit", "base"),
     *("model", "set", "condition", "measure", "id", "video", "value", "chance"),
 )
+# Names are categories, which are fast to choose by.
+NAMES = dict.fromkeys(("model", "set", "condition", "measure"), "category")
 # What may differ between the settings of a condition and those of all as it is.
 MAY_DIFFER = {"questions", "shown", "sampling", "batch_size"}
 # Parameters that say what is asked beside the answers, of whom: runs that differ in
@@ -86,7 +88,7 @@ def read(
         frame[key] = frame.id.map({i: row.get(key) for i, row in known.items()})
     frame["of"] = frame.id.map({i: row.get("of", 0) for i, row in known.items()})
     frame["options"] = frame.id.map({i: len(r["options"]) for i, r in known.items()})
-    return _tidy(frame)
+    return frame.astype(NAMES)
 
 
 def of_texts(
@@ -107,7 +109,7 @@ def of_texts(
         own["value"] = [float(character) for character in text]
         facts = {key: value for key, value in row.items() if key != "correct"}
         parts.append(own.assign(**facts, measure="correct", condition=SEEN))
-    return _tidy(pd.concat(parts, ignore_index=True))
+    return pd.concat(parts, ignore_index=True).astype(NAMES)
 
 
 def of_sweep(
@@ -128,12 +130,6 @@ def of_sweep(
 def varied(row: Iterable[str]) -> list[str]:
     """What a sweep varies, but for the seed: of a row's keys, or a frame's columns."""
     return [key for key in row if key not in NOT_VARIED]
-
-
-def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Names as categories, which are fast to choose by."""
-    names = ("model", "set", "condition", "measure")
-    return frame.astype(dict.fromkeys(names, "category"))
 
 
 def _rows(path: Path, kind: str, model: str, name: str, ending: str, asked: dict):
@@ -238,17 +234,13 @@ def _check_condition(path: Path, seen: Path, rows: Sequence[Mapping]) -> None:
     missing = [row["id"] for row in rows if row["id"] not in known]
     if missing:
         raise ValueError(f"{seen} lacks {missing[0]}, which {path} has")
+    files = [require(own.with_suffix(".settings.json"), todo) for own in (seen, path)]
     was, now = (
-        read_json(require(file.with_suffix(".settings.json"), todo))
-        for file in (seen, path)
+        {key: value for key, value in read_json(file).items() if key not in MAY_DIFFER}
+        for file in files
     )
-    for key in sorted({*was, *now} - MAY_DIFFER):
-        if was.get(key) != now.get(key):
-            raise ValueError(
-                f"{path} cannot be compared with {seen.name}: {key} is "
-                f"{now.get(key)!r} and there {was.get(key)!r}; delete {path.stem}.* "
-                "and run 04_eval again"
-            )
+    what = f"{path} cannot be compared with {seen.name}"
+    refuse_other(was, now, what, f"Delete {path.stem}.* and run 04_eval again")
 
 
 def source_videos(folder: Folder, name: str) -> dict[str, str]:

@@ -296,25 +296,16 @@ def _cells() -> list[dict]:
     return rows
 
 
-def reachable(printed: float, n: int, decimals: int) -> list[int]:
-    """The counts out of n whose percentage is printed so.
-
-    >>> reachable(46.01, 2432, 2), reachable(32.30, 295, 2)
-    ([1119], [])
-    """
-    half = 0.5 * 10**-decimals + 1e-9  # a half may be rounded up or down
-    near = range(int((printed - half) * n / 100), int((printed + half) * n / 100) + 2)
-    return [k for k in near if k <= n and abs(100 * k / n - printed) <= half]
-
-
 def unreachable_cells() -> list[dict]:
     """The published cells that no number of right answers gives, with `nearest`, the
     percentage of the nearest count."""
-    return [
-        row | {"nearest": 100 * round(row["printed"] * row["n"] / 100) / row["n"]}
-        for row in _cells()
-        if row["n"] and not reachable(row["printed"], row["n"], row["decimals"])
-    ]
+    found = []
+    for row in (row for row in _cells() if row["n"]):
+        nearest = 100 * round(row["printed"] * row["n"] / 100) / row["n"]
+        half = 0.5 * 10 ** -row["decimals"] + 1e-9  # a half may be rounded up or down
+        if abs(nearest - row["printed"]) > half:
+            found.append(row | {"nearest": nearest})
+    return found
 
 
 def behind(records: Records, number: int, name: str = "") -> dict:

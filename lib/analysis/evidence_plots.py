@@ -51,55 +51,40 @@ def perception(found: Mapping, name: str) -> Figure:
     return figure
 
 
-def attention_layers(found: Mapping, text: str) -> Figure:
-    """Mass on the video and on the still by layer, means over questions with intervals.
-    `found` is of lib/analysis/attended.py, `text` one of its texts. The dotted line is
-    what equal attention to everything would give."""
+def attention(found: Mapping, text: str, by: str) -> Figure:
+    """Mass on the video and on the still, means over questions. `found` is of
+    lib/analysis/attended.py, `text` one of its texts. By "layer" with intervals, and
+    dotted what equal attention to everything would give; by "token" while the
+    completion grows, up to where fewer than half of the questions have so many."""
     rows = [row for row in found["masses"] if row["text"] == text]
-    figure = _attention(text, rows, "layer, from the input")
-    for ax, kind in zip(figure.axes, ("video", "still"), strict=True):
-        for model in each(rows, "model"):
-            own = [r for r in rows if (r["model"], r["kind"]) == (model, kind)]
-            by_layer = [row for row in own if row["where"].startswith("layer ")]
-            layers = [int(row["where"].split()[1]) for row in by_layer]
-            look = {"color": COLORS[model], "ms": 3, "ls": "-"}
-            plots.points(ax, layers, by_layer, "mean", **look)
-            (equal,) = (100 * row["mean"] for row in own if row["where"] == "equal")
-            ax.plot(layers, [equal] * len(layers), color=COLORS[model], ls=":", lw=1)
-        ax.set_ylim(bottom=0)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    dotted = entry("if all that is visible got the same", ls=":")
-    above(figure, [*plots.methods(each(rows, "model")), dotted])
-    return figure
-
-
-def attention_tokens(found: Mapping, text: str) -> Figure:
-    """Mass on the video and on the still while the completion grows, mean over layers.
-    A line ends where fewer than half of the questions have so many tokens."""
-    rows = [row for row in found["by_token"] if row["text"] == text]
-    figure = _attention(text, rows, "generated token")
-    for ax, kind in zip(figure.axes, ("video", "still"), strict=True):
-        for model in each(rows, "model"):
-            own = [row for row in rows if row["model"] == model]
-            own = [row for row in own if row["n"] >= own[0]["n"] / 2]
-            mean = [100 * row[kind] for row in own]
-            ax.plot([row["token"] for row in own], mean, color=COLORS[model])
-        ax.set_ylim(bottom=0)
-    above(figure, plots.methods(each(rows, "model")))
-    return figure
-
-
-def _attention(text: str, rows: Sequence[Mapping], across: str) -> Figure:
-    """Two panels, of video and still, for the attention of these words."""
+    tokens = [row for row in found["by_token"] if row["text"] == text]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)
     said = "writes its own answers"
     if text != "own":
         said = f"is given the same answers ({LABELS[text]}'s)"
     figure.suptitle(f"while each method {said} ({rows[0]['n']:,} questions)")
     for ax, kind in zip(axes, ("video", "still"), strict=True):
+        for model in each(rows, "model"):
+            look = {"color": COLORS[model], "ls": "-"}
+            if by == "token":
+                own = [row for row in tokens if row["model"] == model]
+                own = [row for row in own if row["n"] >= own[0]["n"] / 2]
+                at = [row["token"] for row in own]
+                ax.plot(at, [100 * row[kind] for row in own], **look)
+                continue
+            own = [r for r in rows if (r["model"], r["kind"]) == (model, kind)]
+            layers = [row for row in own if row["where"].startswith("layer ")]
+            at = [int(row["where"].split()[1]) for row in layers]
+            plots.points(ax, at, layers, "mean", ms=3, **look)
+            (equal,) = (100 * row["mean"] for row in own if row["where"] == "equal")
+            ax.plot(at, [equal] * len(at), **look | {"ls": ":", "lw": 1})
         ax.set(title=f"attention on the {kind}", ylabel="% of all attention")
-        ax.set_xlabel(across)
+        ax.set_xlabel("generated token" if by == "token" else "layer, from the input")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_ylim(bottom=0)
         ax.grid(axis="y")
+    dotted = [entry("if all that is visible got the same", ls=":")] * (by == "layer")
+    above(figure, [*plots.methods(each(rows, "model")), *dotted])
     return figure
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas
 from matplotlib.figure import Figure
 
 from lib.analysis import plots, readme, stats
@@ -225,7 +224,7 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
             ax.text(j, i + 0.28, tables.points(value), ha="center", va="center", **ink)
         where = {"kind": "false", "data_dir": data, "panel": panel}
         own = [line for line in crossed if where.items() <= line.items()]
-        lines = pandas.DataFrame(own)[["crossing", "low", "high"]].values.T
+        lines = np.transpose([itemgetter("crossing", "low", "high")(o) for o in own])
         at, *bars = (np.interp(line, x, range(len(x)), **ends) for line in lines)
         ax.hlines(y, *bars, color="0.1", lw=2)
         ax.plot(np.where(np.isfinite(lines[0]), at, np.nan), y, "o-", color="0.1", ms=4)

@@ -7,7 +7,6 @@ the paper's numbers (SEED-Bench-R1, arXiv 2503.24376).
 
 Example: `plots.save(plots.accuracy(rows, "set"), folder / "accuracy.png")`."""
 
-import io
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -51,17 +50,9 @@ PAPER = {"marker": "D", "ls": "", "ms": 3, "color": COLORS["paper"]}
 
 def save(drawn: Axes | Figure, path: str | Path) -> Path:
     """Write a figure as a 150 dpi PNG, whole or not at all; returns its path."""
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
     with records.replacing(path) as unfinished:
-        figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
+        drawn.figure.savefig(unfinished, format="png", dpi=150, bbox_inches="tight")
     return Path(path)
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as the bytes of a PNG, for what shows it without a file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-    return buffer.getvalue()
 
 
 def points(
@@ -125,19 +116,14 @@ def _groups(ax: Axes, rows: Sequence[Mapping], group: str, title: str, paper=Fal
     """Name, size and chance of each group along the x axis; title and legend above."""
     named = {row[group]: row for row in rows}
     form = "up to {} s" if group == "duration_group" else "{}"
-    names = [form.format(GROUP_LABELS.get(name, name)) for name in named]
-    sizes = [f"n = {row['n']:,}" for row in named.values()]
-    if group == "set":  # a part is told as one
-        whole = [max(row["n"], row.get("of", 0)) for row in named.values()]
-        sizes = [
-            f"{size} of {of:,}" if of > row["n"] else size
-            for size, of, row in zip(sizes, whole, named.values(), strict=True)
-        ]
-    labels = [f"{name}\n{size}" for name, size in zip(names, sizes, strict=True)]
+    labels = []
+    for at, (name, row) in enumerate(named.items()):
+        part = group == "set" and row.get("of", 0) > row["n"]
+        size = f"n = {row['n']:,}" + (f" of {row['of']:,}" if part else "")
+        labels.append(f"{form.format(GROUP_LABELS.get(name, name))}\n{size}")
+        ax.hlines(100 * row["chance"], at - 0.46, at + 0.46, **CHANCE)
     ax.set_xticks(range(len(named)), labels)
     ax.set_ylabel("accuracy (%)")
-    for at, row in enumerate(named.values()):
-        ax.hlines(100 * row["chance"], at - 0.46, at + 0.46, **CHANCE)
     ax.grid(axis="y")
     handles = methods(each(rows, "model"))
     handles += [entry(LABELS["paper"], **PAPER)] * paper + [entry("chance", **CHANCE)]

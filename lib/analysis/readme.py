@@ -26,7 +26,7 @@ from lib.analysis import (
 )
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
-from lib.markup import Marked, code
+from lib.markup import Marked
 from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, called, difference
 from lib.mini import still_reader
 from lib.paths import ROOT, require, resolve
@@ -102,19 +102,6 @@ def write_results(run: Path, results: Mapping) -> str:
     write_tables(run / "results.json", {**results, "findings": found})
     write_text(run / "results.md", text)
     return text
-
-
-def manifest_markdown(manifest: Mapping) -> str:
-    """What each stage of a run recorded about itself, one line a fact with its dotted
-    name; long values are cut, the file has them whole."""
-    lines = []
-    for stage, known in manifest.items():
-        for facts in pd.json_normalize(known).to_dict("records"):
-            for fact, value in facts.items():
-                text = str(value)
-                cut = text[:70] + " ..." * (len(text) > 70)
-                lines.append({"stage": stage, "fact": fact, "value": code(cut)})
-    return tables.markdown(lines)
 
 
 def reference_record(run: Path) -> dict:
@@ -333,8 +320,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     asked, known = seen.asked_of(looked), still_reader.without_video(folders[0])
     questions = tables.asked(*folders, SETS)
     shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
-    whole = answers.read(runs, *folders)
-    said = reasoned.reasoned(whole[whole.model.isin(labels_of(found))])
+    said = reasoned.reasoned(answers.read(runs, *folders))
     said["decisions"] = sampled.decisions(found[0], compare.SAMPLES, seed=0)
     write_tables(out / "perception.json", shown)
     write_tables(out / "coherence.json", said)
@@ -355,13 +341,3 @@ def evidence_markdown(shown: Mapping, said: Mapping) -> str:
     head = "Of answers drawn at temperature 1, of one seed, that come to a decision:\n"
     tail = reasoned.reader_markdown(said), head, decided
     return "\n".join([seen.markdown(shown), *over, *tail])
-
-
-def labels_of(runs: Iterable[Path]) -> list[str]:
-    """The models whose reasoning was read on L1 in every run, in the usual order."""
-    runs = list(runs)
-    return [
-        model
-        for model in methods.MODELS
-        if all((run / f"coherence_{model}_L1.jsonl").exists() for run in runs)
-    ]

@@ -39,6 +39,7 @@ AGREEMENTS = (
     ("base_reader", "own_reader"),
     ("base_reader", "judge"),
 )
+CELLS = ("right_supported", "right_unsupported", "wrong_supported", "wrong_unsupported")
 OVER_SEEDS = ("consistent", "base_reader", "progress", "false_step", "overlap")
 
 
@@ -50,11 +51,16 @@ def reasoned(
     set, measure, n, seeds, difference, low, high}; answers, the four cells of right or
     wrong answer by supported or not; flawless, what of a flawless reasoner's words
     stands in the training reasoning; agreement, Cohen's kappa of two measures. Of
-    several seeds the levels stand together as "levels", without differences."""
+    several seeds the levels stand together as "levels", without differences, of the
+    models whose reasoning was read in all of them."""
     draws, by = {"samples": samples, "seed": seed}, ("set", "model", "measure")
     answers = answers[answers.condition == SEEN].astype({"set": str, "measure": str})
     some, several = answers, answers.seed.nunique() > 1
     if several:
+        read = answers[answers.measure == "base_reader"].astype({"model": str})
+        seeds = read.groupby("model").seed.nunique()
+        whole = seeds.index[seeds == answers.seed.nunique()]
+        answers = answers[answers.model.isin(whole)]
         some = answers.assign(set=answers.set.where(answers.set == GENERAL, "levels"))
     said, controls = (some[some.measure.isin([*own])] for own in (SAID, CONTROLS))
     rows = () if several else compare.differences(said, by=("set", "measure"), **draws)
@@ -98,19 +104,14 @@ def _wide(answers: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 def _supported(answers: pd.DataFrame) -> list[dict]:
     """Right or wrong answer by supported or not, for each measure of SUPPORTS.
     right_unsupported is a right letter below reasoning that does not lead to it."""
-    rows, wide = [], _wide(answers, ("correct", *SUPPORTS))
-    for (name, model), own in wide.groupby(["set", "model"], observed=True):
-        for measure in own.columns.intersection(SUPPORTS):
-            said = own.dropna(subset=["correct", measure])
-            if said.empty:
-                continue
-            row = {"model": model, "set": name, "measure": measure, "n": len(said)}
-            for word, right in (("right", 1), ("wrong", 0)):
-                for kind, holds in (("supported", 1), ("unsupported", 0)):
-                    both = (said.correct == right) & (said[measure] == holds)
-                    row[f"{word}_{kind}"] = int(both.sum())
-            rows.append(row)
-    return _sorted(rows)
+    wide = _wide(answers, ("correct", *SUPPORTS)).drop(columns=["seed", "id", "video"])
+    said = wide.melt(["model", "set", "correct"], var_name="measure").dropna()
+    words = said.correct.map({1: "right_", 0: "wrong_"})
+    words += said.value.map({1: "supported", 0: "unsupported"})
+    counts = pd.crosstab([said.model, said.set, said.measure], words)
+    counts = counts.reindex(columns=CELLS, fill_value=0)
+    counts.insert(0, "n", counts.sum(axis=1))
+    return _sorted(counts.reset_index().to_dict("records"))
 
 
 def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:

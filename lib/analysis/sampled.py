@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.analysis import stats
+from lib.analysis.compare import span
 from lib.evaluate import tables
 from lib.methods import LABELS, SETS, in_order
 from lib.records import read_jsonl
@@ -41,11 +42,11 @@ def pass_at(k: int, n: int, c: int) -> float:
 
 def _files(run: Path) -> Iterator[tuple[str, str, list[dict]]]:
     """(model, set, rows) of every file of draws, in the order of tables."""
-    files = (FILE.fullmatch(own.name) for own in Path(run).glob("draws_*"))
-    named = {(own[1], own[2]): own[0] for own in files if own}
-    for place in itertools.product(in_order(m for m, _ in named), SETS):
-        if place in named:
-            yield *place, read_jsonl(run / named[place])
+    files = (FILE.fullmatch(path.name) for path in Path(run).glob("draws_*"))
+    models = in_order(own[1] for own in files if own)
+    for model, name in itertools.product(models, SETS):
+        if (path := Path(run) / f"draws_{model}_{name}.jsonl").exists():
+            yield model, name, read_jsonl(path)
 
 
 def table(run: Path, **draws: int) -> list[dict]:
@@ -56,14 +57,14 @@ def table(run: Path, **draws: int) -> list[dict]:
         kls = [row["kl"] for row in asked if row["kl"] is not None]
         place = {"model": model, "set": name, "n": len(asked)}
         place["kl"] = float(np.mean(kls)) if kls else None
-        counted = {"letter": [row["right"] for row in asked]}
+        right = np.array([row["right"] for row in asked])  # [questions, draws]
+        counted, n = {"letter": right}, right.shape[1]
         if all(row["said"] for row in asked):
             true = [[own["progress"] == "right" for own in r["said"]] for r in asked]
-            counted["truth"] = np.multiply(counted["letter"], true)
+            counted["truth"] = right * true
         for counts, found in counted.items():
-            n, rights = len(found[0]), [int(sum(own)) for own in found]
             for k in (2**i for i in range(n.bit_length())):
-                values = np.array([pass_at(k, n, c) for c in rights])
+                values = [pass_at(k, n, c) for c in found.sum(1)]
                 own = stats.contrast([values], **draws)
                 own = {"pass": own["effect"], "low": own["low"], "high": own["high"]}
                 rows.append(place | {"counts": counts, "k": k} | own)
@@ -76,23 +77,16 @@ def decisions(run: Path, samples: int, seed: int) -> list[dict]:
     rows = []
     for model, name, asked in _files(run):
         known = all(row["said"] for row in asked)
-        for decision, (field, *ways) in DECISIONS.items() if known else ():
-            said = [[own[field] for own in row["said"]] for row in asked]
-            good, bad = (
-                np.array([sum(map(way.count, own)) for own in said], float)
-                for way in ways
-            )
-            if not (came := good + bad).any():
-                continue
-            drawn = stats.resampling(tuple(range(len(asked))), samples, seed)
-            with np.errstate(invalid="ignore"):
-                shares = np.divide(
-                    *(drawn.means(own, range(len(asked))) for own in (good, came))
-                )
-            low, high = stats.percentiles(shares)
-            row = {"model": model, "set": name, "decision": decision}
-            row |= {"answers": int(came.sum()), "share": good.sum() / came.sum()}
-            rows.append(row | {"low": low, "high": high})
+        drawn = stats.resampling(tuple(range(len(asked))), samples, seed)
+        for decision, (field, well, badly) in DECISIONS.items() if known else ():
+            said = [(own[field], i) for i, r in enumerate(asked) for own in r["said"]]
+            came = [(word in well, i) for word, i in said if word in (*well, *badly)]
+            if came:
+                good, questions = zip(*came, strict=True)
+                low, high = stats.percentiles(drawn.means(good, questions))
+                row = {"model": model, "set": name, "decision": decision}
+                row |= {"answers": len(came), "share": np.mean(good)}
+                rows.append(row | {"low": low, "high": high})
     return rows
 
 
@@ -102,8 +96,7 @@ def decisions_markdown(rows: Iterable[Mapping]) -> str:
     cells = []
     for row in (row for row in rows if row["answers"] > FEW):
         line = {"decision": row["decision"], "set": row["set"]}
-        ends = row["share"], row["low"], row["high"]
-        cells.append((line, f"{LABELS[row['model']]} %", tables.span(*ends)))
+        cells.append((line, f"{LABELS[row['model']]} %", span(row, "share")))
     return tables.crossed(cells)
 
 
@@ -112,9 +105,8 @@ def markdown(rows: Iterable[Mapping]) -> str:
     cells = []
     for row in rows:
         line = {"model": LABELS[row["model"]], "set": row["set"], "n": row["n"]}
-        ends = row["pass"], row["low"], row["high"]
         line["counts"] = COUNTS[row["counts"]]
-        cells.append((line, f"pass@{row['k']}", tables.span(*ends)))
+        cells.append((line, f"pass@{row['k']}", span(row, "pass")))
     return tables.crossed(cells)
 
 
@@ -128,7 +120,6 @@ def moved_markdown(rows: Sequence[Mapping], forgot: Sequence[Mapping]) -> str:
             line = {"model": LABELS[row["model"]]}
             cells.append((line, f"KL on {row['set']}", f"{row['kl']:.2f}"))
             if gap := lost.get(row["model"]):
-                ends = gap["difference"], gap["low"], gap["high"]
-                told = tables.span(*ends, signed=True)
+                told = span(gap, "difference")
                 cells.append((line, "general − base, points", told))
     return tables.crossed(cells)

@@ -7,6 +7,7 @@ over the base must shrink without the video.
 Example: GRPO is right on 6 of 6 questions and on 3 of them without their clips: the
 condition costs 0.5, and its interval comes from six paired differences."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from lib.data.questions import Question
 from lib.evaluate import tables
 from lib.methods import ASKED, LABELS, METHODS, PAIRS, SEEN, condition, difference
 from lib.paths import require
-from lib.records import read_json
+from lib.records import read_json, refuse_other
 
 ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed"
 
@@ -27,15 +28,11 @@ ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed
 def asked_of(runs: Iterable[Path]) -> dict:
     """What 04_eval asked with something taken away: conditions, left_out, sets, count,
     seed. ValueError for runs that asked other things."""
-    first: dict = {}
-    for run in runs:
-        own = read_json(require(run / ASKED, "run 04_eval first"))
-        first = first or own
-        if own != first:
-            raise ValueError(
-                f"{run / ASKED} differs from that of the other seeds: only the same "
-                "questions and conditions can be averaged"
-            )
+    paths = [require(run / ASKED, "run 04_eval first") for run in runs]
+    first = read_json(paths[0])
+    for path in paths[1:]:
+        then = "Only the same questions and conditions can be averaged"
+        refuse_other(first, read_json(path), f"{path} differs from the first's", then)
     return first
 
 
@@ -88,18 +85,15 @@ def _asked_again(answers: pd.DataFrame, asked: Mapping) -> dict[str, pd.DataFram
     last all sets; FileNotFoundError where a condition lacks the rows of a seed."""
     right, found = answers[answers.measure == "correct"], {}
     for name in asked["sets"] if asked["conditions"] else ():
-        whole, less = [], []
-        for model in METHODS:
-            own = compare.select(right, {"set": name, "model": model})
-            then = own[own.condition.isin(asked["conditions"])]
-            for shown in asked["conditions"]:
-                had = then[then.condition == shown].seed.nunique()
-                if had < right.seed.nunique():
-                    file = f"predictions_{model}_{name}.{shown}.jsonl"
-                    raise FileNotFoundError(f"{file} is missing: run 04_eval first")
-            whole.append(own[(own.condition == SEEN) & own.id.isin(then.id)])
-            less.append(then)
-        found[name] = pd.concat(whole + less).astype({"condition": str, "set": str})
+        own = right[(right.set == name) & right.model.isin(METHODS)]
+        then = own[own.condition.isin(asked["conditions"])]
+        for model, shown in itertools.product(METHODS, asked["conditions"]):
+            had = compare.select(then, {"model": model, "condition": shown})
+            if had.seed.nunique() < right.seed.nunique():
+                file = f"predictions_{model}_{name}.{shown}.jsonl"
+                raise FileNotFoundError(f"{file} is missing: run 04_eval first")
+        whole = own[(own.condition == SEEN) & own.id.isin(then.id)]
+        found[name] = pd.concat([whole, then]).astype({"condition": str, "set": str})
     if len(found) > 1:
         found["+".join(found)] = pd.concat(found.values())
     return found

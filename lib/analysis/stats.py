@@ -17,6 +17,7 @@ from math import comb, sqrt
 from statistics import NormalDist
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
@@ -123,7 +124,7 @@ def contrast(
     if not all(np.isfinite(part).all() for part in parts):
         raise ValueError("a failed question counts as 0 and is never left out")
     clusters = clusters or [range(part.shape[1]) for part in parts]
-    clusters = [_numbered(labels) for labels in clusters]
+    clusters = [pd.factorize(np.asarray(labels))[0] for labels in clusters]
     found = _contrast(parts, clusters, samples, seed)
     if bounds and min(map(_telling, parts, clusters)) < ENOUGH_TELLING:
         parts = [
@@ -262,12 +263,6 @@ def _contrast(parts: list, clusters: list, samples: int, seed: int) -> dict:
     drawn = sqrt(tail * (1 - tail) / samples) / NormalDist().pdf(Z)
     found["end_error"] = drawn * found["error"]
     return found | {"sd": None, "seeds": 1, "varies": "questions"}
-
-
-def _numbered(labels: Iterable) -> list[int]:
-    """Labels as numbers in the order they come, which is that of the questions."""
-    numbers: dict = {}
-    return [numbers.setdefault(label, len(numbers)) for label in labels]
 
 
 def _telling(part: np.ndarray, labels: Sequence[int]) -> int:

@@ -8,6 +8,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from math import prod
@@ -219,18 +220,13 @@ class Records:
         spread; L1, to be missed, if there is none."""
         terms = [Term.read(text) for text in texts]
         spread = [term for term in terms if term.set == "levels"]
-        levels = [
-            name
-            for name in LEVELS
-            if all(self._has(replace(term, set=name)) for term in spread)
-        ]
+        levels = []
+        for name in LEVELS:
+            with suppress(Missing):
+                for term in spread:
+                    self.rows(replace(term, set=name))
+                levels.append(name)
         return [one for term in terms for one in term.over(levels or LEVELS[:1])]
-
-    def _has(self, term: Term) -> bool:
-        try:
-            return not self.rows(term).empty
-        except Missing:
-            return False
 
     def _measure(self, term: Term) -> str:
         value = term.picks.get("value", "correct")

@@ -108,22 +108,20 @@ def questions(
     first, kind = picks[0]["id"], picks[0].get("kind", "")
     view = pages.question(asked[first], answered[first], sampling, kind=kind)
     if front_end():
-        measured = attention.rows_file(run, "base", attention.OWN).exists()
-        attended = attention.read_rows(run, attention.OWN) if measured else {}
-        view.browser = question_browser(asked, answered, attended, sampling, first)
+        view.browser = _question_browser(run, asked, answered, sampling, first)
     return view
 
 
-def question_browser(
-    asked: Mapping[str, Question],
-    answered: Mapping[str, Mapping[str, Mapping]],
-    attended: Mapping[str, Mapping[str, Mapping]],
-    sampling: Sampling,
-    first: str,
-) -> Browser:
-    """The widget of `questions`; `answered` {id: {method: its row}}, `attended`
-    {method: {id: its row of attention}}."""
-    facts = {key: _facts(asked[key], rows) for key, rows in answered.items()}
+def _question_browser(run, asked, answered, sampling, first: str) -> Browser:
+    """The widget of `questions`; `answered` is {id: {method: its row}}."""
+    measured = attention.rows_file(run, "base", attention.OWN).exists()
+    attended = attention.read_rows(run, attention.OWN) if measured else {}
+    facts = {  # what the filters ask for, in their words
+        key: {"level": asked[key].level, "domain": asked[key].domain}
+        | {"without_video": asked[key].video is None}
+        | {model: bool(rows[model]["correct"]) for model in METHODS}
+        for key, rows in answered.items()
+    }
     levels, domains = (
         [ANY, *sorted({own[name] for own in facts.values()} - {""})]
         for name in ("level", "domain")
@@ -163,13 +161,6 @@ def question_browser(
     look.observe(lambda _: browser.show(), "value")
     browser.go(first)
     return browser
-
-
-def _facts(item: Question, rows: Mapping[str, Mapping]) -> dict[str, object]:
-    """What the filters ask for, in their words."""
-    right = {model: bool(rows[model]["correct"]) for model in METHODS}
-    media = {"without_video": item.video is None}
-    return {"level": item.level, "domain": item.domain} | media | right
 
 
 def rollouts(

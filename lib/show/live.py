@@ -18,9 +18,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
 from IPython.display import display
 
-from lib.analysis import plots
 from lib.methods import LABELS
 from lib.show import training_plots
 
@@ -50,7 +50,8 @@ def curves(run: Path, label: str, total: int) -> Iterator[None]:
         thread.start()
     try:
         yield
-        state = f"; this cell took {clock(time.monotonic() - began)}"
+        took = timedelta(seconds=round(time.monotonic() - began))
+        state = f"; this cell took {took}"
     except KeyboardInterrupt:
         again = go_on_from(run / "checkpoints" / label)
         print(again)  # for who cannot see the picture
@@ -89,9 +90,9 @@ class Cell:
     def draw(self, rows: Sequence[Mapping], state: str) -> None:
         """The curves under "GRPO, step 12 of 100" and `state`."""
         words = f"{LABELS[self.label]}, step {rows[-1]['step']} of {self.total}{state}"
-        figure = training_plots.training_so_far(rows, self.label, self.total)
+        figure = training_plots.curves(rows, self.label, self.total)
         figure.suptitle(words)
-        self.show(words, plots.png(figure))
+        self.show(words, print_figure(figure, dpi=100))
 
     def show(self, words: str, png: bytes = b"") -> None:
         """Words, or a picture with them as its text, in place of what stood there."""
@@ -130,9 +131,5 @@ def time_left(seen: Sequence[tuple[float, int]], total: int) -> str:
     (start, first), (now, last) = seen[0], seen[-1]
     if last <= first:
         return ""
-    return f", about {clock((total - last) * (now - start) / (last - first))} left"
-
-
-def clock(seconds: float) -> timedelta:
-    """Printed as 1:02:03."""
-    return timedelta(seconds=round(seconds))
+    left = (total - last) * (now - start) / (last - first)
+    return f", about {timedelta(seconds=round(left))} left"

@@ -70,9 +70,8 @@ def show(drawn: Axes | Figure, path: str | Path, alt: str) -> None:
     ValueError for an empty `alt`: who does not see the figure needs one."""
     if not alt.strip():
         raise ValueError(f"{path}: a figure needs a text for who cannot see it")
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    saved = plots.save(figure, path)
-    plt.close(figure)  # or the cell would show it a second time
+    saved = plots.save(drawn, path)
+    plt.close(drawn.figure)  # or the cell would show it a second time
     show_file(saved, alt)
 
 
@@ -192,7 +191,10 @@ def _media(item: Question, sampling: Sampling, attended: Mapping) -> dict:
         clip, still = question_media(item, sampling)
     except BadVideo as bad:
         return {"bad": f"{bad.path.name} {bad.why}"}
-    maps = {model: _maps(row) for model, row in attended.items()}
+    maps = {
+        model: list(map(np.array, (row["video_map"] or []) + (row["still_map"] or [])))
+        for model, row in attended.items()
+    }
     brightest = max((light.max() for own in maps.values() for light in own), default=1)
     return {
         "bad": None,
@@ -210,10 +212,6 @@ def _pictures(clip: np.ndarray | None, still: np.ndarray | None) -> list[dict]:
     if still is not None:
         shown.append(picture(still, "the still image", "now: still image"))
     return shown
-
-
-def _maps(row: Mapping) -> list[np.ndarray]:
-    return [np.array(m) for m in (*(row["video_map"] or ()), *(row["still_map"] or ()))]
 
 
 def _lit(model: str, maps: Sequence, clip, still, brightest: float) -> list[dict]:

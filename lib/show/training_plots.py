@@ -13,7 +13,11 @@ from matplotlib.figure import Figure
 from lib.analysis.plots import DASHES, WIDTH
 from lib.methods import COLORS, LABELS
 
-PANELS = {
+LOSS = {  # of SFT
+    "loss": "cross-entropy, nats a token",
+    "token_accuracy": "share of response tokens guessed right",
+}
+PANELS = {  # of RL
     "reward": "mean reward of a rollout",
     "dead_groups": "share of groups with equal rewards",
     "completion_length": "length, tokens",
@@ -22,53 +26,31 @@ PANELS = {
     "kl": "KL to the reference, nats a token",
 }
 SHARES = ("dead_groups", "truncated")  # drawn from 0 to 1
+WATCHED = (*LOSS, "reward", "completion_length")
 
 
-def sft_curve(log: Sequence[Mapping], method: str = "sft") -> Axes:
-    """Loss on the response tokens by optimizer step, of SFT or SFT on answers alone."""
-    ax = plt.subplots(figsize=(4.5, 2.8))[1]
-    _curve(ax, log, "loss", COLORS[method])
-    ax.set_title(f"{LABELS[method]}: loss on the response tokens")
-    ax.set(ylabel="cross-entropy (nats a token)", xlabel="optimizer step")
-    return ax
-
-
-def grpo_curves(log: Sequence[Mapping], method: str = "grpo") -> Figure:
-    """The curves that show whether RL learned, and what it paid for it; up to six."""
-    known = [key for key in PANELS if any(row.get(key) is not None for row in log)]
+def curves(log: Sequence[Mapping], method: str, total: int = 0) -> Figure:
+    """The curves that show whether a method learned, and what it paid for it: two of
+    SFT, up to six of RL. Of a training of `total` steps that still runs the WATCHED
+    ones, on an axis of all its steps. Made without pyplot, whose state belongs to one
+    thread: lib/show/live.py draws this in another."""
+    names = PANELS if any("reward" in row for row in log) else LOSS
+    wanted = [key for key in names if not total or key in WATCHED]
+    known = [key for key in wanted if any(row.get(key) is not None for row in log)]
     lines = -(-max(1, len(known)) // 2)
-    figure = plt.figure(figsize=(WIDTH, 0.5 + 1.75 * lines), layout="constrained")
-    _panels(figure, log, {key: PANELS[key] for key in known}, method)
-    title = f"{LABELS[method]} by optimizer step: each (thin), running mean (thick)"
-    missing = ", ".join(key for key in PANELS if key not in known)
-    title += f"\nnot in the log: {missing}" if missing else ""
-    figure.suptitle(title)
-    return figure
-
-
-def training_so_far(log: Sequence[Mapping], label: str, total: int) -> Figure:
-    """The two curves to watch while a method trains, on an axis of all its steps. Made
-    without pyplot, whose state belongs to one thread: lib/show/live.py draws this in
-    another."""
-    names = {"loss": "cross-entropy, nats a token"}
-    names["token_accuracy"] = "share of response tokens guessed right"
-    if "reward" in log[-1]:
-        names = {key: PANELS[key] for key in ("reward", "completion_length")}
-    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
-    _panels(figure, log, names, label)
-    for ax in figure.axes:
-        ax.set_xlim(0, 1.02 * total)  # the last marker whole
-        ax.set_xlabel("optimizer step")
-    return figure
-
-
-def _panels(figure: Figure, log, names: Mapping[str, str], method: str) -> None:
-    for place, (key, name) in enumerate(names.items(), 1):
-        ax = figure.add_subplot(-(-len(names) // 2), 2, place)
+    figure = Figure(figsize=(WIDTH, 0.5 + 1.75 * lines), layout="constrained")
+    for place, key in enumerate(known, 1):
+        ax = figure.add_subplot(lines, 2, place)
         _curve(ax, log, key, COLORS[method])
-        ax.set_title(name, loc="left")
+        ax.set_title(names[key], loc="left")
         if key in SHARES:
             ax.set_ylim(-0.03, 1.03)
+        if total:
+            ax.set(xlim=(0, 1.02 * total), xlabel="optimizer step")  # last marker whole
+    title = f"{LABELS[method]} by optimizer step: each (thin), running mean (thick)"
+    missing = ", ".join(key for key in wanted if key not in known)
+    figure.suptitle(title + f"\nnot in the log: {missing}" * bool(missing))
+    return figure
 
 
 def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
@@ -167,16 +149,14 @@ def _curve(
     says so where it is not logged."""
     points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
     if not points:
-        style = {"ha": "center", "va": "center", "transform": ax.transAxes}
+        style = {"ha": "center", "transform": ax.transAxes}
         ax.text(0.5, 0.5, f"“{key}” is not in the log", **style)
-        ax.set_yticks([])
         return
     step, value = np.array(points, dtype=float).T
     window = max(1, len(value) // 10)
     mean = np.convolve(value, np.ones(window) / window, "valid")
-    few = len(value) < 20
-    if every or few:
-        dots = "." if few else None
+    if every or len(value) < 20:
+        dots = "." if len(value) < 20 else None
         ax.plot(step, value, color=color, lw=0.7, alpha=0.5, marker=dots)
     ax.plot(step[window - 1 :], mean, color=color, lw=1.8, label=label or None)
     ax.xaxis.get_major_locator().set_params(integer=True)

@@ -178,7 +178,8 @@ class Saved:
 def test_a_folder_that_no_training_left_is_not_trained_over(tmp_path):
     theirs = tmp_path / "adapters" / "sft" / "notes.txt"
     theirs.parent.mkdir(parents=True)
-    given = (tmp_path, "sft", "sft_settings.json", {}, lambda: 1 / 0)
+    task = SimpleNamespace(run=tmp_path, facts=dict)
+    given = (task, "sft", "sft_settings.json", lambda task: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # an empty one may be filled
         checkpoints.finished(*given)
     theirs.touch()

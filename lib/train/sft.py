@@ -10,7 +10,6 @@ tokens and their <|im_end|>; prompt, pictures and padding have no part in it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -197,8 +196,7 @@ def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
 def train_sft(task: Task) -> Path:
     """Train run/adapters/<label>, as `checkpoints.finished` does it; the log
     run/train_log_<label>.jsonl has a row a step."""
-    where = (Path(task.run), task.label, RECORD)
-    return checkpoints.finished(*where, task.facts(), partial(ResponseTrainer, task))
+    return checkpoints.finished(task, task.label, RECORD, ResponseTrainer)
 
 
 def trainer_arguments(settings: SFTSettings, folder: Path) -> SFTConfig:

@@ -10,6 +10,7 @@ from lib.model import encoding, models, prefix, rollouts, token_step
 from lib.model.prefix import make_prompt
 from lib.model.scoring import add_scoring, completion_scores
 from tests.test_shared_prefix import decoding, encoded
+from tests.trainings import adapted
 
 
 def generated(model, inputs, max_tokens, suppressed):
@@ -163,21 +164,6 @@ KINDS = {  # how far the log-probability of a drawn token may be from the update
     "LoRA on NF4": (1e-4, {"quantize": True}),
     "LoRA in bfloat16": (0.05, {"dtype": "bfloat16"}),
 }
-
-
-def adapted(checkpoint, kind=None, **how):
-    """The tiny model with an adapter that changes what it says; `kind` are further
-    fields of its LoraConfig."""
-    import peft
-
-    torch.manual_seed(0)
-    model = models.load_model(checkpoint, **how)
-    config = replace(models.lora_config(4, 8), **(kind or {}))
-    model = peft.get_peft_model(model, config).eval()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    return model
 
 
 @pytest.mark.parametrize("small", [0, token_step.SMALL], ids=["live", "folded"])

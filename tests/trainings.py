@@ -12,7 +12,7 @@ import torch
 
 from lib import paths, records
 from lib.data.video import Sampling
-from lib.model import encoding
+from lib.model import encoding, models
 from lib.train import checkpoints, grpo, sft
 from lib.train.care import CARESettings
 from lib.train.ppo import PPOSettings
@@ -102,12 +102,23 @@ def gradient(model):
     return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
 
 
-def move_adapter(model):
+def move_adapter(model, std=0.05):
     """From its start, where it is zero, to numbers that every call finds alike."""
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.manual_seed(len(name))
-            torch.nn.init.normal_(weight, std=0.05)
+            torch.nn.init.normal_(weight, std=std)
+
+
+def adapted(checkpoint, kind=None, **how):
+    """A model with an adapter that changes what it says, in eval mode; `kind` are
+    further fields of its LoraConfig."""
+    torch.manual_seed(0)
+    model = models.load_model(checkpoint, **how)
+    config = replace(models.lora_config(4, 8), **(kind or {}))
+    model = models.peft.get_peft_model(model, config).eval()
+    move_adapter(model, 0.1)
+    return model
 
 
 def step_gradient(trainer):

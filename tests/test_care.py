@@ -187,8 +187,15 @@ def test_likelihoods_are_those_of_the_reference_and_leave_the_policy_alone(build
     reference = trainer.reference
     spread(reference.weights, 1)
     spread(reference.average, 2)
-    before = copied(reference.weights)
+    before, rows = copied(reference.weights), []
+    language = prefix.base_of(trainer.model).model.language_model
+    hook = language.register_forward_hook(
+        lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
+        with_kwargs=True,
+    )
     found = likelihoods_of(trainer)
+    hook.remove()
+    assert rows == [1], "a group is one row"
     assert all(torch.equal(own, before[n]) for n, own in reference.weights.items())
 
     def expected():
@@ -283,14 +290,3 @@ def test_without_an_adapter_the_reference_averages_all_weights(build):
 def test_rewards_without_accuracy_are_refused(build):
     with pytest.raises(ValueError, match="lack accuracy"):
         build({"format": letters})
-
-
-def test_scoring_by_the_reference_is_one_row_a_group(build):
-    trainer, rows = build(), []
-    language = prefix.base_of(trainer.model).model.language_model
-    language.register_forward_hook(
-        lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
-        with_kwargs=True,
-    )
-    likelihoods_of(trainer)
-    assert rows == [1]

@@ -94,18 +94,13 @@ def test_splitting_a_step_leaves_its_gradient(make_trainer, loss_type):
         assert (other - whole).norm() / whole.norm() <= 1e-5
 
 
-def test_no_reference_is_computed_without_kl(make_trainer):
-    trainer = make_trainer()
-    calls = []
-    trainer._get_per_token_logps_and_entropies = lambda *a, **k: calls.append(a)
-    _, parts = one_step_inputs(trainer)
-    assert calls == [] and trainer.ref_model is None
-    assert "ref_per_token_logps" not in parts[0]
-
-
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 def test_advantages_follow_the_definition(make_trainer, tmp_path, scale):
-    _, parts = one_step_inputs(make_trainer(scale_rewards=scale))
+    trainer = make_trainer(scale_rewards=scale)
+    _, parts = one_step_inputs(trainer)
+    # With one update, and without a KL, nothing is scored before the loss is.
+    assert trainer.ref_model is None
+    assert not {"ref_per_token_logps", "old_per_token_logps"} & parts[0].keys()
     rows = rollouts_of(tmp_path)
     assert [row["rollout"] for row in rows] == [0, 1, 2, 3] * 2
     totals = [sum(row["rewards"].values()) for row in rows]

@@ -69,15 +69,6 @@ def test_a_padded_mixed_batch_gives_the_logits_of_single_samples(
             assert torch.allclose(together[row, own], alone, atol=1e-4, rtol=0)
 
 
-def test_encode_adds_the_generation_prompt_only_behind_a_user(processor):
-    asked = messages("what next?", None, None)
-    answered = [*asked, {"role": "assistant", "content": "B"}]
-    batch = encoding.encode(processor, [asked, answered])
-    texts = processor.tokenizer.batch_decode(batch["input_ids"])
-    assert texts[0].endswith("<|im_start|>assistant\n")
-    assert texts[1].endswith("<|im_start|>assistant\nB<|im_end|>\n")
-
-
 def test_ordinary_words_have_the_tokens_of_the_processor_alone(processor):
     texts = ["what next?" + THINK_ANSWER, "\n\nA. <b>\n", ""]
     texts.append("e\u0301 \U0001f600 <|x|>")
@@ -168,12 +159,6 @@ def test_encoding_is_quiet_and_leaves_the_conversation_as_it_was(
     types = encoding.mm_token_type_ids(batch["input_ids"], model.config)
     assert torch.equal(types, batch["mm_token_type_ids"])
     assert set(types.unique().tolist()) == {0, 1, 2}
-
-
-def test_visual_token_ids_are_the_four_marks_of_pictures(processor, model):
-    names = ["vision_start", "vision_end", "image_pad", "video_pad"]
-    ids = processor.tokenizer.convert_tokens_to_ids([f"<|{name}|>" for name in names])
-    assert encoding.visual_token_ids(model.config) == sorted(ids)
 
 
 def test_frame_size_wins_over_a_legacy_preprocessor_config(tiny_checkpoint, tmp_path):

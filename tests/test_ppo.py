@@ -104,23 +104,6 @@ def plain_values(trainer, question, completion):
         return critic(trainer)(hidden[0, -len(completion) - 1 : -1])[:, 0]
 
 
-def test_values_are_those_of_the_plain_forward(build):
-    trainer = build()
-    perturb(trainer)
-    questions = list(trainer.questions.values())[:2]
-    groups = [[torch.arange(20, 26), torch.arange(30, 33)], [torch.arange(40, 47)]]
-    prompts = [trainer.read_prompt(question) for question in questions]
-    places = [(questions[0], own) for own in groups[0]] + [(questions[1], groups[1][0])]
-    for pack_tokens in (4096, 300):
-        with torch.no_grad():
-            given = (trainer.model, prompts, groups, pack_tokens)
-            found = scoring.completion_scores(*given)[2]
-        for place, values in zip(places, found, strict=True):
-            expected = plain_values(trainer, *place)
-            assert expected.abs().max() > 0.01
-            torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-5)
-
-
 def test_values_are_float32_under_autocast(build):
     trainer = build()
     perturb(trainer)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import records
 from lib.data.video import BadVideo
 from lib.model import prefix
 from lib.train import checkpoints, grpo
@@ -147,9 +146,15 @@ def test_a_row_is_a_group_and_an_id_is_one_question(
         make_task(REWARDS, settings, tmp_path, twice).rows()
 
 
-def test_batches_that_do_not_divide_are_refused(tmp_path):
-    odd = replace(GRPO, prompts_per_step=4, prompts_per_backward=3)
-    with pytest.raises(ValueError, match="prompts_per_backward"):
+@pytest.mark.parametrize(
+    ("devices", "once", "told"), [(1, 3, "prompts_per_backward = 3"), (3, 0, "over 3")]
+)
+def test_batches_that_do_not_divide_are_refused(
+    tmp_path, monkeypatch, devices, once, told
+):
+    monkeypatch.setattr(checkpoints, "processes", lambda: devices)
+    odd = replace(GRPO, prompts_per_step=4, prompts_per_backward=once)
+    with pytest.raises(ValueError, match=f"prompts_per_step = 4 cannot .*{told}"):
         trainer_arguments(odd, tmp_path)
 
 
@@ -197,9 +202,3 @@ def test_the_records_of_a_run(finished):
         length = sum(rollout["tokens"] for rollout in own) / len(own)
         assert row["completion_length"] == pytest.approx(length)
     assert not [key for row in rows for key in row if "second" in key or "time" in key]
-
-
-def test_a_finished_run_returns_at_once(finished):
-    before = records.sha256(finished.run)
-    assert grpo.train(finished) == finished.run / "adapters" / "grpo"
-    assert records.sha256(finished.run) == before

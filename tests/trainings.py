@@ -165,6 +165,24 @@ def assert_same_run(one, other, label):
     return logs[0]
 
 
+def assert_same_training(two, one, name, start, within=1e-4, also=()):
+    """Logs to 1e-4, and the change of the weights from `start` to `within` of its
+    length; numbers that are `also` in a log to 1e-3."""
+    rows, expected = log_of(two, name), log_of(one, name)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        # Adam forgets the scale of a gradient, so the weights alone would not show it.
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        for key in {*also} & set(other):
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+    trained = weights_of(one / "adapters" / name)
+    change = trained - start
+    assert change.norm() > 0
+    difference = weights_of(two / "adapters" / name) - trained
+    assert difference.norm() <= within * change.norm()
+
+
 # Kills
 
 CHILD = "import pickle, sys; f, task = pickle.load(open(sys.argv[1], 'rb')); f(task)"

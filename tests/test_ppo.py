@@ -62,12 +62,6 @@ def test_advantages_are_those_of_the_slow_sum(how):
         assert not advantages[row, length:].any() and not returns[row, length:].any()
 
 
-def test_the_reward_comes_with_the_last_token():
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
-    found = ppo.last_token_rewards(torch.tensor([2.0, 3.0, 4.0]), mask)
-    assert found.tolist() == [[0, 2, 0], [0, 0, 3], [4, 0, 0]]
-
-
 @pytest.mark.parametrize(
     ("value", "old", "target", "loss", "moves"),
     [

@@ -60,7 +60,7 @@ def film(file: str, number: int, folder: Path) -> dict:
     still = Image.fromarray(world.still(episode))
     still.save(folder / "images" / "films" / f"{name}.png")
     last = file == "validation_L3"
-    told = benchmark.record(benchmark.Item("training", number, episode, False))
+    told = benchmark.record(benchmark.Item("training", number, episode))
     return {
         "id": f"film {number}" if last else number,
         "clip": f"{name}.mp4",

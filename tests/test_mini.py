@@ -84,7 +84,7 @@ def test_gold_letters_are_balanced_and_15_percent_have_no_video(items):
     for level in ("L1", "L2", "L3"):
         counts = [sum(i.episode.letter == a for i in items[level]) for a in "ABCD"]
         assert max(counts) - min(counts) <= 1
-    every = [item.image_only for split in items.values() for item in split]
+    every = [item.episode.image_only for split in items.values() for item in split]
     assert 0.12 < np.mean(every) < 0.18
 
 
@@ -93,7 +93,7 @@ def test_text_alone_stays_near_chance(items):
 
     def asked(item):
         e = item.episode
-        text = lessons.question_text(e, item.image_only)
+        text = lessons.question_text(e)
         options = tuple(map(e.say, e.options))
         return SimpleNamespace(text=text, options=options, gold=e.letter)
 
@@ -195,7 +195,7 @@ def test_records_have_no_faults_for_the_real_readers(small):
 
 def test_clips_are_h264_and_show_what_was_rendered(small):
     level = benchmark.make_items(SMALL)["L1"]
-    item = next(item for item in level if not item.image_only)
+    item = next(item for item in level if not item.episode.image_only)
     path = small / "videos/MiniPlan" / f"{item.stem}.mp4"
     frames = decord.VideoReader(str(path))[:].asnumpy()
     rendered = world.clip(item.episode)

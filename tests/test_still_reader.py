@@ -90,7 +90,7 @@ def test_every_question_with_a_video_is_in_one_group(tmp_path):
     found = still_reader.without_video(folder)
     known = truth.known(folder)
     levels = [key for key in known if key.startswith("L")]
-    assert list(found) == [key for key in levels if not known[key].image_only]
+    assert list(found) == [key for key in levels if not known[key].episode.image_only]
     for key, entry in found.items():
         covered = known[key].episode.hand_covers
         assert entry["group"] in ("needed", "hand" if covered else "open")

@@ -10,8 +10,7 @@ import pytest
 from lib import records
 from lib.data import questions
 from lib.data.letters import THINK, parse_answer
-from lib.mini import benchmark, reasoning, teacher
-from lib.mini.truth import Truth
+from lib.mini import benchmark, reasoning, teacher, truth
 
 SHARES = (0.0, 0.15, 0.3, 0.6, 1.0)
 KINDS = ("false", "unseen")
@@ -28,12 +27,7 @@ def made(tmp_path_factory):
     taught = filter(None, (benchmark.demonstration(item, 0) for item in items))
     cot = path.with_name("training_with_cot.jsonl")
     records.write_jsonl(cot, taught)
-    truths = {}
-    for item in items:
-        e = item.episode
-        words = tuple(map(e.say, e.options)), e.say(e.answer)
-        own = Truth(e, item.image_only, "next step", *words)
-        truths[f"training/{item.number}"] = own
+    truths = {f"training/{i.number}": truth.of_plan(i.episode) for i in items}
     recorded = questions.read_demonstrations(cot, root)
     return recorded, questions.read_training(path, root, seed=3), truths
 
@@ -46,8 +40,8 @@ def shared(made, by, kind, share, seed=0):
     )
 
 
-def said(item, truth):
-    return reasoning.check(THINK.search(item.response)[1], None, truth)
+def said(item, known):
+    return reasoning.check(THINK.search(item.response)[1], None, known)
 
 
 def chosen(item):
@@ -128,15 +122,13 @@ def test_shares_that_cannot_be_and_data_without_truth_are_refused(made):
 
 def test_a_clip_always_shows_something_in_a_false_statement(made):
     truths = made[2]
-    for key, truth in truths.items():
-        if not truth.image_only and not set(truth.episode.actions) - set(
-            truth.episode.plan
-        ):
+    filmed = [own for own in truths.values() if not own.episode.image_only]
+    for own in filmed:
+        if set(own.episode.actions) <= set(own.episode.plan):
             for seed in range(5):
-                text = teacher._false(truth, random.Random(seed))
-                assert reasoning.read(text).seen, key
-    still = next(t for t in truths.values() if not t.image_only)
-    still = replace(still, image_only=True)
+                text = teacher._false(own, random.Random(seed))
+                assert reasoning.read(text).seen, own
+    still = truth.of_plan(replace(filmed[0].episode, image_only=True))
     texts = {teacher._false(still, random.Random(seed)) for seed in range(30)}
     assert len(texts) > 1
 

@@ -31,7 +31,8 @@ def ids(items):
 def folder(tmp_path):
     """A data folder with five training questions; the first has no video."""
     items = benchmark.make_items(benchmark.Sizes(training=5, level=1))["training"]
-    items = [replace(items[0], image_only=True), *items[1:]]
+    blind = replace(items[0].episode, image_only=True)
+    items = [replace(items[0], episode=blind), *items[1:]]
     path = tmp_path / "annotations" / "training.jsonl"
     records.write_jsonl(path, [benchmark.record(item) for item in items])
     return tmp_path

@@ -30,12 +30,11 @@ import numpy as np
 import torch
 
 from lib import paths, records
-from lib.data.frame_store import question_media
 from lib.data.letters import THINK
-from lib.data.prompts import messages, prompt_text
 from lib.data.questions import Question
-from lib.data.video import BadVideo, Sampling
-from lib.evaluate import evaluate, resume
+from lib.data.video import Sampling
+from lib.evaluate import resume
+from lib.evaluate.evaluate import Asking, EvalSettings, on_each_core
 from lib.methods import METHODS
 from lib.model import encoding, models, prefix, rollouts, scoring
 
@@ -57,31 +56,29 @@ def measure(
     """Write a `row` a question for each text of `said`, {text: prediction rows}. A text
     is OWN or the method that wrote it, under the thinking prompt. Raises what
     `resume.finish` does, whose rows are kept if it is killed."""
+    how = EvalSettings("think", 1, 1, on_bad_video="keep_as_wrong")
+    asking = Asking(model, processor, how, sampling)
     for text, answered in said.items():
         path = rows_file(run, label, text)
-        _measure(model, processor, questions, answered, sampling, path)
+        _measure(asking, questions, {one["id"]: one for one in answered}, path)
 
 
-def _measure(model, processor, questions, answered, sampling, path) -> None:
-    said = {one["id"]: one for one in answered}
-
+def _measure(asking: Asking, questions: Sequence[Question], said, path: Path) -> None:
     def settings() -> dict:
         texts = [f"{q.id}\n{said[q.id]['completion']}\n" for q in questions]
-        found = {"model": models.fingerprint(model), "said": resume.digest(texts)}
-        return found | {"sampling": asdict(sampling)}
+        told = {"said": resume.digest(texts), "sampling": asdict(asking.sampling)}
+        return {"model": models.fingerprint(asking.model)} | told
 
     def rows(batch: Sequence[Question]) -> list[dict]:
-        return [row(model, processor, q, said[q.id], sampling) for q in batch]
+        return [row(asking, question, said[question.id]) for question in batch]
 
     # One at a time: the model's attention is switched over for it.
-    one = partial(evaluate.on_each_core, cores=1)
-    make = partial(one if model.device.type == "cpu" else map, rows)
+    one = partial(on_each_core, cores=1)
+    make = partial(one if asking.model.device.type == "cpu" else map, rows)
     resume.finish(path, questions, settings, make, "measured")
 
 
-def row(
-    model, processor, question: Question, said: Mapping, sampling: Sampling
-) -> dict:
+def row(asking: Asking, question: Question, said: Mapping) -> dict:
     """Where the model looks while it writes the completion of `said`.
 
     id, n (generated tokens, without the end token), `retokenized` (the text gives
@@ -90,20 +87,17 @@ def row(
     over layers), parts {part: [3]}, equal [3]; video_map [pairs, rows, columns] and
     still_map [1, rows, columns] (mean over layers and tokens). `left_out` says why a
     question has no numbers: nothing was said, or its video cannot be read."""
-    text = said["completion"]
+    model, text = asking.model, said["completion"]
     if not text:
         why = said["error"] or "the completion is empty"
         return {"id": question.id, "left_out": why}
-    try:
-        media = question_media(question, sampling)
-    except BadVideo as bad:
-        return {"id": question.id, "left_out": f"{bad.path.name} {bad.why}"}
-    asked = messages(prompt_text(question, "think"), *media)
-    encoded = encoding.encode(processor, [asked], asked=[question])
-    prompt = prefix.make_prompt(model, encoded)
+    read = asking.prepare([question])
+    if read.errors:
+        return {"id": question.id, "left_out": read.errors[question.id]}
+    prompt = prefix.make_prompt(model, read.inputs)
     how = {"add_special_tokens": False, "return_offsets_mapping": True}
     # A completion has no special tokens: those it spells are text.
-    tokens = processor.tokenizer(text, split_special_tokens=True, **how)
+    tokens = asking.processor.tokenizer(text, split_special_tokens=True, **how)
     ids, parts = tokens["input_ids"], parts_of(text, tokens["offset_mapping"])
     again = len(ids) + (not said["truncated"]) != said["tokens"]
     facts = {"id": question.id, "n": len(ids), "retokenized": again}

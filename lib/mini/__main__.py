@@ -33,19 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     write.add_argument("--seed", type=int, default=0, help="of the questions and clips")
     base = commands.add_parser("base", description=part(__doc__, "base"))
     base.add_argument("--folder", default="lib/mini/base", help="default: %(default)s")
-    base.add_argument(
-        "--batch", type=int, default=16, help="lessons in a training step"
-    )
-    base.add_argument("--lr", type=float, default=2e-3, help="learning rate")
-    base.add_argument("--seed", type=int, default=0, help="of weights and lessons")
     given = parser.parse_args(arguments)
     folder = paths.resolve(given.folder)
     if given.command == "base":
         # here, because transformers comes in with it, for which `write` need not wait
         from lib.mini import make_base
 
-        command = " ".join(["python -m lib.mini", *sys.argv[1:]])
-        make_base.make(folder, given.batch, given.lr, given.seed, command)
+        make_base.make(folder, f"python -m lib.mini base --folder {given.folder}")
         return 0
     sizes = replace(benchmark.SIZES[given.size], seed=given.seed)
     sizes = replace(sizes, level=given.level or sizes.level)

@@ -61,12 +61,12 @@ def clip_of(rng: random.Random, episode: Episode, frames: list[int]) -> np.ndarr
     return _noisy(rng, np.stack([world.clip_frame(episode, t) for t in frames]))
 
 
-def look(rng: random.Random, episode: Episode, image_only: bool, still: bool = True):
-    """Clip and still of an episode; without what is not asked for."""
-    frames = None
-    if not image_only:
-        frames = clip_of(rng, episode, sampled(rng, episode))
-    return frames, _noisy(rng, world.still(episode)) if still else None
+def look(rng: random.Random, episode: Episode, still: bool = True):
+    """Clip and still of an episode; None where there is none, or none is asked for."""
+    clip = None
+    if not episode.image_only:
+        clip = clip_of(rng, episode, sampled(rng, episode))
+    return clip, _noisy(rng, world.still(episode)) if still else None
 
 
 def _noisy(rng: random.Random, pixels: np.ndarray) -> np.ndarray:
@@ -80,10 +80,9 @@ def caption_lesson(rng: random.Random) -> Lesson:
     """Say what was done: in order for a video, object by object for an image."""
     image_only = rng.random() < 0.2
     episode = any_episode(rng, image_only=image_only)
-    clip, still = look(rng, episode, image_only, still=image_only)
+    clip, still = look(rng, episode, still=image_only)
     shown = "image" if image_only else "video"
-    seen = lessons.visible_order(episode) if image_only else episode.actions
-    done = ", ".join(map(episode.say, seen)) or NOTHING
+    done = ", ".join(map(episode.say, episode.shown)) or NOTHING
     return Lesson(f"What was done in the {shown}?", f"I see {done}.", clip, still)
 
 
@@ -94,7 +93,7 @@ def clip_lesson(rng: random.Random, asks: str) -> Lesson:
     wrong = rng.choice((3, 4))
     options, place = rng.sample(others, wrong), rng.randrange(wrong + 1)
     options.insert(place, gold)
-    clip, _ = look(rng, episode, False, still=False)
+    clip, _ = look(rng, episode, still=False)
     style, letter = _style(rng), prompts.LETTERS[place]
     text = ask(lessons.ASKS[asks], options, style)
     thought = f"I see {', '.join(seen)}. It is {gold}."
@@ -134,34 +133,28 @@ def told_lesson(rng: random.Random) -> Lesson:
 
 def plan_lesson(rng: random.Random) -> Lesson:
     """The benchmark's own kind of question, answered with mixed quality."""
-    image_only = rng.random() < 0.15
-    episode = any_episode(rng, image_only=image_only)
-    clip, still = look(rng, episode, image_only)
-    style, question = _style(rng), lessons.question_text(episode, image_only)
+    episode = any_episode(rng, image_only=rng.random() < 0.15)
+    clip, still = look(rng, episode)
+    style, question = _style(rng), lessons.question_text(episode)
     text = ask(question, list(map(episode.say, episode.options)), style)
-    if style == "direct":
-        return Lesson(text, prompts.LETTERS[_glance(rng, episode)], clip, still)
+    if style == "direct":  # right for a goal on one object, any letter for two
+        single = episode.family == "single"
+        letter = episode.letter if single else rng.choice("ABCD")
+        return Lesson(text, letter, clip, still)
     if rng.random() < HABITS["hasty"]:
         step = lessons.hasty_step(rng, episode)
         thought = lessons.hasty_thought(episode, step)
     else:
-        seen = lessons.visible_order(episode) if image_only else episode.actions
-        thought, step = _habitual(rng, episode, seen)
+        thought, step = _habitual(rng, episode)
     place = episode.options.index(step)
     if place == 3 and rng.random() < HABITS["letter"]:
         place = 2
     return Lesson(text, answer_text(thought, prompts.LETTERS[place]), clip, still)
 
 
-def _glance(rng: random.Random, episode: Episode) -> int:
-    """The place of a direct answer: right for a goal on one object, any for two."""
-    if episode.family == "single":
-        return episode.options.index(episode.answer)
-    return rng.randrange(len(episode.options))
-
-
-def _habitual(rng: random.Random, episode: Episode, seen) -> tuple[str, Step]:
+def _habitual(rng: random.Random, episode: Episode) -> tuple[str, Step]:
     """Reasoning that looks, with the habits behind it, and the step it comes to."""
+    seen = episode.shown
     if len(seen) >= 3 and rng.random() < HABITS["forgets"]:
         seen = seen[-2:]
     count = len(set(seen) & set(episode.plan))

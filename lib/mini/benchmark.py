@@ -70,7 +70,6 @@ class Item:
     split: str
     number: int
     episode: Episode
-    image_only: bool
     scenario: str = ""
 
     @property
@@ -109,7 +108,7 @@ def _item(split: str, number: int, seed: int, seen: set) -> Item:
         if instance(episode) not in seen:
             seen.add(instance(episode))
             scenario = rng.choice(DOMAINS[domain]["scenarios"])
-            return Item(split, number, episode, image_only, scenario)
+            return Item(split, number, episode, scenario)
 
 
 def instance(e: Episode) -> tuple:
@@ -121,7 +120,7 @@ def record(item: Item) -> dict:
     """The SEED-Bench-R1 record of an item, keys as in its split's file."""
     e = item.episode
     progress = []
-    for index, step in enumerate(() if item.image_only else e.actions):
+    for index, step in enumerate(() if e.image_only else e.actions):
         frames = dict(zip(("start_frame", "stop_frame"), e.span(index), strict=True))
         progress.append({"narration_text": e.say(step)} | frames)
     found = {
@@ -129,7 +128,7 @@ def record(item: Item) -> dict:
         "video_source": SOURCE,
         "video_id": f"M{e.environment:03d}_{item.stem}",
         "task_goal": e.goal,
-        "question": lessons.question_text(e, item.image_only),
+        "question": lessons.question_text(e),
         "answer": e.say(e.answer),
         "current_observation_frame": e.frames - 1,
         "task_progress_metadata": progress,
@@ -147,31 +146,23 @@ def record(item: Item) -> dict:
     return found
 
 
-def taught(item: Item, seed: int) -> str | None:
-    """The teacher's reasoning about a training item; None where its answer is wrong."""
-    rng = random.Random(f"teacher/{seed}/{item.number}")
-    e = item.episode
-    seen = tuple(s for s in e.actions if rng.random() >= TEACHER_OVERLOOKS)
-    if rng.random() < TEACHER_HASTY:
-        step = lessons.hasty_step(rng, e)
-        said = lessons.hasty_thought(e, step)
-    else:
-        step = next(s for s in e.plan if s not in seen)
-        if item.image_only:
-            seen = tuple(s for s in lessons.visible_order(e) if s in seen)
-        said = lessons.taught_thought(e, seen, step)
-    return said if step == e.answer else None
-
-
 def demonstration(item: Item, seed: int) -> dict | None:
     """The teacher's response to a training item; None where its answer is wrong."""
-    thought, e = taught(item, seed), item.episode
-    if thought is None:
+    rng, e = random.Random(f"teacher/{seed}/{item.number}"), item.episode
+    noticed = {s for s in e.actions if rng.random() >= TEACHER_OVERLOOKS}
+    if rng.random() < TEACHER_HASTY:
+        step = lessons.hasty_step(rng, e)
+        thought = lessons.hasty_thought(e, step)
+    else:
+        step = next(s for s in e.plan if s not in noticed)
+        seen = tuple(s for s in e.shown if s in noticed)
+        thought = lessons.taught_thought(e, seen, step)
+    if step != e.answer:
         return None
-    question = lessons.question_text(e, item.image_only)
-    problem = lessons.ask(question, [e.say(s) for s in e.options], "think")
+    options = list(map(e.say, e.options))
+    problem = lessons.ask(lessons.question_text(e), options, "think")
     content = [{"type": "image", "image": f"images/{SOURCE}/{item.stem}.png"}]
-    if not item.image_only:
+    if not e.image_only:
         clip = {"type": "video", "video": f"videos/{SOURCE}/{item.stem}.mp4"}
         content.insert(0, clip)
     content.append({"type": "text", "text": problem})
@@ -324,9 +315,9 @@ def _write_into(folder: Path, sizes: Sizes) -> None:
     for split, items in splits.items():
         records.write_jsonl(annotations(folder, split), map(record, items))
         for item in items:
-            video = None if item.image_only else videos / f"{item.stem}.mp4"
+            video = None if item.episode.image_only else videos / f"{item.stem}.mp4"
             jobs.append((video, images / f"{item.stem}.png", item.episode))
-    taught = [demonstration(item, sizes.seed) for item in splits["training"]]
+    taught = (demonstration(item, sizes.seed) for item in splits["training"])
     path = folder / "annotations" / "training_with_cot.jsonl"
     records.write_jsonl(path, filter(None, taught))
     rows = make_general(sizes.general, sizes.seed)

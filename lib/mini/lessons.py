@@ -58,9 +58,9 @@ def answer_text(thought: str, letter: str) -> str:
     return f"<think>{thought}</think><answer>{letter}</answer>"
 
 
-def question_text(episode: Episode, image_only: bool) -> str:
+def question_text(episode: Episode) -> str:
     """The benchmark's question sentence, word for word but for the goal."""
-    progress = "the progress shown in the video and " if not image_only else ""
+    progress = "" if episode.image_only else "the progress shown in the video and "
     return (
         f"Considering {progress}my current observation shown in the image, "
         f"what action should I take next in order to {episode.goal}?"
@@ -96,9 +96,3 @@ def any_episode(rng: random.Random, **fixed) -> Episode:
     """An episode of any domain in a pretraining environment."""
     (domain,) = rng.choices(list(DOMAINS), WEIGHTS)
     return world.sample_episode(rng, domain, rng.choice(ENVIRONMENTS), **fixed)
-
-
-def visible_order(episode: Episode) -> tuple[Step, ...]:
-    """Done steps as an image shows them: left object first, effects in work order."""
-    left = min((0, 1), key=lambda item: episode.positions[item][0])
-    return tuple(sorted(episode.actions, key=lambda s: (s.item != left, s.effect)))

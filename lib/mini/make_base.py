@@ -44,6 +44,7 @@ from transformers import (
 )
 
 BASE = paths.ROOT / "lib/mini/base"
+SEED, BATCH, LR = 0, 16, 2e-3  # lessons in a step; peak of the learning rate
 # (steps, {lesson: weight}); a batch holds one kind of lesson, so that text drills cost
 # no vision pass.
 ALL = {"sight": 1, "pick": 1, "told": 3, "caption": 4}
@@ -67,12 +68,6 @@ LESSONS = {
     "object": partial(base_lessons.clip_lesson, asks="shown object"),
     "plan": base_lessons.plan_lesson,
 }
-# What was tried before, measured on questions of another seed and never on the levels.
-TRIED = (
-    "6,600 steps, 600 of sight alone, direct answers right for one object and little"
-    " done: direct answers at chance, captions exact in 58 of 100",
-    "a teacher of words that the base had never met: SFT taught it to write at random",
-)
 STATED = ("pick", "told")  # text alone: they state a step, and where to look is taught
 
 # Qwen2-VL's added tokens in the order of their ids (151643-151656 in the real one).
@@ -93,16 +88,15 @@ HEAD = 0  # of 4, the one that learns where to look
 _STATED = (-5, -4)
 
 
-def corpus(seed: int) -> list[str]:
+def corpus() -> list[str]:
     """Text the tokenizer is trained on: every word of the world is among it. Of plans
     the question alone, so that no habit of their answers changes the tokenizer."""
     text = []
     for kind, make_lesson in LESSONS.items():
         for number in range(400):
-            lesson = make_lesson(random.Random(f"corpus/{seed}/{kind}/{number}"))
+            lesson = make_lesson(random.Random(f"corpus/{SEED}/{kind}/{number}"))
             text += [lesson.text] + [lesson.response] * (kind != "plan")
-    words = [w for d in DOMAINS.values() for w in d["verbs"] + d["objects"]]
-    text += [f" {word} {word}." for word in words * 40]
+    text += [f" {word} {word}." for word in WORDS * 40]
     roles = ["system", "user", "assistant", "You are a helpful assistant."]
     return text + roles * 400
 
@@ -151,51 +145,52 @@ def stated_loss(model, processor, inputs) -> torch.Tensor:
     return loss + binding_loss(model, processor, inputs, **kept)
 
 
-def make(folder: Path, batch: int, lr: float, seed: int, command: str) -> None:
+def make(folder: Path, command: str) -> None:
     """Train into `folder`, and write how: manifest.json."""
     record = folder / "manifest.json"
     if not record.exists():
-        build(folder, corpus(seed), seed)
+        build(folder)
         records.write_json(record, {"phases": 0, "seconds": 0, "losses": []})
     progress = records.read_json(record)
     processor = models.load_processor(folder)
     for phase in range(progress["phases"], len(PHASES)):
-        models.seed_everything(seed)
+        models.seed_everything(SEED)
         model = models.load_model(folder).train()
         started = time.monotonic()
-        progress["losses"] += train_phase(model, processor, phase, batch, lr, seed)
+        progress["losses"] += train_phase(model, processor, phase)
         progress["seconds"] += round(time.monotonic() - started)
         progress["phases"] = phase + 1
         model.save_pretrained(folder)
         records.write_json(record, progress)
-    given = {"schedule": PHASES, "batch": batch, "lr": lr, "seed": seed}
-    given |= {"tried": TRIED, "habits": base_lessons.HABITS}
-    found = {
+    how = {
+        "command": command,
+        "schedule": PHASES,
+        **{"batch": BATCH, "lr": LR, "seed": SEED},
+        "habits": base_lessons.HABITS,
         "threads": torch.get_num_threads(),
         "model_sha256": records.sha256(folder / "model.safetensors"),
         "environment": records.environment(),
     }
-    records.write_json(record, progress | {"command": command} | given | found)
+    records.write_json(record, progress | how)
 
 
-def train_phase(model, processor, phase: int, batch: int, lr: float, seed: int):
+def train_phase(model, processor, phase: int) -> list[dict]:
     """Train one phase in place; returns the mean losses per 100 steps."""
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01
+        model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.01
     )
     first, (steps, weights) = sum(steps for steps, _ in PHASES[:phase]), PHASES[phase]
-    given = {"processor": processor, "batch": batch, "seed": seed, "weights": weights}
     loader = torch.utils.data.DataLoader(
         range(first, first + steps),
         batch_size=None,
         num_workers=1,
         prefetch_factor=4,
-        collate_fn=partial(make_batch, **given),
+        collate_fn=partial(make_batch, processor=processor, weights=weights),
     )
     losses, window, started = [], {}, time.monotonic()
     for step, (kind, inputs) in enumerate(loader, first):
         for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step, first)
+            group["lr"] = LR * schedule(step, first)
         if kind == "sight":
             loss = sight_loss(model, processor, inputs)
         elif kind in STATED:
@@ -216,14 +211,14 @@ def train_phase(model, processor, phase: int, batch: int, lr: float, seed: int):
     return losses
 
 
-def make_batch(step: int, processor, batch: int, seed: int, weights: dict):
-    """(kind, inputs) of a step: a pure function of the seed and the step's number."""
+def make_batch(step: int, processor, weights: dict) -> tuple[str, dict]:
+    """(kind, inputs) of a step: a pure function of its number."""
     torch.set_num_threads(1)
-    rng = random.Random(f"lessons/{seed}/{step}")
+    rng = random.Random(f"lessons/{SEED}/{step}")
     (kind,) = rng.choices(list(weights), list(weights.values()))
     if kind == "sight":
-        return kind, sight_batch(processor, rng, batch)
-    return kind, collate(processor, [LESSONS[kind](rng) for _ in range(batch)])
+        return kind, sight_batch(processor, rng)
+    return kind, collate(processor, [LESSONS[kind](rng) for _ in range(BATCH)])
 
 
 def schedule(step: int, first: int) -> float:
@@ -239,8 +234,8 @@ def schedule(step: int, first: int) -> float:
 # --- an untrained checkpoint ----------------------------------------------------------
 
 
-def build_tokenizer(corpus: list[str], vocabulary: int = 900) -> Qwen2Tokenizer:
-    """Train Qwen2's byte-level BPE on a corpus; merges stop where pairs run out."""
+def build_tokenizer(vocabulary: int = 900) -> Qwen2Tokenizer:
+    """Train Qwen2's byte-level BPE on `corpus`; merges stop where pairs run out."""
     bpe, qwens = tokenizers.Tokenizer(tokenizers.models.BPE()), Qwen2Tokenizer()
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         setattr(bpe, part, getattr(qwens.backend_tokenizer, part))
@@ -249,7 +244,7 @@ def build_tokenizer(corpus: list[str], vocabulary: int = 900) -> Qwen2Tokenizer:
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus, trainer)
+    bpe.train_from_iterator(corpus(), trainer)
     learned = json.loads(bpe.to_str())["model"]
     return Qwen2Tokenizer(
         vocab=learned["vocab"],
@@ -262,7 +257,7 @@ def build_tokenizer(corpus: list[str], vocabulary: int = 900) -> Qwen2Tokenizer:
     )
 
 
-def build_model(tokenizer, seed: int) -> Qwen2VLForConditionalGeneration:
+def build_model(tokenizer) -> Qwen2VLForConditionalGeneration:
     """A freshly initialised Qwen2-VL of 1.3 M parameters, tied embeddings as in 2B."""
     config = Qwen2VLConfig.from_pretrained(BASE)
     for mark in ("image_pad", "video_pad", "vision_start", "vision_end"):
@@ -274,7 +269,7 @@ def build_model(tokenizer, seed: int) -> Qwen2VLForConditionalGeneration:
         own.bos_token_id = own.pad_token_id = tokenizer.pad_token_id
         own.eos_token_id = tokenizer.eos_token_id
     given.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
-    torch.manual_seed(seed)
+    torch.manual_seed(SEED)
     model = Qwen2VLForConditionalGeneration(config)
     _raise_gain(model)
     model.generation_config = given
@@ -290,11 +285,11 @@ def _raise_gain(model) -> None:
             torch.nn.init.normal_(weight, std=1 / math.sqrt(fan_in))
 
 
-def build(folder: Path, corpus: list[str], seed: int) -> None:
+def build(folder: Path) -> None:
     """Write an untrained checkpoint folder: shape, pictures and template as in BASE."""
     processor = models.load_processor(BASE)
-    processor.tokenizer = build_tokenizer(corpus)
-    model = build_model(processor.tokenizer, seed)
+    processor.tokenizer = build_tokenizer()
+    model = build_model(processor.tokenizer)
     processor.save_pretrained(folder)
     model.save_pretrained(folder)
 
@@ -324,10 +319,10 @@ def _inside(position: int, cell: int) -> bool:
     return cell * _CELL - _MARGIN <= position < (cell + 1) * _CELL + _MARGIN
 
 
-def sight_batch(processor, rng: random.Random, size: int) -> dict[str, torch.Tensor]:
+def sight_batch(processor, rng: random.Random) -> dict[str, torch.Tensor]:
     """Clips as model inputs, with `words` [visual tokens, 40] to speak."""
     conversations, words = [], []
-    for _ in range(size):
+    for _ in range(BATCH):
         episode = lessons.any_episode(rng)
         frames = base_lessons.sampled(rng, episode)
         clip = base_lessons.clip_of(rng, episode, frames)

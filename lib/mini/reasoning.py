@@ -121,9 +121,9 @@ def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, 
 def _is_progress(seen: tuple[str, ...], truth: Truth) -> bool:
     if truth.asks == "shown object":
         return sorted(seen) == sorted(truth.objects)
-    return (
-        sorted(seen) == sorted(truth.seen) if truth.image_only else seen == truth.seen
-    )
+    if truth.episode.image_only:
+        return sorted(seen) == sorted(truth.seen)
+    return seen == truth.seen
 
 
 def _follows(said: Statement, truth: Truth) -> bool:

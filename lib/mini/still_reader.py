@@ -22,10 +22,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+from lib.methods import LEVELS
 from lib.mini import truth, world
 from lib.mini.world import EFFECTS, Episode, Step
 
-LEVELS = ("L1", "L2", "L3")
 DISTRACTED = 0.4  # share of histories with a distracting step, in world.sample_episode
 
 
@@ -79,7 +79,7 @@ def without_video(data_dir: str | Path) -> dict[str, dict]:
     """
     found = {}
     for key, known in truth.known(data_dir).items():
-        if key.split("/")[0] in LEVELS and not known.image_only:
+        if key.split("/")[0] in LEVELS and not known.episode.image_only:
             ceiling = still_ceiling(known.episode)
             group = "hand" if known.episode.hand_covers else "open"
             group = group if ceiling == 1 else "needed"

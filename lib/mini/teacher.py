@@ -87,7 +87,7 @@ def _false(known: Truth, rng: random.Random) -> str:
     have nothing to do with the goal stay. A clip must show something."""
     e = known.episode
     beside = [step for step in e.actions if step not in e.plan]
-    least = 0 if beside or known.image_only else 1
+    least = 0 if beside or e.image_only else 1
     moments = [i for i in range(least, len(e.plan)) if e.plan[i] != e.answer]
     actions = list(e.plan[: rng.choice(moments)])
     for step in beside:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lib import paths, records
 from lib.mini import benchmark, lessons
-from lib.mini.world import Episode, Step
+from lib.mini.world import Episode
 
 
 @dataclass(frozen=True)
@@ -23,26 +23,18 @@ class Truth:
     """The episode behind a question, and what the question asks for.
 
     `asks` is "next step" or one of `lessons.ASKS`; `options` and `answer` are in words,
-    as the question has them. Without a video (`image_only`) only the still shows what
-    was done.
+    as the question has them.
     """
 
     episode: Episode
-    image_only: bool
     asks: str
     options: tuple[str, ...]
     answer: str
 
     @property
-    def done(self) -> tuple[Step, ...]:
-        """The steps that were done: in order, or as the still alone shows them."""
-        e = self.episode
-        return lessons.visible_order(e) if self.image_only else e.actions
-
-    @property
     def seen(self) -> tuple[str, ...]:
-        """The same in words."""
-        return tuple(map(self.episode.say, self.done))
+        """The steps that were done, as `Episode.shown` has them."""
+        return tuple(map(self.episode.say, self.episode.shown))
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -56,9 +48,16 @@ class Truth:
 
     def thought(self) -> str:
         """What a teacher who sees everything says about the next step."""
-        return lessons.taught_thought(self.episode, self.done, self.episode.answer)
+        e = self.episode
+        return lessons.taught_thought(e, e.shown, e.answer)
 
 
+def of_plan(e: Episode) -> Truth:
+    """What is true about the question for an episode's next step."""
+    return Truth(e, "next step", tuple(map(e.say, e.options)), e.say(e.answer))
+
+
+@lru_cache(maxsize=2)
 def known(data_dir: str | Path) -> dict[str, Truth]:
     """{question id: its Truth} for a folder that `lib.mini write` wrote, else {}; ids
     are "training/7", "L1/0", "general/general_00000_0".
@@ -66,11 +65,7 @@ def known(data_dir: str | Path) -> dict[str, Truth]:
     Raises ValueError, naming file and record, where the generator of today makes other
     questions than those on disk.
     """
-    return _known(paths.resolve(data_dir))
-
-
-@lru_cache(maxsize=2)
-def _known(folder: Path) -> dict[str, Truth]:
+    folder = paths.resolve(data_dir)
     marker = folder / "benchmark.json"
     if not marker.exists():
         return {}
@@ -81,10 +76,7 @@ def _known(folder: Path) -> dict[str, Truth]:
         path = benchmark.annotations(folder, split)
         _check_same(path, records.read_jsonl(path), made)
         for item, record in zip(items, made, strict=True):
-            e = item.episode
-            words = tuple(map(e.say, e.options)), e.say(e.answer)
-            own = Truth(e, item.image_only, "next step", *words)
-            found[f"{split}/{record['sample_id']}"] = own
+            found[f"{split}/{record['sample_id']}"] = of_plan(item.episode)
     rows = benchmark.make_general(sizes.general, sizes.seed)
     path = folder / "general" / "lvb_val.json"
     _check_same(path, records.read_json(path), [record for record, _ in rows])
@@ -92,8 +84,7 @@ def _known(folder: Path) -> dict[str, Truth]:
     for record, episode in rows:
         options, asks = tuple(record["candidates"]), asked[record["question"]]
         answer = options[record["correct_choice"]]
-        own = Truth(episode, False, asks, options, answer)
-        found[f"general/{record['id']}"] = own
+        found[f"general/{record['id']}"] = Truth(episode, asks, options, answer)
     return found
 
 

@@ -89,6 +89,7 @@ class Episode:
     tail: int  # idle frames after the last action
     hold: int  # frames from one action to the next
     dries: bool  # a wet ring is seen for two frames alone
+    image_only: bool  # no clip is shown
 
     def name(self, item: int) -> str:
         """The word for object 0 or 1 of the scene."""
@@ -102,6 +103,15 @@ class Episode:
     def letter(self) -> str:
         """The gold letter."""
         return "ABCDE"[self.options.index(self.answer)]
+
+    @property
+    def shown(self) -> tuple[Step, ...]:
+        """`actions`; of a still in the order that it shows: the left object's first,
+        and effects in work order."""
+        if not self.image_only:
+            return self.actions
+        left = min((0, 1), key=lambda item: self.positions[item][0])
+        return tuple(sorted(self.actions, key=lambda s: (s.item != left, s.effect)))
 
     @property
     def frames(self) -> int:
@@ -169,6 +179,7 @@ def sample_episode(
         tail=rng.randint(2, 5),
         hold=rng.randint(5, 7),
         dries=not image_only and rng.random() < DRIES,
+        image_only=image_only,
     )
 
 

@@ -71,7 +71,7 @@ def _solved(
     left = "no mark: the rings are dry" if e.dries else "the marks stay"
     shown.append(_shown(world.still(e), "now: still image", left))
     item = SimpleNamespace(id=f"Question {number}", domain=why, scenario="", goal="")
-    item.text, item.video = lessons.question_text(e, image_only=False), True
+    item.text, item.video = lessons.question_text(e), True
     item.options, item.gold = list(map(e.say, e.options)), ""
     done = counted(e)
     plan = [f"{e.say(step)}{' ✓' if step in done else ''}" for step in e.plan]

@@ -164,7 +164,7 @@ def test_an_answer_that_was_begun_goes_on_as_if_the_model_had_begun_it(
     how, path = replace(HOW, begun=begun), tmp_path / "begun.jsonl"
     (row,) = evaluate.evaluate(model, processor, [question], how, SAMPLING, path)
     asking = evaluate.Asking(model, processor, HOW, SAMPLING)
-    given = dict(asking.prepare([question]).inputs)
+    (given,) = asking.prepare([question]).inputs
     del given["attention_mask"], given["mm_token_type_ids"]
     begin = processor.tokenizer.encode(begun)
     ids = torch.cat([given.pop("input_ids"), torch.tensor([begin])], 1)

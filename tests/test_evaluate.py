@@ -65,7 +65,7 @@ def test_batches_answer_as_single_questions_do(model, processor, tiny_questions,
     asking = Asking(model, processor, SETTINGS, SAMPLING)
     banned = encoding.visual_token_ids(model.config)
     for item, said in zip(tiny_questions, records.read_jsonl(whole), strict=True):
-        inputs = asking.prepare([item]).inputs
+        (inputs,) = asking.prepare([item]).inputs
         ids, start = inputs["input_ids"], inputs["input_ids"].shape[1]
         for _ in range(SETTINGS.max_new_tokens):
             inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -85,8 +85,7 @@ def test_a_window_of_batches_answers_as_each_batch_does(
     bad = replace(tiny_questions[1], video=tiny_questions[1].video.with_name("no.mp4"))
     asking, window = Asking(model, processor, settings, SAMPLING), []
     for asked in ([tiny_questions[0], bad], [bad], list(tiny_questions[2:6])):
-        batch = asking.prepare(asked)
-        window.append(batch if batch.inputs is None else asking.see(batch))
+        window.append(asking.see(asking.prepare(asked)))
     with rollouts.generating(model):
         together = asking.answer(window)
         apart = [asking.answer([batch])[0] for batch in window]

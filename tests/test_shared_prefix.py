@@ -201,18 +201,6 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
         assert torch.allclose(one, other, atol=1e-12)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_prompts_of_a_batch_are_those_of_each_conversation(model, processor, side):
-    batch = encoding.encode(processor, conversations(), side)
-    found = prefix.make_prompts(model, batch)
-    for own, one in zip(found, encoded(processor), strict=True):
-        alone = make_prompt(model, one)
-        assert torch.equal(own.ids, alone.ids)
-        assert torch.equal(own.positions, alone.positions)
-        assert own.pixels.keys() == alone.pixels.keys()
-        assert all(torch.equal(own.pixels[k], alone.pixels[k]) for k in own.pixels)
-
-
 def test_only_completion_positions_meet_the_vocabulary(model, processor):
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     completions = completions_of(prompts)

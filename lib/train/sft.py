@@ -110,8 +110,7 @@ class ResponseCollator:
         Raises BadVideo for unusable media and ValueError for a demonstration that is
         longer than max_tokens or that `response_span` refuses; both name it."""
         talks = [self.conversation(item) for item in demonstrations]
-        how = {"padding_side": "right", "asked": demonstrations}
-        batch = encoding.encode(self.processor, talks, **how)
+        batch = encoding.encode(self.processor, talks, demonstrations)
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):
             length = int(batch["attention_mask"][number].sum())

@@ -14,6 +14,7 @@ from lib.data.prompts import messages, prompt_text
 from lib.data.video import Sampling
 from lib.evaluate import attention, evaluate
 from lib.model import encoding, models, prefix, rollouts
+from tests.test_rollouts import adapted
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = evaluate.EvalSettings("think", max_new_tokens=30, batch_size=4)
@@ -50,13 +51,8 @@ def asked(processor, question):
 def test_it_is_the_models_own_attention(
     tiny_checkpoint, processor, tiny_questions, kind
 ):
-    torch.manual_seed(0)
-    tiny = models.load_model(tiny_checkpoint, quantize="nf4" in kind)
-    if "lora" in kind:
-        tiny = models.peft.get_peft_model(tiny, models.lora_config(4, 8)).eval()
-        for name, weight in tiny.named_parameters():
-            if "lora_B" in name:  # zero at first, which would change nothing
-                torch.nn.init.normal_(weight, std=0.3)
+    load = adapted if "lora" in kind else models.load_model
+    tiny = load(tiny_checkpoint, quantize="nf4" in kind)
     completion = torch.tensor(processor.tokenizer(SAID)["input_ids"])
     for question in tiny_questions[:3]:  # the third has no video
         inputs = asked(processor, question)

@@ -11,7 +11,7 @@ import torch
 from lib import records
 from lib.data import questions
 from lib.evaluate import coherence, readers, tables
-from lib.model import encoding, models
+from lib.model import encoding, models, prefix, scoring
 
 # isort: split
 import peft
@@ -27,8 +27,9 @@ BASE = "lib/mini/base"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    sizes = benchmark.Sizes(training=12, level=12, general=18)
-    return benchmark.write(tmp_path_factory.mktemp("data") / "miniplan", sizes)
+    root = tmp_path_factory.mktemp("data")
+    benchmark.write_annotations(root, benchmark.Sizes(12, level=12, general=18))
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +116,11 @@ def test_what_stands_in_the_training_reasoning():
 def plain_probabilities(model, processor, item, thought):
     """Letter by letter, a whole sequence each, without any packing."""
     talk = messages(prompt_text(item, "think"), None, None)
-    prompt = encoding.encode(processor, [talk])["input_ids"][0].tolist()
-    scores = []
+    prompt, scores = prefix.make_prompt(model, encoding.encode(processor, [talk])), []
     for letter in "ABCDE"[: len(item.options)]:
         text = f"<think>{thought}</think><answer>{letter}"
-        ids = prompt + processor.tokenizer.encode(text, add_special_tokens=False)
-        whole = torch.tensor([ids])
-        with torch.no_grad():
-            found = model(input_ids=whole, attention_mask=torch.ones_like(whole))
-        steps = found.logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
-        scores.append(steps.gather(1, whole[0, len(prompt) :, None]).sum())
+        ids = processor.tokenizer.encode(text, add_special_tokens=False)
+        scores.append(scoring.plain_scores(model, prompt, torch.tensor(ids)).sum())
     return torch.stack(scores).softmax(0).tolist()
 
 

@@ -14,10 +14,11 @@ from lib.data import training_sets
 from lib.evaluate import draws, evaluate
 from lib.evaluate.evaluate import EvalSettings
 from lib.methods import LABELS
-from lib.model import encoding, models
+from lib.model import models
 from lib.run import export
 from lib.train import grpo, rewards, sft
-from tests.trainings import GRPO, SAMPLING, SFT, weights_of
+from tests.test_evaluate import plain_answer
+from tests.trainings import GRPO, SAMPLING, SFT, move_adapter, weights_of
 
 # isort: split
 import peft
@@ -27,11 +28,6 @@ HOW = EvalSettings("think", max_new_tokens=6, batch_size=2)
 
 def drawn(model, processor, asked, path, count=3, seed=0, exact=None):
     return draws.draw(model, processor, asked, HOW, count, seed, SAMPLING, path, exact)
-
-
-def adapted(model, rank=4):
-    config = models.lora_config(rank, 8.0)
-    return peft.get_peft_model(model, config).eval()
 
 
 def test_draws_are_resumed_to_the_same_rows(model, processor, tiny_questions, tmp_path):
@@ -57,13 +53,10 @@ def test_draws_are_resumed_to_the_same_rows(model, processor, tiny_questions, tm
 def test_kl_is_zero_for_a_fresh_adapter_and_grows(
     model, processor, tiny_questions, tmp_path
 ):
-    policy = adapted(model)
+    policy = peft.get_peft_model(model, models.lora_config(4, 8.0)).eval()
     rows = drawn(policy, processor, tiny_questions[:2], tmp_path / "a.jsonl", count=4)
     assert all(abs(row["kl"]) < 1e-4 for row in rows)
-    with torch.no_grad():
-        for name, weight in policy.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.3)
+    move_adapter(policy)
     rows = drawn(policy, processor, tiny_questions, tmp_path / "b.jsonl", count=16)
     assert np.mean([row["kl"] for row in rows]) > 0.05
 
@@ -164,19 +157,9 @@ def test_an_answer_that_was_begun_goes_on_as_if_the_model_had_begun_it(
     how, path = replace(HOW, begun=begun), tmp_path / "begun.jsonl"
     (row,) = evaluate.evaluate(model, processor, [question], how, SAMPLING, path)
     asking = evaluate.Asking(model, processor, HOW, SAMPLING)
-    (given,) = asking.prepare([question]).inputs
-    del given["attention_mask"], given["mm_token_type_ids"]
     begin = processor.tokenizer.encode(begun)
-    ids = torch.cat([given.pop("input_ids"), torch.tensor([begin])], 1)
-    hidden = list(asking.decoding(0.0).suppressed)
-    for _ in range(6):  # one token after the other, without a cache
-        kinds = encoding.mm_token_type_ids(ids, model.config)
-        with torch.no_grad():
-            logits = model(input_ids=ids, mm_token_type_ids=kinds, **given).logits
-        logits[0, -1, hidden] = -torch.inf
-        ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-    ends = list(asking.decoding(0.0).end_ids)
-    said, count, _ = evaluate.cut(processor.tokenizer, ids[0, -6:].tolist(), ends)
+    tokens, ends = plain_answer(asking, question, begin), asking.decoding(0.0).end_ids
+    said, count, _ = evaluate.cut(processor.tokenizer, tokens, ends)
     assert row["completion"] == begun + said and said
     assert row["tokens"] == count + len(begin)
     assert records.read_json(tmp_path / "begun.settings.json")["begun"] == begun

@@ -39,13 +39,8 @@ def test_a_step_is_named_by_its_verb_and_object(step, reasoning, wanted):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """MiniPlan's annotations; 30 % of the demonstrations state another moment."""
-    root, sizes = tmp_path_factory.mktemp("data"), benchmark.Sizes(200, 4, 4)
-    for split, items in benchmark.make_items(sizes).items():
-        path = benchmark.annotations(root, split)
-        records.write_jsonl(path, map(benchmark.record, items))
-    rows = [row for row, _ in benchmark.make_general(4, 0)]
-    records.write_json(root / "general" / "lvb_val.json", rows)
-    records.write_json(root / "benchmark.json", {"sizes": vars(sizes)})
+    root = tmp_path_factory.mktemp("data")
+    benchmark.write_annotations(root, benchmark.Sizes(200, 4, 4))
     asked = questions.read_training(root / "annotations" / "training.jsonl", root)
     known = truth.known(root)
     made = teacher.demonstrations("truth", [], asked, known)

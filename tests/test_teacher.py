@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from lib import records
 from lib.data import questions
 from lib.data.letters import THINK, parse_answer
 from lib.mini import benchmark, reasoning, teacher, truth
@@ -19,17 +18,13 @@ KINDS = ("false", "unseen")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """(recorded demonstrations, questions, truths) of 120 training questions."""
-    sizes = benchmark.Sizes(training=120, level=1)
-    items = benchmark.make_items(sizes)["training"]
     root = tmp_path_factory.mktemp("data")
+    benchmark.write_annotations(root, benchmark.Sizes(training=120, level=0, general=0))
     path = root / "annotations" / "training.jsonl"
-    records.write_jsonl(path, [benchmark.record(item) for item in items])
-    taught = filter(None, (benchmark.demonstration(item, 0) for item in items))
-    cot = path.with_name("training_with_cot.jsonl")
-    records.write_jsonl(cot, taught)
-    truths = {f"training/{i.number}": truth.of_plan(i.episode) for i in items}
-    recorded = questions.read_demonstrations(cot, root)
-    return recorded, questions.read_training(path, root, seed=3), truths
+    recorded = questions.read_demonstrations(
+        path.with_name("training_with_cot.jsonl"), root
+    )
+    return recorded, questions.read_training(path, root, seed=3), truth.known(root)
 
 
 def shared(made, by, kind, share, seed=0):

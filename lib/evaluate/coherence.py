@@ -8,11 +8,7 @@ arXiv 2506.16141) puts a number on it with a judge whose prompt is not released.
   every method its own. If reader and completion agree, the reasoning led to the answer;
 * exact, where the truth behind a question is known (lib/mini/reasoning.py);
 * a language model as judge, where there is one (lib/evaluate/judge.py);
-* memorised reasoning: what of it stands word for word in the training reasoning.
-
-Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
-The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning, and
-the row has base_reader False, consistent "no"."""
+* memorised reasoning: what of it stands word for word in the training reasoning."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -151,12 +151,8 @@ class Asking:
             return [(decides, self.shown, q, *pictures(q)) for q in asked]
 
         def prepared(window: list[list[Question]]) -> list[Batch]:
-            found = []
-            for asked in window:
-                prompts = KEPT.get(keys(asked))
-                known = Batch(asked, {}, (), prompts or ())
-                found.append(known if prompts else self.prepare(asked))
-            return found
+            kept = [(own, KEPT.get(keys(own))) for own in window]
+            return [Batch(q, {}, (), p) if p else self.prepare(q) for q, p in kept]
 
         def answered(window: list[Batch]) -> list[list[dict]]:
             for i, batch in enumerate(window):

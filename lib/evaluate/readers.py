@@ -10,7 +10,8 @@ what it agrees then is the floor. One of the same origin shares the writer's fau
 none can tell whether a reasoning is true.
 
 Example: reasoning "I see wash tomato. Next is cut tomato.", answer D, "plate tomato".
-The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning."""
+The reader gives B, "cut tomato", 0.99: the answer does not come from the reasoning, and
+the row of coherence has base_reader False."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

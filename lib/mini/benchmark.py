@@ -262,14 +262,6 @@ def write_clip(path: Path, episode: Episode) -> None:
         container.mux(stream.encode())
 
 
-def _write_media(job: tuple[Path | None, Path | None, Episode]) -> None:
-    video, image, episode = job
-    if video is not None:
-        write_clip(video, episode)
-    if image is not None:
-        Image.fromarray(world.still(episode)).save(image)
-
-
 def annotations(folder: Path, split: str) -> Path:
     """The file of a split's records."""
     name = "training" if split == "training" else f"validation_{split}"
@@ -284,10 +276,9 @@ def write(folder: Path, sizes: Sizes) -> Path:
     holds something else: nothing is overwritten.
     """
     marker = folder / "benchmark.json"
-    stamp = {"sizes": asdict(sizes), "generator": GENERATOR}
     with run_files.one_writer(folder, "written", PATIENCE):
         if marker.exists():
-            found = records.read_json(marker)
+            found, stamp = records.read_json(marker), _stamp(sizes)
             if found != stamp:
                 raise FileExistsError(
                     f"{folder} holds a benchmark made with other settings ({found}, "
@@ -298,31 +289,43 @@ def write(folder: Path, sizes: Sizes) -> Path:
             raise FileExistsError(f"{folder} exists and holds no complete benchmark")
         staging = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(staging, ignore_errors=True)
-        _write_into(staging, sizes)
-        records.write_json(staging / "benchmark.json", stamp)
+        media = write_annotations(staging, sizes)
+        with closing(processes.mapped(_write_media, media, few=300)) as done:
+            for _ in tqdm(done, total=len(media), desc="MiniPlan media"):
+                pass
         if folder.exists():
             folder.rmdir()
         os.rename(staging, folder)
     return folder
 
 
-def _write_into(folder: Path, sizes: Sizes) -> None:
+def write_annotations(folder: Path, sizes: Sizes) -> list[tuple[Path, Episode]]:
+    """Write every file but clips and stills; returns these, each with its episode."""
     videos, images = folder / "videos" / SOURCE, folder / "images" / SOURCE
-    general = folder / "general"
-    for path in (videos, images, general / "videos", folder / "annotations"):
-        path.mkdir(parents=True)
-    splits, jobs = make_items(sizes), []
+    splits, media = make_items(sizes), []
     for split, items in splits.items():
         records.write_jsonl(annotations(folder, split), map(record, items))
         for item in items:
-            video = None if item.episode.image_only else videos / f"{item.stem}.mp4"
-            jobs.append((video, images / f"{item.stem}.png", item.episode))
+            media.append((images / f"{item.stem}.png", item.episode))
+            if not item.episode.image_only:
+                media.append((videos / f"{item.stem}.mp4", item.episode))
     taught = (demonstration(item, sizes.seed) for item in splits["training"])
     path = folder / "annotations" / "training_with_cot.jsonl"
     records.write_jsonl(path, filter(None, taught))
-    rows = make_general(sizes.general, sizes.seed)
+    general, rows = folder / "general", make_general(sizes.general, sizes.seed)
     records.write_json(general / "lvb_val.json", [row for row, _ in rows])
-    jobs += [(general / "videos" / r["video_path"], None, e) for r, e in rows]
-    with closing(processes.mapped(_write_media, jobs, few=300)) as done:
-        for _ in tqdm(done, total=len(jobs), desc="MiniPlan media"):
-            pass
+    records.write_json(folder / "benchmark.json", _stamp(sizes))
+    return media + [(general / "videos" / r["video_path"], e) for r, e in rows]
+
+
+def _stamp(sizes: Sizes) -> dict:
+    return {"sizes": asdict(sizes), "generator": GENERATOR}
+
+
+def _write_media(job: tuple[Path, Episode]) -> None:
+    file, episode = job
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".mp4":
+        write_clip(file, episode)
+    else:
+        Image.fromarray(world.still(episode)).save(file)

@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import trainers
 from tokenizers.pre_tokenizers import ByteLevel
+from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     Qwen2Tokenizer,
@@ -58,7 +59,6 @@ PHASES = (
 # The learning rate falls as a cosine, begun anew where plans begin:
 # (first step, share of the full rate, steps until it would reach its end).
 CYCLES = ((2500, 1.0, 2500), (3700, 0.75, 5500))
-STEPS = sum(steps for steps, _ in PHASES)
 LESSONS = {
     "pick": base_lessons.pick_lesson,
     "told": base_lessons.told_lesson,
@@ -187,8 +187,9 @@ def train_phase(model, processor, phase: int) -> list[dict]:
         prefetch_factor=4,
         collate_fn=partial(make_batch, processor=processor, weights=weights),
     )
-    losses, window, started = [], {}, time.monotonic()
-    for step, (kind, inputs) in enumerate(loader, first):
+    losses, window = [], {}
+    bar = tqdm(loader, f"phase {phase + 1} of {len(PHASES)}")
+    for step, (kind, inputs) in enumerate(bar, first):
         for group in optimizer.param_groups:
             group["lr"] = LR * schedule(step, first)
         if kind == "sight":
@@ -205,8 +206,6 @@ def train_phase(model, processor, phase: int) -> list[dict]:
         if (step + 1) % 100 == 0:
             means = {k: round(sum(v) / len(v), 4) for k, v in sorted(window.items())}
             losses.append({"step": step + 1, **means})
-            seconds = time.monotonic() - started
-            print(f"{step + 1}/{STEPS} {seconds:.0f} s {means}", flush=True)
             window = {}
     return losses
 
@@ -330,11 +329,7 @@ def sight_batch(processor, rng: random.Random) -> dict[str, torch.Tensor]:
         shown = frames[1::2]  # the later frame of every pair
         words.append(word_grid(episode, shown).reshape(-1, len(WORDS)))
     inputs = encoding.encode(processor, conversations)
-    return {
-        "pixel_values_videos": inputs["pixel_values_videos"],
-        "video_grid_thw": inputs["video_grid_thw"],
-        "words": torch.tensor(np.concatenate(words)),
-    }
+    return inputs | {"words": torch.tensor(np.concatenate(words))}
 
 
 def sight_loss(model, processor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -11,6 +11,7 @@ seed in `benchmark.json`, and every record is compared with the one on disk.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 from lib import paths, records
@@ -89,12 +90,11 @@ def known(data_dir: str | Path) -> dict[str, Truth]:
 
 
 def _check_same(path: Path, found: list[dict], made: list[dict]) -> None:
-    if found == made:
-        return
-    same = [old == new for old, new in zip(found, made, strict=False)]
-    first = [*same, False].index(False) + 1
-    raise ValueError(
-        f"{path}, record {first}: the generator makes another question than stands"
-        " there, so nothing is known about these clips: write the benchmark again into"
-        " another folder (python -m lib.mini write), and run on that"
-    )
+    for number, (old, new) in enumerate(zip_longest(found, made), 1):
+        if old != new:
+            raise ValueError(
+                f"{path}, record {number}: the generator makes another question than "
+                "stands there, so nothing is known about these clips: write the "
+                "benchmark again into another folder (python -m lib.mini write), and "
+                "run on that"
+            )

@@ -10,7 +10,6 @@ waits for, unless the step is one CUDA graph. `compiled` is the engine's step th
 torch.compile, whose seconds come once. Greedy completions of all must be equal.
 `mismatch` is between rollouts and update, on whose ratio GRPO's clipping rests."""
 
-import json
 import subprocess
 import sys
 import time
@@ -29,8 +28,9 @@ from lib.model import models, prefix, rollouts, scoring
 import peft
 from transformers import AutoModelForImageTextToText
 
-from tests.bench.grpo_step import randomize_adapter, spread
+from tests.bench.grpo_step import spread
 from tests.bench.memory import config_of
+from tests.trainings import move_adapter
 
 RECORD = paths.ROOT / "outputs/reference/bench_decoding.json"
 PROMPT = 170  # tokens, as in MiniPlan
@@ -65,7 +65,7 @@ def made(size: tuple[int, int] | None):
         for weight in model.parameters():
             torch.nn.init.normal_(weight, std=0.05)
     model = peft.get_peft_model(model, models.lora_config(16, 32)).eval()
-    randomize_adapter(model)
+    move_adapter(model)
     return model
 
 
@@ -165,7 +165,7 @@ def mismatch(dtype: str) -> dict[str, float]:
     return {"mean": apart.mean().item(), "most": apart.max().item()}
 
 
-def main() -> int:
+def main() -> None:
     parser = Door("python -m tests.bench.decoding", __doc__)
     parser.add_argument("--before", required=True, help="a commit to compare with")
     parser.add_argument("--repeats", type=int, default=9, help="of each case")
@@ -183,9 +183,7 @@ def main() -> int:
         "environment": records.environment(),
     }
     records.write_json(RECORD, found)
-    print(json.dumps(found, indent=2))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -12,10 +12,12 @@ both: the completions must be equal. Runs alternate in one process, and no clip 
 memory when one begins.
 """
 
+import itertools
 import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -75,12 +77,6 @@ def level(data: Path) -> list[questions.Question]:
     )
 
 
-def seconds(work, trained) -> tuple[float, list[str]]:
-    started = time.perf_counter()
-    found = [completion for model in trained for completion in work(model)]
-    return time.perf_counter() - started, found
-
-
 def main(arguments: list[str]) -> None:
     parser = Door("python -m tests.bench.evaluation", __doc__)
     parser.add_argument("--questions", type=int, default=200, help="how many")
@@ -95,34 +91,27 @@ def main(arguments: list[str]) -> None:
         sizes = benchmark.Sizes(training=8, level=given.questions, general=8)
         benchmark.write(data, sizes)
         found = compare(trained, processor, data, given.batch_size, given.repeats)
-    records.write_json(
-        given.out,
-        {
-            **found,
-            "questions": given.questions,
-            "batch_size": given.batch_size,
-            "repeats": given.repeats,
-            "threads": torch.get_num_threads(),
-            "environment": records.environment(),
-        },
-    )
+    found |= {
+        name: vars(given)[name] for name in ("questions", "batch_size", "repeats")
+    }
+    found |= {"threads": torch.get_num_threads()}
+    records.write_json(given.out, found | {"environment": records.environment()})
 
 
 def compare(trained, processor, data: Path, batch_size: int, repeats: int) -> dict:
     """Questions a second of both, the ratio over pairs; completions must be equal."""
     batched(trained[0], processor, level(data)[:8], batch_size)  # warm up
-    taken: dict[str, list[float]] = {"loop": [], "kit": []}
+    programs = {"loop": one_at_a_time, "kit": partial(batched, batch_size=batch_size)}
+    taken: dict[str, list[float]] = {name: [] for name in programs}
     for repeat in range(repeats):
         # Files of another name: none is among those that the kit has decoded.
         asked = level(shutil.copytree(data, data.with_name(f"repeat{repeat}")))
-        programs = {
-            "loop": lambda model, own=asked: one_at_a_time(model, processor, own),
-            "kit": lambda model, own=asked: batched(model, processor, own, batch_size),
-        }
         answers = {}
         for name in list(programs)[:: 1 if repeat % 2 else -1]:
-            own, answers[name] = seconds(programs[name], trained)
-            taken[name].append(own)
+            started, work = time.perf_counter(), programs[name]
+            said = [work(model, processor, asked) for model in trained]
+            taken[name].append(time.perf_counter() - started)
+            answers[name] = list(itertools.chain(*said))
         if answers["loop"] != answers["kit"]:
             everything = asked * len(trained)
             pairs = zip(everything, answers["loop"], answers["kit"], strict=True)

@@ -238,7 +238,7 @@ def make_trainers(
     for trainer in trainers.values():
         trainer.current_gradient_accumulation_steps = 1
         trainer.model.train()
-        randomize_adapter(trainer.model)
+        trainings.move_adapter(trainer.model)  # or it would be the reference
     return trainers
 
 
@@ -250,14 +250,6 @@ def rows(questions: list[Question]) -> list[dict]:
 def lengths_reward(completions, **kwargs) -> list[float]:
     """Any reward that differs within a group will do."""
     return [float(i) for i in range(len(completions))]
-
-
-def randomize_adapter(model) -> None:
-    """A fresh adapter is zero: policy and reference would be the same."""
-    torch.manual_seed(1)
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.01)
 
 
 def now() -> float:
@@ -292,27 +284,16 @@ def timed_step(trainer, questions: list[Question]) -> dict[str, float]:
     return {"rollout": rollout, "reference": reference, "update": now() - started}
 
 
-def peak_gib(work) -> float:
-    """Most bytes that `work` held at a time, above those held before, in GiB."""
-    with Meter("work", live_bytes()) as meter:
-        work()
-    return meter.peaks["work"] / 2**30
-
-
-def gradients(model) -> torch.Tensor:
-    found = [w.grad.flatten() for w in model.parameters() if w.grad is not None]
-    return torch.cat(found).float()
-
-
 def compare(trainers: dict, questions: list[Question]) -> dict:
     """Peaks of the updates, and how far loss and gradients lie apart."""
     peaks, losses, grads = {}, {}, {}
     for name, trainer in trainers.items():
         batch, _, _ = generate(trainer, questions)
         trainer.model.zero_grad()
-        peaks[name] = peak_gib(lambda t=trainer, b=batch: update(t, b))
-        losses[name] = update(trainer, batch).item()
-        grads[name] = gradients(trainer.model)
+        with Meter("update", live_bytes()) as meter:
+            losses[name] = update(trainer, batch).item()
+        peaks[name] = meter.peaks["update"] / 2**30
+        grads[name] = trainings.gradient(trainer.model).float()
         trainer.model.zero_grad()
     apart = (grads["ours"] - grads["stock"]).norm() / grads["stock"].norm()
     return {
@@ -320,15 +301,6 @@ def compare(trainers: dict, questions: list[Question]) -> dict:
         "peak_share": peaks["ours"] / peaks["stock"],
         "loss": losses,
         "gradient_difference": apart.item(),
-    }
-
-
-def token_limits(prompt: int, length: int) -> dict[str, float]:
-    """Ratio of the tokens that the language model encodes: stock over ours."""
-    stock = GROUP * (prompt + length)
-    return {
-        "rollout": stock / (prompt + GROUP * length),
-        "scores": stock / (prompt - 1 + GROUP * length),
     }
 
 
@@ -356,18 +328,19 @@ def bench(checkpoint, questions, shape, case, length, dtype, repeats, run) -> di
                 seconds[name][stage].append(value)
     for own in seconds.values():
         own["step"] = [sum(parts) for parts in zip(*own.values(), strict=True)]
-    ratios, spreads = {}, {name: {} for name in trainers}
-    for stage in (*STAGES, "step"):
+    stages, ratios = (*STAGES, "step"), {}
+    for stage in stages:
         pairs = zip(seconds["stock"][stage], seconds["ours"][stage], strict=True)
         ratios[stage] = spread([theirs / ours for theirs, ours in pairs])
-        for name in trainers:
-            spreads[name][stage] = spread(seconds[name][stage])
+    stock, packed = GROUP * (shape.tokens + length), shape.tokens - 1 + GROUP * length
     return {
         "case": case,
         "completion_tokens": length,
-        "seconds": spreads,
+        "seconds": {
+            n: {s: spread(own[s]) for s in stages} for n, own in seconds.items()
+        },
         "ratio": ratios,
-        "token_limit": token_limits(shape.tokens, length),
+        "token_limit": {"scores": stock / packed},  # of what the language model encodes
         **agreement,
     }
 

@@ -20,7 +20,7 @@ from lib.data.questions import Demonstration
 from lib.data.video import Clip, Sampling
 from lib.model import encoding, models
 from lib.paths import ROOT
-from lib.train import checkpoints
+from lib.train import checkpoints, sft
 from tests.trainings import move_adapter
 
 # isort: split
@@ -136,13 +136,15 @@ def test_the_tags_of_the_prompt_stay_the_tokens_that_a_model_has(own_processor):
         (messages("word " * 400, None, None), "has .* tokens, the model takes "),
     ],
 )
-def test_what_stops_a_batch_names_what_was_asked(own_processor, wrong, what):
+def test_what_stops_a_batch_names_the_demonstration(own_processor, wrong, what):
     asked = [Demonstration(f"training/{i}", "", None, None, "") for i in range(3)]
     good = messages("words " * 20, None, None)  # as many as the model takes
     length = encoding.encode(own_processor, [good])["input_ids"].shape[1]
     own_processor.tokenizer.model_max_length = length
+    collator, talks = sft.ResponseCollator(own_processor, None), [good, wrong, good]
+    collator.conversation = lambda item: talks[asked.index(item)]
     with pytest.raises(ValueError, match=f"demonstration training/1: .*{what}"):
-        encoding.encode(own_processor, [good, wrong, good], asked=asked)
+        collator(asked)
 
 
 def test_encoding_is_quiet_and_leaves_the_conversation_as_it_was(

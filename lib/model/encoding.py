@@ -8,7 +8,7 @@ Control tokens come from the chat template alone: whatever a text spells is text
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -43,11 +43,7 @@ def mm_token_type_ids(input_ids: torch.Tensor, config) -> torch.Tensor:
     return is_image + 2 * is_video
 
 
-def encode(
-    processor,
-    conversations: list[list[dict]],
-    asked: Sequence[Question | Demonstration] = (),
-) -> dict[str, torch.Tensor]:
+def encode(processor, conversations: list[list[dict]]) -> dict[str, torch.Tensor]:
     """Input tensors of B conversations, padded on the right to the longest of length L.
 
     A conversation that ends with the user gets the generation prompt. Clips are uint8
@@ -61,18 +57,7 @@ def encode(
 
     Raises ValueError for a picture that the model cannot take (`check_sizes`), a clip
     without times where they are needed, a text that is no Unicode, and more tokens than
-    the tokenizer's model_max_length. With `asked`, what each conversation is about, it
-    names the one that is to blame."""
-    try:
-        return _encode(processor, conversations)
-    except ValueError:
-        for item, conversation in zip(asked, conversations, strict=False):
-            with naming(item):
-                _encode(processor, [conversation])
-        raise
-
-
-def _encode(processor, conversations: list[list[dict]]) -> dict[str, torch.Tensor]:
+    the tokenizer's model_max_length."""
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
     check_sizes(processor, (*stills, *clips))

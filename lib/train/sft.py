@@ -110,7 +110,13 @@ class ResponseCollator:
         Raises BadVideo for unusable media and ValueError for a demonstration that is
         longer than max_tokens or that `response_span` refuses; both name it."""
         talks = [self.conversation(item) for item in demonstrations]
-        batch = encoding.encode(self.processor, talks, demonstrations)
+        try:
+            batch = encoding.encode(self.processor, talks)
+        except ValueError:  # whose fault is it?
+            for item, talk in zip(demonstrations, talks, strict=True):
+                with encoding.naming(item):
+                    encoding.encode(self.processor, [talk])
+            raise
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):
             length = int(batch["attention_mask"][number].sum())

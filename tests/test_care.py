@@ -9,13 +9,12 @@ import torch
 
 from lib import paths
 from lib.model import models, prefix
-from lib.train import care, grpo
+from lib.train import care
 from lib.train.care import answer_likelihood, answer_span, consistency_bonus
 from tests.trainings import (
     CARE,
-    assert_same_run,
-    interrupted_and_resumed,
     letters,
+    log_of_resumed,
     one_step_inputs,
     plain_logps,
     rollouts_of,
@@ -258,15 +257,8 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(make_task, tmp_path):
     """The reference of the resumed run is that of the checkpoint, to the last bit. Of
     its own a random policy would give no answer, which a reference could judge."""
     settings = replace(CARE, steps=6, reference_every=1, reference_decay=0.5)
-    rewards = {"accuracy": letters}
-    one, two = (make_task(rewards, settings, tmp_path / name) for name in ("1", "2"))
-    folder = grpo.train(one, FixedCARE)
-    assert folder == one.run / "adapters" / "care"
-    assert {path.name for path in folder.iterdir()} == {
-        *("adapter_config.json", "adapter_model.safetensors", "care_settings.json")
-    }
-    interrupted_and_resumed(two, FixedCARE, 3 * 8 + 5)
-    log = assert_same_run(one.run, two.run, "care")
+    task = make_task({"accuracy": letters}, settings, tmp_path)
+    log = log_of_resumed(task, FixedCARE, 3 * 8 + 5)
     assert [row["step"] for row in log] == list(range(1, 7))
     assert all("reward_consistency_bonus" in row for row in log)
     assert all(row["reference_likelihood"] > 0 for row in log)

@@ -223,11 +223,17 @@ class Interrupting:
         return self.reward(text, question)
 
 
-def interrupted_and_resumed(task, method, at):
-    """Train a task that dies at a call of its first reward, and then to its end."""
+def log_of_resumed(task, method, at):
+    """The log of a training that died at a call of its first reward, went on, and ended
+    as one that nothing disturbed; its adapter holds no more than an adapter's files."""
     name, reward = next(iter(task.rewards.items()))
     broken = {**task.rewards, name: Interrupting(reward, at)}
     with pytest.raises(Killed):
         grpo.train(replace(task, rewards=broken), method)
     assert list(task.run.glob(f"checkpoints/*/checkpoint-*/{checkpoints.MARKER}"))
-    grpo.train(task, method)
+    folder, whole = grpo.train(task, method), task.run / "whole"
+    assert folder == task.run / "adapters" / method.label
+    files = {models.ADAPTER, models.ADAPTER_WEIGHTS, f"{method.label}_settings.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    grpo.train(replace(task, run=whole), method)
+    return assert_same_run(whole, task.run, method.label)

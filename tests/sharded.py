@@ -57,20 +57,13 @@ def stopped(trainer) -> None:
     raise AssertionError("it did not stop")
 
 
-def held(weight) -> int:
-    """Numbers of a weight that this process keeps."""
-    if isinstance(weight, shards.DTensor):
-        return weight.to_local().numel()
-    return getattr(weight, "ds_tensor", weight).numel()
-
-
 def telling(train, folder: Path):
     """`checkpoints.train`, which also writes down what this process then holds."""
 
     def wrapped(trainer):
         train(trainer)
         weights = list(trainer.model.parameters())
-        own = sum(map(held, weights))
+        own = sum(shards.own_part(weight).numel() for weight in weights)
         whole = sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights)
         records.write_json(folder / f"held_{rank()}.json", [own, whole])
 

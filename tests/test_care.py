@@ -9,13 +9,12 @@ import torch
 
 from lib import paths
 from lib.model import models, prefix
-from lib.train import care, grpo
+from lib.train import care
 from lib.train.care import answer_likelihood, answer_span, consistency_bonus
 from tests.trainings import (
     CARE,
-    assert_same_run,
-    interrupted_and_resumed,
     letters,
+    log_of_resumed,
     one_step_inputs,
     plain_logps,
     rollouts_of,
@@ -187,8 +186,15 @@ def test_likelihoods_are_those_of_the_reference_and_leave_the_policy_alone(build
     reference = trainer.reference
     spread(reference.weights, 1)
     spread(reference.average, 2)
-    before = copied(reference.weights)
+    before, rows = copied(reference.weights), []
+    language = prefix.base_of(trainer.model).model.language_model
+    hook = language.register_forward_hook(
+        lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
+        with_kwargs=True,
+    )
     found = likelihoods_of(trainer)
+    hook.remove()
+    assert rows == [1], "a group is one row"
     assert all(torch.equal(own, before[n]) for n, own in reference.weights.items())
 
     def expected():
@@ -251,15 +257,8 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(make_task, tmp_path):
     """The reference of the resumed run is that of the checkpoint, to the last bit. Of
     its own a random policy would give no answer, which a reference could judge."""
     settings = replace(CARE, steps=6, reference_every=1, reference_decay=0.5)
-    rewards = {"accuracy": letters}
-    one, two = (make_task(rewards, settings, tmp_path / name) for name in ("1", "2"))
-    folder = grpo.train(one, FixedCARE)
-    assert folder == one.run / "adapters" / "care"
-    assert {path.name for path in folder.iterdir()} == {
-        *("adapter_config.json", "adapter_model.safetensors", "care_settings.json")
-    }
-    interrupted_and_resumed(two, FixedCARE, 3 * 8 + 5)
-    log = assert_same_run(one.run, two.run, "care")
+    task = make_task({"accuracy": letters}, settings, tmp_path)
+    log = log_of_resumed(task, FixedCARE, 3 * 8 + 5)
     assert [row["step"] for row in log] == list(range(1, 7))
     assert all("reward_consistency_bonus" in row for row in log)
     assert all(row["reference_likelihood"] > 0 for row in log)
@@ -283,14 +282,3 @@ def test_without_an_adapter_the_reference_averages_all_weights(build):
 def test_rewards_without_accuracy_are_refused(build):
     with pytest.raises(ValueError, match="lack accuracy"):
         build({"format": letters})
-
-
-def test_scoring_by_the_reference_is_one_row_a_group(build):
-    trainer, rows = build(), []
-    language = prefix.base_of(trainer.model).model.language_model
-    language.register_forward_hook(
-        lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
-        with_kwargs=True,
-    )
-    likelihoods_of(trainer)
-    assert rows == [1]

@@ -64,7 +64,7 @@ def test_one_row_a_question_in_their_order(whole, tiny_questions):
 def plain_answer(asking, question, begun=()):
     """Its tokens behind `begun`, by an argmax over the whole sequence at every step: no
     cache, no padding."""
-    model, inputs = asking.model, asking.prepare([question]).inputs
+    model, (inputs,) = asking.model, asking.prepare([question]).inputs
     banned = encoding.visual_token_ids(model.config)
     ids = torch.cat([inputs["input_ids"], torch.tensor([begun], dtype=torch.long)], 1)
     for _ in range(asking.settings.max_new_tokens):
@@ -91,8 +91,7 @@ def test_a_window_of_batches_answers_as_each_batch_does(
     bad = replace(tiny_questions[1], video=tiny_questions[1].video.with_name("no.mp4"))
     asking, window = Asking(model, processor, settings, SAMPLING), []
     for asked in ([tiny_questions[0], bad], [bad], list(tiny_questions[2:6])):
-        batch = asking.prepare(asked)
-        window.append(batch if batch.inputs is None else asking.see(batch))
+        window.append(asking.see(asking.prepare(asked)))
     with rollouts.generating(model):
         together = asking.answer(window)
         apart = [asking.answer([batch])[0] for batch in window]

@@ -10,7 +10,7 @@ from lib.evaluate import evaluate as evaluation
 from lib.evaluate import features, perception
 from lib.evaluate.evaluate import EvalSettings, evaluate
 from lib.model import models
-from tests.test_rollouts import adapted
+from tests.trainings import adapted
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=6, batch_size=4)

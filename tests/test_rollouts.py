@@ -1,6 +1,7 @@
 """Rollouts are what the model would say, however they are batched."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from lib.model import encoding, models, prefix, rollouts, token_step
 from lib.model.prefix import make_prompt
 from lib.model.scoring import add_scoring, completion_scores
 from tests.test_shared_prefix import decoding, encoded
+from tests.trainings import adapted
 
 
 def generated(model, inputs, max_tokens, suppressed):
@@ -39,9 +41,7 @@ def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
     settings = decoding(model, max_tokens=2, temperature=1.0, top_k=2, end_ids=())
     torch.manual_seed(0)
     pairs = rollouts.draw(model, [prompt] * 8, 100, settings)
-    counts: dict[tuple, int] = {}
-    for pair in itertools.chain.from_iterable(pairs):
-        counts[tuple(pair)] = counts.get(tuple(pair), 0) + 1
+    counts = Counter(map(tuple, itertools.chain.from_iterable(pairs)))
     first = top_two(model, one, [], settings)
     expected = {}
     for token, share in first.items():
@@ -50,7 +50,7 @@ def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
     assert set(counts) <= set(expected)
     for pair, share in expected.items():
         error = (share * (1 - share) / 800) ** 0.5
-        assert abs(counts.get(pair, 0) / 800 - share) < 5 * error + 1e-3
+        assert abs(counts[pair] / 800 - share) < 5 * error + 1e-3
 
 
 def top_two(model, one, behind, settings):
@@ -66,26 +66,21 @@ def top_two(model, one, behind, settings):
 
 
 def test_visual_tokens_are_never_drawn(model, processor):
-    visual = encoding.visual_token_ids(model.config)
+    visual = set(encoding.visual_token_ids(model.config))
     with torch.no_grad():  # a policy that wants nothing else
-        model.lm_head.weight[visual] = 0
+        model.lm_head.weight[[*visual]] = 0
         model.model.language_model.norm.weight.zero_()
         bias = torch.zeros(model.config.text_config.vocab_size)
-        bias[visual] = 100.0
+        bias[[*visual]] = 100.0
         model.lm_head.bias = torch.nn.Parameter(bias)
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     for temperature in (0.0, 1.0):
         free = decoding(model, temperature=temperature, suppressed=(), max_tokens=5)
-        groups = rollouts.draw(model, prompts, 3, free)
-        assert visual_share(groups, visual) == 1
-        kept = decoding(model, temperature=temperature, max_tokens=5)
-        groups = rollouts.draw(model, prompts, 3, kept)
-        assert visual_share(groups, visual) == 0
-
-
-def visual_share(groups, visual):
-    tokens = [token for group in groups for row in group for token in row]
-    return sum(token in visual for token in tokens) / len(tokens)
+        drawn = []
+        for how in (free, replace(free, suppressed=tuple(visual))):
+            groups = rollouts.draw(model, prompts, 3, how)
+            drawn.append({token for group in groups for row in group for token in row})
+        assert drawn[0] <= visual and not drawn[1] & visual
 
 
 @pytest.fixture
@@ -163,21 +158,6 @@ KINDS = {  # how far the log-probability of a drawn token may be from the update
     "LoRA on NF4": (1e-4, {"quantize": True}),
     "LoRA in bfloat16": (0.05, {"dtype": "bfloat16"}),
 }
-
-
-def adapted(checkpoint, kind=None, **how):
-    """The tiny model with an adapter that changes what it says; `kind` are further
-    fields of its LoraConfig."""
-    import peft
-
-    torch.manual_seed(0)
-    model = models.load_model(checkpoint, **how)
-    config = replace(models.lora_config(4, 8), **(kind or {}))
-    model = peft.get_peft_model(model, config).eval()
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    return model
 
 
 @pytest.mark.parametrize("small", [0, token_step.SMALL], ids=["live", "folded"])

@@ -85,6 +85,8 @@ def test_the_loss_is_the_mean_over_tokens_or_of_the_responses_means(
     assert set(row) == {"step", "loss", "lr", "grad_norm", "token_accuracy"}
 
     trainer = sft.ResponseTrainer(replace(task, run=tmp_path / "untrained"))
+    sampler = trainer._get_train_sampler(trainer.train_dataset)
+    assert [*sampler] == [*range(len(task.order()))], "the task has shuffled"
     losses = []
     for item in four:  # one unpadded response after the other
         batch = trainer.data_collator([{"row": four.index(item)}])

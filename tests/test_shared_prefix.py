@@ -13,6 +13,7 @@ from lib.model.prefix import make_prompt
 from lib.model.rollouts import Decoding
 from lib.model.scoring import add_scoring, completion_scores
 from lib.show import training_plots
+from tests.trainings import adapted
 
 TEXTS = ["open the fridge", "what action should I take next?", "stir", "B. wash"]
 
@@ -35,30 +36,6 @@ def conversations(seed=0):
 
 def encoded(processor, seed=0):
     return [encoding.encode(processor, [one]) for one in conversations(seed)]
-
-
-@pytest.mark.parametrize(
-    "frames, still", [(2, True), (4, True), (8, True), (12, False)]
-)
-def test_text_stands_behind_the_whole_of_a_clip(model, processor, frames, still):
-    """A clip of 56 x 56 pixels has 2 x 2 patches: above 4 frames time is longest."""
-    talk = messages("go on", *pictures(np.random.default_rng(0), frames, still))
-    inputs = encoding.encode(processor, [talk])
-    prompt = make_prompt(model, inputs)
-    kinds = inputs["mm_token_type_ids"]
-    library, _ = model.model.get_rope_index(
-        inputs["input_ids"],
-        kinds,
-        image_grid_thw=inputs.get("image_grid_thw"),
-        video_grid_thw=inputs["video_grid_thw"],
-    )
-    assert torch.equal(prompt.positions, library[:, 0]) == (frames <= 4)
-    clip = kinds[0] == 2
-    start, last = clip.nonzero()[0].item(), clip.nonzero()[-1].item()
-    before, behind = prompt.positions[0, start - 1], prompt.positions[:, last + 1 :]
-    assert behind.min() == before + 1 + max(frames // 2, 2)
-    text = prompt.positions[:, kinds[0] == 0]
-    assert (text[0] == text[1]).all() and (text.diff() >= 1).all()
 
 
 def decoding(model, **changes):
@@ -85,21 +62,13 @@ def completions_of(prompts, seed=0, longest=9, group=3):
     ]
 
 
-def plain_scores(model, inputs, completion, temperature=1.0):
+def plain_scores(model, inputs, completion, temperature=1.0, **more):
     """One sample, one ordinary forward with its pictures, full softmax."""
     ids = torch.cat([inputs["input_ids"], completion[None]], 1)
-    pixels = {
-        key: value
-        for key, value in inputs.items()
-        if key not in ("input_ids", "attention_mask", "mm_token_type_ids")
-    }
     kinds = encoding.mm_token_type_ids(ids, prefix.base_of(model).config)
-    logits = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=kinds,
-        **pixels,
-    ).logits[0, -len(completion) - 1 : -1]
+    more |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    whole = {**inputs, **more, "mm_token_type_ids": kinds}
+    logits = model(**whole).logits[0, -len(completion) - 1 : -1]
     logps = (logits / temperature).log_softmax(-1)
     entropies = -(logps.exp() * logps).sum(-1)
     return logps.gather(-1, completion[:, None])[:, 0], entropies
@@ -142,7 +111,10 @@ def test_scores_equal_a_plain_forward(
         if features:
             prompts = prefix.with_features(model, prompts)
         add_scoring(model, temperature)
+        met = []  # positions that the vocabulary meets
+        model.lm_head.register_forward_hook(lambda *call: met.append(len(call[-1])))
         found = completion_scores(model, prompts, completions)
+    assert met == [sum(len(own) for group in completions for own in group)]
     for own, plain in zip(found, zip(*expected, strict=True), strict=True):
         assert worst(own, plain) <= (1e-4 if quantize else 1e-5)
 
@@ -166,12 +138,11 @@ def test_bfloat16_rows_are_as_close_to_float32_as_a_plain_forward(
     assert 0 < ours <= 1.5 * theirs
 
 
-def gradients(model, logps, weights):
-    loss = -sum((w * row).sum() for w, row in zip(weights, logps, strict=True))
+def gradients(model, loss):
     model.zero_grad()
     loss.backward()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return loss.item(), torch.cat(grads)
+    return torch.cat(grads)
 
 
 def relative(found, expected):
@@ -195,6 +166,8 @@ def test_a_small_pack_splits_groups_and_bounds_every_forward(model, processor):
     assert [row for pack in packs for row in pack] == rows
     for pack in packs:
         assert scoring.pack_inputs(model, pack)["input_ids"].numel() <= bound
+    with pytest.raises(ValueError, match="raise pack_tokens"):
+        scoring.make_rows(prompts[0], [torch.arange(9)], len(prompts[0].ids) + 7)
 
 
 def test_the_drawn_totals_are_those_of_the_rows(model, processor):
@@ -207,12 +180,6 @@ def test_the_drawn_totals_are_those_of_the_rows(model, processor):
         assert f"once:\n{row.length:,} tokens" in [
             label.get_text() for label in ax.get_yticklabels()
         ]
-
-
-def test_a_completion_larger_than_a_pack_is_an_error(model, processor):
-    prompt = make_prompt(model, encoded(processor)[0])
-    with pytest.raises(ValueError, match="raise pack_tokens"):
-        scoring.make_rows(prompt, [torch.arange(9)], len(prompt.ids) + 7)
 
 
 def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
@@ -237,31 +204,6 @@ def test_chunks_of_logits_change_neither_values_nor_gradients(monkeypatch):
         assert torch.allclose(one, other, atol=1e-12)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_prompts_of_a_batch_are_those_of_each_conversation(model, processor, side):
-    batch = encoding.encode(processor, conversations(), side)
-    found = prefix.make_prompts(model, batch)
-    for own, one in zip(found, encoded(processor), strict=True):
-        alone = make_prompt(model, one)
-        assert torch.equal(own.ids, alone.ids)
-        assert torch.equal(own.positions, alone.positions)
-        assert own.pixels.keys() == alone.pixels.keys()
-        assert all(torch.equal(own.pixels[k], alone.pixels[k]) for k in own.pixels)
-
-
-def test_only_completion_positions_meet_the_vocabulary(model, processor):
-    prompts = [make_prompt(model, one) for one in encoded(processor)]
-    completions = completions_of(prompts)
-    add_scoring(model)
-    sizes = []
-    model.lm_head.register_forward_hook(
-        lambda module, args, out: sizes.append(len(out))
-    )
-    with torch.no_grad():
-        completion_scores(model, prompts, completions)
-    assert sizes == [sum(len(c) for group in completions for c in group)]
-
-
 def test_an_unsupported_attention_or_model_is_named(model, processor):
     prompt = make_prompt(model, encoded(processor)[3])
     model.config.get_text_config()._attn_implementation = "flash_attention_2"
@@ -282,21 +224,17 @@ def test_an_unsupported_attention_or_model_is_named(model, processor):
 def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
     tiny_checkpoint, processor
 ):
-    import peft
-
-    torch.manual_seed(0)
-    model = models.load_model(tiny_checkpoint)
-    model = peft.get_peft_model(model, models.lora_config(4, 8))
-    for name, weight in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    model.train()
+    model = adapted(tiny_checkpoint).train()
     inputs = encoded(processor)
     prompts = [make_prompt(model, one) for one in inputs]
     completions = completions_of(prompts)
-    weights = torch.randn(12).tolist()
+    weights = torch.randn(12)
+
+    def weighted(logps):
+        return (weights * torch.stack([own.sum() for own in logps])).sum()
+
     expected = [pair[0] for pair in plain_group_scores(model, inputs, completions)]
-    _, grads = gradients(model, expected, weights)
+    grads = gradients(model, weighted(expected))
 
     assert prefix.vision_is_frozen(model)
     model.enable_input_require_grads()
@@ -305,25 +243,20 @@ def test_lora_with_gradient_checkpointing_gives_the_same_gradients(
     add_scoring(model)
     logps, _ = completion_scores(model, seen, completions)
     assert worst(logps, expected) <= 1e-5
-    _, packed = gradients(model, logps, weights)
-    assert relative(packed, grads) <= 1e-5
+    assert relative(gradients(model, weighted(logps)), grads) <= 1e-5
 
 
 def test_rollouts_leave_the_gradients_through_nf4_weights(tiny_checkpoint, processor):
-    import peft
-
     found = []
     for with_rollouts in (False, True):
-        torch.manual_seed(0)
-        model = models.load_model(tiny_checkpoint, quantize=True)
-        model = peft.get_peft_model(model, models.lora_config(4, 8)).train()
+        model = adapted(tiny_checkpoint, quantize=True).train()
         prompts = [make_prompt(model, one) for one in encoded(processor)]
         completions = completions_of(prompts)
         if with_rollouts:
             rollouts.draw(model, prompts, 2, decoding(model))
         add_scoring(model)
         logps, _ = completion_scores(model, prompts, completions)
-        found.append(gradients(model, logps, [1.0] * len(logps))[1])
+        found.append(gradients(model, torch.cat(logps).sum()))
     assert found[0].norm() > 0
     assert relative(found[1].float(), found[0].float()) <= 1e-5
 

@@ -82,6 +82,7 @@ def test_four_bit_training_moves_an_adapter_that_plain_peft_loads(run, method, b
     ours = models.load_trained(BASE, folder)
     assert torch.equal(logits(plain, batch), logits(ours, batch))
     assert not torch.allclose(logits(plain, batch), before, atol=1e-3)
+    assert not ours.training
 
 
 def test_the_export_is_a_checkpoint_with_processor_and_logits(run, exported, batch):

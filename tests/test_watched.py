@@ -10,7 +10,7 @@ import torch
 
 from lib import records
 from lib.data.video import BadVideo
-from lib.train import care, checkpoints, grpo, reward_stages, rewards, rl, watched
+from lib.train import checkpoints, grpo, reward_stages, rewards, rl, watched
 from tests.trainings import (
     GRPO,
     METHODS,
@@ -152,44 +152,10 @@ def test_a_change_of_the_policy_shows(train, whole, tmp_path):
     assert still[0]["rollouts"] != still[2]["rollouts"]
 
 
-def test_advantages_of_the_example(task, tmp_path):
-    """The docstring's, and half of it for a variant that learns from half."""
-
-    class Halving(grpo.VideoGRPOTrainer):
-        def shaped(self, advantages):
-            return advantages / 2
-
-    example = pytest.approx([0.866, -0.866, -0.866, 0.866], abs=1e-3)
-    assert grpo.advantages([[1, 0, 0, 1]], "group") == [example]
-    assert grpo.advantages([[1, 1, 1, 1]], "group") == [[0, 0, 0, 0]]
-    (found,) = Halving(task(tmp_path)).compared([[1, 0, 0, 1]])
-    assert [2 * own for own in found] == example
-
-
 def test_a_critic_gives_no_advantage_to_a_group(train, tmp_path):
     rows = rows_of(train(tmp_path, "ppo", group_size=1, steps=2), "ppo")
     assert [len(row["rollouts"]) for row in rows] == [1] * 4
     assert {own["advantage"] for row in rows for own in row["rollouts"]} == {None}
-
-
-def test_the_bonus_of_care_is_measured_by_its_reference(task, tiny_questions, tmp_path):
-    """Answers are forced: a random policy gives none."""
-    trainer = care.VideoCARETrainer(task(tmp_path, "care"))
-    answers = ["<think>stir</think><answer>B</answer>", "no", "e <answer>C</answer>"]
-    tokens = [trainer._tokenizer(text)["input_ids"] for text in [*answers, "e"]]
-    trainer.draw = lambda seen: [tokens]
-    given = trainer.args, trainer.state, trainer.control
-    trainer.callback_handler.on_train_begin(*given)
-    pairs = zip(rows_of(tmp_path, "care"), tiny_questions[4:], strict=True)
-    for row, question in pairs:
-        prompts = [trainer.read_prompt(question)]
-        likelihoods = trainer.reference_likelihoods(prompts, [tokens])[0]
-        accuracies = [own["rewards"]["accuracy"] for own in row["rollouts"]]
-        expected = care.consistency_bonus(accuracies, likelihoods, trainer.settings)
-        found = [own["rewards"]["consistency_bonus"] for own in row["rollouts"]]
-        assert found == pytest.approx(expected) and any(found)
-        for own in row["rollouts"]:
-            assert own["reward"] == pytest.approx(sum(own["rewards"].values()))
 
 
 def test_rewards_are_weighed_as_the_next_batch_weighs_them(

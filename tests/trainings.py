@@ -12,7 +12,7 @@ import torch
 
 from lib import paths, records
 from lib.data.video import Sampling
-from lib.model import encoding
+from lib.model import encoding, models
 from lib.train import checkpoints, grpo, sft
 from lib.train.care import CARESettings
 from lib.train.ppo import PPOSettings
@@ -102,12 +102,23 @@ def gradient(model):
     return torch.cat([w.grad.flatten() for w in model.parameters() if w.requires_grad])
 
 
-def move_adapter(model):
+def move_adapter(model, std=0.05):
     """From its start, where it is zero, to numbers that every call finds alike."""
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.manual_seed(len(name))
-            torch.nn.init.normal_(weight, std=0.05)
+            torch.nn.init.normal_(weight, std=std)
+
+
+def adapted(checkpoint, kind=None, **how):
+    """A model with an adapter that changes what it says, in eval mode; `kind` are
+    further fields of its LoraConfig."""
+    torch.manual_seed(0)
+    model = models.load_model(checkpoint, **how)
+    config = replace(models.lora_config(4, 8), **(kind or {}))
+    model = models.peft.get_peft_model(model, config).eval()
+    move_adapter(model, 0.1)
+    return model
 
 
 def step_gradient(trainer):
@@ -154,6 +165,24 @@ def assert_same_run(one, other, label):
     return logs[0]
 
 
+def assert_same_training(two, one, name, start, within=1e-4, also=()):
+    """Logs to 1e-4, and the change of the weights from `start` to `within` of its
+    length; numbers that are `also` in a log to 1e-3."""
+    rows, expected = log_of(two, name), log_of(one, name)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+        # Adam forgets the scale of a gradient, so the weights alone would not show it.
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+        for key in {*also} & set(other):
+            assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+    trained = weights_of(one / "adapters" / name)
+    change = trained - start
+    assert change.norm() > 0
+    difference = weights_of(two / "adapters" / name) - trained
+    assert difference.norm() <= within * change.norm()
+
+
 # Kills
 
 CHILD = "import pickle, sys; f, task = pickle.load(open(sys.argv[1], 'rb')); f(task)"
@@ -194,11 +223,17 @@ class Interrupting:
         return self.reward(text, question)
 
 
-def interrupted_and_resumed(task, method, at):
-    """Train a task that dies at a call of its first reward, and then to its end."""
+def log_of_resumed(task, method, at):
+    """The log of a training that died at a call of its first reward, went on, and ended
+    as one that nothing disturbed; its adapter holds no more than an adapter's files."""
     name, reward = next(iter(task.rewards.items()))
     broken = {**task.rewards, name: Interrupting(reward, at)}
     with pytest.raises(Killed):
         grpo.train(replace(task, rewards=broken), method)
     assert list(task.run.glob(f"checkpoints/*/checkpoint-*/{checkpoints.MARKER}"))
-    grpo.train(task, method)
+    folder, whole = grpo.train(task, method), task.run / "whole"
+    assert folder == task.run / "adapters" / method.label
+    files = {models.ADAPTER, models.ADAPTER_WEIGHTS, f"{method.label}_settings.json"}
+    assert {path.name for path in folder.iterdir()} == files
+    grpo.train(replace(task, run=whole), method)
+    return assert_same_run(whole, task.run, method.label)

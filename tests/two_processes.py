@@ -96,29 +96,12 @@ def train_sft(checkpoint, demonstrations: Sequence, settings, run: Path) -> None
     sft.train_sft(sft.Task(checkpoint, demonstrations, settings, SAMPLING, run))
 
 
-def train_uneven(checkpoint, demonstrations: Sequence, run: Path) -> None:
-    """SFT that also tells which demonstrations this process was given."""
-    given, collate = [], sft.ResponseCollator.__call__
-
-    def tell(collator, rows):
-        given.append([row.id for row in rows])
-        return collate(collator, rows)
-
-    sft.ResponseCollator.__call__ = tell
-    train_sft(checkpoint, demonstrations, UNEVEN, run)
-    sft.ResponseCollator.__call__ = collate
-    records.write_json(run / f"given_{rank()}.json", given)
-
-
-def rank() -> int:
-    return checkpoints.PartialState().process_index
-
-
 def tell_weights(publish):
     """`publish`, but every process first writes down which weights it has."""
 
     def wrapped(model, folder, *rest):
-        told = folder.parent.parent / f"weights_{rank()}.json"
+        rank = checkpoints.PartialState().process_index
+        told = folder.parent.parent / f"weights_{rank}.json"
         records.write_json(told, models.fingerprint(model))
         return publish(model, folder, *rest)
 
@@ -128,18 +111,12 @@ def tell_weights(publish):
 def main(checkpoint, questions, demonstrations, folder: Path) -> None:
     torch.set_num_threads(1)
     checkpoints.publish = tell_weights(checkpoints.publish)
-    three = questions[:3]
-    train_drawn(checkpoint, three, DRAWN, folder / "drawn")
+    train_drawn(checkpoint, questions[:3], DRAWN, folder / "drawn")
     for name, settings in FIXED.items():
         train_fixed(checkpoint, questions, settings, folder / name)
     train_sft(checkpoint, demonstrations, SFT, folder / "sft")
-    train_uneven(checkpoint, demonstrations[:6], folder / "uneven")
+    train_sft(checkpoint, demonstrations[:6], UNEVEN, folder / "uneven")
     for name in OTHERS:
         train_other(name, checkpoint, questions, folder / name)
     accuracy = {"accuracy": letters}
     train_drawn(checkpoint, questions, DRAWS, folder / "draws", rewards=accuracy)
-    try:
-        odd = replace(DRAWN, prompts_per_step=3)
-        train_drawn(checkpoint, three, odd, folder / "odd")
-    except ValueError as error:
-        records.write_json(folder / f"odd_{rank()}.json", str(error))

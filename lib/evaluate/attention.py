@@ -94,7 +94,7 @@ def row(asking: Asking, question: Question, said: Mapping) -> dict:
     read = asking.prepare([question])
     if read.errors:
         return {"id": question.id, "left_out": read.errors[question.id]}
-    prompt = prefix.make_prompt(model, read.inputs)
+    prompt = prefix.make_prompt(model, read.inputs[0])
     how = {"add_special_tokens": False, "return_offsets_mapping": True}
     # A completion has no special tokens: those it spells are text.
     tokens = asking.processor.tokenizer(text, split_special_tokens=True, **how)

@@ -60,12 +60,12 @@ class EvalSettings:
 
 
 class Batch(NamedTuple):
-    """Questions of one batch, what failed, and the rest as tensors (None if there is
-    none, or its prompts are known)."""
+    """Questions of one batch, what failed, and the rest encoded, one by one (none if
+    their prompts are known)."""
 
     questions: list[Question]
     errors: dict[str, str]
-    inputs: dict[str, torch.Tensor] | None
+    inputs: Sequence[dict[str, torch.Tensor]] = ()
     prompts: Sequence[prefix.Prompt] = ()
 
     def asked(self) -> list[Question]:
@@ -152,11 +152,11 @@ class Asking:
 
         def prepared(window: list[list[Question]]) -> list[Batch]:
             kept = [(own, KEPT.get(keys(own))) for own in window]
-            return [Batch(q, {}, None, p) if p else self.prepare(q) for q, p in kept]
+            return [Batch(q, {}, (), p) if p else self.prepare(q) for q, p in kept]
 
         def answered(window: list[Batch]) -> list[list[dict]]:
             for i, batch in enumerate(window):
-                if batch.inputs is not None:
+                if batch.inputs:
                     window[i] = self.see(batch)
                     KEPT.keep(keys(batch.asked()), window[i].prompts)
             return self.answer(window)
@@ -173,9 +173,9 @@ class Asking:
                 yield from rows
 
     def prepare(self, questions: list[Question]) -> Batch:
-        """Read clips and stills and encode the prompts, left padded."""
+        """Read clips and stills and encode the prompts."""
         media = question_media if self.shown is None else self.shown.media
-        conversations, errors = [], {}
+        inputs, errors = [], {}
         for question in questions:
             with encoding.naming(question):
                 try:
@@ -185,21 +185,18 @@ class Asking:
                         raise
                     errors[question.id] = f"{bad.path.name} {bad.why}"
                     continue
-            text = prompt_text(question, self.settings.style)
-            conversations.append(messages(text, *pictures))
-        batch = Batch(questions, errors, None)
-        if not conversations:
-            return batch
-        inputs = encoding.encode(self.processor, conversations, asked=batch.asked())
-        return batch._replace(inputs=inputs)
+                text = prompt_text(question, self.settings.style)
+                talk = messages(text, *pictures)
+                inputs.append(encoding.encode(self.processor, [talk]))
+        return Batch(questions, errors, inputs)
 
     @torch.inference_mode()
     def see(self, batch: Batch) -> Batch:
         """The batch with its prompts, seen by the vision tower, in place of tensors."""
-        prompts = prefix.make_prompts(self.model, batch.inputs)
+        prompts = [prefix.make_prompt(self.model, one) for one in batch.inputs]
         seen = prefix.with_features(self.model, prompts)
         alone = [prompt.seen(self.model.device) for prompt in seen]  # without pixels
-        return batch._replace(inputs=None, prompts=alone)
+        return batch._replace(inputs=(), prompts=alone)
 
     def answer(self, batches: Sequence[Batch]) -> list[list[dict]]:
         """One row for each question of each batch, in order; their prompts are seen."""

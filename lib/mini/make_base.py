@@ -108,7 +108,7 @@ def collate(processor, batch: list[base_lessons.Lesson]) -> dict[str, torch.Tens
         turn = prompts.messages(lesson.text, lesson.clip, lesson.still)
         turn.append({"role": "assistant", "content": lesson.response})
         conversations.append(turn)
-    inputs = encoding.encode(processor, conversations, padding_side="right")
+    inputs = encoding.encode(processor, conversations)
     ids, labels = inputs["input_ids"], torch.full_like(inputs["input_ids"], -100)
     start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
     for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):

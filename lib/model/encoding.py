@@ -8,7 +8,7 @@ Control tokens come from the chat template alone: whatever a text spells is text
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -43,13 +43,8 @@ def mm_token_type_ids(input_ids: torch.Tensor, config) -> torch.Tensor:
     return is_image + 2 * is_video
 
 
-def encode(
-    processor,
-    conversations: list[list[dict]],
-    padding_side: str = "left",
-    asked: Sequence[Question | Demonstration] = (),
-) -> dict[str, torch.Tensor]:
-    """Input tensors of a batch of B conversations, padded to the longest of length L.
+def encode(processor, conversations: list[list[dict]]) -> dict[str, torch.Tensor]:
+    """Input tensors of B conversations, padded on the right to the longest of length L.
 
     A conversation that ends with the user gets the generation prompt. Clips are uint8
     [T, H, W, 3] and stills uint8 [H, W, 3] in their final size: nothing is resized,
@@ -62,20 +57,7 @@ def encode(
 
     Raises ValueError for a picture that the model cannot take (`check_sizes`), a clip
     without times where they are needed, a text that is no Unicode, and more tokens than
-    the tokenizer's model_max_length. With `asked`, what each conversation is about, it
-    names the one that is to blame."""
-    try:
-        return _encode(processor, conversations, padding_side)
-    except ValueError:
-        for item, conversation in zip(asked, conversations, strict=False):
-            with naming(item):
-                _encode(processor, [conversation], padding_side)
-        raise
-
-
-def _encode(
-    processor, conversations: list[list[dict]], padding_side: str
-) -> dict[str, torch.Tensor]:
+    the tokenizer's model_max_length."""
     clips = _parts(conversations, "video")
     stills = _parts(conversations, "image")
     check_sizes(processor, (*stills, *clips))
@@ -92,7 +74,7 @@ def _encode(
         text=texts,
         videos=clips or None,
         images=stills or None,
-        text_kwargs={"padding": True, "padding_side": padding_side, **as_given},
+        text_kwargs={"padding": True, "padding_side": "right", **as_given},
         videos_kwargs={"do_resize": False, "do_sample_frames": False, **timed},
         images_kwargs={"do_resize": False},
         sanitize_control_tokens=True,

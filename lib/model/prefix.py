@@ -78,31 +78,24 @@ def check_model(model) -> None:
         )
 
 
-def make_prompts(model, encoded: Mapping[str, torch.Tensor]) -> list[Prompt]:
-    """The Prompts of a batch of encoded conversations, padded on either side. `encoded`
-    holds input_ids and attention_mask [B, L] and what the processor made of all
-    pictures. Raises ValueError where a prompt ends in a picture: completions need a
-    last text token to start from."""
+def make_prompt(model, encoded: Mapping[str, torch.Tensor]) -> Prompt:
+    """The Prompt of one encoded conversation: `input_ids` [1, P] and what the processor
+    made of its pictures. Raises ValueError where it ends in a picture: completions need
+    a last text token to start from."""
     base = base_of(model)
     given = {k: torch.as_tensor(own).to(base.device) for k, own in encoded.items()}
-    ids, mask = given["input_ids"], given["attention_mask"]
-    kinds, placed = mm_token_type_ids(ids, base.config), positions(model, given)
-    pictures = {kind: _pictures(given, kind, base) for kind in KINDS}
-    prompts = []
-    for row, kept in enumerate(mask.bool()):
-        if kinds[row, kept][-1]:
-            raise ValueError("the prompt ends with a picture; end it with text")
-        pixels: dict[str, torch.Tensor] = {}
-        for code, kind in enumerate(KINDS, start=1):
-            tokens = int((kinds[row] == code).sum())
-            pixels |= _taken(pictures[kind], tokens)
-        prompts.append(Prompt(ids[row, kept], placed[:, row, kept], pixels))
-    return prompts
+    ids = given["input_ids"]
+    if mm_token_type_ids(ids, base.config)[0, -1]:
+        raise ValueError("the prompt ends with a picture; end it with text")
+    placed = positions(model, {**given, "attention_mask": torch.ones_like(ids)})
+    names = (*itertools.chain(*KINDS.values()), SECONDS)
+    pixels = {name: given[name] for name in names if name in given}
+    return Prompt(ids[0], placed[:, 0], pixels)
 
 
 def positions(model, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """M-RoPE positions [3, B, L] of encoded conversations, as `make_prompts` takes
-    them: the model's own, but for `behind_pictures`."""
+    """M-RoPE positions [3, B, L] of encoded conversations, padded on either side:
+    the model's own, but for `behind_pictures`."""
     base = base_of(model)
     ids, mask = encoded["input_ids"], encoded["attention_mask"]
     kinds = mm_token_type_ids(ids, base.config)
@@ -134,38 +127,6 @@ def behind_pictures(positions: torch.Tensor, kinds: torch.Tensor) -> torch.Tenso
         missing = placed[:, :at].max() + 1 - placed[:, at].min()
         placed[:, at:] += missing.clamp(min=0)
     return placed
-
-
-def make_prompt(model, encoded: Mapping[str, torch.Tensor]) -> Prompt:
-    """The Prompt of one encoded conversation (batch size 1)."""
-    ids = torch.as_tensor(encoded["input_ids"])
-    (prompt,) = make_prompts(model, {"attention_mask": torch.ones_like(ids), **encoded})
-    return prompt
-
-
-def _pictures(given: Mapping[str, torch.Tensor], kind: str, base) -> Iterator:
-    """(tokens, tensors by name) of each picture of this kind, in order."""
-    pixels, grid = KINDS[kind]
-    if pixels not in given:
-        return
-    patches = given[grid].prod(-1).tolist()
-    merged = base.config.vision_config.spatial_merge_size**2
-    for i, part in enumerate(given[pixels].split(patches)):
-        own = {pixels: part, grid: given[grid][i : i + 1]}
-        if kind == "video" and SECONDS in given:
-            own[SECONDS] = given[SECONDS][i : i + 1]
-        yield patches[i] // merged, own
-
-
-def _taken(pictures: Iterator, tokens: int) -> dict[str, torch.Tensor]:
-    """The next pictures that together stand for `tokens` tokens."""
-    found = []
-    while tokens > 0:
-        own, tensors = next(pictures)
-        tokens -= own
-        found.append(tensors)
-    names = found[0] if found else ()
-    return {name: torch.cat([own[name] for own in found]) for name in names}
 
 
 def visual_tokens(model, prompt: Prompt) -> int:

@@ -11,9 +11,11 @@ is handed all of it at once, as a CUDA graph.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.model.prefix import Prompt, base_of, check_model, picture_inputs
 from lib.model.token_step import Language, folded
@@ -293,18 +295,11 @@ def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
 
 def _prefill(base, prompts: Sequence[Prompt], pad_id: int):
     """Output of the left-padded prompts, their [B, P] mask, the next positions [B]."""
-    lengths = [len(prompt.ids) for prompt in prompts]
-    longest = max(lengths)
-    ids = torch.full((len(prompts), longest), pad_id, device=base.device)
-    mask = torch.zeros_like(ids)
-    positions = torch.zeros((3, *ids.shape), dtype=torch.long, device=base.device)
-    for row, prompt in enumerate(prompts):
-        start = longest - lengths[row]
-        ids[row, start:] = prompt.ids
-        mask[row, start:] = 1
-        positions[:, row, start:] = prompt.positions
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")
+    mask = padded([torch.ones_like(prompt.ids) for prompt in prompts])
+    positions = padded([prompt.positions.T for prompt in prompts]).permute(2, 0, 1)
     output = base(
-        input_ids=ids,
+        input_ids=padded([prompt.ids for prompt in prompts], padding_value=pad_id),
         attention_mask=mask,
         position_ids=positions,
         use_cache=True,

@@ -135,7 +135,6 @@ class ReferenceWeights(TrainerCallback):
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the average."""
         if state.global_step % self.every == 0:
             for name, average in self.average.items():
                 average.lerp_(self.weights[name].float(), 1 - self.decay)
@@ -178,7 +177,6 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
             self.add_callback(self.reference)
 
     def measure(self, groups: Sequence[grpo.Group]) -> None:
-        """The rewards of the task, and the bonus."""
         super().measure(groups)
         both = [own.prompt for own in groups], [own.tokens for own in groups]
         likelihoods = self.reference_likelihoods(*both)

@@ -119,13 +119,12 @@ def trainer_parts(task, label, arguments, log, learns: Callable) -> dict:
     }
 
 
-def finished(
-    run: Path, label: str, record: str, settings: Mapping, make: Callable[[], Trainer]
-) -> Path:
-    """run/adapters/<label>, as the trainer that `make` gives leaves it. One of the same
-    settings (in its file `record`) is returned at once, an unfinished one goes on from
-    run/checkpoints/<label>. ValueError names the difference to other settings,
+def finished(task, label: str, record: str, make: Callable[..., Trainer]) -> Path:
+    """run/adapters/<label>, as the trainer that `make` gives for a task leaves it. One
+    of the same facts (in its file `record`) is returned at once, an unfinished one goes
+    on from run/checkpoints/<label>. ValueError names the difference to other facts,
     run_files.Busy who else trains it; FileExistsError: no training left it."""
+    run, settings = Path(task.run), task.facts()
     folder, work = run / "adapters" / label, run / "checkpoints" / label
     if folder.exists() and any(folder.iterdir()) and not run_files.is_trained(folder):
         why = "was not made by a training of the kit: move it away"
@@ -137,7 +136,7 @@ def finished(
         if not same_settings(folder / record, settings):
             if not same_settings(work / record, settings):
                 write_settings(work / record, settings)
-            trainer = make()
+            trainer = make(task)
             train(trainer)
             publish_trained(trainer, folder, record, settings)
         if first:
@@ -365,18 +364,17 @@ def publish_trained(
 ) -> Path:
     """`publish` what a trainer has trained; every process must call it. All weights are
     an ordinary checkpoint, with the processor's files, in settings["dtype"]."""
-    whole = shards.whole_weights(trainer)
-    if is_peft_model(trainer.model):
-        return publish(trainer.model, folder, record, settings, whole)
-    weights: dict[str, torch.Tensor] = {}
+    model, weights = trainer.model, shards.whole_weights(trainer)
+    if is_peft_model(model):
+        return publish(model, folder, record, settings, weights)
     if PartialState().is_main_process:
-        own = trainer.model.state_dict() if whole is None else whole
+        own = model.state_dict() if weights is None else weights
         dtype = getattr(torch, settings["dtype"])
         # Tied ones share memory, and stay one tensor.
         made = {value.data_ptr(): value.to("cpu", dtype) for value in own.values()}
         weights = {name: made[value.data_ptr()] for name, value in own.items()}
     given = (record, settings, weights, trainer.processing_class)
-    return publish(trainer.model, folder, *given)
+    return publish(model, folder, *given)
 
 
 def publish(

@@ -360,8 +360,8 @@ def train(task: Task, method: type[VideoGRPOTrainer] = VideoGRPOTrainer) -> Path
     """Train run/adapters/<label of the method>, as `checkpoints.finished` does it.
     Writes train_log_<label>.jsonl (a row a step), rollouts.jsonl (a row a rollout of
     the update) and replaced_rollouts.jsonl. Raises BadVideo for unusable media."""
-    where = (Path(task.run), method.label, f"{method.label}_settings.json")
-    return checkpoints.finished(*where, task.facts(), partial(method, task))
+    record = f"{method.label}_settings.json"
+    return checkpoints.finished(task, method.label, record, method)
 
 
 def rollout_file(label: str) -> str:

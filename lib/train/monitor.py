@@ -28,7 +28,6 @@ class Board(TensorBoardCallback):
         self.folder = folder
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Open the event files."""
         if state.is_world_process_zero:
             where = {"log_dir": str(self.folder), "purge_step": state.global_step + 1}
             self.tb_writer = self._SummaryWriter(**where)
@@ -38,7 +37,6 @@ class Wandb(WandbCallback):
     """A run of W&B for each training, found again by its name."""
 
     def setup(self, args, state, model, **kwargs):
-        """Begin the run, or go on with it."""
         if state.is_world_process_zero:
             self._wandb.finish()  # one that an interrupt has left open
             project = os.environ.get("WANDB_PROJECT", args.project)

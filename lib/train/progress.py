@@ -38,7 +38,6 @@ class Progress(TrainerCallback):
         self.label, self.shown = label, dict(shown)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Cut the files back, draw the bar."""
         self.begun, start = True, state.global_step
         if state.is_world_process_zero:
             for path in (self.path, *self.beside):
@@ -46,7 +45,6 @@ class Progress(TrainerCallback):
             self.bar = tqdm(total=state.max_steps, initial=start, desc=self.label)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Move the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
@@ -80,7 +78,6 @@ class StopDiverged(TrainerCallback):
         self.may_skip, self.skipped = settings.dtype == "float16", 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Look at loss and gradients."""
         step = f"step {state.global_step}"
         fine = math.isfinite(logs.get("grad_norm", 0.0))
         self.skipped = 0 if fine else self.skipped + 1
@@ -96,7 +93,6 @@ class StopDiverged(TrainerCallback):
             )
 
     def on_save(self, args, state, control, model=None, **kwargs):
-        """Look at the weights."""
         trained = ((n, w) for n, w in model.named_parameters() if w.requires_grad)
         bad = models.not_finite((n, shards.own_part(w)) for n, w in trained)
         for name in filter(None, gather_object([bad])):

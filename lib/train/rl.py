@@ -69,7 +69,6 @@ class Method:
         return self.options.get(name, fields[name].default)
 
     def trainer(self, task: grpo.Task) -> grpo.VideoGRPOTrainer:
-        """Its trainer, ready to start."""
         return METHODS[self.name][1](task)
 
     def train(self, task: grpo.Task) -> Path:

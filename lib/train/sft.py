@@ -10,7 +10,6 @@ tokens and their <|im_end|>; prompt, pictures and padding have no part in it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -111,8 +110,13 @@ class ResponseCollator:
         Raises BadVideo for unusable media and ValueError for a demonstration that is
         longer than max_tokens or that `response_span` refuses; both name it."""
         talks = [self.conversation(item) for item in demonstrations]
-        how = {"padding_side": "right", "asked": demonstrations}
-        batch = encoding.encode(self.processor, talks, **how)
+        try:
+            batch = encoding.encode(self.processor, talks)
+        except ValueError:  # whose fault is it?
+            for item, talk in zip(demonstrations, talks, strict=True):
+                with encoding.naming(item):
+                    encoding.encode(self.processor, [talk])
+            raise
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for number, item in enumerate(demonstrations):
             length = int(batch["attention_mask"][number].sum())
@@ -197,8 +201,7 @@ def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
 def train_sft(task: Task) -> Path:
     """Train run/adapters/<label>, as `checkpoints.finished` does it; the log
     run/train_log_<label>.jsonl has a row a step."""
-    where = (Path(task.run), task.label, RECORD)
-    return checkpoints.finished(*where, task.facts(), partial(ResponseTrainer, task))
+    return checkpoints.finished(task, task.label, RECORD, ResponseTrainer)
 
 
 def trainer_arguments(settings: SFTSettings, folder: Path) -> SFTConfig:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lib import paths, records
+from lib import paths
 from lib.data import __main__ as door
 from lib.data import named, questions, training_sets
 from lib.data.letters import THINK

@@ -169,9 +169,11 @@ class Continuation:
 
 def _encode(processor, items: Sequence[Item]) -> tuple:
     """The encoded prompts of the items, and {variant: Continuation} of each."""
-    talks = [messages(item.prompt, None, None) for item in items]
-    continuations = []
+    encoded, continuations = [], []
     for item in items:
+        with encoding.naming(item.question):
+            talk = messages(item.prompt, None, None)
+            encoded.append(encoding.encode(processor, [talk]))
         letters = LETTERS[: len(item.question.options)]
         own = {
             name: Continuation(processor.tokenizer, reasoning, letters)
@@ -179,18 +181,18 @@ def _encode(processor, items: Sequence[Item]) -> tuple:
             if reasoning is not None
         }
         continuations.append(own)
-    asked = [item.question for item in items]
-    return encoding.encode(processor, talks, asked=asked), continuations
+    return encoded, continuations
 
 
 @torch.inference_mode()
-def _read(model, items: Sequence[Item], encoded: dict, continuations) -> list[dict]:
+def _read(model, items: Sequence[Item], encoded: Sequence, continuations) -> list[dict]:
     """The rows of a batch: every prompt is encoded once, its continuations packed."""
     groups = [
         [ids for own in by_variant.values() for ids in own.segments().values()]
         for by_variant in continuations
     ]
-    scored = _next_tokens(model, prefix.make_prompts(model, encoded), groups)
+    prompts = [prefix.make_prompt(model, one) for one in encoded]
+    scored = _next_tokens(model, prompts, groups)
     return [
         {"id": item.id, **dict.fromkeys(VARIANTS)}
         | {name: own.probabilities(scored) for name, own in by_variant.items()}

@@ -143,13 +143,26 @@ def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     assert frontier.record([tmp_path, outputs / "seeds"]) == [*rows, *rows[-2:]]
     said = frontier.told(rows)
     assert said.count("above zero in 6 of 10 cells") == 2
-    assert "GRPO − SFT on L1: −6.2 to +20.2 points" in said  # planted: −6 to +19.5
+    assert (
+        "GRPO − SFT on L1, false: −6.2 to +20.2 points" in said
+    )  # planted: −6 to +19.5
     figure = frontier.figure(cells := frontier.cells(rows), frontier.crossings(cells))
     panels = figure.axes[:3]
     titles = [ax.get_title().removeprefix("GRPO − SFT, ") for ax in panels]
     assert titles == ["L1", "L3", "L3 − L1"]
     shown = panels[0].images[0].get_array()
     assert shown.shape == (len(SHARES), len(X)) and shown[1, 4] > 10 > shown[1, 0]
+    # The same row once more, as one that leaves out what was seen.
+    swapped = [
+        cell | {"demonstrations_false": 0.0, "demonstrations_unseen": x}
+        for cell in cells
+        if cell["training_share"] == 1.0 and (x := cell["demonstrations_false"])
+    ]
+    both = frontier.figure(every := cells + swapped, frontier.crossings(every))
+    top = both.axes[0].images[0].get_array()
+    assert top.shape == (len(SHARES) + 1, len(X)) and (top[-1] == top[-2]).all()
+    names = [label.get_text() for label in both.axes[0].get_yticklabels()]
+    assert names[-2:] == ["1,984\nfalse", "1,984\nno look"]
     stars = [line for line in panels[0].get_lines() if line.get_marker() == "*"]
     assert [round(float(one.get_xdata()[0]), 6) for one in stars] == [round(10 / 15, 6)]
 

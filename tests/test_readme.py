@@ -130,14 +130,11 @@ def test_decisions_are_those_of_the_record():
 def test_the_map_is_told_as_it_is():
     found = frontier.cells(read_json(REFERENCE / "map" / "map.json"))
     gaps = {x: {"L1": [], "L3": []} for x in (0.0, 1.0)}
-    for cell in found:
-        assert min(frontier.means(cell).values()) > 0  # "everywhere on this map"
-        if (
-            cell["demonstrations_by"] == "truth"
-            and cell["demonstrations_false"] in gaps
-        ):
-            for name, gap in frontier.means(cell).items():
-                gaps[cell["demonstrations_false"]][name].append(100 * gap)
+    rows = frontier.mapped(found)
+    for cell in (cell for kind, row in rows if kind == "false" for cell in row):
+        assert min(frontier.means(cell).values()) > 0  # "every row of false reasoning"
+        for name, gap in frontier.means(cell).items():
+            gaps.get(cell["x"], {name: []})[name].append(100 * gap)
     ends = {
         (x, name): f"{min(own):.0f} to {max(own):.0f}"
         for x, by in gaps.items()
@@ -147,8 +144,12 @@ def test_the_map_is_told_as_it_is():
     assert f"{ends[0, 'L1']} points behind on L1 and {ends[0, 'L3']} on L3" in text
     assert f"{ends[1, 'L1']} and {ends[1, 'L3']}." in text
     for row in frontier.crossings(found):
-        if row["panel"] in ("L1", "L3"):
+        if row["panel"] in ("L1", "L3") and row["kind"] == "false":
             assert row["crossing"] == row["high"] == -float("inf")  # "rows are not"
+    ((_, row),) = (own for own in rows if own[0] == "unseen")
+    x = {cell["x"]: 100 * frontier.means(cell)["L1"] for cell in row}
+    assert f"60 % of the demonstrations it puts SFT {x[0.6]:.0f} points behind" in text
+    assert f"in all of them SFT is {-x[1.0]:.0f} ahead" in text
 
 
 @pytest.mark.parametrize("size", ["2b", "7b"])

@@ -12,6 +12,7 @@ resamples of questions and seeds, with replacement, the same for all cells (pige
 bootstrap, Owen 2007). It may lie beyond the map: below 0 GRPO leads everywhere, above 1
 nowhere. Example: -2 points at x = 0.15 and +4 from 0.3 on cross at 0.2."""
 
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -30,14 +31,16 @@ from lib.records import read_json, write_tables, write_text
 PLACE = {"demonstrations_by": "teacher", "training_share": 1.0, "data_dir": ""}
 PLACE |= {"demonstrations_false": 0.0, "demonstrations_unseen": 0.0}
 KINDS = ("false", "unseen")
+WORDS = {"false": "false", "unseen": "no look"}
 ARMS = ("sft", "grpo")
 SETS = ("L1", "L3")
 PANELS = {"L1": {"L1": 1}, "L3": {"L3": 1}, "L3 − L1": {"L3": 1, "L1": -1}}
 RIGHT = (0.35, 0.60)  # share of questions: assumed of SEED-Bench-R1's teacher
 SAMPLES = 2000
 CAPTION = (
-    "line: zero; bars: its 95 % interval; star: the recorded teacher; at the foot: the "
-    "paper's teacher, if it is right on A = 35 to 60 %: lucky letters are (1 − A) / 3A"
+    "dots: zero; bars: its 95 % interval; no look: the step is named at once, whatever "
+    "the clip shows\nstar: the recorded teacher; at the foot: the paper's teacher, if "
+    "it is right on A = 35 to 60 %: lucky letters are (1 − A) / 3A"
 )
 
 
@@ -186,32 +189,34 @@ def _beyond(x: float) -> str:
     return tables.percent(x) if np.isfinite(x) else ("none" if x > 0 else "everywhere")
 
 
-def mapped(found: Sequence[Mapping]) -> list[list[Mapping]]:
-    """The rows of the map: of the data with the most rows of false reasoning."""
+def mapped(found: Sequence[Mapping]) -> list[tuple[str, list[Mapping]]]:
+    """(kind, row) of the map: of the data with the most rows of false reasoning, then
+    where there is some the row that leaves out what was seen."""
     every = rows_of(found, "false")
     if not every:
         raise ValueError("no sweep varies demonstrations_false, by truth: see map.yaml")
     data = statistics.mode(folder for folder, _ in every)
-    return [row for (folder, _), row in every.items() if folder == data]
+    rows = [("false", row) for (folder, _), row in every.items() if folder == data]
+    return rows + [("unseen", row) for row in rows_of(found, "unseen").values()]
 
 
 def told(rows: Sequence[Mapping]) -> str:
     """The figure in words, from map.json."""
-    found, said = [cell for row in mapped(cells(rows)) for cell in row], []
-    for name in SETS:
+    said, drawn = [], mapped(cells(rows))
+    for name, kind in itertools.product(SETS, dict.fromkeys(kind for kind, _ in drawn)):
+        found = [cell for own, row in drawn if own == kind for cell in row]
         gaps = [means(cell)[name] for cell in found]
         ends = f"{tables.points(min(gaps))} to {tables.points(max(gaps))} points"
         above = f"above zero in {sum(gap > 0 for gap in gaps)} of {len(gaps)} cells"
-        said.append(f"GRPO − SFT on {name}: {ends}, {above}")
+        said.append(f"GRPO − SFT on {name}, {WORDS[kind]}: {ends}, {above}")
     return f"{'; '.join(said)}."
 
 
 def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
-    """Panels L1, L3 and L3 - L1 of the data with the most rows of false reasoning:
-    colour GRPO - SFT of every cell, a line where it crosses zero with its intervals, a
-    star for the recorded teacher, a band for the paper's."""
-    rows = mapped(found)
-    data = rows[0][0]["data_dir"]
+    """Panels L1, L3 and L3 - L1 of the rows of `mapped`: colour GRPO - SFT of every
+    cell, a line where it crosses zero with its intervals, a star for the recorded
+    teacher, a band for the paper's."""
+    kinds, rows = zip(*mapped(found), strict=True)
     x, y = [cell["x"] for cell in rows[0]], np.arange(len(rows))
     ends = {"left": -0.5, "right": len(x) - 0.5}  # of the drawing: beyond the map
     figure, axes = plt.subplots(1, 3, figsize=(plots.WIDTH + 4, 3.8), sharey=True)
@@ -222,21 +227,30 @@ def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
         for (i, j), value in np.ndenumerate(effect):
             ink = {"color": "white" if abs(value) > 0.18 else "0.1", "fontsize": 8}
             ax.text(j, i + 0.28, tables.points(value), ha="center", va="center", **ink)
-        where = {"kind": "false", "data_dir": data, "panel": panel}
-        own = [line for line in crossed if where.items() <= line.items()]
-        lines = np.transpose([itemgetter("crossing", "low", "high")(o) for o in own])
+        own = [
+            itemgetter("crossing", "low", "high")(line)
+            for kind, row in zip(kinds, rows, strict=True)
+            for line in crossed
+            if (line["kind"], line["panel"]) == (kind, panel)
+            and all(line[key] == row[0][key] for key in ("data_dir", "training_share"))
+        ]
+        lines = np.transpose(own)
         at, *bars = (np.interp(line, x, range(len(x)), **ends) for line in lines)
         ax.hlines(y, *bars, color="0.1", lw=2)
-        ax.plot(np.where(np.isfinite(lines[0]), at, np.nan), y, "o-", color="0.1", ms=4)
+        ax.plot(np.where(np.isfinite(lines[0]), at, np.nan), y, "o", color="0.1", ms=4)
         band = np.interp([lucky(right) for right in RIGHT], x, range(len(x)))
         ax.hlines(-0.44, *band, color="0.35", lw=6)
         for cell in found:
-            if cell["demonstrations_by"] == "teacher" and cell["stated"]:
+            teacher = cell["demonstrations_by"] == "teacher" and cell["stated"]
+            if teacher and cell["data_dir"] == rows[0][0]["data_dir"]:
                 untrue = np.interp(1 - cell["stated"].get("right", 0), x, range(len(x)))
-                ax.plot(untrue, y[-1], "*", color="#D55E00", ms=12, clip_on=False)
-        ax.set(title=f"GRPO − SFT, {panel}", xlabel="false reasoning, %")
+                last = y[kinds.count("false") - 1]
+                ax.plot(untrue, last, "*", color="#D55E00", ms=12, clip_on=False)
+        ax.set(title=f"GRPO − SFT, {panel}", xlabel="bad reasoning, %")
         ax.set_xticks(range(len(x)), [f"{100 * share:.0f}" for share in x])
-        ax.set_yticks(y, [f"{row[0]['learned']:,}" for row in rows])
+        names = zip(kinds, rows, strict=True)
+        names = [f"{row[0]['learned']:,}\n{WORDS[kind]}" for kind, row in names]
+        ax.set_yticks(y, names, fontsize=7)
     axes[0].set_ylabel("training questions")
     figure.colorbar(drawn, ax=axes, label="points; above 0 GRPO leads", pad=0.02)
     figure.supxlabel(CAPTION, fontsize=7, y=-0.08)

@@ -16,7 +16,6 @@ the row of coherence has base_reader False."""
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 
 import torch
@@ -74,18 +73,13 @@ def readings(
         read = {"reader": models.fingerprint(model), "read": resume.digest(texts)}
         return read | {"batch_size": BATCH}
 
-    # A tokenizer that pads in one thread and not in another mixes them up.
-    encoding_now = Lock()
-
-    def rows(batch: Sequence[Item]) -> list[dict]:
-        with encoding_now:
-            encoded = _encode(processor, batch)
-        return _read(model, batch, *encoded)
-
     def read(batches: Sequence[Sequence[Item]]) -> Iterator[list[dict]]:
+        # Not in the threads below: a tokenizer that pads in one and not in another
+        # mixes them up, and its Python would keep the others' from their next step.
+        encoded = [(batch, *_encode(processor, batch)) for batch in batches]
         with rollouts.generating(model):
             each = evaluate.on_each_core if model.device.type == "cpu" else map
-            yield from each(rows, batches)
+            yield from each(lambda own: _read(model, *own), encoded)
 
     return resume.finish(Path(path), items, settings, read, "read for", BATCH)
 

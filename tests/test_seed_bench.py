@@ -961,5 +961,7 @@ def test_check_counts_faults_repeats_and_unusable_records(tmp_path):
         ("choice_d", True): 1,
         ("golden_choice_idx", False): 1,
     }
+    sound = inventory.fault_table([report | {"faults": []}])
+    assert sound == "No record has a fault.\n"
     table = inventory.fault_table([report])
     assert "UNUSABLE" in table and "answer: expected an action not yet done" in table

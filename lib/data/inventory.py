@@ -62,6 +62,8 @@ def fault_table(reports: list[dict]) -> str:
             weight = "fault" if fault["usable"] else "UNUSABLE"
             what = f"{fault['field']}: expected {fault['expected']}"
             counts[weight, what][number] += fault["count"]
+    if not counts:
+        return "No record has a fault.\n"
     head = ["", "what", *(found["split"] for found in reports)]
     return _aligned([head, *([*key, *row] for key, row in sorted(counts.items()))])
 

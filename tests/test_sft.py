@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from lib.data.video import BadVideo
 from lib.model import encoding, models
 from lib.train import checkpoints, sft
-from tests.trainings import SAMPLING, SFT, log_of
+from tests.trainings import SAMPLING, SFT, kill_when, log_of
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,25 @@ def test_a_finished_adapter_is_returned_at_once_and_others_are_refused(
     with pytest.raises(ValueError, match="demonstrations"):
         sft.train_sft(make_task(undisturbed, demonstrations[:5]))
     assert file.stat().st_mtime_ns == made
+
+
+def test_killed_and_started_again_it_ends_as_if_undisturbed(make_task, tmp_path):
+    changes = {"steps": 24, "save_every": 3}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    killed.mkdir()
+    log = killed / "train_log_sft.jsonl"
+
+    def in_step_6():
+        return log.exists() and log.read_bytes().count(b"\n") >= 5
+
+    kill_when(in_step_6, sft.train_sft, make_task(killed, **changes))
+    resumed_from = checkpoints.last_complete(killed / "checkpoints" / "sft")
+    assert resumed_from.name != "checkpoint-24"
+
+    for run in (killed, whole):
+        sft.train_sft(make_task(run, **changes))
+    assert weights(killed) == weights(whole)
+    assert log.read_bytes() == (whole / log.name).read_bytes()
 
 
 def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(

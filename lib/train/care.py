@@ -177,6 +177,7 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
             self.add_callback(self.reference)
 
     def measure(self, groups: Sequence[grpo.Group]) -> None:
+        """The rewards of the task, and the bonus."""
         super().measure(groups)
         both = [own.prompt for own in groups], [own.tokens for own in groups]
         likelihoods = self.reference_likelihoods(*both)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lib.paths import ROOT
+from lib.paths import ROOT, told
 from lib.records import read_json, record_stage, settings_hash, sha256, write_json
 
 
@@ -48,7 +48,7 @@ def seal(run: Path, stage: str, reads: Iterable[Path | None] = ()) -> None:
     chain[stage] = {
         "facts": settings_hash(_read(run, "manifest.json")[stage]),
         "after": _after(chain, stage),
-        "read": {_told(path): content(path) for path in sorted({*reads} - {None})},
+        "read": {told(path): content(path) for path in sorted({*reads} - {None})},
         "wrote": {name: content(run / name, whole=True) for name in wrote},
     }
     write_json(run / LEDGER, chain)
@@ -196,7 +196,7 @@ def check_trained(folder: Path, base: str | None = None) -> None:
 def benchmark(data: Path, general: Path) -> dict[str, str]:
     """Fingerprints of all annotations, clips and stills of a benchmark, by path."""
     found = {file for own in (data, general) for p in BENCHMARK for file in own.glob(p)}
-    return {_told(path): content(path) for path in sorted(found) if path.is_file()}
+    return {told(path): content(path) for path in sorted(found) if path.is_file()}
 
 
 def media(*lists: Iterable) -> set[Path]:
@@ -210,11 +210,6 @@ def _files(run: Path, patterns: Iterable[str]) -> list[str]:
     names = {path.relative_to(run).as_posix() for path in found if path.is_file()}
     own = {name for name in names if ".partial" not in name and name[0] != "."}
     return sorted(own - {*SHARED})
-
-
-def _told(path: Path) -> str:
-    """Below the checkout its path there, elsewhere the absolute one."""
-    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
 
 
 def _read(run: Path, name: str) -> dict:

@@ -25,6 +25,11 @@ def resolve(path: str | Path) -> Path:
     return ROOT / path
 
 
+def told(path: Path) -> str:
+    """How a record names a file: from the root of the checkout where it is below it."""
+    return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
+
+
 def check_run_name(run_name: str) -> None:
     """Raise ValueError unless `run_name` can name a run's folder below outputs/."""
     why = ""

@@ -24,7 +24,7 @@ from tests import launched
 from tests.forked import free_port, wait_until
 from tests.launched import is_running
 
-HANG = 120  # seconds; an idle machine needs 5
+HANG = 300  # seconds; an idle machine needs 5
 IMPORTS = "import sys, pathlib; sys.path.append({root!r})\n"
 CELL = "from lib.run import launch; from tests import launched\n"
 CELL += "folder = pathlib.Path({folder!r})\n"

@@ -66,7 +66,7 @@ class Kit:
     def run(self, *arguments: str, **environment) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
         process = self.start(*arguments, **environment)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return process.returncode, out, err
 
     def ledger(self) -> list[str]:
@@ -251,7 +251,7 @@ def test_a_run_that_is_told_to_end_takes_its_kernel_along(kit, how):
     process = kit.start("a.yaml", before=lambda: signal.signal(how, signal.SIG_DFL))
     wait_until(lambda: kit.ledger())
     process.send_signal(how)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + how and "the same command goes on" in err
     assert "Traceback" not in err
     assert not is_running(int(kit.ledger()[0]))
@@ -264,7 +264,7 @@ def test_a_sweep_that_ends_ends_its_runs_and_can_start_again_at_once(kit, how):
     process = kit.start("seeds.yaml", "--jobs", "2")
     wait_until(lambda: len(kit.ledger()) == 2)
     process.send_signal(how)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
     (kit.root / "go").touch()
     code, out, err = kit.run("seeds.yaml", "--jobs", "2")

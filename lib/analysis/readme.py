@@ -29,7 +29,7 @@ from lib.evaluate.tables import percent
 from lib.markup import Marked
 from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, called, difference
 from lib.mini import still_reader
-from lib.paths import ROOT, require, resolve
+from lib.paths import require, resolve, told
 from lib.records import read_json, write_tables, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -228,8 +228,6 @@ def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source) -> st
     if len(records) > 1:
         sd = pd.DataFrame(table).groupby("model", observed=True).sd.max()
         spread = ", ".join(f"{LABELS[m]} {100 * sd[m]:.1f}" for m in METHODS)
-    path = resolve(source)  # as it is typed from the root
-    path = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else source
     sentences = [
         f"Accuracy in %, first-letter rule, mean over training seeds ({seeds}) with a "
         f"95 % interval in which {table[0]['varies']} vary; differences are paired by "
@@ -238,7 +236,7 @@ def _caption(records: Sequence[Mapping], table: Sequence[Mapping], source) -> st
         f"Answers that could not be parsed, mean over sets: {unparsed}.",
         f"Data: `{records[0]['data']}`; the paper's row is another model on other "
         "questions, shown for the pattern.",
-        f"Written by `python -m lib.analysis readme {path}`.",
+        f"Written by `python -m lib.analysis readme {told(resolve(source))}`.",
     ]
     return " ".join(sentences)
 

@@ -20,7 +20,7 @@ from lib.analysis import answers, compare
 from lib.analysis.answers import Folder
 from lib.analysis.compare import Missing
 from lib.methods import GENERAL, LEVELS, SEEN
-from lib.paths import ROOT, resolve
+from lib.paths import ROOT, resolve, told
 from lib.records import read_json
 
 FIELDS = {"domain": str, "duration_group": float}  # of a question
@@ -210,10 +210,7 @@ class Records:
     def paths(self, terms: Terms) -> list[str]:
         """The files behind some terms, from the root where they lie below it."""
         found = {path for term in terms for path in self._files(term) if path.exists()}
-        return sorted(
-            str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
-            for path in found
-        )
+        return sorted(map(told, found))
 
     def terms(self, texts: Sequence[str]) -> list[Term]:
         """The terms of these texts, `levels` as the levels with records of all that are

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from lib.analysis import frontier, readme
+from lib.evaluate import tables
 from lib.methods import VERDICTS
 from lib.paths import ROOT
 from lib.records import read_json
@@ -101,7 +102,7 @@ def test_sft_on_steps_is_told_as_it_is():
     assert {
         name for name, row in rows.items() if not row["low"] <= 0 <= row["high"]
     } == {*("L1", "L2", "general")}
-    one = {name: f"{100 * row['difference']:.1f}" for name, row in rows.items()}
+    one = {name: tables.percent(row["difference"]) for name, row in rows.items()}
     text = " ".join(TEXT.split())
     assert f"SFT is ahead, by {one['L1']} points on L1 and {one['L2']} on L2" in text
     assert f"On L3 both are level ({one['L3']})" in text

@@ -414,3 +414,10 @@ def test_a_sweep_runs_all_keeps_what_finished_and_writes_one_table(kit):
     assert table[0] == "| run | seed | status | base L1 | sft L1 | seconds |"
     assert table[3].startswith("| seeds-seed_1 | 1 | finished | 0.250 | 0.250 | ")
     assert len(table) == 5
+
+    state = kit.output("seeds-seed_2") / "pipeline.json"
+    state.write_text(state.read_text().replace('"seconds": ', '"seconds": 9'))
+    kit.forget()
+    code, _, err = kit.run("seeds.yaml")
+    assert code == 1 and "not as the pipeline wrote it" in err and not kit.ledger()
+    assert kit.run("seeds.yaml", "--fresh")[0] == 0 and len(kit.ledger()) == 3

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from lib.analysis import frontier, readme
+from lib.analysis import answers, compare, frontier, readme
 from lib.evaluate import tables
-from lib.methods import VERDICTS
+from lib.methods import LEVELS, VERDICTS
 from lib.paths import ROOT
 from lib.records import read_json
 
@@ -107,6 +107,28 @@ def test_sft_on_steps_is_told_as_it_is():
     assert f"SFT is ahead, by {one['L1']} points on L1 and {one['L2']} on L2" in text
     assert f"On L3 both are level ({one['L3']})" in text
     assert f"it is {one['general'][1:]} points behind GRPO" in text
+
+
+def test_wrong_labels_are_told_as_they_are():
+    rows = read_json(REFERENCE / "sweeps" / "label_noise.json")
+    frame = answers.of_sweep(rows)
+
+    def levels(*parts):
+        terms = [
+            (sign / 3, {"model": model, "label_noise": noise, "set": name})
+            for sign, model, noise in parts
+            for name in LEVELS
+        ]
+        found = compare.contrast(frame, terms, samples=100)
+        return round(100 * found["effect"]), not found["low"] <= 0 <= found["high"]
+
+    text = " ".join(TEXT.split())
+    lost, decided = levels((1, "grpo", 0.0), (-1, "grpo", 0.4))
+    assert decided and f"40 % of them cost GRPO {lost} points" in text
+    assert not levels((1, "sft", 0.0), (-1, "sft", 0.4))[1]  # "and SFT nothing"
+    assert not levels((1, "grpo", 0.2), (-1, "sft", 0.2))[1]
+    ahead, decided = levels((1, "sft", 0.4), (-1, "grpo", 0.4))
+    assert not decided and f"With 40 % SFT is {ahead} ahead" in text
 
 
 def test_decisions_are_those_of_the_record():

@@ -409,7 +409,7 @@ def _told(partial: Path, current: dict, traceback: list[str]) -> str:
 def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
     """Run every run as a process, `--jobs` at a time; 1 if any of them failed. They end
     with this process, however it ends. Busy: another process runs the sweep."""
-    folder, failed = run_dir(Path(options.params).stem), set()
+    folder, failed = run_dir(Path(options.params).stem), False
     pool = ThreadPoolExecutor(options.jobs)
     with (
         run_files.one_writer(folder, "run"),
@@ -417,13 +417,15 @@ def execute_sweep(runs: list[Run], options: argparse.Namespace) -> int:
         _ending(pool) as alive,
     ):
         given = options, folder, alive
-        started = {pool.submit(_child, run, *given): run.name for run in runs}
+        rows = {run.name: _table_row(run, anew=options.fresh) for run in runs}
+        started = {pool.submit(_child, run, *given): run for run in runs}
         for future in as_completed(started):
-            name = started[future]
-            failed |= {name} if future.result() else set()
-            log = f"failed, see {folder / name}.log"
-            bar.write(f"{name}: {log if name in failed else 'finished'}")
-            write_table(runs, failed, folder)
+            run, code = started[future], future.result()
+            failed |= code != 0
+            log = f"failed, see {folder / run.name}.log"
+            bar.write(f"{run.name}: {log if code else 'finished'}")
+            rows[run.name] = _table_row(run, code != 0)
+            write_table([*rows.values()], folder)
             bar.update()
     print(f"one row a run: {folder / 'runs.md'}")
     return 1 if failed else 0
@@ -459,9 +461,8 @@ def _child(run: Run, options: argparse.Namespace, folder: Path, alive: int) -> i
         )
 
 
-def write_table(runs: list[Run], failed: set[str], folder: Path) -> None:
+def write_table(rows: list[dict], folder: Path) -> None:
     """runs.json, .csv and .md of a sweep; runs that did not finish have no numbers."""
-    rows = [_table_row(run, failed) for run in runs]
     records.write_tables(folder / "runs.json", rows)
     cells = [_table_cells(dict(row)) for row in rows]
     columns = list(dict.fromkeys(name for row in cells for name in row))
@@ -469,10 +470,10 @@ def write_table(runs: list[Run], failed: set[str], folder: Path) -> None:
     write_text(folder / "runs.md", grid([columns, *lines]))
 
 
-def _table_row(run: Run, failed: set[str]) -> dict:
+def _table_row(run: Run, failed: bool = False, anew: bool = False) -> dict:
     folder, todo = OUTPUTS / run.name, unfinished(run)
-    status = "waiting" if todo else "finished"
-    if run.name in failed:
+    status = "waiting" if todo or anew else "finished"
+    if failed:
         status = f"failed at {todo[0].stem}" if todo else "failed"
     row = {"run": run.name, **{key: run.values[key] for key in run.varied}}
     row["status"] = status

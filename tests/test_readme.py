@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import pandas as pd
 import pytest
 
 from lib.analysis import answers, compare, frontier, readme
@@ -109,26 +110,45 @@ def test_sft_on_steps_is_told_as_it_is():
     assert f"it is {one['general'][1:]} points behind GRPO" in text
 
 
+def sweep(name):
+    return answers.of_sweep(read_json(REFERENCE / "sweeps" / f"{name}.json"))
+
+
+def gap(frame, first, second, sets=LEVELS):
+    """Points between two selections, mean over sets; whether that is decided."""
+    terms = [
+        (sign / len(sets), {**own, "set": name})
+        for sign, own in ((1, first), (-1, second))
+        for name in sets
+    ]
+    found = compare.contrast(frame, terms, samples=100)
+    return round(100 * found["effect"]), not found["low"] <= 0 <= found["high"]
+
+
 def test_wrong_labels_are_told_as_they_are():
-    rows = read_json(REFERENCE / "sweeps" / "label_noise.json")
-    frame = answers.of_sweep(rows)
-
-    def levels(*parts):
-        terms = [
-            (sign / 3, {"model": model, "label_noise": noise, "set": name})
-            for sign, model, noise in parts
-            for name in LEVELS
-        ]
-        found = compare.contrast(frame, terms, samples=100)
-        return round(100 * found["effect"]), not found["low"] <= 0 <= found["high"]
-
-    text = " ".join(TEXT.split())
-    lost, decided = levels((1, "grpo", 0.0), (-1, "grpo", 0.4))
+    frame, text = sweep("label_noise"), " ".join(TEXT.split())
+    sft, grpo = (
+        {noise: {"model": m, "label_noise": noise} for noise in (0.0, 0.2, 0.4)}
+        for m in ("sft", "grpo")
+    )
+    lost, decided = gap(frame, grpo[0.0], grpo[0.4])
     assert decided and f"40 % of them cost GRPO {lost} points" in text
-    assert not levels((1, "sft", 0.0), (-1, "sft", 0.4))[1]  # "and SFT nothing"
-    assert not levels((1, "grpo", 0.2), (-1, "sft", 0.2))[1]
-    ahead, decided = levels((1, "sft", 0.4), (-1, "grpo", 0.4))
-    assert not decided and f"With 40 % SFT is {ahead} ahead" in text
+    assert not gap(frame, sft[0.0], sft[0.4])[1]  # "SFT loses nothing"
+    assert not gap(frame, sft[0.2], grpo[0.2])[1]
+    ahead, decided = gap(frame, sft[0.4], grpo[0.4])
+    assert not decided and f"With 40 % SFT is {ahead} ahead (not decided)" in text
+
+
+def test_grpo_after_sft_is_told_as_it_is():
+    alone, after = sweep("label_noise"), sweep("then")
+    alone = alone[alone.label_noise == 0].assign(demonstrations_false=-1.0)
+    frame = pd.concat([alone, after], ignore_index=True).astype({"set": str})
+    frame = frame[frame.model == "grpo"].astype({"model": str})
+    truth, false, none = ({"demonstrations_false": x} for x in (0.0, 1.0, -1.0))
+    behind, more = gap(frame, none, truth), gap(frame, none, false)
+    told = f"is {behind[0]} points behind GRPO alone (mean of the levels), after false"
+    assert f"{told} reasoning {more[0]}." in " ".join(TEXT.split())
+    assert behind[1] and more[1] and gap(frame, none, truth, ["general"])[1]
 
 
 def test_decisions_are_those_of_the_record():

@@ -140,7 +140,11 @@ def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     assert len(rows[0]["metrics"]["sft"]["L1"]["correct"]) == N
     assert (tmp_path / "map.png").stat().st_size > 10_000
     # A map that was made before stands for its runs.
-    assert frontier.record([tmp_path, outputs / "seeds"]) == [*rows, *rows[-2:]]
+    assert frontier.record([tmp_path, outputs / "seeds"]) == rows
+    other = [{**row, "base": "another", "run": f"other {row['run']}"} for row in rows]
+    write_json(tmp_path / "other" / "map.json", other)
+    with pytest.raises(ValueError, match=r"and other .* are of different bases"):
+        frontier.record([tmp_path, tmp_path / "other"])
     said = frontier.told(rows)
     assert said.count("above zero in 6 of 10 cells") == 2
     assert (

@@ -52,12 +52,13 @@ def lucky(right: float) -> float:
 
 def record(folders: Iterable[str | Path]) -> list[dict]:
     """The runs of some sweeps with their PLACE, what their demonstrations state, and
-    their answers as texts of 0 and 1; of a folder with a map those that it has.
-    ValueError for a run that is not finished."""
-    rows = []
+    their answers as texts of 0 and 1; of a folder with a map those that it has. A run
+    that is given twice is the later one. ValueError for a run that is not finished, and
+    for runs of different bases."""
+    rows: dict[str, dict] = {}
     for folder in map(resolve, folders):
         if (earlier := folder / "map.json").exists():
-            rows += read_json(earlier)
+            rows |= {row["run"]: row for row in read_json(earlier)}
             continue
         for row in readme.sweep_record(folder):
             if "metrics" not in row:
@@ -69,8 +70,10 @@ def record(folders: Iterable[str | Path]) -> list[dict]:
             row |= {key: given.get(key, usual) for key, usual in PLACE.items()}
             row |= {key: taught.get(key, {}) for key in ("stated", "demonstrations")}
             row["metrics"] = {m: row["metrics"][m] for m in ARMS if m in row["metrics"]}
-            rows.append(row)
-    return rows
+            rows[row["run"]] = row
+    if len(bases := {row["base"]: row["run"] for row in rows.values()}) > 1:
+        raise ValueError(f"{' and '.join(bases.values())} are of different bases")
+    return [*rows.values()]
 
 
 def cells(rows: Sequence[Mapping]) -> list[dict]:

@@ -6,17 +6,18 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis import answers, compare, frontier, readme
+from lib.analysis import answers, compare, frontier, readme, stats
 from lib.evaluate import tables
 from lib.methods import LEVELS, VERDICTS
 from lib.paths import ROOT
 from lib.records import read_json
 
 REFERENCE = ROOT / "outputs" / "reference"
-STEPS = "sft-steps"
+STEPS, UNSEEN = "sft-steps", "demonstrations_unseen"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
     {*re.findall(r"^(?:sbatch \S+ )?(python -m lib\.[^#\n]+)", TEXT, re.M)}
@@ -189,6 +190,11 @@ def test_the_map_is_told_as_it_is():
     for row in frontier.crossings(found):
         if row["panel"] in ("L1", "L3") and row["kind"] == "false":
             assert row["crossing"] == row["high"] == -float("inf")  # "rows are not"
+    whole = [cell for cell in found if len(cell["L1"]) == 3 and not cell[UNSEEN]]
+    truth = [cell for cell in whole if cell["demonstrations_by"] == "truth"]
+    assert len(truth) == 5 and {len(cell["L1"][0]) for cell in truth} == {2000}
+    for values in (np.array(cell[name]) for cell in truth for name in ("L1", "L3")):
+        assert stats.contrast([values])["low"] > 0  # "every interval is above zero"
     ((_, row),) = (own for own in rows if own[0] == "unseen")
     x = {cell["x"]: 100 * frontier.means(cell)["L1"] for cell in row}
     assert f"60 % of the demonstrations it puts SFT {x[0.6]:.0f} points behind" in text

@@ -134,22 +134,27 @@ def test_wrong_labels_are_told_as_they_are():
     )
     lost, decided = gap(frame, grpo[0.0], grpo[0.4])
     assert decided and f"40 % of them cost GRPO {lost} points" in text
-    assert not gap(frame, sft[0.0], sft[0.4])[1]  # "SFT loses nothing"
+    assert not gap(frame, sft[0.0], sft[0.4])[1]  # "shows no loss"
     assert not gap(frame, sft[0.2], grpo[0.2])[1]
     ahead, decided = gap(frame, sft[0.4], grpo[0.4])
-    assert not decided and f"With 40 % SFT is {ahead} ahead (not decided)" in text
+    assert not decided and f"with 40 % SFT by {ahead}, not decided" in text
 
 
 def test_grpo_after_sft_is_told_as_it_is():
     alone, after = sweep("label_noise"), sweep("then")
     alone = alone[alone.label_noise == 0].assign(demonstrations_false=-1.0)
     frame = pd.concat([alone, after], ignore_index=True).astype({"set": str})
-    frame = frame[frame.model == "grpo"].astype({"model": str})
-    truth, false, none = ({"demonstrations_false": x} for x in (0.0, 1.0, -1.0))
+    frame = frame.astype({"model": str})
+    truth, false, none = (
+        {"model": "grpo", "demonstrations_false": x} for x in (0.0, 1.0, -1.0)
+    )
     behind, more = gap(frame, none, truth), gap(frame, none, false)
     told = f"is {behind[0]} points behind GRPO alone (mean of the levels), after false"
     assert f"{told} reasoning {more[0]}." in " ".join(TEXT.split())
     assert behind[1] and more[1] and gap(frame, none, truth, ["general"])[1]
+    for after in (truth, false):  # "nothing of the general set"
+        gained, decided = gap(frame, after, after | {"model": "sft"}, ["general"])
+        assert gained <= 0 and not decided
 
 
 def test_decisions_are_those_of_the_record():

@@ -23,6 +23,7 @@ later two are told when each frame is shown. Another stops with
 tests/test_shared_prefix_families.py agrees. `python -m lib.run check-model NAME` says
 whether a checkpoint is read right."""
 
+import ctypes
 import hashlib
 import logging
 import os
@@ -40,6 +41,13 @@ import tqdm.auto
 from lib import chain, paths, records
 from lib.data import torchvision_cpu as torchvision_cpu  # before transformers
 
+# glibc hands a freed tensor's pages back, and the system clears new ones for the next
+# tensor. Here up to 1 GiB at the end of the heap (-1), or to be mapped apart (-3), is
+# kept, in huge pages: a step of SFT on a CPU takes a fifth less time.
+if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-1, 2**30)
+    libc.mallopt(-3, 2**30)
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it once, below
 # On its import bitsandbytes warns that an optional faster CPU kernel is not installed.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 # What is imported below takes its progress bars from here. In a kernel they would be

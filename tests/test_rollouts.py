@@ -116,6 +116,27 @@ def test_greedy_rollouts_in_training_equal_generate(
     assert model.training and model.is_activation_checkpointing
 
 
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_pass_for_its_end_is_the_models_own_from_there_on(
+    tiny_checkpoint, processor, start
+):
+    """Adapters and gradients included, and the model is not changed by it."""
+    model = adapted(tiny_checkpoint)
+    base, inputs = prefix.base_of(model), encoded(processor)[0]
+    whole = base.model(**inputs).last_hidden_state
+    end = prefix.ending(base, start).model(**inputs).last_hidden_state
+    weights = [own for own in model.parameters() if own.requires_grad]
+    torch.testing.assert_close(end[:, start:], whole[:, start:])
+    assert not torch.equal(end[:, :start], whole[:, :start])
+    found, expected = (
+        torch.autograd.grad(hidden[:, start:].square().sum(), weights)
+        for hidden in (end, whole)
+    )
+    assert any(own.any() for own in expected)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(base.model(**inputs).last_hidden_state, whole)
+
+
 def test_a_seed_gives_the_same_completions_in_every_batch(model, several):
     _, prompts = several
     settings = decoding(model, temperature=1.0, end_ids=(5, 9, 11, 20, 30))

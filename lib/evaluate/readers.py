@@ -203,7 +203,8 @@ def _next_tokens(model, prompts, groups) -> Iterator[torch.Tensor]:
     for pack in scoring.make_packs(rows, PACK_TOKENS):
         inputs = scoring.pack_inputs(model, pack)
         del inputs["completion_labels"]
-        hidden = base.model(**inputs, use_cache=False).last_hidden_state
+        end = prefix.ending(base, min(len(row.prompt.ids) for row in pack) - 1)
+        hidden = end.model(**inputs, use_cache=False).last_hidden_state
         head = base.get_output_embeddings()
         for row, states in zip(pack, hidden, strict=True):
             kept = states[len(row.prompt.ids) - 1 : row.length]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch.nn import functional
 
 from lib.model.encoding import mm_token_type_ids
 
@@ -54,6 +55,37 @@ def base_of(model):
     """The multimodal model inside wrappers of data parallelism and PEFT."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class _FromPosition(torch.nn.Module):
+    """A part of a network from one position on, with zeros before it."""
+
+    def __init__(self, part, start: int):
+        super().__init__()
+        self.part, self.start = part, start
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = self.part(x[:, self.start :])
+        return functional.pad(made, (0, 0, x.shape[1] - made.shape[1], 0))
+
+
+def ending(base, start: int):
+    """A view of `base` for a pass whose positions before `start` (below 0: from the
+    end) nobody reads: there the MLP of the last layer, most of its work, is left out.
+    All parts are shared with the base, which stays as it is."""
+    path = ["model", "language_model", "layers"]
+    last = str(len(base.model.language_model.layers) - 1)
+
+    def view(module, path: list[str]):
+        if not path:
+            return _FromPosition(module, start)
+        part = view(module.get_submodule(path[0]), path[1:])
+        own = object.__new__(type(module))  # FSDP2's would be initialized, by copy()
+        parts = {**module._modules, path[0]: part}
+        own.__dict__.update(module.__dict__ | {"_modules": parts})
+        return own
+
+    return view(base, [*path, last, "mlp"])
 
 
 def check_model(model) -> None:

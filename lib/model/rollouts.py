@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.model.prefix import Prompt, base_of, check_model, picture_inputs
+from lib.model.prefix import Prompt, base_of, check_model, ending, picture_inputs
 from lib.model.token_step import Language, folded
 
 # isort: split
@@ -166,7 +166,7 @@ class Slots:
     PER_LAYER = ("keys", "values", "own_keys", "own_values")
 
     def __init__(self, base, prompts, count: int, decoding: Decoding, size: int):
-        self.base, self.prompts, self.decoding = base, prompts, decoding
+        self.base, self.prompts, self.decoding = ending(base, -1), prompts, decoding
         self.fixed = has_fixed_shapes(base.device)
         self.filters = _filters(decoding, base.device)
         self.ends = torch.tensor(decoding.end_ids, device=base.device)

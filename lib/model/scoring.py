@@ -21,7 +21,14 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.model import shards
 from lib.model.encoding import mm_token_type_ids
-from lib.model.prefix import Prompt, as_mask, base_of, check_model, picture_inputs
+from lib.model.prefix import (
+    Prompt,
+    as_mask,
+    base_of,
+    check_model,
+    ending,
+    picture_inputs,
+)
 
 LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
 
@@ -39,8 +46,9 @@ def add_scoring(model, temperature: float = 1.0) -> None:
     def forward(self, *args, completion_labels=None, pieces=0, **kwargs):
         if completion_labels is None:
             return plain(*args, **kwargs)
-        hidden = self.model(*args, use_cache=False, **kwargs).last_hidden_state
         kept = completion_labels != -100
+        end = ending(self, int(kept.any(0).nonzero()[0]))
+        hidden = end.model(*args, use_cache=False, **kwargs).last_hidden_state
         head = self.get_output_embeddings()
         return score(hidden[kept], head, completion_labels[kept], temperature, pieces)
 

@@ -2,8 +2,10 @@
 
 import ast
 import copy
+import ctypes
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -427,3 +429,19 @@ def test_what_prepares_the_libraries_is_imported_before_them():
         roots = [name.partition(".")[0] for name in names]
         early = roots[: roots.index("lib")] if "lib" in roots else roots
         assert not LIBRARIES & set(early), path
+
+
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="its allocator is not glibc's"
+)
+def test_freed_memory_serves_the_next_tensor():
+    """The system clears a page for every 4 KiB that it is asked for anew."""
+
+    def cleared(times):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(times):
+            torch.ones(2**23)  # 32 MiB, 8,192 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    cleared(2)
+    assert cleared(20) < 8192

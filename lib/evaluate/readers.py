@@ -15,6 +15,7 @@ the row of coherence has base_reader False."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ READERS = ("base", "own")
 BATCH = 8  # questions read at once
 PACK_TOKENS = 16384  # of one forward pass, padding included
 LETTER_TOKENS = 4  # tokens of a letter at most; no others meet the vocabulary
+# One reasoning is read as its own and as another's, and by two readers.
+ENCODED = 2**13  # prompts, and reasonings, kept encoded
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
 # "A" alone is mostly the article, so it counts only in brackets or behind such a word.
@@ -161,16 +164,23 @@ class Continuation:
         return {x: round(p, 4) for x, p in zip(self.ids, shares, strict=True)}
 
 
+_continuation = lru_cache(ENCODED)(Continuation)
+
+
+@lru_cache(ENCODED)
+def _prompt(processor, text: str) -> dict[str, torch.Tensor]:
+    return encoding.encode(processor, [messages(text, None, None)])
+
+
 def _encode(processor, items: Sequence[Item]) -> tuple:
     """The encoded prompts of the items, and {variant: Continuation} of each."""
     encoded, continuations = [], []
     for item in items:
         with encoding.naming(item.question):
-            talk = messages(item.prompt, None, None)
-            encoded.append(encoding.encode(processor, [talk]))
+            encoded.append(_prompt(processor, item.prompt))
         letters = LETTERS[: len(item.question.options)]
         own = {
-            name: Continuation(processor.tokenizer, reasoning, letters)
+            name: _continuation(processor.tokenizer, reasoning, letters)
             for name, reasoning in item.reasonings.items()
             if reasoning is not None
         }

@@ -47,6 +47,9 @@ ENVIRONMENTS = {
 CATEGORIES = {"shown step": "S2A", "last step": "E3E", "shown object": "S2O"}
 IMAGE_ONLY_SHARE = 0.15
 TEACHER_OVERLOOKS, TEACHER_HASTY = 0.08, 0.15
+# BT.601, limited range: what red, green and blue, from 0 to 1, add to Y, Cb and Cr.
+LUMA = (65.481, 128.553, 24.966)
+CHROMA = ((-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))
 PATIENCE = 3600.0  # seconds to wait for another process that writes the same folder
 
 
@@ -231,16 +234,12 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
 
     Done here and not by ffmpeg, whose rounding may depend on the machine.
     """
-    red, green, blue = np.moveaxis(pixels.astype(np.float64), -1, 0) / 255
-    luma = 16 + 65.481 * red + 128.553 * green + 24.966 * blue
-    chroma = (
-        128 - 37.797 * red - 74.203 * green + 112.0 * blue,
-        128 + 112.0 * red - 93.786 * green - 18.214 * blue,
-    )
-    height, width = luma.shape
-    small = [c.reshape(height // 2, 2, width // 2, 2).mean((1, 3)) for c in chroma]
-    planes = [luma.ravel(), *(plane.ravel() for plane in small)]
-    return np.rint(np.concatenate(planes)).astype(np.uint8).reshape(-1, width)
+    wide = pixels / 255
+    rows = wide[::2] + wide[1::2]
+    small = (rows[:, ::2] + rows[:, 1::2]) / 4
+    planes = [16 + wide @ LUMA, *(128 + small @ own for own in CHROMA)]
+    planes = np.concatenate([plane.ravel() for plane in planes])
+    return np.rint(planes).astype(np.uint8).reshape(-1, pixels.shape[1])
 
 
 def write_clip(path: Path, episode: Episode) -> None:

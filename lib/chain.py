@@ -6,6 +6,7 @@ number verifies first, so swapped, edited, cut or stale files are named, with th
 Nothing is secret: who rewrites chain.json too is not found out."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -120,10 +121,8 @@ def _changed(folder: Path, known: dict, stage: str, did: str) -> list[str]:
         if now == then:
             continue
         if name.endswith(".jsonl") and now and then:
-            pairs = enumerate(zip(now, then, strict=False))
-            shorter = min(len(now), len(then))
-            place = next((i for i, (a, b) in pairs if a != b), shorter)
-            line = f", line {place // LINE_DIGITS + 1}"
+            same = os.path.commonprefix([now, then])  # noqa: RUF071  no paths
+            line = f", line {len(same) // LINE_DIGITS + 1}"
         state = "missing, though" if now is None else "not as"
         faults.append(f"{name}{line}: {state} {stage} {did} it")
     return faults

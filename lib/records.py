@@ -175,7 +175,8 @@ def frame(run: str | Path, files: str = "*"):
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file, or of a folder: its sorted relative names and contents."""
+    """Hex digest of a file, or of a folder: its sorted relative names and contents, but
+    for what Python compiled there."""
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
@@ -183,7 +184,8 @@ def sha256(path: str | Path) -> str:
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is missing: there is nothing to hash")
     digest = hashlib.sha256()
-    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+    sources = (item for item in path.rglob("*") if item.parent.name != "__pycache__")
+    for file in sorted(item for item in sources if item.is_file()):
         name = file.relative_to(path).as_posix()
         digest.update(f"{name}\0{sha256(file)}\n".encode())
     return digest.hexdigest()

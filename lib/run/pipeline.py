@@ -252,23 +252,16 @@ def report_due(run: Run) -> bool:
     return _has_analysis(run) and not is_it
 
 
-def notebook_keys(run: Run, library: dict | None = None) -> dict[Path, str]:
+def notebook_keys(run: Run, library: str = "") -> dict[Path, str]:
     """A key a notebook, of all that it depends on: code, values, lib, data, those
-    before. `library` is what `_library` gave earlier."""
+    before. `library` is the hash of lib/ at an earlier time."""
     keys: dict[Path, str] = {}
-    previous = settings_hash({"lib": library or _library(), "data": _data(run)})
+    library = library or sha256(ROOT / "lib")
+    previous = settings_hash({"lib": library, "data": _data(run)})
     for notebook in run.notebooks:
         inputs = [_code(notebook), _values(notebook, run), previous]
         keys[notebook] = previous = settings_hash({"inputs": inputs})
     return keys
-
-
-def _library() -> dict[str, str]:
-    return {
-        file.relative_to(ROOT).as_posix(): sha256(file)
-        for file in sorted((ROOT / "lib").rglob("*"))
-        if file.is_file() and "__pycache__" not in file.parts
-    }
 
 
 def _data(run: Run) -> dict:
@@ -347,7 +340,7 @@ def _cell_count(run: Run, notebook: Path) -> int:
 def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
     """Execute a notebook and, only after that, note that it is finished. Its key is of
     the code that ran and of the data that are there now: 01_data may have made them."""
-    library = _library()
+    library = sha256(ROOT / "lib")
     start, end = time.monotonic(), bar.n + _cell_count(run, notebook)
     bar.set_description(notebook.stem)
     _execute(notebook, run, bar)

@@ -245,34 +245,14 @@ def test_sharding_is_read_from_the_launchers_file(tmp_path):
         sharding_of(str(file))
 
 
-def test_more_processes_take_less_of_each_card():
-    """7B, all weights: too much for one 40 GB card, little enough for eight."""
-    seven = values_of("paper") | {"num_processes": 1, "accelerate_config": ""}
-    model, one = of(SEVEN), counts.work_of(seven, "cuda")
-    split = counts.work_of(seven | {"num_processes": 8}, "cuda")
-    shared = memory.stages(model, replace(split, sharding="zero3"))
-    alone = memory.stages(model, one)
-    for stage in ("SFT", "rollout", "reference", "update"):
-        assert shared[stage] < 0.7 * alone[stage]
-    assert max(alone.values()) > 40 * 2**30
-
-
-@pytest.mark.parametrize(("name", "gib", "gb"), [("2b", 16, 4.4), ("7b", 24, 16.6)])
-def test_the_params_files_fit_their_cards_without_any_download(name, gib, gb, dry_run):
+@pytest.mark.parametrize(("name", "gib"), [("2b", 16), ("7b", 24)])
+def test_the_params_files_fit_their_cards_without_any_download(name, gib, dry_run):
     base = f"single_gpu_{name}"
-    (run,) = params.load_params(PARAMS / f"{base}.yaml")
-    assert run.card_gib == gib
     _, text = dry_run(f"--gib {gib}", base=base)
     assert f" GiB of {gib}.0 (as given): " in text and "ok  memory" in text
     if not torch.cuda.is_available():  # the card is known from the base alone
         _, text = dry_run(base=base)
         assert f"of {gib}.0 (card_gib)" in text
-    _, text = dry_run("--gib 5", base=base)
-    told = " ".join(text[text.index("NO  memory") :].split())
-    assert "lower prompts_per_backward" in told
-    if checks.local_model(values_of(base)["model"]) is None:
-        told = " ".join(text.split())  # in bfloat16, and still to come
-        assert "hf download Qwen/" in told and f", model {gb}" in told
 
 
 def test_a_known_card_is_asked_for_its_memory_and_its_dtype(dry_run):

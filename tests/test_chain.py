@@ -130,8 +130,6 @@ TAMPERED = [  # what is done, and what is said
         lambda run, _: shutil.copy(run / SFT, run / BEST),
         f"{BEST}: no notebook left it",
     ),
-    (editing("train_log_grpo.jsonl", 0, a=1), "train_log_grpo.jsonl, line 1: not as"),
-    (writing("metrics.json", sft=0.99), "metrics.json: not as 04_eval left it"),
     (deleting("results.json"), "results.json: missing, though 05_analysis left it"),
     (holding("figures/accuracy.png", b""), "figures/accuracy.png: not as 05_analysis"),
     (other_facts, "manifest.json: 02_sft is not what that notebook recorded"),
@@ -148,7 +146,6 @@ TAMPERED = [  # what is done, and what is said
         holding("videos/small.mp4", b"others"),
         *("videos/small.mp4: not as 01_data read it", "as 04_eval read it"),
     ),
-    (deleting("videos/small.mp4"), "videos/small.mp4: missing, though 01_data read it"),
     (holding("videos/large.mp4", LARGE), "videos/large.mp4: not as 01_data read it"),
 ]
 

@@ -182,9 +182,6 @@ def test_only_the_notebooks_that_are_named_run(kit):
     code, out, err = kit.run("a.yaml")
     assert code == 0 and "to read" not in out, err
     assert kit.ledger() == ["one", "02_two"]
-    kit.forget()
-    code, _, err = kit.run("a.yaml")
-    assert (code, kit.ledger()) == (0, []), err
 
 
 def test_a_killed_run_goes_on_with_the_notebook_it_was_in(kit):

@@ -63,13 +63,6 @@ def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"a.json", "taken"}
 
 
-def test_read_json_names_file_and_line(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"a": 1,\n"b": }')
-    with pytest.raises(ValueError, match=r"a\.json, line 2"):
-        records.read_json(path)
-
-
 def test_jsonl_round_trip_and_append(tmp_path):
     path = tmp_path / "rows.jsonl"
     records.write_jsonl(path, [{"id": 1, "text": "line\u2028break\n"}])

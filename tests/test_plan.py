@@ -58,10 +58,9 @@ def dry_run(data, tmp_path, capsys):
         file = tmp_path / "a.yaml"
         named = "" if any(line.startswith("sweep") for line in lines) else "run_name: a"
         start = f"base: {PARAMS}/{base}.yaml\n{places}"
+        (tmp_path / "base.yaml").write_text(start)
         own = [line for line in lines if not line.startswith("--")]
-        if "data_dir: nowhere" in own:
-            start = start.replace(f"data_dir: {data}\n", "")
-        file.write_text(start + "\n".join([named, *own]))
+        file.write_text("\n".join(["base: base.yaml", named, *own]))
         flags = [word for line in lines if line not in own for word in line.split()]
         code = pipeline.main([str(file), "--dry-run", *flags])
         return code, capsys.readouterr().out

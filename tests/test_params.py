@@ -60,16 +60,10 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def refused(path: Path, notebooks: Path, given=()) -> ParamsFaults:
+def faults(path: Path, notebooks: Path, given=()) -> list[str]:
     with pytest.raises(ParamsFaults) as caught:
         load_params(path, notebooks, given)
-    return caught.value
-
-
-def faults(path: Path, notebooks: Path) -> list[str]:
-    caught = refused(path, notebooks)
-    assert str(caught) == "\n".join(caught.faults)
-    return caught.faults
+    return str(caught.value).splitlines()
 
 
 def test_a_file_can_name_the_notebooks_of_its_runs(tmp_path, notebooks):
@@ -109,8 +103,8 @@ def test_a_command_line_gives_values_over_the_file(tmp_path, notebooks):
 )
 def test_a_wrong_override_is_refused_by_name(tmp_path, notebooks, given, why):
     path = write(tmp_path, "a.yaml", "lr: 0.1\nsweep: {seed: [1, 2]}\n")
-    told = str(refused(path, notebooks, [given]))
-    assert f"{given}, on the command line: {why}" in told
+    (found,) = faults(path, notebooks, [given])
+    assert f"{given}, on the command line: {why}" in found
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -301,17 +295,8 @@ def test_a_file_of_a_stranger_gives_a_short_plain_message(
 ):
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    message = str(refused(path, notebooks)).replace(str(path), "a.yaml")
-    assert told in message and len(message) < 700
-    assert message.replace("\n", "").isprintable()
-
-
-def test_of_many_faults_the_first_are_listed(tmp_path, notebooks):
-    path = write(tmp_path, "a.yaml", "".join(f"k{i}: 1\n" for i in range(500)))
-    caught = refused(path, notebooks)
-    assert len(caught.faults) == 501  # run_name is missing too
-    assert len(str(caught).splitlines()) == 21
-    assert str(caught).endswith("and 481 more faults")
+    message = "".join(faults(path, notebooks)).replace(str(path), "a.yaml")
+    assert told in message and len(message) < 700 and message.isprintable()
 
 
 @pytest.mark.parametrize(

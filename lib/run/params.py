@@ -41,7 +41,6 @@ TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 DECLARATION = re.compile(rf"(\w+): ({'|'.join(TYPES)}) = (.+?)  # (.+)")
 LINES = "expected lines of `key: value`"
 MOST_RUNS = 1000  # of a sweep
-MOST_FAULTS = 20  # that a message lists
 TEXT = "tag:yaml.org,2002:str"
 # Neither 010, which YAML 1.1 takes for 8, nor 1:30, which it takes for 90.
 NUMBER = re.compile(r"[+-]?(?!0[\d_])(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.I)
@@ -77,13 +76,7 @@ class Run:
 
 
 class ParamsFaults(ValueError):
-    """Every fault of a params file, each naming file, line and key."""
-
-    def __init__(self, faults: list[str]):
-        self.faults = [shown(fault) for fault in faults]
-        more = len(faults) - MOST_FAULTS
-        rest = [f"and {more} more faults"] if more > 0 else []
-        super().__init__("\n".join(self.faults[:MOST_FAULTS] + rest))
+    """Every fault of a params file, a line each, naming file, line and key."""
 
 
 def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
@@ -154,7 +147,7 @@ def load_params(
     reader = _Reader(notebook_paths(notebooks))
     runs = reader.runs(Path(path), overrides)
     if reader.faults:
-        raise ParamsFaults(reader.faults)
+        raise ParamsFaults("\n".join(map(shown, reader.faults)))
     return runs
 
 

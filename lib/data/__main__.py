@@ -30,7 +30,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from lib import paths
+from lib import paths, run_files
 from lib.data import epic, harness, inventory, named, questions, seed_bench
 from lib.data.download import DownloadError
 from lib.doors import EXITS, Door, part, size
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         return given.run(given) or 0
-    except (DownloadError, OSError, ValueError) as error:
+    except (DownloadError, run_files.Busy, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -13,16 +13,14 @@ kept. So archives come one by one, stills first, and each is deleted after use.
 from __future__ import annotations
 
 import csv
-import fcntl
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lib import records
+from lib import records, run_files
 from lib.data import download, hub_names, parts, questions
 from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.data.hub_names import CLIP, LONG_VIDEO_BENCH, SEED_BENCH, STILLS, source_of
@@ -86,7 +84,8 @@ def get(
 ) -> None:
     """Say what is missing for the choices of `what`, then download it into `folder`:
     archives of `at_most` bytes in all, and none for clips that lie below `have`.
-    Raises DownloadError; the same call goes on where it stopped."""
+    Raises DownloadError, or Busy where another process does the same; the same call
+    goes on where it stopped."""
     target = Target(folder, what, at_most)
     wanted = target.wanted()
     if wanted is not None and have and not dry_run:
@@ -105,7 +104,7 @@ def get(
             "nothing was downloaded: read the licences above and add --accept-licences"
             " if you accept them"
         )
-    with _alone(folder):
+    with run_files.one_writer(target.book, "written"):
         target.known["licences"] = sorted({*target.known["licences"], *licences})
         target.remember()
         target.get_annotations()
@@ -403,15 +402,3 @@ def missing(wanted: Iterable[Path]) -> list[Path]:
 def _count(wanted: set[Path]) -> str:
     there = len(wanted) - len(missing(wanted))
     return f"{there:,} of {len(wanted):,} files there"
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".downloads.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"another process downloads into {folder}") from error
-        yield

@@ -147,16 +147,14 @@ def check(
     }
 
 
-def split_holdout(
-    items: Iterable, share: float, salt: str = "holdout"
-) -> tuple[list, list]:
+def split_holdout(items: Iterable, share: float) -> tuple[list, list]:
     """(kept, held): about `share` of the items are held out, chosen by their id alone,
     so that a training question and its demonstration fall on the same side."""
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
     kept, held = [], []
     for item in items:
-        digest = hashlib.sha256(f"{salt}/{item.id}".encode()).digest()
+        digest = hashlib.sha256(f"holdout/{item.id}".encode()).digest()
         drawn = int.from_bytes(digest[:8], "big") / 2**64
         (held if drawn < share else kept).append(item)
     return kept, held

@@ -21,7 +21,6 @@ from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
 BYTE_ORDERS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Place = str | Path
 FORMS = ("one JSON object a line", "one JSON list")
-LISTS = ("general",)  # kinds that are one JSON list
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ def _survey(path: Path, kind: str | None) -> tuple[str | None, int, list, list]:
         marks = dict.fromkeys(", ".join(own.marks) for own in KINDS.values())
         none = "no field of a known kind of file"
         fault(parsed[0][0], "record", none, "; or ".join(marks), UNUSABLE)
-    elif parsed and is_list != (kind in LISTS):
+    elif parsed and is_list != (kind == "general"):
         fault(1, "file", FORMS[is_list], FORMS[not is_list], UNUSABLE)
     for index, (line, record) in enumerate(rows):
         place = f"[{index}]" if is_list else ""
@@ -265,12 +264,9 @@ def _survey(path: Path, kind: str | None) -> tuple[str | None, int, list, list]:
 
 def _recognised(records: Iterable[object]) -> str | None:
     """The kind most records show by their keys; None where none shows any."""
-    votes = Counter()
-    for record in records:
-        keys = record.keys() if isinstance(record, dict) else ()
-        marked = (name for name, kind in KINDS.items() if {*kind.marks} & {*keys})
-        votes[next(marked, None)] += 1
-    del votes[None]
+    keys = (record.keys() for record in records if isinstance(record, dict))
+    marked = ([n for n, k in KINDS.items() if {*k.marks} & own] for own in keys)
+    votes = Counter(names[0] for names in marked if names)
     return max(votes, key=votes.get, default=None)
 
 

@@ -1,7 +1,5 @@
 """The prompts, character by character."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -37,8 +35,6 @@ def test_the_direct_prompt_differs_in_the_last_line_only():
     direct = prompt_text(question(FOUR), "direct").split("\n")
     assert direct == [*think[:-1], DIRECT]
     assert "<" not in DIRECT
-    with pytest.raises(ValueError, match="'cot' is unknown"):
-        prompt_text(question(FOUR), "cot")
 
 
 def test_letters_follow_the_number_of_options_and_texts_are_not_touched():
@@ -48,13 +44,6 @@ def test_letters_follow_the_number_of_options_and_texts_are_not_touched():
     for options in (("one",), ("x",) * 6):
         with pytest.raises(ValueError, match="between 2 and 5"):
             option_lines(options)
-
-
-@pytest.mark.parametrize("options", [FOUR, (*FOUR[:3], "cut off \ud83d")])
-def test_half_a_character_is_an_error_that_names_the_question(options):
-    asked = replace(question(options), text="which \udc00?" if options == FOUR else "x")
-    with pytest.raises(ValueError, match=f"question {asked.id}: .*surrogates"):
-        prompt_text(asked, "think")
 
 
 @pytest.mark.parametrize("clip", [None, CLIP])

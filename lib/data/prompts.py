@@ -34,17 +34,8 @@ def option_lines(options: tuple[str, ...]) -> str:
 
 
 def prompt_text(question: Question, style: str) -> str:
-    """The whole user text of a question; style "think" (the paper's) or "direct".
-    Raises ValueError for another style and for a text that is no Unicode."""
-    if style not in STYLES:
-        known = f"it must be one of {list(STYLES)}"
-        raise ValueError(f"style {style!r} is unknown; {known}")
-    text = f"{question.text}\n{option_lines(question.options)}\n{STYLES[style]}"
-    try:
-        text.encode()  # what has half a character can be neither hashed nor read
-    except UnicodeEncodeError as error:
-        raise ValueError(f"question {question.id}: {error}") from error
-    return text
+    """The whole user text of a question; style "think" (the paper's) or "direct"."""
+    return f"{question.text}\n{option_lines(question.options)}\n{STYLES[style]}"
 
 
 def messages(

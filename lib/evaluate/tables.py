@@ -13,8 +13,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from lib.data import questions
+from lib.data import parts
 from lib.data.letters import judged
+from lib.data.questions import Question
 from lib.markup import grid
 from lib.methods import METHODS, SETS, in_order
 from lib.paths import require, resolve
@@ -108,16 +109,11 @@ def questions_hash(rows: Iterable[Mapping]) -> str:
 
 def asked(
     data_dir: str | Path, general_dir: str | Path, sets: Iterable[str]
-) -> dict[str, questions.Question]:
+) -> dict[str, Question]:
     """{id: Question} of some sets, as the annotation files have them."""
-    data, general, found = resolve(data_dir), resolve(general_dir), []
-    for name in sets:
-        if name == "general":
-            found += questions.read_general(general / "lvb_val.json", general)
-        else:
-            path = data / "annotations" / f"validation_{name}.jsonl"
-            found += questions.read_validation(path, data, name)
-    return {question.id: question for question in found}
+    where = resolve(data_dir), resolve(general_dir)
+    found = parts.read(*where, " ".join(sets)).values()
+    return {question.id: question for own in found for question in own}
 
 
 def sets_of(predictions: Predictions) -> list[str]:

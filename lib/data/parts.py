@@ -4,13 +4,12 @@
 come, links to the clips and stills beside it, and part.json with the whole numbers.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from lib import records
-from lib.data import questions
+from lib.data import questions, training_sets
 from lib.data.questions import Question
 from lib.methods import GENERAL, SETS, named
 
@@ -85,15 +84,11 @@ def read(
         if not items or len({item.id for item in items}) < len(items):
             raise ValueError(f"{name} has no questions, or an id twice: see 01_data")
         of = sizes.get(name, len(items))
-        drawn = {item.id for item in sorted(items, key=_draw)[: count or None]}
+        drawn = training_sets.first(items, count or len(items), "")
         items = [item for item in items if item.id in drawn]
         part = len(items) < of
         sets[name] = [replace(item, of=of) for item in items] if part else items
     return sets
-
-
-def _draw(item: Question) -> str:
-    return hashlib.sha256(item.id.encode()).hexdigest()
 
 
 def told(sets: Mapping[str, list[Question]]) -> dict[str, str]:

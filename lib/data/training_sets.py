@@ -65,7 +65,7 @@ def share_of(items: Sequence[Item], share: float, seed: int) -> list[Item]:
         raise ValueError(f"share = {share} must lie above 0 and be 1 at most")
     if not items:
         raise ValueError("there is nothing to take a share of")
-    kept = first(items, max(1, round(share * len(items))), f"share/{seed}")
+    kept = first(items, max(1, round(share * len(items))), f"share/{seed}/")
     return [item for item in items if item.id in kept]
 
 
@@ -76,7 +76,7 @@ def with_label_noise(
     the wrong labels of a larger share include those of a smaller one."""
     if not 0 <= share <= 1:
         raise ValueError(f"share = {share} must lie between 0 and 1")
-    noisy = first(questions, round(share * len(questions)), f"noise/{seed}")
+    noisy = first(questions, round(share * len(questions)), f"noise/{seed}/")
     return [_mislabelled(q, seed) if q.id in noisy else q for q in questions]
 
 
@@ -91,7 +91,7 @@ def first(items: Sequence[Item], count: int, salt: str) -> set[str]:
     """The ids that come first in an order drawn by salt and id alone."""
 
     def drawn(item: Item) -> bytes:
-        return hashlib.sha256(f"{salt}/{item.id}".encode()).digest()
+        return hashlib.sha256(f"{salt}{item.id}".encode()).digest()
 
     return {item.id for item in sorted(items, key=drawn)[:count]}
 

@@ -61,14 +61,14 @@ def with_shares(
             f"demonstrations_false = {false}, demonstrations_unseen = {unseen}: they "
             "must be 0 or more and at most 1 together"
         )
-    count, salt = len(demonstrations), f"teacher/{seed}"
+    count, salt = len(demonstrations), f"teacher/{seed}/"
     wrong = training_sets.first(demonstrations, round(false * count), salt)
     rest = count - round(unseen * count)  # the others of the order are unseen
     looked = training_sets.first(demonstrations, rest, salt)
     found = []
     for item in demonstrations:
         if item.id in wrong:
-            rng = random.Random(f"{salt}/{item.id}")
+            rng = random.Random(f"{salt}{item.id}")
             item = _saying(item, _false(_known(item.id, truths), rng))
         elif item.id not in looked:
             e = _known(item.id, truths).episode

@@ -855,7 +855,7 @@ def test_the_general_set_comes_in_parts_and_without_subtitles(world):
     expected = {f"general/videos/{name}" for name in clips} | {"general/lvb_val.json"}
     assert world.present() == expected
     root = world.folder / "general"
-    for item in questions.read_general(root / "lvb_val.json", root):
+    for item in questions.read_validation(root / "lvb_val.json", root, "general"):
         assert item.video.read_bytes() == clips[item.video.name]
     parts = world.hub.fetched("h") + world.hub.fetched("subtitles.tar")
     assert parts == []  # those after the last wanted clip

@@ -69,20 +69,16 @@ def read(
     sizes, sets = whole(data), {}
     home = data.parent if data.name == FOLDER else data
     for name in names_of(asked_sets):
-        what, path = name, data / "annotations" / f"validation_{name}.jsonl"
+        what, root = name, data
+        path = data / "annotations" / f"validation_{name}.jsonl"
         if name == GENERAL:
-            what, path = "longvideobench", general / "lvb_val.json"
+            what, root, path = "longvideobench", general, general / "lvb_val.json"
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: get it (python -m lib.data get {home} --what "
                 f"{what}), or leave {name} out of asked_sets"
             )
-        if name == GENERAL:
-            items = questions.read_general(path, general)
-        else:
-            items = questions.read_validation(path, data, name)
-        if not items or len({item.id for item in items}) < len(items):
-            raise ValueError(f"{name} has no questions, or an id twice: see 01_data")
+        items = questions.read_validation(path, root, name)
         of = sizes.get(name, len(items))
         drawn = training_sets.first(items, count or len(items), "")
         items = [item for item in items if item.id in drawn]

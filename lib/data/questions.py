@@ -85,13 +85,12 @@ class DataFaults(ValueError):
         return "\n".join([head, *map(str, self.faults)])
 
 
-def read_validation(path: Place, media_root: Place, level: str) -> list[Question]:
-    """The questions of validation_L1, L2 or L3, options in the file's order. Clips are
+def read_validation(path: Place, media_root: Place, name: str) -> list[Question]:
+    """The questions of L1, L2, L3 or general, options in the file's order. Clips are
     `<media_root>/videos/<video_source>/<video_basename>`, stills in images/; whether
-    they exist shows when they are read."""
-    if level not in ("L1", "L2", "L3"):
-        raise ValueError(f"level {level!r} is unknown; it must be L1, L2 or L3")
-    return _read(path, media_root, level)
+    they exist shows when they are read. General is LongVideoBench's lvb_val.json, 4 or
+    5 candidates each; clips alone, videos/<video_path>, as the paper does it."""
+    return _read(path, media_root, name)
 
 
 def read_training(path: Place, media_root: Place, seed: int = 0) -> list[Question]:
@@ -105,12 +104,6 @@ def read_demonstrations(path: Place, media_root: Place) -> list[Demonstration]:
     """The records of training_with_cot: `prompt` messages and a `response`, as the
     released sft.py reads them; without `sample_id` the id is "training/line-12"."""
     return _read(path, media_root, "demonstrations")
-
-
-def read_general(path: Place, media_root: Place) -> list[Question]:
-    """The questions of LongVideoBench's lvb_val.json, 4 or 5 candidates each; clips
-    alone, `<media_root>/videos/<video_path>`, no subtitles, as the paper does it."""
-    return _read(path, media_root, "general")
 
 
 def _read(path: Place, media_root: Place, kind: str, seed: int = 0) -> list:

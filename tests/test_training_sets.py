@@ -148,14 +148,3 @@ def test_lessons_are_named_after_their_adapters():
     assert steps == replace(alone, response=said)
     with pytest.raises(ValueError, match="'labels' is unknown: name some of reasoning"):
         training_sets.lessons("labels", [FIRST], ITEMS)
-
-
-def test_miniplans_teacher_is_kept_where_labels_are_right(tmp_path):
-    """The generator keeps reasoning only where its answer is right: nothing is lost."""
-    sizes = benchmark.Sizes(training=24, level=12, general=16)
-    data = benchmark.write(tmp_path / "data", sizes)
-    path = data / "annotations" / "training_with_cot.jsonl"
-    demonstrations = questions.read_demonstrations(path, data)
-    training = questions.read_training(path.with_name("training.jsonl"), data)
-    kept = training_sets.kept_by_rejection(demonstrations, training)
-    assert kept == demonstrations != []

@@ -339,16 +339,6 @@ def test_a_file_that_was_cut_off(name, tmp_path):
             read_all(path)
 
 
-def test_check_says_which_way_a_clip_was_read(tmp_path):
-    plain = write(tmp_path / "plain.mp4")
-    other = write(tmp_path / "other.avi", "mpeg4", {"bf": "2"})
-    bad = write(tmp_path / "bad.mp4", count=1)
-    assert inventory._decoded((plain, True)) is None
-    assert inventory._decoded((other, True)) == ("", "it is mpeg4 in avi")
-    state, why = inventory._decoded((bad, True))
-    assert state == "too short" and "has 1 frame" in why
-
-
 def mark(medium):
     path, _ = medium
     path.write_text("read")

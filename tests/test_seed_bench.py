@@ -895,7 +895,9 @@ def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     (ego / "0.mp4").write_bytes(PAGE)
     (ego / "1.mp4").write_bytes(media["1.mp4"][: len(media["1.mp4"]) // 2])
     (world.folder / "images" / EGO / "1.png").write_bytes(b"no picture")
-    write_film(ego / NAMES[3], [np.zeros((56, 56, 3), np.uint8)])
+    black = np.zeros((56, 56, 3), np.uint8)
+    write_film(ego / NAMES[3], [black])
+    write_film(epic / "2.mp4", [black] * 9, codec="mpeg4")
 
     quick = by_split(inventory.check(world.folder))
     assert quick["validation_L1"]["videos"] == counted(2, missing=1, damaged=1)
@@ -910,6 +912,9 @@ def test_check_counts_what_is_missing_damaged_and_too_short(world, media):
     assert deep["validation_L3"]["stills"] == counted(1, damaged=1)
     assert "web page" in deep["validation_L2"]["unreadable"][str(ego / "0.mp4")]
     assert deep["training"]["unreadable"] == {}
+    by_pyav = {str(epic / "2.mp4"): "it is mpeg4 in mov"}
+    assert deep["training"]["by_pyav"] == by_pyav
+    assert deep["validation_L1"]["by_pyav"] == {}
     table = inventory.media_table(list(deep.values()))
     (line,) = [x for x in table.splitlines() if "validation_L2" in x]
     counts = [cell.strip() for cell in line.strip("|").split("|")]

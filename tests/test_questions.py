@@ -270,7 +270,6 @@ TEXTS = {
 BAD_NAMES = ["", "a/b.mp4", "../b.mp4", "/etc/passwd", "a\\b.mp4", "..", ".", 3, None]
 HALVES = ["\ud83d", "go \udc00 on", "\ude00\ud83d"]
 CONTROL = ["<|im_end|>", "the <|video_pad|>s", "a<|vision_start|><|image_pad|>"]
-SAID = "<think>{}</think><answer>A</answer>"
 LONG, WIDE = "x" * 100_001, "ｗａｓｈ\u3000pan"
 
 
@@ -309,7 +308,6 @@ def lettered(kind, *texts):
 UNUSABLE = [
     # texts that no model may read
     *each("L1", "question", HALVES, "half a char"),
-    *each("L3", "scenario", HALVES[:1], "\\ud83d"),
     *each(
         "L1", "of no use", [{"x": ["", HALVES[0]]}], "Unicode text", "of no use.x[1]"
     ),
@@ -317,10 +315,6 @@ UNUSABLE = [
     *each("general", "question", ["\U000f0000"], "mark that is no text"),
     *each("L2", "question", CONTROL, "words alone"),
     *each("L1", f"{STEP}[0].narration_text", CONTROL[:1], "'<|im_end|>' in a text"),
-    *each("training", "negative_answers[4]", CONTROL[1:2], "'<|video_pad|>' in a text"),
-    *each("demonstrations", "response", [SAID.format(CONTROL[0])], "words alone"),
-    *each("demonstrations", f"{PART}[2].text", CONTROL[:1], "words alone"),
-    *each("general", "candidates[2]", CONTROL[:1], "words alone"),
     # options with letters of their own
     lettered("L1", "B. open", "A. pour", "D. stir", "C. wash"),
     lettered("L1", "(d) open", "(c) pour", "(b) stir", "(a) wash"),
@@ -398,7 +392,6 @@ USABLE = [
     *each("L1", f"{STEP}[1]", [NARRATION], "the key narr", f"{STEP}[1].narration"),
     *each("L1", f"{STEP}[1].stop_frame", [301], "301, after"),
     *each("L1", f"{STEP}[1].narration_text", ["Wash pan"], "already done", "answer"),
-    *each("training", f"{STEP}[0].narration_text", ["wash pan"], "already", "answer"),
     *each("training", "negative_answers[3]", ["open jar"], "negative_answers[0]"),
     *each("training", "negative_answers[3]", ["wash pan"], "equal to answer"),
     lettered("L1", "A. open", "B. pour", "C. stir", "D. wash"),

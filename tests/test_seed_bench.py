@@ -379,10 +379,8 @@ TEXT = "annotations/validation_L2.jsonl"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 SENT = {  # what comes of a file: bytes, (status, name) or cuts, and what is said
     "pointer": (TEXT, POINTER, "a git-LFS pointer; expected", "deleted; run it again"),
-    "page": (TEXT, PAGE, "a web page; expected", "deleted; run it again"),
     "short": (TEXT, b"abc", "received 3 bytes; expected", "deleted; run it again"),
     "flipped text": (TEXT, None, "with another hash", "deleted; run it again"),
-    "flipped archive": (OF_EGO, None, "with another hash", "deleted; run it again"),
     "gated": (
         *(TEXT, (401, "GatedRepo"), "an account that has accepted the licence"),
         f"https://huggingface.co/datasets/{SEED}, then run `hf auth login` or set",

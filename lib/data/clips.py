@@ -40,7 +40,7 @@ class Cut:
 def cut(video: Path, cuts: list[Cut]) -> dict[Cut, str]:
     """Make the files that are not there; returns why for each cut that failed. A file
     has its own name once it is complete."""
-    todo = sorted((c for c in cuts if not c.is_there), key=attrgetter("start", "end"))
+    todo = sorted({c for c in cuts if not c.is_there}, key=attrgetter("start", "end"))
     failed = {}
     for start, group in groupby(todo, key=attrgetter("start")):
         together = list(group)

@@ -27,10 +27,8 @@ LETTERS = "ABCDE"
 
 def option_lines(options: tuple[str, ...]) -> str:
     """One line an option, lettered from A: `A. first` newline `B. second` ..."""
-    if not 2 <= len(options) <= len(LETTERS):
-        said = f"a question has between 2 and {len(LETTERS)}"
-        raise ValueError(f"{len(options)} options; {said}")
-    return "\n".join(map("{}. {}".format, LETTERS, options))
+    lettered = zip(LETTERS[: len(options)], options, strict=True)  # five at most
+    return "\n".join(map(". ".join, lettered))
 
 
 def prompt_text(question: Question, style: str) -> str:

@@ -63,8 +63,7 @@ def evaluated(model, run):
 
 def refusal():
     """What is said of a model of another family."""
-    text = SimpleNamespace(_attn_implementation="sdpa")
-    config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
+    config = SimpleNamespace(model_type="llava")
     try:
         prefix.check_model(SimpleNamespace(config=config))
     except ValueError as error:

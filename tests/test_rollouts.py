@@ -91,14 +91,10 @@ def several(model, processor):
 
 
 @pytest.mark.parametrize(
-    ("at_once", "attention", "seen"),
-    [(1, "sdpa", True), (2, "eager", True), (3, "sdpa", False), (None, "eager", False)],
+    ("at_once", "seen"), [(1, True), (2, True), (3, False), (None, False)]
 )
-def test_greedy_rollouts_in_training_equal_generate(
-    model, several, at_once, attention, seen
-):
+def test_greedy_rollouts_in_training_equal_generate(model, several, at_once, seen):
     """Whatever is drawn side by side: waiting prompts take the places of ended ones."""
-    model.set_attn_implementation({"text_config": attention})
     inputs, prompts = several
     settings = decoding(model)
     ends = some_ends(model, inputs, settings)

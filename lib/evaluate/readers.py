@@ -211,7 +211,7 @@ def _next_tokens(model, prompts, groups) -> Iterator[torch.Tensor]:
         tails = [prompt.ids.new_tensor(ids) for ids in segments]
         rows += scoring.make_rows(prompt, tails, PACK_TOKENS)
     for pack in scoring.make_packs(rows, PACK_TOKENS):
-        inputs = scoring.pack_inputs(model, pack)
+        inputs = scoring.pack_inputs(pack)
         del inputs["completion_labels"]
         end = prefix.ending(base, min(len(row.prompt.ids) for row in pack) - 1)
         hidden = end.model(**inputs, use_cache=False).last_hidden_state

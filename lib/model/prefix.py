@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from lib.model.encoding import mm_token_type_ids
 
-ATTENTION = ("sdpa", "eager")
 MODELS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 KINDS = {  # kind: (pixels, grids) as the processor names them
     "image": ("pixel_values", "image_grid_thw"),
@@ -89,20 +88,17 @@ def ending(base, start: int):
 
 
 def check_model(model) -> None:
-    """Raise ValueError for a model whose packed rows would not be what they seem. The
-    attention of the language model must take a 4-D mask, and the way positions and
-    visual features enter must be one that the tests compare with the plain forward."""
+    """Raise ValueError for a model whose packed rows would not be what they seem: the
+    way positions and visual features enter must be one that the tests compare with the
+    plain forward, and the attention one that reads True in a mask as visible."""
     config = base_of(model).config
-    text = config.get_text_config()
-    used = text._attn_implementation
-    if used not in ATTENTION:
-        raise ValueError(
-            f"attention implementation {used!r} cannot take the 4-D mask of a shared "
-            f"prefix: load the model with attn_implementation in {ATTENTION}"
-        )
     if config.model_type not in MODELS:
         what = f"model_type {config.model_type!r} is not supported"
         raise ValueError(f"{what}: use one of {MODELS}")
+    text = config.get_text_config()
+    if (used := text._attn_implementation) != "sdpa":
+        what = f"attention {used!r} cannot take the mask of a shared prefix"
+        raise ValueError(f"{what}: load the model with attn_implementation = 'sdpa'")
     if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
         raise ValueError(
             "layers with a sliding window are not supported: set use_sliding_window = "
@@ -277,16 +273,6 @@ def picture_inputs(prompts: Sequence[Prompt]) -> dict:
             for key in keys:
                 inputs[key] = torch.cat([prompt.pixels[key] for prompt in owners])
     return {"mm_encoder_outputs": outputs} if seen else inputs
-
-
-def as_mask(visible: torch.Tensor, model) -> torch.Tensor:
-    """A boolean [B, 1, Q, K] mask in the form the attention takes. sdpa reads True as
-    visible; eager adds the mask to the scores, so True would be +1."""
-    base = base_of(model)
-    if base.config.get_text_config()._attn_implementation == "sdpa":
-        return visible
-    hidden = torch.finfo(base.dtype).min
-    return torch.zeros_like(visible, dtype=base.dtype).masked_fill(~visible, hidden)
 
 
 def extended(prompt: Prompt, ids: Sequence[int]) -> Prompt:

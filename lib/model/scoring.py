@@ -21,14 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lib.model import shards
 from lib.model.encoding import mm_token_type_ids
-from lib.model.prefix import (
-    Prompt,
-    as_mask,
-    base_of,
-    check_model,
-    ending,
-    picture_inputs,
-)
+from lib.model.prefix import Prompt, base_of, check_model, ending, picture_inputs
 
 LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
 
@@ -185,11 +178,11 @@ def completion_scores(
     scores = []
     for pack, count in zip(packs, pieces, strict=False):
         lengths = [len(completion) for row in pack for completion in row.completions]
-        found = model(**pack_inputs(model, pack), pieces=count)
+        found = model(**pack_inputs(pack), pieces=count)
         scores.append([values.split(lengths) for values in found])
     logps, *more = [list(chain(*own)) for own in zip(*scores, strict=True)]
     for count in pieces[len(packs) :]:  # other processes have more packs
-        idle, *_ = model(**pack_inputs(model, [idle_row(prompts[0])]), pieces=count)
+        idle, *_ = model(**pack_inputs([idle_row(prompts[0])]), pieces=count)
         logps[0] = logps[0] + 0 * idle.sum()
     return logps, *more
 
@@ -201,7 +194,7 @@ def idle_row(prompt: Prompt) -> Row:
     return Row(last, (ids,))
 
 
-def pack_inputs(model, rows: Sequence[Row]) -> dict:
+def pack_inputs(rows: Sequence[Row]) -> dict:
     """Arguments of the scoring forward for right-padded rows, L tokens the longest.
     input_ids and completion_labels [B, L], position_ids [3, B, L], attention_mask [B,
     1, L, L]. Padding sees the prompt, so no softmax is empty; nothing sees padding."""
@@ -217,7 +210,7 @@ def pack_inputs(model, rows: Sequence[Row]) -> dict:
         "input_ids": ids,
         "completion_labels": labels,
         "position_ids": positions.permute(2, 0, 1),
-        "attention_mask": as_mask(visible[:, None], model),
+        "attention_mask": visible[:, None],
         **picture_inputs([row.prompt for row in rows]),
     }
 

@@ -364,17 +364,15 @@ def publish_trained(
 ) -> Path:
     """`publish` what a trainer has trained; every process must call it. All weights are
     an ordinary checkpoint, with the processor's files, in settings["dtype"]."""
-    model, weights = trainer.model, shards.whole_weights(trainer)
-    if is_peft_model(model):
-        return publish(model, folder, record, settings, weights)
-    if PartialState().is_main_process:
+    model, weights, processor = trainer.model, shards.whole_weights(trainer), None
+    if not is_peft_model(model) and PartialState().is_main_process:
         own = model.state_dict() if weights is None else weights
         dtype = getattr(torch, settings["dtype"])
         # Tied ones share memory, and stay one tensor.
         made = {value.data_ptr(): value.to("cpu", dtype) for value in own.values()}
         weights = {name: made[value.data_ptr()] for name, value in own.items()}
-    given = (record, settings, weights, trainer.processing_class)
-    return publish(model, folder, *given)
+        processor = trainer.processing_class
+    return publish(model, folder, record, settings, weights, processor)
 
 
 def publish(

@@ -156,6 +156,16 @@ def adapter(tiny_checkpoint, tmp_path_factory):
 
 
 LORA, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def configured(**changes):
+    def change(folder):
+        found = run_records.read_json(folder / CONFIG)
+        run_records.write_json(folder / CONFIG, found | changes)
+
+    return change
+
+
 FITTING = "load the base it was trained on, or train it again"
 TRAIN, WROTE = "train it first (02_sft or 03_grpo)", "02_sft or 03_grpo wrote"
 ADAPTERS = {
@@ -166,6 +176,15 @@ ADAPTERS = {
     ),
     "no weights": (without(LORA), MISSING, f"/sft has no {LORA}", WHOLE),
     "no type": (writing(CONFIG, "{}"), f"/sft/{CONFIG} has no field peft_type", WHOLE),
+    "a list": (writing(CONFIG, "[1]"), f"/sft/{CONFIG} has no field peft_type", WHOLE),
+    "another type": (
+        configured(peft_type=["LORA"]),
+        f"/sft/{CONFIG}: peft_type is \"['LORA']\", not LORA",
+    ),
+    "a rank in words": (configured(r="four"), f"/sft/{CONFIG}: ", WHOLE),
+    "no such rank": (configured(r=-4), f"/sft/{CONFIG}: ", WHOLE),
+    "no layers": (configured(target_modules=7), f"/sft/{CONFIG}: ", WHOLE),
+    "no ranks": (configured(rank_pattern=3), f"/sft/{CONFIG}: ", WHOLE),
     "weights cut short": (cut(LORA), f"/sft/{LORA} is damaged (", WHOLE),
     "a tensor less": (
         tensors(LORA, lambda found: found.pop(min(found))),

@@ -4,7 +4,7 @@ Each line of a table is one kind of broken input: what is broken and how, what t
 names (file, line, field), and what it says to do. Others are where their readers are
 tested: annotation files in test_questions.py, labels in test_epic.py, clips and stills
 in test_video.py, archives in test_seed_bench.py, parameters in test_params.py, rows and
-settings of other runs in test_records.py, test_resume.py and test_checkpoints.py."""
+settings of other runs in test_records.py, test_resume.py and test_sft.py."""
 
 import hashlib
 import resource

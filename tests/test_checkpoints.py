@@ -145,23 +145,6 @@ def test_training_order_is_whole_epochs_behind_each_other():
         checkpoints.training_order([], 1, seed=3)
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
-    path = tmp_path / "adapter" / "settings.json"
-    settings = {"lr": 0.1, "seed": 1, "sampling": {"fps": 2.0}}
-    assert not checkpoints.same_settings(path, settings)
-    path.parent.mkdir()
-    (path.parent / ".settings.json.1.tmp").write_text("of another process, soon gone")
-    checkpoints.write_settings(path, settings)
-    assert records.read_json(path)["files"] == {}
-    assert checkpoints.same_settings(path, settings)
-    assert records.read_json(path)["hash"] == records.settings_hash(settings)
-    with pytest.raises(ValueError, match=r"lr \(0.1 there, 0.2 now\)") as raised:
-        checkpoints.same_settings(path, {**settings, "lr": 0.2})
-    assert "seed" not in str(raised.value)
-    with pytest.raises(ValueError, match="extra"):
-        checkpoints.same_settings(path, {**settings, "extra": None})
-
-
 class Saved:
     """Stands for a model; `breaks` stops its saving half way, like a kill."""
 

@@ -106,11 +106,6 @@ def test_several_methods_stand_between_bars():
     assert (second.name, second.options) == ("care", {"bonus": "dense"})
 
 
-def test_every_method_trains_under_its_name():
-    for name, (_, trainer) in rl.METHODS.items():
-        assert trainer.label == name
-
-
 def test_a_method_trains_by_its_own_trainer_in_other_processes_too(monkeypatch):
     monkeypatch.setattr(rl.grpo, "train", lambda *given: given)
     (method,) = rl.read("care bonus=dense")

@@ -14,7 +14,7 @@ from lib.data.prompts import messages, prompt_text
 from lib.data.video import Sampling
 from lib.evaluate import attention, evaluate
 from lib.model import encoding, models, prefix, rollouts
-from tests.test_rollouts import adapted
+from tests.trainings import adapted, followed
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = evaluate.EvalSettings("think", max_new_tokens=30, batch_size=4)
@@ -27,14 +27,9 @@ def plain_attention(model, inputs, completion):
     base = prefix.base_of(model)
     before = base.config.get_text_config()._attn_implementation
     base.set_attn_implementation("eager")
-    ids = torch.cat([inputs["input_ids"], completion[None]], 1)
-    whole = {
-        "input_ids": ids,
-        "mm_token_type_ids": encoding.mm_token_type_ids(ids, base.config),
-        "attention_mask": torch.ones_like(ids),
-    }
+    whole = followed(model, inputs, completion)
     with torch.no_grad(), rollouts.generating(model):
-        found = model(**{**inputs, **whole}, output_attentions=True).attentions
+        found = model(**whole, output_attentions=True).attentions
     base.set_attn_implementation(before)
     start = inputs["input_ids"].shape[1] - 1
     rows = [layer[0, :, start:-1, :-1].float().mean(0) for layer in found]

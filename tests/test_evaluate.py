@@ -13,6 +13,7 @@ from lib.evaluate import evaluate as evaluation
 from lib.evaluate import perception
 from lib.evaluate.evaluate import Asking, EvalSettings, evaluate, metrics, row
 from lib.model import encoding, models, rollouts
+from tests.trainings import followed
 
 SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=12, batch_size=4)
@@ -66,14 +67,13 @@ def plain_answer(asking, question, begun=()):
     cache, no padding."""
     model, (inputs,) = asking.model, asking.prepare([question]).inputs
     banned = encoding.visual_token_ids(model.config)
-    ids = torch.cat([inputs["input_ids"], torch.tensor([begun], dtype=torch.long)], 1)
+    said = torch.tensor(begun, dtype=torch.long)
     for _ in range(asking.settings.max_new_tokens):
-        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        inputs["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
-        logits = model(**inputs, use_cache=False).logits[:, -1]
-        logits[:, banned] = -torch.inf
-        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
-    return ids[0, -asking.settings.max_new_tokens :].tolist()
+        whole = followed(model, inputs, said)
+        logits = model(**whole, use_cache=False).logits[0, -1]
+        logits[banned] = -torch.inf
+        said = torch.cat([said, logits.argmax()[None]])
+    return said[-asking.settings.max_new_tokens :].tolist()
 
 
 def test_batches_answer_as_single_questions_do(model, processor, tiny_questions, whole):

@@ -11,7 +11,7 @@ from lib.model import encoding, models, prefix, rollouts, token_step
 from lib.model.prefix import make_prompt
 from lib.model.scoring import add_scoring, completion_scores
 from tests.test_shared_prefix import decoding, encoded
-from tests.trainings import adapted
+from tests.trainings import adapted, followed
 
 
 def generated(model, inputs, max_tokens, suppressed):
@@ -55,9 +55,7 @@ def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
 
 def top_two(model, one, behind, settings):
     """{token: probability} of the two likeliest tokens behind prompt and `behind`."""
-    ids = torch.cat([one["input_ids"], torch.tensor([behind], dtype=torch.long)], 1)
-    inputs = {**one, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    inputs["mm_token_type_ids"] = encoding.mm_token_type_ids(ids, model.config)
+    inputs = followed(model, one, torch.tensor(behind, dtype=torch.long))
     with torch.no_grad():
         logits = model(**inputs).logits[0, -1]
     logits[list(settings.suppressed)] = -torch.inf

@@ -13,7 +13,7 @@ from lib.model.prefix import make_prompt
 from lib.model.rollouts import Decoding
 from lib.model.scoring import add_scoring, completion_scores
 from lib.show import training_plots
-from tests.trainings import adapted
+from tests.trainings import adapted, followed
 
 TEXTS = ["open the fridge", "what action should I take next?", "stir", "B. wash"]
 
@@ -64,10 +64,7 @@ def completions_of(prompts, seed=0, longest=9, group=3):
 
 def plain_scores(model, inputs, completion, temperature=1.0, **more):
     """One sample, one ordinary forward with its pictures, full softmax."""
-    ids = torch.cat([inputs["input_ids"], completion[None]], 1)
-    kinds = encoding.mm_token_type_ids(ids, prefix.base_of(model).config)
-    more |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    whole = {**inputs, **more, "mm_token_type_ids": kinds}
+    whole = followed(model, inputs, completion) | more
     logits = model(**whole).logits[0, -len(completion) - 1 : -1]
     logps = (logits / temperature).log_softmax(-1)
     entropies = -(logps.exp() * logps).sum(-1)

@@ -12,7 +12,7 @@ import torch
 
 from lib import paths, records
 from lib.data.video import Sampling
-from lib.model import encoding, models
+from lib.model import encoding, models, prefix
 from lib.train import checkpoints, grpo, sft
 from lib.train.care import CARESettings
 from lib.train.ppo import PPOSettings
@@ -80,14 +80,20 @@ def one_step_inputs(trainer):
     return batch, trainer._buffered_inputs
 
 
+def followed(model, inputs, completion):
+    """What a processor gives for a prompt, with the tokens of a completion behind it,
+    as an ordinary forward takes them."""
+    ids = torch.cat([inputs["input_ids"], completion[None]], 1)
+    kinds = encoding.mm_token_type_ids(ids, prefix.base_of(model).config)
+    own = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, **own, "mm_token_type_ids": kinds}
+
+
 def plain_inputs(trainer, question, completion):
-    """Prompt, pictures and one completion, as an ordinary forward takes them."""
+    """The same of a trainer's question."""
     prompt = trainer.read_prompt(question)
-    ids = torch.cat([prompt.ids, completion])[None]
-    kinds = encoding.mm_token_type_ids(ids, trainer.model.config)
-    mask = torch.ones_like(ids)
-    own = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
-    return {**own, **prompt.pixels}
+    inputs = {"input_ids": prompt.ids[None], **prompt.pixels}
+    return followed(trainer.model, inputs, completion)
 
 
 def plain_logps(trainer, question, completion):

@@ -23,6 +23,7 @@ from lib.data.video import Clip, Sampling
 from lib.model import encoding, models
 from lib.paths import ROOT
 from lib.train import checkpoints, sft
+from tests.test_shared_prefix import conversations
 from tests.trainings import move_adapter
 
 # isort: split
@@ -30,19 +31,8 @@ from bitsandbytes.nn import Linear4bit
 from transformers import Qwen2_5_VLProcessor, Qwen3VLProcessor
 
 
-def pixels(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-
-def mixed_conversations():
-    """Video + image, image only, video only and text only, of different lengths."""
-    both = (pixels(8, 112, 84), pixels(56, 56))
-    return [
-        messages("what next? A. cut B. wash C. dry", *both),
-        messages("short", None, pixels(84, 56, seed=1)),
-        messages("and now?", pixels(4, 56, 56, seed=2), None),
-        messages("words and nothing else to look at", None, None),
-    ]
+def pixels(*shape):
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -52,14 +42,14 @@ def own_processor(tiny_checkpoint):
 
 
 def test_a_padded_mixed_batch_gives_the_logits_of_single_samples(processor, model):
-    conversations = mixed_conversations()
-    batch = encoding.encode(processor, conversations)
-    assert batch["video_grid_thw"].tolist() == [[4, 8, 6], [2, 4, 4]]
-    assert batch["image_grid_thw"].tolist() == [[1, 4, 4], [1, 6, 4]]
+    talks = conversations()
+    batch = encoding.encode(processor, talks)
+    assert batch["video_grid_thw"].tolist() == [[2, 4, 4], [1, 4, 4]]
+    assert batch["image_grid_thw"].tolist() == [[1, 4, 6], [1, 4, 6]]
     with torch.no_grad():
         together = model(**batch).logits
-        for row, conversation in enumerate(conversations):
-            single = encoding.encode(processor, [conversation])
+        for row, talk in enumerate(talks):
+            single = encoding.encode(processor, [talk])
             length = single["input_ids"].shape[1]
             assert batch["attention_mask"][row].sum() == length
             ids = batch["input_ids"][row, :length]
@@ -71,13 +61,13 @@ def test_a_padded_mixed_batch_gives_the_logits_of_single_samples(processor, mode
 def test_ordinary_words_have_the_tokens_of_the_processor_alone(processor):
     texts = ["what next?" + THINK_ANSWER, "\n\nA. <b>\n", ""]
     texts.append("e\u0301 \U0001f600 <|x|>")
-    conversations = [messages(x, pixels(4, 56, 56), pixels(56, 84)) for x in texts]
-    conversations += [messages(x, None, None) for x in texts]
-    batch = encoding.encode(processor, conversations)
-    for row, conversation in enumerate(conversations):
+    talks = [messages(x, pixels(4, 56, 56), pixels(56, 84)) for x in texts]
+    talks += [messages(x, None, None) for x in texts]
+    batch = encoding.encode(processor, talks)
+    for row, talk in enumerate(talks):
         plain = processor(
             text=processor.apply_chat_template(
-                conversation, tokenize=False, add_generation_prompt=True
+                talk, tokenize=False, add_generation_prompt=True
             ),
             videos=[pixels(4, 56, 56)] if row < len(texts) else None,
             images=[pixels(56, 84)] if row < len(texts) else None,
@@ -152,10 +142,10 @@ def test_what_stops_a_batch_names_the_demonstration(own_processor, wrong, what):
 def test_encoding_is_quiet_and_leaves_the_conversation_as_it_was(
     processor, model, caplog, recwarn
 ):
-    conversations = mixed_conversations()
-    before = copy.deepcopy(conversations)
-    batch = encoding.encode(processor, conversations)
-    assert str(conversations) == str(before)
+    talks = conversations()
+    before = copy.deepcopy(talks)
+    batch = encoding.encode(processor, talks)
+    assert str(talks) == str(before)
     assert not caplog.records and not recwarn.list
     types = encoding.mm_token_type_ids(batch["input_ids"], model.config)
     assert torch.equal(types, batch["mm_token_type_ids"])
@@ -207,7 +197,7 @@ def test_nf4_spares_the_vision_tower_and_lm_head(tiny_checkpoint, processor):
     assert all(name.startswith("model.language_model.") for name in quantized)
     weight = model.get_submodule(quantized[0]).weight
     assert weight.quant_type == "nf4" and weight.quant_state.nested
-    batch = encoding.encode(processor, mixed_conversations())
+    batch = encoding.encode(processor, conversations())
     with torch.no_grad():
         assert model(**batch).logits.isfinite().all()
 

@@ -14,24 +14,13 @@ from tests.test_shared_prefix import decoding, encoded
 from tests.trainings import adapted, followed
 
 
-def generated(model, inputs, max_tokens, suppressed):
+def generated(model, inputs, settings, **more):
     """Greedy completions by transformers' own generate, one prompt at a time."""
-    found = []
-    for one in inputs:
-        ids = model.generate(
-            **one,
-            do_sample=False,
-            max_new_tokens=max_tokens,
-            suppress_tokens=list(suppressed),
-        )[0, one["input_ids"].shape[1] :]
-        found.append(ids.tolist())
-    return found
-
-
-def some_ends(model, inputs, settings):
-    """End tokens that greedy completions meet at different steps, some never."""
-    free = generated(model, inputs, settings.max_tokens, settings.suppressed)
-    return (free[0][2], free[1][6])
+    how = {"do_sample": False, "max_new_tokens": settings.max_tokens}
+    how |= {"suppress_tokens": list(settings.suppressed), **more}
+    found = (model.generate(**one, **how)[0] for one in inputs)
+    columns = zip(found, inputs, strict=True)
+    return [ids[one["input_ids"].shape[1] :].tolist() for ids, one in columns]
 
 
 def test_rollouts_follow_the_distribution_of_their_own_prefix(model, processor):
@@ -95,9 +84,10 @@ def test_greedy_rollouts_in_training_equal_generate(model, several, at_once, see
     """Whatever is drawn side by side: waiting prompts take the places of ended ones."""
     inputs, prompts = several
     settings = decoding(model)
-    ends = some_ends(model, inputs, settings)
+    free = generated(model, inputs, settings)
+    ends = (free[0][2], free[1][6])  # some completions never meet them
     model.generation_config.eos_token_id = list(ends)
-    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    expected = generated(model, inputs, settings)
     assert len({len(row) for row in expected}) > 2, "no completion ends early"
     model.activation_checkpointing_enable()
     model.train()
@@ -239,7 +229,7 @@ def test_greedy_rollouts_with_an_adapter_equal_generate(
     inputs = encoded(processor)
     settings = decoding(model, end_ids=())
     model.generation_config.eos_token_id = None
-    expected = generated(model, inputs, settings.max_tokens, settings.suppressed)
+    expected = generated(model, inputs, settings)
     prompts = [make_prompt(model, one) for one in inputs]
     assert rollouts.draw(model, prompts, 1, settings) == [[row] for row in expected]
     with model.disable_adapter():

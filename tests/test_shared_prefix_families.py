@@ -15,6 +15,7 @@ from lib.model import encoding, prefix, rollouts
 from lib.model.prefix import make_prompt
 from lib.model.scoring import add_scoring, completion_scores
 from lib.run.model_check import mrope_positions
+from tests.test_rollouts import generated
 from tests.test_shared_prefix import (
     decoding,
     gradients,
@@ -226,16 +227,8 @@ def test_greedy_rollouts_equal_generate(model, reader, seed):
     for one in inputs:
         placed = mrope_positions(one, model.config)
         flat = torch.arange(placed.shape[1])[None]
-        ids = model.generate(
-            **one,
-            position_ids=torch.cat([flat, placed])[:, None],
-            do_sample=False,
-            max_new_tokens=drawn.max_tokens,
-            suppress_tokens=list(drawn.suppressed),
-            eos_token_id=7,
-            pad_token_id=0,
-        )[0, one["input_ids"].shape[1] :]
-        expected.append(ids.tolist())
+        own = one | {"position_ids": torch.cat([flat, placed])[:, None]}
+        expected += generated(model, [own], drawn, eos_token_id=7, pad_token_id=0)
     prompts = [make_prompt(model, one) for one in inputs]
     for own in (prompts, prefix.with_features(model, prompts)):
         groups = rollouts.draw(model, own, 3, drawn)

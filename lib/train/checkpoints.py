@@ -86,7 +86,6 @@ def common_arguments(settings, folder: Path) -> dict:
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": math.ceil(settings.warmup_share * settings.steps),
         "seed": settings.seed,
-        "save_strategy": "steps",
         "save_steps": settings.save_every,
         "save_total_limit": 2,  # the newest may be half written when the run is killed
         "logging_steps": 1,

@@ -318,8 +318,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         ratio = ref_per_token_logps - policy_logps
         kl = (ratio.exp() - ratio - 1) * completion_mask
         own = (kl.sum(-1) / completion_mask.sum(-1).clamp(min=1)).mean()
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["kl"][-1] = self.accelerator.gather(own).mean().item()
+        self._metrics["train"]["kl"][-1] = self.accelerator.gather(own).mean().item()
 
     def _get_per_token_logps_and_entropies(
         self, model, ids, mask, width, compute_entropy=False, **kwargs

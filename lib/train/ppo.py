@@ -100,12 +100,6 @@ def value_losses(
     return 0.5 * errors
 
 
-def last_token_rewards(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[B, T]: the reward [B] of each row at its last token, 0 elsewhere."""
-    last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
-    return rewards[:, None] * last
-
-
 def add_critic(model) -> None:
     """Give the model a value head, and the forward of scoring.add_scoring a third
     result: V [N], what is expected before a label is drawn. The head starts at 0 and
@@ -172,7 +166,8 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         mask = output["completion_mask"]
         values = self._values_when_drawn(output) * mask
         totals = [total for group in self.groups for total in group.totals]
-        rewards = last_token_rewards(torch.tensor(totals, device=mask.device), mask)
+        last = mask * (mask.cumsum(1) == mask.sum(1, keepdim=True))
+        rewards = torch.tensor(totals, device=mask.device)[:, None] * last
         how = (self.settings.discount, self.settings.gae_lambda)
         advantages, returns = generalized_advantages(rewards, values, mask, *how)
         advantages = self._whitened(advantages, mask)

@@ -1,6 +1,6 @@
 """How much faster the frame store reads a clip than `lib/data/footage.py` decodes it.
 
-    python tests/bench/frame_store.py VIDEO.mp4 ... [--out RESULT.json]
+    python -m tests.bench.frame_store VIDEO.mp4 ... [--out RESULT.json]
 
 Each video is tried whole and cut to its first 4, 3 and 2 seconds (encoded again by
 libx264, at the video's own size), with the paper's sampling. One round decodes and
@@ -9,9 +9,9 @@ both; its ratio is the sum of the decoding times over the sum of the reading tim
 Files are in the page cache for both. The reading is that of a second epoch in a new
 process: the frames are in the folder."""
 
+import itertools
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,15 +20,13 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))
-from lib import records  # noqa: E402
-from lib.data.frame_store import FrameFolder  # noqa: E402
-from lib.data.video import Sampling, read_clip  # noqa: E402
-from lib.doors import Door  # noqa: E402
-from tests.made_films import write_film  # noqa: E402
+from lib import paths, records
+from lib.data.frame_store import FrameFolder
+from lib.data.video import Sampling, read_clip
+from lib.doors import Door
+from tests.made_films import write_film
 
-OUT = ROOT / "outputs" / "reference" / "bench_frame_store.json"
+OUT = paths.ROOT / "outputs/reference/bench_frame_store.json"
 CUTS = (4, 3, 2)  # seconds
 QUICK = {"preset": "veryfast"}
 
@@ -39,12 +37,8 @@ def cuts(video, folder):
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate
-        frames = [
-            frame.to_ndarray(format="rgb24")
-            for frame, _ in zip(
-                container.decode(stream), range(int(CUTS[0] * rate)), strict=False
-            )
-        ]
+        first = itertools.islice(container.decode(stream), int(CUTS[0] * rate))
+        frames = [frame.to_ndarray(format="rgb24") for frame in first]
     for seconds in CUTS:
         path = folder / f"{video.stem}_{seconds}s.mp4"
         pictures = frames[: int(seconds * rate)]
@@ -92,16 +86,12 @@ def summary(rows, ratios):
         for name in ("fill_seconds", "decode_seconds", "read_seconds"):
             row[name] = statistics.median(row[name])
         row["ratio"] = row["decode_seconds"] / row["read_seconds"]
-    full = Sampling().max_frames
+    full, middle = Sampling().max_frames, statistics.median(ratios)
     share = sum(r["kept_bytes"] for r in rows) / sum(r["raw_bytes"] for r in rows)
     frame = rows[0]["raw_bytes"] / rows[0]["frames"]
     return {
         "rounds": len(ratios),
-        "ratio": {
-            "median": statistics.median(ratios),
-            "min": min(ratios),
-            "max": max(ratios),
-        },
+        "ratio": {"median": middle, "min": min(ratios), "max": max(ratios)},
         "ratios": ratios,
         "kept_over_raw": share,
         "frames_of_a_clip": full,
@@ -112,7 +102,7 @@ def summary(rows, ratios):
 
 
 def main():
-    parser = Door("python tests/bench/frame_store.py", __doc__)
+    parser = Door("python -m tests.bench.frame_store", __doc__)
     parser.add_argument("videos", nargs="+", type=Path, metavar="VIDEO", help="clips")
     parser.add_argument("--rounds", type=int, default=15, help="over all clips")
     parser.add_argument("--out", type=Path, default=OUT, help="a .json file")
@@ -120,25 +110,10 @@ def main():
     with tempfile.TemporaryDirectory() as made:
         made = Path(made)
         clips = [
-            clip.absolute() for video in options.videos for clip in cuts(video, made)
+            own.absolute() for video in options.videos for own in cuts(video, made)
         ]
         result = summary(*measure(clips, made / "store", options.rounds))
     records.write_json(options.out.absolute(), result)
-    print(f"{'clip':28} frames   kept MB   fill ms  decode ms  read ms   ratio")
-    for row in result["clips"]:
-        times = (row[f"{name}_seconds"] * 1e3 for name in ("fill", "decode", "read"))
-        fill, decode, read = times
-        print(
-            f"{row['clip']:28} {row['frames']:6} {row['kept_bytes'] / 1e6:9.2f}"
-            f" {fill:9.1f} {decode:10.1f} {read:8.1f} {row['ratio']:7.0f}"
-        )
-    ratio = result["ratio"]
-    print(
-        f"reading is {ratio['median']:.0f} times faster than decoding"
-        f" ({ratio['min']:.0f} to {ratio['max']:.0f} in {result['rounds']} rounds);"
-        f" {result['bytes_per_1000_clips'] / 1e9:.2f} GB for 1,000 clips of"
-        f" {result['frames_of_a_clip']} frames ({result['kept_over_raw']:.0%} of raw)"
-    )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ from test_shared_prefix_families import model as random_model  # noqa: F401
 from lib import records
 from lib.data.frame_store import question_media
 from lib.data.prompts import messages, prompt_text
-from lib.data.video import Sampling
 from lib.evaluate import attention, evaluate
 from lib.model import encoding, models, prefix, rollouts
-from tests.trainings import adapted, followed
+from tests.trainings import SAMPLING, adapted, followed
 
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = evaluate.EvalSettings("think", max_new_tokens=30, batch_size=4)
 SAID = "<think>I open the fridge.</think><answer>B</answer>"
 

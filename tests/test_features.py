@@ -5,14 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.data.video import Sampling
 from lib.evaluate import evaluate as evaluation
 from lib.evaluate import features, perception
 from lib.evaluate.evaluate import EvalSettings, evaluate
 from lib.model import models
-from tests.trainings import adapted
+from tests.trainings import SAMPLING, adapted
 
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=6, batch_size=4)
 
 

@@ -290,11 +290,10 @@ def test_the_cost_script_measures_a_tiny_size_anywhere(tmp_path):
     stages = ["SFT", "rollout", "reference", "update", "evaluation"]
     assert [row["stage"] for row in found["rows"]] == stages
     assert all(row["seconds"] > 0 and row["peak_gib"] > 0 for row in found["rows"])
-    assert "not measured" not in out.with_suffix(".md").read_text()
+    assert out.with_suffix(".md").read_text().count("| tiny |") == len(stages)
     if not torch.cuda.is_available():
-        cost.main(["--out", str(out)])
-        text = out.with_suffix(".md").read_text()
-        assert "No GPU was at hand" in text and text.count("no GPU was at hand") == 10
+        with pytest.raises(SystemExit):
+            cost.main([])
 
 
 def test_counts_are_those_of_the_readers(values, data):

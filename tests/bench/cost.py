@@ -8,8 +8,7 @@ frames of 252 x 252, 883 prompt tokens) and the settings of params/single_gpu_2b
 and single_gpu_7b.yaml go through real SFT and GRPO steps and an evaluation batch.
 Random weights hardly ever end a completion, so all have 256 tokens: the dearest case.
 Results go to outputs/reference/bench_cost.json and .md, beside the plan of
-lib/run/memory.py. Without a GPU only the plan is written, and the table says so. The 7B
-checkpoint takes 16.6 GB below TMPDIR while it runs."""
+lib/run/memory.py. It needs a GPU; the 7B checkpoint takes 16.6 GB below TMPDIR."""
 
 import tempfile
 from dataclasses import asdict
@@ -20,7 +19,7 @@ import torch
 from lib import paths, records
 from lib.doors import Door
 from lib.evaluate import tables
-from lib.run import counts, memory
+from lib.run import memory
 from lib.run.memory import Model
 from tests.bench import stages
 from tests.bench.memory import SMALL, config_of
@@ -36,17 +35,13 @@ TINY |= {"group_size": 2, "eval_batch_size": 2, "sft_gradient_accumulation": 2}
 
 
 def cost(size: str) -> dict:
-    """The record of one size, a row a stage; a true size is measured on a GPU only."""
+    """The record of one size, a row a stage."""
     file = f"single_gpu_{'2b' if size == 'tiny' else size}"
     values = stages.values(file, **(TINY if size == "tiny" else FULL))
     config = memory.config_of(values["model"])
     facts = {"params": f"{file}.yaml", "measured": True, "device": "CPU"}
     if size == "tiny":
         config = config_of(**SMALL)
-    elif not torch.cuda.is_available():
-        sizes = planned(config, counts.work_of(values, "cuda")).items()
-        rows = [{"stage": stage, "planned_gib": gib(size)} for stage, size in sizes]
-        return facts | {"measured": False, "device": None, "rows": rows}
     with tempfile.TemporaryDirectory() as folder:
         work, found = stages.run(config, values, Path(folder))
     once = {  # demonstrations, or questions; the first step's start is included
@@ -63,15 +58,11 @@ def cost(size: str) -> dict:
             ),
             "of": UNITS.get(stage, "step"),
         }
-        for stage, size in planned(config, work).items()
+        for stage, size in memory.stages(Model.of(config), work).items()
     ]
     if torch.cuda.is_available():
         facts["device"] = torch.cuda.get_device_name()
     return facts | {"work": asdict(work)}
-
-
-def planned(config, work: memory.Work) -> dict[str, float]:
-    return memory.stages(Model.of(config), work)
 
 
 def gib(count: float) -> float:
@@ -79,24 +70,14 @@ def gib(count: float) -> float:
 
 
 def table(costs: dict[str, dict]) -> str:
-    """A row a stage and size, with what was not measured in words."""
+    """A row a stage and size."""
     lines = [["size", "stage", "planned GiB", "peak GiB", "seconds", "device"]]
     for size, found in costs.items():
         for row in found["rows"]:
-            numbers = ["not measured", "not measured", "no GPU was at hand"]
-            if found["measured"]:
-                took = f"{row['seconds']} a {row['of']}"
-                numbers = [str(row["peak_gib"]), took, found["device"]]
-            lines.append([size, row["stage"], str(row["planned_gib"]), *numbers])
-    text = tables.grid(lines)
-    if not all(found["measured"] for found in costs.values()):
-        text += (
-            "\n\nNo GPU was at hand: neither time nor memory of this track was "
-            "measured. The planned GiB are tensors alone, computed by "
-            "lib/run/memory.py, without the CUDA context and fragmentation. "
-            "`python -m tests.bench.cost` on a machine with a GPU measures both."
-        )
-    return text
+            cells = [row[name] for name in ("stage", "planned_gib", "peak_gib")]
+            took = f"{row['seconds']} a {row['of']}"
+            lines.append([size, *cells, took, found["device"]])
+    return tables.grid(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -106,8 +87,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=RECORD, help="a .json file")
     options = parser.parse_args(arguments)
-    costs = {}
-    for size in options.size or ("2b", "7b"):
+    costs, sizes = {}, options.size or ("2b", "7b")
+    if {*sizes} != {"tiny"} and not torch.cuda.is_available():
+        parser.error("2b and 7b are measured on a GPU; lib.run --dry-run plans them")
+    for size in sizes:
         costs[size] = cost(size)
         # at once: what interrupts a larger size must not take a smaller one along
         record = {"costs": costs, "environment": records.environment()}

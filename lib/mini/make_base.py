@@ -29,6 +29,7 @@ from lib.data import prompts
 from lib.mini import base_lessons, lessons, world
 from lib.mini.world import DOMAINS
 from lib.model import encoding, models, prefix
+from lib.train import sft
 
 # isort: split
 import tokenizers
@@ -101,48 +102,28 @@ def corpus() -> list[str]:
     return text + roles * 400
 
 
-def collate(processor, batch: list[base_lessons.Lesson]) -> dict[str, torch.Tensor]:
-    """Model inputs with labels: the response and its end are learned, no more."""
-    conversations = []
-    for lesson in batch:
-        turn = prompts.messages(lesson.text, lesson.clip, lesson.still)
-        turn.append({"role": "assistant", "content": lesson.response})
-        conversations.append(turn)
-    inputs = encoding.encode(processor, conversations)
-    ids, labels = inputs["input_ids"], torch.full_like(inputs["input_ids"], -100)
-    start = processor.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
-        # <|im_start|> assistant \n response <|im_end|> \n
-        first = int((ids[row] == start).nonzero()[-1]) + 3
-        labels[row, first : length - 1] = ids[row, first : length - 1]
-    return inputs | {"labels": labels}
+class LessonCollator(sft.ResponseCollator):
+    """Model inputs of lessons, with labels: the response and its end are learned."""
+
+    def conversation(self, item: base_lessons.Lesson) -> list[dict]:
+        """The user turn with its pixels, and the response."""
+        turn = prompts.messages(item.text, item.clip, item.still)
+        return [*turn, {"role": "assistant", "content": item.response}]
 
 
-def response_loss(model, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy over response tokens; logits at those positions only."""
-    inputs = dict(inputs)
-    labels = inputs.pop("labels")[:, 1:]
-    placed = prefix.positions(model, inputs)
-    hidden = model.model(**inputs, position_ids=placed).last_hidden_state[:, :-1]
-    chosen = labels != -100
-    logits = model.lm_head(hidden[chosen])
-    return F.cross_entropy(logits.float(), labels[chosen])
+def forward(model, inputs: dict[str, torch.Tensor], **asked):
+    """Output of the model, with positions as the kit has them; its `loss` is the mean
+    cross-entropy over response tokens."""
+    return model(**inputs, position_ids=prefix.positions(model, inputs), **asked)
 
 
 def stated_loss(model, processor, inputs) -> torch.Tensor:
-    """`response_loss` and `binding_loss` of lessons that state a step."""
-    layers, kept = model.model.language_model.layers, {}
-    below, above = layers[LAYER - 1], layers[LAYER].self_attn
-    hooks = [
-        below.register_forward_hook(lambda _, __, out: kept.update(hidden=out)),
-        above.register_forward_hook(lambda _, __, out: kept.update(attention=out[1])),
-    ]
+    """Loss on the response and `binding_loss` of lessons that state a step."""
     model.set_attn_implementation("eager")  # the one that tells its attention
-    loss = response_loss(model, inputs)
+    found = forward(model, inputs, output_hidden_states=True, output_attentions=True)
     model.set_attn_implementation("sdpa")
-    for hook in hooks:
-        hook.remove()
-    return loss + binding_loss(model, processor, inputs, **kept)
+    told = found.hidden_states[LAYER], found.attentions[LAYER]
+    return found.loss + binding_loss(model, processor, inputs, *told)
 
 
 def make(folder: Path, command: str) -> None:
@@ -197,7 +178,7 @@ def train_phase(model, processor, phase: int) -> list[dict]:
         elif kind in STATED:
             loss = stated_loss(model, processor, inputs)
         else:
-            loss = response_loss(model, inputs)
+            loss = forward(model, inputs).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -217,7 +198,8 @@ def make_batch(step: int, processor, weights: dict) -> tuple[str, dict]:
     (kind,) = rng.choices(list(weights), list(weights.values()))
     if kind == "sight":
         return kind, sight_batch(processor, rng)
-    return kind, collate(processor, [LESSONS[kind](rng) for _ in range(BATCH)])
+    collate = LessonCollator(processor, sampling=None)
+    return kind, collate([LESSONS[kind](rng) for _ in range(BATCH)])
 
 
 def schedule(step: int, first: int) -> float:

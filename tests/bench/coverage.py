@@ -13,6 +13,7 @@ make, to show what they would miss: `clusters ignored`, `seeds ignored` (the see
 answer as if of one run) and `not widened` (below five seeds the interval of five)."""
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 from tqdm import tqdm
@@ -29,21 +30,15 @@ SAMPLES = 500  # of a bootstrap
 
 
 def cases() -> list[dict]:
-    """Kind of comparison, seeds, spread of the seeds, questions a video."""
-    found = []
+    """Kind of comparison, seeds, questions a video, spread of the seeds."""
+    kinds, spreads = ("difference", "difference of differences"), (0.0, 0.15, 0.5)
+    found: list[tuple] = []
     for a_video in (1, 5):
-        found.append({"kind": "difference", "seeds": 1, "a_video": a_video})
-        found.append({"kind": "difference of differences", "seeds": 1})
-        found[-1]["a_video"] = a_video
-        for seeds in (2, 3, 5):
-            for seed_sd in (0.0, 0.15, 0.5):
-                case = {"kind": "difference", "seeds": seeds, "a_video": a_video}
-                found.append(case | {"seed_sd": seed_sd})
-    for seeds in (3, 5):
-        for seed_sd in (0.0, 0.15, 0.5):
-            case = {"seeds": seeds, "a_video": 1, "seed_sd": seed_sd}
-            found.append({"kind": "difference of differences", **case})
-    return [{"seed_sd": 0.0} | case for case in found]
+        found += product(kinds, (1,), (a_video,), (0.0,))
+        found += product(kinds[:1], (2, 3, 5), (a_video,), spreads)
+    found += product(kinds[1:], (3, 5), (1,), spreads)
+    names = ("kind", "seeds", "a_video", "seed_sd")
+    return [dict(zip(names, case, strict=True)) for case in found]
 
 
 def truth(case: Mapping) -> float:

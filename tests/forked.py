@@ -51,12 +51,13 @@ def _do(work: Callable[[], None], log: Path) -> None:
         os._exit(code)
 
 
-def wait_until(condition: Callable[[], object], seconds=PATIENCE, what="it"):
-    """AssertionError if `condition` is not true within so many seconds."""
+def wait_until(condition: Callable[[], object], what="nothing", seconds=PATIENCE):
+    """The first true value of `condition`; AssertionError after `seconds` without."""
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+    while not (found := condition()):
+        assert time.monotonic() < end, f"after {seconds} s: {what}"
         time.sleep(0.01)
+    return found
 
 
 def free_port() -> str:
@@ -82,7 +83,7 @@ def end(
     for child in found:
         os.kill(child, how)
     with suppress(AssertionError):
-        wait_until(lambda: not running(children), seconds)
+        wait_until(lambda: not running(children), seconds=seconds)
     left = running(children)
     for child in left:
         os.kill(child, signal.SIGKILL)

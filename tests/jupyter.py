@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from lib.paths import ROOT
+from tests.forked import wait_until
 
 CHROMIUM = "/usr/bin/chromium"  # Debian's; playwright's own would be a download
 # No sandbox, because tests run as root in containers; and nothing is asked of anybody.
@@ -54,6 +56,7 @@ SETTINGS = {  # all cells in the page, which ends where they end; no question ab
     },
 }
 LIMIT = 600  # seconds for anything that is waited for, on a busy machine
+wait_for = partial(wait_until, seconds=LIMIT)
 
 
 def copy_kit(folder: Path) -> Path:
@@ -74,15 +77,6 @@ def copied(kit: Path, name: str, copy: str, **parameters: object) -> Path:
 
 def cells_of(path: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8"))["cells"]
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = LIMIT):
-    """The first true value of `condition`; AssertionError after `seconds` without."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"after {seconds} s: {what}"
-        time.sleep(0.1)
-    return found
 
 
 @contextmanager

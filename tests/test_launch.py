@@ -67,7 +67,7 @@ def kernel(folder):
 def waiting_processes(folder):
     """The pids of a call of `launched.wait` once all of them are there."""
     files = [folder / "pids_0", folder / "pids_1"]
-    wait_until(lambda: all(file.exists() for file in files), HANG, "the processes")
+    wait_until(lambda: all(file.exists() for file in files), "no processes", HANG)
     pids = {int(pid) for file in files for pid in file.read_text().split()}
     for file in files:
         file.unlink()
@@ -77,7 +77,7 @@ def waiting_processes(folder):
 def assert_gone(pids):
     """Within some seconds; what is left is ended, so that no test leaves anything."""
     with suppress(AssertionError):
-        wait_until(lambda: not any(map(is_running, pids)), 20)
+        wait_until(lambda: not any(map(is_running, pids)), seconds=20)
     left = [pid for pid in pids if is_running(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)

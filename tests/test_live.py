@@ -1,7 +1,6 @@
 """Curves grow while a training appends to its log, in one display, and end with it."""
 
 import threading
-import time
 from pathlib import Path
 
 import nbformat
@@ -14,6 +13,7 @@ from lib.methods import COLORS
 from lib.records import append_jsonl, write_json, write_jsonl
 from lib.show import live, training_plots
 from lib.train import checkpoints
+from tests.forked import wait_until
 
 LOG = "train_log_grpo.jsonl"
 
@@ -59,13 +59,6 @@ def watched(screen, monkeypatch):
     return screen
 
 
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
-
-
 def test_rows_are_read_without_the_one_being_written(tmp_path):
     log, whole = tmp_path / LOG, grpo_log(2)
     assert live.read_rows(log) == []
@@ -91,7 +84,7 @@ def test_one_display_follows_the_log(watched, tmp_path):
         for row in grpo_log(4):
             append_jsonl(tmp_path / LOG, [row])
             sentence = f"GRPO, step {row['step']} of 4"
-            until(lambda s=sentence: s in watched.words()[-1])
+            wait_until(lambda s=sentence: s in watched.words()[-1])
         place, first, second, *_ = watched.words()
         assert place == "GRPO: curves from step 1 on", "it stands above the bars"
         assert first == "GRPO, step 1 of 4", "one state says nothing of speed"

@@ -155,7 +155,7 @@ def training(notebook: jupyter.Notebook, run: Path) -> Image.Image:
         return len(live.read_rows(run / "train_log_grpo.jsonl")) >= SHOWN
 
     notebook.start("Run All Cells")
-    jupyter.wait_for(far_enough, f"there are no {SHOWN} steps yet", 1800)
+    jupyter.wait_for(far_enough, f"there are no {SHOWN} steps yet", seconds=1800)
     picture = picture_of(notebook.cell("launch.call("))
     notebook.interrupt()
     return picture

@@ -190,24 +190,12 @@ def model(tiny_checkpoint):
     return models.load_model(tiny_checkpoint)
 
 
-def _write_clip(path, rng):
-    """16 frames of 56 x 56 at 4 frames a second: blocks of one colour that change."""
-    from made_films import write_film
-
-    blocks = (rng.integers(0, 256, (2, 2, 3), dtype=np.uint8) for _ in range(16))
-    write_film(path, (b.repeat(28, axis=0).repeat(28, axis=1) for b in blocks), fps=4)
-
-
-def _write_still(path, rng):
-    from PIL import Image
-
-    pixels = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    Image.fromarray(pixels.repeat(28, axis=0).repeat(28, axis=1)).save(path)
-
-
 @pytest.fixture(scope="session")
 def tiny_questions(tmp_path_factory):
     """Six questions with real media; the third and the sixth have no video."""
+    from made_films import blocks, write_film
+    from PIL import Image
+
     from lib.data.questions import Question
 
     folder = tmp_path_factory.mktemp("media")
@@ -216,9 +204,9 @@ def tiny_questions(tmp_path_factory):
     for number in range(6):
         video = None if number % 3 == 2 else folder / f"{number}.mp4"
         image = folder / f"{number}.png"
-        _write_still(image, rng)
-        if video is not None:
-            _write_clip(video, rng)
+        Image.fromarray(blocks(rng)).save(image)
+        if video is not None:  # 4 seconds
+            write_film(video, (blocks(rng) for _ in range(16)), fps=4)
         questions.append(
             Question(
                 id=f"training/{number}",

@@ -3,6 +3,15 @@
 from fractions import Fraction
 
 import av
+import numpy as np
+
+
+def blocks(rng, height=56, width=56):
+    """A picture uint8 [height, width, 3] of squares of 28 pixels, each of one colour: a
+    merged visual token sees one of them."""
+    size = (height // 28, width // 28, 3)
+    colours = rng.integers(0, 256, size, dtype=np.uint8)
+    return colours.repeat(28, axis=0).repeat(28, axis=1)
 
 
 def write_film(path, pictures, fps=10, codec="libx264", times=None, turn=(), **given):

@@ -21,9 +21,9 @@ from transformers import AutoModelForImageTextToText
 
 from lib import records
 from lib.data.questions import Question
-from lib.data.video import PATCH, Sampling
+from lib.data.video import Sampling
 from lib.model import models
-from tests.made_films import write_film
+from tests.made_films import blocks, write_film
 
 BASE = models.paths.ROOT / "lib" / "mini" / "base"
 SHARD_BYTES = 2**30
@@ -85,13 +85,13 @@ def write_questions(
 ) -> list[Question]:
     """Questions with a clip and a still, of which the sampling takes every pixel."""
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
+    rng, size = np.random.default_rng(0), (sampling.height, sampling.width)
     questions = []
     for number in range(count):
         video, image = folder / f"{number}.mp4", folder / f"{number}.png"
-        pictures = [blocks(rng, sampling) for _ in range(sampling.max_frames)]
-        write_film(video, pictures, fps=2)
-        Image.fromarray(blocks(rng, sampling)).save(image)
+        clip = [blocks(rng, *size) for _ in range(sampling.max_frames)]
+        write_film(video, clip, fps=2)
+        Image.fromarray(blocks(rng, *size)).save(image)
         questions.append(
             Question(
                 id=f"training/{number}",
@@ -100,18 +100,8 @@ def write_questions(
                 options=("open", "cut", "wash", "stir"),
                 gold="ABCD"[number % 4],
                 answer="open",
-                goal="make tea",
-                domain="Daily life",
-                scenario="kitchen",
                 video=video,
                 image=image,
             )
         )
     return questions
-
-
-def blocks(rng, sampling: Sampling) -> np.ndarray:
-    """[height, width, 3] in squares of 28 pixels of one colour."""
-    size = (sampling.height // PATCH, sampling.width // PATCH, 3)
-    colours = rng.integers(0, 256, size, dtype=np.uint8)
-    return colours.repeat(PATCH, axis=0).repeat(PATCH, axis=1)

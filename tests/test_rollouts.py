@@ -9,9 +9,8 @@ import torch
 
 from lib.model import encoding, models, prefix, rollouts, token_step
 from lib.model.prefix import make_prompt
-from lib.model.scoring import add_scoring, completion_scores
 from tests.test_shared_prefix import decoding, encoded
-from tests.trainings import adapted, followed
+from tests.trainings import adapted, drawn_and_scored, followed
 
 
 def generated(model, inputs, settings, **more):
@@ -175,23 +174,10 @@ def test_drawn_tokens_have_the_probabilities_of_the_update(
     bound, how = KINDS[kind]
     model = adapted(tiny_checkpoint, **how)
     prompts = [make_prompt(model, one) for one in encoded(processor)]
-    choose, logps = rollouts._at_chance, []
-
-    def at_chance(scores, chances):
-        tokens = choose(scores, chances)
-        logps.append(scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
-        return tokens
-
-    monkeypatch.setattr(rollouts, "_at_chance", at_chance)
     settings = decoding(model, temperature=1.0, end_ids=(), suppressed=())
-    groups = rollouts.draw(model, prompts, 3, settings)
-    add_scoring(model)
-    completions = [[torch.tensor(row) for row in group] for group in groups]
-    with torch.no_grad():
-        scored, _ = completion_scores(model.train(), prompts, completions)
-    drawn = torch.stack(logps, 1)
+    drawn, scored = drawn_and_scored(model, prompts, 3, settings)
     assert drawn.shape == (12, settings.max_tokens)
-    assert (drawn - torch.stack(scored)).abs().max() <= bound
+    assert (drawn - scored).abs().max() <= bound
 
 
 def test_folded_adapters_leave_no_trace(tiny_checkpoint, processor):

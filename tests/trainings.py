@@ -6,13 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from unittest import mock
 
 import pytest
 import torch
 
 from lib import paths, records
 from lib.data.video import Sampling
-from lib.model import encoding, models, prefix
+from lib.model import encoding, models, prefix, rollouts, scoring
 from lib.train import checkpoints, grpo, sft
 from lib.train.care import CARESettings
 from lib.train.ppo import PPOSettings
@@ -102,6 +103,25 @@ def plain_logps(trainer, question, completion):
         logits = trainer.model(**plain_inputs(trainer, question, completion)).logits
     logps = logits[0, -len(completion) - 1 : -1].log_softmax(-1)
     return logps.gather(-1, completion[:, None])[:, 0]
+
+
+def drawn_and_scored(model, prompts, count, settings):
+    """Log-probabilities [completions, T] of rollouts without an end: as they are drawn,
+    and as the update scores them."""
+    choose, drawn = rollouts._at_chance, []
+
+    def at_chance(scores, chances):
+        tokens = choose(scores, chances)
+        drawn.append(scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
+        return tokens
+
+    with mock.patch.object(rollouts, "_at_chance", at_chance):
+        groups = rollouts.draw(model, prompts, count, settings)
+    scoring.add_scoring(model)
+    completions = [[torch.tensor(row) for row in group] for group in groups]
+    with torch.no_grad():
+        scored, _ = scoring.completion_scores(model.train(), prompts, completions)
+    return torch.stack(drawn, 1), torch.stack(scored)
 
 
 def gradient(model):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lib import paths, records
 from lib.doors import Door
-from lib.model import models, prefix, rollouts, scoring
+from lib.model import models, prefix, rollouts
 
 # isort: split
 import peft
@@ -30,7 +30,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.bench.grpo_step import spread
 from tests.bench.memory import config_of
-from tests.trainings import move_adapter
+from tests.trainings import drawn_and_scored, move_adapter
 
 RECORD = paths.ROOT / "outputs/reference/bench_decoding.json"
 PROMPT = 170  # tokens, as in MiniPlan
@@ -146,22 +146,10 @@ def compare(before, case, repeats: int, with_compiler: bool) -> dict:
 def mismatch(dtype: str) -> dict[str, float]:
     """How far the log-probability of a drawn token is from the update's: |difference|.
     Temperature 1, 8 x 8 completions of 24 tokens of the mini base with an adapter."""
-    model, asked, drawn = made(None).to(getattr(torch, dtype)), prompts(8), []
-    choose = rollouts._at_chance
-
-    def at_chance(scores, chances):
-        tokens = choose(scores, chances)
-        drawn.append(scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0])
-        return tokens
-
-    with mock.patch.object(rollouts, "_at_chance", at_chance):
-        settings = rollouts.Decoding(24, 1.0, 0, 1.0, (), 0, ())
-        groups = rollouts.draw(model, asked, 8, settings)
-    scoring.add_scoring(model)
-    completions = [[torch.tensor(row) for row in group] for group in groups]
-    with torch.no_grad():
-        update, _ = scoring.completion_scores(model, asked, completions)
-    apart = (torch.stack(drawn, 1) - torch.stack(update)).abs()
+    model, asked = made(None).to(getattr(torch, dtype)), prompts(8)
+    settings = rollouts.Decoding(24, 1.0, 0, 1.0, (), 0, ())
+    drawn, scored = drawn_and_scored(model, asked, 8, settings)
+    apart = (drawn - scored).abs()
     return {"mean": apart.mean().item(), "most": apart.max().item()}
 
 

@@ -15,8 +15,8 @@ import pytest
 # Files whose tests start several processes or a browser, or race with one: they run
 # alone (`make test`), everything else beside another file.
 ALONE = {
-    *("test_bench_steps", "test_chromium", "test_launch", "test_rl_processes"),
-    *("test_sharded", "test_sharded_evaluation", "test_two_processes"),
+    *("test_bench_steps", "test_chromium", "test_launch", "test_sharded"),
+    *("test_sharded_evaluation", "test_two_processes"),
 }
 
 SPECIAL = [

@@ -33,15 +33,8 @@ def packages(platform: str, python: str, *requirements: Path) -> dict[str, str]:
     """{package: version}, each with a wheel, by the lock; RuntimeError if one has none.
     Nothing is installed; uv reads the index and the packages' metadata."""
     named = requirements or (paths.ROOT / "requirements.txt",)
-    command = [
-        find_uv_bin(),
-        "pip",
-        "compile",
-        "--quiet",
-        "--no-header",
-        "--no-annotate",
-    ]
-    command += ["--only-binary", ":all:", "--constraint", str(LOCK)]
+    command = [find_uv_bin(), "pip", "compile", "--quiet", "--no-header"]
+    command += ["--no-annotate", "--only-binary", ":all:", "--constraint", str(LOCK)]
     command += ["--python", sys.executable]  # it would look for one of that version
     command += ["--python-version", python, "--python-platform", PLATFORMS[platform]]
     command += map(str, named)

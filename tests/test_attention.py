@@ -9,8 +9,7 @@ from test_shared_prefix_families import encoded, family, reader  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
 from lib import records
-from lib.data.frame_store import question_media
-from lib.data.prompts import messages, prompt_text
+from lib.data.prompts import messages
 from lib.evaluate import attention, evaluate
 from lib.model import encoding, models, prefix, rollouts
 from tests.trainings import SAMPLING, adapted, followed
@@ -35,9 +34,8 @@ def plain_attention(model, inputs, completion):
 
 
 def asked(processor, question):
-    text = prompt_text(question, "think")
-    media = question_media(question, SAMPLING)
-    return encoding.encode(processor, [messages(text, *media)])
+    asking = evaluate.Asking(None, processor, SETTINGS, SAMPLING)
+    return asking.prepare([question]).inputs[0]
 
 
 @pytest.mark.parametrize("kind", ["plain", "lora", "nf4", "nf4 and lora"])

@@ -18,7 +18,6 @@ The reasoning in training_with_cot comes from a simulated teacher that overlooks
 steps and is sometimes hasty; like the paper's, it is kept where its answer is right.
 """
 
-import os
 import random
 import shutil
 from contextlib import closing
@@ -292,9 +291,7 @@ def write(folder: Path, sizes: Sizes) -> Path:
         with closing(processes.mapped(_write_media, media, few=300)) as done:
             for _ in tqdm(done, total=len(media), desc="MiniPlan media"):
                 pass
-        if folder.exists():
-            folder.rmdir()
-        os.rename(staging, folder)
+        staging.rename(folder)  # also over an empty folder
     return folder
 
 

@@ -31,11 +31,10 @@ import torch
 from tqdm import tqdm
 
 from lib import paths, records
-from lib.data.frame_store import question_media
-from lib.data.prompts import messages, prompt_text
 from lib.data.questions import Question
 from lib.data.video import Sampling
 from lib.doors import Door
+from lib.evaluate.evaluate import Asking, EvalSettings
 from lib.model import encoding, models, prefix, shards
 from lib.run import memory
 from lib.train import grpo
@@ -109,10 +108,8 @@ def make_questions(folder: Path, processor, shape: Shape) -> list[Question]:
 
 def encoded(processor, question: Question, sampling: Sampling) -> dict:
     """The tensors of a question's prompt."""
-    turn = messages(
-        prompt_text(question, grpo.STYLE), *question_media(question, sampling)
-    )
-    return encoding.encode(processor, [turn])
+    asking = Asking(None, processor, EvalSettings(grpo.STYLE, 1, 1), sampling)
+    return asking.prepare([question]).inputs[0]
 
 
 class StockVideo(GRPOTrainer):

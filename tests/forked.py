@@ -72,25 +72,21 @@ def running(children: Sequence[int]) -> list[int]:
     return [child for child in children if os.waitid(os.P_PID, child, how) is None]
 
 
-def end(
-    children: Sequence[int],
-    how: signal.Signals = signal.SIGKILL,
-    seconds: float = PATIENCE,
-) -> bool:
+def end(children: Sequence[int], how: signal.Signals = signal.SIGKILL) -> bool:
     """Send all of them a signal; whether any was still running. One that has not ended
-    after so many seconds is killed, and TimeoutError raised."""
+    after PATIENCE is killed, and TimeoutError raised."""
     found = running(children)
     for child in found:
         os.kill(child, how)
     with suppress(AssertionError):
-        wait_until(lambda: not running(children), seconds=seconds)
+        wait_until(lambda: not running(children))
     left = running(children)
     for child in left:
         os.kill(child, signal.SIGKILL)
     for child in children:
         os.waitpid(child, 0)
     if left:
-        raise TimeoutError(f"{how.name} did not end a process within {seconds} s")
+        raise TimeoutError(f"{how.name} did not end a process in {PATIENCE} s")
     return bool(found)
 
 

@@ -25,16 +25,14 @@ from lib.model import models
 from tests.made_films import blocks, write_film
 
 BASE = models.paths.ROOT / "lib" / "mini" / "base"
-TOKENS = ("image_token_id", "video_token_id")
-MARKS = ("vision_start_token_id", "vision_end_token_id")
 
 
 def write_checkpoint(folder: Path, config, dtype: str = "bfloat16") -> Path:
     """A folder that `models.load_model` and `models.load_processor` read. A GPU draws
     7B's values in seconds, a CPU in minutes."""
     mini = records.read_json(BASE / "config.json")
-    for name in (*TOKENS, *MARKS):
-        setattr(config, name, mini[name])
+    for kind in ("image", "video", "vision_start", "vision_end"):
+        setattr(config, f"{kind}_token_id", mini[f"{kind}_token_id"])
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(config.text_config, name, mini["text_config"][name])
     torch.manual_seed(0)

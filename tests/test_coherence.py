@@ -1,7 +1,6 @@
 """Coherence: readers read what a plain forward would, and exact means exact."""
 
 import random
-import re
 import shutil
 from dataclasses import replace
 
@@ -9,8 +8,8 @@ import pytest
 import torch
 
 from lib import records
-from lib.data import questions
-from lib.evaluate import coherence, readers, tables
+from lib.data import parts, questions
+from lib.evaluate import coherence, evaluate, readers
 from lib.model import encoding, models, prefix, scoring
 
 # isort: split
@@ -23,6 +22,7 @@ from lib.methods import METHODS
 from lib.mini import benchmark, lessons, reasoning, truth, world
 
 BASE = "lib/mini/base"
+SETTINGS = evaluate.EvalSettings("think", max_new_tokens=1, batch_size=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +45,12 @@ def model():
 @pytest.fixture(scope="module")
 def asked(data):
     """{set: its questions}."""
-    every = tables.asked(data, data / "general", ("L1", "L2", "L3", "general"))
-    sets = ("L1", "L2", "L3", "general")
-    return {name: [q for q in every.values() if q.level == name] for name in sets}
+    return parts.read(data, data / "general", "L1 L2 L3 general")
 
 
 def predicted(items, say):
     """Prediction rows with the completions `say(question)`."""
-    rows = []
-    for item in items:
-        completion = say(item)
-        found = re.search("<answer>(.)", completion)
-        letter = found and found[1]
-        row = {"id": item.id, "gold": item.gold, "options": list(item.options)}
-        row |= {"completion": completion, "first_letter": letter}
-        rows.append(row | {"correct": letter == item.gold})
-    return rows
+    return [evaluate.row(item, SETTINGS, say(item)) for item in items]
 
 
 @pytest.fixture(scope="module")

@@ -308,14 +308,12 @@ def unreachable_cells() -> list[dict]:
     return found
 
 
-def behind(records: Records, number: int, name: str = "") -> dict:
-    """The questions that a part of a claim rests on: its first one, or that of a name.
-    Returns name, "for" and "against": ids that pull the effect up or down, those with
-    the strongest pull (most seeds) first. For ["grpo L1", "-sft L1"] these are the
-    questions that only GRPO, or only SFT, got right."""
-    claim = next(claim for claim in claims() if claim["number"] == number)
-    parts = [*claim["parts"], *claim.get("beside", [])]
-    part = next(part for part in parts if name in ("", part["name"]))
+def behind(records: Records, number: int | str) -> dict:
+    """The questions that the first part of a claim rests on. Returns name, "for" and
+    "against": ids that pull the effect up or down, those with the strongest pull (most
+    seeds) first. For ["grpo L1", "-sft L1"] these are the questions that only GRPO, or
+    only SFT, got right."""
+    (part, *_) = next(own["parts"] for own in claims() if own["number"] == number)
     pulls = records.pulls(records.terms(part["effect"]))
     order = sorted(pulls, key=lambda key: -abs(pulls[key]))
     return {

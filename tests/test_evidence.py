@@ -136,8 +136,8 @@ def test_tables_and_figure_say_the_same(found):
     table = seen.markdown(found)
     assert "| all as it is | 33.3 | 66.7 | 100.0 |" in table
     assert "| no video | 33.3 (0.0 [" in table and "| 50.0 (−16.7 [" in table
-    assert "66.7 → 16.7, shrinks by +50.0" in seen.gains_markdown(found)
-    figure = evidence_plots.perception(found, "L1")
+    assert "66.7 → 16.7, shrinks by +50.0" in seen.gains_markdown(found["gains"])
+    figure = evidence_plots.perception(found)
     heights = [round(bar.get_height(), 1) for bar in figure.axes[0].patches]
     assert heights == [33.3, 66.7, 100.0, 33.3, 50.0, 50.0]
     text = words(figure)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from lib.analysis import plots
 from lib.analysis.plots import CHANCE, DASHES, WIDTH, above, each, entry
 from lib.analysis.reasoned import MEASURES
+from lib.analysis.seen import of_last
 from lib.methods import COLORS, LABELS, condition
 
 GROUPS = {
@@ -25,11 +26,11 @@ GROUPS = {
 NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lead to it
 
 
-def perception(found: Mapping, name: str) -> Figure:
-    """Accuracy of each method with something taken away, a panel a group of questions.
-    `found` is of lib/analysis/seen.py, `name` one of its sets. A dotted line marks,
-    where it is known, what an ideal reader gets right without the video."""
-    rows = [row for row in found["accuracy"] if row["set"] == name]
+def perception(found: Mapping) -> Figure:
+    """Accuracy of each method with something taken away, a panel a group of questions
+    of the last set. `found` is of lib/analysis/seen.py. A dotted line marks, where it
+    is known, what an ideal reader gets right without the video."""
+    rows = of_last(found["accuracy"])
     groups = [group for group in GROUPS if group in each(rows, "group")]
     conditions, handles = each(rows, "condition"), plots.methods(each(rows, "model"))
     size = WIDTH * max(1.0, len(conditions) / 7), 0.7 + 1.75 * len(groups)

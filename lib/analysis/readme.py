@@ -322,8 +322,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     said["decisions"] = sampled.decisions(found[0], compare.SAMPLES, seed=0)
     write_tables(out / "perception.json", shown)
     write_tables(out / "coherence.json", said)
-    last = shown["accuracy"][-1]["set"]
-    plots.save(evidence_plots.perception(shown, last), out / "perception.png")
+    plots.save(evidence_plots.perception(shown), out / "perception.png")
     drawn = [r for r in said["shares"] if r["measure"] in reasoned.OVER_SEEDS]
     plots.save(evidence_plots.coherence(drawn), out / "coherence.png")
     text = evidence_markdown(shown, said)

@@ -8,7 +8,7 @@ Example: GRPO is right on 6 of 6 questions and on 3 of them without their clips:
 condition costs 0.5, and its interval comes from six paired differences."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ def seen(
     answers: pd.DataFrame,
     asked: Mapping,
     questions: Mapping[str, Question],
-    groups: Mapping[str, Mapping] | None = None,
+    groups: Mapping[str, Mapping],
     **draws: int,
 ) -> dict:
     """What each condition costs each method, and how much of each gain.
@@ -57,7 +57,6 @@ def seen(
     * needs: what a condition costs a model where the video is needed, less elsewhere.
     """
     found: dict = {**asked, "accuracy": [], "gains": [], "needs": []}
-    groups = groups or {}
     members = {ALL: {*questions}}
     members[WITH_VIDEO] = {key for key, item in questions.items() if item.video}
     members[NEEDED] = {key for key, entry in groups.items() if entry["ceiling"] < 1}
@@ -149,9 +148,10 @@ def _taken_away(own: pd.DataFrame) -> list[str]:
     return [shown for shown in own.condition.unique() if shown != SEEN]
 
 
-def markdown(found: Mapping, name: str = "") -> str:
-    """A line a condition: accuracy of each method, and what the condition costs it."""
-    rows = [row for row in _of_set(found, "accuracy", name) if row["model"] in METHODS]
+def markdown(found: Mapping) -> str:
+    """A line a condition: accuracy of each method, and what the condition costs it; of
+    the last set, which holds all others."""
+    rows = [row for row in of_last(found["accuracy"]) if row["group"] == ALL]
     order = [SEEN, *found["conditions"]]
     rows.sort(key=lambda row: order.index(row["condition"]))
     seeds = f" × {rows[0]['seeds']} seeds" if rows[0]["seeds"] > 1 else ""
@@ -167,8 +167,8 @@ def markdown(found: Mapping, name: str = "") -> str:
     return tables.crossed(cells)
 
 
-def gains_markdown(found: Mapping, name: str = "") -> str:
-    """A line a condition: by how many points each gain shrinks."""
+def gains_markdown(gains: Sequence[Mapping]) -> str:
+    """A line a condition: by how many points each gain shrinks, of the same set."""
     return tables.crossed(
         (
             {"shown": condition(row["condition"])},
@@ -176,11 +176,10 @@ def gains_markdown(found: Mapping, name: str = "") -> str:
             f"{tables.percent(row['gain'])} → {tables.percent(row['gain_then'])}, "
             f"shrinks by {span(row, 'difference')}",
         )
-        for row in _of_set(found, "gains", name)
+        for row in of_last(gains)
     )
 
 
-def _of_set(found: Mapping, kind: str, name: str) -> list[Mapping]:
-    """The rows of all questions of a set; the last one if no name is given."""
-    name = name or found[kind][-1]["set"]
-    return [row for row in found[kind] if (row["set"], row["group"]) == (name, ALL)]
+def of_last(rows: Sequence[Mapping]) -> list[Mapping]:
+    """The rows of the last set, which holds all others."""
+    return [row for row in rows if row["set"] == rows[-1]["set"]]

@@ -12,7 +12,9 @@ from lib.records import write_json, write_jsonl
 ABILITY = {"base": 0.30, "sft": 0.45, "grpo": 0.52, "base-direct": 0.36}
 DOMAINS = ("Daily life", "Hobbies", "Recreation", "Work")
 OPTIONS = ["cut the red ring", "wash the cup", "move the cup to the tray", "dry it"]
-ENVIRONMENT = {"git_commit": "0" * 40, "python": "3.11", "gpu": None, "cpu_count": 2}
+ENVIRONMENT = {"git_commit": "0" * 40, "git_dirty": False, "python": "3.11"}
+ENVIRONMENT |= {"packages": {"torch": "2.13"}, "platform": "Linux"}
+ENVIRONMENT |= {"gpu": None, "cpu_count": 2}
 
 
 def predictions(model, name, n, seed):

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
-from made_run import edit_row, write_run
+from made_run import ENVIRONMENT, edit_row, write_run
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from read_html import Page
@@ -332,8 +332,7 @@ def test_every_claim_has_its_verdict_in_words(run, read):
 
 
 def test_what_was_run_and_what_failed():
-    place = {"git_commit": "abc", "git_dirty": True, "python": "3.11", "cpu_count": 2}
-    place |= {"packages": {"torch": "2.13"}, "platform": "Linux", "gpu": None}
+    place = ENVIRONMENT | {"git_commit": "abc", "git_dirty": True}
     manifest = {
         "01_data": {"environment": place, "faults": {"a.jsonl": 3, "b.jsonl": 0}},
         "02_sft": {"environment": place | {"gpu": "H100"}, "seed": 1, "seconds": 5},

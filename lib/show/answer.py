@@ -70,25 +70,23 @@ def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
 def facts(manifest: Mapping, data_dir: str) -> View:
     """Eight facts of a run; a fact that differs between stages has all its values."""
     stages = list(manifest.values())
-    places = [stage.get("environment") or {} for stage in stages]
+    places = [stage["environment"] for stage in stages]
     seconds = sum(stage.get("seconds", 0) for stage in stages)
-    peak = max((stage.get("peak_memory_gib", 0) for stage in stages), default=0)
+    peak = max(stage.get("peak_memory_gib", 0) for stage in stages)
     known = {
         "data": [data_dir],
         "base model": [stage.get("model") for stage in stages],
         "training seed": [stage.get("seed") for stage in stages],
         "code": [
-            f"commit {place['git_commit'][:12]}"
-            + " with changes" * bool(place.get("git_dirty"))
-            for place in places
-            if place.get("git_commit")
+            f"commit {own['git_commit'][:12]}{' with changes' * own['git_dirty']}"
+            for own in places
+            if own["git_commit"]
         ],
-        "machine": [place.get("platform") for place in places],
+        "machine": [own["platform"] for own in places],
         "GPU, CPU cores": [
-            f"{place.get('gpu') or 'no GPU'}, {place.get('cpu_count')}"
-            for place in places
+            f"{own['gpu'] or 'no GPU'}, {own['cpu_count']}" for own in places
         ],
-        "PyTorch": [place.get("packages", {}).get("torch") for place in places],
+        "PyTorch": [own["packages"]["torch"] for own in places],
         "the last start took": [
             f"{seconds:,.0f} s of work, at most {peak:.2f} GiB of memory"
         ],

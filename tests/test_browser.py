@@ -241,12 +241,6 @@ def test_attention_is_shown_where_it_was_recorded(view, page):
     assert len(page("L1/3").alts) == 9 and look.disabled  # was left out
 
 
-def test_answers_to_other_questions_are_refused(open_browser, asked):
-    del asked["L2/3"]
-    with pytest.raises(ValueError, match="L2/3 has answers, but is no question of L2"):
-        open_browser(asked)
-
-
 # Rollouts over training
 
 STEPS = (0, 10, 20, 30, 40)

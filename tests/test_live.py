@@ -44,7 +44,6 @@ def screen(monkeypatch):
     """The screen of a run of papermill; none of the tests leaves a thread behind."""
     made, before = Screen(), threading.active_count()
     monkeypatch.setattr(live, "display", made.display)
-    monkeypatch.setattr(live, "get_ipython", object)
     monkeypatch.setattr(live, "INTERVAL", 0.01)
     for mark in live.FRONT_ENDS:
         monkeypatch.delenv(mark, raising=False)
@@ -135,14 +134,6 @@ def test_without_a_front_end_it_is_drawn_once_and_by_no_thread(screen, tmp_path)
         write_jsonl(tmp_path / LOG, grpo_log(4))
     (words,) = screen.words()
     assert words.startswith("GRPO, step 4 of 4; this cell took")
-
-
-def test_a_script_has_no_cell_to_draw_in(screen, tmp_path, monkeypatch):
-    """A display would print the bytes of every picture there."""
-    monkeypatch.setattr(live, "get_ipython", lambda: None)
-    with live.curves(tmp_path, "grpo", total=4):
-        write_jsonl(tmp_path / LOG, grpo_log(4))
-    assert screen.displays == []
 
 
 def interrupted(run, rows=5):

@@ -17,7 +17,6 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
 
-from IPython import get_ipython
 from IPython.core.pylabtools import print_figure
 from IPython.display import display
 
@@ -96,8 +95,6 @@ class Cell:
 
     def show(self, words: str, png: bytes = b"") -> None:
         """Words, or a picture with them as its text, in place of what stood there."""
-        if get_ipython() is None:  # a script: there is no cell to draw in
-            return
         bundle = {"text/plain": words} | ({"image/png": png} if png else {})
         given = {"raw": True, "metadata": {"image/png": {"alt": words}} if png else {}}
         if self.handle is None:

@@ -20,7 +20,6 @@ import nbformat
 from latex2mathml.converter import convert as to_mathml
 from markupsafe import Markup
 from nbconvert import HTMLExporter
-from nbconvert.exporters.html import contextfilter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
@@ -73,14 +72,6 @@ class _Renderer(IPythonRenderer):
 
     def block_math(self, body: str) -> str:
         return formula(body, "block")
-
-
-class _Exporter(HTMLExporter):
-    """nbconvert's exporter with that renderer."""
-
-    @contextfilter
-    def markdown2html(self, context, source: str) -> str:
-        return MarkdownWithMath(renderer=_Renderer()).render(source)
 
 
 def formula(latex: str, place: str) -> str:
@@ -159,7 +150,9 @@ def _cells(node: nbformat.NotebookNode, cells: list, code: bool = True) -> str:
     config.TemplateExporter.exclude_input = not code
     config.TemplateExporter.exclude_input_prompt = True
     config.TemplateExporter.exclude_output_prompt = True
-    exporter = _Exporter(raw_template=CELLS, config=config, template_name="classic")
+    exporter = HTMLExporter(raw_template=CELLS, config=config, template_name="classic")
+    to_html = MarkdownWithMath(renderer=_Renderer()).render
+    exporter.register_filter("markdown2html", to_html)
     part = nbformat.v4.new_notebook(cells=cells, metadata=dict(node.metadata))
     part.metadata.pop("widgets", None)  # their state, of no use without their code
     html, _ = exporter.from_notebook_node(part)

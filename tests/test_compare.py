@@ -312,7 +312,7 @@ def test_groups_add_up(predictions):
 
 
 @pytest.mark.parametrize(
-    "parts, whole, n", [("domains", "L3", 1321), ("durations", "general", 1337)]
+    "parts, whole, n", [("domain", "L3", 1321), ("duration_group", "general", 1337)]
 )
 def test_published_groups_add_up(parts, whole, n):
     paper = compare.published()
@@ -320,7 +320,7 @@ def test_published_groups_add_up(parts, whole, n):
     assert sum(entry["n"] for entry in entries) == n
     for model in methods.METHODS:
         right = sum(entry["correct"][model] for entry in entries)
-        assert right == paper["sets"][whole]["correct"][model]
+        assert right == paper["set"][whole]["correct"][model]
 
 
 def test_published_differences_are_the_known_ones():

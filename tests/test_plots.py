@@ -45,7 +45,7 @@ def test_bars_are_the_accuracies_with_their_intervals_in_the_method_colours(made
 
 def test_the_paper_is_drawn_only_where_it_has_the_group(made):
     rows = [r for r in compare.accuracies(made) if r["model"] == "sft"]
-    published = {"L1": compare.published()["sets"]["L1"]}
+    published = {"L1": compare.published()["set"]["L1"]}
     ax = plots.accuracy(rows, "set", published)
     drawn = [line.get_ydata()[0] for line in ax.get_lines() if line.get_marker() == "D"]
     assert drawn == pytest.approx([100 * 1065 / 2432])

@@ -277,10 +277,9 @@ def _cells() -> list[dict]:
     is lib/analysis/published.json, which has counts; the others have percentages alone,
     and n is None where it is not published."""
     rows, paper = [], compare.published()
-    counted = dict(paper["sets"])
-    counted |= {f"L3 domain={name}": row for name, row in paper["domains"].items()}
-    for name, row in paper["durations"].items():
-        counted[f"general duration_group={name}"] = row
+    counted = dict(paper["set"])
+    for name, field in (("L3", "domain"), ("general", "duration_group")):
+        counted |= {f"{name} {field}={key}": row for key, row in paper[field].items()}
     for where, entry in counted.items():
         n, decimals = entry["n"], 1 if where.startswith("general") else 2
         for label, printed in entry["printed"].items():

@@ -267,27 +267,21 @@ def summary(rows: Sequence[Mapping]) -> dict:
 
 @lru_cache
 def published() -> dict:
-    """The numbers of the paper, with their sources (lib/analysis/published.json)."""
+    """The numbers of the paper by set, domain and duration_group, with their sources
+    (lib/analysis/published.json)."""
     return read_json(Path(__file__).with_name("published.json"))
-
-
-def published_groups(field: str) -> dict:
-    """{group: the paper's n and correct answers}, by "set", "domain" or duration."""
-    if field == "duration_group":
-        return {int(key): entry for key, entry in published()["durations"].items()}
-    return published()[field + "s"]
 
 
 def published_accuracy(model: str, name: str) -> float:
     """The paper's accuracy of a method on a set, as a share."""
-    entry = published()["sets"][name]
+    entry = published()["set"][name]
     return entry["correct"][model] / entry["n"]
 
 
 def published_differences() -> dict:
     """{(a, b, set): the paper's difference}, unpaired: its answers are not public."""
     found = {}
-    for name, entry in published()["sets"].items():
+    for name, entry in published()["set"].items():
         for a, b in PAIRS:
             counts = ((entry["correct"][model], entry["n"]) for model in (a, b))
             found[a, b, name] = stats.unpaired_difference(*counts)
@@ -364,5 +358,5 @@ def beside_paper_markdown(rows: Sequence[Mapping]) -> str:
             here, there = own[model]["accuracy"], published_accuracy(model, name)
             line[f"{LABELS[model]} %"] = tables.percent(here)
             line[f"paper's {LABELS[model]} %"] = tables.percent(there)
-        lines.append(line | {"paper's n": published()["sets"][name]["n"]})
+        lines.append(line | {"paper's n": published()["set"][name]["n"]})
     return tables.markdown(lines)

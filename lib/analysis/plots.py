@@ -139,7 +139,7 @@ def accuracy(
     `published` ({group: {"n", "correct": {model: k}}}) adds the paper's numbers."""
     ax = plt.subplots(figsize=(WIDTH, 3.4))[1]
     bars(ax, rows, group)
-    groups, models = each(rows, group), each(rows, "model")
+    groups, models = [*map(str, each(rows, group))], each(rows, "model")
     for name, paper in (published or {}).items():
         for model, k in paper["correct"].items():
             if name in groups and model in models:

@@ -63,7 +63,6 @@ def run(tmp_path_factory, tiny_questions):
     hostile = tables.grid([["said", "by"], [HOSTILE, "SFT"]])
     texts = ({"text/markdown": text} for text in (wide, hostile))
     markdown = [new_output("display_data", text) for text in texts]
-    published = compare.published_differences()
     cells = [
         new_markdown_cell("# 05 · Analysis", metadata={"tags": ["lesson"]}),
         cell(source="run_name = 'x'", tags=["parameters"]),
@@ -80,7 +79,7 @@ def run(tmp_path_factory, tiny_questions):
         cell(printed("solved"), jupyter={"source_hidden": True}, tags=["lesson"]),
         cell(shown(answer.claimed(claimed, FIRST))),
         new_markdown_cell("## What we see"),
-        cell(shown(answer.answer(compared, published)), tags=["answer"]),
+        cell(shown(answer.answer(compared)), tags=["answer"]),
         cell(shown(answer.gaps(manifest, table, claimed, {"size_9x9": "<no>"}))),
     ]
     state = {"application/vnd.jupyter.widget-state+json": {"state": {"m": {}}}}
@@ -257,9 +256,9 @@ def rows(p=0.001, **ends):
     ],
 )
 def test_the_lead_says_ahead_only_outside_the_interval(ends, said):
-    view = answer.answer(rows(**ends), compare.published_differences())
+    view = answer.answer(rows(**ends))
     assert view.words == said and said in Page(view.html).words
-    view = answer.answer(rows(p=0.04, **ends), compare.published_differences())
+    view = answer.answer(rows(p=0.04, **ends))
     assert (view.words == said) == (len(ends) == 1 or " ahead" not in said)
 
 
@@ -296,7 +295,7 @@ def test_a_training_that_does_harm_stands_in_the_headlines():
         "general: SFT does harm: it ends 26.3 points below the untrained base "
         "(95 % interval 14.1 to 38.6)"
     )
-    view = answer.answer(found, compare.published_differences())
+    view = answer.answer(found)
     assert said in Page(view.html).words and view.words.endswith(said)
     assert [one.replace("**", "") for one in readme.harms(found)] == [said]
 

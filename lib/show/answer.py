@@ -28,11 +28,11 @@ def lead(rows: Iterable[Mapping]) -> str:
     return f"GRPO is {'; '.join(f'{how} {where}' for how, where in said if where)}."
 
 
-def answer(compared: Sequence[Mapping], published: Mapping) -> View:
-    """The lead, and a line a set: GRPO − SFT said in words and its interval drawn; then
-    where a training does harm. Rows have a, b, set, difference, low, high, in shares;
-    `published` are those of `compare.published_differences`."""
-    rows = compare.main(compared)
+def answer(compared: Sequence[Mapping]) -> View:
+    """The lead, and a line a set: GRPO − SFT said in words and its interval drawn, with
+    the paper's; then where a training does harm. Rows have a, b, set, difference, low,
+    high, in shares."""
+    rows, published = compare.main(compared), compare.published_differences()
     drawn = [*rows, *(published["grpo", "sft", row["set"]] for row in rows)]
     widest = 1.08 * max(abs(row[end]) for row in drawn for end in ("low", "high"))
     words = (readme.verdict(row).split("**")[2] for row in rows)

@@ -301,7 +301,7 @@ def test_what_goes_wrong_stays_in_the_denominator(small):
 
 
 def test_groups_add_up(predictions):
-    rows = compare.accuracies(predictions, "L3", "domain")
+    rows = compare.grouped(predictions, "L3", "domain")
     assert {row["model"] for row in rows} == {*methods.METHODS}
     for model in methods.METHODS:
         own = [row for row in rows if row["model"] == model]

@@ -114,7 +114,7 @@ def measured(run):
     rows = compare.out_of_distribution(right, **draws)
     add(rows, "less", ("there", "here"), "difference")
     for name, field in (("L3", "domain"), ("general", "duration_group")):
-        rows = compare.accuracies(predictions, name, field)
+        rows = compare.grouped(predictions, name, field)
         add(rows, name, ("model", field), "accuracy")
     levels = {
         row["id"]: SimpleNamespace(video=f"{i}")

@@ -228,25 +228,24 @@ def out_of_distribution(answers: pd.DataFrame, **draws: int) -> list[dict]:
     return rows
 
 
-def accuracies(
-    predictions: tables.Predictions, name: str = "", field: str = ""
-) -> list[dict]:
-    """One row a model and set: accuracy under both rules with Wilson intervals. With
-    `name` and `field` (domain, duration_group) the base, SFT and GRPO on that set, a
-    row a group. A question whose answer cannot be parsed, or whose video failed, counts
-    as wrong."""
-    groups: dict[tuple, list] = {}
-    for (model, own), rows in predictions.items():
-        if not field:
-            groups[model, own] = rows
-        elif own == name and model in METHODS:
-            known = [row for row in rows if row[field] is not None]
-            for row in sorted(known, key=lambda row: row[field]):
-                groups.setdefault((model, row[field]), []).append(row)
+def accuracies(predictions: tables.Predictions) -> list[dict]:
+    """One row a model and set: accuracy under both rules with Wilson intervals. A
+    question whose answer cannot be parsed, or whose video failed, counts as wrong."""
     return [
-        {"model": model, field or "set": group, **summary(rows)}
-        for (model, group), rows in groups.items()
+        {"model": model, "set": name, **summary(rows)}
+        for (model, name), rows in predictions.items()
     ]
+
+
+def grouped(predictions: tables.Predictions, name: str, field: str) -> list[dict]:
+    """The same of base, SFT and GRPO on one set, a row a domain or duration_group."""
+    found = []
+    for model in METHODS:
+        rows = predictions.get((model, name), [])
+        for group in sorted({row[field] for row in rows} - {None}):
+            own = [row for row in rows if row[field] == group]
+            found.append({"model": model, field: group, **summary(own)})
+    return found
 
 
 def summary(rows: Sequence[Mapping]) -> dict:

@@ -31,7 +31,7 @@ def made(tmp_path_factory):
     """A run, its rows without clusters, and a folder without sweeps."""
     folder = tmp_path_factory.mktemp("claims")
     run = write_run(folder / "run", n=400)
-    records = Records(run, sweeps=folder / "none")
+    records = Records(run, answers.read(run), folder / "none")
     return run, records, claims.table(records, SAMPLES)
 
 
@@ -43,7 +43,7 @@ def run(tmp_path):
 def measured(run, *numbers):
     """{number: row} of some claims; sweeps lie beside the run."""
     first = run[0] if isinstance(run, list) else run
-    records = Records(run, sweeps=first.parent)
+    records = Records(run, answers.read(run), first.parent)
     return {row["number"]: row for row in claims.table(records, SAMPLES, only=numbers)}
 
 
@@ -389,7 +389,7 @@ def test_more_frames_means_more_than_the_models_see(run):
 def test_a_seed_that_was_asked_more_counts_alone_there(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed, n=8) for seed in range(3)]
     write_condition(runs[1], "grpo", "L1", "no_video", rows_of(runs[1], "grpo"))
-    found = Records(runs, sweeps=tmp_path)
+    found = Records(runs, answers.read(runs), tmp_path)
     assert {*found.rows(Term.read("grpo L1")).seed} == {0, 1, 2}
     assert {*found.rows(Term.read("grpo L1 condition=no_video")).seed} == {1}
 
@@ -446,14 +446,8 @@ def test_ends_of_a_sweep(run, tmp_path):
     assert (noise["verdict"], noise["seeds"], noise["n"]) == (SUPPORTED, 3, 600)
     assert kl["low"] < 0 < kl["high"]
     assert noise["records"] == [str(tmp_path / "label_noise.json")]
-    assert claims.behind(Records(run, sweeps=tmp_path), 14)["for"]
-
-
-def test_the_files_of_a_set_that_was_not_asked_are_not_needed(run, tmp_path):
-    """A sweep has every level; of which videos, only an asked set's folder tells."""
-    write_sweep(tmp_path, "kl", {0.0: 0.6, 0.1: 0.599})
-    known = Records(run, general_dir=tmp_path / "none", sweeps=tmp_path)
-    assert claims.table(known, SAMPLES, only=(17,))[0]["verdict"] != MISSING
+    swept = Records(run, answers.read(run), tmp_path)
+    assert claims.behind(swept, 14)["for"]
 
 
 def test_variants_of_a_sweep_are_found_by_name(run, tmp_path):
@@ -556,7 +550,7 @@ def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
     main(["claims", str(other), "--only", "1", "--out", str(out)])
     after = read_json(out / "claims.json")
     assert after[1:] == before[1:] and after[0] != before[0]
-    assert after[0] == claims.table(Records(other), only=[1])[0]
+    assert after[0] == claims.table(Records(other, answers.read(other)), only=[1])[0]
     after[5]["claim"] = after[0]["sentence"] = "something else"
     after[5]["verdict"] = after[1]["parts"][0]["verdict"] = SUPPORTED
     after[2]["parts"][0]["terms"] = ["grpo L9", "-sft L9"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_run import answering
 
-from lib.analysis import claims
+from lib.analysis import answers, claims
 from lib.analysis.claims import CANNOT, OPPOSITE, SUPPORTED
 from lib.analysis.terms import Records, Term
 from lib.data.letters import judged
@@ -119,7 +119,7 @@ class Planted:
         if not any(file.endswith(".jsonl") for file in self.rows):
             self.put("base L1", 0.5)  # a run, beside the sweep
             return self.records()
-        return Records(self.folder, sweeps=self.folder)
+        return Records(self.folder, answers.read(self.folder), self.folder)
 
 
 def measured(folder, claim, part, shares, holds=True):

@@ -148,7 +148,7 @@ def measured(run):
 
 def verdicts(run):
     """{claim part: [verdict, effect, low, high]} on a made run and the real sweeps."""
-    records = Records(run, sweeps=REFERENCE / "sweeps")
+    records = Records(run, answers.read(run), REFERENCE / "sweeps")
     return {
         f"{row['number']} {part['name']}": [part["verdict"]]
         + [part.get(key) for key in ("effect", "low", "high")]

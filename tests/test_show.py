@@ -53,8 +53,9 @@ def run(tmp_path_factory, tiny_questions):
     edit_row(folder / "predictions_sft_L1.jsonl", 0, completion=HOSTILE)
     predictions = tables.read_predictions(folder)
     table = compare.accuracies(predictions)
-    compared = compare.differences(compare.right(answers.read(folder)), samples=200)
-    claimed = claims.table(terms.Records([folder]), 200, 0)
+    answered = answers.read(folder)
+    compared = compare.differences(compare.right(answered), samples=200)
+    claimed = claims.table(terms.Records(folder, answered), 200, 0)
     manifest = read_json(folder / "manifest.json")
     rows = {m: predictions[m, "L1"][0] for m in tables.METHODS}
     sampling = pages.Sampling(8, height=56, width=56)
@@ -319,7 +320,7 @@ def test_sets_stand_across():
 
 def test_every_claim_has_its_verdict_in_words(run, read):
     said = read["report"].words
-    for row in claims.table(terms.Records([run]), 200, 0):
+    for row in claims.table(terms.Records(run, answers.read(run)), 200, 0):
         part = claims.decisive(row)
         place = said.index(f"{row['number']}. {row['claim']}")
         own = said[place : said.index("why", place)]

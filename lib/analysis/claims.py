@@ -39,7 +39,7 @@ from math import hypot
 from pathlib import Path
 
 from lib import chain
-from lib.analysis import compare, plots, stats
+from lib.analysis import answers, compare, plots, stats
 from lib.analysis.compare import Missing
 from lib.analysis.terms import Records, Term
 from lib.evaluate import tables
@@ -407,7 +407,7 @@ def write_all(runs: Sequence[Path], out: Path, only: Sequence = ()) -> list:
         ran = "run it with python -m lib.run"
         state = read_json(require(resolve(runs[0]) / "pipeline.json", ran))
         folders = (state["parameters"].get(f"{k}_dir", "") for k in ("data", "general"))
-        rows = table(Records(runs, *folders), only=only)
+        rows = table(Records(runs, answers.read(runs, *folders)), only=only)
     if only or not runs:
         path = require(resolve(out) / "claims.json", "make it once without --only")
         rows = again([*read_json(path), *rows])

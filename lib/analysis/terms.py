@@ -1,6 +1,6 @@
 """What a claim's terms mean: selections of the answers, and the contrast of them.
 
->>> records = Records("outputs/mini", "outputs/data/miniplan")
+>>> records = Records("outputs/mini", answers.read("outputs/mini"))
 >>> terms = [Term.read("grpo L1"), Term.read("-sft L1")]
 >>> records.contrast(terms, samples=10_000, seed=0)["effect"]
 -0.004
@@ -19,7 +19,7 @@ import pandas as pd
 from lib.analysis import answers, compare
 from lib.analysis.answers import Folder
 from lib.analysis.compare import Missing
-from lib.methods import GENERAL, LEVELS, SEEN
+from lib.methods import LEVELS, SEEN
 from lib.paths import ROOT, resolve, told
 from lib.records import read_json
 
@@ -87,22 +87,17 @@ class Term:
 
 
 class Records:
-    """The records of one run, or of several that differ in nothing but their seed.
-    Without `data_dir` (`general_dir`) every question counts as one on its own video."""
+    """The records of one run, or of several that differ in nothing but their seed, and
+    their answers as `answers.read` has them."""
 
     def __init__(
         self,
         runs: Folder | Sequence[Folder],
-        data_dir: Folder = "",
-        general_dir: Folder = "",
+        frame: pd.DataFrame,
         sweeps: Folder = ROOT / "outputs/reference/sweeps",
     ):
         self.runs = [*answers.by_seed(runs).values()]
-        self.answers = answers.read(runs, data_dir, general_dir)
-        self.sweeps = resolve(sweeps)
-        folders = dict.fromkeys(LEVELS, data_dir) | {GENERAL: general_dir}
-        asked = {*self.answers["set"]}  # of other sets there need not be any files
-        self._folders = {n: own for n, own in folders.items() if own and n in asked}
+        self.answers, self.sweeps = frame, resolve(sweeps)
         self._swept: dict[str, pd.DataFrame] = {}
 
     def contrast(
@@ -271,8 +266,8 @@ class Records:
                 values = {key: str(row[key]) for key in answers.varied(row)}
                 words = values.get("rl", "").split()[1:]
                 rows.append(row | values | dict(word.split("=", 1) for word in words))
-            folders = self._folders.items()
-            videos = {name: answers.source_videos(own, name) for name, own in folders}
+            asked = self.answers.groupby("set", observed=True)
+            videos = {k: dict(zip(own.id, own.video, strict=True)) for k, own in asked}
             self._swept[file] = answers.of_sweep(rows, videos)
         frame = self._swept[file]
         if frame.empty:

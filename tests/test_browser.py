@@ -5,7 +5,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from made_run import edit_row, write_run
+from made_run import write_run
 from read_html import Page
 
 from lib.data.video import Sampling
@@ -39,7 +39,6 @@ def front_end(headless, request, monkeypatch):
 def run(tmp_path_factory):
     """A run of 4 x 12 questions; attention was recorded for two of them."""
     folder = write_run(tmp_path_factory.mktemp("run"), n=12)
-    edit_row(folder / "predictions_grpo_L1.jsonl", 1, completion=NASTY)
     light, still = np.full((4, 2, 2), 0.01).tolist(), [[[0.02] * 2] * 2]
     rows = [
         {"id": "L1/0", "video_map": light, "still_map": still},
@@ -210,12 +209,6 @@ def test_a_page_shows_pictures_options_and_every_answer(page, asked, predictions
         verdict = verdict if row["first_letter"] else "no answer"
         assert f"{LABELS[model]}: {verdict} {row['completion']}" in shown.words
         assert COLORS[model] in str(shown.elements)
-
-
-def test_what_a_model_wrote_is_text_and_never_markup(page):
-    shown = page("L1/1")
-    assert NASTY in shown.words and shown.unclosed == []
-    assert shown.all("script") == [] and len(shown.alts) == 9
 
 
 def test_a_video_that_cannot_be_read_is_told_in_words(

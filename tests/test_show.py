@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import nbformat
-import numpy as np
 import pytest
 from made_run import ENVIRONMENT, edit_row, write_run
 from nbclient import NotebookClient
@@ -372,12 +371,6 @@ def test_a_cell_shows_a_figure_once_with_its_words(tmp_path):
     assert output.data["text/plain"] == "words" and output.data["image/png"]
     assert output.metadata["image/png"]["alt"] == "words"
     assert (tmp_path / "x.png").exists()
-
-
-def test_a_title_with_markup_stays_text():
-    page = Page(pages.pictures({HOSTILE: np.zeros((2, 2, 3))}).html)
-    assert page.alts == [HOSTILE] and HOSTILE in page.words and page.unclosed == []
-    assert page.all("script") == [] and page.fetched() == []
 
 
 def test_shares_in_words():

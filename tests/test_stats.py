@@ -131,21 +131,6 @@ def test_few_seeds_only_ever_widen_the_interval(monkeypatch):
     assert min(more) == 0 and max(more) > 0.05
 
 
-@pytest.mark.parametrize("seeds, noise, less", [(1, 0.03, 0.7), (3, 1e-9, 1)])
-def test_copies_in_a_cluster_are_one_question(seeds, noise, less):
-    """Four copies of each question add nothing, and do if they are taken for more."""
-    values = integers((seeds, 30), 5)
-    whole, labels = values.repeat(4, axis=1), [np.arange(30).repeat(4)]
-    once, copied, ignored = (
-        stats.contrast([values]),
-        stats.contrast([whole], labels),
-        stats.contrast([whole]),
-    )
-    assert ends(copied) == pytest.approx(ends(once), abs=noise)
-    assert copied["clusters"] == 30 and copied["n"] == 120
-    assert ignored["high"] - ignored["low"] < less * (once["high"] - once["low"])
-
-
 def test_several_tests_are_those_of_statsmodels():
     rng = np.random.default_rng(0)
     for n in (1, 2, 4, 7):

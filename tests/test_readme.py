@@ -19,6 +19,7 @@ from lib.records import read_json
 REFERENCE = ROOT / "outputs" / "reference"
 STEPS, UNSEEN = "sft-steps", "demonstrations_unseen"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+FLAT = " ".join(TEXT.split())  # whatever its lines
 COMMANDS = sorted(
     {*re.findall(r"^(?:sbatch \S+ )?(python -m lib\.[^#\n]+)", TEXT, re.M)}
 )
@@ -105,10 +106,9 @@ def test_sft_on_steps_is_told_as_it_is():
         name for name, row in rows.items() if not row["low"] <= 0 <= row["high"]
     } == {*("L1", "L2", "general")}
     one = {name: tables.percent(row["difference"]) for name, row in rows.items()}
-    text = " ".join(TEXT.split())
-    assert f"SFT is ahead, by {one['L1']} points on L1 and {one['L2']} on L2" in text
-    assert f"On L3 both are level ({one['L3']})" in text
-    assert f"it is {one['general'][1:]} points behind GRPO" in text
+    assert f"SFT is ahead, by {one['L1']} points on L1 and {one['L2']} on L2" in FLAT
+    assert f"On L3 both are level ({one['L3']})" in FLAT
+    assert f"it is {one['general'][1:]} points behind GRPO" in FLAT
 
 
 def sweep(name):
@@ -127,17 +127,17 @@ def gap(frame, first, second, sets=LEVELS):
 
 
 def test_wrong_labels_are_told_as_they_are():
-    frame, text = sweep("label_noise"), " ".join(TEXT.split())
+    frame = sweep("label_noise")
     sft, grpo = (
         {noise: {"model": m, "label_noise": noise} for noise in (0.0, 0.2, 0.4)}
         for m in ("sft", "grpo")
     )
     lost, decided = gap(frame, grpo[0.0], grpo[0.4])
-    assert decided and f"40 % of them cost GRPO {lost} points" in text
+    assert decided and f"40 % of them cost GRPO {lost} points" in FLAT
     assert not gap(frame, sft[0.0], sft[0.4])[1]  # "shows no loss"
     assert not gap(frame, sft[0.2], grpo[0.2])[1]
     ahead, decided = gap(frame, sft[0.4], grpo[0.4])
-    assert not decided and f"with 40 % SFT by {ahead}, not decided" in text
+    assert not decided and f"with 40 % SFT by {ahead}, not decided" in FLAT
 
 
 def test_grpo_after_sft_is_told_as_it_is():
@@ -150,7 +150,7 @@ def test_grpo_after_sft_is_told_as_it_is():
     )
     behind, more = gap(frame, none, truth), gap(frame, none, false)
     told = f"is {behind[0]} points behind GRPO alone (mean of the levels), after false"
-    assert f"{told} reasoning {more[0]}." in " ".join(TEXT.split())
+    assert f"{told} reasoning {more[0]}." in FLAT
     assert behind[1] and more[1] and gap(frame, none, truth, ["general"])[1]
     for after in (truth, false):  # "nothing of the general set"
         gained, decided = gap(frame, after, after | {"model": "sft"}, ["general"])
@@ -164,7 +164,6 @@ def test_decisions_are_those_of_the_record():
         for row in rows
         if row["set"] == "L1"
     }
-    text = " ".join(TEXT.split())
     for decision, said in (
         ("says what was done", "{} say what was done (base {})"),
         ("says it truly and in full", "{} of these rightly (base {})"),
@@ -173,7 +172,7 @@ def test_decisions_are_those_of_the_record():
             "{} give the letter of the step that they come to",
         ),
     ):
-        assert said.format(*(own[m, decision] for m in ("grpo", "base"))) in text
+        assert said.format(*(own[m, decision] for m in ("grpo", "base"))) in FLAT
 
 
 def test_the_map_is_told_as_it_is():
@@ -189,9 +188,8 @@ def test_the_map_is_told_as_it_is():
         for x, by in gaps.items()
         for name, own in by.items()
     }
-    text = " ".join(TEXT.split())
-    assert f"{ends[0, 'L1']} points behind on L1 and {ends[0, 'L3']} on L3" in text
-    assert f"{ends[1, 'L1']} and {ends[1, 'L3']}." in text
+    assert f"{ends[0, 'L1']} points behind on L1 and {ends[0, 'L3']} on L3" in FLAT
+    assert f"{ends[1, 'L1']} and {ends[1, 'L3']}." in FLAT
     for row in frontier.crossings(found):
         if row["panel"] in ("L1", "L3") and row["kind"] == "false":
             assert row["crossing"] == row["high"] == -float("inf")  # "rows are not"
@@ -202,8 +200,8 @@ def test_the_map_is_told_as_it_is():
         assert stats.contrast([values])["low"] > 0  # "every interval is above zero"
     ((_, row),) = (own for own in rows if own[0] == "unseen")
     x = {cell["x"]: 100 * frontier.means(cell)["L1"] for cell in row}
-    assert f"60 % of the demonstrations it puts SFT {x[0.6]:.0f} points behind" in text
-    assert f"in all of them SFT is {-x[1.0]:.0f} ahead" in text
+    assert f"60 % of the demonstrations it puts SFT {x[0.6]:.0f} points behind" in FLAT
+    assert f"in all of them SFT is {-x[1.0]:.0f} ahead" in FLAT
 
 
 @pytest.mark.parametrize("size", ["2b", "7b"])
@@ -226,20 +224,19 @@ def test_hours_of_a_whole_rung_are_those_of_the_dry_run():
     hours = {k: float(h) for k, h in re.findall(r"time +(\w+): ([\d.]+) h", shown)}
     assert {*hours} == {"SFT", "GRPO", "evaluation"}
     said = f"{sum(hours.values()):.0f} hours with 2B, {hours['evaluation']:.0f} of them"
-    assert said in " ".join(TEXT.split())
+    assert said in FLAT
 
 
 def test_verdicts_are_counted_right():
     claims = read_json(REFERENCE / "claims" / "claims.json")
     count = Counter(claim["verdict"] for claim in claims)
     said = ", ".join(f"{count[word]} {word}" for word in VERDICTS if count[word])
-    assert f"{len(claims)} claims" in TEXT and said in " ".join(TEXT.split())
+    assert f"{len(claims)} claims" in TEXT and said in FLAT
 
 
 def test_tallies_are_those_of_the_benches():
-    text = " ".join(TEXT.split())
     kills = read_json(REFERENCE / "bench_kills.json")
-    assert f"{kills['equal']} of {kills['kills']} runs that were killed" in text
+    assert f"{kills['equal']} of {kills['kills']} runs that were killed" in FLAT
     tampering = read_json(REFERENCE / "bench_tampering.json")
     assert tampering["noticed"] == tampering["tamperings"]
-    assert f"Of {tampering['tamperings']} random changes" in text
+    assert f"Of {tampering['tamperings']} random changes" in FLAT

@@ -1,11 +1,11 @@
 """The paper's claims, each measured on records, with a verdict that can be followed.
 
 `claims.json` holds 22 claims, 15 of SEED-Bench-R1 (arXiv 2503.24376) and 7 of GRPO-CARE
-(arXiv 2506.16141), with the published figures, what would confirm or refute each, and
-its parts. A part is one number: a weighted sum of means over questions, ["grpo L1",
-"-sft L1"] for a paired difference (lib/analysis/terms.py). Its sign is chosen so that
-the claim says it is above `above` (0 unless given); its first term is what the claim
-says has moved. The published size is that of the same sum.
+(arXiv 2506.16141), what would confirm or refute each, and its parts. A part is one
+number: a weighted sum of means over questions, ["grpo L1", "-sft L1"] for a paired
+difference (lib/analysis/terms.py). Its sign is chosen so that the claim says it is
+above `above` (0 unless given); its first term is what the claim says has moved. The
+published size is that of the same sum (published.json).
 
 The verdict on a part, from its 95 % interval [low, high], asked in this order:
 
@@ -63,7 +63,7 @@ FACTS = dict.fromkeys(  # of a claim, and what stands for those that one need no
 
 def claims() -> list[dict]:
     """The 22 claims as claims.json has them."""
-    return _data()["claims"]
+    return read_json(Path(__file__).with_name("claims.json"))["claims"]
 
 
 def table(
@@ -274,8 +274,8 @@ def published(claim: Mapping, part: Mapping) -> dict | None:
 
 def _cells() -> list[dict]:
     """Every published number: table, cell ("grpo L1"), share, n, printed, decimals. sbr
-    is lib/analysis/published.json, which has counts; the others have percentages alone,
-    and n is None where it is not published."""
+    has counts; the `tables` have percentages alone, and n is None where it is not
+    published."""
     rows, paper = [], compare.published()
     counted = dict(paper["set"])
     for name, field in (("L3", "domain"), ("general", "duration_group")):
@@ -286,7 +286,7 @@ def _cells() -> list[dict]:
             row = {"table": "sbr", "cell": f"{label} {where}", "n": n}
             row |= {"share": entry["correct"][label] / n, "decimals": decimals}
             rows.append(row | {"printed": printed})
-    for name, entry in _data()["tables"].items():
+    for name, entry in paper["tables"].items():
         for label, values in entry["printed"].items():
             for where, printed in values.items():
                 row = {"table": name, "cell": f"{label} {where}", "decimals": 1}
@@ -416,7 +416,3 @@ def write_all(runs: Sequence[Path], out: Path, only: Sequence = ()) -> list:
     write_text(out / "controls.md", controls_markdown(rows))
     write_tables(out / "claims.json", rows)
     return [text, plots.save(plots.claims(rows), out / "claims.png")]
-
-
-def _data() -> dict:
-    return read_json(Path(__file__).with_name("claims.json"))

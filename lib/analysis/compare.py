@@ -266,8 +266,8 @@ def summary(rows: Sequence[Mapping]) -> dict:
 
 @lru_cache
 def published() -> dict:
-    """The numbers of the paper by set, domain and duration_group, with their sources
-    (lib/analysis/published.json)."""
+    """The numbers of the paper by set, domain and duration_group, and tables of its
+    follow-up, with their sources (lib/analysis/published.json)."""
     return read_json(Path(__file__).with_name("published.json"))
 
 

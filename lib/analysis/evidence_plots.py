@@ -116,7 +116,7 @@ def coherence(
         for row in (row for row in flawless if measure in row):
             at = sets.index(row["set"])
             ax.hlines(100 * row[measure], at - 0.4, at + 0.4, color="0.1", ls=DASHES)
-        ax.set_title(MEASURES[measure], fontsize=8)
+        ax.set_title(textwrap.fill(MEASURES[measure], 28), fontsize=8)
         ax.set_xticks(range(len(sets)), sets)
         ax.set(xlim=(-0.6, len(sets) - 0.4), ylim=(-4, 104))
         ax.grid(axis="y")
@@ -145,7 +145,7 @@ def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figur
             own = [r for r in rows if (r["model"], r["measure"]) == (model, measure)]
             _cells(ax, own, COLORS[model])
             ax.set_title(LABELS[model], color=COLORS[model], weight="bold")
-        line[0].set_ylabel(MEASURES[measure], fontsize=7)
+        line[0].set_ylabel(textwrap.fill(MEASURES[measure], 28), fontsize=7)
         line[0].set_yticks([0, 1], ["yes", "no, or\nnot said"])
     figure.tight_layout()
     return figure

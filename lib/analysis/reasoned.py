@@ -18,18 +18,18 @@ from lib.analysis.compare import kept, span
 from lib.evaluate import tables
 from lib.methods import GENERAL, LABELS, METHODS, PAIRS, SEEN, SETS, in_order
 
-MEASURES = {  # of coherence, as a title
-    "consistent": "answer is the step that\nthe reasoning names (exact)",
-    "follows": "that step follows from the\nstated progress (exact)",
-    "count": "counts rightly the steps of\nthe goal it states (exact)",
-    "progress": "stated progress is\nwhat happened (exact)",
-    "false_step": "states a step that\ndid not happen (exact)",
-    "base_reader": "the base draws the same\nanswer from the reasoning",
-    "own_reader": "the model itself, without\npictures, draws the same",
-    "judge": "a language model judges:\nreasoning supports answer",
-    "verbatim": "word for word in the\ntraining reasoning",
-    "overlap": "4-grams that stand in the\ntraining reasoning",
-    "false_object": "names an object that\nis not in the scene (exact)",
+MEASURES = {  # of coherence, in words
+    "consistent": "answer is the step that the reasoning names (exact)",
+    "follows": "that step follows from the stated progress (exact)",
+    "count": "counts rightly the steps of the goal it states (exact)",
+    "progress": "stated progress is what happened (exact)",
+    "false_step": "states a step that did not happen (exact)",
+    "base_reader": "the base draws the same answer from the reasoning",
+    "own_reader": "the model itself, without pictures, draws the same",
+    "judge": "a language model judges: reasoning supports answer",
+    "verbatim": "word for word in the training reasoning",
+    "overlap": "4-grams that stand in the training reasoning",
+    "false_object": "names an object that is not in the scene (exact)",
 }
 SUPPORTS = ("consistent", "follows", "base_reader", "own_reader", "judge", "progress")
 AGREEMENTS = (
@@ -172,11 +172,6 @@ def _kappa(same, first, second):
         return np.divide(same - expected, 1 - expected)
 
 
-def measure(name: str) -> str:
-    """A measure in words, on one line."""
-    return MEASURES[name].replace("\n", " ")
-
-
 def flat(shares: Iterable[Mapping]) -> list[str]:
     """Measures that tell nothing apart: every method and set within two points."""
     found: dict[str, list[float]] = {}
@@ -193,7 +188,7 @@ def shares_markdown(found: Mapping) -> str:
     rows = [r for r in (*rows, *gaps) if (r["measure"], r["set"]) in sizes]
     cells = []
     for row in sorted(rows, key=lambda row: list(MEASURES).index(row["measure"])):
-        line = {"measure": measure(row["measure"]), "set": row["set"]}
+        line = {"measure": MEASURES[row["measure"]], "set": row["set"]}
         line["n"] = sizes[row["measure"], row["set"]]
         if "share" in row:
             cells.append((line, f"{LABELS[row['model']]} %", span(row, "share")))
@@ -213,7 +208,7 @@ def over_seeds_markdown(found: Mapping, over: str = "levels") -> str:
     size = f"{rows[0]['n']:,} questions × {rows[0]['seeds']} seeds"
     head = f"% of answers, {over}: {size}"
     return tables.crossed(
-        ({head: measure(row["measure"])}, LABELS[row["model"]], span(row, "share"))
+        ({head: MEASURES[row["measure"]]}, LABELS[row["model"]], span(row, "share"))
         for row in rows
     )
 
@@ -224,8 +219,8 @@ def agreement_markdown(found: Mapping) -> str:
         {
             "method": LABELS[row["model"]],
             "sets": row["sets"],
-            "first": measure(row["first"]),
-            "second": measure(row["second"]),
+            "first": MEASURES[row["first"]],
+            "second": MEASURES[row["second"]],
             "reasoning": row["reasoning"],
             "both yes": row["both"],
             "only first": row["only_first"],

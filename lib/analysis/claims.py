@@ -119,7 +119,6 @@ def measured(
         row = records.contrast(terms, **draws, goals=goals)
     except Missing as missing:
         return {"missing": str(missing), "records": []}
-    row["planted"] = dict(zip(PLANTED, row["planted"], strict=False))
     row |= {"checks": {}, "records": records.paths(terms)}
     for check in part.get("shows_if", ()):
         with suppress(Missing):  # nobody knows, as the truth of real data
@@ -129,7 +128,7 @@ def measured(
     return row
 
 
-def _goals(claim: Mapping, part: Mapping, row: Mapping) -> tuple[float, float]:
+def _goals(claim: Mapping, part: Mapping, row: Mapping) -> dict[str, float]:
     """The effects to plant: one and a half times what these records would find, or nine
     tenths of the way to what can be; at least the paper's. And its opposite."""
     above, paper = part.get("above", 0.0), published(claim, part)
@@ -137,7 +136,8 @@ def _goals(claim: Mapping, part: Mapping, row: Mapping) -> tuple[float, float]:
     found = 1.5 * stats.detectable(row["error"], half)
     least, most = (row["effect"] * 0.1 + row[end] * 0.9 for end in ("least", "most"))
     size = paper["effect"] if paper else above
-    return max(size, min(above + found, most)), max(above - found, least)
+    yes, no = max(size, min(above + found, most)), max(above - found, least)
+    return {"yes": yes, "no": no}
 
 
 def judged(claim: Mapping, part: Mapping, row: Mapping) -> dict:
@@ -189,8 +189,6 @@ def _cannot(part: Mapping, row: Mapping) -> str:
     if row["most"] <= above or row["most"] < size:
         more = points(size) if size > above else f"more than {points(above)}"
         return f"the effect can be {points(row['most'])} points at most, not {more}"
-    if row["planted"] is None:
-        return "nothing was planted in these records to try it"
     for way, found in row["planted"].items():
         came = planted_verdict(row, way)
         if came not in PLANTED[way]:
@@ -201,7 +199,7 @@ def _cannot(part: Mapping, row: Mapping) -> str:
 
 def planted_verdict(row: Mapping, way: str) -> str:
     """What a planted "yes" or "no" of a part came out as, – where there is none."""
-    found = (row["planted"] or {}).get(way)
+    found = row["planted"][way]
     size = row["paper"] and row["paper"]["effect"]
     return verdict(found["low"], found["high"], row["above"], size) if found else "–"
 
@@ -371,7 +369,7 @@ def controls_markdown(rows: Sequence[Mapping]) -> str:
         for part in (part for part in row["parts"] if "n" in part):
             line = {"#": row["number"], "claim": row["claim"], "part": part["name"]}
             for way in PLANTED:
-                line[f"planted {way}"] = effect((part["planted"] or {}).get(way))
+                line[f"planted {way}"] = effect(part["planted"][way])
                 line[f"{way} came out as"] = planted_verdict(part, way)
             lines.append(line | {"verdict on the part": part["verdict"]})
     return tables.markdown(lines)

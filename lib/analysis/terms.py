@@ -7,7 +7,7 @@
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, replace
@@ -105,15 +105,15 @@ class Records:
         terms: Terms,
         samples: int,
         seed: int,
-        goals: Callable[[dict], Sequence[float]] | None = None,
+        goals: Callable[[dict], Mapping[str, float]] | None = None,
     ) -> dict:
         """`compare.contrast` of the terms, with `measure`, what was read, and `least`
         and `most` that it could be with other answers behind the first term alone.
         Missing if a term has no records.
 
-        `planted` are the effect and ends of edited answers, one for each of the goals:
-        as many behind the first term are turned, in each seed the same share, as it
-        takes to come to the goal; None where all of them are too few."""
+        `planted` has, for each of the goals {name: effect}, the effect and ends of
+        edited answers: as many behind the first term are turned, in each seed the same
+        share, as it takes to come to the goal; None where all of them are too few."""
         cells, chosen = self._chosen(terms)
         measures = {self._measure(term) for term in terms}
         if len(measures) > 1:
@@ -122,7 +122,7 @@ class Records:
                 f"{' and '.join(sorted(measures))}; make both files of one kind"
             )
         found = compare.contrast(cells, chosen, samples, seed)
-        found |= {"measure": measures.pop(), "planted": []}
+        found |= {"measure": measures.pop(), "planted": {}}
         parts = compare.matrices(cells, chosen)
         first = []
         for term, (weight, where) in zip(terms, chosen, strict=True):
@@ -133,7 +133,7 @@ class Records:
         ends = sum(sizes), sum(abs(weight) for weight, *_ in first) - sum(sizes)
         down, up = ends if terms[0].weight > 0 else ends[::-1]
         found |= {"least": found["effect"] - down, "most": found["effect"] + up}
-        for goal in goals(found) if goals else ():
+        for name, goal in goals(found).items() if goals else ():
             way = goal - found["effect"]
             share = abs(way) / ((up if way > 0 else down) or 1e-9)
             edited = copy(cells)
@@ -142,7 +142,7 @@ class Records:
                 edited[place] = _turned(own, float(weight * way > 0), share)
             planted = compare.contrast(edited, chosen, samples, seed)
             kept = {key: planted[key] for key in ("effect", "low", "high")}
-            found["planted"].append(kept if share <= 1 else None)
+            found["planted"][name] = kept if share <= 1 else None
         return found
 
     def pulls(self, terms: Terms) -> dict[str, float]:

@@ -1,32 +1,22 @@
 """Could a verdict have come out otherwise? Records in which each claim holds, in which
 its opposite does, in which there is no room for it, and in which it cannot be told.
 
-Parametrized over claims.json: a new claim needs records that `Planted` can write."""
+Parametrized over claims.json: a new claim needs answers that `Planted` can make."""
 
 from collections import defaultdict
-from functools import cache
 
 import made_run
 import numpy as np
+import pandas as pd
 import pytest
-from made_run import answering
 
-from lib.analysis import answers, claims
+from lib.analysis import claims
 from lib.analysis.claims import CANNOT, OPPOSITE, SUPPORTED
 from lib.analysis.terms import Records, Term
-from lib.data.letters import judged
-from lib.methods import LEVELS
-from lib.records import write_json, write_jsonl
+from lib.methods import LEVELS, SEEN
+from lib.records import write_json
 
 N = 480  # questions a set
-predictions = cache(made_run.predictions)
-WORDS = {  # of a reading: what counts as 1, and as 0
-    "progress": ("right", "wrong"),
-    "stated": ("right", "absent"),
-    **dict.fromkeys(("consistent", "follows", "false_step"), ("yes", "no")),
-    **dict.fromkeys(("overlap", "overlap_flawless"), (1.0, 0.0)),
-}
-FIELD = {"stated": "progress", "supported": "consistent"}
 SHOWN = {"more_frames": "frames_16", "larger": "size_112x224"}
 ENDS = {"least": 0.1, "most": 0.9}
 ALL = [
@@ -42,59 +32,37 @@ CHECKS = [
 
 
 class Planted:
-    """Records in a folder where each term has the share that it is given."""
+    """Answers, and sweeps in a folder; each term has the share that it is given."""
 
     def __init__(self, folder):
-        self.folder, self.rows = folder, defaultdict(dict)
+        self.folder, self.parts, self.sweeps = folder, {}, defaultdict(dict)
 
     def put(self, text, share):
         for term in Term.read(text).over(LEVELS):
-            place = np.arange(N) // 4 * 0.618 + len(self.rows) * 0.37
-            values = place % 1 < share  # in each domain as many
             if "sweep" in term.picks:
                 self.sweep(term, share)
-            elif term.picks.get("value") == "attention":
-                self.attention(term, values)
-            elif term.picks.get("value", "parsed") != "parsed":
-                self.reading(term, values)
             else:
-                self.answers(term, values)
+                self.answers(term, share)
 
-    def answers(self, term, values):
-        shown = term.picks.get("condition", "")
-        ending = f".{SHOWN.get(shown, shown)}" if shown else ""
-        for row, value in zip(predictions("base", term.set, N, 0), values, strict=True):
-            row, style = answering(row, bool(value)), "think"
-            if term.label == "base-direct":
-                row["completion"], style = row["first_letter"], "direct"
-            if not value and term.picks.get("value") == "parsed":
-                row["completion"] = ""
-            row |= judged(row["completion"], row["options"], row["gold"], style)
-            file = f"predictions_{term.label}_{term.set}{ending}.jsonl"
-            self.rows[file][row["id"]] = row
-
-    def reading(self, term, values):
-        name = term.picks["value"]
-        field = FIELD.get(name, name)
-        for i, value in enumerate(values):
-            known = {"id": f"{term.set}/{i}", "judged": False, "judge": None}
-            file = f"coherence_{term.label}_{term.set}.jsonl"
-            row = self.rows[file].setdefault(known["id"], known)
-            if name != "stated" or not value:
-                row[field] = WORDS.get(name, WORDS["consistent"])[1 - int(value)]
-
-    def attention(self, term, values):
-        for i, value in enumerate(values):
-            layers = [[float(value), 0.0, 1.0 - value]]
-            row = made_run.attention_row(f"{term.set}/{i}", layers)
-            self.rows[f"attention_{term.label}.jsonl"][row["id"]] = row
+    def answers(self, term, share):
+        """In each domain as many."""
+        measure = term.picks.get("value", "correct").replace("supported", "consistent")
+        shown = term.picks.get("condition", SEEN)
+        facts = {"model": term.label, "set": term.set, "measure": measure, "seed": 0}
+        facts["condition"] = SHOWN.get(shown, shown)
+        i = np.arange(N)
+        place = i // 4 * 0.618 + len(self.parts) * 0.37
+        own = pd.DataFrame({"id": i.astype(str), "value": 1.0 * (place % 1 < share)})
+        own["domain"] = np.array(made_run.DOMAINS)[i % 4]
+        own["duration_group"] = np.where(i % 2, 60, 15)
+        self.parts[*facts.values()] = own.assign(video=own.id, **facts)
 
     def sweep(self, term, share):
         """Five seeds. Of the ends both, the other one alike if it is not given."""
         picks = {k: v for k, v in term.picks.items() if k not in ("sweep", "at")}
         if "bonus" in picks:
             picks = {"rl": " ".join(["care", *(f"{k}={v}" for k, v in picks.items())])}
-        rows = self.rows[f"{term.picks['sweep']}.json"]
+        rows = self.sweeps[term.picks["sweep"]]
         for end in [*ENDS] if "at" in term.picks else [None]:
             varied = {"share": ENDS[end]} if end else picks
             for seed in range(5):
@@ -108,18 +76,11 @@ class Planted:
                 own[term.set] = {"n": N, "correct": text}
 
     def records(self):
-        for file, rows in self.rows.items():
-            if file.endswith(".json"):
-                write_json(self.folder / file, list(rows.values()))
-                continue
-            write_jsonl(self.folder / file, rows.values())
-            sampling = {"max_frames": 8, "height": 56, "width": 112}
-            settings = {"sampling": sampling}
-            write_json((self.folder / file).with_suffix(".settings.json"), settings)
-        if not any(file.endswith(".jsonl") for file in self.rows):
+        for name, rows in self.sweeps.items():
+            write_json(self.folder / f"{name}.json", [*rows.values()])
+        if not self.parts:
             self.put("base L1", 0.5)  # a run, beside the sweep
-            return self.records()
-        return Records(self.folder, answers.read(self.folder), self.folder)
+        return Records(self.folder, pd.concat(self.parts.values()), self.folder)
 
 
 def measured(folder, claim, part, shares, holds=True):

@@ -199,6 +199,14 @@ def test_a_run_with_known_faults_is_measured_as_it_is(said):
     json.dumps(said, allow_nan=False)
 
 
+def test_whether_progress_is_stated_at_all(tmp_path):
+    says = enumerate(["right", "wrong", "absent", None])
+    rows = [made_run.reasoning_row(f"L1/{i}", progress=word) for i, word in says]
+    write_jsonl(tmp_path / "coherence_sft_L1.jsonl", rows)
+    frame = answers.read(tmp_path)
+    assert frame[frame.measure == "stated"].value.tolist() == [1, 1, 0]
+
+
 def test_a_judged_part_counts_by_itself(run, tmp_path):
     for path in run.glob("*.jsonl"):
         (tmp_path / path.name).write_text(path.read_text())

@@ -1,6 +1,5 @@
 """The report and the pages of a run: what a stranger with a phone or a reader gets."""
 
-import os
 import re
 from itertools import pairwise
 
@@ -200,21 +199,6 @@ def test_formulas_are_mathml_and_text_is_escaped(latex):
     assert made.unclosed == [] and made.elements[0][0] == "math"
     assert show.formula(r"\left( <b>", "inline") == r"<code>\left( &lt;b&gt;</code>"
     assert "<script" not in show.formula(r"\text{<script>x}", "inline")
-
-
-def test_a_page_is_made_again_only_when_its_notebook_has_changed(run, texts):
-    files = sorted(run.glob("*.html"))
-    for path in files:
-        path.write_text("as it was" + path.read_text())
-        os.utime(path, (2**31, 2**31))  # the clock was ahead when it was made
-    first = (run / "01_data.ipynb").read_text()
-    (run / "01_data.ipynb").write_text(first + "\n")
-    show.write(run)
-    kept = {path.stem for path in files if path.read_text().startswith("as it was")}
-    assert kept == {"05_analysis", "report"}
-    (run / "01_data.ipynb").write_text(first)
-    show.main([str(run)])
-    assert not any(path.read_text().startswith("as it was") for path in files)
 
 
 def test_without_an_executed_analysis_there_is_no_report(tmp_path):

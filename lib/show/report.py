@@ -26,7 +26,7 @@ from traitlets.config import Config
 from lib import chain
 from lib.doors import Door
 from lib.paths import require, resolve
-from lib.records import sha256, write_text
+from lib.records import write_text
 from lib.show import pages
 
 QUESTION = "Does reinforcement learning beat supervised fine-tuning?"
@@ -86,12 +86,11 @@ def formula(latex: str, place: str) -> str:
         return f"<code>{escape(latex)}</code>"
 
 
-def write(run: str | Path, notebooks: str | Path = "", anew: bool = False) -> Path:
+def write(run: str | Path, notebooks: str | Path = "") -> Path:
     """Write run/report.html and a page of every executed notebook; the report's path.
     Executed notebooks lie in the run's folder, or in `notebooks` when they were run by
-    hand. A page of a notebook that has not changed stays, unless all are wanted `anew`.
-    FileNotFoundError without 05_analysis, ValueError where a record is not as it was
-    left."""
+    hand. FileNotFoundError without 05_analysis, ValueError where a record is not as it
+    was left."""
     folder = require(run, "run the notebooks first: python -m lib.run")
     chain.verify(folder)
     source = resolve(notebooks) if notebooks else folder
@@ -99,12 +98,7 @@ def write(run: str | Path, notebooks: str | Path = "", anew: bool = False) -> Pa
     found = sorted(source.glob("0[0-9]_*[!d].ipynb"))  # no .unfinished.ipynb
     names = ["report", *(path.stem for path in found)]
     for name, path in zip(names, [last, *found], strict=True):
-        to = folder / f"{name}.html"
-        # The hash of what it is made of: times would not tell that it is fresh, a
-        # clock may have been set back.
-        end = f"\n<!-- made of {sha256(path)} {' '.join(names)} -->\n"
-        if anew or not to.exists() or not to.read_bytes().endswith(end.encode()):
-            write_text(to, page(path, name, folder.name, names) + end)
+        write_text(folder / f"{name}.html", page(path, name, folder.name, names))
     return folder / "report.html"
 
 
@@ -185,4 +179,4 @@ def main(arguments: list[str]) -> None:
     by_hand = "folder of notebooks that were run by hand"
     parser.add_argument("--notebooks", default="", help=by_hand)
     given = parser.parse_args(arguments)
-    print(write(resolve(given.run), given.notebooks, anew=True))
+    print(write(resolve(given.run), given.notebooks))

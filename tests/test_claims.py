@@ -459,7 +459,11 @@ def test_some_claims_are_measured_anew_and_the_others_stay(tmp_path, capsys):
     run, other, out = (tmp_path / name for name in ("a", "b", "out"))
     for seed, path in enumerate((run, other)):
         state = read_json(write_run(path, n=20, seed=seed) / "pipeline.json")
-        del state["parameters"]["data_dir"]  # no annotations
+        del state["parameters"]["data_dir"]
+        write_json(path / "pipeline.json", state)
+        with pytest.raises(ValueError, match=r"pipeline.json: .* has no data_dir"):
+            claims.write_all([path], out)
+        state["parameters"] |= {"data_dir": "", "general_dir": ""}  # no annotations
         write_json(path / "pipeline.json", state)
     with pytest.raises(FileNotFoundError, match=r"claims.json.*without --only"):
         claims.write_all([run], out, [1])

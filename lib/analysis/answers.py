@@ -25,6 +25,7 @@ from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl, refuse_other, settings_hash
 
 Folder = str | Path
+FOLDERS = ("data_dir", "general_dir")  # as parameters name them
 ASKED = ("correct", "correct_lenient", "parsed", "truncated")  # of a prediction
 SAID = {  # of a row of coherence_*.jsonl: the word that counts as 1, if words count
     **dict.fromkeys(("consistent", "follows", "false_step", "false_object"), "yes"),
@@ -219,6 +220,17 @@ def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
         differ = " and ".join(str(run) for run in settings.values())
         raise ValueError(f"{differ} differ in more than their seed, do not pool them")
     return found
+
+
+def folders_of(run: Folder) -> tuple[str, str]:
+    """data_dir and general_dir of a run. ValueError where its params file did not say
+    them: without them every question would count as one on its own video."""
+    path = require(resolve(run) / "pipeline.json", "run it with python -m lib.run")
+    given = read_json(path)["parameters"]
+    if lacking := [name for name in FOLDERS if name not in given]:
+        todo = f"give the params file {lacking[0]} and run it again"
+        raise ValueError(f"{path}: parameters has no {lacking[0]}: {todo}")
+    return tuple(given[name] for name in FOLDERS)
 
 
 def settings_of(parameters: Mapping) -> str:

@@ -402,10 +402,8 @@ def write_all(runs: Sequence[Path], out: Path, only: Sequence = ()) -> list:
     for run in runs:
         chain.verify(resolve(run))
     if runs:
-        ran = "run it with python -m lib.run"
-        state = read_json(require(resolve(runs[0]) / "pipeline.json", ran))
-        folders = (state["parameters"].get(f"{k}_dir", "") for k in ("data", "general"))
-        rows = table(Records(runs, answers.read(runs, *folders)), only=only)
+        found = answers.read(runs, *answers.folders_of(runs[0]))
+        rows = table(Records(runs, found), only=only)
     if only or not runs:
         path = require(resolve(out) / "claims.json", "make it once without --only")
         rows = again([*read_json(path), *rows])

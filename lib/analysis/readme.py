@@ -305,8 +305,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
     found = [*answers.by_seed(runs).values()]
     for run in found:
         chain.verify(run)
-    given = read_json(require(found[0] / "pipeline.json", RAN))["parameters"]
-    folders = given["data_dir"], given["general_dir"]
+    folders = answers.folders_of(found[0])
     looked = [run for run in found if (run / methods.ASKED).exists()]
     if not looked:
         raise FileNotFoundError(

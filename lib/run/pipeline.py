@@ -231,8 +231,7 @@ def unfinished(run: Run) -> list[Path]:
 
 
 def report_due(run: Run) -> bool:
-    """Whether a finished run lacks a report of its notebooks as they are. 05_analysis
-    writes one too, before its own executed copy is there to be linked."""
+    """Whether a finished run lacks a report of its notebooks as they are."""
     folder = OUTPUTS / run.name
     executed = max((folder / own.name).stat().st_mtime_ns for own in run.notebooks)
     report = folder / REPORT

@@ -52,7 +52,8 @@ class Cells(dict):
         wide = answers.set_index(index).value.unstack(sort=False).sort_index(axis=1)
         for place, own in wide.groupby(level=self.by, sort=False, observed=True):
             self[place] = own.droplevel(self.by).dropna(axis=1, how="all")
-        self.videos = dict(zip(answers.id, answers.video, strict=True))
+        known = answers.drop_duplicates("id")
+        self.videos = dict(zip(known.id, known.video, strict=True))
         self.whole = wholes(answers)
 
     def at(self, where: Mapping) -> pd.DataFrame | None:
@@ -126,7 +127,8 @@ def _bounds(cells: Cells, terms: Terms) -> list[tuple[float, float]] | None:
     of a share of attention or of words no such thing is needed."""
     bounds: dict[str, tuple[float, float]] = {}
     for weight, where in terms:
-        if not cells.at(where).isin([0, 1, np.nan]).all(axis=None):
+        values = cells.at(where).to_numpy()
+        if not np.isin(values[~np.isnan(values)], (0, 1)).all():
             return None
         low, high = bounds.get(where.get("set", ""), (0, 0))
         ends = low + min(0, weight), high + max(0, weight)

@@ -63,8 +63,10 @@ class Resampling:
         self.place = {name: i for i, name in enumerate(names)}
         self.weights = np.empty((samples, len(names)), np.float32)
         rng, count = np.random.default_rng(seed), len(names)
-        for row in self.weights:
-            row[:] = np.bincount(rng.integers(count, size=count), None, count)
+        for rows in np.array_split(self.weights, -(-self.weights.size // 2**18)):
+            drawn = rng.integers(count, size=rows.shape)
+            drawn += count * np.arange(len(rows))[:, None]  # each row its own numbers
+            rows.flat = np.bincount(drawn.ravel(), None, rows.size)
 
     def means(self, values: Sequence[float], clusters: Sequence) -> np.ndarray:
         """The mean of `values` [n] in each resample, NaN where it has none: [samples].

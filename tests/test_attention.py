@@ -9,8 +9,9 @@ from test_shared_prefix_families import encoded, family, reader  # noqa: F401
 from test_shared_prefix_families import model as random_model  # noqa: F401
 
 from lib import records
+from lib.analysis import attended
 from lib.data.prompts import messages
-from lib.evaluate import attention, evaluate
+from lib.evaluate import attention, evaluate, tables
 from lib.model import encoding, models, prefix, rollouts
 from tests.trainings import SAMPLING, adapted, followed
 
@@ -172,20 +173,20 @@ def run(tmp_path):
         rows = [{"id": f"L1/{x}", "video_map": [[[0.1]]]} for x in "abc"]
         if method == "sft":
             rows[2] = {"id": "L1/c", "left_out": "the completion is empty"}
-        path = attention.rows_file(tmp_path, method, attention.OWN)
+        path = tables.attention_file(tmp_path, method, tables.OWN)
         records.write_jsonl(path, rows)
     return tmp_path
 
 
 def test_the_example_is_chosen_by_rule(run):
-    rows = attention.read_rows(run, "own")
+    rows = attended.read_rows(run, "own")
     assert [{*own} for own in rows.values()] == [{"L1/a", "L1/b"}] * 3
     with pytest.raises(FileNotFoundError, match=r"attention_base\.on_sft"):
-        attention.read_rows(run, "sft")
+        attended.read_rows(run, "sft")
     for right_of_base, chosen in (((), "L1/b"), (("L1/b",), "L1/a")):
         right = {"base": right_of_base, "sft": (), "grpo": ("L1/b",)}
         said = {
             name: {key: {"correct": key in keys} for key in ("L1/a", "L1/b")}
             for name, keys in right.items()
         }
-        assert attention.example(rows, said) == chosen
+        assert attended.example(rows, said) == chosen

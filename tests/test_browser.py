@@ -9,7 +9,7 @@ from made_run import write_run
 from read_html import Page
 
 from lib.data.video import Sampling
-from lib.evaluate import attention, tables
+from lib.evaluate import tables
 from lib.methods import COLORS, LABELS, METHODS
 from lib.records import write_jsonl
 from lib.show import browser, live, pages
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
         {"id": "L1/3", "left_out": "an empty answer"},
     ]
     for model in METHODS:
-        write_jsonl(attention.rows_file(folder, model, attention.OWN), rows)
+        write_jsonl(tables.attention_file(folder, model, tables.OWN), rows)
     return folder
 
 

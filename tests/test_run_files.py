@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import paths, processes, records, run_files
+from lib.evaluate.tables import attention_file
 
 HOLD = """
 import sys
@@ -185,7 +186,7 @@ def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpo
     settings = (model, None, [], asked, sampling, path)
     refused(path, partial(evaluate.evaluate, *settings))
     refused(path, partial(readers.readings, model, None, [], [], path))
-    rows = attention.rows_file(run, "base", "own")
+    rows = attention_file(run, "base", "own")
     attending = (model, None, [], {"own": []}, sampling, run, "base")
     refused(rows, partial(attention.measure, *attending))
     todo = judge.Plan(None, {run / "judgements_a_L1.jsonl": {}}, (), "")

@@ -4,19 +4,23 @@ Attention says where a model looks and not what it makes of it; what a model los
 without a picture is in lib/analysis/seen.py."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from lib.analysis import compare
 from lib.analysis.compare import kept, span
 from lib.evaluate import tables
-from lib.methods import KINDS, difference
+from lib.evaluate.tables import OWN, attention_file
+from lib.methods import KINDS, METHODS, difference
+from lib.paths import require
+from lib.records import read_jsonl
 
 PARTS = {"first": "first 3 tokens", "reasoning": "reasoning", "letter": "answer letter"}
 
 
 def attended(
-    answers: pd.DataFrame, texts: Sequence[str] = ("own", "base"), **draws: int
+    answers: pd.DataFrame, texts: Sequence[str] = (OWN, "base"), **draws: int
 ) -> dict:
     """Means over questions, while each method writes its own words ("own") or all are
     given those of one; only questions count that have numbers for every method.
@@ -92,3 +96,29 @@ def markdown(found: Mapping, text: str) -> str:
             }
         )
     return tables.markdown(lines)
+
+
+def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
+    """{method: {id: row}} of the questions that have numbers for every method: pictures
+    to look at. `attended` raises where they were not asked the same questions."""
+    found = {}
+    for model in METHODS:
+        path = require(attention_file(run, model, text), "run 04_eval first")
+        rows = read_jsonl(path)
+        found[model] = {row["id"]: row for row in rows if "left_out" not in row}
+    all_have = set.intersection(*({*own} for own in found.values()))
+    return {
+        model: {key: row for key, row in own.items() if key in all_have}
+        for model, own in found.items()
+    }
+
+
+def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
+    """Id of one question to look at, by rule: the first, by id, that has a video, that
+    GRPO answers and the base does not; where there is none, the first with a video.
+    `rows` as `read_rows` gives them, `said` {method: {id: its prediction}}."""
+    filmed = sorted(key for key, row in rows["base"].items() if row["video_map"])
+    for key in filmed:
+        if said["grpo"][key]["correct"] and not said["base"][key]["correct"]:
+            return key
+    return filmed[0]

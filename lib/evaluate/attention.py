@@ -29,19 +29,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lib import paths, records
 from lib.data.letters import THINK
 from lib.data.questions import Question
 from lib.data.video import Sampling
 from lib.evaluate import resume
 from lib.evaluate.evaluate import Asking, EvalSettings, on_each_core
-from lib.methods import METHODS
+from lib.evaluate.tables import attention_file
 from lib.model import encoding, models, prefix, rollouts, scoring
 
 FIRST = 3  # generated tokens that count as the first ones
 LETTER = re.compile(r"<answer>\s*([A-E])")
 DIGITS = 5  # of a mass in the records
-OWN = "own"
 
 
 def measure(
@@ -54,12 +52,12 @@ def measure(
     label: str,
 ) -> None:
     """Write a `row` a question for each text of `said`, {text: prediction rows}. A text
-    is OWN or the method that wrote it, under the thinking prompt. Raises what
+    is tables.OWN or the method that wrote it, under the thinking prompt. Raises what
     `resume.finish` does, whose rows are kept if it is killed."""
     how = EvalSettings("think", 1, 1, on_bad_video="keep_as_wrong")
     asking = Asking(model, processor, how, sampling)
     for text, answered in said.items():
-        path = rows_file(run, label, text)
+        path = attention_file(run, label, text)
         _measure(asking, questions, {one["id"]: one for one in answered}, path)
 
 
@@ -216,36 +214,3 @@ def _picture_map(attention, kinds, prompt, code: int, merged: int) -> list | Non
 
 def _rounded(values: np.ndarray) -> list:
     return np.asarray(values, dtype=float).round(DIGITS).tolist()
-
-
-def rows_file(run: Path, model: str, text: str) -> Path:
-    """attention_grpo.jsonl, or attention_grpo.on_base.jsonl where all read the base's
-    completions."""
-    return run / f"attention_{model}{'' if text == OWN else f'.on_{text}'}.jsonl"
-
-
-def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
-    """{method: {id: row}} of the questions that have numbers for every method: pictures
-    to look at. What is counted is in lib/analysis/attended.py, which raises where the
-    methods were not asked the same questions."""
-    found = {}
-    for model in METHODS:
-        path = paths.require(rows_file(run, model, text), "run 04_eval first")
-        rows = records.read_jsonl(path)
-        found[model] = {row["id"]: row for row in rows if "left_out" not in row}
-    all_have = set.intersection(*({*own} for own in found.values()))
-    return {
-        model: {key: row for key, row in own.items() if key in all_have}
-        for model, own in found.items()
-    }
-
-
-def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
-    """Id of one question to look at, by rule: the first, by id, that has a video, that
-    GRPO answers and the base does not; where there is none, the first with a video.
-    `rows` as `read_rows` gives them, `said` {method: {id: its prediction}}."""
-    filmed = sorted(key for key, row in rows["base"].items() if row["video_map"])
-    for key in filmed:
-        if said["grpo"][key]["correct"] and not said["base"][key]["correct"]:
-            return key
-    return filmed[0]

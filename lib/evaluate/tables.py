@@ -25,6 +25,7 @@ FIELDS = (
     *("id", "gold", "options", "completion"),
     *("correct", "correct_lenient", "parsed", "truncated"),
 )
+OWN = "own"  # while each method writes its own words
 FILE = re.compile(rf"predictions_(.+)_({'|'.join(SETS)})\.jsonl")
 
 Predictions = dict[tuple[str, str], list[dict]]
@@ -84,6 +85,12 @@ def read_rows(path: Path) -> list[dict]:
             raise ValueError(f"{path}, line {number}: question {row['id']} twice")
         ids.add(row["id"])
     return rows
+
+
+def attention_file(run: Path, model: str, text: str) -> Path:
+    """attention_grpo.jsonl, or attention_grpo.on_base.jsonl where all read the base's
+    completions."""
+    return run / f"attention_{model}{'' if text == OWN else f'.on_{text}'}.jsonl"
 
 
 def same_questions(first: Sequence[dict], rows: Sequence[dict], path: Path) -> None:

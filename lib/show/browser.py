@@ -13,9 +13,10 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from lib import records
+from lib.analysis import attended
 from lib.data.questions import Question
 from lib.data.video import Sampling
-from lib.evaluate import attention, tables
+from lib.evaluate import tables
 from lib.methods import METHODS
 from lib.paths import require
 from lib.show import pages
@@ -108,8 +109,8 @@ def questions(
 
 def _question_browser(run, asked, answered, sampling, first: str) -> Browser:
     """The widget of `questions`; `answered` is {id: {method: its row}}."""
-    measured = attention.rows_file(run, "base", attention.OWN).exists()
-    attended = attention.read_rows(run, attention.OWN) if measured else {}
+    measured = tables.attention_file(run, "base", tables.OWN).exists()
+    maps = attended.read_rows(run, tables.OWN) if measured else {}
     facts = {  # what the filters ask for, in their words
         key: {"level": asked[key].level, "domain": asked[key].domain}
         | {"without_video": asked[key].video is None}
@@ -138,7 +139,7 @@ def _question_browser(run, asked, answered, sampling, first: str) -> Browser:
     def draw(found: Mapping, key: str) -> tuple[str, str]:
         if not found:
             return "0 of 0", "<p>No question passes all filters.</p>"
-        light = {model: own[key] for model, own in attended.items() if key in own}
+        light = {model: own[key] for model, own in maps.items() if key in own}
         look.disabled = not light
         given = (asked[key], answered[key], sampling, light if look.value else {})
         return f"{[*found].index(key) + 1} of {len(found)}", pages.question(*given).html

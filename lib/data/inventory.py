@@ -15,7 +15,7 @@ import pandas
 from tqdm import tqdm
 
 from lib import paths, processes
-from lib.data import questions
+from lib.data import questions, video
 from lib.markup import grid
 
 STATES = ("missing", "damaged", "too short")
@@ -119,8 +119,6 @@ def _decoded_all(media: list[tuple[Path, bool]]) -> Iterator[tuple]:
 def _decoded(medium: tuple[Path, bool]) -> tuple[str, str] | None:
     """(state, why) of a clip (True) or still (False) that cannot be read as the paper
     reads it; ("", why) of a clip that PyAV read because decord may not."""
-    from lib.data import video  # here, because it brings torch and decord
-
     path, is_clip = medium
     try:
         if not is_clip:

@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from lib.data import footage, torchvision_cpu  # noqa: F401  before torchvision
+from lib.data import footage
 from lib.data.faults import no_file
-
-from torchvision.transforms import InterpolationMode  # isort: skip
-from torchvision.transforms.functional import resize  # isort: skip
 
 PATCH = 28  # pixels a side of one merged visual token: 14 x 14 patches, merged 2 x 2
 # What Pillow's decoders raise at damage, each its own: SyntaxError is PNG's.
@@ -186,6 +182,16 @@ def require_media(path: str | Path) -> None:
 
 def _squashed(pixels: np.ndarray, sampling: Sampling) -> np.ndarray:
     """Pixels [h, w, 3] of a frame at the sampling's size; untouched if they have it."""
-    frame = torch.from_numpy(pixels).permute(2, 0, 1)
-    size, mode = [sampling.height, sampling.width], InterpolationMode.BICUBIC
-    return resize(frame, size, mode, antialias=True).permute(1, 2, 0).numpy()
+    size = [sampling.height, sampling.width]
+    if [*pixels.shape[:2]] == size:
+        return pixels
+    # Here, because they take seconds, and pages and tables need neither.
+    import torch
+
+    from lib.data import torchvision_cpu  # noqa: F401  before torchvision
+
+    from torchvision.transforms import InterpolationMode, functional  # isort: skip
+
+    frame, mode = torch.from_numpy(pixels).permute(2, 0, 1), InterpolationMode.BICUBIC
+    resized = functional.resize(frame, size, mode, antialias=True)
+    return resized.permute(1, 2, 0).numpy()

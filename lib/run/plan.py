@@ -219,13 +219,12 @@ def benched() -> Iterator[Measured]:
     for cost in costs:
         (run,) = params.load_params(paths.ROOT / "params" / cost["params"])
         values = counts.all_values(run)
-        if cost["measured"]:
-            took = {row["stage"]: row["seconds"] for row in cost["rows"]}
-            step = took["rollout"] + took["reference"] + took["update"]
-            took["GRPO"] = step / values["prompts_per_step"]
-            origin = f"measured on {cost['device']} with random weights, an earlier, "
-            origin += f"slower token loop, {cost['work']['eval_batch']} at a time"
-            yield values, {stage: took[stage] for stage in STAGES}, origin, {}
+        took = {row["stage"]: row["seconds"] for row in cost["rows"]}
+        step = took["rollout"] + took["reference"] + took["update"]
+        took["GRPO"] = step / values["prompts_per_step"]
+        origin = f"measured on {cost['device']} with random weights, an earlier, "
+        origin += f"slower token loop, {cost['work']['eval_batch']} at a time"
+        yield values, {stage: took[stage] for stage in STAGES}, origin, {}
 
 
 def as_earlier(state: Path) -> Measured:

@@ -39,7 +39,7 @@ def cost(size: str) -> dict:
     file = f"single_gpu_{'2b' if size == 'tiny' else size}"
     values = stages.values(file, **(TINY if size == "tiny" else FULL))
     config = memory.config_of(values["model"])
-    facts = {"params": f"{file}.yaml", "measured": True, "device": "CPU"}
+    facts = {"params": f"{file}.yaml", "device": "CPU"}
     if size == "tiny":
         config = config_of(**SMALL)
     with tempfile.TemporaryDirectory() as folder:

@@ -266,7 +266,7 @@ class Records:
                 values = {key: str(row[key]) for key in answers.varied(row)}
                 words = values.get("rl", "").split()[1:]
                 rows.append(row | values | dict(word.split("=", 1) for word in words))
-            asked = self.answers.groupby("set", observed=True)
+            asked = self.answers.drop_duplicates("id").groupby("set", observed=True)
             videos = {k: dict(zip(own.id, own.video, strict=True)) for k, own in asked}
             self._swept[file] = answers.of_sweep(rows, videos)
         frame = self._swept[file]

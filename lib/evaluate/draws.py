@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from lib.data.letters import THINK, judged
+from lib.data.letters import judged
 from lib.data.questions import Question
 from lib.data.video import Sampling
 from lib.evaluate import resume
 from lib.evaluate.evaluate import Asking, EvalSettings, cut
+from lib.evaluate.readers import reasoning_of
 from lib.model import rollouts, scoring
 
 
@@ -80,8 +81,7 @@ def row(question: Question, texts: Sequence[str], exact: Callable | None) -> dic
         said = judged(text, question.options, question.gold)
         found["right"].append(int(said["correct"]))
         if exact:
-            thought = THINK.search(text)
-            found["said"].append(exact(facts | said, thought and thought[1]))
+            found["said"].append(exact(facts | said, reasoning_of(text)))
     return found if exact else found | {"said": None}
 
 

@@ -197,8 +197,7 @@ def _attention(row: Mapping, text: str) -> dict[str, float]:
 
 
 def base_of(run: Folder) -> str | None:
-    """The base that a run's models go back to (models.identity); None for a run that
-    was not finished up to 04_eval."""
+    """A run's base (models.identity); None if it was not finished up to 04_eval."""
     path = resolve(run) / "manifest.json"
     return read_json(path).get("04_eval", {}).get("base") if path.exists() else None
 

@@ -78,8 +78,7 @@ def table(
 
 
 def again(rows: Sequence[Mapping]) -> list[dict]:
-    """All claims with today's verdicts, from the numbers of these rows, the later ones
-    first; a part whose terms they do not have is not measured."""
+    """All claims with today's verdicts, from the numbers of rows; later ones count."""
     parts = [part for row in rows for part in (*row["parts"], *row["beside"])]
     known = {tuple(part["terms"]): part for part in parts}
     nothing = {"missing": "numbers of these terms", "records": []}
@@ -174,10 +173,9 @@ def judged(claim: Mapping, part: Mapping, row: Mapping) -> dict:
 
 def _cannot(part: Mapping, row: Mapping) -> str:
     """Why a part could not have come out otherwise, or nothing. `shows_if` of a part
-    names what has to lie above a bound, and what it means if it does not. There has to
-    be room for the published effect: `most` is the sum with all answers behind the
-    first term as the claim has them, the others as they are. What was planted has to
-    come out."""
+    names what has to lie above a bound, and what it means if not. There has to be room
+    for the published effect: `most` is the sum with all answers behind the first term
+    as the claim has them. What was planted has to come out."""
     for check in part.get("shows_if", ()):
         found = row["checks"].get(" ".join(check["effect"]))
         if found and found["low"] <= check["above"]:
@@ -250,10 +248,9 @@ def sentence(part: Mapping, row: Mapping) -> str:
 
 
 def published(claim: Mapping, part: Mapping) -> dict | None:
-    """The published number for a part, None where there is none. Returns effect, low,
-    high, error, z, verdict (of its own counts); all but the first are None where no n
-    was published, or where claims.json gives the `size` itself: a mean over benchmarks,
-    or a bound that the claim sets."""
+    """The published number for a part, None where there is none: effect, low, high,
+    error, z, verdict (of its own counts); all but the first are None where no n was
+    published, or claims.json gives the `size`: a mean over benchmarks, or a bound."""
     unknown = dict.fromkeys(("low", "high", "error", "z", "verdict"))
     if "size" in part:
         return {"effect": part["size"], **unknown}
@@ -271,9 +268,8 @@ def published(claim: Mapping, part: Mapping) -> dict | None:
 
 
 def _cells() -> list[dict]:
-    """Every published number: table, cell ("grpo L1"), share, n, printed, decimals. sbr
-    has counts; the `tables` have percentages alone, and n is None where it is not
-    published."""
+    """Every published number: table, cell ("grpo L1"), share, n, printed, decimals. Of
+    the `tables` there are percentages alone, and n may be None."""
     rows, paper = [], compare.published()
     counted = dict(paper["set"])
     for name, field in (("L3", "domain"), ("general", "duration_group")):
@@ -306,10 +302,9 @@ def unreachable_cells() -> list[dict]:
 
 
 def behind(records: Records, number: int | str) -> dict:
-    """The questions that the first part of a claim rests on. Returns name, "for" and
-    "against": ids that pull the effect up or down, those with the strongest pull (most
-    seeds) first. For ["grpo L1", "-sft L1"] these are the questions that only GRPO, or
-    only SFT, got right."""
+    """The questions that the first part of a claim rests on: name, "for" and "against",
+    ids that pull the effect up or down, strongest (most seeds) first. For ["grpo L1",
+    "-sft L1"] these are what only GRPO, or only SFT, got right."""
     (part, *_) = next(own["parts"] for own in claims() if own["number"] == number)
     pulls = records.pulls(records.terms(part["effect"]))
     order = sorted(pulls, key=lambda key: -abs(pulls[key]))
@@ -396,8 +391,7 @@ def sentences(rows: Sequence[Mapping]) -> str:
 
 def write_all(runs: Sequence[Path], out: Path, only: Sequence = ()) -> list:
     """claims.json, md and png and controls.md in `out`, of runs that differ in seed;
-    with `only`, or without runs, today's verdicts on the numbers that are there for all
-    other claims. What there is to print."""
+    claims outside `only`, or all without runs, keep their numbers. What to print."""
     rows = []
     for run in runs:
         chain.verify(resolve(run))

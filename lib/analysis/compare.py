@@ -123,8 +123,7 @@ def apart(
 
 
 def _bounds(cells: Cells, terms: Terms) -> list[tuple[float, float]] | None:
-    """The least and most that one question of each set can add, of right and wrong;
-    of a share of attention or of words no such thing is needed."""
+    """The least and most that one question of a set adds; None of other numbers."""
     bounds: dict[str, tuple[float, float]] = {}
     for weight, where in terms:
         values = cells.at(where).to_numpy()
@@ -193,8 +192,7 @@ def main(rows: Iterable[Mapping]) -> list[dict]:
 
 
 def ahead(row: Mapping) -> str | None:
-    """The method that a difference puts ahead; None if its interval holds 0, or would
-    if it were as wide as one of several has to be (`main`)."""
+    """The method ahead by its interval and by p as one of several (`main`), or None."""
     if row.get("holm", 0) > 1 - stats.CONFIDENCE:
         return None
     return row["a"] if row["low"] > 0 else row["b"] if row["high"] < 0 else None

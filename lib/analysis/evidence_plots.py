@@ -27,9 +27,8 @@ NO_SUPPORT = "#D55E00"  # marks a right letter below reasoning that does not lea
 
 
 def perception(found: Mapping) -> Figure:
-    """Accuracy of each method with something taken away, a panel a group of questions
-    of the last set. `found` is of lib/analysis/seen.py. A dotted line marks, where it
-    is known, what an ideal reader gets right without the video."""
+    """Accuracy with something taken away (lib/analysis/seen.py), a panel a group of the
+    last set. Dotted, where known: what an ideal reader gets right without the video."""
     rows = of_last(found["accuracy"])
     groups = [group for group in GROUPS if group in each(rows, "group")]
     conditions, handles = each(rows, "condition"), plots.methods(each(rows, "model"))
@@ -95,9 +94,8 @@ def coherence(
     flawless: Sequence[Mapping] = (),
 ) -> Figure:
     """A panel a measure: share of the questions by method and set, with intervals.
-    `rows` and `floors` are shares and controls of lib/analysis/reasoned.py; the floor
-    of a reader, with another question's reasoning, is dotted. `flawless` marks what a
-    flawless reasoner would repeat of the training reasoning."""
+    `rows` and `floors` are shares and controls of lib/analysis/reasoned.py, floors
+    dotted. `flawless`: what such a reasoner repeats of the training reasoning."""
     measures = [name for name in MEASURES if name in each(rows, "measure")]
     lines = -(-len(measures) // 3)
     size = (1.3 * WIDTH, 0.3 + 1.9 * lines)
@@ -132,10 +130,9 @@ def coherence(
 
 
 def supported_answers(rows: Sequence[Mapping], measures: Sequence[str]) -> Figure:
-    """Right or wrong answer by reasoning that supports it or not: a square a method.
-    `rows` are the answers of lib/analysis/reasoned.py, added up over the sets given. A
-    row of squares a measure; the orange cell holds right letters below reasoning that
-    does not lead to them."""
+    """Right or wrong answer by reasoning that supports it or not: a square a method, a
+    row a measure. `rows` are the answers of lib/analysis/reasoned.py, added up over
+    their sets; orange: right letters below reasoning that does not lead to them."""
     models = each(rows, "model")
     shape = len(measures), len(models)
     size = (0.9 + 1.9 * shape[1], 0.5 + 1.6 * shape[0])

@@ -51,10 +51,9 @@ def lucky(right: float) -> float:
 
 
 def record(folders: Iterable[str | Path]) -> list[dict]:
-    """The runs of some sweeps with their PLACE, what their demonstrations state, and
-    their answers as texts of 0 and 1; of a folder with a map those that it has. A run
-    that is given twice is the later one. ValueError for a run that is not finished, and
-    for runs of different bases."""
+    """The runs of some sweeps, or of a map, with PLACE, what their demonstrations
+    state, and answers as texts of 0 and 1. Of a run given twice the later counts.
+    ValueError for an unfinished run, and for different bases."""
     rows: dict[str, dict] = {}
     for folder in map(resolve, folders):
         if (earlier := folder / "map.json").exists():
@@ -216,9 +215,8 @@ def told(rows: Sequence[Mapping]) -> str:
 
 
 def figure(found: Sequence[Mapping], crossed: Sequence[Mapping]) -> Figure:
-    """Panels L1, L3 and L3 - L1 of the rows of `mapped`: colour GRPO - SFT of every
-    cell, a line where it crosses zero with its intervals, a star for the recorded
-    teacher, a band for the paper's."""
+    """Panels L1, L3 and L3 - L1 of `mapped`: colour GRPO - SFT, a line where it is zero
+    with intervals, a star for the recorded teacher, a band for the paper's."""
     kinds, rows = zip(*mapped(found), strict=True)
     x, y = [cell["x"] for cell in rows[0]], np.arange(len(rows))
     ends = {"left": -0.5, "right": len(x) - 0.5}  # of the drawing: beyond the map

@@ -203,10 +203,9 @@ def _lines(ax: Axes, ticks: Sequence[tuple], ends: tuple[float, float]) -> None:
 
 def power(rows: Sequence[Mapping], gap: float, discordant: float) -> Axes:
     """Chance to see a true difference of two methods, a line a number of questions.
-    Each row has n, difference and power (`lib.analysis.stats.paired_power`);
-    `discordant` is the share of questions that tell the two methods apart, `gap` the
-    difference to mark: what the paper published for GRPO - SFT on L1. All are shares.
-    """
+    Rows have n, difference, power (`stats.paired_power`); `discordant` is the share of
+    questions that tell the methods apart, `gap` the difference to mark: what the paper
+    published for GRPO - SFT on L1. All are shares."""
     ax = plt.subplots(figsize=(WIDTH, 3.4))[1]
     sizes = sorted({row["n"] for row in rows})
     for i, n in enumerate(sizes):
@@ -249,10 +248,9 @@ def seeds(rows: Sequence[Mapping]) -> Axes:
 
 
 def sweep(rows: Sequence[Mapping], key: str) -> Figure:
-    """Accuracy against what a sweep varies: a panel a set, mean and interval. Rows of
-    `sweep_table` (lib/analysis/readme.py). Numbers stand at equal distances below
-    curves, words in the order of the file beside points. Chance is drawn where a method
-    comes down to it."""
+    """Accuracy against what a sweep varies (`readme.sweep_table`): a panel a set, with
+    intervals. Numbers stand at equal distances below curves, words in the file's order
+    beside points. Chance is drawn where a method comes down to it."""
     values, models, sets = (each(rows, name) for name in (key, "model", "set"))
     numbers = all(isinstance(value, int | float) for value in values)
     values = sorted(values) if numbers else values
@@ -293,9 +291,8 @@ def sweep(rows: Sequence[Mapping], key: str) -> Figure:
 
 
 def claims(rows: Sequence[Mapping]) -> Axes:
-    """What each claim says and what was measured: a line a part, published and here.
-    `rows` are those of `lib.analysis.claims.table`. The axis is linear between -10 and
-    10 points and logarithmic beyond; a ring is an interval that decides nothing."""
+    """A line a part of a claim (`claims.table`), published and measured. The axis is
+    linear between -10 and 10 points, then logarithmic; rings: nothing is decided."""
     count = sum(len(row["parts"]) for row in rows)
     ax = plt.subplots(figsize=(WIDTH, 1 + 0.21 * (count + len(rows) / 3)))[1]
     y, ticks, place = 0.0, [], ax.get_yaxis_transform()

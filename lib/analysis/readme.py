@@ -108,8 +108,7 @@ def reference_record(run: Path) -> dict:
     """A run as a few kilobytes: enough for every table of README, questions paired. Per
     model and set KEPT and `correct`, a text of 0 and 1 in the order of the sorted
     question ids. `questions` holds a hash of ids, options and right letters, so that
-    runs can be paired or refused. Seed, settings and seconds come from the pipeline's
-    record of the run, the peak of memory of each notebook from its manifest."""
+    runs can be paired or refused."""
     run = resolve(run)
     chain.verify(run)
     predictions = tables.read_predictions(run)
@@ -299,9 +298,8 @@ def write_sweep(folder: Path, out: Path) -> str:
 
 
 def write_evidence(runs: Sequence[Path], out: Path) -> str:
-    """Write perception and coherence (json, png) and evidence.md; returns the text.
-    From what 04_eval left in runs that differ in their seed alone; what was seen needs
-    those that were asked with something taken away."""
+    """Write perception and coherence (json, png) and evidence.md of runs that differ in
+    their seed alone, the first of those that were asked with something taken away."""
     found = [*answers.by_seed(runs).values()]
     for run in found:
         chain.verify(run)

@@ -115,11 +115,10 @@ def _supported(answers: pd.DataFrame) -> list[dict]:
 
 
 def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:
-    """Do two measures say the same of the same reasoning? See `agreement`. By model,
-    for every pair of AGREEMENTS, over the levels and over the general set. "with other"
-    adds, for the exact measure and a reader, each answer once more below another
-    question's reasoning: most reasonings of a run support their answers, so only there
-    does it show whether the two also agree on reasoning that does not."""
+    """Do two measures say the same of the same reasoning? By model, for every pair of
+    AGREEMENTS, over the levels and the general set. "with other" adds, for the exact
+    measure and a reader, each answer below another question's reasoning: most
+    reasonings support their answers, so only there do disagreements show."""
     names = {name for pair in AGREEMENTS for name in pair}
     wide, rows = _wide(answers, {"consistent_other", *CONTROLS, *names}), []
     wide["over"] = wide.set.where(wide.set == GENERAL, "levels")
@@ -146,10 +145,9 @@ def _agreements(answers: pd.DataFrame, samples: int, seed: int) -> list[dict]:
 
 def agreement(said: Iterable[tuple], drawn: stats.Resampling) -> dict:
     """Counts of the four cells and Cohen's kappa (Cohen 1960) with a 95 % interval.
-    `said` are (what the first says, what the second says, video), each 0 or 1. kappa is
-    None where both say the same of everything; resamples without one do not count.
-    Where nearly all is "yes" kappa is low and its interval wide however well the two
-    agree: read the counts beside it."""
+    `said` are (0 or 1 by the first, by the second, video). kappa is None where both say
+    the same of everything. Where nearly all is "yes" kappa is low and its interval wide
+    however well the two agree: read the counts beside it."""
     one, two, videos = zip(*said, strict=True)
     first, second = np.array(one, dtype=float), np.array(two, dtype=float)
     both = (first == second, first, second)

@@ -149,8 +149,7 @@ def _taken_away(own: pd.DataFrame) -> list[str]:
 
 
 def markdown(found: Mapping) -> str:
-    """A line a condition: accuracy of each method, and what the condition costs it; of
-    the last set, which holds all others."""
+    """A line a condition: accuracies, and costs, on the last set, which holds all."""
     rows = [row for row in of_last(found["accuracy"]) if row["group"] == ALL]
     order = [SEEN, *found["conditions"]]
     rows.sort(key=lambda row: order.index(row["condition"]))

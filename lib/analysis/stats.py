@@ -206,9 +206,8 @@ def unpaired_difference(a: tuple[int, int], b: tuple[int, int]) -> dict:
 
 
 def power(effect: float, error: float, half: float | None = None) -> float:
-    """Chance that a 95 % interval excludes zero where the truth is `effect`. `error` is
-    the standard error of the estimate, `half` the half width of its interval (1.96
-    errors if not given). Both are taken as known: rough with few seeds."""
+    """Chance that a 95 % interval excludes zero where the truth is `effect`, from its
+    standard `error` and `half` width, taken as known: rough with few seeds."""
     half = Z * error if half is None else half
     if error == 0:
         return float(abs(effect) > half)

@@ -87,8 +87,7 @@ class Term:
 
 
 class Records:
-    """The records of one run, or of several that differ in nothing but their seed, and
-    their answers as `answers.read` has them."""
+    """The records of one run, or of several that differ in nothing but their seed."""
 
     def __init__(
         self,

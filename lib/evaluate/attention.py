@@ -131,9 +131,8 @@ def completion_attention(model, prompt, completion) -> np.ndarray:
     """Attention of R generated tokens, mean over heads: float32 [layers, R, P - 1 + R].
     `prompt` is a `lib.model.prefix.Prompt` of P tokens, `completion` [R] token ids. The
     prompt fills a cache with the attention the model has; the R rows alone are then
-    computed as "eager" attention, whose weights each layer hands out: at any time there
-    are those of one layer, heads x R x (P - 1 + R). Works under adapters and NF4.
-    Raises ValueError for a model that `lib.model.prefix.check_model` refuses."""
+    computed as "eager" attention, of one layer at a time: heads x R x (P - 1 + R).
+    Works under adapters and NF4. ValueError as of `prefix.check_model`."""
     prefix.check_model(model)
     base = prefix.base_of(model)
     row, last = scoring.Row(prompt, (completion,)), len(prompt.ids) - 1

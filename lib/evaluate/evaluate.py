@@ -392,10 +392,9 @@ def row(
 def metrics(rows: Sequence[dict]) -> dict:
     """Accuracies and shares over all rows; a failed item counts as a wrong answer.
     Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
-    parse_failure_lenient (share without a letter), truncated, failed (share with an
-    unusable video), mean_tokens, by_domain and by_duration_group ({name: {n, accuracy,
-    accuracy_lenient}}, empty where no row has a domain or duration group); of a part of
-    a set `of`, the size of the whole."""
+    parse_failure_lenient (no letter), truncated, failed (unusable video), mean_tokens;
+    by_domain and by_duration_group ({name: {n, accuracy, accuracy_lenient}}, maybe
+    empty); of a part of a set `of`, the size of the whole."""
     if not rows:
         raise ValueError("no rows: metrics of nothing are not defined")
     of = max(row.get("of", 0) for row in rows)

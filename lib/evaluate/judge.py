@@ -15,8 +15,7 @@ environment variable JUDGE_API_KEY; it is written nowhere. Answers are kept one 
 in judgements_<method>_<set>.jsonl; the same command goes on where it stopped, and asks
 those again that failed. A call that fails keeps its question in the denominator.
 (huggingface_hub's client would read answers of any length, and send the user's own hub
-token to any address.)
-"""
+token to any address.)"""
 
 import hashlib
 import json
@@ -137,10 +136,9 @@ def plan(
 ) -> Plan:
     """What is to be asked about a run's predictions; nothing is asked or written.
     `asked` are the questions by id. With `max_calls` every method is judged on the same
-    sample of each set, the questions whose hash comes first, so that a larger sample
-    holds a smaller one. ValueError where `max_calls` is too few for one question of
-    each, and where judgements by another judge or of other predictions lie in the run.
-    """
+    sample of each set, those whose hash comes first, so that a larger one holds a
+    smaller one. ValueError where `max_calls` is below one question of each, and where
+    judgements by another judge or of other predictions are there."""
     run, jobs, settings = Path(run), [], {}
     predictions = tables.read_predictions(run)
     parts = {key: rows for key, rows in predictions.items() if key[0] in tables.METHODS}
@@ -229,9 +227,8 @@ def carry_out(todo: Plan) -> dict[str, int]:
 
 
 def _key() -> str:
-    """The key of the environment without the line end of the file it came from.
-    JudgeError for one that cannot be sent; the error of whoever tried would quote it.
-    """
+    """The environment's, without the line end of its file. JudgeError for one that
+    cannot be sent: the error of whoever tried would quote it."""
     key = os.environ.get(KEY, "").strip()
     if not (key.isascii() and key.isprintable()):
         raise JudgeError(f"{KEY} holds characters that no key has: set it anew")

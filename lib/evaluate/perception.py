@@ -78,9 +78,8 @@ def ask(
     seed: int,
 ) -> dict[str, str]:
     """Answer up to `count` questions of each set under each condition. Leaves
-    predictions_<label>_<set>.<condition>.jsonl, rows as lib/evaluate/evaluate.py makes
-    them, and in ASKED what was asked. Returns {condition: why} for those that the model
-    cannot be asked under. Several processes share the questions out."""
+    predictions_<label>_<set>.<condition>.jsonl, rows of lib/evaluate/evaluate.py, and
+    in ASKED what was asked; returns {condition: why it cannot be}. Processes share."""
     reasons = {name: _impossible(processor, sampling, name) for name in conditions}
     left_out = {name: why for name, why in reasons.items() if why}
     possible = [name for name, why in reasons.items() if not why]
@@ -122,9 +121,8 @@ def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
 
 
 def resampled(sampling: Sampling, condition: str) -> Sampling:
-    """The sampling of a frames_ or size_ condition, unchanged for the others. frames_N
-    gives up to N frames by the same rule: a clip whose frame rate and length ask for
-    fewer gives fewer."""
+    """The sampling of a frames_ or size_ condition, unchanged for the others. A clip
+    whose frame rate and length ask for fewer than frames_N gives fewer."""
     if found := re.fullmatch(FRAMES, condition):
         frames = int(found[1])
         least = min(frames, sampling.min_frames)

@@ -97,8 +97,7 @@ def read_run(
 ) -> None:
     """All readings of a run: the base reads every method, then each method its own.
     `labels` begins with "base"; the others are folders in run/adapters, or answers of
-    the base that were begun for it. One model is loaded at a time. Files that are
-    finished stay as they are."""
+    the base that were begun for it. Finished files stay as they are."""
     processor, run = models.load_processor(model_path), Path(run)
     for reader in (label for label in labels if writer(label) == label):
         trained = None if reader == "base" else run / "adapters" / reader
@@ -235,8 +234,7 @@ def names_letter(reasoning: str | None) -> bool:
 
 
 def half_away(items: Sequence) -> list:
-    """For each item another one, half the list away: neighbours may share a video and a
-    goal. None where there is no other."""
+    """For each item one half the list away (neighbours share videos); None if alone."""
     half = len(items) // 2
     return [items[(i + half) % len(items)] if half else None for i in range(len(items))]
 

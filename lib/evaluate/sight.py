@@ -34,8 +34,7 @@ SIZE, RATE, SHOWN = 252, 4, 16  # pixels; frames a second; frames of a card
 
 
 class SightQuestion(NamedTuple):
-    """A clip, four answers to a question about it, and how many frames are looked at;
-    `asked.response` is the right answer."""
+    """A question about a clip, and its options; `asked.response` is the right one."""
 
     asked: Demonstration
     answers: tuple[str, ...]
@@ -103,8 +102,7 @@ def write_clip(path: Path, cards: Sequence[np.ndarray]) -> None:
 
 @torch.no_grad()
 def choose(model, processor, asked: Sequence[SightQuestion]) -> list[int]:
-    """The likeliest answer to each question behind its prompt, by its number. `model`
-    has `scoring.add_scoring`."""
+    """The number of each likeliest answer. `model` has `scoring.add_scoring`."""
     chosen = []
     for question in tqdm(asked, "sight", leave=False, disable=None):
         prompt = make_prompt(model, question.encoded(processor))

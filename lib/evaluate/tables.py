@@ -88,8 +88,7 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def attention_file(run: Path, model: str, text: str) -> Path:
-    """attention_grpo.jsonl, or attention_grpo.on_base.jsonl where all read the base's
-    completions."""
+    """attention_grpo.jsonl; attention_grpo.on_base.jsonl of the base's completions."""
     return run / f"attention_{model}{'' if text == OWN else f'.on_{text}'}.jsonl"
 
 
@@ -135,9 +134,8 @@ def by_id(predictions: Predictions, model: str) -> dict[str, dict]:
 
 
 def gallery(predictions: Predictions, image_only: set[str]) -> list[dict]:
-    """The first question, by id, of each kind of GALLERY: {"kind", "id"}. A question is
-    shown once, and only if its pictures could be read. `image_only` holds the ids of
-    questions without a video."""
+    """The first question, by id, of each kind of GALLERY whose pictures could be read,
+    once: {"kind", "id"}. `image_only` holds the ids of those without a video."""
     said = [by_id(predictions, model) for model in METHODS]
     picks: dict[str, dict] = {}
     for kind, pattern in GALLERY.items():

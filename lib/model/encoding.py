@@ -102,10 +102,8 @@ def _times(clip: np.ndarray) -> VideoMetadata:
 
 def as_text(tokenizer, words: str | list[list[dict]]):
     """`words`, a text or conversations, marked where they spell a token of their own:
-    with `sanitize_control_tokens` transformers reads that as text.
-
-    Unlike there, every added token counts (<tool_call> is no "special" one), and the
-    tags of the kit's prompt do not."""
+    with `sanitize_control_tokens` transformers reads that as text. Unlike there, every
+    added token counts (<tool_call> too), and the tags of the kit's prompt do not."""
     own = sorted(set(tokenizer.added_tokens_encoder) - TAGS, key=len, reverse=True)
     return mark_control_tokens(words, re.compile("|".join(map(re.escape, own))))
 

@@ -104,8 +104,7 @@ def checkpoint_source(path: str | Path) -> str:
 
 
 def load_processor(path: str | Path):
-    """The checkpoint's processor; resizing and frame sampling stay with
-    lib/data/video.py. Errors as of `check_files`."""
+    """The processor, which samples no frames itself. Errors as of `check_files`."""
     source = checkpoint_source(path)
     check_files(source, PROCESSOR_FILES)
     processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
@@ -116,10 +115,9 @@ def load_processor(path: str | Path):
 
 
 def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True):
-    """The checkpoint's model in eval mode, on the GPU where there is one. `quantize`
-    stores the language model's matrices as NF4 (QLoRA, arXiv 2305.14314); the vision
-    tower and lm_head keep `dtype`. `placed` is False where a trainer moves the weights
-    itself. Errors as of `checkpoint_source` and `load_whole`."""
+    """The model in eval mode, on the GPU where there is one. `quantize` stores matrices
+    of the language model as NF4 (QLoRA, arXiv 2305.14314), but not lm_head. `placed` is
+    False where a trainer moves the weights. Errors as of `load_whole`."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
     device = _device(dtype)
@@ -265,11 +263,10 @@ def load_trained(
     dtype: str = "float32",
     quantize: bool = False,
 ):
-    """The model that training left in `folder`, in eval mode; without one, the base. A
-    LoRA adapter is put on top of the base, or of the checkpoint beside it that it was
-    trained on (03_grpo: grpo_from); whole weights stand for themselves. Raises as
-    `load_model`, FileNotFoundError for a missing folder or file, and ValueError for one
-    that is neither, is damaged, or belongs to another base."""
+    """The model that training left in `folder`, in eval mode; without one, the base. An
+    adapter is put on the base, or on the checkpoint beside it that it was trained on
+    (grpo_from); whole weights stand for themselves. Raises as `load_model`,
+    FileNotFoundError, and ValueError for damage or another base."""
     if folder is None:
         return load_model(model_path, dtype, quantize)
     folder = paths.require(paths.resolve(folder), "train it first (02_sft or 03_grpo)")
@@ -294,8 +291,7 @@ def _beside(folder: Path) -> Path | None:
 
 
 def _with_adapter(model, folder: Path) -> peft.PeftModel:
-    """PEFT itself only warns of tensors that are missing, and drops those it has no
-    place for."""
+    """PEFT only warns of missing tensors, and drops those it has no place for."""
     file, weights = folder / ADAPTER, folder / ADAPTER_WEIGHTS
     check_files(folder, ((ADAPTER,), (ADAPTER_WEIGHTS,)))
     config = records.read_json(file)
@@ -336,9 +332,8 @@ def identity(model_path: str | Path) -> str:
 
 
 def fingerprint(model) -> str:
-    """12 hex digits over names, shapes and up to 1,024 spread values of every tensor,
-    and the scale of every adapter: training moves every value of a matrix, so a sample
-    tells models apart as a full hash would."""
+    """12 hex digits over names, shapes and up to 1,024 spread values of every tensor
+    (training moves them all, so a sample tells), and the scale of every adapter."""
     digest = hashlib.sha256()
     scales = [m.scaling for m in model.modules() if isinstance(m, LoraLayer)]
     digest.update(f"{scales}".encode() if scales else b"")

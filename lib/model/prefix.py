@@ -143,12 +143,11 @@ def positions(model, encoded: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def behind_pictures(positions: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
     """M-RoPE positions [3, L] with what follows a picture behind all of the picture.
 
-    Qwen2-VL (arXiv 2409.12191, section 2.1) goes on one behind the largest position so
-    far, as does Qwen2.5-VL, and transformers did so up to 4.57. 5.23 goes on behind the
-    longer side, which is the same unless a clip lasts longer than that: 32 frames of
-    252 x 252 pixels are 16 x 9 x 9, and 7 positions would be the clip's and the text's;
-    in Qwen2.5-VL 16 frames, 2 a second, already reach to 14. `kinds` [L] is 0 for text.
-    """
+    Qwen2-VL (arXiv 2409.12191, section 2.1) and Qwen2.5-VL go on one behind the largest
+    position so far, and transformers did up to 4.57. 5.23 goes on behind the longer
+    side, which is the same unless a clip lasts longer than that: 32 frames of 252 x 252
+    pixels are 16 x 9 x 9, and 7 positions would be the clip's and the text's; in
+    Qwen2.5-VL 16 frames, 2 a second, already reach to 14. `kinds` [L] is 0 for text."""
     placed = positions.clone()
     ends = ((kinds[:-1] != kinds[1:]) & (kinds[:-1] != 0)).nonzero()[:, 0] + 1
     for at in ends.tolist():
@@ -207,9 +206,8 @@ def _as_found(pictures: Sequence[tuple[torch.Tensor, ...]]) -> types.SimpleNames
 def see_once(model) -> None:
     """Let every forward pass of a network run its vision tower exactly once. Stills and
     clips go through it together, and a pass without pictures shows it a grey one that
-    counts 0: the processes of lib/model/shards.py must call the same layers, though one
-    may have a clip and another a still or neither. Passes that are given features, or
-    go on behind a cache, leave the tower out."""
+    counts 0: the processes of lib/model/shards.py must call the same layers. Passes
+    that are given features, or go on behind a cache, leave the tower out."""
     inner = base_of(model).model
     plain = inner.forward
 
@@ -259,8 +257,7 @@ def grey_picture(config, device) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def picture_inputs(prompts: Sequence[Prompt]) -> dict:
-    """Arguments of the model's forward for the pictures of a batch of prompts. Features
-    where the prompts have them, otherwise pixels, which run the vision tower."""
+    """What the forward gets of the pictures of a batch: features, else their pixels."""
     inputs: dict = {}
     outputs: dict = {}
     seen = all(prompt.features is not None for prompt in prompts)

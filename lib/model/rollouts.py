@@ -74,8 +74,7 @@ def draw(
     """`count` completions of every prompt: token ids, the end token included. A
     completion of `max_tokens` tokens without an end token was cut off. Randomness is
     torch's global state: on a CPU the same state gives the same completions, whatever
-    is drawn side by side. FloatingPointError for a policy whose probabilities are NaN.
-    """
+    is drawn side by side. FloatingPointError where probabilities are NaN."""
     with generating(model):
         return decode(model, prompts, count, decoding)
 
@@ -158,9 +157,8 @@ class Slots:
     For each layer `keys` and `values` [B, kv, P, D] are the prompts', left padded, and
     `own_keys` and `own_values` [B, kv, G, T, D] the completions'. `hidden` [B, P] is
     -inf where a prompt is padded, else 0; `position` [B] that of the first drawn token;
-    `at` [B] counts the tokens drawn; `drawn` [B, G, T] holds them, pad_id behind an
-    end. `held` [B] says which prompt is in a slot.
-    """
+    `at` [B] counts the drawn, `drawn` [B, G, T] holds them, pad_id behind an end.
+    `held` [B] says which prompt is in a slot."""
 
     PER_SLOT = ("hidden", "position", "asked", "at", "drawn", "done")
     PER_LAYER = ("keys", "values", "own_keys", "own_values")

@@ -27,11 +27,10 @@ LOGITS_AT_ONCE = 2**25  # numbers in one chunk of logits: 128 MiB in float32
 
 
 def add_scoring(model, temperature: float = 1.0) -> None:
-    """Let `model(..., completion_labels=[B, L])` return (logps, entropies). Both are
-    [N], one number for every label that is not -100, row after row; the label at a
-    position is the token predicted there. Only these positions meet the vocabulary. The
-    forward is extended, not bypassed, so that data parallelism and adapters see an
-    ordinary call."""
+    """Let `model(..., completion_labels=[B, L])` return (logps, entropies), both [N]:
+    one number for every label that is not -100, row after row; the label at a position
+    is the token predicted there. Only these meet the vocabulary. The forward is
+    extended, not bypassed: data parallelism and adapters see an ordinary call."""
     base = base_of(model)
     plain = base.forward
 
@@ -50,10 +49,9 @@ def add_scoring(model, temperature: float = 1.0) -> None:
 
 def score(hidden, head, labels, temperature: float = 1.0, pieces: int = 0):
     """Log-probability of each label [N] and entropy at its position, in float32.
-    `hidden` [N, hidden size], `head` the output layer. Logits exist for one piece of
-    the N at a time, in the forward and, computed again, in the backward pass; `pieces`
-    is their number, 0 for as few as LOGITS_AT_ONCE allows. Entropies carry no gradient.
-    """
+    `hidden` [N, hidden size], `head` the output layer. Logits exist for one of `pieces`
+    at a time (0: for as few as LOGITS_AT_ONCE allows), in the forward and, computed
+    again, in the backward pass. Entropies carry no gradient."""
     pieces = pieces or logits_pieces(len(labels), head)
     if pieces == 1:
         return _score_chunk(hidden, head, labels, temperature)
@@ -159,12 +157,11 @@ def completion_scores(
     completions: Sequence[Sequence[torch.Tensor]],
     pack_tokens: int = 16384,
 ) -> tuple[list[torch.Tensor], ...]:
-    """Log-probabilities and entropies of every token of every completion, and what else
-    the model's scoring (`add_scoring`) gives. `completions[i]` are those of
-    `prompts[i]`, each a tensor of token ids [R > 0]. The result holds one [R] tensor a
-    completion, in the same order, prompt after prompt. `pack_tokens` bounds the tokens,
-    padding included, of one forward pass: a group that is larger is split and its
-    prompt encoded once a part, with the same gradients."""
+    """What `add_scoring` gives, log-probabilities and entropies first: one [R] tensor a
+    completion, prompt after prompt. `completions[i]` are those of `prompts[i]`, each a
+    tensor of token ids [R > 0]. `pack_tokens` bounds the tokens, padding included, of a
+    forward pass: a larger group is split and its prompt encoded once a part, with the
+    same gradients."""
     check_model(model)
     groups = zip(prompts, completions, strict=True)
     rows = [row for own in groups for row in make_rows(*own, pack_tokens)]

@@ -9,8 +9,7 @@ the same layers in the same order, whatever their own data are:
 * rollouts, whose lengths nobody knows in advance, run on weights gathered before;
 * the numbers of forward passes, and of the pieces of one, are agreed on before: where
   two processes need 3 and 5, the first adds two over a token, whose results count 0;
-* a forward pass runs the vision tower exactly once (`prefix.see_once`).
-"""
+* a forward pass runs the vision tower exactly once (`prefix.see_once`)."""
 
 import logging
 import os
@@ -264,7 +263,6 @@ class CheckShards(TrainerCallback):
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """All weights by name, on process 0; every process must call it. None for a model
-    that is not split."""
+    """All weights by name on process 0, or None if not split; called by every one."""
     wrapped = trainer.model_wrapped
     return trainer.accelerator.get_state_dict(wrapped) if is_split(wrapped) else None

@@ -13,10 +13,9 @@ SMALL = 2**20  # numbers in a weight
 
 
 class Language:
-    """The language model's token step, as functions over its weights. Adapters stay
-    live. In small layers in float32 on a CPU, where a call takes as long as its
-    product, they are folded into copies of the weights, and projections of the same
-    input become one: exact to rounding."""
+    """The language model's token step. Adapters stay live; in small float32 layers on a
+    CPU, where a call takes as long as its product, they are folded into copies of the
+    weights, and projections of one input become one: exact to rounding."""
 
     def __init__(self, base):
         text, config = base.model.language_model, base.config.get_text_config()
@@ -142,8 +141,7 @@ def _linear(*modules) -> Callable:
 
 
 def _is_plain(module) -> bool:
-    """Whether A, B and a scale say all of a module's adapters, as in LoRA itself; DoRA
-    and a bias of B are more."""
+    """Whether A, B and a scale say all of its adapters: not DoRA, nor a bias of B."""
     ups = getattr(module, "lora_B", {}).values()
     biased = any(up.bias is not None for up in ups)
     return not (biased or getattr(module, "lora_variant", None))

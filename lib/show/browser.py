@@ -38,9 +38,8 @@ WHO = {
 class Browser:
     """Controls, a slider with two buttons, and a page below: `box` holds all of them.
 
-    `find(values)` of the controls that choose makes what can be stepped through, {name:
-    what is shown}; `draw(found, name)` the words beside the slider and the page's HTML.
-    """
+    `find(values)` of the controls that choose makes {name: what is shown}, to step
+    through; `draw(found, name)` the words beside the slider and the page's HTML."""
 
     def __init__(self, controls: Mapping, find: Callable, draw: Callable, more=()):
         self.controls, self.find, self.draw = controls, find, draw

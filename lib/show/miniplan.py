@@ -1,7 +1,6 @@
 """MiniPlan in one picture: the mark that each step leaves, then three questions with
 the way to their answers. `view()` is the last value of a cell; README has it as
-miniplan.png and miniplan_phone.png (tests/bench/screens.py).
-"""
+miniplan.png and miniplan_phone.png (tests/bench/screens.py)."""
 
 import random
 from dataclasses import replace

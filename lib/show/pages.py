@@ -50,9 +50,8 @@ STYLE = f"<style>{CSS}</style>"
 
 
 class View:
-    """HTML as the value of a cell, words where no HTML is shown, perhaps a widget. A
-    saved notebook has the HTML wherever it is opened; a widget lives only where a front
-    end does."""
+    """HTML as a cell's value, words where none is shown, perhaps a widget, which lives
+    only where a front end does: a saved notebook has the HTML."""
 
     def __init__(self, html: Markup, words: str):
         self.html = f'<div class="looked">{STYLE}{html}</div>'
@@ -105,9 +104,8 @@ def question(
     kind: str = "",
 ) -> View:
     """A question's pictures, its options and what each method said. `answers` {model:
-    its prediction row}; `attended` {model: its row of lib.evaluate.attention.row} shows
-    the pictures once more, lit by attention; `kind` says why the question is shown. Of
-    an item with gold "" no option is marked."""
+    its prediction row}; `attended` {model: a row of evaluate/attention.py} lights the
+    pictures; `kind` is why it is shown. With gold "" no option is marked."""
     said = [
         f"{LABELS[own]}: {answer_words(row['first_letter'], row['gold'])}."
         for own, row in answers.items()

@@ -77,8 +77,7 @@ class _Renderer(IPythonRenderer):
 def formula(latex: str, place: str) -> str:
     """A formula as MathML, `place` inline or block; as it was typed if it is none.
 
-    latex2mathml leaves what stands in a \\text as it is, so no `<` may come to it.
-    """
+    latex2mathml leaves what stands in a \\text as it is, so no `<` may come to it."""
     try:
         known = latex.strip().replace("<", r"\lt ").replace(">", r"\gt ")
         return to_mathml(known, display=place)
@@ -87,10 +86,9 @@ def formula(latex: str, place: str) -> str:
 
 
 def write(run: str | Path, notebooks: str | Path = "") -> Path:
-    """Write run/report.html and a page of every executed notebook; the report's path.
-    Executed notebooks lie in the run's folder, or in `notebooks` when they were run by
-    hand. FileNotFoundError without 05_analysis, ValueError where a record is not as it
-    was left."""
+    """Write run/report.html and a page of every executed notebook in the run's folder,
+    or in `notebooks` (run by hand); the report's path. FileNotFoundError without
+    05_analysis, ValueError where a record is not as it was left."""
     folder = require(run, "run the notebooks first: python -m lib.run")
     chain.verify(folder)
     source = resolve(notebooks) if notebooks else folder

@@ -51,8 +51,7 @@ def _token_names(segments: np.ndarray) -> list[str]:
 
 def token_losses(tokens: Sequence[str], losses: Sequence[float | None]) -> Axes:
     """The loss of every token of a text, in reading order; their mean is the loss.
-    `losses` are -log p in nats, None for context: a token that nothing is learned from.
-    """
+    `losses` are -log p in nats, None for context, of which nothing is learned."""
     ax = plt.subplots(figsize=(min(max(WIDTH, 0.2 * len(tokens)), 12), 2.6))[1]
     learned = [(i, loss) for i, loss in enumerate(losses) if loss is not None]
     at, heights = zip(*learned, strict=True)

@@ -30,10 +30,9 @@ WATCHED = (*LOSS, "reward", "completion_length")
 
 
 def curves(log: Sequence[Mapping], method: str, total: int = 0) -> Figure:
-    """The curves that show whether a method learned, and what it paid for it: two of
-    SFT, up to six of RL. Of a training of `total` steps that still runs the WATCHED
-    ones, on an axis of all its steps. Made without pyplot, whose state belongs to one
-    thread: lib/show/live.py draws this in another."""
+    """The curves that show whether a method learned, and what it paid: two of SFT, up
+    to six of RL; of a training of `total` steps that still runs WATCHED alone, over all
+    steps. Without pyplot, whose state is one thread's: live.py draws in another."""
     names = PANELS if any("reward" in row for row in log) else LOSS
     wanted = [key for key in names if not total or key in WATCHED]
     known = [key for key in wanted if any(row.get(key) is not None for row in log)]
@@ -55,9 +54,8 @@ def curves(log: Sequence[Mapping], method: str, total: int = 0) -> Figure:
 
 def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
     """Share of right rollouts, running mean over batches: {method: its log}. Rewards
-    differ between methods (GRPO-CARE's holds a bonus), this part does not. Nor do
-    optimizer steps count alike: PPO makes several with one batch of rollouts, and only
-    the first of them has rewards in the log."""
+    differ between methods (GRPO-CARE's holds a bonus), this part does not. PPO makes
+    several steps with a batch; only the first of them has rewards in the log."""
     ax = plt.subplots(figsize=(4.5, 2.8))[1]
     key = "reward_accuracy"
     for method, log in logs.items():
@@ -72,8 +70,7 @@ def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
 
 def reward_components(log: Sequence[Mapping]) -> Axes:
     """The mean of each reward of a rollout by step, and where a stage began. Rows have
-    step, reward_<name> and, where rewards come in stages (lib/train/reward_stages.py),
-    reward_stage, numbered from 1."""
+    step, reward_<name> and, with stages, reward_stage, numbered from 1."""
     ax = plt.subplots(figsize=(WIDTH, 2.8))[1]
     rows = [row for row in log if row.get("reward") is not None]
     keys = {key for row in rows for key in row if key.startswith("reward_")}
@@ -92,9 +89,8 @@ def reward_components(log: Sequence[Mapping]) -> Axes:
 
 def encoded_tokens(visual: int, text: int, completions: Sequence[int]) -> Axes:
     """What the update encodes for one group: prompt repeated, or prompt once. A prompt
-    of `visual` and `text` tokens and the lengths of its completions, drawn to scale;
-    the totals are those of lib/model/scoring.py, whose packed row starts each
-    completion from a copy of the prompt's last token."""
+    of `visual` and `text` tokens and its completions to scale; the totals are those of
+    lib/model/scoring.py, a copy of the prompt's last token for each included."""
     group, answers = len(completions), np.array(completions)
     ax = plt.subplots(figsize=(WIDTH, 0.9 + 0.2 * group))[1]
     rows, last = [*range(group)], group + 0.8

@@ -72,11 +72,10 @@ class CARESettings(GRPOSettings):
 def consistency_bonus(
     accuracies: Sequence[float], likelihoods: Sequence[float], settings: CARESettings
 ) -> list[float]:
-    """The bonus of each rollout of one group (Algorithm 1). Means are compared in
-    float32, as in the released code (grpo_trainer_ref_ema.py, lines 594 to 609): there
-    the mean of six equal likelihoods of 0.95 is 0.95, so that at margin 0 all six get
-    their bonus; in float64 it rounds to more. With `dense` the likelihood itself is the
-    bonus; how the paper computes DenseCons is not documented."""
+    """The bonus of each rollout of one group. Means are compared in float32, as in the
+    released code (grpo_trainer_ref_ema.py, lines 594 to 609): there the mean of six
+    likelihoods of 0.95 is 0.95, and at margin 0 all get the bonus; in float64 it is
+    more. With `dense` the likelihood is the bonus; the paper does not say how."""
     accuracy = torch.tensor(accuracies, dtype=torch.float32)
     cut = torch.tensor(likelihoods, dtype=torch.float32)
     cut = cut.clamp(max=settings.most_likelihood)
@@ -90,10 +89,9 @@ def consistency_bonus(
 def answer_span(
     tokens: Sequence[int], text_of: Callable[[Sequence[int]], str]
 ) -> tuple[int, int] | None:
-    """Start and end of the tokens that hold the answer; None without an answer. The
-    answer is what stands in the first `<answer>...</answer>`, without white space
-    around it; a token that holds a part of it, and maybe of the tag, belongs to it: in
-    "<answer>B</answer>" of MiniPlan's tokenizer the one token ">B"."""
+    """Start and end of the tokens of the answer, the text in the first
+    `<answer>...</answer>` without white space around it; None without one. A token with
+    a part of the tag belongs to it: MiniPlan's ">B" in "<answer>B</answer>"."""
     text = text_of(tokens)
     match = ANSWER.search(text)
     if match is None or not match.group(1).strip():
@@ -121,11 +119,9 @@ def answer_likelihood(
 
 
 class ReferenceWeights(TrainerCallback):
-    """A float32 copy of a model's trained weights that follows them, where it is a
-    callback of the training: every so many steps
-
-        average <- decay x average + (1 - decay) x weights
-    """
+    """A float32 copy of a model's trained weights. As a callback of the training it
+    follows them every so many steps: average <- decay x average + (1 - decay) x
+    weights."""
 
     def __init__(self, model, decay: float, every: int):
         named = model.named_parameters()

@@ -144,8 +144,7 @@ def finished(task, label: str, record: str, make: Callable[..., Trainer]) -> Pat
 
 
 def train(trainer: Trainer) -> None:
-    """Train to the last step, from the last complete checkpoint where there is one;
-    ValueError names one that cannot be loaded."""
+    """Train on from the last complete checkpoint; ValueError if it cannot be loaded."""
     last, callbacks = last_complete(trainer.args.output_dir), trainer.callback_handler
     if last is not None:
         check_complete(last, trainer.args)
@@ -170,10 +169,9 @@ class ExactResume:
     float16 trains float32 weights with a scaled loss, on a CPU too.
 
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
-    (`visual.*`), and the resume of its Trainer loads them into a model with the names
-    of version 5 (`model.visual.*`) with strict=False: all but lm_head stays as it was.
-    `from_pretrained` converts them. Adapters need none; split weights have other files.
-    """
+    (`visual.*`), and its Trainer resumes with strict=False under those of version 5
+    (`model.visual.*`): all but lm_head stays as it was. `from_pretrained` converts.
+    Adapters need none; split weights have other files."""
 
     def __init__(self, *given, **named):
         super().__init__(*given, **named)
@@ -228,8 +226,7 @@ class ExactResume:
 
 
 class MarkComplete(TrainerCallback):
-    """Writes complete.json into a checkpoint when everything else is in it: how many
-    processes wrote it, how their weights were split, and its files with their sizes."""
+    """Writes complete.json, last of all files of a checkpoint, with their sizes."""
 
     def on_save(self, args, state, control, **kwargs):
         """Write it, once each process has saved the files of its own."""
@@ -258,8 +255,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def last_complete(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint below `folder`; those without their marker were
-    being written when the run was killed, and go."""
+    """The newest complete checkpoint below `folder`; those without the marker go."""
     last = None
     for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=step_of):
         if (checkpoint / MARKER).exists():
@@ -335,8 +331,7 @@ def _scheduled(checkpoint: Path) -> int | None:
 
 
 def same_settings(path: Path, settings: Mapping) -> bool:
-    """Whether `path` exists and records the same settings (plain JSON values);
-    ValueError names every differing one."""
+    """Whether `path` exists; ValueError names every setting that it has otherwise."""
     if path.exists():
         records.refuse_other(
             records.read_json(path)["settings"],

@@ -8,8 +8,7 @@ prompts and then computes the update with no video at all.
 
 Example of an advantage: rewards 1, 0, 0, 1 in a group of four have mean 0.5 and
 standard deviation 0.577 (one degree of freedom less), so the advantages are 0.866,
--0.866, -0.866, 0.866; rewards 1, 1, 1, 1 are a dead group, all advantages 0.
-"""
+-0.866, -0.866, 0.866; rewards 1, 1, 1, 1 are a dead group, all advantages 0."""
 
 import math
 import random
@@ -214,9 +213,8 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         ]
 
     def _replace_dead_groups(self) -> None:
-        """Dynamic sampling: put groups of further questions in the place of dead ones,
-        whose rewards are all equal. DAPO (arXiv 2503.14476, section 3.2) draws until a
-        batch holds none; here a group that is dead after `extra_draws` stays."""
+        """Dynamic sampling: further questions in the place of dead groups. DAPO (arXiv
+        2503.14476, section 3.2) draws until none is left, here `extra_draws` times."""
         replaced: list[dict] = []
         for draw in range(self.settings.extra_draws):
             totals = [own.totals for own in self.groups]
@@ -269,8 +267,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return weights
 
     def _stage(self) -> int:
-        """Index of the stage that the next batch is in: it follows from the logged
-        means of all steps before, which checkpoints hold in trainer_state.json."""
+        """The next batch's stage, by the logged means, which checkpoints hold."""
         keys = {name: f"rewards/{name}/mean" for name in self.task.rewards}
         means = [
             {name: row[key] for name, key in keys.items()}
@@ -280,8 +277,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return self.task.rewards.stage_after(means)
 
     def compared(self, groups: Sequence[Sequence[float]]) -> list[list]:
-        """The advantage of each rollout, from the rewards of whole groups; None where a
-        subclass does not compare the rollouts of a group."""
+        """The advantages in groups of rewards; None where a group decides nothing."""
         found = advantages(groups, self.settings.scale_rewards)
         return self.shaped(torch.tensor(found)).tolist()
 
@@ -348,8 +344,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     def _clamp_reference(self, logps: torch.Tensor) -> None:
         """Bound d in the KL estimate exp(d) - d - 1, d = reference - policy, as the
         released code does (grpo_trainer.py:476-479): beyond it the KL has no gradient.
-        TRL subtracts `logps` again, so the reference moves to where the bound puts it.
-        """
+        TRL subtracts `logps` again, so the reference moves to where the bound is."""
         bound, inputs = self.settings.kl_clamp, self.in_loss
         ratio = (inputs["ref_per_token_logps"] - logps).clamp(-bound, bound)
         inputs["ref_per_token_logps"] = logps + ratio

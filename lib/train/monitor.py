@@ -20,8 +20,7 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 
 
 class Board(TensorBoardCallback):
-    """Event files in run/tensorboard/<label>; going on from a checkpoint takes back the
-    points behind it."""
+    """Event files in `folder`; resuming takes back the points behind the checkpoint."""
 
     def __init__(self, folder: Path):
         super().__init__()
@@ -72,8 +71,7 @@ def name_of(run: Path, label: str, settings) -> str:
 
 
 def callbacks(board: Path) -> list[TrainerCallback]:
-    """One for each that `asked_for` names, TensorBoard's with its folder; RuntimeError
-    if it is not installed."""
+    """One for each that `asked_for` names; RuntimeError if it is not installed."""
     return [OTHERS[own]() if own in OTHERS else Board(board) for own in asked_for()]
 
 

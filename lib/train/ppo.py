@@ -101,9 +101,8 @@ def value_losses(
 
 
 def add_critic(model) -> None:
-    """Give the model a value head, and the forward of scoring.add_scoring a third
-    result: V [N], what is expected before a label is drawn. The head starts at 0 and
-    computes in float32, also under autocast."""
+    """Add a value head to the model, and to what scoring.add_scoring returns V [N],
+    what is expected before a label is drawn; in float32, also under autocast."""
     base = prefix.base_of(model)
     size = base.config.get_text_config().hidden_size
     head = torch.nn.Linear(size, 1, device=base.device, dtype=torch.float32)
@@ -183,8 +182,7 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
 
     def _values_when_drawn(self, output: dict) -> torch.Tensor:
         """V of the policy that drew the rollouts: with several updates a batch TRL has
-        just scored them by it, before it did so by the base; with one it had no reason.
-        """
+        scored them by it last, after the base; with one it had no reason."""
         if "old_per_token_logps" not in output:
             ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
             mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)

@@ -65,12 +65,11 @@ class Progress(TrainerCallback):
 
 
 class StopDiverged(TrainerCallback):
-    """Ends a training that cannot be going well, with a FloatingPointError. That is a
-    loss, gradient or weight that is NaN or infinite, and gradients that are all 0 in a
-    step of which the log tells `something_to_learn`. In float16 a gradient that
-    overflows is no such end: the step is left out and the loss scaled less, down to 1
-    in SKIPS steps. The step is in the log by then; a checkpoint of it is never marked
-    as complete, and nothing is published."""
+    """FloatingPointError for a loss, gradient or weight that is NaN or infinite, and
+    for gradients that are all 0 in a step of which the log tells `something_to_learn`.
+    In float16 a gradient that overflows is none: the step is left out and the loss
+    scaled less, down to 1 in SKIPS steps. The step is in the log by then; a checkpoint
+    of it is never marked as complete, and nothing is published."""
 
     def __init__(self, settings, something_to_learn: Callable[[Mapping], bool]):
         self.advice = diverged(settings)
@@ -78,7 +77,6 @@ class StopDiverged(TrainerCallback):
         self.may_skip, self.skipped = settings.dtype == "float16", 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Look at loss and gradients."""
         step = f"step {state.global_step}"
         fine = math.isfinite(logs.get("grad_norm", 0.0))
         self.skipped = 0 if fine else self.skipped + 1

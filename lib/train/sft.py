@@ -193,14 +193,12 @@ class ResponseTrainer(checkpoints.ExactResume, SFTTrainer):
 
 
 def mean_of_means(logps: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-    """The released loss of log-probabilities [B, L], those of learned tokens: the mean
-    over the B responses of the mean over a response's tokens."""
+    """The released loss (LOSSES) of log-probabilities [B, L] where `learned` is 1."""
     return -((logps * learned).sum(-1) / learned.sum(-1)).mean()
 
 
 def train_sft(task: Task) -> Path:
-    """Train run/adapters/<label>, as `checkpoints.finished` does it; the log
-    run/train_log_<label>.jsonl has a row a step."""
+    """Train run/adapters/<label>, logged in train_log_<label>.jsonl; see `finished`."""
     return checkpoints.finished(task, task.label, RECORD, ResponseTrainer)
 
 

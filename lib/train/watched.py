@@ -40,8 +40,7 @@ def watched_path(run: Path, label: str) -> Path:
 
 
 class WatchGroups(TrainerCallback):
-    """Records a group of each question at the start and at every checkpoint. `trainer`
-    is a grpo.VideoGRPOTrainer. Raises BadVideo for unusable media."""
+    """Records the groups; `trainer` is a grpo.VideoGRPOTrainer. Raises BadVideo."""
 
     def __init__(self, trainer, questions: Sequence[Question], path: Path):
         self.trainer, self.questions, self.path = trainer, questions, path

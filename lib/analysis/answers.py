@@ -63,10 +63,9 @@ ASKED_BESIDE = (
 def read(
     runs: Folder | Sequence[Folder], data_dir: Folder = "", general_dir: Folder = ""
 ) -> pd.DataFrame:
-    """The answers of a run, or of several that differ in their seed alone. Predictions
-    are read again from their completions, and all methods must have been asked the same
-    questions: ValueError with file and line. Without `data_dir` (`general_dir`) every
-    question counts as one on its own video."""
+    """Answers of a run, or of several that differ in their seed alone. ValueError, with
+    file and line, for a row unlike its completion, and for methods asked other
+    questions. Without `data_dir` (`general_dir`) each question has its own video."""
     parts, asked = [], {}
     for seed, run in by_seed(runs).items():
         names = (FILE.fullmatch(path.name) for path in run.glob("*_*.jsonl"))
@@ -177,9 +176,8 @@ def _said(row: Mapping) -> dict[str, float | None]:
 
 
 def _attention(row: Mapping, text: str) -> dict[str, float]:
-    """{"own, layer 1, video": mass}, for each layer, part and token of the completion.
-    `attention` is all that rests on pictures while a model writes its own words; of a
-    question that was left out this is all that is known."""
+    """{"own, layer 1, video": mass} by layer, part and token. `attention`: all that
+    rests on pictures while a model writes its own words."""
     if "left_out" in row:
         return {f"{text}, left out, ": 1.0}
     layers = np.array(row["by_layer"])
@@ -203,8 +201,7 @@ def base_of(run: Folder) -> str | None:
 
 
 def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
-    """{seed: run} of run folders, which may differ in the seed and ASKED_BESIDE alone.
-    Seeds and settings stand in pipeline.json; a single run needs none."""
+    """{seed: run}; they may differ in the seed and ASKED_BESIDE alone."""
     folders = [runs] if isinstance(runs, str | Path) else runs
     found, settings = {}, {}
     for run in map(resolve, folders):

@@ -1,7 +1,6 @@
 """Where a model looks while it writes: shares of attention (lib/evaluate/attention.py).
 
-Attention says where a model looks and not what it makes of it; what a model loses
-without a picture is in lib/analysis/seen.py."""
+What a model makes of it is another matter: see lib/analysis/seen.py."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -114,9 +113,8 @@ def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
 
 
 def example(rows: Mapping[str, Mapping], said: Mapping[str, Mapping]) -> str:
-    """Id of one question to look at, by rule: the first, by id, that has a video, that
-    GRPO answers and the base does not; where there is none, the first with a video.
-    `rows` as `read_rows` gives them, `said` {method: {id: its prediction}}."""
+    """The first question, by id, with a video that GRPO answers and the base does not,
+    or just with a video. `said` is {method: {id: prediction}}."""
     filmed = sorted(key for key, row in rows["base"].items() if row["video_map"])
     for key in filmed:
         if said["grpo"][key]["correct"] and not said["base"][key]["correct"]:

@@ -52,10 +52,9 @@ def perception(found: Mapping) -> Figure:
 
 
 def attention(found: Mapping, text: str, by: str) -> Figure:
-    """Mass on the video and on the still, means over questions. `found` is of
-    lib/analysis/attended.py, `text` one of its texts. By "layer" with intervals, and
-    dotted what equal attention to everything would give; by "token" while the
-    completion grows, up to where fewer than half of the questions have so many."""
+    """Mass on video and still, means over questions, of a `text` of what attended.py
+    found. By "layer" with intervals, dotted what equal attention would give; by "token"
+    up to where fewer than half of the questions have so many."""
     rows = [row for row in found["masses"] if row["text"] == text]
     tokens = [row for row in found["by_token"] if row["text"] == text]
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.7), sharex=True)

@@ -59,8 +59,7 @@ def save(drawn: Axes | Figure, path: str | Path) -> Path:
 def points(
     ax: Axes, at: Sequence, rows: Sequence[Mapping], value: str, across=False, **look
 ):
-    """`value` of rows with its interval at these places, up the axes or across them.
-    Rows without a number are left out."""
+    """`value` of the rows that have one, with its interval, along either axis."""
     places = [a for a, row in zip(at, rows, strict=True) if row[value] is not None]
     rows = [row for row in rows if row[value] is not None]
     numbers = [[row[key] for row in rows] for key in (value, "low", "high")]

@@ -87,8 +87,7 @@ def findings(table: Sequence[Mapping], compared: Sequence[Mapping]) -> list[str]
 
 def write_results(run: Path, results: Mapping) -> str:
     """Write results.json and results.md of a run; returns the markdown. `results` needs
-    accuracy, comparisons and out_of_distribution (rows of lib/analysis/compare.py) and
-    may carry any settings beside them."""
+    accuracy, comparisons and out_of_distribution (lib/analysis/compare.py)."""
     rows, compared = results["accuracy"], results["comparisons"]
     found, apart = findings(rows, compared), results["out_of_distribution"]
     text = f"# {run.name}\n\n" + "".join(f"- {sentence}\n" for sentence in found)
@@ -142,8 +141,7 @@ def _compact(rows: Sequence[Mapping]) -> dict:
 
 
 def read_reference(source: str | Path) -> list[dict]:
-    """The records of a folder, by seed. ValueError when they cannot be averaged: a seed
-    twice, other questions, settings."""
+    """The records of a folder by seed; ValueError if they cannot be averaged."""
     folder = resolve(source)
     records = [read_json(path) for path in sorted(folder.glob("*.json"))]
     if not records:

@@ -102,8 +102,7 @@ def _wide(answers: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 
 
 def _supported(answers: pd.DataFrame) -> list[dict]:
-    """Right or wrong answer by supported or not, for each measure of SUPPORTS.
-    right_unsupported is a right letter below reasoning that does not lead to it."""
+    """Counts of right or wrong answers, supported or not, for each of SUPPORTS."""
     wide = _wide(answers, ("correct", *SUPPORTS)).drop(columns=["seed", "id", "video"])
     said = wide.melt(["model", "set", "correct"], var_name="measure").dropna()
     words = said.correct.map({1: "right_", 0: "wrong_"})

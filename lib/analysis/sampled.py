@@ -91,8 +91,7 @@ def decisions(run: Path, samples: int, seed: int) -> list[dict]:
 
 
 def decisions_markdown(rows: Iterable[Mapping]) -> str:
-    """A line a decision and set, a column a model: of the answers that come to it, if
-    they are not FEW, the share that decides well, in per cent."""
+    """A line a decision and set, a column a model; of more than FEW answers."""
     cells = []
     for row in (row for row in rows if row["answers"] > FEW):
         line = {"decision": row["decision"], "set": row["set"]}

@@ -26,8 +26,7 @@ ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed
 
 
 def asked_of(runs: Iterable[Path]) -> dict:
-    """What 04_eval asked with something taken away: conditions, left_out, sets, count,
-    seed. ValueError for runs that asked other things."""
+    """What 04_eval asked (ASKED); ValueError for runs that asked other things."""
     paths = [require(run / ASKED, "run 04_eval first") for run in runs]
     first = read_json(paths[0])
     for path in paths[1:]:
@@ -99,7 +98,6 @@ def _asked_again(answers: pd.DataFrame, asked: Mapping) -> dict[str, pd.DataFram
 
 
 def _costs(own: pd.DataFrame, groups: Mapping, draws: dict) -> list[dict]:
-    """A row a condition and model."""
     options = own.drop_duplicates("id").set_index("id").options
     facts = {"chance": float((1 / options).mean())}
     if {*options.index} <= groups.keys():

@@ -55,8 +55,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 class Resampling:
-    """Resamples of clusters, drawn once for all that is measured on them. A resample
-    draws as many clusters (videos) as there are, with replacement."""
+    """Resamples of clusters (videos), drawn once for all that is measured on them."""
 
     def __init__(self, clusters: Iterable, samples: int, seed: int | Sequence[int]):
         names = sorted({*clusters})
@@ -88,8 +87,7 @@ def resampling(clusters: tuple, samples: int, seed: int, part: int = 0) -> Resam
 
 
 def percentiles(values: np.ndarray) -> tuple[float | None, float | None]:
-    """The ends of a 95 % interval of drawn values; those without a number do not count,
-    which only happens where a judge saw a few questions."""
+    """The ends of a 95 % interval of drawn values, of those that are numbers."""
     values = values[np.isfinite(values)]
     if not len(values):
         return None, None

@@ -67,8 +67,7 @@ class Term:
 
     @classmethod
     def read(cls, text: str) -> "Term":
-        """A term from its text, "-sft L3 domain=Daily life"; ValueError if it is none.
-        A minus in front gives it the weight -1; a value may hold spaces."""
+        """A minus in front: weight -1; a value may hold spaces. ValueError: no term."""
         found = re.fullmatch(r"(-?)(\S+) (\S+)((?: \w+=[^=]+)*)", text)
         if not found:
             raise ValueError(f"{text!r} is no term: a label, a set, then name=value")

@@ -60,8 +60,7 @@ class EvalSettings:
 
 
 class Batch(NamedTuple):
-    """Questions of one batch, what failed, and the rest encoded, one by one (none if
-    their prompts are known)."""
+    """Questions of a batch, what failed, and the rest encoded or as known prompts."""
 
     questions: list[Question]
     errors: dict[str, str]
@@ -215,11 +214,10 @@ class Asking:
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[prefix.Prompt]) -> list[tuple]:
-        """(completion, its number of tokens, truncated) of each prompt. At most a batch
-        of them is answered side by side; the next take the places of those that end.
-        Without an end token within max_new_tokens it is truncated. Tokens that stand
-        for pictures cannot be generated. The model is in the state of
-        rollouts.generating."""
+        """(completion, its number of tokens, truncated) of each prompt, at most a batch
+        of them side by side. Without an end token within max_new_tokens it is
+        truncated. Tokens that stand for pictures cannot be generated. The model is in
+        the state of rollouts.generating."""
         if not prompts:
             return []
         tokenizer, how = self.processor.tokenizer, self.decoding(0.0)
@@ -298,9 +296,8 @@ def with_model(
     work: Callable,
     *arguments,
 ):
-    """`work(model, processor, *arguments)`, for lib/run/launch.py. The model is that of
-    `model_path`, with what training left in the folder `trained`. Each process loads
-    the whole model, on its own GPU where there are some."""
+    """`work(model, processor, *arguments)` for lib/run/launch.py, with what training
+    left in `trained`; each process loads the whole model, on its own GPU if any."""
     resume.processes()  # gives this one its GPU, which load_model takes
     processor = models.load_processor(model_path)
     model = models.load_trained(model_path, trained, dtype, quantize)
@@ -327,9 +324,8 @@ def pictures(question: Question) -> list[str | None]:
 
 
 def on_each_core(work: Callable, items: Sequence, cores: int | None = None) -> Iterator:
-    """`work(item)` for each item in order, one torch thread an item. On `cores`, or as
-    many as torch has threads: small operations gain little from a second one, and what
-    an item gives does not depend on their number."""
+    """`work(item)` for each item in order, on as many cores as torch has threads, or
+    `cores`: small operations gain little from a second one. It changes no result."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(cores or threads, "core", torch.set_num_threads, (1,))
     try:

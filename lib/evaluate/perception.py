@@ -77,9 +77,9 @@ def ask(
     count: int,
     seed: int,
 ) -> dict[str, str]:
-    """Answer up to `count` questions of each set under each condition. Leaves
-    predictions_<label>_<set>.<condition>.jsonl, rows of lib/evaluate/evaluate.py, and
-    in ASKED what was asked; returns {condition: why it cannot be}. Processes share."""
+    """Answer up to `count` questions of each set under each condition; processes share
+    them out. Leaves predictions_<label>_<set>.<condition>.jsonl, rows of `evaluate`,
+    and in ASKED what was asked. Returns {condition: why} of the impossible ones."""
     reasons = {name: _impossible(processor, sampling, name) for name in conditions}
     left_out = {name: why for name, why in reasons.items() if why}
     possible = [name for name, why in reasons.items() if not why]
@@ -145,8 +145,7 @@ def batch_under(condition: str, usual: int, sampling: Sampling) -> int:
 
 
 def with_other_videos(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The questions, each that has a video with another one of theirs. ValueError where
-    they have only one between them."""
+    """Each video exchanged for another of theirs; ValueError if there is only one."""
     videos = sorted({question.video for question in questions if question.video})
     if len(videos) == 1:
         raise ValueError(f"{videos[0]} is the only video: there is no other to show")

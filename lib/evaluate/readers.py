@@ -67,8 +67,7 @@ def readings(
     reasoning, with another question's (see `half_away`), and with an empty one; own and
     other are None where there is no such reasoning.
 
-    Raises ValueError where the predictions are not those of the questions, and what
-    `resume.finish` raises: for rows of other completions, for instance."""
+    ValueError for predictions on other questions, and as `resume.finish` raises it."""
     items = _items(questions, predictions)
 
     def settings() -> dict:
@@ -146,8 +145,7 @@ class Continuation:
         self.ids = dict(zip(letters, ids, strict=True))
 
     def segments(self) -> dict[tuple, list[int]]:
-        """What to encode, by all but the last token: letters that end it differently
-        are read from the same one."""
+        """What to encode, by all but its last token: one for letters that share it."""
         return {tuple(ids[:-1]): ids for ids in self.ids.values()}
 
     def probabilities(self, scored: Iterator[torch.Tensor]) -> dict[str, float]:

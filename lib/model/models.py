@@ -239,8 +239,7 @@ def say_dtype(folder: Path, dtype: str) -> None:
 
 
 def say_base(folder: Path) -> None:
-    """Let an adapter's config name a local base as any machine may have it: relative to
-    the checkout, or by the folder's own name."""
+    """Let an adapter name a local base relative to the checkout, or by its name."""
     config, field = records.read_json(folder / ADAPTER), "base_model_name_or_path"
     base = Path(config.get(field) or "")
     if base.is_absolute():

@@ -88,9 +88,8 @@ def ending(base, start: int):
 
 
 def check_model(model) -> None:
-    """Raise ValueError for a model whose packed rows would not be what they seem: the
-    way positions and visual features enter must be one that the tests compare with the
-    plain forward, and the attention one that reads True in a mask as visible."""
+    """ValueError for a model whose packed rows would not be what they seem: tests must
+    have compared its positions and pictures, and its attention must read the mask."""
     config = base_of(model).config
     if config.model_type not in MODELS:
         what = f"model_type {config.model_type!r} is not supported"
@@ -107,9 +106,8 @@ def check_model(model) -> None:
 
 
 def make_prompt(model, encoded: Mapping[str, torch.Tensor]) -> Prompt:
-    """The Prompt of one encoded conversation: `input_ids` [1, P] and what the processor
-    made of its pictures. Raises ValueError where it ends in a picture: completions need
-    a last text token to start from."""
+    """The Prompt of one encoded conversation, `input_ids` [1, P] with its pictures.
+    ValueError where it ends in a picture: completions start from a text token."""
     base = base_of(model)
     given = {k: torch.as_tensor(own).to(base.device) for k, own in encoded.items()}
     ids = given["input_ids"]

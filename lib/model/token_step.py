@@ -165,7 +165,6 @@ def _adapters(module) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
 
 
 def _folded(module, base) -> torch.Tensor:
-    """The weight with its adapters added."""
     weight = base.weight
     for down, up, scale in _adapters(module):
         weight = weight + scale * (up @ down)

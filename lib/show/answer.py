@@ -43,8 +43,7 @@ def answer(compared: Sequence[Mapping]) -> View:
 
 
 def across(rows: Iterable[Mapping]) -> str:
-    """A markdown table with a line a method, or a pair of them, and the sets across; a
-    difference says which method it puts ahead."""
+    """A markdown table, a line a method, or a pair with who is ahead; sets across."""
     cells = []
     for row in rows:
         if "model" in row:
@@ -57,8 +56,7 @@ def across(rows: Iterable[Mapping]) -> str:
 
 
 def claimed(rows: Sequence[Mapping], first: Sequence[int]) -> View:
-    """The paper's claims with their verdicts: those numbered `first`, the rest folded.
-    `rows` are those of `lib.analysis.claims.table`."""
+    """The claims of `claims.table`; those not numbered in `first` are folded."""
     verdicts = [row["verdict"] for row in rows]
     counts = [f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts]
     said = f"Of {len(rows)} claims: {listed(counts)}."

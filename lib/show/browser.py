@@ -91,8 +91,7 @@ def questions(
     asked: Mapping[str, Question],
     sampling: Sampling,
 ) -> pages.View:
-    """A browser of all questions that a run has answers to, by any of its methods.
-    Begins at the first question of tables.gallery. `asked` is {id: question}."""
+    """A browser of all questions with answers, from the first of tables.gallery."""
     answered: dict[str, dict[str, dict]] = {}
     for (model, _), rows in predictions.items():
         for row in rows:
@@ -160,10 +159,9 @@ def _question_browser(run, asked, answered, sampling, first: str) -> Browser:
 def rollouts(
     run: Path, watched: Iterable[Question], sampling: Sampling, label: str
 ) -> pages.View:
-    """A browser of the groups that were watched while a method trained. Choose a
-    watched question and slide over the steps. Without a widget it is the first question
-    at its first, middle and last step. Raises FileNotFoundError without the records
-    that 03_grpo makes, ValueError where they are of other questions."""
+    """A browser of the groups that were watched while a method trained: choose a
+    question, slide over the steps; without a widget its first, middle and last.
+    FileNotFoundError without records, ValueError where they are of other questions."""
     again = f"run 03_grpo with watched questions for {label}"
     path = require(run / f"watched_{label}.jsonl", again)
     rows = sorted(records.read_jsonl(path), key=lambda row: row["step"])

@@ -176,8 +176,7 @@ def greyed(text: str) -> Markup:
 
 
 def lit(pixels: np.ndarray, light: np.ndarray) -> np.ndarray:
-    """Pixels [h, w, 3] on a dark ground, as bright as `light` [rows, columns], 0 to 1,
-    says of each patch."""
+    """Pixels [h, w, 3] on a dark ground, each patch as bright as `light`, 0 to 1."""
     rows, columns = (pixels.shape[i] // light.shape[i] for i in (0, 1))
     light = light.repeat(rows, 0).repeat(columns, 1)[..., None]
     return (pixels * (0.12 + 0.88 * light)).astype(np.uint8)

@@ -141,8 +141,7 @@ def _curve(
     label: str = "",
     every: bool = True,
 ) -> None:
-    """A logged number by step, each if `every` one is wanted, and its running mean;
-    says so where it is not logged."""
+    """A number by step, if `every`, and its running mean; or that none is logged."""
     points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
     if not points:
         style = {"ha": "center", "transform": ax.transAxes}

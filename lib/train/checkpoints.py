@@ -343,8 +343,7 @@ def same_settings(path: Path, settings: Mapping) -> bool:
 
 
 def write_settings(path: Path, settings: Mapping, trained: Iterable[Path] = ()) -> None:
-    """Record settings and their hash for `same_settings`, and the fingerprints of
-    `trained` files for `chain.check_trained`."""
+    """Record settings for `same_settings` and the fingerprints of `trained` files."""
     content = {
         "hash": records.settings_hash(settings),
         "settings": dict(settings),

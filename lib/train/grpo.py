@@ -309,8 +309,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return loss
 
     def _log_kl(self, policy_logps, ref_per_token_logps, completion_mask, **_) -> None:
-        """Log the KL that is in the loss, a mean over sequences of their means; TRL's
-        is one over all tokens, in which long completions weigh more."""
+        """Log the KL of the loss: a mean over sequences; TRL's is over all tokens."""
         ratio = ref_per_token_logps - policy_logps
         kl = (ratio.exp() - ratio - 1) * completion_mask
         own = (kl.sum(-1) / completion_mask.sum(-1).clamp(min=1)).mean()
@@ -400,8 +399,7 @@ def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float
 
 
 def check_groups_differ(groups: Sequence[Group]) -> None:
-    """RuntimeError if in no group any two rollouts differ, so that nothing is learned;
-    a sampling field taken from a checkpoint (top_k 1) looks like that."""
+    """RuntimeError if in each group all rollouts are the same (a stray top_k of 1)."""
     if all(len(set(map(tuple, own.tokens))) == 1 for own in groups):
         raise RuntimeError(
             f"the rollouts of each of the {len(groups)} groups are identical: sampling "

@@ -246,7 +246,6 @@ class CheckShards(TrainerCallback):
     accelerate trains without a word on whole ones that it does not know to split."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """Look at every weight."""
         asked = asked_for(args)
         for name, weight in model.named_parameters() if asked else ():
             own = own_part(weight).numel()
@@ -263,6 +262,6 @@ class CheckShards(TrainerCallback):
 
 
 def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
-    """All weights by name on process 0, or None if not split; called by every one."""
+    """All weights by name, on process 0; None if not split. Every process calls it."""
     wrapped = trainer.model_wrapped
     return trainer.accelerator.get_state_dict(wrapped) if is_split(wrapped) else None

@@ -67,7 +67,8 @@ class Term:
 
     @classmethod
     def read(cls, text: str) -> "Term":
-        """A minus in front: weight -1; a value may hold spaces. ValueError: no term."""
+        """A term from its text, "-sft L3 domain=Daily life": with a minus its weight is
+        -1. ValueError for another text."""
         found = re.fullmatch(r"(-?)(\S+) (\S+)((?: \w+=[^=]+)*)", text)
         if not found:
             raise ValueError(f"{text!r} is no term: a label, a set, then name=value")

@@ -324,8 +324,8 @@ def pictures(question: Question) -> list[str | None]:
 
 
 def on_each_core(work: Callable, items: Sequence, cores: int | None = None) -> Iterator:
-    """`work(item)` for each item in order, on as many cores as torch has threads, or
-    `cores`: small operations gain little from a second one. It changes no result."""
+    """`work(item)` for each item in order, one torch thread each, on as many cores as
+    torch has threads, or `cores`. What an item gives does not depend on them."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(cores or threads, "core", torch.set_num_threads, (1,))
     try:

@@ -100,7 +100,6 @@ def verify(run: Path, before: str = "99") -> None:
 def _faults(
     run: Path, stage: str, chain: dict, facts: dict | None, executed: str | None
 ) -> list[str]:
-    """What differs of one notebook: its facts, what it builds on, reads and left."""
     entry, faults = chain[stage], []
     if facts is None or settings_hash(facts) != entry["facts"]:
         faults.append(f"manifest.json: {stage} is not what that notebook recorded")

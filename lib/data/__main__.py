@@ -130,7 +130,6 @@ def _get(given: argparse.Namespace) -> None:
 
 
 def _check(given: argparse.Namespace) -> int:
-    """Print what a folder holds; 1 if a record or a file in it cannot be used."""
     found = inventory.check(given.folder, decode=given.decode)
     unreadable = {path: why for r in found for path, why in r["unreadable"].items()}
     by_pyav = {path: why for r in found for path, why in r["by_pyav"].items()}
@@ -151,7 +150,6 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _faults(given: argparse.Namespace) -> int:
-    """Print every fault of a file; 1 if a record in it cannot be used."""
     report = questions.check(given.file)
     found, media = report["faults"], report["media"]
     unusable = sum(not fault.usable for fault in found)

@@ -73,7 +73,6 @@ class FrameStore:
         self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def read(self, reader: Callable, path: Path, sampling: Sampling) -> np.ndarray:
-        """`reader(path, sampling)`, decoded or from the store."""
         require_media(path)
         name = entry_name(reader, path, sampling)
         if name not in self._frames:
@@ -116,7 +115,6 @@ class FrameFolder:
         return frames
 
     def _get(self, name: str, path: str | Path) -> bytes | None:
-        """What is kept under a name; None if nothing is, or if it is damaged."""
         try:
             with open(self.folder / name, "rb") as file:
                 data = file.read()
@@ -131,7 +129,6 @@ class FrameFolder:
         return None
 
     def _put(self, name: str, body: bytes) -> None:
-        """Keep `body` under a name, unless it alone would fill the folder."""
         data = _checksum(name, body) + body
         room = int((1 - FREED) * self.max_bytes) - len(data)
         if room < 0:
@@ -204,7 +201,6 @@ def _pack(frames: np.ndarray) -> bytes:
 
 
 def _unpack(body: bytes) -> np.ndarray:
-    """The frames that `_pack` was given."""
     head, _, packed = body.partition(b"\n")
     shape, film = json.loads(head)
     pixels = _ZSTD.decompress(packed, math.prod(shape))

@@ -238,7 +238,6 @@ class Target:
             yield "until", f"{most} are used up; {spent} are"
 
     def get_annotations(self) -> None:
-        """Fetch every annotation file and note its hash."""
         for file in self.files.values():
             listed = self.annotations[file.repo].get(file.path)
             if listed is None:
@@ -395,7 +394,6 @@ class _Places:
 
 
 def missing(wanted: Iterable[Path]) -> list[Path]:
-    """Those of some files that are not there, sorted."""
     return sorted(path for path in wanted if not path.is_file())
 
 

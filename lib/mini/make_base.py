@@ -106,7 +106,6 @@ class LessonCollator(sft.ResponseCollator):
     """Model inputs of lessons, with labels: the response and its end are learned."""
 
     def conversation(self, item: base_lessons.Lesson) -> list[dict]:
-        """The user turn with its pixels, and the response."""
         turn = prompts.messages(item.text, item.clip, item.still)
         return [*turn, {"role": "assistant", "content": item.response}]
 

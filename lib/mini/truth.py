@@ -39,12 +39,10 @@ class Truth:
 
     @property
     def plan(self) -> tuple[str, ...]:
-        """The goal's four steps in the order in which they are done."""
         return tuple(map(self.episode.say, self.episode.plan))
 
     @property
     def objects(self) -> tuple[str, str]:
-        """The words for the two objects of the scene."""
         return self.episode.name(0), self.episode.name(1)
 
     def thought(self) -> str:

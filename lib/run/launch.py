@@ -105,7 +105,6 @@ def call(
 
 @contextmanager
 def _folder(run: Path, function: Callable) -> Iterator[Path]:
-    """An empty folder for one call, removed afterwards."""
     folder = run.resolve() / f"launch_{function.__name__}"
     with run_files.one_writer(folder, "used"):
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed kernel
@@ -262,7 +261,6 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _failure(name: str, folder: Path, code: int, said: str) -> ChildFailed:
-    """The error to raise, from what the processes left and the launcher said."""
     lines = [
         f"process {process} was ended by {signal_name}{CAUSE.get(signal_name, '')}"
         for process, signal_name in KILLED.findall(said)
@@ -294,7 +292,6 @@ class _Output:
             self.draw(line.rstrip(), ended=True)
 
     def refresh(self) -> None:
-        """Draw the progress bar, if there is one and it is time to."""
         if "\r" in self.line and time.monotonic() >= self.due:
             self.draw(self.line)
             self.due = time.monotonic() + REDRAWN

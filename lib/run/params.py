@@ -259,7 +259,6 @@ class _Reader:
         return inherited | own, axes  # a sweep's values come over both
 
     def overridden(self, texts: Iterable[str], swept: Iterable) -> dict[str, _Given]:
-        """What a command line gives, as name=value."""
         found = {}
         for text in texts:
             key, _, value = text.partition("=")
@@ -362,7 +361,6 @@ class _Reader:
 
 
 def _written(node: yaml.Node) -> str:
-    """What stands in a file, for a message."""
     if isinstance(node, yaml.ScalarNode):
         return shown(repr(node.value), LONGEST)
     return "a list" if isinstance(node, yaml.SequenceNode) else "lines of their own"

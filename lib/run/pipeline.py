@@ -90,7 +90,6 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """What starts this interpreter."""
         return KernelSpec(**get_kernel_dict())
 
 
@@ -262,13 +261,11 @@ def _data(run: Run) -> dict:
 
 
 def _code(notebook: Path) -> list[str]:
-    """The sources of the cells that a kernel executes."""
     code = [c["source"] for c in cells_of(notebook) if c["cell_type"] == "code"]
     return [source for source in code if source.strip()]
 
 
 def _values(notebook: Path, run: Run) -> dict:
-    """The values of the run that this notebook declares."""
     names = declared(notebook)
     return {name: run.values[name] for name in names if name in run.values}
 
@@ -369,7 +366,6 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
 
 
 def _told(partial: Path, current: dict, traceback: list[str]) -> str:
-    """The notebook, the cell that failed and the end of its traceback."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
     tail = [shown(line, 500) for line in text.splitlines()[-TRACEBACK_LINES:]]
     source = current["cell"].source if "cell" in current else "(none yet)"

@@ -35,8 +35,7 @@ SHOWN = 10
 
 def close(run: Path, stage: str, reads: Iterable[Path | None] = (), **facts: Any):
     """End a notebook: `facts` go to the manifest, files to the chain. What it wrote is
-    what lies in the run and belongs to no other notebook; None in `reads` is left out.
-    """
+    all in the run that is no other notebook's; None in `reads` is left out."""
     record_stage(run, stage, **facts)
     seal(run, stage, reads)
 
@@ -146,8 +145,7 @@ def _after(chain: dict, stage: str) -> dict[str, str]:
 
 def content(path: str | Path, whole: bool = False) -> str | None:
     """A fingerprint of a file, None if it is missing: of JSON lines a few digits each;
-    of another large file, unless `whole`, its size and four parts, as a benchmark holds
-    hundreds of GB of clips."""
+    of a large one, unless `whole`, size and four parts: clips are hundreds of GB."""
     path = Path(path)
     if not path.is_file():
         return None

@@ -6,8 +6,7 @@ gains over chance any method can gain without looking (compare claim 8 of SEED-B
 arXiv 2503.24376).
 
     reader = BlindReader.fit(training)
-    stats.wilson_interval(sum(reader.right(level)), len(level))  # holds 25 %?
-"""
+    stats.wilson_interval(sum(reader.right(level)), len(level))  # holds 25 %?"""
 
 import zlib
 from collections.abc import Sequence

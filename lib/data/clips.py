@@ -4,8 +4,7 @@ A clip shows `start` to `end`, 10 frames a second and 256 pixels high: the paper
 sampling takes 2 a second and squashes them to 252 x 252. The still stands at `end`.
 
     >>> cut("P01_11.MP4", [Cut(12.5, 40.0, Path("clip.mp4"), Path("still.png"))])
-    {}
-"""
+    {}"""
 
 import os
 from collections.abc import Iterator
@@ -58,9 +57,8 @@ def _cut_together(
     shown: Iterator[tuple[av.VideoFrame, float]], start: float, cuts: list[Cut]
 ) -> list[Cut]:
     """Make the files of cuts that start together, decoding once; returns those the
-    video ends before. Every pending clip gets a frame at every tick of a tenth of a
-    second: the one that stands then, so that sources of any frame rate keep their pace.
-    """
+    video ends before. Every tenth of a second a pending clip gets the frame that stands
+    then, so that sources of any frame rate keep their pace."""
     pending, ticks, clips = list(cuts), 0, {}
     try:
         for frame, until in shown:

@@ -138,8 +138,7 @@ class LabelFaults(ValueError):
 
 
 def read_labels(files: Iterable[Path]) -> list[Action]:
-    """The actions of label files in EPIC_100_train.csv's form. Raises LabelFaults with
-    every fault of every file."""
+    """Actions of files such as EPIC_100_train.csv; LabelFaults has all their faults."""
     actions, faults, seen = [], [], {}
     for file in files:
         for line, row in _rows(file, faults):
@@ -240,9 +239,8 @@ def prove_disjoint(written: Path, l1: Path) -> dict[str, int]:
 
 
 def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
-    """Cut the media of all questions from the videos anywhere below a folder. Returns
-    {id of an answer: why it could not be cut}. What is there already is not cut again.
-    """
+    """Cut the media of all questions, but what is there, from the videos anywhere below
+    a folder. Returns {id of an answer: why it could not be cut}."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() == ".mp4")
     files = {path.stem: path for path in sorted(found)}
     for kind in ("videos", "images"):

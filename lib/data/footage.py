@@ -9,8 +9,7 @@ A film is damaged where FFmpeg reports errors, concealed blocks or lost referenc
 the packets that its frames need; decord goes on without a word, so FFmpeg's messages
 are heard beneath it. A flipped bit that is another sound picture stays unseen.
 
-    >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])
-"""
+    >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])"""
 
 import atexit
 import ctypes

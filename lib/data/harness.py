@@ -1,8 +1,7 @@
 """SEED-Bench-R1's levels as tasks of lmms-eval, another harness for models.
 
 Each level that a data folder holds becomes a YAML file, with its prompts and right
-letters in a JSONL file beside it; the rest is lib/data/lmms_eval_task.py, as utils.py.
-"""
+letters in a JSONL file beside it; lib/data/lmms_eval_task.py is copied as utils.py."""
 
 import json
 from pathlib import Path

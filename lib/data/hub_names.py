@@ -87,9 +87,8 @@ def of_stills(archive: Archive) -> bool:
 
 
 def _folders(file: HubFile) -> tuple[str, ...]:
-    """The folders whose files an archive of the hub may hold. The names of those with
-    stills are not documented: only a path that speaks of clips and not of stills rules
-    them out."""
+    """The folders whose files an archive may hold. Which hold stills is not documented:
+    only a path that speaks of clips and not of stills rules them out."""
     if file.repo == LONG_VIDEO_BENCH:
         return ("general/videos",)
     kinds = [kind for kind, words in KINDS.items() if words.search(file.path)]

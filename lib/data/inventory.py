@@ -2,8 +2,7 @@
 
 >>> found = check(Path("outputs/data/miniplan"))
 >>> found[0]["split"], found[0]["records"], found[0]["videos"]["missing"]
-('training', 2200, 0)
-"""
+('training', 2200, 0)"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator

@@ -2,8 +2,7 @@
 
 `first_letter` is the paper's (`grpo.py` and `infer.py` of the released code): the first
 character, case and all, in the first `<answer>...</answer>`. So "Add water" counts as A
-while "(A)" and "a." count as nothing. `lenient` is what a patient reader would grant.
-"""
+while "(A)" and "a." count as nothing. `lenient` is what a patient reader grants."""
 
 import re
 import unicodedata
@@ -87,8 +86,7 @@ def parse_answer(
       without any tag, a capital as the last word: That leaves B
     and no text that names several letters ("A or B") or denies its letter ("not B").
     "A cup" begins with the article: "A" and a text are the letter only before a verb
-    ("A is right"), or where the text is that of option A in `options`.
-    """
+    ("A is right"), or where the text is that of option A in `options`."""
     if rule == "first_letter":
         match = ANSWER.search(completion)
         first = match[1].strip()[:1] if match else ""

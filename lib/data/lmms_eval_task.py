@@ -2,8 +2,7 @@
 
 Written by `python -m lib.data harness`; it runs without the kit. Frames and their size
 are those of lmms-eval's model: max_num_frames=16 is the paper's number. A clip that is
-missing is left out there, and counts as a wrong answer in the kit.
-"""
+missing is left out there, and counts as a wrong answer in the kit."""
 
 import re
 

@@ -14,8 +14,7 @@ is read aloud: steps that the prompt offers are counted apart. The steps of anot
 show what is named by chance. A person has to read a sample: `write_check`.
 
 >>> match("put down the plate", "Placing the clean plates aside, I go on.")
-'named'
-"""
+'named'"""
 
 import random
 import re

@@ -1,8 +1,7 @@
 """Sets that a run asks, and parts: those questions of a set whose clips are there.
 
 `get --at-most` leaves FOLDER/part, a data folder of its own: annotations of what has
-come, links to the clips and stills beside it, and part.json with the whole numbers.
-"""
+come, links to the clips and stills beside it, and part.json with the whole numbers."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -17,10 +16,8 @@ FOLDER, BOOK = "part", "part.json"
 
 
 def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
-    """Write the part of a data folder; returns {split: {"questions", "of"}}.
-
-    `files` are {split: annotation file}; of those not `chosen` the text stays whole.
-    """
+    """Write the part of a data folder; returns {split: {"questions", "of"}}. `files`
+    are {split: annotation file}; of those not `chosen` the text stays whole."""
     part, found, chosen = folder / FOLDER, {}, {*chosen}
     for split, name in files.items():
         if split not in chosen:
@@ -63,9 +60,7 @@ def read(
     """{set: questions} of the sets named, in the order of their files. Of each at most
     `count` (0: all): the same ones in every run, and all of them among any larger count
     of the file. Where that is not the whole set, `of` of each question is its size.
-
-    FileNotFoundError names the file of a set that is missing, and what gets it.
-    """
+    FileNotFoundError names the file of a set that is missing, and what gets it."""
     sizes, sets = whole(data), {}
     home = data.parent if data.name == FOLDER else data
     for name in names_of(asked_sets):

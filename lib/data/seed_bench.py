@@ -7,8 +7,7 @@
     part/                  with --at-most: the questions whose clips are there
 
 Neither which archive holds which clip is documented nor in which form the stills are
-kept. So archives come one by one, stills first, and each is deleted after use.
-"""
+kept. So archives come one by one, stills first, and each is deleted after use."""
 
 from __future__ import annotations
 
@@ -362,10 +361,8 @@ class Target:
 
 class _Places:
     """Where a member of an archive belongs by its file name, None if nobody wants it.
-
     Folders within an archive only tell the source, if they name one. Two members for
-    one place are an error and leave it empty: nothing tells which a question means.
-    """
+    one place are an error and leave it empty: nothing tells which a question means."""
 
     def __init__(self, archive: str, wanted: list[Path]):
         self.archive, self.taken, self.named = archive, {}, defaultdict(list)

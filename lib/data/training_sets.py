@@ -163,8 +163,7 @@ def lessons(
     own: Sequence[Demonstration] = (),
 ) -> dict[str, list[Demonstration]]:
     """What SFT learns, by the name of the adapter that comes of it; `targets` are out
-    of "reasoning" (adapter sft), "answers" (sft-answers), "steps" (sft-steps) and "own"
-    (rft: `own_right_answers`)."""
+    of "reasoning", "answers", "steps" and "own" (`own_right_answers`)."""
     known = {
         "reasoning": ("sft", list(demonstrations)),
         "answers": ("sft-answers", answers_alone(labelled)),

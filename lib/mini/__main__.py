@@ -8,8 +8,7 @@ python -m lib.mini write outputs/data/miniplan
 python -m lib.mini base --folder scratch/base
     the base checkpoint, which the kit brings along in lib/mini/base: 1.3 M
     parameters, taught in about an hour on one core. If it is killed, the same
-    command goes on with the phase it was in.
-"""
+    command goes on with the phase it was in."""
 
 import json
 import sys

@@ -12,8 +12,7 @@ Levels are never seen: environments 1000 and up, verb combinations of L3 left ou
 lessons are about daily life, few in evening light.
 
 >>> plan_lesson(random.Random(2)).response
-'<think>I see strap panel: one done. Next is sand board.</think><answer>A</answer>'
-"""
+'<think>I see strap panel: one done. Next is sand board.</think><answer>A</answer>'"""
 
 import random
 from typing import NamedTuple
@@ -102,11 +101,9 @@ def clip_lesson(rng: random.Random, asks: str) -> Lesson:
 
 
 def pick_lesson(rng: random.Random) -> Lesson:
-    """Text only: state each option in a drawn order, each time with its letter.
-
-    The letter follows from the stated step alone: a question that names the step is
-    solved on the way through the options and does not carry over.
-    """
+    """Text only: state each option in a drawn order, each time with its letter. The
+    letter follows from the stated step alone: a question that names the step is solved
+    on the way through the options and does not carry over."""
     episode = any_episode(rng)
     steps = episode.options
     if rng.random() < 0.5:

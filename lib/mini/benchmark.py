@@ -1,7 +1,7 @@
 """Write MiniPlan to disk in the layout and schemas of SEED-Bench-R1 and LongVideoBench.
 
-`python -m lib.mini write outputs/data/miniplan` renders real h264 clips and png
-stills and writes the annotations a loader of the real benchmarks expects (schemas:
+`python -m lib.mini write outputs/data/miniplan` renders h264 clips and png stills and
+writes the annotations that a loader of the real ones expects (schemas:
 https://huggingface.co/datasets/TencentARC/SEED-Bench-R1 and
 https://huggingface.co/datasets/longvideobench/LongVideoBench):
 
@@ -15,8 +15,7 @@ environments, all four domains and verb combinations that occur nowhere else. Sa
 arguments, same bytes; more questions are the same ones and others.
 
 The reasoning in training_with_cot comes from a simulated teacher that overlooks some
-steps and is sometimes hasty; like the paper's, it is kept where its answer is right.
-"""
+steps and is sometimes hasty; like the paper's, it is kept where its answer is right."""
 
 import random
 import shutil
@@ -81,10 +80,8 @@ class Item:
 
 
 def make_items(sizes: Sizes) -> dict[str, list[Item]]:
-    """Episodes of every split; no instance occurs twice.
-
-    Training comes first, so that its questions do not depend on how many a level has.
-    """
+    """Episodes of every split; no instance occurs twice. Training comes first, so that
+    its questions do not depend on how many a level has."""
     counts = {"training": sizes.training}
     counts |= dict.fromkeys(("L1", "L2", "L3"), sizes.level)
     seen: set = set()
@@ -179,12 +176,10 @@ def demonstration(item: Item, seed: int) -> dict | None:
 
 
 def make_general(count: int, seed: int) -> list[tuple[dict, Episode]]:
-    """Perception questions in LongVideoBench's schema, with the episode to render.
-
-    A third each asks for a step that is shown, for the last one, and for an object; 4
-    or 5 options; clips of 8-15 s and 15-30 s (duration groups 15 and 60), in which
-    nothing dries.
-    """
+    """Perception questions in LongVideoBench's schema, with the episode to render: a
+    third each for a step that is shown, for the last one, and for an object; 4 or 5
+    options; clips of 8-15 s and 15-30 s (duration groups 15 and 60), in which nothing
+    dries."""
     return [_general(number, seed) for number in range(count)]
 
 
@@ -229,10 +224,8 @@ def _general(number: int, seed: int) -> tuple[dict, Episode]:
 
 
 def yuv420(pixels: np.ndarray) -> np.ndarray:
-    """RGB [H, W, 3] as 8-bit limited-range BT.601 4:2:0, planes stacked [1.5 H, W].
-
-    Done here and not by ffmpeg, whose rounding may depend on the machine.
-    """
+    """RGB [H, W, 3] as 8-bit limited-range BT.601 4:2:0, planes stacked [1.5 H, W];
+    done here and not by ffmpeg, whose rounding may depend on the machine."""
     wide = pixels / 255
     rows = wide[::2] + wide[1::2]
     small = (rows[:, ::2] + rows[:, 1::2]) / 4
@@ -242,11 +235,9 @@ def yuv420(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_clip(path: Path, episode: Episode) -> None:
-    """Encode an episode as h264 mp4; the same episode gives the same bytes.
-
-    One thread, and x264's macroblock tree off: with it 4 of 304 clips had other bytes
-    in another process, without it none of 1,748.
-    """
+    """Encode an episode as h264 mp4, the same one in the same bytes: on one thread, and
+    with x264's macroblock tree off. With it 4 of 304 clips had other bytes in another
+    process, without it none of 1,748."""
     options = {"crf": "14", "preset": "veryfast", "threads": "1"}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=int(world.CLIP_FPS))
@@ -266,12 +257,9 @@ def annotations(folder: Path, split: str) -> Path:
 
 
 def write(folder: Path, sizes: Sizes) -> Path:
-    """Write the whole benchmark, or return at once where it is already there.
-
-    Everything is made beside the folder and moved into place when complete; a second
-    process that wants the same waits for the first. FileExistsError for a folder that
-    holds something else: nothing is overwritten.
-    """
+    """Write the whole benchmark, or return at once where it is already there. All is
+    made beside the folder and moved into place when complete; a second process that
+    wants the same waits. FileExistsError for a folder that holds something else."""
     marker = folder / "benchmark.json"
     with run_files.one_writer(folder, "written", PATIENCE):
         if marker.exists():

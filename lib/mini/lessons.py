@@ -2,8 +2,7 @@
 
 >>> episode = any_episode(random.Random(0))
 >>> hasty_thought(episode, episode.answer)
-'Next is slit ball.'
-"""
+'Next is slit ball.'"""
 
 import random
 from types import SimpleNamespace

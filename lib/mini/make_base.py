@@ -12,8 +12,7 @@ and `AutoModelForImageTextToText` load it and no code has to know that it is sma
 
 Trained on captions alone, a model this small stays blind for over a thousand steps, and
 states the right step for thousands more while it guesses the letter. `sight_loss` and
-`binding_loss` teach both directly, and say how.
-"""
+`binding_loss` teach both directly, and say how."""
 
 import json
 import math
@@ -310,12 +309,10 @@ def sight_batch(processor, rng: random.Random) -> dict[str, torch.Tensor]:
 
 
 def sight_loss(model, processor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Binary cross-entropy of the words each visual token speaks.
-
-    As CLIP does for Qwen2-VL's tower, each merged visual token (28 x 28 pixels, two
-    frames) is taught by itself: read through the language model's own output head it
-    must name the object and the lasting effects in its cell.
-    """
+    """Binary cross-entropy of the words each visual token speaks. As CLIP does for
+    Qwen2-VL's tower, each merged visual token (28 x 28 pixels, two frames) is taught by
+    itself: read through the language model's own output head it must name the object
+    and the lasting effects in its cell."""
     seen = model.model.get_video_features(
         inputs["pixel_values_videos"], inputs["video_grid_thw"]
     ).pooler_output
@@ -334,14 +331,11 @@ def binding_loss(model, processor, inputs, hidden, attention) -> torch.Tensor:
 
     To turn a stated step into its letter a model has to find the option that says the
     same two words and to read the letter in front of it. So, read through the output
-    head in the middle of the language model, the last word of an option speaks the
-    option's letter and verb, and the place that is about to answer speaks the verb and
-    noun it has just stated; in the layer above, one head of that place looks at the
-    option's last word.
-
-    `inputs` holds input_ids and labels [B, L]; `hidden` [B, L, width] is the output of
-    layer LAYER, `attention` [B, heads, L, L] that of the next.
-    """
+    head behind LAYER, the last word of an option speaks its letter and verb, and the
+    place that is about to answer the verb and noun it has just stated; in the next
+    layer one head of that place looks at the option's last word. `inputs` holds
+    input_ids and labels [B, L]; `hidden` [B, L, width] is the output of LAYER,
+    `attention` [B, heads, L, L] that of the next."""
     encode = processor.tokenizer.encode
     ids, labels = inputs["input_ids"], inputs["labels"]
     # In a response the letter is one token with the bracket before it: "<answer>B".

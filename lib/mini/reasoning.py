@@ -17,8 +17,7 @@ answer, and does it say what is there?
 
     >>> check("I see cut tomato: one done. Next is cut tomato.", "B", truth)
     {'progress': 'right', 'count': 'right', 'next': 'wrong', 'consistent': 'yes',
-     'follows': 'no', 'false_step': 'no', 'false_object': 'no'}
-"""
+     'follows': 'no', 'false_step': 'no', 'false_object': 'no'}"""
 
 import re
 from collections import Counter
@@ -86,8 +85,7 @@ def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, 
     false_object  yes, no        it names an object that is not in the scene
 
     Each is "absent" where the reasoning (or the letter) says nothing of the kind, and
-    "unreadable" where there is reasoning that `read` cannot read.
-    """
+    "unreadable" where there is reasoning that `read` cannot read."""
     if reasoning is None:
         return dict.fromkeys(FIELDS, "absent")
     said = read(reasoning)
@@ -139,9 +137,7 @@ def _follows(said: Statement, truth: Truth) -> bool:
 
 def checker(data_dir: str | Path):
     """A function (prediction row, reasoning) -> `FIELDS`; None where no truth is known.
-
-    The function raises ValueError for a row of another question than the folder's.
-    """
+    It raises ValueError for a row of another question than the folder's."""
     truths = known(data_dir)
     if not truths:
         return None

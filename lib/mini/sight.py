@@ -1,8 +1,7 @@
 """What a model that knows MiniPlan alone is asked to see, for `check-model --sight`.
 
 Four captions of a clip with two steps: what was done, the same backwards, and with
-either step exchanged for another one. lib/evaluate/sight.py chooses among them.
-"""
+either step exchanged for another one. lib/evaluate/sight.py chooses among them."""
 
 import random
 from dataclasses import replace

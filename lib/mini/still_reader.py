@@ -14,8 +14,7 @@ that is right is the question's ceiling without its video. Three groups follow:
     {'group': 'open', 'ceiling': 1.0}
 
 Example: wash, cook, salt and plate one tomato. The hand covers it and a wet ring sticks
-out: it was washed, perhaps cooked and salted too. The video is needed.
-"""
+out: it was washed, perhaps cooked and salted too. The video is needed."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -33,8 +32,7 @@ DISTRACTED = 0.4  # share of histories with a distracting step, in world.sample_
 
 def histories(episode: Episode) -> Iterator[tuple[float, tuple[Step, ...]]]:
     """(probability, actions) of all that may have been done before a video question
-    with this goal on these objects; the answer is the plan's first step not among
-    them. Probabilities add up to 1."""
+    with this goal on these objects. Probabilities add up to 1."""
     every = [Step(effect, item) for item in (0, 1) for effect in range(len(EFFECTS))]
     others = [step for step in every if step not in episode.plan]
     for done in range(len(episode.plan)):
@@ -49,10 +47,8 @@ def histories(episode: Episode) -> Iterator[tuple[float, tuple[Step, ...]]]:
 
 
 def still_ceiling(episode: Episode) -> float:
-    """How often the best guess from still and text is right, above 0.25 and up to 1.
-
-    Exactly 1 where no other answer fits the still.
-    """
+    """How often the best guess from still and text is right, above 0.25 and up to 1:
+    exactly 1 where no other answer fits the still."""
     seen, drawn = world.still(episode), {}
     answers = dict.fromkeys(episode.plan, 0.0)
     for (probability, actions), dries in product(histories(episode), (False, True)):
@@ -75,10 +71,8 @@ def _still(episode: Episode, actions: tuple[Step, ...], dries: bool):
 
 
 def without_video(data_dir: str | Path) -> dict[str, dict]:
-    """{question id: {"group", "ceiling"}} of the levels' questions that have a video.
-
-    Empty, and ValueError, where `truth.known` is.
-    """
+    """{question id: {"group", "ceiling"}} of the levels' questions that have a video;
+    empty, and ValueError, where `truth.known` is."""
     asked = {
         key: known.episode
         for key, known in truth.known(data_dir).items()

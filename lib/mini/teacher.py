@@ -7,8 +7,7 @@ letter.
 
     known = truth.known("outputs/data/miniplan")
     made = demonstrations("truth", recorded, questions, known)
-    with_shares(made, known, false=0.3, unseen=0.0, seed=0)
-"""
+    with_shares(made, known, false=0.3, unseen=0.0, seed=0)"""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -52,10 +51,8 @@ def with_shares(
 ) -> list[Demonstration]:
     """The same, each with its letter and the right step; of their reasoning the share
     `false` states another moment of the same goal, the share `unseen` states nothing.
-
     Which they are is drawn by seed and id alone: a larger share holds a smaller one.
-    ValueError for shares that cannot be, and where no truth is known.
-    """
+    ValueError for shares that cannot be, and where no truth is known."""
     if min(false, unseen) < 0 or false + unseen > 1:
         raise ValueError(
             f"demonstrations_false = {false}, demonstrations_unseen = {unseen}: they "

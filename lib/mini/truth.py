@@ -6,8 +6,7 @@ seed in `benchmark.json`, and every record is compared with the one on disk.
 
     >>> truth = known("outputs/data/miniplan")["L1/0"]
     >>> truth.seen, truth.answer, truth.asks
-    (('wash pepper', 'cut pepper', 'salt pepper'), 'tie pepper', 'next step')
-"""
+    (('wash pepper', 'cut pepper', 'salt pepper'), 'tie pepper', 'next step')"""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,11 +20,8 @@ from lib.mini.world import Episode
 
 @dataclass(frozen=True)
 class Truth:
-    """The episode behind a question, and what the question asks for.
-
-    `asks` is "next step" or one of `lessons.ASKS`; `options` and `answer` are in words,
-    as the question has them.
-    """
+    """The episode behind a question. `asks` is "next step" or one of `lessons.ASKS`;
+    `options` and `answer` are in words, as the question has them."""
 
     episode: Episode
     asks: str
@@ -59,11 +55,8 @@ def of_plan(e: Episode) -> Truth:
 @lru_cache(maxsize=2)
 def known(data_dir: str | Path) -> dict[str, Truth]:
     """{question id: its Truth} for a folder that `lib.mini write` wrote, else {}; ids
-    are "training/7", "L1/0", "general/general_00000_0".
-
-    Raises ValueError, naming file and record, where the generator of today makes other
-    questions than those on disk.
-    """
+    are "training/7", "L1/0", "general/general_00000_0". ValueError, naming file and
+    record, where the generator of today makes other questions than those on disk."""
     folder = paths.resolve(data_dir)
     marker = folder / "benchmark.json"
     if not marker.exists():

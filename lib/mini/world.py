@@ -11,8 +11,7 @@ SEED-Bench-R1 (arXiv 2503.24376, section 3): progress video, current observation
 
 >>> episode = sample_episode(random.Random(0), "Daily life", environment=3)
 >>> episode.goal, [episode.say(s) for s in episode.actions], episode.say(episode.answer)
-('cut and plate the pepper and the carrot', ['cut pepper'], 'cut carrot')
-"""
+('cut and plate the pepper and the carrot', ['cut pepper'], 'cut carrot')"""
 
 import random
 from dataclasses import dataclass
@@ -69,10 +68,8 @@ class Step:
 @dataclass(frozen=True)
 class Episode:
     """Everything true about one question: the scene, what happened, what comes next.
-
     `actions` is what the hand did so far (progress and distracting steps, in order),
-    `plan` the goal's four steps in order, `answer` the next of them.
-    """
+    `plan` the goal's four steps in order, `answer` the next of them."""
 
     domain: str
     environment: int
@@ -105,8 +102,7 @@ class Episode:
 
     @property
     def shown(self) -> tuple[Step, ...]:
-        """`actions`; of a still in the order that it shows: the left object's first,
-        and effects in work order."""
+        """`actions`; of a still the left object's first, and effects in work order."""
         if not self.image_only:
             return self.actions
         left = min((0, 1), key=lambda item: self.positions[item][0])
@@ -137,11 +133,9 @@ def sample_episode(
     gold: int | None = None,
     image_only: bool = False,
 ) -> Episode:
-    """Draw one episode; `gold` fixes the answer's place among the options (0-3).
-
-    The number of plan steps already done is uniform over 0-3 and all four plan steps
-    are the options, so that the text alone says nothing about the answer.
-    """
+    """Draw one episode; `gold` fixes the answer's place among the options (0-3). How
+    many plan steps are done is uniform over 0-3 and all four are the options, so that
+    the text alone says nothing about the answer."""
     objects = tuple(rng.sample(range(4), 2))
     columns = (30, 82) if rng.random() < 0.5 else (82, 30)
     positions = tuple(

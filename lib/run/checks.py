@@ -57,8 +57,7 @@ class Check(NamedTuple):
 
 
 def refuse_settings(values: Mapping) -> None:
-    """ValueError for frames, rollouts, answers and memory settings that the code does
-    not take."""
+    """ValueError for settings that frames, rollouts, answers or memory cannot have."""
     counts.sampling_of(values)
     tokens, batch = values["max_new_tokens"], values["eval_batch_size"]
     evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
@@ -97,9 +96,8 @@ def check_steps(
 
 
 def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Check:
-    """Whether there is a device for every process, of `gib` unless that is 0, and
-    whether the card computes in the run's dtype. Without a GPU a process takes a core.
-    """
+    """Whether every process has a device, of `gib` unless that is 0, that computes in
+    the run's dtype. Without a GPU a process takes a core."""
     if card and not card.bfloat16 and values["dtype"] == "bfloat16":
         return Check("devices", False, "this card has no bfloat16: give another dtype")
     count, gpus, cores = values["num_processes"], device_count(), paths.cores()
@@ -189,8 +187,7 @@ def check_data(
 
 
 def made_by(values: Mapping, what: str, lacking: list[str], seen: set) -> Check:
-    """Data is missing: the run's own data_command may get it, unless it would stop, or
-    brings something else."""
+    """Whether the run's own data_command, as it stands, brings what is missing."""
     command = values["data_command"]
     if not command:
         return Check("data", False, f"{what}; no data_command makes it: put it there")

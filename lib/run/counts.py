@@ -64,10 +64,9 @@ def check_epochs(
     name: str, steps: int, items_per_step: int, items: int, epochs: float
 ) -> None:
     """ValueError unless `steps` make `epochs` of the items; 0 epochs: not checked.
-    `name` is the parameter that holds the steps; `items_per_step` counts over all
-    devices. Only full steps exist: 46 x 128 = 5,888 items are an epoch of 6,000. One
-    step or 5 % more or less are the same epochs, so a recipe's 46 steps hold for files
-    of 5,900 and of 6,100 records."""
+    `name` is the parameter of the steps; `items_per_step` counts over all devices. Only
+    full steps exist: 46 x 128 = 5,888 items are an epoch of 6,000. One step or 5 % more
+    or less are the same epochs: 46 steps hold for 5,900 to 6,100 records."""
     wanted = max(1, math.floor(round(epochs * items / items_per_step, 6)))
     if epochs and abs(steps - wanted) > max(1, 0.05 * wanted):
         found = steps * items_per_step / items
@@ -209,9 +208,8 @@ def parts_of(values: Mapping, sets: Mapping[str, Asked]) -> list[Part]:
 
 
 def asked_of(values: Mapping, sets: Mapping[str, Asked]) -> dict[str, int]:
-    """What 04_eval does, section by section: every model on all sets; some sets again
-    with something taken away; attention on filmed questions; reasoning read without
-    pictures, by the base all of it, by others their own."""
+    """What 04_eval does: every model on all sets; some sets with something taken away;
+    attention on filmed questions; reasoning read, all by the base, else one's own."""
     models, looked = values["asked_models"].split(), values["perception_models"].split()
     here = {name: sets[name].count for name in SETS if name in sets}
     shown = [name for name in values["perception_sets"].split() if name in here]

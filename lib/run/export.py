@@ -35,10 +35,9 @@ CARD = paths.ROOT / "lib/train/card.md"  # a template of jinja
 
 
 def export(adapter: str | Path, folder: str | Path) -> Path:
-    """Merge `adapter` (outputs/<run>/adapters/<method>) into its base, in `folder`. The
-    folder appears by one rename, whole or not at all. Raises FileExistsError for one
-    that is not empty, FileNotFoundError for a missing adapter or manifest, and
-    ValueError for a base that is not the one the adapter was trained on."""
+    """Merge `adapter` (outputs/<run>/adapters/<method>) into its base, in `folder`.
+    FileExistsError for a folder that is not empty, FileNotFoundError for a missing
+    adapter or manifest, ValueError for another base than the adapter's."""
     adapter, folder = paths.resolve(adapter), paths.resolve(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: give a folder that is not there")

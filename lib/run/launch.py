@@ -82,7 +82,6 @@ def call(
     *arguments: Any,
 ) -> Any:
     """`function(*arguments)` on `num_processes` processes; returns the first one's.
-
     `accelerate_config` is a file such as params/accelerate/*.yaml, or "" for plain data
     parallelism; one process without it is this one. Interrupting ends all processes.
     Raises ChildFailed with the traceback of the process that failed first,
@@ -164,8 +163,7 @@ def missing_package(accelerate_config: str) -> str:
 
 def start() -> None:
     """`accelerate launch` of one machine, whose rendezvous listens on loopback alone.
-    torch's own listens on every address, to whoever speaks, for pickles among others.
-    """
+    torch's own listens on every address, to whoever speaks, for pickles too."""
     from accelerate.commands import launch
     from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
@@ -276,9 +274,8 @@ def _failure(name: str, folder: Path, code: int, said: str) -> ChildFailed:
 
 
 class _Output:
-    """What the first process prints: whole lines as they come, and a line that is drawn
-    again and again, a progress bar, in one display that is updated once in REDRAWN
-    seconds. A notebook would keep every piece of it."""
+    """What the first process prints: whole lines as they come, and a progress bar in
+    one display, once in REDRAWN seconds, as a notebook would keep every piece of it."""
 
     def __init__(self):
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode

@@ -307,8 +307,7 @@ def learned(
     model: Model, work: Work, packed: tuple[int, int, int], head: float, patches: int
 ) -> float:
     """What rows, packed as by `packs`, leave behind in the layers until the backward
-    pass, patches in the vision tower, and what that pass takes: its head, or a layer of
-    one pack that is computed again."""
+    pass, patches in the tower, and what that pass takes: its head, or a layer anew."""
     rows, in_pack, length = packed
     wide, tower = work.wide, patches * work.wide * model.tower
     layer = length * wide * (KEPT[0] * model.hidden + KEPT[1] * model.inner)

@@ -189,8 +189,7 @@ def path(subject: Subject) -> Iterator[Check]:
 
 
 def greedy_tokens(subject: Subject, prompts, seen) -> Check:
-    """Each token that the kit's decoding draws, by the plain forward: by how much that
-    one prefers another."""
+    """How much the plain forward prefers another token to each that the kit draws."""
     model, settings, gaps = subject.model, EvalSettings("think", 16, len(prompts)), []
     how = Asking(model, subject.processor, settings, Sampling()).decoding(0.0)
     drawn = rollouts.draw(model, seen, 1, how)

@@ -85,8 +85,7 @@ def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
 
 
 def cells_of(notebook: Path) -> list[dict]:
-    """A notebook's cells, each source as one text. A kernel that imports nbformat for
-    this waits two seconds."""
+    """A notebook's cells, each source one text. nbformat would take two seconds."""
     cells = read_json(notebook)["cells"]
     return [{**cell, "source": "".join(cell["source"])} for cell in cells]
 
@@ -141,9 +140,8 @@ def load_params(
     path: str | Path, notebooks: Path = NOTEBOOKS, overrides: Iterable[str] = ()
 ) -> list[Run]:
     """The runs of a params file: one, or one for every combination of its sweep.
-    `overrides`, each name=value, come over what the file gives. Raises ParamsFaults
-    with all faults: unknown and repeated keys, values of a type other than the
-    notebook's, a missing run_name, names that cannot be folders."""
+    `overrides`, each name=value, come over it. ParamsFaults has all faults: unknown and
+    repeated keys, wrong types, a missing run_name, names no folder can have."""
     reader = _Reader(notebook_paths(notebooks))
     runs = reader.runs(Path(path), overrides)
     if reader.faults:

@@ -174,8 +174,7 @@ def wrapped(text: str) -> str:
 
 
 def sweep_lines(plans: list[Plan]) -> list[str]:
-    """A line a run, the sum of the hours, where they are from, and every check that
-    failed, once."""
+    """A line a run, the hours' sum and origins, and once every check that failed."""
     found, rest, total = [], {}, 0
     for plan in plans:
         took = sum(hours for hours, _ in plan.hours.values())

@@ -195,7 +195,7 @@ def test_a_bad_value_names_file_line_and_column(column, found, named, tmp_path):
     rows[1][column] = found
     with pytest.raises(LabelFaults) as caught:
         read_labels([write_labels(tmp_path / "labels.csv", rows)])
-    (fault,) = caught.value.faults
+    fault, _ = str(caught.value).split("\n")
     assert f"labels.csv, line 3, {named}: " in fault
     assert "; expected " in fault or " is also in " in fault
     assert f"mend these, or get {epic.LABELS} again" in str(caught.value)
@@ -208,7 +208,7 @@ def test_all_faults_of_all_files_are_reported(tmp_path):
     write_labels(other, [rows[2], rows[2]])
     with pytest.raises(LabelFaults) as caught:
         read_labels([one, other])
-    assert len(caught.value.faults) == 3
+    assert len(str(caught.value).split("\n")) == 3 + 1  # and what to do
     assert "other.csv, line 3, narration_id" in str(caught.value)
 
 

@@ -130,11 +130,7 @@ class Item:
 
 
 class LabelFaults(ValueError):
-    """Every fault of the label files, each with file, line and column."""
-
-    def __init__(self, faults: list[str]):
-        super().__init__("\n".join([*faults, f"mend these, or get {LABELS} again"]))
-        self.faults = faults
+    """Every fault of the label files, a line each, naming file, line and column."""
 
 
 def read_labels(files: Iterable[Path]) -> list[Action]:
@@ -151,7 +147,7 @@ def read_labels(files: Iterable[Path]) -> list[Action]:
                 faults.append(f"{place}, narration_id: {action.id} is also in {first}")
             actions.append(action)
     if faults:
-        raise LabelFaults(faults)
+        raise LabelFaults("\n".join([*faults, f"mend these, or get {LABELS} again"]))
     return actions
 
 

@@ -133,8 +133,7 @@ def _goes_on(name: str) -> bool:
 
 
 def _after(chain: dict, stage: str) -> dict[str, str]:
-    """What the notebooks had left that this one builds on, but figures: training is not
-    built on other training."""
+    """What earlier notebooks left, but figures: no training is built on another."""
     found, until = {}, stage if stage >= "04" else min(stage, "02")
     for own in sorted(own for own in chain if own < until):
         wrote = chain[own]["wrote"].items()

@@ -1,8 +1,7 @@
 """Text of strangers stays text: in a table of markdown and in a terminal.
 
-Only what the functions below return is `Marked`; any other text, a model's completion
-say, is escaped where it is put into a table. In HTML the templates of lib/show do so.
-"""
+Only what the functions below return is `Marked`; any other text, such as a completion,
+is escaped where it is put into a table. In HTML the templates of lib/show do so."""
 
 import re
 from collections.abc import Sequence
@@ -44,8 +43,7 @@ def code(text: object) -> Marked:
 
 
 def grid(lines: Sequence[Sequence[object]]) -> str:
-    """A markdown table of cells, the first line its header; cells are text unless they
-    are Marked."""
+    """A markdown table, the first line its header; cells are text unless Marked."""
     header, *rest = lines
     made = ""
     for line in (header, ["---"] * len(header), *rest):

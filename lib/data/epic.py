@@ -17,8 +17,7 @@ EgoPlan had its goals written by GPT-4 and its questions filtered by people; her
 neither, and no goal: the last action of a segment would name one of the options.
 
 All videos that L1 uses are left out, which is proven on the written file. Moments are
-the labels' timestamps: frame numbers count 50 or 60 a second, some files hold others.
-"""
+timestamps: the labels' frames count 50 or 60 a second, some files hold others."""
 
 import re
 from collections import Counter

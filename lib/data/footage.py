@@ -88,8 +88,7 @@ class _Film:
 
     @property
     def rate(self) -> float:
-        """Frames a second, as stated and as the released code takes it, unless the
-        frames shown have another."""
+        """Frames a second as stated (the released code's), if those shown agree."""
         shown = self.count / self.seconds if self.seconds else self.stated_rate
         is_so = abs(self.stated_rate - shown) <= RATE_WITHIN * shown
         return self.stated_rate if is_so else shown
@@ -100,8 +99,7 @@ def read(
 ) -> tuple[list[np.ndarray], str]:
     """The frames that `choose(frames shown, frames a second)` names, ascending from 0,
     each uint8 [H, W, 3] and upright; and why PyAV read them, "" where decord did. Of
-    several videos in a file the one that FFmpeg ranks best is read. Raises Unreadable
-    and what `choose` raises."""
+    several videos the one that FFmpeg ranks best is read. Raises Unreadable."""
     with _ALONE:
         film = _scan(str(path))
         if not film.why_pyav:

@@ -189,8 +189,7 @@ def _checksum(name: str, body: bytes) -> bytes:
 
 
 def _pack(frames: np.ndarray) -> bytes:
-    """Frames uint8 [..., H, W, 3] as a line with their shape and film, and packed
-    differences."""
+    """Frames uint8 [..., H, W, 3]: a line of shape and film, packed differences."""
     to_green = np.array(frames)
     to_green[..., 0] -= frames[..., 1]
     to_green[..., 2] -= frames[..., 1]

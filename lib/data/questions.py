@@ -94,9 +94,8 @@ def read_validation(path: Place, media_root: Place, name: str) -> list[Question]
 
 
 def read_training(path: Place, media_root: Place, seed: int = 0) -> list[Question]:
-    """The training questions, each with three different ones of its negative answers;
-    draw and order are seeded by f"{seed}/{sample_id}" (unseeded in the released code).
-    """
+    """The training questions, each with three of its different negative answers; draw
+    and order are seeded by f"{seed}/{sample_id}" (unseeded in the released code)."""
     return _read(path, media_root, "training", seed)
 
 
@@ -217,9 +216,8 @@ def _text_or_empty(record: dict, name: str) -> str:
 
 
 def _survey(path: Path, kind: str | None) -> tuple[str | None, int, list, list]:
-    """(kind, None where none is told, number of records, the sound (line, record),
-    faults by line) of a file. In a list, which may be a single line, a field is named
-    with its record."""
+    """(kind or None, number of records, the sound (line, record), faults by line) of a
+    file. In a list, which may be a single line, a field is named with its record."""
     data, sound, found, seen = path.read_bytes(), [], [], {}
     is_list, no_file = data.lstrip()[:1] == b"[", faults.no_file(data[:99])
     if data.startswith(BYTE_ORDERS):

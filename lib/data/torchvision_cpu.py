@@ -2,10 +2,9 @@
 
 Qwen2-VL's video processor needs torchvision's resize and normalise, which are pure
 torch. The wheel's compiled part is linked against CUDA; where it cannot be loaded,
-torchvision's import fails, because its meta registrations name two operators that
-nobody declared. Declaring them is enough: they have no kernel, and nothing here calls
-them. Where the compiled part loads, nothing is declared. Import this before
-transformers."""
+torchvision's import fails, as its meta registrations name two operators that nobody
+declared. Declaring them is enough: they have no kernel, and nothing here calls them.
+Where it loads, nothing is declared. Import this before transformers."""
 
 import importlib.util
 from pathlib import Path

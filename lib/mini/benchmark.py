@@ -177,9 +177,8 @@ def demonstration(item: Item, seed: int) -> dict | None:
 
 def make_general(count: int, seed: int) -> list[tuple[dict, Episode]]:
     """Perception questions in LongVideoBench's schema, with the episode to render: a
-    third each for a step that is shown, for the last one, and for an object; 4 or 5
-    options; clips of 8-15 s and 15-30 s (duration groups 15 and 60), in which nothing
-    dries."""
+    third each for a step that is shown, the last one, and an object; 4 or 5 options;
+    clips of 8-15 s and 15-30 s (duration groups 15 and 60), in which nothing dries."""
     return [_general(number, seed) for number in range(count)]
 
 

@@ -110,8 +110,7 @@ class LessonCollator(sft.ResponseCollator):
 
 
 def forward(model, inputs: dict[str, torch.Tensor], **asked):
-    """Output of the model, with positions as the kit has them; its `loss` is the mean
-    cross-entropy over response tokens."""
+    """Output of the model at the kit's positions; `loss` is of the response alone."""
     return model(**inputs, position_ids=prefix.positions(model, inputs), **asked)
 
 

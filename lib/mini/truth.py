@@ -48,7 +48,6 @@ class Truth:
 
 
 def of_plan(e: Episode) -> Truth:
-    """What is true about the question for an episode's next step."""
     return Truth(e, "next step", tuple(map(e.say, e.options)), e.say(e.answer))
 
 

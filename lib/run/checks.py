@@ -258,8 +258,7 @@ def check_disks(runs: Iterable[Mapping[tuple[Path, str], int]]) -> list[Check]:
 
 
 def room(planned: float, given: float | None) -> tuple[float, str]:
-    """(GiB of a device, where the number is from): the one given, the one here, the one
-    planned for, or this machine's."""
+    """(GiB of a device, origin): as given, as here, as planned, or the machine's."""
     if given is not None:
         return given, "as given"
     if torch.cuda.is_available():

@@ -294,8 +294,7 @@ class _Output:
             self.due = time.monotonic() + REDRAWN
 
     def draw(self, line: str, ended: bool = False) -> None:
-        """The last state of a line, a bar's in its place; outside notebooks the end of
-        a line alone."""
+        """A line's last state, a bar's in place; outside notebooks its end alone."""
         from IPython import display, get_ipython  # here: the new processes need none
 
         states = [state.rstrip() for state in line.split("\r")]

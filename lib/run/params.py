@@ -16,8 +16,7 @@ and . _ - alone, so that shells and hubs take their names as they are. Of YAML o
 lines and lists are taken; a value, of a command line too, is read by its declared type.
 
 papermill takes unknown keys and wrong types without complaint, and loses a parameter
-with an equals sign in its comment; so the cell is read here, and every fault of a file
-is reported before anything runs."""
+with an equals sign in its comment; so the cell is read here, every fault at once."""
 
 import ast
 import difflib
@@ -80,7 +79,6 @@ class ParamsFaults(ValueError):
 
 
 def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
-    """The numbered notebooks of a folder, in the order of their numbers."""
     return sorted(folder.glob("[0-9]*.ipynb"))
 
 

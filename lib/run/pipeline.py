@@ -166,8 +166,7 @@ def _command(options: argparse.Namespace, run: Run) -> list[str]:
 
 
 def _trouble(error: str) -> str | None:
-    """What the system lacks, by the words of an error, and what to do, in one line;
-    None where it is something else."""
+    """What the system lacks, by an error's words, and what to do; or None."""
     again = "run it again"
     for words, remedy in REMEDIES.items():
         if words in error:

@@ -104,8 +104,7 @@ class FrameFolder:
     def read(
         self, reader: Callable, path: str | Path, sampling: Sampling
     ) -> np.ndarray:
-        """`reader(path, sampling)`, uint8 [..., H, W, 3], decoded or from the folder;
-        what `reader` raises is passed on, and nothing is kept."""
+        """uint8 [..., H, W, 3]: `reader(path, sampling)`, or what was kept of it."""
         name = entry_name(reader, path, sampling)
         if (kept := self._get(name, path)) is not None:
             return _unpack(kept)

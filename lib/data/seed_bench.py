@@ -274,7 +274,6 @@ class Target:
                     raise DownloadError("\n".join([why, *map(str, self.unusable)]))
 
     def get_files(self, wanted: set[Path]) -> None:
-        """Get what is missing and a file by itself on the hub."""
         place = _Places("a file of the hub", missing(wanted))
         for file in tqdm(self.single, "files", unit="file", leave=False):
             try:
@@ -284,7 +283,6 @@ class Target:
                 self.unusable.append(error)
 
     def get_archives(self, wanted: set[Path], of_stills: bool) -> None:
-        """Take out of archives what is missing, until nothing is."""
         these = [a for a in self.archives if hub_names.of_stills(a) == of_stills]
         for archive in tqdm(these, "archives", unit="archive"):
             try:

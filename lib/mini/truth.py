@@ -30,7 +30,6 @@ class Truth:
 
     @property
     def seen(self) -> tuple[str, ...]:
-        """The steps that were done, as `Episode.shown` has them."""
         return tuple(map(self.episode.say, self.episode.shown))
 
     @property

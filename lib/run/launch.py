@@ -135,7 +135,6 @@ def _write_call(folder: Path, function: Callable, arguments: tuple) -> None:
 
 
 def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[str]:
-    """The command line that starts `main` in each process."""
     config = folder / "plain.json"
     if accelerate_config:
         config = paths.require(accelerate_config, "see params/accelerate")

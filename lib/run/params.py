@@ -179,8 +179,6 @@ class _Given:
 
 
 class _Reader:
-    """Reads params files for some notebooks and collects their faults."""
-
     def __init__(self, notebooks: list[Path]):
         self.notebooks, self.faults = notebooks, []
         known = declarations(notebooks)
@@ -311,7 +309,6 @@ class _Reader:
     def axes(
         self, sweep: _Given, own: Mapping[str, _Given], path: Path
     ) -> dict[str, _Given]:
-        """The swept keys that have a list of values."""
         lists = {}
         if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
             self.fault(sweep.place, "expected lines of `key: [value, value]` below it")
@@ -328,7 +325,6 @@ class _Reader:
         return lists
 
     def chosen(self, given: _Given | None) -> tuple[Path, ...]:
-        """The notebooks that a file names, all where it names none."""
         if given is None:
             return tuple(self.notebooks)
         stems = [notebook.stem for notebook in self.notebooks]
@@ -340,7 +336,6 @@ class _Reader:
         return tuple(path for path in self.notebooks if path.stem in named)
 
     def typed(self, key: str, place: str, node: yaml.Node) -> Any:
-        """The value in the declared type; a fault is added where it has another."""
         kind, text = self.types.get(key), node.value
         if kind is None:
             return self.fault(place, _unknown(key, self.types))

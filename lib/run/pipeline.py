@@ -333,7 +333,6 @@ def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
 
 
 def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
-    """Execute one notebook; its file gets its final name when all cells have run."""
     final = OUTPUTS / run.name / notebook.name
     partial = final.with_suffix(".unfinished.ipynb")
     # papermill fills parameters into what stands in braces in a path.
@@ -414,7 +413,6 @@ def _ending(pool: ThreadPoolExecutor) -> Iterator[int]:
 
 
 def _child(run: Run, options: argparse.Namespace, folder: Path, alive: int) -> int:
-    """The exit code of a run, executed as a process whose messages go to a log."""
     if not options.fresh and not unfinished(run) and not report_due(run):
         return 0
     threads = str(max(1, cores() // options.jobs))

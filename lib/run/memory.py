@@ -41,12 +41,11 @@ DIVIDED = {
 }
 # From config.json on the hub: the family, the sizes named in TEXT, and whether the
 # output layer is the embedding.
+OF_7B = (3584, 28, 28, 4, 18944, 152064, False)
 KNOWN = {
     "Qwen/Qwen2-VL-2B-Instruct": ("qwen2_vl", 1536, 28, 12, 2, 8960, 151936, True),
-    "Qwen/Qwen2-VL-7B-Instruct": ("qwen2_vl", 3584, 28, 28, 4, 18944, 152064, False),
-    "Qwen/Qwen2.5-VL-7B-Instruct": (
-        *("qwen2_5_vl", 3584, 28, 28, 4, 18944, 152064, False),
-    ),
+    "Qwen/Qwen2-VL-7B-Instruct": ("qwen2_vl", *OF_7B),
+    "Qwen/Qwen2.5-VL-7B-Instruct": ("qwen2_5_vl", *OF_7B),
 }
 TEXT = ("hidden_size", "num_hidden_layers", "num_attention_heads")
 TEXT += ("num_key_value_heads", "intermediate_size", "vocab_size")

@@ -458,7 +458,6 @@ def _table_cells(row: dict) -> dict:
     metrics, seconds = row.pop("metrics", {}), row.pop("seconds", "")
     for model, sets in metrics.items():
         for name, numbers in sets.items():
-            row[f"{model} {called({'set': name, **numbers})}"] = (
-                f"{numbers['accuracy']:.3f}"
-            )
+            column = f"{model} {called({'set': name, **numbers})}"
+            row[column] = f"{numbers['accuracy']:.3f}"
     return row | {"seconds": seconds}

@@ -72,11 +72,10 @@ _NO_ARTICLE = (
 def parse_answer(
     completion: str, rule: str, letters: str = "ABCDE", options: Sequence[str] = ()
 ) -> str | None:
-    """The option letter a completion gives, or None where it gives none.
-
-    Of several `<answer>` tags the first counts: counting any would pay a policy for
-    listing every letter. `lenient` reads it in any case; if there is none, what follows
-    an unclosed one; if there is none either, the last line. It accepts, in this order,
+    """The option letter a completion gives, or None. Of several `<answer>` tags the
+    first counts: counting any would pay a policy for listing every letter. `lenient`
+    reads it in any case; if there is none, what follows an unclosed one; if there is
+    none either, the last line. It accepts, in this order,
       at the start, or after answer, option or choice
         the letter alone, in any case:             B    (b)    **B**   \\boxed{B}
         set off from a text, in any case:          b. take bag   (B)take bag

@@ -82,9 +82,8 @@ def get(
     have: Path | None = None,
 ) -> None:
     """Say what is missing for the choices of `what`, then download it into `folder`:
-    archives of `at_most` bytes in all, and none for clips that lie below `have`.
-    Raises DownloadError, or Busy where another process does the same; the same call
-    goes on where it stopped."""
+    archives of `at_most` bytes in all, and none for clips that lie below `have`. Raises
+    DownloadError, or Busy where another process does the same."""
     target = Target(folder, what, at_most)
     wanted = target.wanted()
     if wanted is not None and have and not dry_run:

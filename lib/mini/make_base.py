@@ -46,8 +46,7 @@ from transformers import (
 
 BASE = paths.ROOT / "lib/mini/base"
 SEED, BATCH, LR = 0, 16, 2e-3  # lessons in a step; peak of the learning rate
-# (steps, {lesson: weight}); a batch holds one kind of lesson, so that text drills cost
-# no vision pass.
+# (steps, {lesson: weight}); a batch holds one kind: text drills cost no vision pass.
 ALL = {"sight": 1, "pick": 1, "told": 3, "caption": 4}
 ALL |= {"shown": 1, "last": 1, "object": 1, "plan": 5}
 PHASES = (

@@ -51,8 +51,7 @@ OF_STAGE = {
 HERE = dict.fromkeys(OF_STAGE, "data_dir")
 HERE["evaluation"] += " general_dir eval_batch_size asked_models coherence_sets "
 HERE["evaluation"] += "perception_conditions attention_questions"
-# Values of a run, seconds of an item of each stage, where they are from, and what else
-# must be alike.
+# Values of a run, seconds of each stage's item, their origin, what else must be alike.
 Measured = tuple[Mapping, dict[str, float], str, Mapping[str, str]]
 
 

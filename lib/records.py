@@ -294,9 +294,8 @@ def _git(*arguments: str) -> str | None:
     """What git prints in the checkout; None without git or outside a repository."""
     command = ["git", "-C", str(ROOT), *arguments]
     with suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True
-        ).strip()
+        quiet = {"stderr": subprocess.DEVNULL, "text": True}
+        return subprocess.check_output(command, **quiet).strip()
     return None
 
 

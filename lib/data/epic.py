@@ -153,9 +153,8 @@ def read_labels(files: Iterable[Path]) -> list[Action]:
 def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
     """(line, row by column) of a CSV file; none where it has faults as a whole."""
     try:
-        table = pandas.read_csv(
-            file, dtype=str, keep_default_na=False, index_col=False
-        ).fillna("")
+        how = {"dtype": str, "keep_default_na": False, "index_col": False}
+        table = pandas.read_csv(file, **how).fillna("")
     except (ValueError, pandas.errors.ParserError) as error:  # not UTF-8, or nothing
         faults.append(f"{file}, line 1: no table of labels ({error})")
         return []

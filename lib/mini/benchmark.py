@@ -100,10 +100,8 @@ def _item(split: str, number: int, seed: int, seen: set) -> Item:
     gold = (number + number // 4) % 4
     while True:
         image_only = rng.random() < IMAGE_ONLY_SHARE
-        environment, held_out = rng.choice(ENVIRONMENTS[split]), split == "L3"
-        episode = world.sample_episode(
-            rng, domain, environment, held_out, gold, image_only
-        )
+        where, held_out = rng.choice(ENVIRONMENTS[split]), split == "L3"
+        episode = world.sample_episode(rng, domain, where, held_out, gold, image_only)
         if instance(episode) not in seen:
             seen.add(instance(episode))
             scenario = rng.choice(DOMAINS[domain]["scenarios"])

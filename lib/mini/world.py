@@ -137,10 +137,8 @@ def sample_episode(
     many plan steps are done is uniform over 0-3 and all four are the options, so that
     the text alone says nothing about the answer."""
     objects = tuple(rng.sample(range(4), 2))
-    columns = (30, 82) if rng.random() < 0.5 else (82, 30)
-    positions = tuple(
-        (x + rng.randint(-6, 6), 17 + rng.randint(-2, 2)) for x in columns
-    )
+    xs = (30, 82) if rng.random() < 0.5 else (82, 30)
+    positions = tuple((x + rng.randint(-6, 6), 17 + rng.randint(-2, 2)) for x in xs)
     family = rng.choice(("single", "pair"))
     combination = rng.choice(combinations_for(family, held_out))
     items = (0,) if family == "single" else (0, 1)
@@ -149,9 +147,8 @@ def sample_episode(
     actions = list(plan[:done])
     # A clip must show something: with no progress yet there is always a distraction.
     if rng.random() < 0.4 or (done == 0 and not image_only):
-        others = [
-            Step(e, i) for i in (0, 1) for e in range(6) if Step(e, i) not in plan
-        ]
+        every = [Step(effect, item) for item in (0, 1) for effect in range(6)]
+        others = [step for step in every if step not in plan]
         actions.insert(rng.randint(0, len(actions)), rng.choice(others))
     options = [s for s in plan if s != plan[done]]
     rng.shuffle(options)

@@ -275,9 +275,7 @@ class _Reader:
                 return self.keys(tree, path)
             line, why = 1, LINES
         except FileNotFoundError:
-            self.faults.append(
-                f"{path} is missing: give a file such as params/mini.yaml"
-            )
+            self.fault(f"{path} is missing", "give a file such as params/mini.yaml")
             return None
         except UnicodeDecodeError as error:
             line = raw.count(b"\n", 0, error.start) + 1

@@ -2,7 +2,7 @@
 
 Phases (`lib/mini/base_lessons.py`): the vision tower by itself; text drills that tie a
 step to its option letter, with captions; everything; everything with a small learning
-rate. The loss is taken on responses only. It takes about an hour on two idle cores; an
+rate. The loss is taken on responses only. It takes about an hour on one core; an
 interrupted run goes on with the phase it was in.
 
 What comes out is an ordinary Qwen2-VL folder: config, generation config, safetensors,

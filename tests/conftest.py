@@ -56,9 +56,12 @@ def pytest_xdist_setupnodes():
 
 
 def pytest_collection_finish(session):
-    """One thread a process; a test that does not need torch does not import it."""
+    """One thread a process, figures in no window; what a test does not need, torch for
+    one, it does not import."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+    if "matplotlib" in sys.modules:
+        sys.modules["matplotlib"].use("Agg")
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import re
 
-import matplotlib
 import numpy as np
 import pytest
 from made_run import (
@@ -13,8 +12,6 @@ from made_run import (
     write_condition,
     write_run,
 )
-
-matplotlib.use("Agg")
 
 from lib.analysis import answers, claims, compare, plots
 from lib.analysis.__main__ import main

@@ -4,10 +4,6 @@ import json
 from types import SimpleNamespace
 
 import made_run
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd

@@ -1,9 +1,5 @@
 """Figures hold the numbers they are given, and say what is missing."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest

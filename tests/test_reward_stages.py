@@ -2,10 +2,6 @@
 
 import pickle
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import pytest
 
 from lib.show import training_plots

@@ -1,9 +1,5 @@
 """The sketches draw what they are given: masks, losses, rates, shares, estimates."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 
 from lib.show import sketches

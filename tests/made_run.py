@@ -125,6 +125,12 @@ def write_run(folder, seed=0, n=120, sets=("L1", "L2", "L3", "general")):
     return folder
 
 
+def one(rows, **wanted):
+    """The one row with these values."""
+    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
+    return row
+
+
 def edit_row(path, number, **changes):
     """Change fields of one row (from 0) of a JSON lines file; None removes a field."""
     lines = path.read_text().splitlines()

@@ -8,6 +8,7 @@ from made_run import (
     DOMAINS,
     answering,
     attention_row,
+    one,
     reasoning_row,
     write_condition,
     write_run,
@@ -47,10 +48,6 @@ def measured(run, *numbers):
 def part_of(row, name=""):
     parts = [*row["parts"], *row["beside"]]
     return next(part for part in parts if name in ("", part["name"]))
-
-
-def claim_in(rows, number):
-    return next(row for row in rows if row["number"] == number)
 
 
 def rows_of(run, label, level="L1"):
@@ -130,7 +127,7 @@ def test_published_counts_give_the_printed_percentages():
     ],
 )
 def test_published_effects(number, name, effect, z, own):
-    claim = claim_in(claims.claims(), number)
+    claim = one(claims.claims(), number=number)
     part = next(p for p in claim["parts"] if name in ("", p["name"]))
     row = claims.published(claim, part)
     assert 100 * row["effect"] == pytest.approx(effect, abs=0.01)
@@ -238,12 +235,12 @@ def test_a_part_is_the_comparison_of_the_analysis(made):
 
 def judged(made, **numbers):
     """Claim 1 with other numbers of its part."""
-    claim, row = claim_in(claims.claims(), 1), part_of(claim_in(made[2], 1))
+    claim, row = one(claims.claims(), number=1), part_of(one(made[2], number=1))
     return claims.judged(claim, claim["parts"][0], row | numbers)
 
 
 def test_what_was_not_tried_or_not_recognised_cannot_show(made):
-    yes, no = part_of(claim_in(made[2], 1))["planted"].values()
+    yes, no = part_of(one(made[2], number=1))["planted"].values()
     for planted in ({"yes": yes, "no": None}, {"yes": no, "no": yes}):
         assert judged(made, planted=planted)["verdict"] == CANNOT
     assert judged(made, planted={"yes": yes, "no": no})["verdict"] != CANNOT
@@ -297,7 +294,7 @@ def test_behind_names_the_discordant_questions(made):
     ],
 )
 def test_missing_records_are_named_with_the_command(made, number, file, command):
-    row = claim_in(made[2], number)
+    row = one(made[2], number=number)
     assert row["verdict"] == MISSING
     assert file in row["sentence"] and command in row["sentence"]
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from made_run import edit_row, write_run
+from made_run import edit_row, one, write_run
 
 from lib import methods
 from lib.analysis import answers, compare, stats
@@ -36,11 +36,6 @@ def right(made):
 @pytest.fixture
 def small(tmp_path):
     return write_run(tmp_path / "run", n=12, sets=("L1",))
-
-
-def of(rows, **wanted):
-    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
-    return row
 
 
 def test_no_torch():
@@ -199,7 +194,7 @@ def test_runs_that_are_not_of_one_kind_are_not_pooled(tmp_path):
 def test_differences_pair_the_questions(right, predictions):
     rows = compare.differences(right, **DRAWS)
     assert len(rows) == 3 * 4
-    row = of(rows, a="grpo", b="base", set="L2")
+    row = one(rows, a="grpo", b="base", set="L2")
     pairs = list(zip(predictions["grpo", "L2"], predictions["base", "L2"], strict=True))
     assert row["wins"] == sum(a["correct"] > b["correct"] for a, b in pairs)
     assert row["difference"] == pytest.approx((row["wins"] - row["losses"]) / 400)
@@ -229,7 +224,7 @@ def test_a_row_without_questions_in_common_says_so(right):
     table = compare.differences_markdown([found])
     assert "| – (needs questions that all of them answered) | – | – | – |" in table
     seeds = pd.concat([right.assign(seed=seed, video="one") for seed in range(2)])
-    row = of(compare.table(seeds, ("model", "set")), model="sft", set="L1")
+    row = one(compare.table(seeds, ("model", "set")), model="sft", set="L1")
     assert row["effect"] is None and "more than one video" in row["missing"]
 
 
@@ -250,8 +245,8 @@ def test_several_seeds_are_the_mean_over_seeds(tmp_path):
         np.array([[row["correct"] for row in own[model, "L2"]] for own in read], float)
         for model in ("sft", "base")
     )
-    row = of(compare.table(right, ("model", "set")), model="sft", set="L2")
-    found = of(compare.differences(right), a="sft", b="base", set="L2")
+    row = one(compare.table(right, ("model", "set")), model="sft", set="L2")
+    found = one(compare.differences(right), a="sft", b="base", set="L2")
     for measured, values in ((row, sft), (found, sft - base)):
         expected = stats.mean_over_seeds(values)
         for key in ("effect", "low", "high", "sd", "seeds"):

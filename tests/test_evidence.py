@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from made_run import answering
+from made_run import answering, one
 
 from lib.analysis import answers, attended, evidence_plots, reasoned, seen, stats
 from lib.analysis.readme import evidence_markdown
@@ -58,11 +58,6 @@ def write_seen(run, seed=0, name="L1"):
 def looked(runs, groups=GROUPS, questions=QUESTIONS):
     frame = answers.read(runs)
     return seen.seen(frame, seen.asked_of(runs), questions, groups, **DRAWS)
-
-
-def one(rows, **wanted):
-    (row,) = [r for r in rows if all(r[key] == wanted[key] for key in wanted)]
-    return row
 
 
 def words(figure):

@@ -43,11 +43,8 @@ def write_seen(run, seed=0, name="L1"):
     for (model, condition), right in RIGHT.items():
         ending = "" if condition == "seen" else f".{condition}"
         file = run / f"predictions_{model}_{name}{ending}.jsonl"
-        options = ["wash cup", "dry cup", "cut cup", "tie cup"]
-        row = {"options": options, "gold": "A", "truncated": False}
-        ids = [key.replace("L1", name) for key in IDS]
-        asked = ({"id": key} | row for key in ids)
-        write_jsonl(file, map(answering, asked, np.roll(right, seed)))
+        rows = made_run.predictions(model, name, 6, 0)
+        write_jsonl(file, map(answering, rows, np.roll(right, seed)))
         write_json(file.with_suffix(".settings.json"), {"model": model})
     asked = {"conditions": ["no_video"], "left_out": {}, "sets": ["L1"], "count": 6}
     write_json(run / ASKED, asked | {"seed": 0})
@@ -145,11 +142,10 @@ def write_reasoned(run, seed=0):
     """GRPO's letter is the stated step on 8 of 12 questions, SFT's always, the base
     gives no reasoning; the reader errs on the first question of GRPO alone."""
     ids = [f"L1/{i}" for i in range(12)]
-    options = ["wash cup", "dry cup", "cut cup", "tie cup"]
-    asked = [{"id": k, "options": options, "gold": "A", "truncated": 0} for k in ids]
     for model in METHODS:
         right = [model != "grpo" or i % 3 > 0 for i in range(12)]
         path = run / f"predictions_{model}_L1.jsonl"
+        asked = made_run.predictions(model, "L1", 12, 0)
         write_jsonl(path, map(answering, asked, right))
         rows = []
         for i, key in enumerate(ids):

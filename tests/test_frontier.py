@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from made_run import OPTIONS, answering
+from made_run import answering, predictions
 
 from lib import chain
 from lib.analysis import __main__ as analysis
 from lib.analysis import frontier
-from lib.data.letters import judged
 from lib.records import read_json, write_json, write_jsonl
 from lib.run import params
 
@@ -15,6 +14,7 @@ X = (0.0, 0.15, 0.3, 0.6, 1.0)
 SHARES = {0.083: 165, 1.0: 1984}
 N = 400
 GRPO = 0.75
+ASKED = {name: predictions("base", name, N, 0) for name in ("L1", "L3")}
 
 
 def sft(x, share, name):
@@ -29,12 +29,7 @@ def write_run(run, label, accuracy, parameters, seed, taught=None):
         # The questions are as hard for everybody.
         hard = np.random.default_rng(number).permutation(N) / N
         noise = np.random.default_rng([seed, len(run.name), number]).normal(0, 0.02, N)
-        rows = []
-        for i in range(N):
-            row = {"id": f"{name}/{i:03}", "gold": "ABCD"[i % 4], "options": OPTIONS}
-            row |= {"completion": "", **judged("", OPTIONS, row["gold"])}
-            row |= {"truncated": False, "error": None}
-            rows.append(answering(row, hard[i] + noise[i] < accuracy[name]))
+        rows = map(answering, ASKED[name], hard + noise < accuracy[name])
         write_jsonl(run / f"predictions_{label}_{name}.jsonl", rows)
         metrics[label][name] = {"n": N, "accuracy": 0.0}
     write_json(run / "metrics.json", metrics)

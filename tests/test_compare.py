@@ -228,15 +228,6 @@ def test_a_row_without_questions_in_common_says_so(right):
     assert row["effect"] is None and "more than one video" in row["missing"]
 
 
-def test_out_of_distribution_compares_the_gaps(right):
-    rows = compare.out_of_distribution(right, **DRAWS)
-    assert [(row["there"], row["here"]) for row in rows] == [("L2", "L1"), ("L3", "L1")]
-    gaps = compare.differences(right, [("grpo", "sft")], samples=10)
-    gap = {row["set"]: row["difference"] for row in gaps}
-    assert rows[1]["difference"] == pytest.approx(gap["L3"] - gap["L1"])
-    assert (rows[1]["n_there"], rows[1]["n_here"]) == (400, 400)
-
-
 def test_several_seeds_are_the_mean_over_seeds(tmp_path):
     runs = [write_run(tmp_path / f"run{seed}", seed, n=60) for seed in range(3)]
     right = compare.right(answers.read(runs))
@@ -310,6 +301,8 @@ def test_markdown_tables_are_whole(predictions, right):
         lines = text.splitlines()
         assert len(lines) == 2 + count
         assert len({line.count("|") for line in lines}) == 1
+    sizes = "| on L3, less that on L1 | 400 and 400 |"
+    assert sizes in compare.out_of_distribution_markdown(apart)
     assert "PSR" in compare.accuracies_markdown([rows[0] | {"model": "psr"}])
 
 

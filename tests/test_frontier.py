@@ -112,16 +112,6 @@ def test_a_crossing_is_where_it_leads_for_good(effect, at):
     assert frontier.crossing(X, effect) == pytest.approx(at)
 
 
-def test_resamples_are_paired_over_cells(outputs):
-    """The same questions and seeds in all cells: a shift of all of one shifts both."""
-    own = np.random.default_rng(0).random((2, 50))
-    one = {"seeds": [0, 1], "L1": own, "L3": own}
-    two = {"seeds": [0, 1], "L1": own + 0.5, "L3": own}
-    first, second = map(frontier._resampled, (one, two))
-    assert np.allclose(second["L1"] - first["L1"], 0.5, atol=1e-5)
-    assert first["L1"].std() > 0.01
-
-
 def test_table_figure_and_record_hold_every_cell(outputs, tmp_path, capsys):
     given = [*map(str, folders(outputs)), "--out", str(tmp_path)]
     assert analysis.main(["map", *given]) == 0

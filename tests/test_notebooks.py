@@ -96,6 +96,10 @@ def test_parameters_and_imports_are_folded_on_pages(code):
         assert tag in cell.metadata["tags"]
 
 
+def test_what_was_given_is_looked_at_before_anything_is_done(code):
+    assert code[3].source.startswith("params.check_given(globals())")
+
+
 def test_papermill_reads_the_same_parameters(path):
     """An equals sign in a comment would hide a line from `--help-notebook`, and IPython
     takes `run: str = ...` for the magic %run."""

@@ -14,7 +14,6 @@ from lib.run.params import (
     declarations,
     declared,
     load_params,
-    notebook_paths,
 )
 
 PARAMS = ROOT / "params"
@@ -320,10 +319,3 @@ def test_what_papermill_may_give_passes():
     cell = translate_parameters("python3", "python", given, "Parameters")
     check_given({"In": ["", cell, "base = model"], "base": object()})
     check_given({})
-
-
-@pytest.mark.parametrize("path", notebook_paths(), ids=lambda path: path.stem)
-def test_every_notebook_looks_at_what_it_was_given_before_it_does_anything(path):
-    cells = nbformat.read(path, as_version=4).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
-    assert code[3].startswith("params.check_given(globals())")

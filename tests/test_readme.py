@@ -17,6 +17,7 @@ from lib.paths import ROOT
 from lib.records import read_json
 
 REFERENCE = ROOT / "outputs" / "reference"
+SEEDS = readme.of_records(readme.read_reference(REFERENCE / "mini_seeds"))
 STEPS, UNSEEN = "sft-steps", "demonstrations_unseen"
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 FLAT = " ".join(TEXT.split())  # whatever its lines
@@ -76,15 +77,12 @@ def test_minutes_are_those_of_the_committed_run():
 
 
 def test_sentences_below_the_table_are_those_of_the_records():
-    right = Counter()
-    for path in (REFERENCE / "mini_seeds").glob("*.json"):
-        for row in read_json(path)["results"]:
-            right[row["model"], row["set"]] += row["correct"].count("1") / row["n"]
-            right[row["model"], row["set"], "runs"] += 1
+    right = {
+        (row["model"], row["set"]): row["mean"] for row in readme.accuracies(SEEDS)
+    }
 
     def gain(model, name):
-        mine, base = ((m, name) for m in (model, "base"))
-        return right[mine] / right[*mine, "runs"] - right[base] / right[*base, "runs"]
+        return right[model, name] - right["base", name]
 
     said = f"ends {-100 * gain('sft', 'general'):.0f} points below"
     for label, words in (("grpo", "brings {} of GRPO's gain"), ("sft", "{} of SFT's")):
@@ -100,8 +98,7 @@ def test_sentences_below_the_table_are_those_of_the_records():
 
 
 def test_sft_on_steps_is_told_as_it_is():
-    records = readme.of_records(readme.read_reference(REFERENCE / "mini_seeds"))
-    rows = {row["set"]: row for row in readme.differences(records) if row["a"] == STEPS}
+    rows = {row["set"]: row for row in readme.differences(SEEDS) if row["a"] == STEPS}
     assert {
         name for name, row in rows.items() if not row["low"] <= 0 <= row["high"]
     } == {*("L1", "L2", "general")}

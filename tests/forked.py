@@ -51,12 +51,14 @@ def _do(work: Callable[[], None], log: Path) -> None:
         os._exit(code)
 
 
-def wait_until(condition: Callable[[], object], what="nothing", seconds=PATIENCE):
+def wait_until(
+    condition: Callable[[], object], what="nothing", seconds=PATIENCE, pause=0.01
+):
     """The first true value of `condition`; AssertionError after `seconds` without."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"after {seconds} s: {what}"
-        time.sleep(0.01)
+        time.sleep(pause)
     return found
 
 

@@ -56,7 +56,8 @@ SETTINGS = {  # all cells in the page, which ends where they end; no question ab
     },
 }
 LIMIT = 600  # seconds for anything that is waited for, on a busy machine
-wait_for = partial(wait_until, seconds=LIMIT)
+# Each look asks the browser, which has other work.
+wait_for = partial(wait_until, seconds=LIMIT, pause=0.1)
 
 
 def copy_kit(folder: Path) -> Path:
@@ -220,9 +221,14 @@ class Notebook:
         """Save the notebook; the text/plain of a cell's outputs as it is in the file:
         JupyterLab shows the picture alone."""
         then = self.file.stat().st_mtime_ns
+
+        def saved() -> list[dict] | None:
+            if self.file.stat().st_mtime_ns != then:
+                with suppress(json.JSONDecodeError):  # half of it is written
+                    return cells_of(self.file)
+
         self.tool("docmanager:save")
-        wait_for(lambda: self.file.stat().st_mtime_ns != then, "it was not saved")
-        outputs = cells_of(self.file)[self._number(text)]["outputs"]
+        outputs = wait_for(saved, "it was not saved")[self._number(text)]["outputs"]
         return "".join(
             "".join(o.get("data", {}).get("text/plain", "")) for o in outputs
         )

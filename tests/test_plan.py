@@ -289,7 +289,6 @@ def test_the_cost_script_measures_a_tiny_size_anywhere(tmp_path):
     stages = ["SFT", "rollout", "reference", "update", "evaluation"]
     assert [row["stage"] for row in found["rows"]] == stages
     assert all(row["seconds"] > 0 and row["peak_gib"] > 0 for row in found["rows"])
-    assert out.with_suffix(".md").read_text().count("| tiny |") == len(stages)
     if not torch.cuda.is_available():
         with pytest.raises(SystemExit):
             cost.main([])

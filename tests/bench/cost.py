@@ -7,8 +7,8 @@ Models of the true size with random weights, generated clips at the paper's shap
 frames of 252 x 252, 883 prompt tokens) and the settings of params/single_gpu_2b.yaml
 and single_gpu_7b.yaml go through real SFT and GRPO steps and an evaluation batch.
 Random weights hardly ever end a completion, so all have 256 tokens: the dearest case.
-Results go to outputs/reference/bench_cost.json and .md, beside the plan of
-lib/run/memory.py. It needs a GPU; the 7B checkpoint takes 16.6 GB below TMPDIR."""
+Results go to outputs/reference/bench_cost.json, beside the plan of lib/run/memory.py.
+It needs a GPU; the 7B checkpoint takes 16.6 GB below TMPDIR."""
 
 import tempfile
 from dataclasses import asdict
@@ -18,7 +18,6 @@ import torch
 
 from lib import paths, records
 from lib.doors import Door
-from lib.evaluate import tables
 from lib.run import memory
 from lib.run.memory import Model
 from tests.bench import stages
@@ -69,17 +68,6 @@ def gib(count: float) -> float:
     return round(count / 2**30, 3)
 
 
-def table(costs: dict[str, dict]) -> str:
-    """A row a stage and size."""
-    lines = [["size", "stage", "planned GiB", "peak GiB", "seconds", "device"]]
-    for size, found in costs.items():
-        for row in found["rows"]:
-            cells = [row[name] for name in ("stage", "planned_gib", "peak_gib")]
-            took = f"{row['seconds']} a {row['of']}"
-            lines.append([size, *cells, took, found["device"]])
-    return tables.grid(lines)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = Door("python -m tests.bench.cost", __doc__)
     parser.add_argument(
@@ -95,8 +83,6 @@ def main(arguments: list[str] | None = None) -> None:
         # at once: what interrupts a larger size must not take a smaller one along
         record = {"costs": costs, "environment": records.environment()}
         records.write_json(options.out, record)
-        records.write_text(options.out.with_suffix(".md"), table(costs) + "\n")
-    print(table(costs))
 
 
 if __name__ == "__main__":

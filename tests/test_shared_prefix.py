@@ -71,9 +71,9 @@ def plain_scores(model, inputs, completion, temperature=1.0, **more):
     return logps.gather(-1, completion[:, None])[:, 0], entropies
 
 
-def plain_group_scores(model, inputs, completions, temperature=1.0):
+def plain_group_scores(model, inputs, completions):
     return [
-        plain_scores(model, one, completion, temperature)
+        plain_scores(model, one, completion)
         for one, group in zip(inputs, completions, strict=True)
         for completion in group
     ]
@@ -86,34 +86,6 @@ def tightest(prompts, longest=9):
 
 def worst(found, expected):
     return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("seed", "features", "temperature", "quantize"),
-    [
-        *((0, True, 1.0, False), (1, False, 1.0, False), (2, True, 0.5, False)),
-        (0, False, 1.0, True),
-    ],
-)
-def test_scores_equal_a_plain_forward(
-    tiny_checkpoint, processor, seed, features, temperature, quantize
-):
-    """Log-probabilities and entropies; other families are in a file of their own."""
-    model = models.load_model(tiny_checkpoint, quantize=quantize)
-    inputs = encoded(processor, seed)
-    prompts = [make_prompt(model, one) for one in inputs]
-    completions = completions_of(prompts, seed)
-    with torch.no_grad():
-        expected = plain_group_scores(model, inputs, completions, temperature)
-        if features:
-            prompts = prefix.with_features(model, prompts)
-        add_scoring(model, temperature)
-        met = []  # positions that the vocabulary meets
-        model.lm_head.register_forward_hook(lambda *call: met.append(len(call[-1])))
-        found = completion_scores(model, prompts, completions)
-    assert met == [sum(len(own) for group in completions for own in group)]
-    for own, plain in zip(found, zip(*expected, strict=True), strict=True):
-        assert worst(own, plain) <= (1e-4 if quantize else 1e-5)
 
 
 def test_bfloat16_rows_are_as_close_to_float32_as_a_plain_forward(

@@ -144,11 +144,11 @@ def random_batch(reader, seed):
     return inputs, [[completion() for _ in range(rng.integers(1, 6))] for _ in inputs]
 
 
-def plain_logps(model, inputs, completion):
+def placed_scores(model, inputs, completion, temperature):
     """By one ordinary forward at the positions of the published formula."""
     ids = torch.cat([inputs["input_ids"], completion[None]], 1)
-    placed = mrope_positions({**inputs, "input_ids": ids}, model.config)
-    return plain_scores(model, inputs, completion, position_ids=placed[:, None])[0]
+    placed = mrope_positions({**inputs, "input_ids": ids}, model.config)[:, None]
+    return plain_scores(model, inputs, completion, temperature, position_ids=placed)
 
 
 def grpo_like_loss(logps, seed):
@@ -166,26 +166,32 @@ def grpo_like_loss(logps, seed):
     return loss / len(logps)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_scores_loss_and_gradients_equal_the_repetition(model, reader, seed):
+@pytest.mark.parametrize(("seed", "temperature"), [(0, 1.0), (1, 0.5)])
+def test_scores_loss_and_gradients_equal_the_repetition(
+    model, reader, seed, temperature
+):
     inputs, groups = random_batch(reader, seed)
     prompts = [make_prompt(model, one) for one in inputs]
-    expected = [
-        plain_logps(model, one, completion)
+    scores = [
+        placed_scores(model, one, completion, temperature)
         for one, group in zip(inputs, groups, strict=True)
         for completion in group
     ]
+    expected, entropies = zip(*scores, strict=True)
     loss = grpo_like_loss(expected, seed)
     wanted = gradients(model, loss)
-    add_scoring(model)
+    add_scoring(model, temperature)
+    met = []  # positions that the vocabulary meets
+    model.lm_head.register_forward_hook(lambda *call: met.append(len(call[-1])))
     runs = []
     hook = model.model.visual.register_forward_hook(lambda *args: runs.append(1))
     with torch.no_grad():
         seen = prefix.with_features(model, prompts)
         before = len(runs)
-        cached, _ = completion_scores(model, seen, groups)
+        cached, found = completion_scores(model, seen, groups)
     hook.remove()
     assert len(runs) == before > 0
+    assert met == [sum(map(len, cached))] and worst(found, entropies) < 1e-6
     longest = max(len(prompt.ids) for prompt in prompts) - 1 + 9
     for pack_tokens, bound in ((16384, 1e-12), (longest, 1e-6)):  # whole, and split
         logps, _ = completion_scores(model, prompts, groups, pack_tokens)

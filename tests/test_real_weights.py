@@ -32,6 +32,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
     modeling_gguf_pytorch_utils,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 pytestmark = pytest.mark.slow
 PACKAGES = {  # what is taken from each, and its SHA-256
@@ -190,10 +191,7 @@ def scored(model, encoded, answers):
 def qwen_tokenizer(file):
     """Qwen2-VL's tokenizer from Qwen's ranks: a token was merged from the two parts
     that are left when the lower ranks have been merged."""
-    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = {byte: chr(byte) for byte in keep}
-    rest = [byte for byte in range(256) if byte not in letters]
-    letters |= {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    letters = bytes_to_unicode()
     lines = map(bytes.split, file.read_bytes().splitlines())
     ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     merges = []

@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,8 +11,7 @@ import torch.distributed.checkpoint as dcp
 
 from lib import records
 from lib.model import models, shards
-from lib.train import checkpoints, grpo, progress
-from tests.trainings import GRPO, REWARDS
+from lib.train import checkpoints, progress
 
 # isort: split
 from safetensors.torch import load_file, save_file
@@ -184,14 +182,13 @@ def test_a_finished_folder_appears_whole(tmp_path):
     assert checkpoints.same_settings(folder / "settings.json", {"lr": 1})
 
 
-WHOLE = replace(GRPO, lora_rank=0, lr=1e-3, pack_tokens=4096)
+WHOLE = {"lora_rank": 0, "lr": 1e-3}
 
 
-def test_a_full_fine_tune_resumes_exactly(make_task, tmp_path):
+def test_a_full_fine_tune_resumes_exactly(make_trainer, tmp_path):
     """Weights after steps 1-4 equal those after steps 1-2, a new trainer, 3-4."""
     straight, resumed = (
-        grpo.VideoGRPOTrainer(make_task(REWARDS, WHOLE, tmp_path / name))
-        for name in ("straight", "resumed")
+        make_trainer(run=tmp_path / name, **WHOLE) for name in ("straight", "resumed")
     )
     start = {k: v.clone() for k, v in straight.model.state_dict().items()}
     straight.train()
@@ -205,22 +202,15 @@ def test_a_full_fine_tune_resumes_exactly(make_task, tmp_path):
         assert torch.equal(value, expected[key]), key
 
 
-@pytest.fixture
-def ended(make_task, tmp_path):
-    """The task of a run of all weights that has ended, its checkpoints kept."""
-    task = make_task(REWARDS, replace(WHOLE, steps=2), tmp_path)
-    checkpoints.train(grpo.VideoGRPOTrainer(task))
-    return task
-
-
-def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(ended, tmp_path):
+def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(make_trainer, tmp_path):
+    checkpoints.train(make_trainer(**WHOLE, steps=2))
     checkpoint = tmp_path / "checkpoints" / "grpo" / "checkpoint-2"
     whole = {path: path.read_bytes() for path in checkpoint.iterdir()}
     marker = records.read_json(checkpoint / checkpoints.MARKER)
     optimizer, schedule = checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"
 
     def check(message):
-        trainer = grpo.VideoGRPOTrainer(ended)
+        trainer = make_trainer(**WHOLE, steps=2)
         with pytest.raises(ValueError, match=message):
             checkpoints.train(trainer)
         for path, content in whole.items():
@@ -317,12 +307,11 @@ def test_a_pickle_that_calls_is_refused_whoever_loads_it(tmp_path):
 
 
 def test_a_tiny_learning_rate_moves_bfloat16_weights(
-    tiny_checkpoint, make_task, tmp_path
+    tiny_checkpoint, make_trainer, tmp_path
 ):
     """They are float32 in training; the published ones are bfloat16, as the base."""
     trained = {"lr": 1e-6, "schedule": "constant", "dtype": "bfloat16", "steps": 2}
-    task = make_task(REWARDS, replace(GRPO, lora_rank=0, **trained), tmp_path)
-    trainer = grpo.VideoGRPOTrainer(task)
+    trainer = make_trainer(lora_rank=0, **trained)
     start = {k: v.detach().clone() for k, v in trainer.model.named_parameters()}
     checkpoints.train(trainer)
     counts = torch.zeros(3)
@@ -334,7 +323,7 @@ def test_a_tiny_learning_rate_moves_bfloat16_weights(
     moved, rounded, size = (counts / counts[2]).tolist()
     assert moved > 0.8 and rounded < 0.1 and size == 1
     folder = checkpoints.publish_trained(
-        trainer, tmp_path / "adapter", "settings.json", task.facts()
+        trainer, tmp_path / "adapter", "settings.json", trainer.task.facts()
     )
     tensors = load_file(folder / "model.safetensors")
     assert {value.dtype for value in tensors.values()} == {torch.bfloat16}

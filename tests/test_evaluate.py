@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from lib import records
-from lib.data.video import BadVideo, Sampling
+from lib.data.video import BadVideo
 from lib.evaluate import evaluate as evaluation
 from lib.evaluate import perception
 from lib.evaluate.evaluate import Asking, EvalSettings, evaluate, metrics, row
 from lib.model import encoding, models, rollouts
-from tests.trainings import followed
+from tests.trainings import SAMPLING, followed
 
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=12, batch_size=4)
 
 

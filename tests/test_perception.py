@@ -13,8 +13,8 @@ from lib.evaluate import evaluate, perception
 from lib.evaluate.evaluate import EvalSettings
 from lib.evaluate.perception import Shown, ask, chosen, resampled, with_other_videos
 from lib.model import models
+from tests.trainings import SAMPLING
 
-SAMPLING = Sampling(max_frames=4, min_frames=4, fps=2.0, height=56, width=56)
 SETTINGS = EvalSettings("think", max_new_tokens=5, batch_size=4)
 SIX = ["no_video", "no_pictures", "shuffled", "one_frame", "other_video", "frames_2"]
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from lib.data.video import BadVideo
 from lib.model import encoding, models
 from lib.train import checkpoints, sft
-from tests.trainings import SAMPLING, SFT, kill_when, log_of
+from tests.trainings import SAMPLING, SFT, assert_same_run, kill_when, log_of
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +33,6 @@ def undisturbed(make_task, tmp_path_factory):
     run = tmp_path_factory.mktemp("undisturbed")
     sft.train_sft(make_task(run))
     return run
-
-
-def weights(run):
-    return (run / "adapters" / "sft" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -171,7 +167,8 @@ def test_it_learns_and_the_log_follows_the_schedule(undisturbed):
 
 def test_another_seed_gives_other_bytes(make_task, undisturbed, tmp_path):
     sft.train_sft(make_task(tmp_path, seed=2))
-    assert weights(tmp_path) != weights(undisturbed)
+    file = "adapters/sft/adapter_model.safetensors"
+    assert (tmp_path / file).read_bytes() != (undisturbed / file).read_bytes()
 
 
 def test_a_finished_adapter_is_returned_at_once_and_others_are_refused(
@@ -203,8 +200,7 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(make_task, tmp_path)
 
     for run in (killed, whole):
         sft.train_sft(make_task(run, **changes))
-    assert weights(killed) == weights(whole)
-    assert log.read_bytes() == (whole / log.name).read_bytes()
+    assert_same_run(killed, whole, "sft")
 
 
 def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(

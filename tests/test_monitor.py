@@ -1,5 +1,6 @@
 """Training as others watch it, and the rows of a run as one table."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -101,6 +102,15 @@ def test_a_command_writes_them_as_csv_or_parquet(run, tmp_path, kind):
     found = table[table["file"] == "rollouts"]
     assert list(found["step"]) == [row["step"] for row in rows]
     assert json.loads(found["rewards"].iloc[0]) == rows[0]["rewards"]
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\nb", 'a,"b"'])
+def test_no_sign_of_a_text_ends_its_row(tmp_path, text):
+    records.write_jsonl(tmp_path / "rollouts.jsonl", [{"text": text, "step": 1}])
+    assert main(["rows", str(tmp_path), str(tmp_path / "rows.csv")]) == 0
+    with open(tmp_path / "rows.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["text"], row["step"]) == (text, "1")
 
 
 def test_another_kind_of_file_is_refused(run, tmp_path, capsys):

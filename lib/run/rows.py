@@ -22,12 +22,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("table", type=Path, help="a file to write, .csv or .parquet")
     parser.add_argument("--files", default="*", help="some of the files, by a pattern")
     given = parser.parse_args(arguments)
-    how = {".csv": "to_csv", ".parquet": "to_parquet"}.get(given.table.suffix)
+    # With these line ends a text's lone \r is quoted; with \n alone it would end a row.
+    csv = partial(pd.DataFrame.to_csv, lineterminator="\r\n")
+    ways = {".csv": csv, ".parquet": pd.DataFrame.to_parquet}
+    how = ways.get(given.table.suffix)
     if how is None:
         parser.error(f"{given.table} ends neither in .csv nor in .parquet")
     table = records.frame(given.run, given.files)
     with records.replacing(given.table) as unfinished:
-        getattr(table.apply(_plain), how)(unfinished, index=False)
+        how(table.apply(_plain), unfinished, index=False)
     print(f"{given.table}: {len(table)} rows")
 
 

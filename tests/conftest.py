@@ -1,7 +1,7 @@
 """A tiny random Qwen2-VL checkpoint and a few real clips, made once per test run."""
 
-import json
 import os
+import shutil
 import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,27 +19,12 @@ ALONE = {
     *("test_sharded_evaluation", "test_two_processes"),
 }
 
+WORDS = ("chat_template.jinja", "processor_config.json")
+WORDS += ("tokenizer.json", "tokenizer_config.json")
 SPECIAL = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>"),
     *("<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
-    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-CORPUS = [
-    "Considering the progress shown in the video and my current observation shown in "
-    "the image, what action should I take next in order to make tea?",
-    "Output the thinking process in <think> </think> and final answer in <answer> "
-    "</answer> tags, i.e., <think> reasoning process here </think>"
-    "<answer> answer here </answer>.",
-    "A. open the fridge\nB. cut the onion\nC. wash the pan\nD. turn on the stove",
-] * 4
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -70,28 +55,6 @@ def _figures_are_closed():
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
-
-
-def _tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import Qwen2Tokenizer
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(CORPUS, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    return Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(merge) for merge in model["merges"]],
-        unk_token=None,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=SPECIAL[1:],
-    )
 
 
 def _config(tokenizer):
@@ -146,35 +109,27 @@ def _raise_gain(model):
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory):
-    """Folder of a random Qwen2-VL with 0.2 M parameters, processors included."""
+    """Folder of a random Qwen2-VL with 0.2 M parameters and the mini base's words."""
     import torch
 
+    from lib import paths
     from lib.model import models  # noqa: F401  (must precede transformers)
 
     # isort: split
-    from transformers import (
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-    )
+    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
     torch.set_num_threads(1)  # where the test's module does not import it
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    tokenizer = _tokenizer()
+    base = paths.ROOT / "lib/mini/base"
+    tokenizer = AutoTokenizer.from_pretrained(base)
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(_config(tokenizer))
     _raise_gain(model)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id]
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
-    size = {"shortest_edge": 28 * 28, "longest_edge": 64 * 28 * 28}
-    Qwen2VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=size),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(size=size),
-        chat_template=CHAT_TEMPLATE,
-    ).save_pretrained(folder)
+    for name in WORDS:
+        shutil.copy(base / name, folder)
     return folder
 
 

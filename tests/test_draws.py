@@ -56,7 +56,7 @@ def test_kl_is_zero_for_a_fresh_adapter_and_grows(
     policy = peft.get_peft_model(model, models.lora_config(4, 8.0)).eval()
     rows = drawn(policy, processor, tiny_questions[:2], tmp_path / "a.jsonl", count=4)
     assert all(abs(row["kl"]) < 1e-4 for row in rows)
-    move_adapter(policy)
+    move_adapter(policy, 0.1)
     rows = drawn(policy, processor, tiny_questions, tmp_path / "b.jsonl", count=16)
     assert np.mean([row["kl"] for row in rows]) > 0.05
 

@@ -244,7 +244,8 @@ def sentence(part: Mapping, row: Mapping) -> str:
     holds = f"{OPEN}: {numbers}; the interval holds {points(above)}"
     if size is None:
         return f"{holds}, and no size was published"
-    return f"{holds} {'and' if low <= size else '; above'} the paper's {points(size)}"
+    and_ = " and" if low <= size else "; it lies above"
+    return f"{holds}{and_} the paper's {points(size)}"
 
 
 def published(claim: Mapping, part: Mapping) -> dict | None:

@@ -7,12 +7,11 @@ in test_video.py, archives in test_seed_bench.py, parameters in test_params.py, 
 settings of other runs in test_records.py, test_resume.py and test_sft.py."""
 
 import hashlib
-import resource
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 
 from lib import chain
 from lib import records as run_records
@@ -213,17 +212,6 @@ def manifest_with_other_bytes(run):
 def not_a_step(run):
     (run / "checkpoint-20 (copy)").mkdir()
     checkpoints.last_complete(run)
-
-
-@contextmanager
-def full_disk():
-    """A limit on the size of files: a write fails as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def full_record(folder):

@@ -7,7 +7,6 @@ import io
 import json
 import lzma
 import os
-import resource
 import signal
 import stat
 import struct
@@ -22,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow
 import pytest
+from full_disk import full_disk
 from huggingface_hub import constants
 from made_films import write_film
 from made_hub import NEWEST, PINNED, Hub
@@ -799,12 +799,8 @@ def test_a_disk_without_room_is_said_before_anything_is_written(world, monkeypat
 
 def test_a_disk_that_fills_while_writing(world):
     world.batch(EGO, 1, [("0.mp4", os.urandom(400_000))])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
+    with full_disk(100_000):
         said = error(world.accept("L2"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert f"{SEED}: {OF_EGO}: File too large" in said
     (part,) = (world.folder / ".downloads").glob("*.part")
     assert 0 < part.stat().st_size <= 100_000

@@ -1,10 +1,11 @@
 """SFT: what the loss is, and that a run repeats, resumes and refuses."""
 
-import resource
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 import torch
+from full_disk import full_disk
 from torch.nn.functional import cross_entropy
 
 from lib.data.video import BadVideo
@@ -207,19 +208,16 @@ def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
     make_task, tmp_path, monkeypatch
 ):
     """The disk refuses files above 8 KiB, as a full one does, after the first save."""
-    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     on_save = checkpoints.MarkComplete.on_save
 
     def then_full(*given, **more):
         on_save(*given, **more)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+        stack.enter_context(full_disk(8192))
 
     monkeypatch.setattr(checkpoints.MarkComplete, "on_save", then_full)
-    try:
-        with pytest.raises(OSError, match=r"checkpoint-4 could not be written.*make "):
-            sft.train_sft(make_task(tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+    full = pytest.raises(OSError, match=r"checkpoint-4 could not be written.*make ")
+    with full, ExitStack() as stack:
+        sft.train_sft(make_task(tmp_path))
     work = tmp_path / "checkpoints" / "sft"
     assert (work / "checkpoint-2" / checkpoints.MARKER).exists()
     assert not (work / "checkpoint-4" / checkpoints.MARKER).exists()

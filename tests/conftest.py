@@ -185,6 +185,15 @@ def tiny_questions(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def noisy(tmp_path_factory):
+    """A clip of 60 frames, each of other noise."""
+    from made_films import write_clip
+
+    path = tmp_path_factory.mktemp("noisy") / "clip.mp4"
+    return write_clip(path, frames=60, noise=True)
+
+
+@pytest.fixture(scope="session")
 def eight_demonstrations(tiny_questions):
     """With responses of different lengths; the third and the sixth have no video."""
     from lib.data.questions import Demonstration

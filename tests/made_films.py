@@ -33,3 +33,14 @@ def write_film(path, pictures, fps=10, codec="libx264", times=None, turn=(), **g
             film.mux(stream.encode(frame))
         film.mux(stream.encode())
     return path
+
+
+def write_clip(path, frames, noise=False):
+    """An h264 clip whose frame i is grey of brightness 4 + 2 i (or noise)."""
+    rng, shape = np.random.default_rng(0), (56, 84, 3)
+    pictures = [np.full(shape, 4 + 2 * i, np.uint8) for i in range(frames)]
+    if noise:
+        pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in pictures]
+    options = {"crf": "10", "preset": "ultrafast"}
+    start = {"movflags": "faststart"}
+    return write_film(path, pictures, options=options, container_options=start)

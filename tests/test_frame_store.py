@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from test_video import write_clip
+from test_video import SMALL
 
 from lib.data import frame_store
 from lib.data.frame_store import (
@@ -21,16 +21,9 @@ from lib.data.frame_store import (
     kept_frames,
     question_media,
 )
-from lib.data.video import BadVideo, Sampling, read_clip, read_still
+from lib.data.video import BadVideo, read_clip, read_still
 
-SMALL = Sampling(max_frames=8, min_frames=4, fps=2.0, height=56, width=84)
 PLENTY = 2**30
-
-
-@pytest.fixture(scope="module")
-def noisy(tmp_path_factory):
-    path = tmp_path_factory.mktemp("noisy") / "clip.mp4"
-    return write_clip(path, frames=60, noise=True)
 
 
 @pytest.fixture

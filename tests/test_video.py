@@ -8,7 +8,7 @@ import av
 import decord
 import numpy as np
 import pytest
-from made_films import write_film
+from made_films import write_clip
 from PIL import Image
 
 from lib.data.frame_store import question_media
@@ -27,23 +27,6 @@ SMALL = Sampling(max_frames=8, min_frames=4, fps=2.0, height=56, width=84)
 def noise_of(height, width):
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def write_clip(path, frames, height=56, width=84, noise=False):
-    """An h264 clip whose frame i is grey of brightness 4 + 2 i (or noise)."""
-    rng, shape = np.random.default_rng(0), (height, width, 3)
-    pictures = [np.full(shape, 4 + 2 * i, np.uint8) for i in range(frames)]
-    if noise:
-        pictures = [rng.integers(0, 255, shape, dtype=np.uint8) for _ in pictures]
-    options = {"crf": "10", "preset": "ultrafast"}
-    start = {"movflags": "faststart"}
-    return write_film(path, pictures, options=options, container_options=start)
-
-
-@pytest.fixture(scope="module")
-def noisy(tmp_path_factory):
-    path = tmp_path_factory.mktemp("noisy") / "clip.mp4"
-    return write_clip(path, frames=60, noise=True)
 
 
 @pytest.mark.parametrize(

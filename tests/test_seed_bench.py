@@ -741,7 +741,6 @@ def test_a_still_that_cannot_be_had_does_not_stop_the_others(world, media):
         ({}, "none was found"),
         ({"images.7z": b"7z" * 100}, "images.7z: a 7z, rar or spanned zip file"),
         ({"images.zip": zipped([("images/9.png", b"x" * 200)])}, "none was found"),
-        ({"images.tar.part2": tar([("0.png", b"x" * 200)])}, "not all of its parts"),
     ],
 )
 def test_without_any_still_no_clip_is_downloaded(world, there, words):

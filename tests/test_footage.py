@@ -370,3 +370,15 @@ def test_one_film_s_damage_is_not_another_s(tmp_path):
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(told, [sound, broken] * 20)) == [True, False] * 20
+
+
+def test_ffmpeg_is_heard_only_while_a_film_is_read(tmp_path):
+    """Else its threads may wait for Python while PyAV, which holds it, waits for them:
+    cutting clips, which decodes on several, could stand still."""
+    footage.read(write(tmp_path / "film.mp4"), lambda count, fps: [0])
+    for library in footage._FFMPEGS:
+        library.av_log(None, av.logging.ERROR, b"trouble")
+        assert footage._HEARD == []
+        with footage._hearing():
+            library.av_log(None, av.logging.ERROR, b"trouble")
+        assert footage._HEARD.pop() == "trouble"

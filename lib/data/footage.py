@@ -11,14 +11,13 @@ are heard beneath it. A flipped bit that is another sound picture stays unseen.
 
     >>> frames, why_pyav = read("film.mp4", lambda count, fps: [0, count - 1])"""
 
-import atexit
 import ctypes
 import re
 import threading
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -59,9 +58,20 @@ def _listen(_context: int, level: int, text: bytes, _values: int) -> None:
         _HEARD.append(re.sub(r"%\w+", "..", text.decode("ascii", "replace").strip()))
 
 
-for _library in filter(None, (ctypes.CDLL(av._core.__file__), _LIB)):  # both FFmpegs
-    _library.av_log_set_callback(_listen)
-    atexit.register(_library.av_log_set_callback, None)  # before Python ends
+_FFMPEGS = [own for own in (ctypes.CDLL(av._core.__file__), _LIB) if own]
+
+
+@contextmanager
+def _hearing() -> Iterator[None]:
+    """What FFmpeg says is heard inside. Elsewhere it may speak from threads of its own,
+    and one that waits for Python while PyAV waits for it would wait for ever."""
+    for library in _FFMPEGS:
+        library.av_log_set_callback(_listen)
+    try:
+        yield
+    finally:
+        for library in _FFMPEGS:
+            library.av_log_set_callback(None)
 
 
 class _Packet(NamedTuple):
@@ -100,7 +110,7 @@ def read(
     """The frames that `choose(frames shown, frames a second)` names, ascending from 0,
     each uint8 [H, W, 3] and upright; and why PyAV read them, "" where decord did. Of
     several videos the one that FFmpeg ranks best is read. Raises Unreadable."""
-    with _ALONE:
+    with _ALONE, _hearing():
         film = _scan(str(path))
         if not film.why_pyav:
             frames, doubt = _by_decord(str(path), film, choose(film.count, film.rate))

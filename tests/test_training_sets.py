@@ -78,6 +78,9 @@ def test_a_share_outside_its_bounds_or_of_nothing_is_refused():
             training_sets.share_of(ITEMS, share, seed=0)
     with pytest.raises(ValueError, match="nothing to take a share of"):
         training_sets.share_of([], 0.5, seed=0)
+    for share in (-0.1, 1.01):
+        with pytest.raises(ValueError, match=f"share = {share} must lie between"):
+            training_sets.with_label_noise(ITEMS, share, seed=0)
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.2, 0.4, 1])

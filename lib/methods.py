@@ -89,6 +89,7 @@ def called(row: Mapping) -> str:
 
 
 def condition(name: str) -> str:
+    """A condition in words."""
     return CONDITIONS.get(name, name.replace("_", " "))
 
 

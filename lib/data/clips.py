@@ -32,6 +32,7 @@ class Cut:
 
     @property
     def is_there(self) -> bool:
+        """Whether all of it was cut already."""
         return self.still.exists() and (self.clip is None or self.clip.exists())
 
 

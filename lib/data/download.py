@@ -96,6 +96,7 @@ class Archive:
 
     @property
     def digests(self) -> list[str]:
+        """The digest of each part."""
         return [part.digest for part in self.parts]
 
     def fetch_part(self, number: int, store: Path) -> Path:
@@ -189,6 +190,7 @@ def told(size: int) -> str:
 
 
 def _transfer(file: HubFile, part: Path) -> None:
+    """Add to `part` what it lacks of `file`."""
     url = hf_hub_url(file.repo, file.path, repo_type="dataset", revision=file.commit)
     # compressed on the way, a file could not be taken up in its middle
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}
@@ -354,6 +356,7 @@ def _tarred(stream, packed: bool = False) -> Iterator[_Member]:
 
 
 def _require_plain(archive: str, member: _Member) -> None:
+    """ArchiveError unless a member is a plain file with a plain relative name."""
     name, fault = member.name, ""
     if not is_relative(name):
         fault = "leads out of the folder"

@@ -89,6 +89,7 @@ class Item:
 
     @property
     def answer(self) -> Action:
+        """What was done next."""
         return self.segment[self.index]
 
     def cut(self, root: Path) -> Cut:
@@ -200,6 +201,7 @@ def read_videos(file: Path) -> tuple[int, set[str]]:
 
 
 def segments(actions: Iterable[Action]) -> Iterator[tuple[Action, ...]]:
+    """Each video's actions by their start, cut at pauses over 10 s and after 20."""
     segment: list[Action] = []
     for action in sorted(actions, key=attrgetter("video", "start_frame")):
         if segment and (
@@ -215,6 +217,7 @@ def segments(actions: Iterable[Action]) -> Iterator[tuple[Action, ...]]:
 
 
 def questions(segment: tuple[Action, ...]) -> Iterator[Item]:
+    """The questions that a segment gives."""
     texts = [action.text for action in segment]
     for i, text in enumerate(texts):
         repeats = i > 0 and text == texts[i - 1]
@@ -303,6 +306,7 @@ def _why(left_out: dict[str, str]) -> list[str]:
 
 
 def describe(record: dict) -> str:
+    """The record in words."""
     counts = record | record["proof"]
     numbers = {what: n for what, n in counts.items() if type(n) is int}
     lines = [f"{n:6} {what.replace('_', ' ')}" for what, n in numbers.items()]

@@ -61,6 +61,7 @@ def is_integer(value: object) -> bool:
 
 
 def is_id(value: object) -> bool:
+    """What may name a record."""
     return is_integer(value) or is_text(value)
 
 
@@ -79,6 +80,7 @@ def is_path(value: object) -> bool:
 
 
 def is_file_name(value: object) -> bool:
+    """A path without a folder."""
     return is_path(value) and "/" not in value
 
 

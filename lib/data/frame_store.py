@@ -73,6 +73,7 @@ class FrameStore:
         self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
 
     def read(self, reader: Callable, path: Path, sampling: Sampling) -> np.ndarray:
+        """`reader(path, sampling)`, decoded or from the store."""
         require_media(path)
         name = entry_name(reader, path, sampling)
         if name not in self._frames:
@@ -114,6 +115,7 @@ class FrameFolder:
         return frames
 
     def _get(self, name: str, path: str | Path) -> bytes | None:
+        """What is kept under a name; None if nothing is, or if it is damaged."""
         try:
             with open(self.folder / name, "rb") as file:
                 data = file.read()
@@ -128,6 +130,7 @@ class FrameFolder:
         return None
 
     def _put(self, name: str, body: bytes) -> None:
+        """Keep `body` under a name, unless it alone would fill the folder."""
         data = _checksum(name, body) + body
         room = int((1 - FREED) * self.max_bytes) - len(data)
         if room < 0:

@@ -83,6 +83,7 @@ def _numbers(file: HubFile) -> list:
 
 
 def of_stills(archive: Archive) -> bool:
+    """Whether an archive may hold stills."""
     return archive.folders[0].startswith("images")
 
 

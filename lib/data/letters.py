@@ -169,6 +169,7 @@ def _unmarked(text: str) -> str:
 
 
 def _is_option(match: re.Match, options: Sequence[str]) -> bool:
+    """Whether the text behind the letter is the letter's option, word for word."""
     known = dict(zip("ABCDE", options, strict=False))
     option = known.get(match["letter"].upper())
     said = folded(match["rest"]).rstrip(".")

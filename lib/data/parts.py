@@ -83,4 +83,5 @@ def read(
 
 
 def told(sets: Mapping[str, list[Question]]) -> dict[str, str]:
+    """{set: its name, and that it is a part}."""
     return {name: named(name, len(own), own[0].of) for name, own in sets.items()}

@@ -254,6 +254,7 @@ def _survey(path: Path, kind: str | None) -> tuple[str | None, int, list, list]:
 
 
 def _recognised(records: Iterable[object]) -> str | None:
+    """The kind most records show by their keys; None where none shows any."""
     keys = (record.keys() for record in records if isinstance(record, dict))
     marked = ([n for n, k in KINDS.items() if {*k.marks} & own] for own in keys)
     votes = Counter(names[0] for names in marked if names)

@@ -236,6 +236,7 @@ class Target:
             yield "until", f"{most} are used up; {spent} are"
 
     def get_annotations(self) -> None:
+        """Fetch every annotation file and note its hash."""
         for file in self.files.values():
             listed = self.annotations[file.repo].get(file.path)
             if listed is None:
@@ -273,6 +274,7 @@ class Target:
                     raise DownloadError("\n".join([why, *map(str, self.unusable)]))
 
     def get_files(self, wanted: set[Path]) -> None:
+        """Get what is missing and a file by itself on the hub."""
         place = _Places("a file of the hub", missing(wanted))
         for file in tqdm(self.single, "files", unit="file", leave=False):
             try:
@@ -282,6 +284,7 @@ class Target:
                 self.unusable.append(error)
 
     def get_archives(self, wanted: set[Path], of_stills: bool) -> None:
+        """Take out of archives what is missing, until nothing is."""
         these = [a for a in self.archives if hub_names.of_stills(a) == of_stills]
         for archive in tqdm(these, "archives", unit="archive"):
             try:
@@ -388,6 +391,7 @@ class _Places:
 
 
 def missing(wanted: Iterable[Path]) -> list[Path]:
+    """Those of some files that are not there, sorted."""
     return sorted(path for path in wanted if not path.is_file())
 
 

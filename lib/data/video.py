@@ -71,6 +71,7 @@ class Clip(np.ndarray):
 
     @classmethod
     def of(cls, frames: np.ndarray, film: dict | None) -> "Clip":
+        """Frames with what is known of their film."""
         clip = np.asarray(frames).view(cls)
         clip.film = film
         return clip

@@ -249,6 +249,7 @@ def write_clip(path: Path, episode: Episode) -> None:
 
 
 def annotations(folder: Path, split: str) -> Path:
+    """The file of a split's records."""
     name = "training" if split == "training" else f"validation_{split}"
     return folder / "annotations" / f"{name}.jsonl"
 

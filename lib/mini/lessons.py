@@ -43,6 +43,7 @@ def taught_thought(episode: Episode, seen: tuple[Step, ...], step: Step) -> str:
 
 
 def hasty_thought(episode: Episode, step: Step) -> str:
+    """Reasoning that names a step at once."""
     return f"Next is {episode.say(step)}."
 
 

@@ -30,14 +30,17 @@ class Truth:
 
     @property
     def seen(self) -> tuple[str, ...]:
+        """The steps that were done, as `Episode.shown` has them."""
         return tuple(map(self.episode.say, self.episode.shown))
 
     @property
     def plan(self) -> tuple[str, ...]:
+        """The goal's four steps in the order in which they are done."""
         return tuple(map(self.episode.say, self.episode.plan))
 
     @property
     def objects(self) -> tuple[str, str]:
+        """The words for the two objects of the scene."""
         return self.episode.name(0), self.episode.name(1)
 
     def thought(self) -> str:
@@ -47,6 +50,7 @@ class Truth:
 
 
 def of_plan(e: Episode) -> Truth:
+    """What is true about the question for an episode's next step."""
     return Truth(e, "next step", tuple(map(e.say, e.options)), e.say(e.answer))
 
 

@@ -98,6 +98,7 @@ class Episode:
 
     @property
     def letter(self) -> str:
+        """The gold letter."""
         return "ABCDE"[self.options.index(self.answer)]
 
     @property

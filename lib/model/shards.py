@@ -246,6 +246,7 @@ class CheckShards(TrainerCallback):
     accelerate trains without a word on whole ones that it does not know to split."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """Look at every weight."""
         asked = asked_for(args)
         for name, weight in model.named_parameters() if asked else ():
             own = own_part(weight).numel()

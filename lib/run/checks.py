@@ -268,4 +268,5 @@ def room(planned: float, given: float | None) -> tuple[float, str]:
 
 
 def host_gib() -> float:
+    """GiB of memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB

@@ -137,6 +137,7 @@ def percent(found: dict) -> str:
 
 
 def main(arguments: list[str]) -> None:
+    """The command line; raises as `export`."""
     parser = Door("python -m lib.run export", __doc__)
     parser.add_argument("adapter", help="such as outputs/mini/adapters/grpo")
     parser.add_argument("folder", help="to be made; must not hold anything")

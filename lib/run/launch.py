@@ -288,6 +288,7 @@ class _Output:
             self.draw(line.rstrip(), ended=True)
 
     def refresh(self) -> None:
+        """Draw the progress bar, if there is one and it is time to."""
         if "\r" in self.line and time.monotonic() >= self.due:
             self.draw(self.line)
             self.due = time.monotonic() + REDRAWN

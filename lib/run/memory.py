@@ -177,6 +177,7 @@ class Work:
 
 
 def trained_numbers(model: Model, work: Work) -> int:
+    """How many numbers are trained."""
     return work.lora_rank * model.sides if work.lora_rank else model.numbers
 
 

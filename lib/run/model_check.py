@@ -75,6 +75,7 @@ class Subject:
 
     @cached_property
     def processor(self):
+        """Of the checkpoint."""
         return models.load_processor(self.folder)
 
     @cached_property
@@ -86,6 +87,7 @@ class Subject:
 
     @cached_property
     def asked(self) -> list[sight.SightQuestion]:
+        """The sight questions, their clips drawn."""
         return importlib.import_module(self.sight).questions(self.clips)
 
 

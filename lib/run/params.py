@@ -79,6 +79,7 @@ class ParamsFaults(ValueError):
 
 
 def notebook_paths(folder: Path = NOTEBOOKS) -> list[Path]:
+    """The numbered notebooks of a folder, in the order of their numbers."""
     return sorted(folder.glob("[0-9]*.ipynb"))
 
 
@@ -253,6 +254,7 @@ class _Reader:
         return inherited | own, axes  # a sweep's values come over both
 
     def overridden(self, texts: Iterable[str], swept: Iterable) -> dict[str, _Given]:
+        """What a command line gives, as name=value."""
         found = {}
         for text in texts:
             key, _, value = text.partition("=")
@@ -307,6 +309,7 @@ class _Reader:
     def axes(
         self, sweep: _Given, own: Mapping[str, _Given], path: Path
     ) -> dict[str, _Given]:
+        """The swept keys that have a list of values."""
         lists = {}
         if not isinstance(sweep.node, yaml.MappingNode) or not sweep.node.value:
             self.fault(sweep.place, "expected lines of `key: [value, value]` below it")
@@ -323,6 +326,7 @@ class _Reader:
         return lists
 
     def chosen(self, given: _Given | None) -> tuple[Path, ...]:
+        """The notebooks that a file names, all where it names none."""
         if given is None:
             return tuple(self.notebooks)
         stems = [notebook.stem for notebook in self.notebooks]
@@ -334,6 +338,7 @@ class _Reader:
         return tuple(path for path in self.notebooks if path.stem in named)
 
     def typed(self, key: str, place: str, node: yaml.Node) -> Any:
+        """The value in the declared type; a fault is added where it has another."""
         kind, text = self.types.get(key), node.value
         if kind is None:
             return self.fault(place, _unknown(key, self.types))

@@ -90,6 +90,7 @@ class OwnKernel(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
+        """What starts this interpreter."""
         return KernelSpec(**get_kernel_dict())
 
 

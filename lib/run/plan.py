@@ -128,6 +128,7 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
 
 
 def run_lines(plan: Plan) -> list[str]:
+    """The plan of one run, about a screen."""
     values, (total, trained) = plan.values, plan.numbers
     sizes = [f"{name} {size / GIB:.2f}" for name, size in plan.stages.items()]
     written = [f"{what} {size / GB:,.1f}" for (_, what), size in plan.disk.items()]
@@ -164,10 +165,12 @@ def span(hours: float) -> str:
 
 
 def line_of(check: Check) -> str:
+    """A check in words."""
     return wrapped(f"{'ok' if check.passed else 'NO':<4}{check.name:<12}{check.text}")
 
 
 def wrapped(text: str) -> str:
+    """A long line on several, the following ones indented."""
     whole = {"break_long_words": False, "break_on_hyphens": False}  # as a command is
     return textwrap.fill(text, 100, subsequent_indent=16 * " ", **whole)
 

@@ -208,4 +208,5 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         return super()._calculate_rewards(*given)
 
     def extra_state(self) -> dict[str, torch.Tensor]:
+        """The reference."""
         return {} if self.reference is None else self.reference.average

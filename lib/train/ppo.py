@@ -219,4 +219,5 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
         return loss + self.settings.value_weight * value_loss
 
     def extra_state(self) -> dict[str, torch.Tensor]:
+        """The critic."""
         return getattr(prefix.base_of(self.model), HEAD).state_dict()

@@ -77,6 +77,7 @@ class StopDiverged(TrainerCallback):
         self.may_skip, self.skipped = settings.dtype == "float16", 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Look at loss and gradients."""
         step = f"step {state.global_step}"
         fine = math.isfinite(logs.get("grad_norm", 0.0))
         self.skipped = 0 if fine else self.skipped + 1

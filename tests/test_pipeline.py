@@ -348,7 +348,9 @@ def test_a_run_with_an_analysis_ends_with_its_report(kit):
 
     # As when a run was killed between its last notebook and the report.
     kit.forget()
-    os.utime(report, (0, 0))
+    state = json.loads((kit.output("a") / "pipeline.json").read_text())
+    del state["reported"]
+    (kit.output("a") / "pipeline.json").write_text(json.dumps(state))
     assert kit.run("a.yaml")[0] == 0
     assert kit.ledger() == [written]
 

@@ -214,6 +214,7 @@ def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> None:
             from lib.show import report  # here, because it brings matplotlib
 
             report.write(folder)
+            _write_state(run, _state(run) | {"reported": _executed(run)})
     print(f"finished: the results are in {folder}")
     if _has_analysis(run):
         print(f"to read: {folder / REPORT}")
@@ -230,12 +231,11 @@ def unfinished(run: Run) -> list[Path]:
 
 
 def report_due(run: Run) -> bool:
-    """Whether a finished run lacks a report of its notebooks as they are."""
-    folder = OUTPUTS / run.name
-    executed = max((folder / own.name).stat().st_mtime_ns for own in run.notebooks)
-    report = folder / REPORT
-    written = report.stat().st_mtime_ns if report.exists() else 0
-    return _has_analysis(run) and written <= executed
+    """Whether a finished run lacks a report of its notebooks as they are: of the same
+    bytes, for times do not tell where a clock was set back or a file copied."""
+    there = (OUTPUTS / run.name / REPORT).exists()
+    is_it = there and _state(run).get("reported") == _executed(run)
+    return _has_analysis(run) and not is_it
 
 
 def notebook_keys(run: Run, library: str = "") -> dict[Path, str]:
@@ -268,6 +268,12 @@ def _code(notebook: Path) -> list[str]:
 def _values(notebook: Path, run: Run) -> dict:
     names = declared(notebook)
     return {name: run.values[name] for name in names if name in run.values}
+
+
+def _executed(run: Run) -> dict[str, str]:
+    """The SHA-256 of the executed notebooks of a run."""
+    folder = OUTPUTS / run.name
+    return {notebook.stem: sha256(folder / notebook.name) for notebook in run.notebooks}
 
 
 def _has_analysis(run: Run) -> bool:

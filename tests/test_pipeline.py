@@ -288,6 +288,7 @@ def sleeping_notebook(kit, parameters: str = "") -> None:
             "open('../large', 'wb').write(bytes(2**18))",
             "01_one stopped: OSError: [Errno 27] File too large; allow larger files",
         ),
+        (resource.RLIMIT_NOFILE, 64, "1", "Too many open files for 64 at most; allow"),
         (
             resource.RLIMIT_AS,
             2**31,

@@ -19,6 +19,7 @@ import argparse
 import errno
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -54,6 +55,7 @@ OUTPUTS = outputs_dir()
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
 TRACEBACK_LINES = 15
 FULL = "It may have run out of memory."  # then IPython makes no traceback
+LEAST_FILES = 256  # that a kernel with torch holds open at once
 OUT_OF_MEMORY = "the memory is used up: close other programs, or allow more (ulimit -v)"
 # What a system says, in any library's words, and what to do about it.
 REMEDIES = {
@@ -122,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     patience = _end_as_asked()
     try:
+        _check_open_files()
         if runs[0].varied and not options.only:
             return execute_sweep(runs, options)
         execute_run(runs[0], options.fresh, patience)
@@ -164,6 +167,16 @@ def _command(options: argparse.Namespace, run: Run) -> list[str]:
     command += options.overrides
     command += ["--only", run.name] if run.varied else []
     return command + (["--fresh"] if options.fresh else [])
+
+
+def _check_open_files() -> None:
+    """OSError if a kernel would not start, for it dies without saying why."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        few = f"{os.strerror(errno.EMFILE)} for {hard} at most"
+        raise OSError(errno.EMFILE, few, sys.executable)
+    if soft < LEAST_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (LEAST_FILES, hard))
 
 
 def _trouble(error: str) -> str | None:

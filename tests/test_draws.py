@@ -90,6 +90,12 @@ def test_right_and_true_are_told_apart(tiny_questions):
     assert said == ["right", "wrong", "right", "wrong"]
 
 
+def test_a_reasoning_that_was_cut_off_is_judged_as_in_greedy_answers(tiny_questions):
+    texts = ["<think> I see a", "<answer>A</answer>"]
+    row = draws.row(tiny_questions[0], texts, lambda facts, thought: thought)
+    assert row["said"] == ["I see a", None]
+
+
 def test_pass_at_k_is_that_of_all_ways_to_choose():
     for n, c in itertools.product(range(1, 7), range(7)):
         for k in range(1, n + 1) if c <= n else ():

@@ -17,9 +17,12 @@ from pathlib import Path
 from lib import records
 from lib.evaluate import readers
 from lib.evaluate.readers import reasoning_of
-from lib.mini.reasoning import FIELDS
 from lib.paths import require
 
+EXACT = (
+    *("progress", "count", "next", "consistent", "follows"),
+    *("false_step", "false_object"),
+)
 _WORD = re.compile(r"[\w'-]+")
 
 
@@ -80,7 +83,7 @@ def rows_of(
         rows.append(
             {"id": key, "answer": row["first_letter"], "correct": row["correct"]}
             | _read({reader: own[key] for reader, own in read.items()}, row)
-            | (exact(row, thought) if exact else dict.fromkeys(FIELDS))
+            | (exact(row, thought) if exact else dict.fromkeys(EXACT))
             | {
                 "consistent_other": exact(row, other)["consistent"] if exact else None,
                 "names_letter": readers.names_letter(thought),

@@ -10,8 +10,10 @@ waits for, unless the step is one CUDA graph. `compiled` is the engine's step th
 torch.compile, whose seconds come once. Greedy completions of all must be equal.
 `mismatch` is between rollouts and update, on whose ratio GRPO's clipping rests."""
 
+import importlib
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from unittest import mock
@@ -42,13 +44,23 @@ CASES = {  # layers and width (None: the mini base), prompts, completions, token
 
 
 def at(commit: str) -> types.ModuleType:
-    """lib/model/rollouts.py of a commit, on the other modules of today."""
-    show = ["git", "-C", str(paths.ROOT), "show", f"{commit}:lib/model/rollouts.py"]
-    source = subprocess.run(show, check=True, capture_output=True, text=True).stdout
-    module = types.ModuleType("rollouts_before")
-    sys.modules[module.__name__] = module  # dataclasses look there
-    exec(compile(source, f"{commit}:rollouts.py", "exec"), module.__dict__)
-    return module
+    """lib/model/rollouts.py of a commit, on the other modules of that commit."""
+
+    def named() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] == "lib"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        packed = ["git", "-C", str(paths.ROOT), "archive", commit, "lib"]
+        files = subprocess.run(packed, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], check=True, input=files)
+        todays = {name: sys.modules.pop(name) for name in named()}
+        try:
+            with mock.patch.object(sys, "path", [folder, *sys.path]):
+                return importlib.import_module("lib.model.rollouts")
+        finally:
+            for name in named():
+                del sys.modules[name]
+            sys.modules.update(todays)
 
 
 def made(size: tuple[int, int] | None):

@@ -19,6 +19,7 @@ import types
 from unittest import mock
 
 import torch
+from torch._inductor.utils import fresh_cache
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
@@ -147,7 +148,8 @@ def compare(before, case, repeats: int, with_compiler: bool) -> dict:
         },
     }
     if with_compiler:
-        with mock.patch.object(rollouts, "step_of", compiled_step):
+        compiles = mock.patch.object(rollouts, "step_of", compiled_step)
+        with compiles, fresh_cache():  # else an earlier run's work would be found
             compiling = engine.seconds(tokens)
             assert engine.draw(tokens) == expected, "compiled, the completions differ"
             own = pairs(earlier, engine, tokens, repeats)

@@ -146,6 +146,16 @@ def test_the_kernel_is_ours_whatever_python3_is_registered_as(kit):
     assert (kit.output("a{b}{run_name}") / "01_one.ipynb").exists()
 
 
+def test_a_kernel_listens_at_no_port_and_leaves_no_folder(kit):
+    """A port may be taken by another process before the kernel starts."""
+    asked = "import ipykernel\nfound = ipykernel.get_connection_info(unpack=True)"
+    kit.notebook("01_one", asked, noting("{found['transport']} {found['ip']}"))
+    code, _, err = kit.run("a.yaml")
+    assert code == 0, err
+    transport, place = kit.ledger()
+    assert transport == "ipc" and not Path(place).parent.exists()
+
+
 def test_a_failing_cell_is_shown_and_what_was_finished_is_kept(kit):
     """And no escape of its data reaches the terminal."""
     kit.notebook("02_two", "raise ValueError('\\x1b]0;x\\x07' + chr(155))  # failing")

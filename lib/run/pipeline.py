@@ -24,6 +24,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -83,12 +84,18 @@ FAILURES = (NotebookFailed, chain.NotAsLeft, run_files.Busy, run_files.NotARun)
 
 
 class OwnKernel(AsyncKernelManager):
-    """A kernel of this very interpreter, whatever `python3` is registered as. Its
-    messages are encrypted: on a shared machine others can read local traffic."""
+    """A kernel of this very interpreter, whatever `python3` is registered as. It is
+    spoken to through sockets in a folder of one's own: a port is open to others on a
+    shared machine, and one that was free may be taken before the kernel starts."""
 
-    @default("transport_encryption")
-    def _encrypt(self) -> str:
-        return "auto"
+    @default("transport")
+    def _files(self) -> str:
+        return "ipc"
+
+    @default("ip")
+    def _folder(self) -> str:
+        self.folder = tempfile.TemporaryDirectory(prefix="kernel-")
+        return f"{self.folder.name}/at"
 
     @property
     def kernel_spec(self) -> KernelSpec:

@@ -206,6 +206,24 @@ def test_the_command_writes_a_sweep_s_record_table_and_figure(folder, tmp_path, 
     assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
 
 
+def swept(folder, name, change):
+    """A sweep of the same runs whose rows of runs.json are changed."""
+    rows = map(change, read_json(folder / "runs.json"))
+    write_json(folder.parent / name / "runs.json", list(filter(None, rows)))
+    return folder.parent / name
+
+
+def test_a_sweep_need_not_vary_the_seed(folder, tmp_path):
+    def change(row):
+        seed = row.pop("seed")
+        return row if seed == 1 else None
+
+    report.write_sweep(own := swept(folder, "once", change), tmp_path)
+    # write_run was given other seeds: those of the runs themselves
+    assert [row["seed"] for row in report.sweep_record(own)] == [6, 11]
+    assert (tmp_path / "once.md").read_text().count("| GRPO | 1 |") == 2
+
+
 @pytest.mark.parametrize("values", [(1.0, 0.5), ("sparse", "dense")])
 @pytest.mark.parametrize("low", [0.1, 0.3])
 def test_the_figure_holds_every_mean_at_its_value(values, low):

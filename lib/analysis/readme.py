@@ -256,6 +256,7 @@ def sweep_record(folder: str | Path) -> list[dict]:
             run = folder.parent / row["run"]
             chain.verify(run)
             manifest = read_json(run / "manifest.json")
+            given = read_json(require(run / "pipeline.json", RAN))["parameters"]
             commit = list(manifest.values())[-1]["environment"]["git_commit"]
             metrics: dict = {}
             for model, sets in row["metrics"].items():
@@ -264,6 +265,7 @@ def sweep_record(folder: str | Path) -> list[dict]:
                     own = sorted(tables.read_rows(file), key=lambda row: row["id"])
                     metrics.setdefault(model, {})[name] = _compact(own)
             made = {"git_commit": commit, "base": answers.base_of(run)}
+            made["seed"] = given.get("seed", 0)  # which a sweep need not vary
             row = {**row, **made, "metrics": metrics}
         rows.append(row)
     return rows

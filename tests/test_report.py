@@ -224,6 +224,14 @@ def test_a_sweep_need_not_vary_the_seed(folder, tmp_path):
     assert (tmp_path / "once.md").read_text().count("| GRPO | 1 |") == 2
 
 
+def test_a_sweep_may_vary_the_checkpoint(folder, tmp_path):
+    def change(row):
+        return row | {"model": f"hub/{row.pop('training_share')}"}
+
+    report.write_sweep(swept(folder, "models", change), tmp_path)
+    assert (tmp_path / "models.md").read_text().count("| hub/0.5 |") == 4
+
+
 @pytest.mark.parametrize("values", [(1.0, 0.5), ("sparse", "dense")])
 @pytest.mark.parametrize("low", [0.1, 0.3])
 def test_the_figure_holds_every_mean_at_its_value(values, low):

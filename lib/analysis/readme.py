@@ -267,6 +267,8 @@ def sweep_record(folder: str | Path) -> list[dict]:
             made = {"git_commit": commit, "base": answers.base_of(run)}
             made["seed"] = given.get("seed", 0)  # which a sweep need not vary
             row = {**row, **made, "metrics": metrics}
+        if "model" in row:  # a swept checkpoint; a row's model is the method
+            row = {**row, "checkpoint": row["model"]}
         rows.append(row)
     return rows
 

@@ -219,7 +219,6 @@ def test_a_sweep_need_not_vary_the_seed(folder, tmp_path):
         return row if seed == 1 else None
 
     report.write_sweep(own := swept(folder, "once", change), tmp_path)
-    # write_run was given other seeds: those of the runs themselves
     assert [row["seed"] for row in report.sweep_record(own)] == [6, 11]
     assert (tmp_path / "once.md").read_text().count("| GRPO | 1 |") == 2
 
@@ -230,6 +229,29 @@ def test_a_sweep_may_vary_the_checkpoint(folder, tmp_path):
 
     report.write_sweep(swept(folder, "models", change), tmp_path)
     assert (tmp_path / "models.md").read_text().count("| hub/0.5 |") == 4
+
+
+@pytest.mark.parametrize(
+    ("drop", "said"),
+    [("metrics", "no finished run"), ("training_share", "varies the seed alone")],
+)
+def test_a_sweep_without_anything_to_show_is_refused_before_it_is_written(
+    folder, tmp_path, drop, said
+):
+    own = swept(folder, "nothing", lambda row: row.pop(drop, 0) and row)
+    with pytest.raises(ValueError, match=f"nothing.*{said}.*lib"):
+        report.write_sweep(own, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_of_the_general_set_alone_has_a_figure(folder, tmp_path):
+    def change(row):
+        for sets in row.get("metrics", {}).values():
+            del sets["L1"], sets["L2"], sets["L3"]
+        return row
+
+    report.write_sweep(swept(folder, "general", change), tmp_path)
+    assert (tmp_path / "general.png").exists()
 
 
 @pytest.mark.parametrize("values", [(1.0, 0.5), ("sparse", "dense")])

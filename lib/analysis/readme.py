@@ -291,11 +291,16 @@ def sweep_markdown(rows: Sequence[Mapping]) -> str:
 def write_sweep(folder: Path, out: Path) -> str:
     """Write the record, table and figure of a finished sweep; returns the table."""
     name, rows = resolve(folder).name, sweep_record(folder)
-    text = sweep_markdown(rows)
+    if not any("metrics" in row for row in rows):
+        raise ValueError(f"{folder} has no finished run with answers: {RAN}")
+    if not (keys := answers.varied(rows[0])):
+        todo = "give its runs to python -m lib.analysis reference"
+        raise ValueError(f"{folder} varies the seed alone: {todo}")
+    text, table = sweep_markdown(rows), sweep_table(rows)
     write_tables(out / f"{name}.json", rows)
     write_text(out / f"{name}.md", text)
-    made = [row for row in sweep_table(rows) if row["set"] in LEVELS]
-    plots.save(plots.sweep(made, answers.varied(rows[0])[0]), out / f"{name}.png")
+    made = [row for row in table if row["set"] in LEVELS] or table
+    plots.save(plots.sweep(made, keys[0]), out / f"{name}.png")
     return text
 
 

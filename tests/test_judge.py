@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from made_run import predictions, write_run
 
-from lib import records
+from lib import chain, records
 from lib.evaluate import evaluate, judge, tables
 from lib.evaluate.judge import Judge, JudgeError, carry_out, plan
 from lib.evaluate.readers import reasoning_of
@@ -170,6 +170,22 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     assert door.main([*arguments, "--accept-cost"]) == 0
     assert len(server.bodies) == 9
     assert SECRET not in "".join(path.read_text() for path in run.iterdir())
+
+
+def test_a_judge_goes_on_behind_the_analysis(server, run, asked, monkeypatch):
+    """What was asked, in whole or in part, is no change of a stranger."""
+    monkeypatch.setattr(records, "environment", dict)
+    monkeypatch.setattr(tables, "asked", lambda *_: asked)
+    for stage in ("04_eval", "05_analysis"):
+        chain.close(run, stage)
+    arguments = ["judge", str(run), "--url", server.url, "--model", "rule"]
+    arguments += ["--accept-cost"]
+    assert door.main([*arguments, "--max-calls", "12"]) == 0
+    server.faults += [None, None, 401]
+    assert door.main(arguments) == 2
+    assert door.main(arguments) == 0
+    assert {row["id"] for row in judged(run, "sft", "L3")} < asked.keys()
+    chain.verify(run, before="05_analysis")
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "stall"])

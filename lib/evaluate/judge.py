@@ -307,7 +307,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--general-dir", help="of the general set, likewise")
     given = parser.parse_args(arguments)
     run = paths.require(given.run, "give the folder of a run, below outputs/")
-    chain.verify(run)
+    chain.verify(run, before="05_analysis")  # which is old once a judge was asked
     state = run / "pipeline.json"
     known = records.read_json(state)["parameters"] if state.exists() else {}
     data = given.data_dir or known.get("data_dir")
@@ -320,6 +320,9 @@ def main(arguments: list[str]) -> None:
     print(todo)
     if not given.accept_cost:
         raise JudgeError("nothing was asked: add --accept-cost if you accept that")
-    counts = carry_out(todo)
-    chain.extend(run, "04_eval", run.glob("judgements_*.jsonl"))
+    try:
+        counts = carry_out(todo)
+    finally:  # what an interrupted one was told counts too
+        chain.extend(run, "04_eval", run.glob("judgements_*.jsonl"))
     print(", ".join(f"{key} {count:,}" for key, count in counts.items()))
+    print(f"to show them delete {run / '04_eval.ipynb'} and start the run again")

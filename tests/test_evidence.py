@@ -11,7 +11,7 @@ import pytest
 from made_run import answering, one
 
 from lib.analysis import answers, attended, evidence_plots, reasoned, seen, stats
-from lib.analysis.readme import evidence_markdown
+from lib.analysis.readme import evidence_markdown, write_evidence
 from lib.evaluate import tables
 from lib.methods import ASKED, METHODS
 from lib.records import read_jsonl, write_json, write_jsonl
@@ -50,6 +50,18 @@ def write_seen(run, seed=0, name="L1"):
     write_json(run / ASKED, asked | {"seed": 0})
     write_json(run / "pipeline.json", {"parameters": {"seed": seed}})
     return run
+
+
+def test_evidence_needs_no_set_that_was_not_asked(tmp_path, monkeypatch):
+    def asked(data, general, sets):
+        raise LookupError(*sets)
+
+    run = write_seen(tmp_path / "run")
+    parameters = {"data_dir": str(tmp_path), "general_dir": str(tmp_path)}
+    write_json(run / "pipeline.json", {"parameters": parameters})
+    monkeypatch.setattr(tables, "asked", asked)
+    with pytest.raises(LookupError, match=r"^L1$"):
+        write_evidence([run], tmp_path)
 
 
 def looked(runs, groups=GROUPS, questions=QUESTIONS):

@@ -27,7 +27,7 @@ from lib.analysis import (
 from lib.evaluate import tables
 from lib.evaluate.tables import percent
 from lib.markup import Marked
-from lib.methods import LABELS, LEVELS, METHODS, PAIRS, SETS, called, difference
+from lib.methods import LABELS, LEVELS, METHODS, PAIRS, called, difference
 from lib.mini import still_reader
 from lib.paths import require, resolve, told
 from lib.records import read_json, write_tables, write_text
@@ -318,7 +318,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
             "perception_conditions and run 04_eval again"
         )
     asked, known = seen.asked_of(looked), still_reader.without_video(folders[0])
-    questions = tables.asked(*folders, SETS)
+    questions = tables.asked(*folders, asked["sets"])
     shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
     said = reasoned.reasoned(answers.read(runs, *folders))
     said["decisions"] = sampled.decisions(found[0], compare.SAMPLES, seed=0)

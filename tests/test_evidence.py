@@ -271,6 +271,15 @@ def test_over_seeds_the_levels_stand_together(run, tmp_path, found):
     assert {row["model"] for row in over["shares"]} == {*METHODS}
 
 
+def test_a_seed_whose_reasoning_was_not_read_is_left_out(run, said, tmp_path):
+    unread = write_reasoned(tmp_path / "unread", seed=1)
+    for path in unread.glob("coherence_*"):
+        path.unlink()
+    assert reasoned.reasoned(answers.read([run, unread]), **DRAWS) == said
+    with pytest.raises(FileNotFoundError, match=r"coherence_sets and run 04_eval"):
+        reasoned.reasoned(answers.read(unread), **DRAWS)
+
+
 def test_tables_hold_the_shares_and_the_counts(said):
     lines = reasoned.shares_markdown(said).splitlines()
     line = next(line for line in lines if line.startswith("| answer is the step"))

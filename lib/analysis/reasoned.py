@@ -55,9 +55,13 @@ def reasoned(
     models whose reasoning was read in all of them."""
     draws, by = {"samples": samples, "seed": seed}, ("set", "model", "measure")
     answers = answers[answers.condition == SEEN].astype({"set": str, "measure": str})
+    read = answers[answers.measure == "base_reader"].astype({"model": str})
+    if read.empty:
+        todo = "give a run a parameter coherence_sets and run 04_eval again"
+        raise FileNotFoundError(f"no coherence_*.jsonl says what was read: {todo}")
+    answers = answers[answers.seed.isin(read.seed)]
     some, several = answers, answers.seed.nunique() > 1
     if several:
-        read = answers[answers.measure == "base_reader"].astype({"model": str})
         seeds = read.groupby("model").seed.nunique()
         whole = seeds.index[seeds == answers.seed.nunique()]
         answers = answers[answers.model.isin(whole)]

@@ -206,6 +206,12 @@ def test_the_command_writes_a_sweep_s_record_table_and_figure(folder, tmp_path, 
     assert (tmp_path / "size.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_of_records_may_hold_claims_and_evidence(records):
+    write_json(records / "claims.json", [{"number": 1}])
+    write_json(records / "perception.json", {"accuracy": []})
+    assert [own["seed"] for own in report.read_reference(records)] == [0, 1, 2]
+
+
 def swept(folder, name, change):
     """A sweep of the same runs whose rows of runs.json are changed."""
     rows = map(change, read_json(folder / "runs.json"))

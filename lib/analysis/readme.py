@@ -143,7 +143,8 @@ def _compact(rows: Sequence[Mapping]) -> dict:
 def read_reference(source: str | Path) -> list[dict]:
     """The records of a folder by seed; ValueError if they cannot be averaged."""
     folder = resolve(source)
-    records = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    found = [read_json(path) for path in sorted(folder.glob("*.json"))]
+    records = [own for own in found if "results" in own]  # no claims, no evidence
     if not records:
         todo = "python -m lib.analysis reference writes them"
         raise FileNotFoundError(f"{folder} holds no records: {todo}")

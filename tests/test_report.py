@@ -1,6 +1,7 @@
 """README's block and the records behind it follow from runs, and from nothing else."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -136,6 +137,17 @@ def test_command_line_writes_records_and_a_figure(runs, tmp_path, capsys):
     assert len(report.read_reference(out)) == 3
     main(["reference", str(runs[0]), "--out", str(tmp_path / "alone")])
     assert [path.suffix for path in (tmp_path / "alone").iterdir()] == [".json"]
+
+
+def test_a_record_does_not_replace_that_of_another_seed(runs, tmp_path, capsys):
+    """Runs of two machines have one name where only their seed was given."""
+    copies = [tmp_path / str(number) / "mini" for number in range(2)]
+    for run, copy in zip(runs, copies, strict=False):
+        shutil.copytree(run, copy)
+    words = ["reference", *map(str, copies), "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    assert "mini.json holds another seed than" in capsys.readouterr().err
+    assert read_json(tmp_path / "out" / "mini.json")["seed"] == 0
 
 
 def test_write_results_round_trip(runs):

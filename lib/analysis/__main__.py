@@ -23,7 +23,7 @@ from pathlib import Path
 from lib.analysis import claims, frontier, plots, readme
 from lib.doors import Door, part
 from lib.paths import resolve
-from lib.records import write_json
+from lib.records import read_json, write_json
 
 COMMANDS = ("reference", "sweep", "map", "evidence", "claims", "readme")
 
@@ -77,8 +77,12 @@ def _carried_out(options: argparse.Namespace):
         yield from (readme.write_sweep(run, out) for run in options.runs)
     else:
         for run in map(resolve, options.runs):
-            write_json(out / f"{run.name}.json", readme.reference_record(run))
-            yield out / f"{run.name}.json"
+            path, record = out / f"{run.name}.json", readme.reference_record(run)
+            if path.exists() and read_json(path)["seed"] != record["seed"]:
+                todo = "rename its folder, or give another --out"
+                raise ValueError(f"{path} holds another seed than {run}: {todo}")
+            write_json(path, record)
+            yield path
         seeds = readme.read_reference(out)
         if len(seeds) > 1:
             rows = readme.accuracies(readme.of_records(seeds))

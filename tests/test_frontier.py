@@ -98,6 +98,16 @@ def test_the_planted_crossing_is_found(outputs):
             assert line["low"] == -np.inf and 0.1 < line["inside"] < 1
 
 
+@pytest.mark.parametrize("arm", frontier.ARMS)
+def test_two_runs_of_one_place_and_seed_are_refused(outputs, arm):
+    rows = frontier.record(folders(outputs))
+    first = next(row for row in rows if arm in row["metrics"])
+    answers = {"L1": {"correct": "0" * N}, "L3": {"correct": "1" * N}}
+    again = first | {"run": "again", "metrics": {arm: answers}}
+    with pytest.raises(ValueError, match="of again has the place of another run"):
+        frontier.cells([*rows, again])
+
+
 @pytest.mark.parametrize(
     ("effect", "at"),
     [

@@ -77,9 +77,14 @@ def record(folders: Iterable[str | Path]) -> list[dict]:
 
 def cells(rows: Sequence[Mapping]) -> list[dict]:
     """A cell for each PLACE of SFT, with GRPO - SFT [seeds, n] of L1 and of L3.
-    ValueError where GRPO of the same data, share and seed is missing."""
+    ValueError where GRPO of the same data, share and seed is missing, and where
+    two runs have one place and seed: nothing tells which counts."""
     own = {name: [r for r in rows if name in r["metrics"]] for name in ARMS}
-    grpo, found = {_shared(row): row["metrics"]["grpo"] for row in own["grpo"]}, {}
+    grpo, found, twice = {}, {}, "has the place of another run: leave one of them out"
+    for row in own["grpo"]:
+        said = row["metrics"]["grpo"]
+        if grpo.setdefault(_shared(row), said) != said:
+            raise ValueError(f"GRPO of {row['run']} {twice}")
     for row in sorted(own["sft"], key=itemgetter("seed")):
         if _shared(row) not in grpo:
             todo = "give the sweep that has GRPO of its data, share and seed, too"
@@ -88,6 +93,8 @@ def cells(rows: Sequence[Mapping]) -> list[dict]:
         new = place | {"stated": row["stated"], "seeds": [], "L1": [], "L3": []}
         new["learned"] = row["demonstrations"].get("sft")
         cell = found.setdefault(tuple(place.values()), new)
+        if row["seed"] in cell["seeds"]:
+            raise ValueError(f"SFT of {row['run']} {twice}")
         cell["seeds"].append(row["seed"])
         for name in SETS:
             both = grpo[_shared(row)][name], row["metrics"]["sft"][name]

@@ -224,6 +224,19 @@ def test_a_folder_of_records_may_hold_claims_and_evidence(records):
     assert [own["seed"] for own in report.read_reference(records)] == [0, 1, 2]
 
 
+def test_a_part_of_a_set_is_called_one_in_records_and_sweeps(tmp_path):
+    run, part = write_run(tmp_path / "run", n=12, sets=("L1",)), "L1 (part: 12 of 300)"
+    for path in run.glob("predictions_*.jsonl"):
+        edit_row(path, 0, of=300)
+    chain.seal(run, "01_data")
+    write_json(tmp_path / "records/run.json", report.reference_record(run))
+    block = report.results(tmp_path / "records")
+    assert f"**{part}**" in block and f"| {part} (n = 12) |" in block
+    row = {"run": "run", "share": 1, "metrics": read_json(run / "metrics.json")}
+    write_json(tmp_path / "sweep/runs.json", [row])
+    assert f"| {part} |" in report.write_sweep(tmp_path / "sweep", tmp_path / "out")
+
+
 def swept(folder, name, change):
     """A sweep of the same runs whose rows of runs.json are changed."""
     rows = map(change, read_json(folder / "runs.json"))

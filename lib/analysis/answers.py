@@ -44,7 +44,7 @@ FILE = re.compile(
 # Of a row of a sweep; all else is what it varies.
 NOT_VARIED = (
     *("run", "seed", "status", "seconds", "metrics", "git_commit", "base"),
-    *("model", "set", "condition", "measure", "id", "video", "value", "chance"),
+    *("model", "set", "condition", "measure", "id", "video", "value", "chance", "of"),
 )
 # Names are categories, which are fast to choose by.
 NAMES = dict.fromkeys(("model", "set", "condition", "measure"), "category")
@@ -119,7 +119,7 @@ def of_sweep(
     texts = [
         {key: row[key] for key in ("seed", *varied(row))}
         | {"model": model, "set": name}
-        | {key: own[key] for key in ("correct", "chance") if key in own}
+        | {key: own[key] for key in ("correct", "chance", "of") if key in own}
         for row in rows
         for model, sets in row.get("metrics", {}).items()
         for name, own in sets.items()

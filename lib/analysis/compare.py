@@ -63,7 +63,7 @@ class Cells(dict):
 
 def wholes(answers: pd.DataFrame) -> dict[str, int]:
     """{set: questions of the whole} for the sets of which a part was asked."""
-    if "of" not in answers:  # committed records do not say
+    if "of" not in answers:  # records of whole sets do not say
         return {}
     parts = answers[answers["of"] > 0]
     return parts.groupby("set", observed=True)["of"].max().to_dict()
@@ -150,6 +150,7 @@ def table(
         found = _row(cells, [(1, where)], samples, seed)
         if found["n"]:  # few seeds reach beyond what a share can be
             found |= {"low": max(0.0, found["low"]), "high": min(1.0, found["high"])}
+        found |= {"of": of} if (of := cells.whole.get(where.get("set"))) else {}
         rows.append(where | found | {value: found["effect"]})
     return rows
 

@@ -34,6 +34,7 @@ from lib.records import read_json, write_tables, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KEPT = ("n", "accuracy", "accuracy_lenient", "parse_failure", "truncated", "chance")
+KEPT += ("of",)  # where the set is a part
 RAN = "run it with python -m lib.run"
 PAIRED = "Paired differences, 95 % bootstrap intervals over questions"
 APART = "GRPO's advantage out of distribution"
@@ -137,7 +138,7 @@ def reference_record(run: Path) -> dict:
 def _compact(rows: Sequence[Mapping]) -> dict:
     numbers = compare.summary(rows)
     text = "".join("01"[bool(row["correct"])] for row in rows)
-    return {key: numbers[key] for key in KEPT} | {"correct": text}
+    return {k: numbers[k] for k in KEPT if k in numbers} | {"correct": text}
 
 
 def read_reference(source: str | Path) -> list[dict]:
@@ -159,9 +160,9 @@ def read_reference(source: str | Path) -> list[dict]:
 
 def of_records(records: Iterable[Mapping]) -> pd.DataFrame:
     """The answers of some records, as lib/analysis/answers.py has them."""
-    keys = ("model", "set", "correct", "chance")
+    keys = ("model", "set", "correct", "chance", "of")
     found = [
-        {"seed": record["seed"]} | {key: entry[key] for key in keys}
+        {"seed": record["seed"]} | {key: entry[key] for key in keys if key in entry}
         for record in records
         for entry in record["results"]
     ]
@@ -200,7 +201,7 @@ def results(source: str | Path) -> str:
 
 def _table(table: Sequence[Mapping], compared: Sequence[Mapping]) -> str:
     """Methods and differences down, sets across, and the paper's numbers below."""
-    heads = {row["set"]: f"{row['set']} (n = {row['n']:,})" for row in table}
+    heads = {row["set"]: f"{called(row)} (n = {row['n']:,})" for row in table}
     cells = [(LABELS[r["model"]], r["set"], compare.span(r, "mean")) for r in table]
     for row in compared:
         name = f"{difference(row['a'], row['b'])}, points"
@@ -285,7 +286,7 @@ def sweep_markdown(rows: Sequence[Mapping]) -> str:
     for row in sweep_table(rows):
         line = {key: row[key] for key in keys}
         line |= {"model": LABELS[row["model"]], "seeds": row["seeds"]}
-        cells.append((line, row["set"], compare.span(row, "mean")))
+        cells.append((line, called(row), compare.span(row, "mean")))
     return tables.crossed(cells)
 
 

@@ -132,6 +132,13 @@ def test_a_guess_counts_by_the_letter_and_not_by_the_truth(tmp_path):
     assert "1.00 | −10.0" in sampled.moved_markdown(found, lost)
 
 
+def test_equal_draws_of_a_few_questions_leave_an_interval(tmp_path):
+    rows = [{"id": f"L1/{i}", "right": [1], "said": None, "kl": None} for i in range(8)]
+    records.write_jsonl(tmp_path / "draws_base_L1.jsonl", rows)
+    (found,) = sampled.table(tmp_path, samples=200)
+    assert found["low"] < found["pass"] == found["high"] == 1
+
+
 def test_a_decision_is_judged_only_where_an_answer_comes_to_it(tmp_path):
     def said(progress, follows, consistent, count="absent"):
         names = ("progress", "count", "follows", "consistent")

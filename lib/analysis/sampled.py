@@ -65,7 +65,7 @@ def table(run: Path, **draws: int) -> list[dict]:
         for counts, found in counted.items():
             for k in (2**i for i in range(n.bit_length())):
                 values = [pass_at(k, n, c) for c in found.sum(1)]
-                own = stats.contrast([values], **draws)
+                own = stats.contrast([values], bounds=[(0, 1)], **draws)
                 own = {"pass": own["effect"], "low": own["low"], "high": own["high"]}
                 rows.append(place | {"counts": counts, "k": k} | own)
     return rows

@@ -224,6 +224,14 @@ def test_a_folder_of_records_may_hold_claims_and_evidence(records):
     assert [own["seed"] for own in report.read_reference(records)] == [0, 1, 2]
 
 
+def test_seeds_of_one_question_are_refused_in_words(tmp_path):
+    for seed in range(2):
+        run = write_run(tmp_path / f"{seed}", seed=seed, n=1, sets=("L1",))
+        write_json(tmp_path / f"{seed}.json", report.reference_record(run))
+    with pytest.raises(ValueError, match="L1: needs more than one video"):
+        report.results(tmp_path)
+
+
 def test_a_part_of_a_set_is_called_one_in_records_and_sweeps(tmp_path):
     run, part = write_run(tmp_path / "run", n=12, sets=("L1",)), "L1 (part: 12 of 300)"
     for path in run.glob("predictions_*.jsonl"):

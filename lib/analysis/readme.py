@@ -193,6 +193,8 @@ def results(source: str | Path) -> str:
     records = read_reference(source)
     frame = of_records(records)
     table, compared = accuracies(frame), differences(frame)
+    if lacking := [row for row in table if not row["n"]]:
+        raise ValueError(f"{source}, {lacking[0]['set']}: {lacking[0]['missing']}")
     found = [*map(verdict, compare.main(compared)), *harms(compared)]
     said = [f"- {sentence}" for sentence in found]
     caption = _caption(records, table, source)

@@ -41,6 +41,9 @@ RATE_WITHIN = 0.05  # share by which the stated rate may differ from the time st
 WITHHOLD = {"h264", "hevc", "mpeg4", "vp8"}
 SHORT = 0.5  # seconds by which a file may end before its header says
 ERRORS = "crccheck+bitstream+buffer+explode"  # that PyAV's decoders stop at
+# h264 drops a picture that it does not have, as behind a cut; one that was lost within
+# a film is a gap in its numbers too.
+DROPS = "mmco: unref short failure"
 _HEARD: list[str] = []  # damage that either FFmpeg has reported
 _ALONE = threading.Lock()  # a message does not say of which film it is
 
@@ -318,9 +321,9 @@ def _decoded(
             n_left += is_left and packet is not first
             if packet.dts is not None and not (packet.size and wanted[group]):
                 continue
-            pardoned = "" if is_left else None
+            pardoned = "" if is_left else DROPS
             if packet is first:  # its number need not be 0
-                pardoned = "Frame num gap"
+                pardoned = ("Frame num gap", DROPS)
             for frame in _strictly_decoded(packet, pardoned):
                 index = index_at.get(frame.pts) if film.starts else seen
                 seen += 1
@@ -330,15 +333,16 @@ def _decoded(
     return frames, film.count if film.starts else seen, n_left
 
 
-def _strictly_decoded(packet: av.Packet, pardoned: str | None) -> list[av.VideoFrame]:
+def _strictly_decoded(
+    packet: av.Packet, pardoned: str | tuple[str, ...]
+) -> list[av.VideoFrame]:
     """Frames of a packet; Unreadable at damage but messages that begin as pardoned."""
     frames = []
     try:
         frames = packet.decode()
     except av.FFmpegError as error:
-        _HEARD.append(error.strerror)
-    if pardoned is not None:
-        _HEARD[:] = [text for text in _HEARD if not text.startswith(pardoned)]
+        _HEARD[:] = _HEARD or [error.strerror]
+    _HEARD[:] = [text for text in _HEARD if not text.startswith(pardoned)]
     if _HEARD or any(frame.is_corrupt for frame in frames):
         raise _damage(packet, "".join(_HEARD[:1]) or "a frame is patched up")
     return frames

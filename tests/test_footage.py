@@ -244,6 +244,13 @@ def test_both_readers_convert_to_the_same_pixels(pix_fmt, tmp_path):
     assert len(footage._scan(str(path)).starts) >= 4
 
 
+def test_colours_that_ffmpeg_cannot_convert_are_said(tmp_path):
+    """A bare OSError would end an evaluation that keeps unreadable clips as wrong."""
+    path = write(tmp_path / "film.mp4", options={"x264-params": "colormatrix=YCgCo"})
+    with pytest.raises(footage.Unreadable, match="cannot convert its colours"):
+        read_all(path)
+
+
 def payload(path):
     """Places of the packets' bytes in a file."""
     data = path.read_bytes()

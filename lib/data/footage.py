@@ -360,8 +360,11 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """Pixels [H, W, 3], converted by the filter that decord uses: equal to the bit."""
     kind = (frame.width, frame.height, frame.format.name)
     graph = _graph(*kind, frame.colorspace, frame.color_range)
-    graph.push(frame)
-    return upright(graph.pull().to_ndarray(), frame)
+    try:
+        graph.push(frame)
+        return upright(graph.pull().to_ndarray(), frame)
+    except av.FFmpegError as error:  # YCgCo, ICtCp and others
+        raise Unreadable("FFmpeg cannot convert its colours to RGB") from error
 
 
 @lru_cache(maxsize=16)

@@ -67,6 +67,7 @@ OTHERS = {
     "refresh.mp4": ("libx264", {"preset": "veryfast", **REFRESH}, "IDR picture"),
     "h264.ts": ("libx264", {"preset": "veryfast"}, "h264 in mpegts"),
     "h264.avi": ("libx264", {"bf": "0"}, "h264 in avi"),
+    "h264.mpg": ("libx264", {"crf": "40"}, "h264 in mpeg"),  # most packets: no time
     "bframes.avi": ("mpeg4", {"bf": "2", "b": "2000k"}, "mpeg4 in avi"),
     "bframes.mp4": ("mpeg4", {"bf": "2", "b": "2000k"}, "mpeg4 in mov"),
     "mpeg2.mpg": ("mpeg2video", {"bf": "2", "b": "2000k"}, "mpeg2video in mpeg"),

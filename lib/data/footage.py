@@ -93,7 +93,7 @@ class _Film:
     count: int  # frames shown
     times: list[int]  # when they are, ascending, in the stream's unit
     unit: float  # seconds
-    seconds: float  # from the first to the end of the last
+    seconds: float  # from the first to the end of the last; 0 if one has no time
     stated_rate: float  # frames a second by the header; 0 if it does not say
     starts: list[int]  # frames from which decoding can begin; empty if nobody knows
     first: np.ndarray | None  # picture, where decord may be trusted
@@ -174,7 +174,8 @@ def _scan(path: str) -> _Film:
             packets.append(_Packet(*facts, packet.is_keyframe, is_idr))
         timed = sorted(p[:2] for p in packets if p.is_shown and p.pts is not None)
         count = sum(packet.is_shown for packet in packets)
-        span = timed[-1][0] + timed[-1][1] - timed[0][0] if timed else 0
+        is_timed = 0 < count == len(timed)
+        span = timed[-1][0] + timed[-1][1] - timed[0][0] if is_timed else 0
         starts = _starts(packets)
         return _Film(
             codec=stream.codec_context.name,

@@ -252,6 +252,13 @@ def test_colours_that_ffmpeg_cannot_convert_are_said(tmp_path):
         read_all(path)
 
 
+def test_a_codec_that_ffmpeg_does_not_know_is_said(tmp_path):
+    path = write(tmp_path / "film.mp4")
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"encv"))  # as if encrypted
+    with pytest.raises(footage.Unreadable, match="no video that FFmpeg can decode"):
+        read_all(path)
+
+
 def payload(path):
     """Places of the packets' bytes in a file."""
     data = path.read_bytes()

@@ -140,7 +140,7 @@ def _open(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
     except av.FFmpegError as error:
         raise Unreadable("FFmpeg cannot open it as a video") from error
     stream = container.streams.best("video")
-    if stream is None:
+    if stream is None or stream.codec_context is None:  # a codec that it does not know
         container.close()
         raise Unreadable("holds no video that FFmpeg can decode")
     stream.thread_type = "NONE"  # so that a message belongs to the packet just decoded

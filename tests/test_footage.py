@@ -326,6 +326,14 @@ def test_damage_that_decord_conceals_is_found_where_it_matters(tmp_path):
         assert [number(frame) for frame in frames] == [0, 12, 37, 59]
 
 
+def test_a_hole_in_the_first_packet(tmp_path):
+    """The film does not begin a group later, as a recording may."""
+    path = write(tmp_path / "film.mp4", options={**X264, "bf": "0"})
+    damage(path, lambda data, places: zero(data, places[:1] * 24))
+    with pytest.raises(footage.Unreadable, match="is damaged"):
+        read_all(path)
+
+
 def test_lost_packets_of_h264(tmp_path):
     options = {**X264, "bf": "0", "g": "250"}
     whole = write(tmp_path / "whole.mp4", options=options)

@@ -44,6 +44,7 @@ ERRORS = "crccheck+bitstream+buffer+explode"  # that PyAV's decoders stop at
 # h264 drops a picture that it does not have, as behind a cut; one that was lost within
 # a film is a gap in its numbers too.
 DROPS = "mmco: unref short failure"
+TORN = "Invalid NAL unit size"  # damage, wherever it is
 _HEARD: list[str] = []  # damage that either FFmpeg has reported
 _ALONE = threading.Lock()  # a message does not say of which film it is
 
@@ -343,7 +344,8 @@ def _strictly_decoded(
         frames = packet.decode()
     except av.FFmpegError as error:
         _HEARD[:] = _HEARD or [error.strerror]
-    _HEARD[:] = [text for text in _HEARD if not text.startswith(pardoned)]
+    if not any(text.startswith(TORN) for text in _HEARD):
+        _HEARD[:] = [text for text in _HEARD if not text.startswith(pardoned)]
     if _HEARD or any(frame.is_corrupt for frame in frames):
         raise _damage(packet, "".join(_HEARD[:1]) or "a frame is patched up")
     return frames

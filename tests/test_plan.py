@@ -420,6 +420,7 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
         ("grpo_epochs: 2.0", "34.78 epochs of 23 items; 2 epochs are grpo_steps = 5"),
         ("reward: beauty", "beauty"),
         ("on_bad_video: skip", "on_bad_video"),
+        ("perception_conditions: no_vdieo", "condition 'no_vdieo' is unknown"),
         ("model: Qwen/Qwen2-VL-72B-Instruct", "sizes of Qwen/Qwen2-VL-72B-Instruct"),
         ("accelerate_config: no/such.yaml", "no/such.yaml is missing"),
         ('data_dir: nowhere\ndata_command: ""', "no data_command makes it"),

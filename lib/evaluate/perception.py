@@ -99,17 +99,10 @@ def ask(
 
 
 def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
-    """Why no model of this kind can be asked under a condition, None if it can.
-    ValueError for a name that is no condition."""
-    known = [name for name in CONDITIONS if name != SEEN]
-    if condition in known:
-        return None
-    if not re.fullmatch(f"{FRAMES}|{SIZE}", condition):
-        raise ValueError(
-            f"condition {condition!r} is unknown; use {', '.join(known)}, "
-            "frames_<number> or size_<height>x<width>"
-        )
+    """Why no model of this kind can be asked under a condition, None if it can."""
     other = resampled(sampling, condition)
+    if condition in CONDITIONS and condition != SEEN:
+        return None
     if other == sampling:
         return "is what the model sees anyway"
     size = (other.max_frames, other.height, other.width, 3)
@@ -122,14 +115,21 @@ def _impossible(processor, sampling: Sampling, condition: str) -> str | None:
 
 def resampled(sampling: Sampling, condition: str) -> Sampling:
     """The sampling of a frames_ or size_ condition, unchanged for the others. A clip
-    whose frame rate and length ask for fewer than frames_N gives fewer."""
+    whose frame rate and length ask for fewer than frames_N gives fewer. ValueError for
+    a name that is no condition."""
     if found := re.fullmatch(FRAMES, condition):
         frames = int(found[1])
         least = min(frames, sampling.min_frames)
         return replace(sampling, max_frames=frames, min_frames=least)
     if found := re.fullmatch(SIZE, condition):
         return replace(sampling, height=int(found[1]), width=int(found[2]))
-    return sampling
+    if condition in CONDITIONS:
+        return sampling
+    known = [name for name in CONDITIONS if name != SEEN]
+    raise ValueError(
+        f"condition {condition!r} is unknown; use {', '.join(known)}, "
+        "frames_<number> or size_<height>x<width>"
+    )
 
 
 def batch_under(condition: str, usual: int, sampling: Sampling) -> int:

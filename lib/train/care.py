@@ -38,7 +38,7 @@ from lib.train.task import GRPOSettings, Task
 # isort: split
 from transformers import TrainerCallback
 
-CHOICES = {
+CHOICES = GRPOSettings.choices | {
     "reference": ("ema", "frozen", "policy"),
     "answer_mean": ("arithmetic", "geometric"),
     "bonus": ("sparse", "dense"),
@@ -59,11 +59,10 @@ class CARESettings(GRPOSettings):
     reference_decay: float = 0.995  # share of the old reference in the new (0.995)
     reference_every: int = 10  # optimizer steps between moves of the reference (10)
 
+    choices = CHOICES
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, values in CHOICES.items():
-            if (own := getattr(self, name)) not in values:
-                raise ValueError(f"{name} = {own!r}: it must be one of {values}")
         if self.extra_draws:
             why = "a bonus depends on the group"
             raise ValueError(f"GRPO-CARE needs extra_draws = 0: {why}")

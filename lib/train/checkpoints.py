@@ -65,6 +65,13 @@ def at_least(settings, ones: Sequence[str]) -> None:
             raise ValueError(f"{name} = {value}: at least {low} is needed, and finite")
 
 
+def one_of(settings, choices: Mapping[str, Sequence[str]]) -> None:
+    """ValueError for a setting that is none of its choices."""
+    for name, values in choices.items():
+        if (own := getattr(settings, name)) not in values:
+            raise ValueError(f"{name} = {own!r}: it must be one of {values}")
+
+
 def facts(task, name: str, items: Sequence[bytes]) -> dict:
     """What decides the weights, as plain JSON values: settings, model, and `items`."""
     digest = hashlib.sha256(b"".join(items)).hexdigest()[:12]

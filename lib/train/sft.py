@@ -63,8 +63,7 @@ class SFTSettings:
 
     def __post_init__(self) -> None:
         checkpoints.at_least(self, AT_LEAST_1)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss = {self.loss!r}: it must be one of {LOSSES}")
+        checkpoints.one_of(self, {"loss": LOSSES})
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,18 @@ AT_LEAST_1 = (
     *("steps", "save_every", "updates_per_batch"),
     *("prompts_per_step", "max_completion_tokens", "pack_tokens"),
 )
+CHOICES = {  # TRL and transformers would ask only when the first rollouts are drawn
+    "loss_type": (
+        *("grpo", "dr_grpo", "dapo", "bnpo"),
+        *("cispo", "sapo", "luspo", "vespo"),
+    ),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling": ("token", "sequence"),
+    "schedule": (
+        *("linear", "cosine", "constant", "constant_with_warmup", "polynomial"),
+        *("inverse_sqrt", "cosine_with_restarts"),
+    ),
+}
 # Fields that TRL names alike.
 SAME = ("temperature", "top_k", "top_p", "epsilon", "loss_type", "scale_rewards")
 
@@ -69,9 +81,11 @@ class GRPOSettings:
     pack_tokens: int = 16384  # tokens of one forward pass; a larger group is split
 
     smallest_group = 2  # of the class; no setting
+    choices = CHOICES  # nor is this
 
     def __post_init__(self) -> None:
         checkpoints.at_least(self, AT_LEAST_1)
+        checkpoints.one_of(self, self.choices)
         if not self.temperature > 0:
             raise ValueError(
                 f"temperature = {self.temperature}: it must be above 0, or all rollouts"

@@ -419,6 +419,8 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
         ("sft_epochs: 1.0", "160.00 epochs of 20 items; 1 epochs are sft_steps = 1"),
         ("grpo_epochs: 2.0", "34.78 epochs of 23 items; 2 epochs are grpo_steps = 5"),
         ("reward: beauty", "beauty"),
+        ("rl: grpo dtype=float16", "rl: dtype has a parameter of its own"),
+        ("rl: ppo warmup_share=0.1", "rl: warmup_share has a parameter of its own"),
         ("on_bad_video: skip", "on_bad_video"),
         ("perception_conditions: no_vdieo", "condition 'no_vdieo' is unknown"),
         ("model: Qwen/Qwen2-VL-72B-Instruct", "sizes of Qwen/Qwen2-VL-72B-Instruct"),

@@ -63,11 +63,14 @@ def refuse_settings(values: Mapping) -> None:
     evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
     names = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k")
     names += ("top_p", "max_completion_tokens", "lora_rank", "lora_alpha", "seed")
+    names += ("dtype", "quantize", "gradient_checkpointing", "prompts_per_backward")
+    names += ("pack_tokens",)
     steps = {"batches": values["grpo_steps"], "save_every": values["grpo_save_every"]}
     reward_stages.read_rewards(values["reward"])
     for method in rl.read(values["rl"]):
         shared = {name: values[name] for name in names}
-        method.settings(**steps, lr=values["grpo_lr"], **shared)
+        shared |= {name: values[f"grpo_{name}"] for name in ("lr", "warmup_share")}
+        method.settings(**steps, **shared)
     if values["quantize"] and not values["lora_rank"]:
         raise ValueError("quantize needs an adapter: give a lora_rank above 0")
     work = counts.work_of(values, "cuda")

@@ -123,6 +123,14 @@ def test_a_deterministic_policy_is_reported(make_trainer):
         one_step_inputs(make_trainer(top_k=1))
 
 
+def test_a_training_that_goes_on_may_have_become_sure(make_trainer):
+    """Or it could not be resumed where an undisturbed one goes on."""
+    trainer = make_trainer(top_k=1)
+    trainer.state.global_step = 2
+    one_step_inputs(trainer)
+    assert {len(set(map(tuple, own.tokens))) for own in trainer.groups} == {1}
+
+
 def test_sampling_fields_come_from_the_settings(make_trainer):
     trainer = make_trainer(temperature=0.7, top_k=5, top_p=0.9)
     decoding, config = trainer.decoding(), trainer.model.config

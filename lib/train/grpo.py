@@ -81,7 +81,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         self.questions = {question.id: question for question in task.questions}
         self.rollout_path = run / rollout_file(self.label)
         self.replaced_path = run / f"replaced_{rollout_file(self.label)}"
-        self.groups_were_compared = settings.group_size == 1
         self.groups: list[Group] = []  # of the last batch that was drawn
         self.in_loss: dict | None = None  # what the loss is being computed from
         rewards = [*task.rewards, *self.added]
@@ -146,9 +145,8 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         with self.gathered():
             asked = [self.questions[row["question_id"]] for row in inputs[::size]]
             self.groups = self.drawn(asked)
-            if not self.groups_were_compared:
+            if size > 1 and not self.state.global_step:  # later, a policy may be sure
                 check_groups_differ(self.groups)
-                self.groups_were_compared = True
             if self.settings.extra_draws:
                 self._replace_dead_groups()
         rows = [dataset_row(own.question) for own in self.groups for _ in range(size)]
@@ -399,10 +397,12 @@ def advantages(groups: Sequence[Sequence[float]], scale: str) -> list[list[float
 
 
 def check_groups_differ(groups: Sequence[Group]) -> None:
-    """RuntimeError if in each group all rollouts are the same (a stray top_k of 1)."""
-    if all(len(set(map(tuple, own.tokens))) == 1 for own in groups):
+    """RuntimeError if in each group of all processes all rollouts are the same (a stray
+    top_k of 1)."""
+    same = gather_object([len(set(map(tuple, own.tokens))) == 1 for own in groups])
+    if all(same):
         raise RuntimeError(
-            f"the rollouts of each of the {len(groups)} groups are identical: sampling "
+            f"the rollouts of each of the {len(same)} groups are identical: sampling "
             "is off or the policy is deterministic; look at temperature, top_k, top_p"
         )
 

@@ -204,6 +204,9 @@ ADAPTED = {
     "rsLoRA": {"kind": {"use_rslora": True}},
     "DoRA": {"kind": {"use_dora": True}},
     "a bias of B": {"kind": {"lora_bias": True}},
+    "LoRA on the embedding": {
+        "kind": {"target_modules": ["embed_tokens"], "init_lora_weights": False}
+    },
 }
 
 

@@ -1,8 +1,8 @@
 """The language model's token step as plain functions over its weights.
 
 One token of every completion goes through all layers (Qwen2-VL, arXiv 2409.12191; also
-Qwen2.5-VL and Qwen3-VL) without a call of a module: what is called a thousand times a
-rollout costs its arithmetic. rollouts.py keeps the state."""
+Qwen2.5-VL and Qwen3-VL) without a call of a module but the embedding: what is called a
+thousand times a rollout costs its arithmetic. rollouts.py keeps the state."""
 
 from collections.abc import Callable, Iterator
 
@@ -19,7 +19,7 @@ class Language:
 
     def __init__(self, base):
         text, config = base.model.language_model, base.config.get_text_config()
-        self.embed, self.rotary = text.embed_tokens.weight, text.rotary_emb
+        self.embed, self.rotary = text.embed_tokens, text.rotary_emb
         self.norm = text.norm
         self.head = _linear(base.get_output_embeddings())
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
@@ -30,7 +30,7 @@ class Language:
         completion's own places the first `seen` are looked at."""
         last = slots.at - 1
         rows = torch.arange(len(last), device=last.device)
-        x = functional.embedding(slots.drawn[rows, :, last], self.embed)
+        x = self.embed(slots.drawn[rows, :, last])
         turn = self._turn(slots.position + last, x.dtype)
         ahead = torch.arange(seen, device=last.device) > last[:, None]
         ahead = torch.where(ahead, -torch.inf, 0.0)

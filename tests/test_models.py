@@ -290,6 +290,15 @@ def test_an_adapter_names_its_base_without_a_machine(adapter, base, said):
     assert found == config | {"base_model_name_or_path": said}
 
 
+def test_an_adapter_left_beside_whole_weights_is_not_put_on_them(
+    tiny_checkpoint, adapter
+):
+    """As by who saves a merged model into the folder of its adapter."""
+    whole = shutil.copytree(tiny_checkpoint, adapter, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match="holds whole weights and adapter_config"):
+        models.load_model(whole)
+
+
 def test_peft_loads_an_adapter_by_its_folder_alone(tiny_checkpoint, adapter):
     from peft import AutoPeftModel
 

@@ -205,6 +205,11 @@ def load_whole(kind, source: str | Path, **options):
                 f"{min(names)}: its weights and config.json do not belong together; "
                 f"{COPY}"
             )
+    if any(isinstance(part, LoraLayer) for part in model.modules()):
+        raise ValueError(
+            f"{source} holds whole weights and {ADAPTER}, an adapter that would be put "
+            "on them, a second time if it is merged: move the files adapter_* elsewhere"
+        )
     _check_finite(model.named_parameters(), source)
     return model
 

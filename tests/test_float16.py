@@ -10,8 +10,9 @@ from lib import paths
 from lib.data.frame_store import question_media
 from lib.data.prompts import messages
 from lib.model import encoding, models
+from lib.run import export, model_check
 from lib.train import checkpoints, progress
-from tests.trainings import METHODS, SAMPLING, SFT, log_of, weights_of
+from tests.trainings import METHODS, SAMPLING, SFT, adapted, log_of, weights_of
 
 BASE = paths.ROOT / "lib" / "mini" / "base"
 
@@ -92,3 +93,28 @@ def test_a_card_without_bfloat16_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     with pytest.raises(ValueError, match="Tesla T4 has no bfloat16: give dtype = floa"):
         models._device("bfloat16")
+
+
+def test_such_a_card_is_not_asked_for_it_where_nobody_gives_a_type(
+    monkeypatch, tiny_checkpoint, tmp_path
+):
+    """By check-model, whose every level would fail, and by export."""
+    monkeypatch.setattr(models, "half", lambda: "float16")
+    loaded, load = set(), models.load_model
+
+    def told(path, dtype, *more):
+        loaded.add(dtype)
+        return load(path, dtype, *more)
+
+    monkeypatch.setattr(models, "load_model", told)
+    given = ("lib/mini/base", BASE, tmp_path, "lib.mini.sight", "float16")
+    subject = model_check.Subject(*given)
+    for level in (model_check.files, model_check.path):
+        assert all(check.passed in (True, None) for check in level(subject))
+    facts = {"model": tiny_checkpoint}
+    monkeypatch.setattr(export, "trained_on", lambda adapter: facts)
+    monkeypatch.setattr(export, "model_card", lambda adapter: "")
+    adapter = tmp_path / "adapter"
+    adapted(tiny_checkpoint, dtype="float16").save_pretrained(adapter)
+    export.export(adapter, tmp_path / "merged")
+    assert loaded == {"float16"}

@@ -139,11 +139,17 @@ def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True
     return model.eval()
 
 
+def half() -> str:
+    """The type of 16 bits that this machine computes in: float16 on a T4."""
+    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False)
+    return "float16" if lacking else "bfloat16"
+
+
 @cache  # it speaks once
 def _device(dtype: str) -> int | str:
     """The GPU of this process, else the CPU; ValueError where it has no `dtype`."""
     if torch.cuda.is_available():
-        if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(False):
+        if dtype == "bfloat16" != half():
             card = torch.cuda.get_device_name()
             raise ValueError(f"{card} has no bfloat16: give dtype = float16")
         return torch.cuda.current_device()

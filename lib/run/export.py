@@ -2,9 +2,10 @@
 
     python -m lib.run export outputs/mini/adapters/grpo outputs/mini/merged
 
-The base is loaded in bfloat16, never quantized, whatever the adapter was trained on, so
-after training on NF4 weights (QLoRA, arXiv 2305.14314) answers can differ in single
-cases. What comes out loads with `AutoModelForImageTextToText.from_pretrained`.
+The base is loaded in bfloat16 (float16 on a card that lacks it), never quantized,
+whatever the adapter was trained on, so after training on NF4 weights (QLoRA, arXiv
+2305.14314) answers can differ in single cases. What comes out loads with
+`AutoModelForImageTextToText.from_pretrained`.
 
 The model card README.md (https://huggingface.co/docs/hub/model-cards) says only what
 the run's records say; it is put into the export and into the adapter's folder."""
@@ -43,7 +44,7 @@ def export(adapter: str | Path, folder: str | Path) -> Path:
         raise FileExistsError(f"{folder} is not empty: give a folder that is not there")
     base, card = trained_on(adapter)["model"], model_card(adapter)
     records.write_text(adapter / "README.md", card)
-    return merge(base, adapter, folder, "bfloat16", card)
+    return merge(base, adapter, folder, models.half(), card)
 
 
 def merge(base, adapter: Path, folder: Path, dtype: str, card: str = "") -> Path:

@@ -45,8 +45,9 @@ from safetensors import safe_open
 
 PASSED_FROM = 0.8  # of the sight questions; a guess until a real model has answered
 # Largest and mean difference of log-probabilities from transformers' own. bfloat16 has
-# 8 bits: near 30 a logit is right to 0.125. A guess, until a GPU has shown its own.
-WITHIN = {"float32": (1e-3, 1e-4), "bfloat16": (2.0, 0.1)}
+# 8 bits: near 30 a logit is right to 0.125; float16 has 11. A guess, until a GPU has
+# shown its own.
+WITHIN = {"float32": (1e-3, 1e-4), "bfloat16": (2.0, 0.1), "float16": (0.25, 0.0125)}
 PLANNED_WITHIN = 1.15  # of the memory plan, as every measured peak is
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 SYSTEMS = {"qwen2_vl": SYSTEM, "qwen2_5_vl": SYSTEM, "qwen3_vl": ""}
@@ -71,7 +72,7 @@ class Subject:
     folder: Path
     clips: Path
     sight: str
-    dtype: str = "bfloat16" if torch.cuda.is_available() else "float32"
+    dtype: str = models.half() if torch.cuda.is_available() else "float32"
 
     @cached_property
     def processor(self):
@@ -98,7 +99,7 @@ def files(subject: Subject) -> Iterator[Check]:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  it is no mapping
                 tensor = tensors.get_tensor(name)
-                stored[_print(tensor)] += 1
+                stored[_print(tensor.to(getattr(torch, subject.dtype)))] += 1
                 numbers += tensor.numel()
     there = Counter(map(_print, subject.model.parameters()))  # a missing one raises
     text = f"{(stored - there).total()} of {stored.total()} are not in the model"
@@ -244,10 +245,11 @@ def drift(subject: Subject) -> Iterator[Check]:
 
     exact = next_words(subject.model)
     del subject.model  # another takes its place
-    for name in ("bfloat16", "NF4"):
+    for name in (models.half(), "NF4"):
         if name == subject.dtype:
             continue
-        other = next_words(models.load_model(subject.folder, "bfloat16", name == "NF4"))
+        how = (models.half(), name == "NF4")
+        other = next_words(models.load_model(subject.folder, *how))
         same = (other.argmax(-1) == exact.argmax(-1)).float().mean().item()
         kl = (exact.exp() * (exact - other)).sum(-1).mean().item()
         text = f"{same:.0%} of next tokens as in {subject.dtype}, KL {kl:.1e} nats"

@@ -684,6 +684,12 @@ def test_check_recognises_the_file_by_its_fields(tmp_path, kind):
     assert report["usable"] == 5
 
 
+def test_a_file_is_checked_as_what_its_name_says(tmp_path):
+    record = labelled(1) | {"domain": "Work", "scenario": "Farm"}  # else a mark of L3
+    path = write(tmp_path, [record]).rename(tmp_path / "validation_L1.jsonl")
+    assert check(path)["usable"] == len(read(path, "L1")) == 1
+
+
 def test_the_command_prints_every_fault_and_its_exit_codes(tmp_path, capsys):
     records = records_of("L1", 3)
     records[0][STEP] = []

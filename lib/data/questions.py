@@ -17,10 +17,17 @@ from pathlib import Path
 from lib import paths
 from lib.data import faults
 from lib.data.faults import CHOICES, KINDS, PROGRESS, STILL, TOO_DEEP, UNUSABLE
+from lib.methods import LEVELS
 
 BYTE_ORDERS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 Place = str | Path
 FORMS = ("one JSON object a line", "one JSON list")
+FILES = {  # by their kind, as the notebooks read them
+    "training": "training.jsonl",
+    "demonstrations": "training_with_cot.jsonl",
+    **{level: f"validation_{level}.jsonl" for level in LEVELS},
+    "general": "lvb_val.json",
+}
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ def check(
     """What a file is and holds, whatever its faults: {file, kind, records, usable,
     media, faults, rows}. `media` counts the different files that usable records need,
     and those without video; `rows` are (record, what is read from it). Without a `kind`
-    it is that which most records show by their keys."""
+    it is that of the file's name, or else what most records show by their keys."""
     path = paths.require(path, "an annotation file; 01_data says where it comes from")
     kind, count, sound, found = _survey(path, kind)
     root = paths.resolve(media_root)
@@ -224,7 +231,8 @@ def _survey(path: Path, kind: str | None) -> tuple[str | None, int, list, list]:
         no_file = ("a byte order mark", "UTF-8 without one")
     rows = [] if no_file else list((_of_list if is_list else _of_lines)(data))
     parsed = [(line, row) for line, row in rows if not isinstance(row, Exception)]
-    kind = kind or _recognised(row for _, row in parsed)
+    if kind is None and (kind := _recognised(row for _, row in parsed)):
+        kind = {name: own for own, name in FILES.items()}.get(path.name, kind)
 
     def fault(line: int, *named) -> None:
         found.append(Fault(str(path), line, *named))

@@ -21,7 +21,7 @@ from lib.mini.benchmark import SIZES
 from lib.run import memory, params
 from lib.train import rl
 
-LEARNED = {"training": "training.jsonl", "demonstrations": "training_with_cot.jsonl"}
+LEARNED = ("training", "demonstrations")
 # SEED-Bench-R1's and LongVideoBench's own numbers. Of the training files only "6k" is
 # documented; L1, L2 and L3 have a still each, and 371, 128 records of L1, L2 no video.
 PUBLISHED = {"training": 6000, "demonstrations": 6000}
@@ -93,9 +93,8 @@ def annotation_files(values: Mapping) -> dict[str, Path]:
     that is not asked has no file here."""
     folder = paths.resolve(values["data_dir"]) / "annotations"
     asked = parts.names_of(values["asked_sets"])
-    files = LEARNED | {level: f"validation_{level}.jsonl" for level in LEVELS}
-    found = {name: folder / file for name, file in files.items()}
-    found["general"] = paths.resolve(values["general_dir"]) / "lvb_val.json"
+    found = {name: folder / file for name, file in questions.FILES.items()}
+    found["general"] = paths.resolve(values["general_dir"]) / questions.FILES["general"]
     return {n: path for n, path in found.items() if n in LEARNED or n in asked}
 
 

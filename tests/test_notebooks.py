@@ -7,7 +7,11 @@ import nbformat
 import papermill
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
+from made_films import write_clip
+from PIL import Image
+from test_questions import demonstration, labelled, training
 
+from lib import records
 from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
 NAMES = ["01_data", "02_sft", "03_grpo", "04_eval", "05_analysis"]
@@ -116,3 +120,25 @@ def test_the_evaluation_shows_rows_of_a_model_that_was_asked():
     code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
     assert "rows[told," in code
     assert 'rows["base"' not in code and "predictions_base" not in code
+
+
+def test_the_data_may_be_one_question(tmp_path, monkeypatch):
+    """As of a user's own set at its start: one to train on, one to ask."""
+    monkeypatch.setenv("KIT_OUTPUTS", str(tmp_path))
+    files = {"training": training(0), "training_with_cot": demonstration(0)}
+    files["validation_L1"] = labelled(1)
+    for name, record in files.items():
+        records.write_jsonl(tmp_path / f"data/annotations/{name}.jsonl", [record])
+    media = [tmp_path / "data" / kind / "Ego4D" for kind in ("videos", "images")]
+    for folder in media:
+        folder.mkdir(parents=True)
+    write_clip(media[0] / "clip 1.mp4", 12)
+    Image.new("RGB", (84, 56)).save(media[1] / "still-1.png")
+    cells = nbformat.read(NOTEBOOKS / "01_data.ipynb", as_version=4).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"][1:]
+    given = 'data_command, data_dir, general_dir = "", "outputs/data", "outputs/none"'
+    sources[0] += f'\n{given}\nasked_sets, holdout_share = "L1", 0.0'
+    done = {}
+    for source in sources:
+        exec(source, done)
+    assert done["puzzle"].id == "L1/1"

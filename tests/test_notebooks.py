@@ -123,12 +123,17 @@ def test_the_evaluation_shows_rows_of_a_model_that_was_asked():
 
 
 def test_the_data_may_be_one_question(tmp_path, monkeypatch):
-    """As of a user's own set at its start: one to train on, one to ask."""
+    """As of a user's own set at its start: one to train on, one to ask. Beside it lie a
+    set that was not fetched, and what an editor and a Mac leave: no run needs them."""
     monkeypatch.setenv("KIT_OUTPUTS", str(tmp_path))
     files = {"training": training(0), "training_with_cot": demonstration(0)}
     files["validation_L1"] = labelled(1)
     for name, record in files.items():
         records.write_jsonl(tmp_path / f"data/annotations/{name}.jsonl", [record])
+    (tmp_path / "data/annotations/.#training.jsonl").symlink_to("me@host.1")
+    for name in ("._training", "validation_L2"):
+        pointer = "version https://git-lfs.github.com/spec/v1\n"
+        records.write_text(tmp_path / f"data/annotations/{name}.jsonl", pointer)
     media = [tmp_path / "data" / kind / "Ego4D" for kind in ("videos", "images")]
     for folder in media:
         folder.mkdir(parents=True)

@@ -28,7 +28,7 @@ def check(data: Path, general: Path | None = None, decode: bool = False) -> list
     training would read it, on all processors: minutes for thousands of clips."""
     general = data / "general" if general is None else general
     annotations = paths.require(data / "annotations", "`get` downloads it")
-    roots = dict.fromkeys(sorted(annotations.glob("*.jsonl")), data)
+    roots = dict.fromkeys(sorted(annotations.glob("[!.]*.jsonl")), data)
     if (general / "lvb_val.json").is_file():
         roots[general / "lvb_val.json"] = general
     files = {path: questions.check(path, root) for path, root in roots.items()}

@@ -298,6 +298,16 @@ def test_a_budget_makes_a_part_and_a_larger_one_goes_on(world):
         parts.read(part, root, "L1 general")
 
 
+def test_another_set_leaves_the_part_of_an_earlier_one(world):
+    """As where rung 2 of the README, L2, was run before or after rung 3, L1."""
+    files = "images.zip", f"videos/{EPIC}/batch_1.tar.gz"
+    most = sum(len(world.seed[file]) for file in files) + 10
+    ok(world.accept("L1", "--at-most", f"{most / 1e6}MB"))
+    ok(world.accept("L2", "--at-most", "1GB"))
+    sets = parts.read(world.folder / "part", world.folder / "general", "L1 L2")
+    assert parts.told(sets) == {"L1": "L1 (part: 1 of 2)", "L2": "L2"}
+
+
 def test_a_budget_that_holds_nothing_says_so(world):
     assert "--at-most" in error(world.accept("L1", "--at-most", "0.001MB"))
     said = error(world.accept("longvideobench", "--at-most", "5GB"))

@@ -17,8 +17,10 @@ FOLDER, BOOK = "part", "part.json"
 
 def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
     """Write the part of a data folder; returns {split: {"questions", "of"}}. `files`
-    are {split: annotation file}; of those not `chosen` the text stays whole."""
-    part, found, chosen = folder / FOLDER, {}, {*chosen}
+    are {split: annotation file}; of those not `chosen`, now or before, the text stays
+    whole."""
+    part, found = folder / FOLDER, {}
+    chosen = {*chosen, *whole(part)}
     for split, name in files.items():
         if split not in chosen:
             text = (folder / name).read_text(encoding="utf-8")

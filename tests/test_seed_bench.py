@@ -317,7 +317,7 @@ def test_a_budget_that_holds_nothing_says_so(world):
 
 
 def test_clips_that_are_there_already_are_linked_and_not_downloaded(world, media):
-    have = world.folder.with_name("mine") / "EPIC-KITCHENS" / "clips"
+    have = world.folder.with_name("ego4d_and_more") / "EPIC-KITCHENS" / "clips"
     have.mkdir(parents=True)
     (have / "0.mp4").write_bytes(media["0.mp4"])
     (have / "strange.mp4").write_bytes(b"x")

@@ -555,11 +555,22 @@ def test_what_is_no_annotation_file(tmp_path, content, line, words, capsys):
 
 # --- faults across records and of whole files -----------------------------------
 
+LISTED = "A. stir pot\n(B) open jar"
 ACROSS = {
     "ids that are one text": (
         "training",
         [training(1), training(2) | {"sample_id": "1"}],
         [(2, "sample_id", "of line 1 again", True)],
+    ),
+    "options in the question, by the letters of the prompt": (
+        "L1",
+        [labelled(0) | {"question": f"What next?\n{LISTED}"}],
+        [(1, "question", line, True) for line in LISTED.splitlines()],
+    ),
+    "and by others, once the prompt has shuffled them": (
+        "training",
+        [training(0) | {"question": f"What next?\n{LISTED}"}],
+        [(1, "question", line, False) for line in LISTED.splitlines()],
     ),
     "an id again": (
         "L1",

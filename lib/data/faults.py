@@ -7,7 +7,7 @@ after the observation, and answers that were done before."""
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -134,7 +134,9 @@ def _form(record: dict, ascii_only: bool) -> Faults:
             yield _joined(field, key), shown(text), expected, USABLE
 
 
-def _options(options: Mapping[str, str], gold: str, drawn: bool = False) -> Faults:
+def _options(
+    asked: str, options: Mapping[str, str], gold: str, drawn: bool = False
+) -> Faults:
     """Options by field; `gold` names the right one, which may be missing. Of `drawn`
     ones only those that differ are ever asked together."""
     answer, first = folded(options.get(gold, "")), {}
@@ -148,6 +150,18 @@ def _options(options: Mapping[str, str], gold: str, drawn: bool = False) -> Faul
             found = f"{shown(option)}, equal to {twin}"
             yield field, found, "different options", USABLE
     yield from _own_letters(options, shuffled=drawn)
+    yield from _in_question(asked, [*map(folded, options.values())], shuffled=drawn)
+
+
+def _in_question(asked: str, options: Sequence[str], shuffled: bool) -> Faults:
+    """A fault for each line of a question that is an option with a letter; usable if it
+    is the letter that the prompt gives."""
+    for line in unicodedata.normalize("NFKC", asked).splitlines():
+        match = OWN_LETTER.match(line)
+        if match and (option := folded(line[match.end() :])) in options:
+            same = NUMBERS.get((match[1] or match[2]).upper()) == options.index(option)
+            expected = "a question without its options: the prompt lists them"
+            yield "question", shown(line), expected, same and not shuffled
 
 
 def _own_letters(options: Mapping[str, str], shuffled: bool) -> Faults:
@@ -221,7 +235,8 @@ def _validation(record: dict) -> Faults:
     if answer.strip() != record[gold].strip():
         found = f"{shown(answer)} while option {letter} is {shown(record[gold])}"
         yield "answer", found, "the text of the gold option", UNUSABLE
-    yield from _options({choice: record[choice] for choice in CHOICES}, gold)
+    options = {choice: record[choice] for choice in CHOICES}
+    yield from _options(record["question"], options, gold)
 
 
 def distinct_negatives(record: dict) -> list[str]:
@@ -244,7 +259,7 @@ def _training(record: dict) -> Faults:
             texts[f"negative_answers[{i}]"] = negative
         else:
             yield f"negative_answers[{i}]", shown(negative), TEXT[1], UNUSABLE
-    yield from _options(texts, "answer", drawn=True)
+    yield from _options(record["question"], texts, "answer", drawn=True)
 
 
 PARTS = {"video": is_path, "image": is_path, "text": is_text}  # in the order wanted
@@ -305,7 +320,7 @@ def _general(record: dict) -> Faults:
         found = f"{correct} for {len(named)} candidates"
         yield "correct_choice", found, "the index of a candidate, from 0 on", UNUSABLE
     options = {field: text for field, text in named.items() if is_text(text)}
-    yield from _options(options, f"candidates[{correct}]")
+    yield from _options(record["question"], options, f"candidates[{correct}]")
 
 
 class Kind(NamedTuple):

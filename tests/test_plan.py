@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lib import paths, records
+from lib.data import __main__ as data_door
 from lib.data import questions
 from lib.mini import benchmark
 from lib.model import models
@@ -516,6 +517,16 @@ def test_missing_clips_and_records_that_cannot_be_used_fail_where_needed(small):
     records.write_jsonl(path, [first | {"golden_choice_idx": "F"}, *rest])
     check = data_check(small)
     assert not check.passed and "records that cannot be used in L2: " in check.text
+
+
+@pytest.mark.parametrize("text", ["", "version https://git-lfs.github.com/spec/v1\n"])
+def test_a_file_without_records_is_not_in_order(text, small, capsys):
+    """A part that no clip came for yet, a file that git left on its server."""
+    path = Path(small["data_dir"]) / "annotations" / "validation_L2.jsonl"
+    records.write_text(path, text)
+    assert not data_check(small).passed
+    assert data_door.main(["check", small["data_dir"]]) == 1
+    assert "UNUSABLE" in capsys.readouterr().out
 
 
 def test_too_little_memory_fails(values):

@@ -145,7 +145,7 @@ def _check(given: argparse.Namespace) -> int:
             lines.append("Files were counted, not opened: --decode reads every one.")
         tables = inventory.media_table(found), inventory.fault_table(found)
         print(*tables, *lines, sep="\n")
-    sound = all(split["usable"] == split["records"] for split in found)
+    sound = all(fault["usable"] for split in found for fault in split["faults"])
     return int(bool(unreadable) or not sound)
 
 

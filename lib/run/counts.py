@@ -47,7 +47,7 @@ class Asked(NamedTuple):
     still: float = 1.0
     records: int = 0  # of the whole file, held-out ones too; 0 where it is not there
     lacking: int = 0  # of the records, without their clip or still yet
-    unusable: int = 0  # of the records
+    unusable: int = 0  # faults of the file or its records
 
 
 class Part(NamedTuple):
@@ -151,7 +151,7 @@ def read_set(path: Path, root: Path, holdout_share: float, share: float) -> Aske
         still=sum(item.image is not None for item in items) / each,
         records=found["records"],
         lacking=sum(lacks(item) for _, item in found["rows"]),
-        unusable=found["records"] - found["usable"],
+        unusable=sum(not fault.usable for fault in found["faults"]),
     )
 
 

@@ -42,12 +42,18 @@ def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
     return found
 
 
-def names_of(asked_sets: str) -> list[str]:
-    """The sets that `asked_sets` names, in the paper's order; ValueError for others."""
-    for name in asked_sets.split() or [asked_sets]:
+def names_of(text: str, parameter: str = "asked_sets") -> list[str]:
+    """The sets that a parameter names, in the paper's order; ValueError for others."""
+    for name in text.split() or [text]:
         if name not in SETS:
-            raise ValueError(f"asked_sets: {name!r} is none of {', '.join(SETS)}")
-    return [name for name in SETS if name in asked_sets.split()]
+            raise ValueError(f"{parameter}: {name!r} is none of {', '.join(SETS)}")
+    return [name for name in SETS if name in text.split()]
+
+
+def some_of(sets: Mapping[str, list], text: str, parameter: str) -> dict[str, list]:
+    """Those of the sets that a parameter names, which may be none of them."""
+    names = names_of(text, parameter) if text.split() else []
+    return {name: sets[name] for name in names if name in sets}
 
 
 def whole(data: Path) -> dict[str, int]:

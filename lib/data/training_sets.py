@@ -170,7 +170,7 @@ def lessons(
         "steps": ("sft-steps", answers_alone(labelled, in_words=True)),
         "own": ("rft", list(own)),
     }
-    for target in targets.split():
+    for target in targets.split() or [targets]:
         if target not in known:
             said = f"is unknown: name some of {', '.join(known)}"
             raise ValueError(f"SFT on {target!r} {said}")

@@ -114,12 +114,17 @@ def load_processor(path: str | Path):
     return processor
 
 
+def check_dtype(dtype: str) -> None:
+    """ValueError for a name that is not one of DTYPES."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+
+
 def load_model(path, dtype: str = "float32", quantize: bool = False, placed=True):
     """The model in eval mode, on the GPU where there is one. `quantize` stores matrices
     of the language model as NF4 (QLoRA, arXiv 2305.14314), but not lm_head. `placed` is
     False where a trainer moves the weights. Errors as of `load_whole`."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}: it must be one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     device = _device(dtype)
     nf4 = BitsAndBytesConfig(
         load_in_4bit=True,

@@ -11,20 +11,23 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch.cuda import device_count
 
 from lib import paths, records
+from lib.data import parts, training_sets
 from lib.evaluate import evaluate
 from lib.methods import SETS
+from lib.mini import teacher
 from lib.model import models
 from lib.run import counts, launch, memory
 from lib.run.cards import Card
 from lib.run.counts import Asked
 from lib.run.memory import GIB
-from lib.train import reward_stages, rl
+from lib.train import checkpoints, reward_stages, rl, sft
 
 # isort: split
 from huggingface_hub import snapshot_download
@@ -57,8 +60,22 @@ class Check(NamedTuple):
 
 
 def refuse_settings(values: Mapping) -> None:
-    """ValueError for settings that frames, rollouts, answers or memory cannot have."""
+    """ValueError for settings that the notebooks would refuse later: their functions
+    are called here, on nothing."""
+    ones = ["own_draws", *(f"sft_{name}" for name in sft.AT_LEAST_1)]
+    checkpoints.at_least(SimpleNamespace(**values), ones)
+    models.check_dtype(values["dtype"])
     counts.sampling_of(values)
+    for name in ("pass_sets", "perception_sets", "coherence_sets"):
+        parts.some_of({}, values[name], name)
+    teacher.demonstrations(values["demonstrations_by"], [], [], {})
+    false, unseen = values["demonstrations_false"], values["demonstrations_unseen"]
+    teacher.with_shares([], {}, false, unseen, seed=0)
+    training_sets.share_of([SimpleNamespace(id="")], values["training_share"], seed=0)
+    training_sets.lessons(values["sft_on"], [], [])
+    own = {name.removeprefix("sft_"): value for name, value in values.items()}
+    own = {name: own[name] for name in sft.SFTSettings.__match_args__ if name in own}
+    sft.SFTSettings(**own)
     tokens, batch = values["max_new_tokens"], values["eval_batch_size"]
     evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
     names = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k")

@@ -37,6 +37,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
+SHARES = ("_share", "label_noise", "top_p")
 EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
 UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
 
@@ -58,11 +59,14 @@ def training_order(items: Sequence, count: int, seed: int) -> list:
 
 
 def at_least(settings, ones: Sequence[str]) -> None:
-    """ValueError for a number of settings below 0, or below 1 if it is among `ones`."""
+    """ValueError for a number of settings below 0, or below 1 if it is among `ones`,
+    and for a share above 1."""
     for name, value in vars(settings).items():
         low = 1 if name in ones else 0
         if isinstance(value, int | float) and not low <= value < math.inf:
             raise ValueError(f"{name} = {value}: at least {low} is needed, and finite")
+        if name.endswith(SHARES) and value > 1:
+            raise ValueError(f"{name} = {value}: a share is 1 at most")
 
 
 def one_of(settings, choices: Mapping[str, Sequence[str]]) -> None:

@@ -314,6 +314,11 @@ def test_papermill_is_told_what_it_would_not_read(given, told):
         check_given({"In": ["", "seed: int = 0", cell]})
 
 
+def test_a_number_below_zero_is_refused_where_a_notebook_begins():
+    with pytest.raises(ValueError, match="pass_questions = -1: it must be 0 or more"):
+        check_given({"pass_questions": -1})
+
+
 def test_what_papermill_may_give_passes():
     given = {"run_name": "a", "seed": 1, "grpo_lr": 1, "notebooks": ["02_sft"]}
     cell = translate_parameters("python3", "python", given, "Parameters")

@@ -151,9 +151,13 @@ def load_params(
 def check_given(names: Mapping[str, Any]) -> None:
     """ValueError for what `papermill -f FILE` or `-p` gave a notebook, whose globals()
     are `names`, and load_params would refuse: papermill takes it without a word, and of
-    a `base` or `sweep` it would run the defaults."""
+    a `base` or `sweep` it would run the defaults. And for a number below 0, wherever it
+    is from: a list cut at -1 would lose its last question."""
     cells = [cell for cell in names.get("In", ()) if cell.startswith("# Parameters\n")]
     known = declarations(notebook_paths())
+    for key in known.keys() & names.keys():
+        if type(names[key]) in (int, float) and names[key] < 0:
+            raise ValueError(f"{key} = {names[key]}: it must be 0 or more")
     for line in ast.parse(cells[-1] if cells else "").body:
         key, value = line.targets[0].id, ast.unparse(line.value)
         with suppress(ValueError):  # not a literal, such as nan

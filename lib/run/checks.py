@@ -20,7 +20,7 @@ from torch.cuda import device_count
 from lib import paths, records
 from lib.data import parts, training_sets
 from lib.evaluate import evaluate
-from lib.methods import SETS
+from lib.methods import METHODS, SETS, in_order
 from lib.mini import teacher
 from lib.model import models
 from lib.run import counts, launch, memory
@@ -113,6 +113,38 @@ def check_steps(
             faults.append(str(error))
     text = "; ".join(faults or told) or "nothing is trained"
     return Check("steps", not faults, text)
+
+
+def check_asked(name: str, values: Mapping, notebooks: Iterable[str]) -> Check:
+    """Whether the models that the notebooks of a run go on from, ask and compare are
+    trained before."""
+    adapters = paths.outputs_dir() / name / "adapters"
+    untrained = {"base", "base-direct", "base-begun"}
+    there = untrained | {path.name for path in adapters.glob("*")}
+    asked, faults = values["asked_models"].split(), []
+    if "02_sft" in notebooks:
+        there |= {*training_sets.lessons(values["sft_on"], [], [])}
+    if "03_grpo" in notebooks:
+        if (start := values["grpo_from"]) and start not in there:
+            faults.append(f"grpo_from: {start} is not trained before; see sft_on")
+        there |= {method.name for method in rl.read(values["rl"])}
+    if "04_eval" in notebooks:
+        if not asked or not {*asked} <= there:
+            found = f"asked_models {values['asked_models']!r}: this run has "
+            faults.append(found + f"{', '.join(in_order(there))} alone")
+        if "base-begun" in asked and not values["holdout_share"]:
+            faults.append("base-begun needs held-out questions: set holdout_share")
+        looking = values["perception_conditions"] or values["attention_questions"]
+        if looking and not {*values["perception_models"].split()} <= {*asked}:
+            faults.append("perception_models must be among asked_models")
+        if values["coherence_sets"] and not {*asked} & untrained:
+            faults.append("coherence_sets needs base as reader: add it to asked_models")
+        lacking = [model for model in METHODS if model not in asked]
+        if "05_analysis" in notebooks and lacking:
+            told = f"05_analysis compares {', '.join(lacking)} too: add to asked_models"
+            faults.append(f"{told}, or leave 05_analysis out of `notebooks`")
+    text = "; ".join(faults) or ", ".join(asked)
+    return Check("asked", not faults, text)
 
 
 def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Check:

@@ -117,6 +117,7 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
         (model.numbers, memory.trained_numbers(model, work)),
         [
             checks.check_steps(values, sets, methods),
+            checks.check_asked(run.name, values, stems),
             checks.check_devices(values, run.card_gib, card),
             checks.check_packages(values),
             checks.check_model(values),

@@ -222,6 +222,8 @@ def test_a_missing_file_is_a_fault_that_says_what_to_give(notebooks, tmp_path):
     path = tmp_path / "none.yaml"
     wanted = f"{path} is missing: give a file such as params/mini.yaml"
     assert faults(path, notebooks) == [wanted] and "mini.yaml" in FILES
+    (found,) = faults(tmp_path, notebooks)
+    assert found.startswith(f"{tmp_path} cannot be read (Is a directory): give a file")
 
 
 def test_base_is_overridden_and_gives_no_run_name(notebooks, tmp_path):

@@ -280,8 +280,10 @@ class _Reader:
             if isinstance(tree, yaml.MappingNode):
                 return self.keys(tree, path)
             line, why = 1, LINES
-        except FileNotFoundError:
-            self.fault(f"{path} is missing", "give a file such as params/mini.yaml")
+        except OSError as error:
+            missing = isinstance(error, FileNotFoundError)
+            found = "is missing" if missing else f"cannot be read ({error.strerror})"
+            self.fault(f"{path} {found}", "give a file such as params/mini.yaml")
             return None
         except UnicodeDecodeError as error:
             line = raw.count(b"\n", 0, error.start) + 1

@@ -147,3 +147,12 @@ def test_the_data_may_be_one_question(tmp_path, monkeypatch):
     for source in sources:
         exec(source, done)
     assert done["puzzle"].id == "L1/1"
+
+
+def test_the_analysis_asks_for_no_direct_answers():
+    """`asked_models: base sft grpo` leaves them out."""
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    code = [c.source for c in notebook.cells if c.cell_type == "code"]
+    (shown,) = [own for own in code if "differences_markdown(direct)" in own]
+    none = {"direct": [], "compare": None, "Markdown": str}
+    assert eval(shown, none) == "Not asked here."

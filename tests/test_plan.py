@@ -424,6 +424,7 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
         ("rl: ppo warmup_share=0.1", "rl: warmup_share has a parameter of its own"),
         ("on_bad_video: skip", "on_bad_video"),
         ("perception_conditions: no_vdieo", "condition 'no_vdieo' is unknown"),
+        ("bootstrap_samples: 0", "bootstrap_samples = 0: at least 1"),
         ("dtype: fp16", "dtype is 'fp16'"),
         ("sft_save_every: 0", "sft_save_every = 0: at least 1"),
         ("sft_loss: mean", "loss = 'mean'"),

@@ -11,7 +11,7 @@ from made_films import write_clip
 from PIL import Image
 from test_questions import demonstration, labelled, training
 
-from lib import records
+from lib import methods, records
 from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
 NAMES = ["01_data", "02_sft", "03_grpo", "04_eval", "05_analysis"]
@@ -156,3 +156,11 @@ def test_the_analysis_asks_for_no_direct_answers():
     (shown,) = [own for own in code if "differences_markdown(direct)" in own]
     none = {"direct": [], "compare": None, "Markdown": str}
     assert eval(shown, none) == "Not asked here."
+
+
+def test_the_analysis_draws_no_levels_where_general_alone_was_asked():
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    (drawn,) = [c.source for c in notebook.cells if "supported_answers(" in c.source]
+    known = {"sets": ["general"], "methods": methods, "coherent": {"answers": []}}
+    exec(drawn, known)
+    assert "figure" not in known

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lib import records
+from lib import paths, records
 from lib.data import questions, training_sets
 from lib.data.questions import Question
 from lib.methods import GENERAL, SETS, named
@@ -54,6 +54,16 @@ def some_of(sets: Mapping[str, list], text: str, parameter: str) -> dict[str, li
     """Those of the sets that a parameter names, which may be none of them."""
     names = names_of(text, parameter) if text.split() else []
     return {name: sets[name] for name in names if name in sets}
+
+
+def annotation_files(values: Mapping) -> dict[str, Path]:
+    """Where a run reads its questions from, whether the files are there or not; a set
+    that is not asked has no file here."""
+    folder = paths.resolve(values["data_dir"]) / "annotations"
+    found = {name: folder / file for name, file in questions.FILES.items()}
+    found[GENERAL] = paths.resolve(values["general_dir"]) / questions.FILES[GENERAL]
+    unasked = {*SETS} - {*names_of(values["asked_sets"])}
+    return {name: path for name, path in found.items() if name not in unasked}
 
 
 def whole(data: Path) -> dict[str, int]:

@@ -220,7 +220,7 @@ def check_data(
     # 01_data reads of the training files the words alone.
     seen = {n for stem in notebooks if stem != "01_data" for n in READS.get(stem, ())}
     seen |= needed & {*SETS}
-    files = counts.annotation_files(values)
+    files = parts.annotation_files(values)
     files = {name: files[name] for name in files if name in needed}
     if lacking := [name for name in files if not files[name].is_file()]:
         said = f"{', '.join(lacking)} missing, such as {files[lacking[0]]}"

@@ -11,7 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from lib import paths
 from lib.data import parts, questions, seed_bench, training_sets
 from lib.data.video import PATCH, Sampling
 from lib.doors import size
@@ -88,21 +87,11 @@ def all_values(run: params.Run) -> dict:
     return {name: own.default for name, own in declared.items()} | run.values
 
 
-def annotation_files(values: Mapping) -> dict[str, Path]:
-    """Where a run reads its questions from, whether the files are there or not; a set
-    that is not asked has no file here."""
-    folder = paths.resolve(values["data_dir"]) / "annotations"
-    asked = parts.names_of(values["asked_sets"])
-    found = {name: folder / file for name, file in questions.FILES.items()}
-    found["general"] = paths.resolve(values["general_dir"]) / questions.FILES["general"]
-    return {n: path for n, path in found.items() if n in LEARNED or n in asked}
-
-
 def sets_of(values: Mapping) -> dict[str, Asked]:
     """{file: what a run uses of it}; a file of unknown size is left out."""
     known, found = announced(values["data_command"]), {}
     most = values["asked_questions"] or math.inf
-    for name, path in annotation_files(values).items():
+    for name, path in parts.annotation_files(values).items():
         held = values["holdout_share"] if name in LEARNED else 0
         share = values["training_share"] if name in LEARNED else 1
         if path.is_file():
@@ -124,6 +113,8 @@ def announced(command: str) -> dict[str, int]:
         return {split: PUBLISHED[split] for split in chosen(words)}
     if module == "lib.mini":
         named = re.findall(r"--size[ =](\w+)", command) or ["full"]
+        if named[-1] not in SIZES:
+            raise ValueError(f"data_command: --size is none of {', '.join(SIZES)}")
         sizes = SIZES[named[-1]]
         a_level = re.findall(r"--level[ =](\d+)", command) or [sizes.level]
         levels = dict.fromkeys(LEVELS, int(a_level[-1]))

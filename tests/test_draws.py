@@ -117,7 +117,7 @@ def test_a_guess_counts_by_the_letter_and_not_by_the_truth(tmp_path):
     ]
     records.write_jsonl(tmp_path / "draws_sft_L1.jsonl", rows)
     records.write_jsonl(tmp_path / "draws_base_training.jsonl", rows)
-    found = sampled.table(tmp_path, samples=200)
+    found = sampled.table(tmp_path, {row["id"]: row["id"] for row in rows}, samples=200)
     assert {row["model"] for row in found} == {"sft"}
     by = {(row["counts"], row["k"]): row for row in found}
     assert sorted(k for _, k in by) == sorted([1, 2, 4, 8, 16] * 2)
@@ -135,8 +135,24 @@ def test_a_guess_counts_by_the_letter_and_not_by_the_truth(tmp_path):
 def test_equal_draws_of_a_few_questions_leave_an_interval(tmp_path):
     rows = [{"id": f"L1/{i}", "right": [1], "said": None, "kl": None} for i in range(8)]
     records.write_jsonl(tmp_path / "draws_base_L1.jsonl", rows)
-    (found,) = sampled.table(tmp_path, samples=200)
+    videos = {row["id"]: row["id"] for row in rows}
+    (found,) = sampled.table(tmp_path, videos, samples=200)
     assert found["low"] < found["pass"] == found["high"] == 1
+
+
+def test_draws_of_questions_on_one_video_are_resampled_together(tmp_path):
+    rows = [
+        {"id": f"L1/{i}", "right": [i // 10 % 2], "said": None, "kl": None}
+        for i in range(200)  # ten questions a video, all right or all wrong
+    ]
+    records.write_jsonl(tmp_path / "draws_base_L1.jsonl", rows)
+    (alone,), (together,) = (
+        sampled.table(tmp_path, {f"L1/{i}": i // size for i in range(200)}, samples=500)
+        for size in (1, 10)
+    )
+    assert together["pass"] == alone["pass"] == 0.5
+    widths = [own["high"] - own["low"] for own in (alone, together)]
+    assert widths[1] > 2 * widths[0]
 
 
 def test_a_decision_is_judged_only_where_an_answer_comes_to_it(tmp_path):

@@ -49,9 +49,10 @@ def _files(run: Path) -> Iterator[tuple[str, str, list[dict]]]:
             yield model, name, read_jsonl(path)
 
 
-def table(run: Path, **draws: int) -> list[dict]:
+def table(run: Path, videos: Mapping[str, str], **draws: int) -> list[dict]:
     """A row for each model, set, what counts and k = 1, 2, 4, ...: n questions, pass,
-    low, high; and `kl`, the mean over questions, None for the base."""
+    low, high; and `kl`, the mean over questions, None for the base. `videos` {question
+    id: video}: those on one video are drawn together."""
     rows = []
     for model, name, asked in _files(run):
         kls = [row["kl"] for row in asked if row["kl"] is not None]
@@ -59,13 +60,14 @@ def table(run: Path, **draws: int) -> list[dict]:
         place["kl"] = float(np.mean(kls)) if kls else None
         right = np.array([row["right"] for row in asked])  # [questions, draws]
         counted, n = {"letter": right}, right.shape[1]
+        clusters = [[videos[row["id"]] for row in asked]]
         if all(row["said"] for row in asked):
             true = [[own["progress"] == "right" for own in r["said"]] for r in asked]
             counted["truth"] = right * true
         for counts, found in counted.items():
             for k in (2**i for i in range(n.bit_length())):
                 values = [pass_at(k, n, c) for c in found.sum(1)]
-                own = stats.contrast([values], bounds=[(0, 1)], **draws)
+                own = stats.contrast([values], clusters, bounds=[(0, 1)], **draws)
                 own = {"pass": own["effect"], "low": own["low"], "high": own["high"]}
                 rows.append(place | {"counts": counts, "k": k} | own)
     return rows

@@ -111,12 +111,12 @@ def test_a_pass_for_its_end_is_the_models_own_from_there_on(
     weights = [own for own in model.parameters() if own.requires_grad]
     torch.testing.assert_close(end[:, start:], whole[:, start:])
     assert not torch.equal(end[:, :start], whole[:, :start])
-    found, expected = (
-        torch.autograd.grad(hidden[:, start:].square().sum(), weights)
+    found, expected = (  # of cubes: the last norm leaves no gradient of squares
+        torch.autograd.grad(hidden[:, start:].pow(3).sum(), weights)
         for hidden in (end, whole)
     )
-    assert any(own.any() for own in expected)
-    torch.testing.assert_close(found, expected)
+    assert max(own.abs().max() for own in expected) > 1
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
     assert torch.equal(base.model(**inputs).last_hidden_state, whole)
 
 

@@ -264,6 +264,21 @@ def test_a_run_that_is_told_to_end_takes_its_kernel_along(kit, how):
     assert not is_running(int(kit.ledger()[0]))
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_while_python_clears_up_is_not_lost(how):
+    code = (
+        "import signal, time\nfrom lib.run import pipeline\n"
+        "class Last:\n    def __del__(self): signal.raise_signal(%d)\n"
+        "pipeline._end_as_asked()\n"
+        "try:\n    Last()\n    time.sleep(60)\n"
+        "except KeyboardInterrupt as told:\n    print(*told.args)"
+    )
+    quiet = {"capture_output": True, "text": True, "timeout": 50, "cwd": ROOT}
+    quiet["preexec_fn"] = partial(signal.signal, how, signal.SIG_DFL)
+    done = subprocess.run([sys.executable, "-c", code % how], **quiet)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_ends_ends_its_runs_and_can_start_again_at_once(kit, how):
     sleeping_notebook(kit, "seed: int = 0  # of everything random")

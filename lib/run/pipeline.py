@@ -203,6 +203,14 @@ def _end_as_asked() -> float:
     def end(number: int, _frame) -> None:
         raise KeyboardInterrupt(number)
 
+    def again(lost) -> None:
+        """A signal's exception was dropped, as Python does while it clears up."""
+        if lost.exc_type is not KeyboardInterrupt:
+            return sys.__unraisablehook__(lost)
+        number = (lost.exc_value.args or (signal.SIGINT,))[0]
+        threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+    sys.unraisablehook = again
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup does
             signal.signal(number, end)

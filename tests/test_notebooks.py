@@ -2,6 +2,7 @@
 
 import ast
 import re
+from types import SimpleNamespace
 
 import nbformat
 import papermill
@@ -112,6 +113,17 @@ def test_papermill_reads_the_same_parameters(path):
     assert list(papermill.inspect_notebook(path)) == list(parameters)
     magics = InteractiveShell.instance().magics_manager.magics["line"]
     assert "run" in magics and set(parameters) & set(magics) == set()
+
+
+def test_a_set_without_a_clip_shows_no_conditions():
+    """As a set of stills, or one whose clips all failed."""
+    notebook = nbformat.read(NOTEBOOKS / "04_eval.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "pages.conditions(" in c.source]
+    still = SimpleNamespace(video=None)
+    known = {"perception_conditions": "no_video", "told": "base", "first": "L1"}
+    known |= {"sets": {"L1": [still]}, "rows": {("base", "L1"): [{"error": None}]}}
+    exec(cell.source, known)
+    assert known["pictures"] == {}
 
 
 def test_the_evaluation_shows_rows_of_a_model_that_was_asked():

@@ -42,7 +42,7 @@ def write(data: Path, out: Path) -> dict[str, int]:
     FileNotFoundError where there is none, DataFaults for a record at fault."""
     counts = {}
     for level in LEVELS:
-        path = data / "annotations" / f"validation_{level}.jsonl"
+        path = data / "annotations" / questions.FILES[level]
         if not path.exists():
             continue
         asked = questions.read_validation(path, data, level)

@@ -98,5 +98,5 @@ def _folders(file: HubFile) -> tuple[str, ...]:
 
 def source_of(path: str) -> str:
     """The video source that a path names last, "" if it names none."""
-    *_, found = [None, *SOURCE.finditer(path)]
-    return SOURCES[found[1] is None] if found else ""
+    found = [*SOURCE.finditer(path)]
+    return SOURCES[found[-1][1] is None] if found else ""

@@ -82,10 +82,10 @@ def read(
     sizes, sets = whole(data), {}
     home = data.parent if data.name == FOLDER else data
     for name in names_of(asked_sets):
-        what, root = name, data
-        path = data / "annotations" / f"validation_{name}.jsonl"
+        what, root, folder = name, data, data / "annotations"
         if name == GENERAL:
-            what, root, path = "longvideobench", general, general / "lvb_val.json"
+            what, root, folder = "longvideobench", general, general
+        path = folder / questions.FILES[name]
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing: get it (python -m lib.data get {home} --what "

@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lib import processes, records, run_files
+from lib.data.questions import FILES
 from lib.mini import lessons, world
 from lib.mini.world import DOMAINS, Episode
 
@@ -250,8 +251,7 @@ def write_clip(path: Path, episode: Episode) -> None:
 
 def annotations(folder: Path, split: str) -> Path:
     """The file of a split's records."""
-    name = "training" if split == "training" else f"validation_{split}"
-    return folder / "annotations" / f"{name}.jsonl"
+    return folder / "annotations" / FILES[split]
 
 
 def write(folder: Path, sizes: Sizes) -> Path:
@@ -291,7 +291,7 @@ def write_annotations(folder: Path, sizes: Sizes) -> list[tuple[Path, Episode]]:
             if not item.episode.image_only:
                 media.append((videos / f"{item.stem}.mp4", item.episode))
     taught = (demonstration(item, sizes.seed) for item in splits["training"])
-    path = folder / "annotations" / "training_with_cot.jsonl"
+    path = annotations(folder, "demonstrations")
     records.write_jsonl(path, filter(None, taught))
     general, rows = folder / "general", make_general(sizes.general, sizes.seed)
     records.write_json(general / "lvb_val.json", [row for row, _ in rows])

@@ -154,7 +154,7 @@ def half() -> str:
 def _device(dtype: str) -> int | str:
     """The GPU of this process, else the CPU; ValueError where it has no `dtype`."""
     if torch.cuda.is_available():
-        if dtype == "bfloat16" != half():
+        if dtype == "bfloat16" and half() == "float16":
             card = torch.cuda.get_device_name()
             raise ValueError(f"{card} has no bfloat16: give dtype = float16")
         return torch.cuda.current_device()

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+import torch
 
 from lib.data.blind import BlindReader, features
 from lib.data.questions import Question
@@ -24,6 +25,15 @@ def test_it_finds_a_leak_and_nothing_else(leak, low, high):
     reader = BlindReader.fit(questions[:300])
     right = reader.right(questions[300:])
     assert low <= sum(right) / len(right) <= high
+
+
+def test_two_fits_give_the_same_weights():
+    """The sum of a feature's gradients must not hang on the order of the threads."""
+    torch.set_num_threads(3)
+    questions = [make_question(number, number % 2) for number in range(500)]
+    first, second = (BlindReader.fit(questions).weights for _ in range(2))
+    torch.set_num_threads(1)
+    assert (first == second).all()
 
 
 def test_features_are_the_same_in_every_process():

@@ -67,7 +67,9 @@ class BlindReader:
 
     def _scores(self, flat, owner, counts: list[int]) -> torch.Tensor:
         """[questions, options]; an option that a question does not have is -inf."""
-        scores = torch.zeros(sum(counts)).index_add(0, owner, self.weights[flat])
+        # Not weights[flat]: threads would add up its gradient in an order of their own.
+        each = self.weights.index_select(0, flat)
+        scores = torch.zeros(sum(counts)).index_add(0, owner, each)
         return pad_sequence(scores.split(counts), True, -torch.inf)
 
 

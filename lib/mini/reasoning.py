@@ -21,7 +21,8 @@ answer, and does it say what is there?
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,24 +136,22 @@ def _follows(said: Statement, truth: Truth) -> bool:
     return bool(left) and said.chosen == left[0]
 
 
-def checker(data_dir: str | Path):
-    """A function (prediction row, reasoning) -> `FIELDS`; None where no truth is known.
-    It raises ValueError for a row of another question than the folder's."""
-    truths = known(data_dir)
-    if not truths:
-        return None
+def checker(data_dir: str | Path) -> Callable | None:
+    """A function (prediction row, reasoning) -> `FIELDS`, for other processes too; None
+    where no truth is known. It raises ValueError for a row of another question than the
+    folder's."""
+    return partial(_exact, data_dir) if known(data_dir) else None
 
-    def exact(row: Mapping, reasoning: str | None) -> dict[str, str]:
-        found = truths.get(row["id"])
-        gold = found and "ABCDE"[found.options.index(found.answer)]
-        if not found or (tuple(row["options"]), row["gold"]) != (found.options, gold):
-            raise ValueError(
-                f"question {row['id']} was answered with other options than it has in"
-                f" {data_dir}: evaluate on this data again"
-            )
-        return check(reasoning, row["first_letter"], found)
 
-    return exact
+def _exact(data_dir: str | Path, row: Mapping, reasoning: str | None) -> dict[str, str]:
+    found = known(data_dir).get(row["id"])
+    gold = found and "ABCDE"[found.options.index(found.answer)]
+    if not found or (tuple(row["options"]), row["gold"]) != (found.options, gold):
+        raise ValueError(
+            f"question {row['id']} was answered with other options than it has in"
+            f" {data_dir}: evaluate on this data again"
+        )
+    return check(reasoning, row["first_letter"], found)
 
 
 def flawless(data_dir: str | Path) -> dict[str, str]:

@@ -237,13 +237,15 @@ def record_stage(run: Path, stage: str, **facts: Any) -> None:
 
 
 def peak_memory_gib() -> float:
-    """The largest resident memory of this process so far, in GiB; neither that of the
-    GPU nor of the processes that it started."""
+    """The largest resident memory that this process, or one that it started and that
+    has ended, had so far, in GiB; not that of the GPU."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    own, ended = (resource.getrusage(who).ru_maxrss / unit for who in whose)
     with suppress(OSError):  # on Linux getrusage also counts what the parent held
         status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+        own = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
+    return max(own, ended)
 
 
 def _lines(rows: Iterable[Mapping]) -> str:

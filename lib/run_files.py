@@ -31,7 +31,7 @@ MADE = re.compile(
     | tensorboard/[^/]+/events\.out\.tfevents\.[^/]+ | figures/[^/]+\.png
     | adapters/\.[^/]+\.unfinished/.+ | \.[^/]+\.lock
     | checkpoints/[^/]+/(README\.md | \w+_settings\.json | checkpoint-\d+/.+)
-    | launch_\w+/(call\.pickle | result\.pickle | plain\.json | error_\d+\.json)""",
+    | launch_\w+/((call_\d+|half|result)\.pickle | plain\.json | error_\d+\.json)""",
     re.VERBOSE,
 )
 ADAPTER = re.compile(r"adapters/[^./][^/]*/[^/]+\.(json|safetensors|jinja|txt|md)")

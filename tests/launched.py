@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lib.data import frame_store
 
+calls = []
 LONG = 600  # seconds; nothing that works waits for so long
 
 
@@ -23,6 +24,12 @@ def is_running(pid: int) -> bool:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state != "Z"
     return False
+
+
+def tell_pids(folder: Path, *pids: int) -> None:
+    unfinished = folder / f"unfinished_{process()}"
+    unfinished.write_text(" ".join(map(str, pids)))
+    unfinished.rename(folder / f"pids_{process()}")
 
 
 def facts(folder: Path) -> dict:
@@ -71,10 +78,15 @@ def wait(folder: Path) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({LONG})"])
-    unfinished = folder / f"unfinished_{process()}"
-    unfinished.write_text(f"{os.getppid()} {os.getpid()} {child.pid}")
-    unfinished.rename(folder / f"pids_{process()}")
+    tell_pids(folder, os.getppid(), os.getpid(), child.pid)
     time.sleep(LONG)
+
+
+def count(folder: Path) -> tuple[int, int]:
+    """How often this process was called before, and its pid; both leave their pid."""
+    tell_pids(folder, os.getpid())
+    calls.append(folder)
+    return len(calls) - 1, os.getpid()
 
 
 def listening(folder: Path) -> list[str]:

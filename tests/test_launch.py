@@ -146,6 +146,45 @@ def test_killing_the_kernel_leaves_no_process(folder):
         assert_gone(pids)
 
 
+TEAM = IMPORTS + "from lib.run import launch; from tests import launched\n"
+TEAM += "folder = pathlib.Path({folder!r}); team = launch.Team(folder, 2, '')"
+COUNT = "print(*team.call(launched.count, folder))"
+
+
+def test_a_team_stays_for_the_next_call_and_leaves_no_process(tmp_path):
+    """When it ends, fails, is replaced, or its kernel is killed."""
+    made = Kernel(tmp_path)
+
+    def counted():
+        (told,) = made.run(COUNT).outputs
+        calls, pid = map(int, told["text"].split())
+        pids = waiting_processes(tmp_path)
+        assert pid in pids and len(pids) == 2
+        return calls, pids
+
+    with made.client.setup_kernel():
+        made.run(TEAM.format(root=str(paths.ROOT), folder=str(tmp_path)))
+        assert made.run("team.end()").outputs == []  # nothing has begun
+        (before, pids), (after, same) = counted(), counted()
+        assert (before, after) == (0, 1) and pids == same
+        assert made.run("team.end()").outputs == []
+        assert_gone(pids)
+        (calls, pids) = counted()
+        assert calls == 0
+        *_, error = made.run("team.call(launched.fail, folder)").outputs
+        assert "clip 7 is broken" in error["evalue"]
+        assert_gone(pids)
+        (calls, pids) = counted()
+        assert calls == 0
+        made.run("team = launch.Team(folder, 2, '')")
+        (calls, others) = counted()
+        assert calls == 0 and all(map(is_running, others))
+        assert_gone(pids)
+        assert list(tmp_path.glob("launch_*"))
+        os.kill(made.client.km.provisioner.pid, signal.SIGKILL)
+        assert_gone(others)
+
+
 FAKE_SRUN = """#!{python}
 # `srun --options command`: the command on two nodes, which are both this machine.
 import os, subprocess, sys

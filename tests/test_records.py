@@ -169,9 +169,12 @@ def test_record_stage_adds_to_the_manifest(tmp_path, monkeypatch):
 
 def test_peak_memory_counts_what_is_held():
     code = (
-        "from lib.records import peak_memory_gib as peak\n"
-        "before = peak(); held = b'x' * 2**28; print(peak() - before)"
+        "import subprocess, sys; from lib.records import peak_memory_gib as peak\n"
+        "before = peak(); held = b'x' * 2**28; print(peak() - before)\n"
+        "code = 'x = b\"x\" * 2**29'; subprocess.run([sys.executable, '-c', code])\n"
+        "print(peak())"
     )
     command = [sys.executable, "-c", code]
-    grown = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
-    assert 0.2 < float(grown) < 0.5
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    grown, with_ended = map(float, told.split())
+    assert 0.2 < grown < 0.4 and 0.5 < with_ended < 0.7

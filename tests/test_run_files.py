@@ -70,7 +70,7 @@ OURS = [
     *("checkpoints/grpo/grpo_settings.json", "checkpoints/grpo/checkpoint-4/a.bin"),
     *("checkpoints/grpo/README.md", "results.md", "judgements_sft_L3.settings.json"),
     *("results_accuracy.csv", "claims.csv"),
-    *("launch_train_sft/call.pickle", "watched_grpo.jsonl", ".launch_train_sft.lock"),
+    *("launch_train_sft/call_0.pickle", "watched_grpo.jsonl", ".launch_train_sft.lock"),
 ]
 THEIRS = [
     *("thesis.docx", "notes.json", "figures/mine.svg", "data/clip.mp4", ".notes"),

@@ -7,7 +7,7 @@ import pytest
 
 from lib import records
 from lib.data.video import Sampling
-from lib.evaluate import evaluate, resume
+from lib.evaluate import attention, draws, evaluate, perception, readers, resume, tables
 from lib.run import launch
 from tests import launched
 
@@ -99,6 +99,34 @@ def test_killed_two_processes_go_on_with_what_is_missing(
     assert sum(row["scenario"] == "kept" for row in rows) == sum(kept)
     rows = [row | {"scenario": "kitchen"} for row in rows]
     assert rows == records.read_jsonl(one / ROWS)
+
+
+def test_all_that_a_team_of_two_asks_has_the_bytes_of_one(
+    tiny_checkpoint, sets, tmp_path
+):
+    """Answers, draws, conditions, attention and readings, call after call."""
+    left, asked = [], {"L2": sets["L2"]}
+    weights = (evaluate.with_model, tiny_checkpoint, None, "float32", False)
+    for count in (1, 2):
+        run = tmp_path / str(count)
+        team = launch.Team(run, count, "")
+        given = ({"base": SETTINGS}, asked, SAMPLING, run)
+        rows = team.call(*weights, evaluate.evaluate_sets, *given)
+        given = (sets["L2"], SETTINGS, 2, 0, SAMPLING, run / "draws_base_L2.jsonl")
+        team.call(*weights, draws.draw, *given)
+        given = (asked, ["no_video"], SETTINGS, SAMPLING, run, "base", 6, 0)
+        team.call(*weights, perception.ask, *given)
+        said = {tables.OWN: rows["base", "L2"]}
+        given = (sets["L2"], said, SAMPLING, run, "base")
+        team.call(*weights, attention.measure, *given)
+        given = (tiny_checkpoint, run, asked, "float32", False, ["base"])
+        team.call(readers.read_run, *given)
+        team.end()
+        left.append({path.name: path.read_bytes() for path in run.glob("*")})
+    assert left[0] == left[1]
+    assert {name.partition("_")[0] for name in left[0] if name.endswith("l")} == {
+        *("attention", "draws", "predictions", "readings")
+    }
 
 
 def test_a_bad_clip_of_one_process_ends_both_with_its_name(resumed):

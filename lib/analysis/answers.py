@@ -50,9 +50,11 @@ NOT_VARIED = (
 NAMES = dict.fromkeys(("model", "set", "condition", "measure"), "category")
 # What may differ between the settings of a condition and those of all as it is.
 MAY_DIFFER = {"questions", "shown", "sampling", "batch_size"}
-# Parameters that say what is asked beside the answers, of whom: runs that differ in
-# these alone are pooled, each contrast over the seeds that have its records.
+# Parameters that say what is asked beside the answers, of whom, and how many share the
+# work: runs that differ in these alone are pooled, each contrast over the seeds that
+# have its records.
 ASKED_BESIDE = (
+    "eval_processes",
     *("asked_models", "coherence_sets", "attention_questions"),
     *("perception_models", "perception_sets", "perception_conditions"),
     *("perception_questions", "judge_url", "judge_model", "judge_max_calls"),

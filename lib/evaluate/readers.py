@@ -97,6 +97,7 @@ def read_run(
     """All readings of a run: the base reads every method, then each method its own.
     `labels` begins with "base"; the others are folders in run/adapters, or answers of
     the base that were begun for it. Finished files stay as they are."""
+    resume.processes()  # gives this one its GPU, which load_model takes
     processor, run = models.load_processor(model_path), Path(run)
     for reader in (label for label in labels if writer(label) == label):
         trained = None if reader == "base" else run / "adapters" / reader

@@ -153,7 +153,8 @@ def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Chec
     the run's dtype. Without a GPU a process takes a core."""
     if card and not card.bfloat16 and values["dtype"] == "bfloat16":
         return Check("devices", False, "this card has no bfloat16: give another dtype")
-    count, gpus, cores = values["num_processes"], device_count(), paths.cores()
+    count = max(values["num_processes"], values["eval_processes"])
+    gpus, cores = device_count(), paths.cores()
     wanted = f"{count} process(es), {values['prompts_per_step']} prompts a step"
     wanted += f", for a card of {gib:.0f} GB" if gib else ""
     here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"

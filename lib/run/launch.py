@@ -1,4 +1,4 @@
-"""Call a function of the kit in several processes, from a cell of a notebook.
+"""Call functions of the kit in several processes, from cells of a notebook.
 
 Training and evaluation on N GPUs need N processes. A kernel that has touched CUDA
 cannot fork them (accelerate's notebook_launcher), so `call` starts `accelerate launch`
@@ -7,13 +7,15 @@ as a child and shows in the cell what the first process prints:
     adapter = launch.call(run, 2, "", sft.train_sft, task)
 
 gives what `sft.train_sft(task)` gives on two processes. Function, arguments and result
-travel by pickle in a folder below `run`, which every node of a job can read.
+travel by pickle in a folder below `run`, which every node of a job can read. A `Team`
+makes one call after another in the same processes, so that what they have imported and
+seen (lib/evaluate/features.py) serves the next call too.
 
-No process outlives the call. The standard input of each is a pipe whose other end only
-the caller holds, and a process that sees it close kills its process group. That holds
-for a killed kernel and a killed launcher alike, and on other nodes, where srun forwards
-it; a parent-death signal would not do: torch starts the processes in sessions of their
-own, below a launcher that would outlive the kernel.
+No process outlives its caller. The standard input of each is a pipe whose other end
+only the caller holds, and a process that sees it close kills its process group. That
+holds for a killed kernel and a killed launcher alike, and on other nodes, where srun
+forwards it; a parent-death signal would not do: torch starts the processes in sessions
+of their own, below a launcher that would outlive the kernel.
 
 On one machine everything listens on loopback alone. On several nodes the environment
 variable LAUNCH_COMMAND holds the command that starts `accelerate launch` on each of
@@ -22,6 +24,7 @@ them; params/accelerate/slurm.sh is a job that sets it."""
 import codecs
 import gc
 import importlib.util
+import itertools
 import os
 import pickle
 import re
@@ -35,7 +38,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,9 @@ RANKS = re.compile(
     r"((LOCAL|GROUP|ROLE|NODE)_)?(RANK|WORLD_SIZE|NAME)|MASTER_(ADDR|PORT)"
     r"|(ACCELERATE|FSDP|TORCHELASTIC|PET|PMI|OMPI|MV2)_.*"
 )
-CALL, RESULT = "call.pickle", "result.pickle"
+CALL, RESULT = "call_{}.pickle", "result.pickle"
+NEXT = 0.05  # seconds between two looks for the next call
+DONE = "\x04"  # said by the first process behind all that it says in a call
 GRACE = ((signal.SIGINT, 5.0), (signal.SIGTERM, 3.0))  # seconds, then SIGKILL
 REDRAWN = 1.0  # seconds between two states of a progress bar
 TAIL_BYTES = 16000  # of what the launcher and the processes but the first one said
@@ -81,30 +86,80 @@ def call(
     function: Callable,
     *arguments: Any,
 ) -> Any:
-    """`function(*arguments)` on `num_processes` processes; returns the first one's.
-    `accelerate_config` is a file such as params/accelerate/*.yaml, or "" for plain data
-    parallelism; one process without it is this one. Interrupting ends all processes.
-    Raises ChildFailed with the traceback of the process that failed first,
-    FileNotFoundError for a missing config, ModuleNotFoundError where it needs DeepSpeed
-    and there is none, ValueError for something that another process could not load, and
-    Busy while another kernel makes the same call."""
-    if num_processes < 1:
-        raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
-    if num_processes == 1 and not accelerate_config:
-        return function(*arguments)
-    with _folder(Path(run), function) as folder:
-        _write_call(folder, function, arguments)
-        command = _command(num_processes, accelerate_config, folder)
-        _prepare_devices(num_processes)
-        code, said = _run(command, _environment(num_processes))
-        if code:
-            raise _failure(function.__name__, folder, code, said)
-        return pickle.loads((folder / RESULT).read_bytes())
+    """`function(*arguments)` by a `Team` that ends with it."""
+    team = Team(run, num_processes, accelerate_config)
+    result = team.call(function, *arguments)
+    team.end()
+    return result
+
+
+class Team:
+    """`num_processes` processes, which start with the first call. `accelerate_config`
+    is a file such as params/accelerate/*.yaml, or "" for plain data parallelism; one
+    process without it is this one. A kernel has one team at a time: where another one
+    starts, as when a cell is run again, the former ends."""
+
+    at_work: "Team | None" = None
+
+    def __init__(self, run: str | Path, num_processes: int, accelerate_config: str):
+        if num_processes < 1:
+            raise ValueError(f"num_processes = {num_processes}: it must be 1 or more")
+        self.run, self.count, self.config = Path(run), num_processes, accelerate_config
+        self.process, self.calls, self.held = None, 0, ExitStack()
+
+    def call(self, function: Callable, *arguments: Any) -> Any:
+        """`function(*arguments)` in each; returns what the first one's gives. Where it
+        fails or is interrupted all end, and the next call starts others. Raises
+        ChildFailed with the traceback of the process that failed first,
+        FileNotFoundError for a missing config, ModuleNotFoundError where it needs
+        DeepSpeed and there is none, ValueError for something that another process could
+        not load, and Busy while another kernel's team began with this function."""
+        if self.count == 1 and not self.config:
+            return function(*arguments)
+        try:
+            self._make(function, arguments)
+            return pickle.loads((self.folder / RESULT).read_bytes())
+        except BaseException:
+            self._close()
+            raise
+
+    def end(self) -> None:
+        """Let the processes end by themselves. Raises ChildFailed as `call` does."""
+        if self.process:
+            try:
+                self._make(None, ())
+            finally:
+                self._close()
+
+    def _make(self, function: Callable | None, arguments: tuple) -> None:
+        if function:
+            self.name = function.__name__
+        if self.process is None:
+            if Team.at_work:
+                Team.at_work._close()
+            Team.at_work = self
+            self.folder = self.held.enter_context(_folder(self.run, self.name))
+        _write_call(self.folder, self.calls, function, arguments)
+        _prepare_devices(self.count)
+        if self.process is None:
+            command = _command(self.count, self.config, self.folder)
+            started = _started(command, _environment(self.count))
+            self.process = self.held.enter_context(started)
+            self.held.callback(_end, started)
+        self.calls += 1
+        done, said = _follow(self.process)
+        code = 0 if done else self.process.wait()
+        if code or (function and not done):
+            raise _failure(self.name, self.folder, code, said)
+
+    def _close(self) -> None:
+        self.process, self.calls, Team.at_work = None, 0, None
+        self.held.close()
 
 
 @contextmanager
-def _folder(run: Path, function: Callable) -> Iterator[Path]:
-    folder = run.resolve() / f"launch_{function.__name__}"
+def _folder(run: Path, name: str) -> Iterator[Path]:
+    folder = run.resolve() / f"launch_{name}"
     with run_files.one_writer(folder, "used"):
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed kernel
         folder.mkdir(parents=True)
@@ -123,10 +178,12 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _write_call(folder: Path, function: Callable, arguments: tuple) -> None:
+def _write_call(folder: Path, number: int, function, arguments: tuple) -> None:
+    half = folder / "half.pickle"
     try:
-        with open(folder / CALL, "wb") as file:
+        with open(half, "wb") as file:
             _Pickler(file).dump((function, arguments, frame_store.kept_frames()))
+        half.rename(folder / CALL.format(number))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{function.__name__} cannot run in other processes: {error}; define "
@@ -146,7 +203,7 @@ def _command(num_processes: int, accelerate_config: str, folder: Path) -> list[s
     return [
         *(launcher or [sys.executable, "-c", START, *ONE_MACHINE]),
         *("--num_processes", str(num_processes), "--config_file", str(config)),
-        *("-m", "lib.run.launch", str(folder / CALL)),
+        *("-m", "lib.run.launch", str(folder)),
     ]
 
 
@@ -202,30 +259,32 @@ def _prepare_devices(num_processes: int) -> None:
             f"num_processes = {num_processes}, but this machine has {here} GPUs: "
             "lower it, or use several machines (params/accelerate/slurm.sh)"
         )
+    _free()
+
+
+def _free() -> None:
+    """Give memory of the GPU back that nobody uses."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
-def _run(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """Exit code of the launcher, and the end of what it and silent processes said."""
+def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
     pipe = subprocess.PIPE
     pipes = {"stdin": pipe, "stdout": pipe, "stderr": pipe}
     # Of a session of its own: an interrupt of the kernel's group is not theirs.
     own = {"cwd": paths.ROOT, "env": environment, "start_new_session": True}
-    with subprocess.Popen(command, **pipes, **own) as process:
-        try:
-            return _follow(process)
-        finally:
-            _end(process)
+    return subprocess.Popen(command, **pipes, **own)
 
 
-def _follow(process: subprocess.Popen) -> tuple[int, str]:
-    """Show what the processes print until all of them have ended."""
+def _follow(process: subprocess.Popen) -> tuple[bool, str]:
+    """Show what the processes print until the first is done or all have ended: whether
+    it is, and the end of what the launcher and silent processes said."""
     tail, shown = bytearray(), _Output()
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ, shown.write)
         selector.register(process.stderr, selectors.EVENT_READ, tail.extend)
-        while selector.get_map():
+        while selector.get_map() and not shown.done:
             ready = selector.select(REDRAWN)
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
@@ -240,7 +299,7 @@ def _follow(process: subprocess.Popen) -> tuple[int, str]:
                     break
     if shown.line:
         shown.write(b"\n")
-    return process.wait(), tail.decode(errors="replace")
+    return shown.done, tail.decode(errors="replace")
 
 
 def _end(process: subprocess.Popen) -> None:
@@ -278,10 +337,11 @@ class _Output:
 
     def __init__(self):
         self.decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self.line, self.due, self.display = "", 0.0, None
+        self.line, self.due, self.display, self.done = "", 0.0, None, False
 
     def write(self, data: bytes) -> None:
-        text = self.line + ESCAPES.sub("", self.decode(data))
+        said, ended, _ = ESCAPES.sub("", self.decode(data)).partition(DONE)
+        self.done, text = self.done or bool(ended), self.line + said
         *lines, rest = text.split("\n")
         self.line = "\r".join(rest.split("\r")[-2:])  # a bar of hours must not grow
         for line in lines:
@@ -311,16 +371,31 @@ class _Output:
             self.display, self.due = None, 0.0
 
 
-def main(file: Path) -> None:
-    """What every process does: load the call, make it, leave result or error."""
+def main(folder: Path) -> None:
+    """What every process does: make one call after another until there is no more."""
     process = int(os.environ.get("RANK", "0"))
-    call = file.read_bytes()  # first: whoever tries `--help` here loses no shell
+    (folder / CALL.format(0)).stat()  # first: whoever tries `--help` loses no shell
     # This process and its children; a launcher may outlive the caller.
     at_the_callers_end(lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
     # The first one talks to the notebook; what others say is kept with the launcher's.
     os.dup2(*((2, 1) if process else (1, 2)))
+    for number in itertools.count():
+        while not (file := folder / CALL.format(number)).exists():
+            time.sleep(NEXT)
+        if not _made(file, process):
+            break
+        _free()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _made(file: Path, process: int) -> bool:
+    """Make the call and leave its result or error; False where it is to end."""
     try:
-        function, arguments, frames = pickle.loads(call)
+        function, arguments, frames = pickle.loads(file.read_bytes())
+        if function is None:
+            return False
         frame_store.keep_frames(*frames)
         result = function(*arguments)
     except KeyboardInterrupt:
@@ -335,9 +410,8 @@ def main(file: Path) -> None:
         os._exit(1)  # at once: a regular exit may wait for the other processes
     if process == 0:
         (file.parent / RESULT).write_bytes(pickle.dumps(result))
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        print(end=DONE, flush=True)
+    return True
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ OF_STAGE = {
     "evaluation": "max_new_tokens",
 }
 HERE = dict.fromkeys(OF_STAGE, "data_dir")
-HERE["evaluation"] += " general_dir eval_batch_size asked_models coherence_sets "
-HERE["evaluation"] += "perception_conditions attention_questions"
+HERE["evaluation"] += " general_dir eval_batch_size eval_processes asked_models "
+HERE["evaluation"] += "coherence_sets perception_conditions attention_questions"
 # Values of a run, seconds of each stage's item, their origin, what else must be alike.
 Measured = tuple[Mapping, dict[str, float], str, Mapping[str, str]]
 

@@ -86,7 +86,7 @@ def facts(manifest: Mapping, data_dir: str) -> View:
         ],
         "PyTorch": [own["packages"]["torch"] for own in places],
         "the last start took": [
-            f"{seconds:,.0f} s of work, at most {peak:.2f} GiB of memory"
+            f"{seconds:,.0f} s of work, at most {peak:.2f} GiB in a process"
         ],
     }
     found = {

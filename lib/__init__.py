@@ -22,7 +22,7 @@ if sys.platform == "win32" or not (3, 11) <= sys.version_info[:2] <= (3, 14):
 # A program of the kit (`python -m lib.NAME`) whose words go to a log: there a bar moves
 # once a minute. tqdm reads this when it is imported. What lib.run.launch starts draws
 # its bar in a notebook.
-launched = sys.argv[-1].endswith(".pickle")
+launched = "/launch_" in sys.argv[-1]
 if sys.argv[0] == "-m" and not sys.stderr.isatty() and not launched:
     for name in ("TQDM_MININTERVAL", "TQDM_MAXINTERVAL"):
         os.environ.setdefault(name, "60")

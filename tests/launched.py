@@ -39,6 +39,7 @@ def facts(folder: Path) -> dict:
         "threads": os.environ["OMP_NUM_THREADS"],
         "cwd": os.getcwd(),
         "python": sys.executable,
+        "seconds between states of a bar": os.environ.get("TQDM_MININTERVAL"),
         "frames": (str(frame_store.kept_frames()[0]), frame_store.kept_frames()[1]),
     }
     where = f"node {os.environ['SLURM_NODEID']}, local rank {os.environ['LOCAL_RANK']}"

@@ -249,6 +249,7 @@ def test_the_slurm_job_runs_one_call_on_two_nodes(tmp_path):
     told = ast.literal_eval(done.stdout)
     assert told["world"] == "2" and told["threads"] == "3"
     assert told["cwd"] == str(paths.ROOT)
+    assert told["seconds between states of a bar"] is None  # it is drawn in a notebook
     assert told["frames"] == (str(tmp_path / "frames"), 1.5)
     assert Path(told["python"]) == Path(sys.executable)
     nodes = [(tmp_path / f"facts_{process}").read_text() for process in (0, 1)]

@@ -6,6 +6,7 @@ import json
 import av
 import numpy as np
 import pytest
+from full_disk import full_disk
 from made_films import write_film
 from PIL import Image
 
@@ -290,7 +291,7 @@ def test_clips_show_the_time_of_the_timestamps(run, kitchen):
     gone, content = files[1], files[1].read_bytes()
     before = {path: path.stat().st_mtime_ns for path in files}
     gone.unlink()
-    (gone.parent / f".{gone.name}.tmp").write_bytes(b"left by a kill")
+    (gone.parent / f".{gone.name}.999999999.tmp").write_bytes(b"left by a kill")
     run(rows_of("P01_01"), "--videos", kitchen)
     assert gone.read_bytes() == content
     again = [path for path in files if before[path] != path.stat().st_mtime_ns]
@@ -307,6 +308,18 @@ def test_missing_short_and_broken_videos_are_named_and_counted(run, kitchen):
     assert "5 of P01_02: the video is missing" in printed
     assert "5 of P01_03: the video cannot be decoded" in printed
     assert len(record["left_out"]) == 11
+
+
+def test_a_full_disk_is_not_said_of_the_video(kitchen, tmp_path):
+    """It must neither leave questions out nor keep what was half written."""
+    (video,) = kitchen.rglob("P01_01.MP4")
+    wanted = Cut(1.0, 15.0, tmp_path / "clip.mp4", tmp_path / "still.png")
+    for size, name in ((10, "clip.mp4"), (2000, "clip.mp4"), (20, "still.png")):
+        some = wanted if name == "clip.mp4" else Cut(1.0, 15.0, None, wanted.still)
+        with full_disk(size), pytest.raises(OSError, match="cannot be written") as said:
+            cut(video, [some])
+        assert said.value.filename == str(tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("fps", [5, 12, 50])

@@ -8,6 +8,7 @@ sampling takes 2 a second and squashes them to 252 x 252. The still stands at `e
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -16,6 +17,7 @@ from pathlib import Path
 import av
 from av.video.frame import PictureType
 
+from lib import records
 from lib.data.footage import upright
 
 FPS, HEIGHT = 10, 256
@@ -38,7 +40,7 @@ class Cut:
 
 def cut(video: Path, cuts: list[Cut]) -> dict[Cut, str]:
     """Make the files that are not there; returns why for each cut that failed. A file
-    has its own name once it is complete."""
+    has its own name once it is complete. OSError where it cannot be written."""
     todo = sorted({c for c in cuts if not c.is_there}, key=attrgetter("start", "end"))
     failed = {}
     for start, group in groupby(todo, key=attrgetter("start")):
@@ -74,9 +76,9 @@ def _cut_together(
             while pending and pending[0].end < until:
                 done = pending.pop(0)
                 if done.clip:
-                    clips.pop(done).finish()
-                small.to_image().save(_unfinished(done.still), "PNG")
-                os.replace(_unfinished(done.still), done.still)
+                    clips[done].finish()
+                with records.replacing(done.still) as unfinished:
+                    small.to_image().save(unfinished, "PNG")
             if not pending:
                 break
     finally:
@@ -112,16 +114,14 @@ def _small(frame: av.VideoFrame) -> av.VideoFrame:
     return small
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
 class _Clip:
     """An h264 clip in the making, renamed to its own name when it is complete."""
 
     def __init__(self, path: Path, width: int):
         self._path, self._count = path, 0
-        self._container = av.open(str(_unfinished(path)), "w", format="mp4")
+        self._unfinished = path.with_name(f".{path.name}.tmp")
+        with records.written(path):
+            self._container = av.open(str(self._unfinished), "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=FPS)
         self._stream.width, self._stream.height = width, HEIGHT
         self._stream.pix_fmt = "yuv420p"
@@ -131,13 +131,16 @@ class _Clip:
     def add(self, frame: av.VideoFrame) -> None:
         frame.pts, frame.time_base = self._count, 1 / self._stream.average_rate
         self._count += 1
-        self._container.mux(self._stream.encode(frame))
+        with records.written(self._path):
+            self._container.mux(self._stream.encode(frame))
 
     def finish(self) -> None:
-        self._container.mux(self._stream.encode())
-        self._container.close()
-        os.replace(_unfinished(self._path), self._path)
+        with records.written(self._path):
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            os.replace(self._unfinished, self._path)
 
     def drop(self) -> None:
-        self._container.close()
-        _unfinished(self._path).unlink(missing_ok=True)
+        with suppress(av.FFmpegError):  # what the disk refused was said
+            self._container.close()
+        self._unfinished.unlink(missing_ok=True)

@@ -806,6 +806,15 @@ def test_a_disk_without_room_is_said_before_anything_is_written(world, monkeypat
     assert not list(world.folder.rglob("*.part"))
 
 
+def test_a_place_that_cannot_be_written_is_not_said_of_the_archive(world):
+    """As where a disk was made read-only: no other archive may come for nothing."""
+    (world.folder / "videos").mkdir(parents=True)
+    (world.folder / "videos" / EPIC).write_text("a file")
+    said = error(world.accept("L1"))
+    assert f"{world.folder}/videos/{EPIC}" in said and "damaged" not in said
+    assert world.hub.fetched("tar.gz") == [f"videos/{EPIC}/batch_1.tar.gz"]
+
+
 def test_a_disk_that_fills_while_writing(world):
     world.batch(EGO, 1, [("0.mp4", os.urandom(400_000))])
     with full_disk(100_000):

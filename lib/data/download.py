@@ -380,8 +380,8 @@ def _write(archive: str, member: _Member, target: Path) -> bool:
         return False
     require_space(target.parent, member.size, f"unpack {member.name} of {archive}")
     unfinished = target.with_name(UNFINISHED)
-    try:
-        with _on_disk(f"{archive}: {member.name}"):
+    with _on_disk(f"{archive}: {member.name}"):
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with unfinished.open("wb") as out:
                 shutil.copyfileobj(member.open(), out, BLOCK)
@@ -390,8 +390,8 @@ def _write(archive: str, member: _Member, target: Path) -> bool:
             if unfinished.stat().st_size != member.size:
                 raise EOFError(f"{member.name} ends too early")
             os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return True
 
 

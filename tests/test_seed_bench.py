@@ -859,6 +859,13 @@ def test_the_general_set_comes_in_parts_and_without_subtitles(world):
     parts = world.hub.fetched("h") + world.hub.fetched("subtitles.tar")
     assert parts == []  # those after the last wanted clip
     assert not (root / "subtitles").exists()
+    assert f"Next: python -m lib.data check {world.folder}" in said
+    assert main(["check", str(world.folder)]) == 0
+    assert "| lvb_val | 6 " in world.printed().out
+    (root / "lvb_val.json").unlink()
+    (world.folder / "annotations").mkdir()  # an empty one is as good as none
+    assert main(["check", str(world.folder)]) == 1
+    assert "`get` downloads them" in world.printed().err
 
 
 def test_the_general_set_goes_on_in_the_part_where_it_stopped(world):
@@ -934,7 +941,7 @@ def test_the_check_command_prints_tables_or_json(world, capsys):
     assert "| validation_L3 " in said and "--decode" not in said
     assert main(["check", f"{world.folder}/nowhere"]) == 1
     said = capsys.readouterr().err
-    assert f"error: {world.folder}/nowhere/annotations is missing" in said
+    assert f"error: neither {world.folder}/nowhere/annotations/*.jsonl nor" in said
 
 
 def test_the_help_names_every_licence_and_the_sizes(capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas
 from tqdm import tqdm
 
-from lib import paths, processes
+from lib import processes
 from lib.data import questions, video
 from lib.markup import grid
 
@@ -27,10 +27,11 @@ def check(data: Path, general: Path | None = None, decode: bool = False) -> list
     `decode` only an empty file counts as damaged; with it every file is read as
     training would read it, on all processors: minutes for thousands of clips."""
     general = data / "general" if general is None else general
-    annotations = paths.require(data / "annotations", "`get` downloads it")
-    roots = dict.fromkeys(sorted(annotations.glob("[!.]*.jsonl")), data)
-    if (general / "lvb_val.json").is_file():
-        roots[general / "lvb_val.json"] = general
+    roots = dict.fromkeys(sorted((data / "annotations").glob("[!.]*.jsonl")), data)
+    roots |= dict.fromkeys(general.glob("lvb_val.json"), general)
+    if not roots:
+        none = f"neither {data}/annotations/*.jsonl nor {general}/lvb_val.json is there"
+        raise FileNotFoundError(f"{none}: `get` downloads them")
     files = {path: questions.check(path, root) for path, root in roots.items()}
     items = [item for own in files.values() for _, item in own["rows"]]
     media = {(item.video, True) for item in items if item.video is not None}

@@ -2,6 +2,7 @@
 each have another one, so every location starts from this file."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +29,17 @@ def resolve(path: str | Path) -> Path:
 def told(path: Path) -> str:
     """How a record names a file: from the root of the checkout where it is below it."""
     return (path.relative_to(ROOT) if path.is_relative_to(ROOT) else path).as_posix()
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder; folders that links lead to are entered, none twice."""
+    entered = set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in entered:
+            inner.clear()
+        else:
+            entered.add(real)
+            yield from (Path(place, name) for name in names)
 
 
 def check_run_name(run_name: str) -> None:

@@ -334,6 +334,24 @@ def test_clips_that_are_there_already_are_linked_and_not_downloaded(world, media
     assert "neither is taken" in error(world.accept("L1", "--have", mine))
 
 
+def test_clips_in_linked_folders_are_linked_too(world, media):
+    """A folder to which two links lead has no clip twice."""
+    disk, have = world.folder.with_name("disk"), world.folder.with_name("have")
+    for folder in (disk, have):
+        folder.mkdir()
+    (disk / "0.mp4").write_bytes(media["0.mp4"])
+    (disk / "1.mp4").symlink_to(disk / "0.mp4")
+    (have / "round").symlink_to("round")
+    (disk / "back").symlink_to(have)
+    for name in "ab":
+        (have / name).symlink_to(disk)
+    ok(world.accept("L1", "--have", str(have)))
+    assert world.hub.fetched("tar.gz") == []
+    for name in NAMES[:2]:
+        link = world.folder / "videos" / EPIC / name
+        assert link.is_symlink() and link.samefile(disk / "0.mp4")
+
+
 def test_what_no_archive_holds_is_said_once_all_were_read(world):
     world.batch(EPIC, 10, [("8.mp4", b"x" * 300)])
     said = ok(world.accept("L1"))

@@ -30,7 +30,7 @@ from pathlib import Path
 import pandas
 from tqdm import tqdm
 
-from lib import records
+from lib import paths, records
 from lib.data import clips
 from lib.data.clips import Cut
 from lib.data.faults import FRAME, PROGRESS, STILL
@@ -238,7 +238,7 @@ def prove_disjoint(written: Path, l1: Path) -> dict[str, int]:
 def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
     """Cut the media of all questions, but what is there, from the videos anywhere below
     a folder. Returns {id of an answer: why it could not be cut}."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() == ".mp4")
+    found = (p for p in paths.below(folder) if p.suffix.lower() == ".mp4")
     files = {path.stem: path for path in sorted(found)}
     for kind in ("videos", "images"):
         (root / kind / SOURCE).mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from lib import records, run_files
+from lib import paths, records, run_files
 from lib.data import download, hub_names, parts, questions
 from lib.data.download import Archive, ArchiveError, DownloadError, HubFile
 from lib.data.hub_names import CLIP, LONG_VIDEO_BENCH, SEED_BENCH, STILLS, source_of
@@ -301,7 +301,7 @@ class Target:
     def link(self, wanted: set[Path], have: Path) -> None:
         """Link the missing files that lie somewhere below a folder to their places."""
         place = _Places(str(have), missing(wanted))
-        for found in sorted(path for path in have.rglob("*") if path.is_file()):
+        for found in sorted(path for path in paths.below(have) if path.is_file()):
             if path := place(str(found.relative_to(have))):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)  # a link to what has gone

@@ -96,7 +96,9 @@ def test_the_door_prints_shares_and_lists_some_for_a_person(folder, tmp_path, ca
     assert all(row["reasoning"] and row["step"] for row in listed)
     first = out.read_bytes()
     assert door.main(["teacher", str(folder), "--out", str(out)]) == 1  # a person's
-    assert "File exists" in capsys.readouterr().err and out.read_bytes() == first
+    again = capsys.readouterr()
+    assert "File exists" in again.err and out.read_bytes() == first
+    assert again.out == text
     assert door.main(["teacher", str(tmp_path), "--out", str(out)]) == 1
     assert "training.jsonl" in capsys.readouterr().err
 

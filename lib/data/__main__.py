@@ -171,12 +171,12 @@ def _harness(given: argparse.Namespace) -> None:
 
 
 def _teacher(given: argparse.Namespace) -> None:
-    annotations, out = given.folder / "annotations", Path.cwd() / given.out
+    annotations = given.folder / "annotations"
     asked = questions.read_training(annotations / "training.jsonl", given.folder)
     path = annotations / "training_with_cot.jsonl"
     rows = named.measure(asked, questions.read_demonstrations(path, given.folder))
-    named.write_check(rows, given.check, out)
     print(named.tables(rows))
+    named.write_check(rows, given.check, Path.cwd() / given.out)
 
 
 def _epic(given: argparse.Namespace) -> None:

@@ -138,6 +138,7 @@ def _check(given: argparse.Namespace) -> int:
         print(json.dumps(whole, indent=1))
     else:
         lines = [f"{path} {why}" for path, why in unreadable.items()]
+        lines.sort(key=lambda line: line.endswith("is missing"))  # behind the broken
         if len(lines) > 10:
             lines[10:] = [f"... and {len(lines) - 10} more; --json lists them all"]
         lines += [f"{path} was read by PyAV: {why}" for path, why in by_pyav.items()]

@@ -308,6 +308,15 @@ def test_another_set_leaves_the_part_of_an_earlier_one(world):
     assert parts.told(sets) == {"L1": "L1 (part: 1 of 2)", "L2": "L2"}
 
 
+def test_a_part_never_passes_for_a_whole_set(world):
+    """Not even where making it failed, as on a disk that takes no links."""
+    part = world.folder / "part"
+    (part / "videos").mkdir(parents=True)  # which is no link
+    error(world.accept("L1", "--at-most", "1GB"))
+    assert parts.whole(part) == {"L1": 2}
+    assert not (part / "annotations" / "validation_L1.jsonl").exists()
+
+
 def test_a_budget_that_holds_nothing_says_so(world):
     assert "--at-most" in error(world.accept("L1", "--at-most", "0.001MB"))
     said = error(world.accept("longvideobench", "--at-most", "5GB"))

@@ -19,7 +19,7 @@ def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
     """Write the part of a data folder; returns {split: {"questions", "of"}}. `files`
     are {split: annotation file}; of those not `chosen`, now or before, the text stays
     whole."""
-    part, found = folder / FOLDER, {}
+    part, found, kept = folder / FOLDER, {}, {}
     chosen = {*chosen, *whole(part)}
     for split, name in files.items():
         if split not in chosen:
@@ -27,18 +27,19 @@ def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
             records.write_text(part / name, text)
             continue
         held = questions.check(folder / name, folder)
-        there = [
+        kept[name] = [
             record
             for record, item in held["rows"]
             if all(path.is_file() for path in {item.video, item.image} - {None})
         ]
-        found[split] = {"questions": len(there), "of": held["records"]}
-        records.write_jsonl(part / name, there)
+        found[split] = {"questions": len(kept[name]), "of": held["records"]}
+    records.write_json(part / BOOK, found)  # first: no part may pass for a whole set
     for kind in ("videos", "images"):
         link = part / kind
         if not link.is_symlink():
             link.symlink_to(Path("..") / kind)
-    records.write_json(part / BOOK, found)
+    for name, rows in kept.items():
+        records.write_jsonl(part / name, rows)
     return found
 
 

@@ -1006,5 +1006,6 @@ def test_check_counts_faults_repeats_and_unusable_records(tmp_path):
     }
     sound = inventory.fault_table([report | {"faults": []}])
     assert sound == "No record has a fault.\n"
+    report["faults"][0]["field"] = "negative_answers[]"
     table = inventory.fault_table([report])
-    assert "UNUSABLE" in table and "answer: expected an action not yet done" in table
+    assert "UNUSABLE" in table and "negative_answers[], expected an action" in table

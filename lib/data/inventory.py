@@ -60,7 +60,7 @@ def fault_table(reports: list[dict]) -> str:
     for number, found in enumerate(reports):
         for fault in found["faults"]:
             weight = "fault" if fault["usable"] else "UNUSABLE"
-            what = f"{fault['field']}: expected {fault['expected']}"
+            what = f"{fault['field']}, expected {fault['expected']}"
             counts[weight, what][number] += fault["count"]
     if not counts:
         return "No record has a fault.\n"

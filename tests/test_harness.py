@@ -27,8 +27,11 @@ def test_lmms_eval_asks_and_scores_as_the_kit(tmp_path, capsys):
     few = {"training": 4, "level": 8, "general": 4}
     benchmark.write(data, replace(benchmark.SIZES["smoke"], **few))
     (data / "annotations" / "validation_L2.jsonl").unlink()
+    next((data / "images").rglob("*L3*.png")).unlink()
     assert main(["harness", str(data), "--out", str(out)]) == 0
-    assert "seed_bench_r1_L3.yaml: 8 questions" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "seed_bench_r1_L1.yaml: 8 questions\n" in said
+    assert "seed_bench_r1_L3.yaml: 8 questions, 1 lack a clip or still" in said
     assert len([*out.glob("*.yaml")]) == 2
     task = yaml.load((out / "seed_bench_r1_L1.yaml").read_text(), Loader)
     assert task["reasoning_tags"] == "none"  # else it scores without the reasoning

@@ -167,8 +167,9 @@ def _faults(given: argparse.Namespace) -> int:
 
 
 def _harness(given: argparse.Namespace) -> None:
-    for level, count in harness.write(given.folder, given.out).items():
-        print(f"{given.out}/seed_bench_r1_{level}.yaml: {count:,} questions")
+    for level, (count, lack) in harness.write(given.folder, given.out).items():
+        said = f", {lack:,} lack a clip or still, where lmms-eval stops" if lack else ""
+        print(f"{given.out}/seed_bench_r1_{level}.yaml: {count:,} questions{said}")
 
 
 def _teacher(given: argparse.Namespace) -> None:

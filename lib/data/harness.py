@@ -37,16 +37,18 @@ metric_list:
 """
 
 
-def write(data: Path, out: Path) -> dict[str, int]:
-    """Tasks of the levels in `data`, into the folder `out`; {level: questions}. Raises
-    FileNotFoundError where there is none, DataFaults for a record at fault."""
+def write(data: Path, out: Path) -> dict[str, tuple[int, int]]:
+    """Tasks of the levels in `data`, into the folder `out`; {level: (questions, those
+    without a clip or still of theirs)}. Raises FileNotFoundError where there is none,
+    DataFaults for a record at fault."""
     counts = {}
     for level in LEVELS:
         path = data / "annotations" / questions.FILES[level]
         if not path.exists():
             continue
         asked = questions.read_validation(path, data, level)
-        docs, counts[level] = out / f"{level}.jsonl", len(asked)
+        docs, there = out / f"{level}.jsonl", sum(map(questions.is_there, asked))
+        counts[level] = len(asked), len(asked) - there
         records.write_jsonl(docs, map(_doc, asked))
         task = TASK.format(level=level, docs=json.dumps(str(docs)))
         records.write_text(out / f"seed_bench_r1_{level}.yaml", task)

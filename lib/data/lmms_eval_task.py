@@ -1,8 +1,8 @@
 """SEED-Bench-R1 for lmms-eval, asked and scored as the paper's released code does.
 
 Written by `python -m lib.data harness`; it runs without the kit. Frames and their size
-are those of lmms-eval's model: max_num_frames=16 is the paper's number. A clip that is
-missing is left out there, and counts as a wrong answer in the kit."""
+are those of lmms-eval's model: max_num_frames=16 is the paper's number. It stops at a
+clip that is missing, which counts as a wrong answer in the kit."""
 
 import re
 

@@ -27,11 +27,7 @@ def write(folder: Path, files: dict[str, str], chosen: Iterable[str]) -> dict:
             records.write_text(part / name, text)
             continue
         held = questions.check(folder / name, folder)
-        kept[name] = [
-            record
-            for record, item in held["rows"]
-            if all(path.is_file() for path in {item.video, item.image} - {None})
-        ]
+        kept[name] = [row for row, item in held["rows"] if questions.is_there(item)]
         found[split] = {"questions": len(kept[name]), "of": held["records"]}
     records.write_json(part / BOOK, found)  # first: no part may pass for a whole set
     for kind in ("videos", "images"):

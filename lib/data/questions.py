@@ -145,6 +145,11 @@ def check(
     }
 
 
+def is_there(item: Question | Demonstration) -> bool:
+    """Whether its clip and its still are files."""
+    return all(path.is_file() for path in {item.video, item.image} - {None})
+
+
 def split_holdout(items: Iterable, share: float) -> tuple[list, list]:
     """(kept, held): about `share` of the items are held out, chosen by their id alone,
     so that a training question and its demonstration fall on the same side."""

@@ -325,6 +325,16 @@ def test_a_full_disk_is_not_said_of_the_video(kitchen, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_cut_from_a_video_that_has_gone_is_kept(run, kitchen, tmp_path):
+    """The videos take 740 GB: they come, are cut and are deleted one by one."""
+    run(rows_of("P01_01", texts=TEXTS[:4]), "--videos", kitchen)
+    (tmp_path / "none").mkdir()
+    rows = rows_of("P01_01", texts=TEXTS[:4]) + rows_of("P01_02")
+    code, printed, _, lines = run(rows, "--videos", tmp_path / "none")
+    assert code == 0 and "5 of P01_02: the video is missing" in printed
+    assert [line["sample_id"] for line in lines] == [f"P01_01_{i}" for i in range(4)]
+
+
 @pytest.mark.parametrize("fps", [5, 12, 50])
 def test_any_frame_rate_keeps_its_pace(fps, tmp_path):
     video = write_video(tmp_path / "video.mp4", fps=fps, seconds=8)

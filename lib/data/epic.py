@@ -246,9 +246,9 @@ def cut_media(items: list[Item], folder: Path, root: Path) -> dict[str, str]:
     with tqdm(total=len(items), unit="question", desc="cutting") as bar:
         for video, group in groupby(items, key=lambda item: item.answer.video):
             cuts = {item.answer.id: item.cut(root) for item in group}
-            why = dict.fromkeys(cuts.values(), "the video is missing")
+            why = {c: "the video is missing" for c in cuts.values() if not c.is_there}
             if video in files:
-                why = clips.cut(files[video], list(cuts.values()))
+                why = clips.cut(files[video], [*why])
             failed |= {i: f"{video}: {why[c]}" for i, c in cuts.items() if c in why}
             bar.update(len(cuts))
     return failed

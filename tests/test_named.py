@@ -83,6 +83,9 @@ def test_demonstrations_are_found_by_their_clip_where_they_have_no_id(folder):
     strange = [replace(d, id="x", video=None, image=None) for d in taught]
     with pytest.raises(ValueError, match="x belongs to no training question"):
         named.measure(asked, strange)
+    stills = [d for d in taught if d.video is None]  # as in a part without any clip
+    with pytest.raises(ValueError, match="no demonstration is about a clip"):
+        named.measure(asked, stills)
 
 
 def test_the_door_prints_shares_and_lists_some_for_a_person(folder, tmp_path, capsys):

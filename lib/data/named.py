@@ -75,7 +75,8 @@ def measure(
 ) -> pandas.DataFrame:
     """A row a step of each demonstration about a clip: id, `of` (its own clip, or
     another), step, offered (the prompt has its words), named, touched, reasoning.
-    ValueError for one of no question, by its id or else by its clip and still."""
+    ValueError for one of no question, by its id or else by its clip and still, and
+    where none is about a clip."""
     known = {(q.video, q.image): q for q in asked} | {q.id: q for q in asked}
     filmed, rows = [], []
     for item in demonstrations:
@@ -86,6 +87,8 @@ def measure(
                 "folder whose training.jsonl the demonstrations were made from"
             )
         filmed += [(question, item)] if question.progress else []
+    if not filmed:
+        raise ValueError("no demonstration is about a clip: there is nothing to count")
     for number, (question, item) in enumerate(filmed):
         thought, prompt = THINK.search(item.response), folded(item.text)
         text = thought[1] if thought else ""

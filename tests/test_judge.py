@@ -71,6 +71,11 @@ def reply(content):
     return f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
 
 
+# A judge that reasons first, given too few tokens (vLLM with a reasoning parser).
+CUT = b"""{"choices": [{"finish_reason": "length", "message":
+    {"content": null, "reasoning_content": "Okay, the question asks"}}]}"""
+
+
 def verdict(prompt):
     """Yes where the reasoning names the option that was answered."""
     reasoning = re.search("Reasoning: (.*)", prompt)[1]
@@ -215,6 +220,8 @@ def test_a_passing_fault_is_tried_again(server, planned, fault):
             r"neither yes nor no: \x1b]0;t\x07\u202e",
         ),
         (b"\x1b[2J\xc2\x9b0m", 1, r"no chat completion: \x1b[2J\x9b0m"),
+        (reply('""'), 1, 'neither yes nor no: {"choices"'),
+        (CUT, 1, "cut off, raise --max-tokens: {"),
     ],
 )
 def test_a_failed_call_keeps_its_question_and_says_why_in_plain_words(
@@ -234,12 +241,32 @@ def test_a_failed_call_keeps_its_question_and_says_why_in_plain_words(
     assert carry_out(again)["failed"] == 0
 
 
-def test_a_judge_may_think_before_it_says(server, planned):
-    server.faults = ["<think>Yes or no? It is not.</think>\n\nNo."]
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<think>Yes or no? It is not.</think>\n\nNo.",
+        *("**No.**", "```\nno\n```", '"No"', "No!", "`no`", "_No_"),
+    ],
+)
+def test_a_judge_may_think_before_it_says_and_set_off_its_word(server, planned, said):
+    server.faults = [said]
     todo = planned(6)
     carry_out(todo)
     first = records.read_jsonl(todo.calls[0].path)[0]
     assert first["supports"] is False and first["error"] is None
+
+
+def test_a_judge_that_was_cut_off_is_asked_on_with_more_tokens(
+    server, run, asked, planned
+):
+    server.faults = [CUT] * 1000
+    with pytest.raises(JudgeError, match="raise --max-tokens"):
+        carry_out(planned())
+    server.faults, server.bodies[:] = [], []
+    todo = plan(run, asked, Judge(server.url, "rule", 4096))
+    assert f"{4096 * len(todo.calls):,} received at most" in str(todo)
+    assert carry_out(todo)["failed"] == 0
+    assert {body["max_tokens"] for body in server.bodies} == {4096}
 
 
 @pytest.mark.parametrize("status", [401, 404])

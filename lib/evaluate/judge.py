@@ -59,8 +59,7 @@ Reasoning: {reasoning}
 Answer given: {answer}
 
 Does the reasoning sufficiently support the answer? Say only yes or no."""
-MAX_TOKENS = 16  # of a reply
-TIMEOUT = 60.0  # seconds of silence
+TIMEOUT = 60.0  # seconds of silence, and a tenth for each token of a reply
 WAITS = (1.0, 4.0)  # seconds before each further attempt
 AT_ONCE = 4  # calls under way
 GIVE_UP = 10  # calls without an answer, one behind the other
@@ -68,7 +67,7 @@ BUSY = (408, 425, 429)  # worth another attempt, as are 500 and above
 REFUSED = (401, 403, 404, 405)  # no other call would do better
 LONGEST_REPLY = 1_000_000  # bytes; a reasoning judge writes some ten thousand
 
-_REPLY = re.compile(r"\s*(yes|no)\.?\s*", re.IGNORECASE)
+_REPLY = re.compile(r"[\W_]*(yes|no)[\W_]*", re.IGNORECASE)
 
 
 class JudgeError(ValueError):
@@ -77,10 +76,12 @@ class JudgeError(ValueError):
 
 @dataclass(frozen=True)
 class Judge:
-    """A server, by what goes before /chat/completions, and its name of the model."""
+    """A server, by what goes before /chat/completions, its name of the model, and the
+    tokens that a reply may have; those do not change what a whole reply says."""
 
     url: str
     model: str
+    max_tokens: int = 16
 
     def __post_init__(self):
         try:
@@ -120,10 +121,11 @@ class Plan(NamedTuple):
 
     def __str__(self) -> str:
         calls, tokens = self.calls, sum(len(job.text) for job in self.calls) // 4
+        most = self.judge.max_tokens * len(calls)
         return (
             f"asks      {self.judge.model} at {self.judge.url} about {self.about}\n"
             f"calls     {len(calls):,}, each tried up to {len(WAITS) + 1} times; about "
-            f"{tokens:,} tokens sent, {MAX_TOKENS * len(calls):,} received at most\n"
+            f"{tokens:,} tokens sent, {most:,} received at most\n"
             f"no call   {len(self.jobs) - len(calls):,} without reasoning or letter"
         )
 
@@ -155,7 +157,6 @@ def plan(
         settings[path] = {  # all that decides; a server may have moved
             "judge": judge.model,
             "prompt": hashlib.sha256(PROMPT.encode()).hexdigest()[:12],
-            "max_tokens": MAX_TOKENS,
             "temperature": 0,
             "predictions": records.sha256(file)[:12],
         }
@@ -197,9 +198,10 @@ def carry_out(todo: Plan) -> dict[str, int]:
     run, failed = next(iter(todo.settings)).parent, 0
     counts = {"calls": len(todo.calls), "yes": 0, "no": 0, "failed": 0}
     headers = {"Authorization": f"Bearer {key}"} if key else {}
+    patience = TIMEOUT + todo.judge.max_tokens / 10
     with (
         run_files.one_writer(run / "judgements", "asked for"),
-        httpx2.Client(timeout=TIMEOUT, headers=headers) as client,
+        httpx2.Client(timeout=patience, headers=headers) as client,
     ):
         for path, settings in todo.settings.items():
             records.write_json(resume.settings_file(path), settings)
@@ -218,8 +220,7 @@ def carry_out(todo: Plan) -> dict[str, int]:
                 if failed >= GIVE_UP:
                     raise JudgeError(
                         f"{failed} calls in a row brought no answer, the last one: "
-                        f"{row['error']}. See that {todo.judge.url} serves this model "
-                        "and run it again: what was answered is kept"
+                        f"{row['error']}. Mend that and run it again: answers are kept"
                     )
         finally:
             pool.shutdown(cancel_futures=True)
@@ -238,7 +239,7 @@ def _key() -> str:
 def _ask(client: httpx2.Client, judge: Judge, key: str, job: Job) -> dict:
     """The row of one call, after as many attempts as it takes and WAITS allows."""
     address = f"{judge.url.rstrip('/')}/chat/completions"
-    body = {"model": judge.model, "temperature": 0, "max_tokens": MAX_TOKENS}
+    body = {"model": judge.model, "temperature": 0, "max_tokens": judge.max_tokens}
     body["messages"] = [{"role": "user", "content": job.text}]
     for wait in (0.0, *WAITS):
         time.sleep(wait)
@@ -274,13 +275,16 @@ def _post(client: httpx2.Client, address: str, body: dict) -> tuple[int, str]:
 def _judgement(id: str, reply: str, key: str) -> dict:
     """The row of a reply; one that is not a plain yes or no is a failed call."""
     try:
-        said = json.loads(reply)["choices"][0]["message"]["content"]
+        choice = json.loads(reply)["choices"][0]
+        said = choice["message"]["content"] or ""
+        cut = choice.get("finish_reason") == "length"
         # A judge may reason before it says.
         word = _REPLY.fullmatch(said.rpartition("</think>")[2])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return _row(id, None, f"no chat completion: {_shown(reply, key)}")
     if word is None:
-        return _row(id, None, f"neither yes nor no: {_shown(said, key)}")
+        why = "cut off, raise --max-tokens" if cut else "neither yes nor no"
+        return _row(id, None, f"{why}: {_shown(said or reply, key)}")
     return _row(id, word[1].lower() == "yes")
 
 
@@ -302,6 +306,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--url", required=True, help="such as http://127.0.0.1:8000/v1")
     parser.add_argument("--model", required=True, help="the name the server knows")
     parser.add_argument("--max-calls", type=int, help="a sample, the same for all")
+    more = "of a reply (%(default)s); thousands for a judge that reasons first"
+    parser.add_argument("--max-tokens", type=int, default=Judge.max_tokens, help=more)
     parser.add_argument("--accept-cost", action="store_true", help="ask, and pay")
     parser.add_argument("--data-dir", help="if the run's own records do not name it")
     parser.add_argument("--general-dir", help="of the general set, likewise")
@@ -315,7 +321,7 @@ def main(arguments: list[str]) -> None:
         raise JudgeError(f"{state} names no data_dir: give it by --data-dir")
     general = given.general_dir or known.get("general_dir") or data
     names = tables.sets_of(tables.read_predictions(run))
-    judge = Judge(given.url, given.model)
+    judge = Judge(given.url, given.model, given.max_tokens)
     todo = plan(run, tables.asked(data, general, names), judge, given.max_calls)
     print(todo)
     if not given.accept_cost:

@@ -217,6 +217,8 @@ def test_a_judged_part_counts_by_itself(run, tmp_path):
     found = reasoned.reasoned(answers.read(tmp_path), **DRAWS)["shares"]
     judged = [r for r in found if r["measure"] == "judge"]
     assert [(r["model"], r["n"], r["share"]) for r in judged] == [("grpo", 4, 0.5)]
+    (failed,) = (r for r in found if r["measure"] == "unjudged")
+    assert (failed["model"], failed["n"], failed["share"]) == ("grpo", 4, 0.25)
 
 
 def test_agreement_of_reader_and_truth_is_counted(said):

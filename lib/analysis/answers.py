@@ -30,7 +30,8 @@ ASKED = ("correct", "correct_lenient", "parsed", "truncated")  # of a prediction
 SAID = {  # of a row of coherence_*.jsonl: the word that counts as 1, if words count
     **dict.fromkeys(("consistent", "follows", "false_step", "false_object"), "yes"),
     **dict.fromkeys(("progress", "count"), "right"),
-    **dict.fromkeys(("base_reader", "own_reader", "judge", "verbatim", "overlap")),
+    **dict.fromkeys(("base_reader", "own_reader", "judge", "unjudged")),
+    **dict.fromkeys(("verbatim", "overlap")),
 }
 # The same of what a flawless reasoner would say, and of another question's reasoning.
 BESIDE = {"verbatim_flawless": None, "overlap_flawless": None}
@@ -168,8 +169,8 @@ def _said(row: Mapping) -> dict[str, float | None]:
     }
     if row.get("progress") is not None:
         said["stated"] = row["progress"] in ("right", "wrong")
-    # A call that failed found no support.
-    said["judge"] = row["judge"] is True if row.get("judged") else None
+    if row.get("judged"):  # a call that failed found no support
+        said |= {"judge": row["judge"] is True, "unjudged": row["judge"] is None}
     for control in CONTROLS:
         if f"implied_{control}" in row:
             given = row["answer"]

@@ -27,6 +27,7 @@ MEASURES = {  # of coherence, in words
     "base_reader": "the base draws the same answer from the reasoning",
     "own_reader": "the model itself, without pictures, draws the same",
     "judge": "a language model judges: reasoning supports answer",
+    "unjudged": "the judge's call failed, which counts as no support",
     "verbatim": "word for word in the training reasoning",
     "overlap": "4-grams that stand in the training reasoning",
     "false_object": "names an object that is not in the scene (exact)",

@@ -221,6 +221,11 @@ def test_a_judged_part_counts_by_itself(run, tmp_path):
     assert (failed["model"], failed["n"], failed["share"]) == ("grpo", 4, 0.25)
 
 
+def test_a_kappa_that_rounds_to_nothing_has_no_sign():
+    row = {"kappa": -0.001, "low": -0.004, "high": 0.3}
+    assert reasoned.kappa_text(row) == "0.00 [0.00, 0.30]"
+
+
 def test_agreement_of_reader_and_truth_is_counted(said):
     own = one(
         said["agreement"],

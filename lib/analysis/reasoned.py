@@ -258,5 +258,5 @@ def kappa_text(row: Mapping) -> str:
     """Kappa with its interval, 0.72 [0.70, 0.75], of a row of `agreement`."""
     if row["kappa"] is None:
         return "not defined"
-    text = f"{row['kappa']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    text = f"{row['kappa']:z.2f} [{row['low']:z.2f}, {row['high']:z.2f}]"
     return text.replace("-", "−")

@@ -13,6 +13,7 @@ from made_run import (
     write_run,
 )
 
+from lib import paths
 from lib.analysis import answers, claims, compare, plots
 from lib.analysis.__main__ import main
 from lib.analysis.claims import CANNOT, MISSING, OPEN, OPPOSITE, SMALLER, SUPPORTED
@@ -98,6 +99,10 @@ def test_every_claim_has_a_row(made):
             terms = [Term.read(text) for text in part["effect"]]
             assert sum(term.weight for term in terms) == 0, part["name"]
             assert part["more"] != part["less"]
+            for name in {t.picks["sweep"] for t in terms if "sweep" in t.picks}:
+                recorded = f"lib.analysis sweep outputs/{name} --out outputs/reference"
+                assert recorded in claim["needs"]["command"]
+                assert (paths.ROOT / f"params/sweeps/{name}.yaml").exists()
 
 
 def test_published_counts_give_the_printed_percentages():

@@ -13,6 +13,7 @@ from PIL import Image
 from test_questions import demonstration, labelled, training
 
 from lib import methods, records
+from lib.analysis import claims
 from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
 NAMES = ["01_data", "02_sft", "03_grpo", "04_eval", "05_analysis"]
@@ -168,6 +169,17 @@ def test_the_analysis_asks_for_no_direct_answers():
     (shown,) = [own for own in code if "differences_markdown(direct)" in own]
     none = {"direct": [], "compare": None, "Markdown": str}
     assert eval(shown, none) == "Not asked here."
+
+
+def test_the_analysis_says_which_claims_are_not_of_this_run():
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    swept = [
+        str(claim["number"])
+        for claim in claims.claims()
+        if any("sweep=" in term for p in claim["parts"] for term in p["effect"])
+    ]
+    said = f"Claims {', '.join(swept[:-1])} and {swept[-1]} vary a setting, so they are"
+    assert any(said in cell.source for cell in notebook.cells)
 
 
 def test_the_analysis_draws_no_levels_where_general_alone_was_asked():

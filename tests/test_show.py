@@ -331,7 +331,7 @@ def test_what_was_run_and_what_failed():
         "a.jsonl holds 3 faults that 01_data lists; SFT on L1: 3 of 4 videos could not "
         "be read; their questions count as wrong; L1 (part: 4 of 9): the rest was not "
         "asked; not asked: L2, L3 and general; not asked, size 9x9: <large>; claims "
-        "not measured by this run: 15; training seeds of this run: 2; another could "
+        "not measured: 15; training seeds of this run: 2; another could "
         "come out otherwise"
     )
 

@@ -121,7 +121,7 @@ def gaps(
         *(f"{name}: the rest was not asked" for name in dict.fromkeys(parts)),
         *([f"not asked: {listed(unasked)}"] if unasked else []),
         *(f"not asked, {name.replace('_', ' ')}: {w}" for name, w in left_out.items()),
-        f"claims not measured by this run: {listed(missing) or 'none'}",
+        f"claims not measured: {listed(missing) or 'none'}",
         f"training seeds of this run: {len(seeds)}; another could come out otherwise",
     ]
     return View(VIEWS.gaps(said), "; ".join(said))

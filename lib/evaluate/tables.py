@@ -47,7 +47,7 @@ def read_predictions(run: Path) -> Predictions:
         present = predicted(run, name)
         for model in in_order((*METHODS, *present)) if present else ():
             path = run / f"predictions_{model}_{name}.jsonl"
-            require(path, "run 04_eval first")
+            require(path, f"run 04_eval with {model} in asked_models")
             found[model, name] = sorted(read_rows(path), key=lambda row: row["id"])
             same_questions(found["base", name], found[model, name], path)
     if not found:

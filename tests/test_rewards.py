@@ -95,6 +95,7 @@ READ = {
         B - take the cup ¦ B – take the cup ¦ B; take the cup ¦ B.take the cup
         [B]take the cup ¦ B take the cup ¦ B. take vitamin C ¦ B. connect A to C
         The answer is B, take the cup ¦ The answer is B because C is done ¦ B for sure
+        B (take the cup) ¦ The answer is **B** (take the cup).
         B, because the lid is open ¦ I would choose B, take the cup. ¦ I'd go with B
         My guess: B ¦ That's B! ¦ Most likely B. ¦ Next: (B) ¦ take the cup (B)
         The tap does not run, so B. ¦ No, B. ¦ Ｂ．take the cup ¦ 【B】 ¦ “B” ¦ 我选B
@@ -118,7 +119,7 @@ READ = {
         A) take cup B) open lid ¦ B. open lid or C. wash pan ¦ The answer is B and C
         I would choose B or C ¦ B? C? ¦ Is it B? ¦ A can of soup ¦ C-clamp
         D.C. power ¦ E-mail ¦ plug it into socket D ¦ vitamin B and C ¦ b c ¦ take a
-        None of the above ¦ Cannot tell ¦ Both are possible
+        None of the above ¦ Cannot tell ¦ Both are possible ¦ A (small) cup ¦ B (or C)
         """,
 }
 

@@ -61,7 +61,9 @@ _CUE = (
 _OPEN, _CLOSE = r"[(\[{<]* ?", r" ?[)\]}>]"
 _ALONE = rf"(?:{_CLOSE})*[.,:;!]*"
 _SET_OFF = rf"(?:(?:{_CLOSE})+[.:,]?\s?|[.:]\s|\n)"
-_CAPITAL_SET_OFF = rf"(?:(?:{_CLOSE})*(?: ?[,;]\s?| -+>? )|[.:](?=\w\w)| (?=[{_CJK}]))"
+_CAPITAL_SET_OFF = (
+    rf"(?:(?:{_CLOSE})*(?: ?[,;]\s?| -+>? )|[.:](?=\w\w)| (?=[{_CJK}]|\([^()]*\)\W*$))"
+)
 # Of what begins with "A": a verb behind it tells the letter from the article.
 _NO_ARTICLE = (
     rf"(?:(?<!A)|(?= (?!can |must )(?:{_VERB}|because|since|for|it\b|[{_CJK}]|"
@@ -79,7 +81,7 @@ def parse_answer(
       at the start, or after answer, option or choice
         the letter alone, in any case:             B    (b)    **B**   \\boxed{B}
         set off from a text, in any case:          b. take bag   (B)take bag
-        a capital and a text:                      B, take bag   B take bag   B is right
+        a capital and a text:                      B, take bag  B (take bag)  B is right
       behind a mark or a word that chooses it, a capital, alone or set off from a text:
                                                    After that, B.   I would choose B.
       without any tag, a capital as the last word: That leaves B

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from lib import records
+from lib.analysis.compare import metrics
+from lib.analysis.stats import wilson_interval
 from lib.data.video import BadVideo
 from lib.evaluate import evaluate as evaluation
 from lib.evaluate import perception
-from lib.evaluate.evaluate import Asking, EvalSettings, evaluate, metrics, row
+from lib.evaluate.evaluate import Asking, EvalSettings, evaluate, row
 from lib.model import encoding, models, rollouts
 from tests.trainings import SAMPLING, followed
 
@@ -265,15 +267,20 @@ def test_metrics_by_hand(tiny_questions):
             rows.append(row(item, SETTINGS, f"<answer>{said}</answer>", 10))
         else:  # a failed question stays in every denominator
             rows.append(row(item, SETTINGS, "", 10, error="its clip is missing"))
-    work = {"n": 2, "accuracy": 0.5, "accuracy_lenient": 1.0}
-    hobbies = {"n": 2, "accuracy": 0.0, "accuracy_lenient": 0.0}
-    assert metrics(rows) == {
+    found = metrics(rows)
+    wanted = {
         **{"n": 4, "accuracy": 0.25, "accuracy_lenient": 0.5},
         **{"parse_failure": 0.5, "parse_failure_lenient": 0.25},
-        **{"truncated": 0.0, "failed": 0.25, "mean_tokens": 10.0},
-        "by_domain": {"Hobbies": hobbies, "Work": work},
-        "by_duration_group": {"15": work, "600": hobbies},
+        **{"truncated": 0.0, "failed": 0.25, "mean_tokens": 10.0, "chance": 0.25},
     }
+    assert {key: found[key] for key in wanted} == wanted
+    assert (found["low"], found["high"]) == wilson_interval(1, 4)
+    keys, halves = ("n", "accuracy", "accuracy_lenient"), [(2, 0, 0), (2, 0.5, 1)]
+    fields = {"domain": ["Hobbies", "Work"], "duration_group": ["600", "15"]}
+    for field, names in fields.items():
+        groups = found[f"by_{field}"]
+        assert {*groups} == {*names}
+        assert [tuple(groups[n][key] for key in keys) for n in names] == halves
     with pytest.raises(ValueError, match="no rows"):
         metrics([])
 

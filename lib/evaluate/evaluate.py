@@ -9,14 +9,13 @@ here nothing is inherited: the most likely token is taken, whatever a checkpoint
     settings = EvalSettings("think", max_new_tokens=256, batch_size=8)
     rows = evaluate(model, processor, questions, settings, Sampling(),
                     run / "predictions_base_L1.jsonl")
-    metrics(rows)  # {"n": 2432, "accuracy": 0.348, "accuracy_lenient": ..., ...}
+    compare.metrics(rows)  # {"n": 2432, "accuracy": 0.348, ...}; lib/analysis
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -382,38 +381,4 @@ def row(
         "error": error,
         "media": pictures(question),
         **({"of": question.of} if question.of else {}),
-    }
-
-
-def metrics(rows: Sequence[dict]) -> dict:
-    """Accuracies and shares over all rows; a failed item counts as a wrong answer.
-    Keys: n, accuracy (first-letter rule), accuracy_lenient, parse_failure and
-    parse_failure_lenient (no letter), truncated, failed (unusable video), mean_tokens;
-    by_domain and by_duration_group ({name: {n, accuracy, accuracy_lenient}}, maybe
-    empty); of a part of a set `of`, the size of the whole."""
-    if not rows:
-        raise ValueError("no rows: metrics of nothing are not defined")
-    of = max(row.get("of", 0) for row in rows)
-
-    def scores(rows: Sequence[dict]) -> dict:
-        return {
-            "n": len(rows),
-            "accuracy": fmean(row["correct"] for row in rows),
-            "accuracy_lenient": fmean(row["correct_lenient"] for row in rows),
-        }
-
-    def scores_by(key: str) -> dict[str, dict]:
-        values = sorted({row[key] for row in rows if row[key]})
-        return {str(v): scores([row for row in rows if row[key] == v]) for v in values}
-
-    return {
-        **scores(rows),
-        **({"of": of} if of else {}),
-        "parse_failure": fmean(not row["parsed"] for row in rows),
-        "parse_failure_lenient": fmean(row["lenient"] is None for row in rows),
-        "truncated": fmean(row["truncated"] for row in rows),
-        "failed": fmean(row["error"] is not None for row in rows),
-        "mean_tokens": fmean(row["tokens"] for row in rows),
-        "by_domain": scores_by("domain"),
-        "by_duration_group": scores_by("duration_group"),
     }

@@ -12,15 +12,14 @@ and every table, claim and figure is a selection of it (lib/analysis/compare.py)
     chosen = answers[(answers.model == "grpo") & (answers.measure == "correct")]
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib.evaluate.tables import read_rows, same_questions
-from lib.methods import GENERAL, KINDS, SEEN, SETS, in_order
+from lib.evaluate.tables import files, read_rows, same_questions
+from lib.methods import GENERAL, KINDS, SEEN
 from lib.paths import require, resolve
 from lib.records import read_json, read_jsonl, refuse_other, settings_hash
 
@@ -38,10 +37,6 @@ BESIDE = {"verbatim_flawless": None, "overlap_flawless": None}
 BESIDE |= {"consistent_other": "yes"}
 # Readers with another question's reasoning, or without any: do they give the answer?
 CONTROLS = ("base_other", "base_none", "own_other", "own_none")
-FILE = re.compile(
-    rf"(predictions|coherence|attention)_(.+?)(?:_({'|'.join(SETS)}))?(?:\.(\w+))?"
-    r"\.jsonl"
-)
 # Of a row of a sweep; all else is what it varies.
 NOT_VARIED = (
     *("run", "seed", "status", "seconds", "metrics", "git_commit", "base"),
@@ -71,10 +66,7 @@ def read(
     questions. Without `data_dir` (`general_dir`) each question has its own video."""
     parts, asked = [], {}
     for seed, run in by_seed(runs).items():
-        names = (FILE.fullmatch(path.name) for path in run.glob("*_*.jsonl"))
-        files = [own for own in names if own and own[4] != "partial"]
-        order = in_order(own[2] for own in files)
-        for own in sorted(files, key=lambda own: (order.index(own[2]), own[0])):
+        for own in files(run, "predictions", "coherence", "attention"):
             if own[3] or own[1] == "attention":
                 rows = _rows(run / own[0], *own.groups(), asked)
                 parts.append(rows.assign(seed=seed))

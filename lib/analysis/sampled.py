@@ -9,8 +9,6 @@ counts that is right *and* says truly what was done, which only a generator can 
 (0.25, 0.5)
 """
 
-import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import comb
 from pathlib import Path
@@ -20,10 +18,9 @@ import numpy as np
 from lib.analysis import stats
 from lib.analysis.compare import span
 from lib.evaluate import tables
-from lib.methods import LABELS, SETS, in_order
+from lib.methods import LABELS
 from lib.records import read_jsonl
 
-FILE = re.compile(rf"draws_(.+)_({'|'.join(SETS)})\.jsonl")
 DECISIONS = {  # (field of lib/mini/reasoning.py, decided well, decided badly)
     "says what was done": ("progress", ("right", "wrong"), ("absent", "unreadable")),
     "says it truly and in full": ("progress", ("right",), ("wrong",)),
@@ -42,11 +39,9 @@ def pass_at(k: int, n: int, c: int) -> float:
 
 def _files(run: Path) -> Iterator[tuple[str, str, list[dict]]]:
     """(model, set, rows) of every file of draws, in the order of tables."""
-    files = (FILE.fullmatch(path.name) for path in Path(run).glob("draws_*"))
-    models = in_order(own[1] for own in files if own)
-    for model, name in itertools.product(models, SETS):
-        if (path := Path(run) / f"draws_{model}_{name}.jsonl").exists():
-            yield model, name, read_jsonl(path)
+    for file in tables.files(run, "draws"):
+        if file[3]:  # not those of training questions
+            yield file[2], file[3], read_jsonl(Path(run) / file[0])
 
 
 def table(run: Path, videos: Mapping[str, str], **draws: int) -> list[dict]:

@@ -26,7 +26,7 @@ FIELDS = (
     *("correct", "correct_lenient", "parsed", "truncated"),
 )
 OWN = "own"  # while each method writes its own words
-FILE = re.compile(rf"predictions_(.+)_({'|'.join(SETS)})\.jsonl")
+FILE = re.compile(rf"([a-z]+)_(.+?)(?:_({'|'.join(SETS)}))?(?:\.(\w+))?\.jsonl")
 
 Predictions = dict[tuple[str, str], list[dict]]
 GALLERY = {  # which of base, SFT and GRPO are right
@@ -44,7 +44,7 @@ def read_predictions(run: Path) -> Predictions:
     questions, that make a comparison impossible."""
     found: Predictions = {}
     for name in SETS:
-        present = predicted(run, name)
+        present = [f[2] for f in files(run, "predictions") if f[3] == name and not f[4]]
         for model in in_order((*METHODS, *present)) if present else ():
             path = run / f"predictions_{model}_{name}.jsonl"
             require(path, f"run 04_eval with {model} in asked_models")
@@ -55,10 +55,14 @@ def read_predictions(run: Path) -> Predictions:
     return found
 
 
-def predicted(run: Path, name: str) -> list[str]:
-    """The models that have predictions on a set, in the order of every table."""
-    found = (FILE.fullmatch(path.name) for path in run.glob("predictions_*.jsonl"))
-    return in_order(own[1] for own in found if own and own[2] == name)
+def files(run: Path, *kinds: str) -> list[re.Match]:
+    """The names of a run's records of these kinds, "predictions" or others, each parted
+    in kind, model, set and what stands behind a dot, or None; in the order of tables,
+    without those that are not finished."""
+    found = (FILE.fullmatch(path.name) for path in Path(run).glob("*_*.jsonl"))
+    own = [name for name in found if name and name[1] in kinds and name[4] != "partial"]
+    order = in_order(name[2] for name in own)
+    return sorted(own, key=lambda name: (order.index(name[2]), name[0]))
 
 
 def read_rows(path: Path) -> list[dict]:

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from lib.data.blind import BlindReader, features
+from lib.data import blind
+from lib.data.blind import features
 from lib.data.questions import Question
 
 
@@ -22,8 +23,7 @@ def make_question(number: int, leak: bool) -> Question:
 @pytest.mark.parametrize(("leak", "low", "high"), [(True, 0.95, 1), (False, 0, 0.35)])
 def test_it_finds_a_leak_and_nothing_else(leak, low, high):
     questions = [make_question(number, leak) for number in range(600)]
-    reader = BlindReader.fit(questions[:300])
-    right = reader.right(questions[300:])
+    right = blind.right(blind.fit(questions[:300]), questions[300:])
     assert low <= sum(right) / len(right) <= high
 
 
@@ -31,7 +31,7 @@ def test_two_fits_give_the_same_weights():
     """The sum of a feature's gradients must not hang on the order of the threads."""
     torch.set_num_threads(3)
     questions = [make_question(number, number % 2) for number in range(500)]
-    first, second = (BlindReader.fit(questions).weights for _ in range(2))
+    first, second = (blind.fit(questions) for _ in range(2))
     torch.set_num_threads(1)
     assert (first == second).all()
 

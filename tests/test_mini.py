@@ -15,8 +15,7 @@ import pytest
 
 from lib import paths, records
 from lib.analysis import stats
-from lib.data import letters, questions
-from lib.data.blind import BlindReader
+from lib.data import blind, letters, questions
 from lib.mini import base_lessons, benchmark, lessons, world
 
 BASE = paths.ROOT / "lib/mini/base"
@@ -92,9 +91,9 @@ def test_text_alone_stays_near_chance(items):
         options = tuple(map(e.say, e.options))
         return SimpleNamespace(text=text, options=options, gold=e.letter)
 
-    reader = BlindReader.fit([asked(item) for item in items["training"]])
+    reader = blind.fit([asked(item) for item in items["training"]])
     rows = [asked(i) for level in ("L1", "L2", "L3") for i in items[level]]
-    _, high = stats.wilson_interval(sum(reader.right(rows)), len(rows))
+    _, high = stats.wilson_interval(sum(blind.right(reader, rows)), len(rows))
     assert high < 0.31
 
 

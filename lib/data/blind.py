@@ -5,8 +5,8 @@ with the question's and the other options' words, their order, and the letter. W
 gains over chance any method can gain without looking (compare claim 8 of SEED-Bench-R1,
 arXiv 2503.24376).
 
-    reader = BlindReader.fit(training)
-    stats.wilson_interval(sum(reader.right(level)), len(level))  # holds 25 %?"""
+    reader = fit(training)
+    stats.wilson_interval(sum(right(reader, level)), len(level))  # holds 25 %?"""
 
 import zlib
 from collections.abc import Sequence
@@ -40,37 +40,32 @@ def features(question: Question, place: int) -> list[int]:
     return [zlib.crc32(name.encode()) % FEATURES for name in names]
 
 
-class BlindReader:
-    """A linear score for each option; the highest one is the answer."""
+def fit(questions: Sequence[Question]) -> torch.Tensor:
+    """The weights of a linear score for each option, the highest of which is the
+    answer: softmax regression over the options of each question, from zero."""
+    weights, bags = torch.zeros(FEATURES, requires_grad=True), _bags(questions)
+    gold = torch.tensor(["ABCDE".index(question.gold) for question in questions])
+    optimizer = torch.optim.Adam([weights], lr=_LR, weight_decay=_DECAY)
+    for _ in range(_EPOCHS):
+        optimizer.zero_grad()
+        cross_entropy(_scores(weights, *bags), gold).backward()
+        optimizer.step()
+    return weights.detach()
 
-    def __init__(self):
-        self.weights = torch.zeros(FEATURES, requires_grad=True)
 
-    @classmethod
-    def fit(cls, questions: Sequence[Question]) -> "BlindReader":
-        """Softmax regression over the options of each question, from zero weights."""
-        reader, bags = cls(), _bags(questions)
-        gold = torch.tensor(["ABCDE".index(question.gold) for question in questions])
-        optimizer = torch.optim.Adam([reader.weights], lr=_LR, weight_decay=_DECAY)
-        for _ in range(_EPOCHS):
-            optimizer.zero_grad()
-            cross_entropy(reader._scores(*bags), gold).backward()
-            optimizer.step()
-        return reader
+def right(weights: torch.Tensor, questions: Sequence[Question]) -> list[bool]:
+    """Whether each question is answered rightly, in the order given."""
+    places = _scores(weights, *_bags(questions)).argmax(1).tolist()
+    pairs = zip(questions, places, strict=True)
+    return [question.gold == "ABCDE"[place] for question, place in pairs]
 
-    @torch.no_grad()
-    def right(self, questions: Sequence[Question]) -> list[bool]:
-        """Whether it answers each question rightly, in the order given."""
-        places = self._scores(*_bags(questions)).argmax(1).tolist()
-        pairs = zip(questions, places, strict=True)
-        return [question.gold == "ABCDE"[place] for question, place in pairs]
 
-    def _scores(self, flat, owner, counts: list[int]) -> torch.Tensor:
-        """[questions, options]; an option that a question does not have is -inf."""
-        # Not weights[flat]: threads would add up its gradient in an order of their own.
-        each = self.weights.index_select(0, flat)
-        scores = torch.zeros(sum(counts)).index_add(0, owner, each)
-        return pad_sequence(scores.split(counts), True, -torch.inf)
+def _scores(weights: torch.Tensor, flat, owner, counts: list[int]) -> torch.Tensor:
+    """[questions, options]; an option that a question does not have is -inf."""
+    # Not weights[flat]: threads would add up its gradient in an order of their own.
+    each = weights.index_select(0, flat)
+    scores = torch.zeros(sum(counts)).index_add(0, owner, each)
+    return pad_sequence(scores.split(counts), True, -torch.inf)
 
 
 def _bags(questions: Sequence[Question]) -> tuple:

@@ -31,8 +31,10 @@ CONDITIONS = {  # what is shown in place of all as it is; also frames_N and size
     "no_video": "no video",
     "no_pictures": "no pictures",
 }
-
-
+EXACT = (  # said of a reasoning where the truth is known (lib/mini/reasoning.py)
+    *("progress", "count", "next", "consistent", "follows"),
+    *("false_step", "false_object"),
+)
 VERDICTS = {  # on a claim: its sign and colour
     "supported": ("✓", "#009E73"),
     "the opposite was seen": ("✕", "#D55E00"),

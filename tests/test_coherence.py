@@ -19,7 +19,7 @@ import peft
 from lib.data.prompts import messages, prompt_text
 from lib.evaluate.coherence import TrainingReasoning
 from lib.evaluate.readers import reasoning_of
-from lib.methods import METHODS
+from lib.methods import EXACT, METHODS
 from lib.mini import benchmark, lessons, reasoning, truth, world
 
 BASE = "lib/mini/base"
@@ -261,7 +261,7 @@ def test_what_a_completion_says_is_held_against_the_truth(
     words = {"y": "yes", "n": "no", "-": "absent", "?": "unreadable"}
     wanted = [words.get(word, word) for word in expected.split()]
     found = reasoning.check(said, letter, planning_truth(**about))
-    assert found == dict(zip(reasoning.FIELDS, wanted, strict=True))
+    assert found == dict(zip(EXACT, wanted, strict=True))
 
 
 def test_a_flawless_reasoner_is_right_in_everything(data):

@@ -17,12 +17,9 @@ from pathlib import Path
 from lib import records
 from lib.evaluate import readers
 from lib.evaluate.readers import reasoning_of
+from lib.methods import EXACT
 from lib.paths import require
 
-EXACT = (
-    *("progress", "count", "next", "consistent", "follows"),
-    *("false_step", "false_object"),
-)
 _WORD = re.compile(r"[\w'-]+")
 
 

@@ -28,14 +28,11 @@ from typing import NamedTuple
 
 from lib.data.letters import THINK
 from lib.data.questions import Demonstration
+from lib.methods import EXACT
 from lib.mini.lessons import NOTHING, NUMBERS, TEACHERS
 from lib.mini.truth import Truth, known
 from lib.mini.world import DOMAINS
 
-FIELDS = (
-    *("progress", "count", "next", "consistent", "follows"),
-    *("false_step", "false_object"),
-)
 RIGHT = {True: "right", False: "wrong"}
 YES = {True: "yes", False: "no"}
 _VERBS = "|".join(verb for domain in DOMAINS.values() for verb in domain["verbs"])
@@ -69,7 +66,7 @@ def read(reasoning: str) -> Statement | None:
 
 
 def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, str]:
-    """The `FIELDS` of one reasoning and the letter that was answered.
+    """The `EXACT` of one reasoning and the letter that was answered.
 
     progress      right, wrong   exactly the steps that were done, in their order (from
                                  a still: in any order), or exactly the two objects
@@ -88,17 +85,17 @@ def check(reasoning: str | None, letter: str | None, truth: Truth) -> dict[str, 
     Each is "absent" where the reasoning (or the letter) says nothing of the kind, and
     "unreadable" where there is reasoning that `read` cannot read."""
     if reasoning is None:
-        return dict.fromkeys(FIELDS, "absent")
+        return dict.fromkeys(EXACT, "absent")
     said = read(reasoning)
     if said is None:
-        return dict.fromkeys(FIELDS, "unreadable")
+        return dict.fromkeys(EXACT, "unreadable")
     seen, count, chosen = said
     stated, named = seen or (), [*(seen or ()), *([chosen] if chosen else [])]
     option = truth.options["ABCDE".index(letter)] if letter else None
     # In a question about a shown step the answer is said to be done, too.
     claimed = named if truth.asks in ("shown step", "last step") else stated
     steps = [item for item in claimed if " " in item]
-    found = dict.fromkeys(FIELDS, "absent")
+    found = dict.fromkeys(EXACT, "absent")
     if seen is not None:
         found["progress"] = RIGHT[_is_progress(seen, truth)]
     if count is not None:
@@ -137,7 +134,7 @@ def _follows(said: Statement, truth: Truth) -> bool:
 
 
 def checker(data_dir: str | Path) -> Callable | None:
-    """A function (prediction row, reasoning) -> `FIELDS`, for other processes too; None
+    """A function (prediction row, reasoning) -> `EXACT`, for other processes too; None
     where no truth is known. It raises ValueError for a row of another question than the
     folder's."""
     return partial(_exact, data_dir) if known(data_dir) else None

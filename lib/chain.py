@@ -42,11 +42,11 @@ def close(run: Path, stage: str, reads: Iterable[Path | None] = (), **facts: Any
 
 def seal(run: Path, stage: str, reads: Iterable[Path | None] = ()) -> None:
     """Write down what the run's files are now; `close` without new facts."""
-    chain = _read(run, LEDGER)
+    chain = read_json(run / LEDGER, {})
     others = {name for own in chain if own != stage for name in chain[own]["wrote"]}
     wrote = [name for name in _files(run, RECORDS + FIGURES) if name not in others]
     chain[stage] = {
-        "facts": settings_hash(_read(run, "manifest.json")[stage]),
+        "facts": settings_hash(read_json(run / "manifest.json", {})[stage]),
         "after": _after(chain, stage),
         "read": {told(path): content(path) for path in sorted({*reads} - {None})},
         "wrote": {name: content(run / name, whole=True) for name in wrote},
@@ -56,7 +56,7 @@ def seal(run: Path, stage: str, reads: Iterable[Path | None] = ()) -> None:
 
 def extend(run: Path, stage: str, paths: Iterable[Path]) -> None:
     """Count files that were written after a notebook's end among what it left."""
-    chain = _read(run, LEDGER)
+    chain = read_json(run / LEDGER, {})
     for path in paths if stage in chain else ():
         name = path.relative_to(run).as_posix()
         chain[stage]["wrote"][name] = content(path, whole=True)
@@ -68,8 +68,8 @@ def verify(run: Path, before: str = "99") -> None:
     names a notebook that is about to run: of what it left itself, earlier, only what it
     goes on from counts, and nothing once a part of that was deleted. What was read is
     not compared where none of it is on this machine."""
-    chain, manifest = _read(run, LEDGER), _read(run, "manifest.json")
-    pipeline, faults = _read(run, "pipeline.json"), []
+    chain, manifest = read_json(run / LEDGER, {}), read_json(run / "manifest.json", {})
+    pipeline, faults = read_json(run / "pipeline.json", {}), []
     if pipeline.pop("hash", None) not in (None, settings_hash(pipeline)):
         faults.append("pipeline.json: not as the pipeline wrote it")
     for stage in sorted({*chain, *manifest}):
@@ -205,7 +205,3 @@ def _files(run: Path, patterns: Iterable[str]) -> list[str]:
     names = {path.relative_to(run).as_posix() for path in found if path.is_file()}
     own = {name for name in names if ".partial" not in name and name[0] != "."}
     return sorted(own - {*SHARED})
-
-
-def _read(run: Path, name: str) -> dict:
-    return read_json(run / name) if (run / name).exists() else {}

@@ -114,8 +114,11 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def read_json(path: str | Path) -> Any:
-    """The content of a JSON file; ValueError names the file and the line."""
+def read_json(path: str | Path, missing: Any = None) -> Any:
+    """The content of a JSON file, or `missing`, if that is given, where there is none;
+    ValueError names the file and the line."""
+    if missing is not None and not Path(path).exists():
+        return missing
     data = Path(path).read_bytes()
     try:
         return json.loads(data.decode())
@@ -231,7 +234,7 @@ def record_stage(run: Path, stage: str, **facts: Any) -> None:
     {stage: {fact: value, ..., "environment": {...}}, ...}."""
     path = Path(run) / "manifest.json"
     found = environment()  # first: it takes a while, in which others may write theirs
-    manifest = read_json(path) if path.exists() else {}
+    manifest = read_json(path, {})
     manifest[stage] = {**manifest.get(stage, {}), **facts, "environment": found}
     write_json(path, manifest)
 

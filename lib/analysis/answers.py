@@ -191,8 +191,8 @@ def _attention(row: Mapping, text: str) -> dict[str, float]:
 
 def base_of(run: Folder) -> str | None:
     """A run's base (models.identity); None if it was not finished up to 04_eval."""
-    path = resolve(run) / "manifest.json"
-    return read_json(path).get("04_eval", {}).get("base") if path.exists() else None
+    manifest = read_json(resolve(run) / "manifest.json", {})
+    return manifest.get("04_eval", {}).get("base")
 
 
 def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
@@ -202,7 +202,7 @@ def by_seed(runs: Folder | Sequence[Folder]) -> dict[int, Path]:
     for run in map(resolve, folders):
         state, todo = run / "pipeline.json", "run it with python -m lib.run"
         require(state if len(folders) > 1 else run, todo)
-        given = read_json(state)["parameters"] if state.exists() else {}
+        given = read_json(state, {"parameters": {}})["parameters"]
         seed = given.get("seed", 0)
         if seed in found:
             raise ValueError(f"{run} and {found[seed]} are both of seed {seed}")

@@ -234,7 +234,7 @@ class Records:
             return name
         file, usual = f"predictions_{term.label}_{term.set}", 0
         for path in (run / f"{file}.settings.json" for run in self.runs):
-            seen = read_json(path)["sampling"] if path.exists() else {}
+            seen = read_json(path, {"sampling": {}})["sampling"]
             size = seen.get("height", 0) * seen.get("width", 0)
             usual = max(usual, seen.get("max_frames", 0) if "frames" in name else size)
         own = compare.select(self.answers, {"model": term.label, "set": term.set})

@@ -65,7 +65,7 @@ def annotation_files(values: Mapping) -> dict[str, Path]:
 
 def whole(data: Path) -> dict[str, int]:
     """{split: records of the whole file} for what lies in a part; else {}."""
-    known = records.read_json(data / BOOK) if (data / BOOK).exists() else {}
+    known = records.read_json(data / BOOK, {})
     return {split: own["of"] for split, own in known.items()}
 
 

@@ -140,8 +140,7 @@ class Target:
         self.store, self.book = folder / ".downloads", folder / "downloads.json"
         self.known = {"licences": [], "commits": {}, "annotations": {}}
         self.known |= {"archives": {}, "read_to": {}, "spent": 0}
-        if self.book.exists():
-            self.known |= records.read_json(self.book)
+        self.known |= records.read_json(self.book, {})
         self.annotations: dict[str, dict[str, HubFile]] = {}  # {repo: {path: file}}
         self.unusable: list[ArchiveError] = []  # others may be sound
         self.left: list[Archive] = []  # for a larger at_most

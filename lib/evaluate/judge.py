@@ -315,7 +315,7 @@ def main(arguments: list[str]) -> None:
     run = paths.require(given.run, "give the folder of a run, below outputs/")
     chain.verify(run, before="05_analysis")  # which is old once a judge was asked
     state = run / "pipeline.json"
-    known = records.read_json(state)["parameters"] if state.exists() else {}
+    known = records.read_json(state, {"parameters": {}})["parameters"]
     data = given.data_dir or known.get("data_dir")
     if not data:
         raise JudgeError(f"{state} names no data_dir: give it by --data-dir")

@@ -70,7 +70,7 @@ def read_rows(path: Path) -> list[dict]:
     again. ValueError names the file, the line and the field."""
     rows, settings = read_jsonl(path), path.with_suffix(".settings.json")
     style = "direct" if "-direct_" in path.name else "think"
-    style = read_json(settings).get("style", style) if settings.exists() else style
+    style = read_json(settings, {}).get("style", style)
     if not rows:
         raise ValueError(f"{path} is empty: run 04_eval again")
     ids: set = set()

@@ -191,7 +191,7 @@ def check_model(values: Mapping) -> Check:
     except (FileNotFoundError, ValueError) as error:
         return Check("model", False, str(error))
     file, todo = check_file(name), f"python -m lib.run check-model {name}"
-    found = records.read_json(file) if file.exists() else {}
+    found = records.read_json(file, {})
     if found.get("identity") != identity(name, folder):
         return Check("model", True, f"{folder}; never checked: {todo}")
     bad = f"NOT sound by {file}; after a cure: {todo}"

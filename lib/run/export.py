@@ -118,8 +118,7 @@ def model_card(adapter: Path) -> str:
 
 def measured(run: Path, label: str) -> list[list]:
     """Set, n, accuracy and the base's of every set; nothing before 04_eval asked it."""
-    file = run / "metrics.json"
-    metrics = records.read_json(file) if file.exists() else {}
+    metrics = records.read_json(run / "metrics.json", {})
     base = metrics.get("base", {})
     return [
         [

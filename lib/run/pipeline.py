@@ -309,8 +309,8 @@ def _has_analysis(run: Run) -> bool:
 
 
 def _state(run: Run) -> dict:
-    path = OUTPUTS / run.name / "pipeline.json"
-    return read_json(path) if path.exists() else {"parameters": {}, "notebooks": {}}
+    nothing = {"parameters": {}, "notebooks": {}}
+    return read_json(OUTPUTS / run.name / "pipeline.json", nothing)
 
 
 def _write_state(run: Run, state: dict) -> None:

@@ -214,8 +214,7 @@ def hours_of(
 
 def benched() -> Iterator[Measured]:
     """What bench_cost.json has: seconds of a demonstration, a step and an answer."""
-    costs = records.read_json(COSTS)["costs"].values() if COSTS.exists() else ()
-    for cost in costs:
+    for cost in records.read_json(COSTS, {"costs": {}})["costs"].values():
         (run,) = params.load_params(paths.ROOT / "params" / cost["params"])
         values = counts.all_values(run)
         took = {row["stage"]: row["seconds"] for row in cost["rows"]}

@@ -15,8 +15,9 @@ import shutil
 from pathlib import Path
 
 from lib import chain, paths, records
-from lib.analysis import compare
+from lib.analysis import stats
 from lib.doors import Door
+from lib.evaluate import tables
 from lib.methods import LABELS, called
 from lib.model import models
 from lib.train import rl
@@ -122,11 +123,17 @@ def measured(run: Path, label: str) -> list[list]:
     base = metrics.get("base", {})
     return [
         [
-            *(called({"set": name, **own}), own["n"], compare.span(own, "accuracy")),
-            compare.span(base[name], "accuracy") if name in base else "",
+            *(called({"set": name, **own}), own["n"], percent(own)),
+            percent(base[name]) if name in base else "",
         ]
         for name, own in metrics.get(label, {}).items()
     ]
+
+
+def percent(found: dict) -> str:
+    """46.0 [44.0, 48.0]"""
+    share, n = found["accuracy"], found["n"]
+    return tables.span(share, *stats.wilson_interval(round(share * n), n))
 
 
 def main(arguments: list[str]) -> None:

@@ -189,7 +189,8 @@ def test_trainers_and_evaluations_of_a_run_take_its_locks(tmp_path, tiny_checkpo
     rows = attention_file(run, "base", "own")
     attending = (model, None, [], {"own": []}, sampling, run, "base")
     refused(rows, partial(attention.measure, *attending))
-    todo = judge.Plan(None, {run / "judgements_a_L1.jsonl": {}}, (), "")
+    asker = judge.Judge("http://localhost/v1", "x")
+    todo = judge.Plan(asker, {run / "judgements_a_L1.jsonl": {}}, (), "")
     refused(run / "judgements", partial(judge.carry_out, todo))
     refused(run / "launch_print", partial(launch.call, run, 2, "", print))
 

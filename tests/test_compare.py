@@ -62,6 +62,10 @@ def test_methods_of_ones_own_come_last(small):
         (small / f"predictions_{name}.jsonl").write_text(rows)
     models = [model for model, _ in tables.read_predictions(small)]
     assert models == ["base", "sft", "grpo", "base-direct", "ppo", "psr", "zeta"]
+    for end in ("", ".partial", ".partial-1"):  # 1: of another process
+        (small / f"attention_zeta_own{end}.jsonl").write_text(rows)
+    found = [own[0] for own in tables.files(small, "attention")]
+    assert found == ["attention_zeta_own.jsonl"]
 
 
 def test_gallery_shows_what_it_says(predictions):

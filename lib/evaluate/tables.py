@@ -26,7 +26,7 @@ FIELDS = (
     *("correct", "correct_lenient", "parsed", "truncated"),
 )
 OWN = "own"  # while each method writes its own words
-FILE = re.compile(rf"([a-z]+)_(.+?)(?:_({'|'.join(SETS)}))?(?:\.(\w+))?\.jsonl")
+FILE = re.compile(rf"([a-z]+)_(.+?)(?:_({'|'.join(SETS)}))?(?:\.([\w-]+))?\.jsonl")
 
 Predictions = dict[tuple[str, str], list[dict]]
 GALLERY = {  # which of base, SFT and GRPO are right
@@ -60,7 +60,8 @@ def files(run: Path, *kinds: str) -> list[re.Match]:
     in kind, model, set and what stands behind a dot, or None; in the order of tables,
     without those that are not finished."""
     found = (FILE.fullmatch(path.name) for path in Path(run).glob("*_*.jsonl"))
-    own = [name for name in found if name and name[1] in kinds and name[4] != "partial"]
+    own = [name for name in found if name and name[1] in kinds]
+    own = [name for name in own if not (name[4] or "").startswith("partial")]
     order = in_order(name[2] for name in own)
     return sorted(own, key=lambda name: (order.index(name[2]), name[0]))
 

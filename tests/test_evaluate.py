@@ -271,16 +271,18 @@ def test_metrics_by_hand(tiny_questions):
     wanted = {
         **{"n": 4, "accuracy": 0.25, "accuracy_lenient": 0.5},
         **{"parse_failure": 0.5, "parse_failure_lenient": 0.25},
-        **{"truncated": 0.0, "failed": 0.25, "mean_tokens": 10.0, "chance": 0.25},
+        **{"truncated": 0.0, "failed": 0.25, "failed_videos": 1},
+        **{"mean_tokens": 10.0, "chance": 0.25},
     }
-    assert {key: found[key] for key in wanted} == wanted
-    assert (found["low"], found["high"]) == wilson_interval(1, 4)
+    for end, right in (("", 1), ("_lenient", 2)):
+        wanted[f"low{end}"], wanted[f"high{end}"] = wilson_interval(right, 4)
+    groups = {field: found.pop(f"by_{field}") for field in ("domain", "duration_group")}
+    assert found == wanted
     keys, halves = ("n", "accuracy", "accuracy_lenient"), [(2, 0, 0), (2, 0.5, 1)]
-    fields = {"domain": ["Hobbies", "Work"], "duration_group": ["600", "15"]}
-    for field, names in fields.items():
-        groups = found[f"by_{field}"]
-        assert {*groups} == {*names}
-        assert [tuple(groups[n][key] for key in keys) for n in names] == halves
+    names = {"domain": ["Hobbies", "Work"], "duration_group": ["600", "15"]}
+    for field, own in groups.items():
+        assert {*own} == {*names[field]}
+        assert [tuple(own[n][key] for key in keys) for n in names[field]] == halves
     with pytest.raises(ValueError, match="no rows"):
         metrics([])
 

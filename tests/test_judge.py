@@ -221,7 +221,7 @@ def test_a_passing_fault_is_tried_again(server, planned, fault):
         ),
         (b"\x1b[2J\xc2\x9b0m", 1, r"no chat completion: \x1b[2J\x9b0m"),
         (reply('""'), 1, 'neither yes nor no: {"choices"'),
-        (CUT, 1, "cut off, raise --max-tokens: {"),
+        (CUT, 1, "cut off, raise --max-tokens of lib.run judge: {"),
     ],
 )
 def test_a_failed_call_keeps_its_question_and_says_why_in_plain_words(

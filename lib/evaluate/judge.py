@@ -283,7 +283,8 @@ def _judgement(id: str, reply: str, key: str) -> dict:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return _row(id, None, f"no chat completion: {_shown(reply, key)}")
     if word is None:
-        why = "cut off, raise --max-tokens" if cut else "neither yes nor no"
+        more = "cut off, raise --max-tokens of lib.run judge"
+        why = more if cut else "neither yes nor no"
         return _row(id, None, f"{why}: {_shown(said or reply, key)}")
     return _row(id, word[1].lower() == "yes")
 

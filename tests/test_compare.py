@@ -190,7 +190,8 @@ def test_runs_that_are_not_of_one_kind_are_not_pooled(tmp_path):
         write_json(runs[1] / "pipeline.json", changed)
         return answers.read(runs)
 
-    assert changed(perception_conditions="no_video").seed.nunique() == 2
+    beside = {"perception_conditions": "no_video", "eval_processes": 2}
+    assert changed(**beside).seed.nunique() == 2
     with pytest.raises(ValueError, match="more than their seed"):
         changed(data_dir="outputs/data/y")
 

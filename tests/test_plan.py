@@ -471,6 +471,11 @@ NOBODY = {"model": "nobody/no-such-model"}
     ("check", "changes", "told"),
     [
         (lambda values: checks.check_devices(values, 0.0), MANY, "512 process(es)"),
+        (
+            lambda values: checks.check_devices(values, 0.0),
+            {"eval_processes": 512},
+            "512 process(es)",
+        ),
         (checks.check_packages, ZERO3, "pip install"),
         (checks.check_model, NOBODY, "hf download nobody/no-such-model"),
     ],
@@ -598,6 +603,7 @@ def test_an_earlier_run_of_the_same_kind_gives_the_hours(values, tmp_path):
     other = {"SFT": 180, "GRPO": 25, "evaluation": 40}
     assert hours(sft_steps=300, grpo_steps=50) == other
     assert hours(group_size=4) == {"SFT": 60, "evaluation": 40}
+    assert hours(eval_processes=1) == {"SFT": 60, "GRPO": 50}
     assert hours(dtype="bfloat16") == {}
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "pipeline.json").write_text("{")

@@ -57,6 +57,7 @@ def test_rows_of_all_models_line_up(predictions):
 
 
 def test_methods_of_ones_own_come_last(small):
+    (small / "metrics.json").unlink()
     rows = (small / "predictions_grpo_L1.jsonl").read_text()
     for name in ("zeta_L1", "psr_L1", "ppo_L1", "grpo_L1.no_video", "grpo_L1.partial"):
         (small / f"predictions_{name}.jsonl").write_text(rows)
@@ -123,6 +124,18 @@ def test_a_lost_row_is_not_compared(small):
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"grpo_L1.*grpo in asked_models"):
         tables.read_predictions(small)
+
+
+def test_answers_that_the_last_evaluation_did_not_ask_are_not_read(tmp_path):
+    run = write_run(tmp_path / "run", n=12, sets=("L1", "L3"))
+    metrics = read_json(run / "metrics.json")
+    del metrics["base-direct"]
+    kept = {model: {"L1": sets["L1"]} for model, sets in metrics.items()}
+    write_json(run / "metrics.json", kept)
+    asked = {(model, "L1") for model in methods.METHODS}
+    assert tables.read_predictions(run).keys() == asked
+    frame = answers.read(run)
+    assert {*zip(frame.model, frame.set, strict=True)} == asked
 
 
 def test_an_empty_run_says_what_to_do(tmp_path):

@@ -58,10 +58,14 @@ def read_predictions(run: Path) -> Predictions:
 def files(run: Path, *kinds: str) -> list[re.Match]:
     """The names of a run's records of these kinds, "predictions" or others, each parted
     in kind, model, set and what stands behind a dot, or None; in the order of tables,
-    without those that are not finished."""
+    without those that are not finished and those of models or sets that the last
+    04_eval did not ask (metrics.json): an earlier one left them."""
     found = (FILE.fullmatch(path.name) for path in Path(run).glob("*_*.jsonl"))
     own = [name for name in found if name and name[1] in kinds]
     own = [name for name in own if not (name[4] or "").startswith("partial")]
+    if asked := read_json(run / "metrics.json", {}):
+        sets = {model: {None, *of} for model, of in asked.items()}
+        own = [name for name in own if name[3] in sets.get(name[2], ())]
     order = in_order(name[2] for name in own)
     return sorted(own, key=lambda name: (order.index(name[2]), name[0]))
 

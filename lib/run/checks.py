@@ -27,7 +27,7 @@ from lib.run import counts, launch, memory
 from lib.run.cards import Card
 from lib.run.counts import Asked
 from lib.run.memory import GIB
-from lib.train import checkpoints, reward_stages, rl, sft
+from lib.train import checkpoints, grpo, reward_stages, rl, sft
 
 # isort: split
 from huggingface_hub import snapshot_download
@@ -74,25 +74,24 @@ def refuse_settings(values: Mapping) -> None:
     teacher.with_shares([], {}, false, unseen, seed=0)
     training_sets.share_of([SimpleNamespace(id="")], values["training_share"], seed=0)
     training_sets.lessons(values["sft_on"], [], [])
-    own = {name.removeprefix("sft_"): value for name, value in values.items()}
-    own = {name: own[name] for name in sft.SFTSettings.__match_args__ if name in own}
-    sft.SFTSettings(**own)
-    tokens, batch = values["max_new_tokens"], values["eval_batch_size"]
-    evaluate.EvalSettings("think", tokens, batch, values["on_bad_video"])
-    names = ("prompts_per_step", "group_size", "kl_beta", "temperature", "top_k")
-    names += ("top_p", "max_completion_tokens", "lora_rank", "lora_alpha", "seed")
-    names += ("dtype", "quantize", "gradient_checkpointing", "prompts_per_backward")
-    names += ("pack_tokens",)
-    steps = {"batches": values["grpo_steps"], "save_every": values["grpo_save_every"]}
+    sft.SFTSettings(**fields_of(sft.SFTSettings, values, "sft_"))
+    evaluate.EvalSettings("think", **fields_of(evaluate.EvalSettings, values, "eval_"))
     reward_stages.read_rewards(values["reward"])
+    shared = fields_of(grpo.GRPOSettings, values, "grpo_")
+    batches = shared.pop("steps")
     for method in rl.read(values["rl"]):
-        shared = {name: values[name] for name in names}
-        shared |= {name: values[f"grpo_{name}"] for name in ("lr", "warmup_share")}
-        method.settings(**steps, **shared)
+        method.settings(batches, **shared)
     if values["quantize"] and not values["lora_rank"]:
         raise ValueError("quantize needs an adapter: give a lora_rank above 0")
     work = counts.work_of(values, "cuda")
     memory.packs(work, work.prompts)
+
+
+def fields_of(settings: type, values: Mapping, prefix: str) -> dict:
+    """What parameters say of a class of settings: `prefix` and a field's name, or the
+    name alone."""
+    own = {name.removeprefix(prefix): value for name, value in values.items()}
+    return {name: own[name] for name in settings.__match_args__ if name in own}
 
 
 def check_steps(

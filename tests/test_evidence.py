@@ -1,7 +1,6 @@
 """What was seen, what reasoning supports, where they look: by hand, and drawn."""
 
 import json
-from types import SimpleNamespace
 
 import made_run
 import matplotlib.pyplot as plt
@@ -11,17 +10,12 @@ import pytest
 from made_run import answering, one
 
 from lib.analysis import answers, attended, evidence_plots, reasoned, seen, stats
-from lib.analysis.readme import evidence_markdown, write_evidence
+from lib.analysis.readme import evidence_markdown
 from lib.evaluate import tables
 from lib.methods import ASKED, METHODS
 from lib.records import read_jsonl, write_json, write_jsonl
 
 DRAWS = {"samples": 500, "seed": 0}
-IDS = [f"L1/{i}" for i in range(6)]
-QUESTIONS = {
-    key: SimpleNamespace(video=None if i in (2, 5) else f"{i}.mp4")
-    for i, key in enumerate(IDS)
-}
 RIGHT = {  # by question 0 to 5
     ("base", "seen"): (1, 0, 0, 0, 0, 1),
     ("sft", "seen"): (1, 1, 0, 0, 1, 1),
@@ -30,12 +24,8 @@ RIGHT = {  # by question 0 to 5
     ("sft", "no_video"): (1, 0, 0, 0, 1, 1),
     ("grpo", "no_video"): (0, 0, 1, 1, 0, 1),
 }
-GROUPS = {
-    "L1/0": {"group": "needed", "ceiling": 0.5},
-    "L1/1": {"group": "needed", "ceiling": 0.7},
-    "L1/3": {"group": "open", "ceiling": 1.0},
-    "L1/4": {"group": "open", "ceiling": 1.0},
-}
+CEILINGS = {"L1/0": 0.5, "L1/1": 0.7, "L1/3": 1.0, "L1/4": 1.0}
+GROUPS = {key: {"ceiling": ceiling} for key, ceiling in CEILINGS.items()}
 
 
 def write_seen(run, seed=0, name="L1"):
@@ -52,21 +42,8 @@ def write_seen(run, seed=0, name="L1"):
     return run
 
 
-def test_evidence_needs_no_set_that_was_not_asked(tmp_path, monkeypatch):
-    def asked(data, general, sets):
-        raise LookupError(*sets)
-
-    run = write_seen(tmp_path / "run")
-    parameters = {"data_dir": str(tmp_path), "general_dir": str(tmp_path)}
-    write_json(run / "pipeline.json", {"parameters": parameters})
-    monkeypatch.setattr(tables, "asked", asked)
-    with pytest.raises(LookupError, match=r"^L1$"):
-        write_evidence([run], tmp_path)
-
-
-def looked(runs, groups=GROUPS, questions=QUESTIONS):
-    frame = answers.read(runs)
-    return seen.seen(frame, seen.asked_of(runs), questions, groups, **DRAWS)
+def looked(runs, groups=GROUPS):
+    return seen.seen(answers.read(runs), seen.asked_of(runs), groups, **DRAWS)
 
 
 def words(figure):
@@ -83,8 +60,6 @@ def test_costs_by_hand(found):
     assert (row["n"], row["accuracy"], row["chance"]) == (6, 0.5, 0.25)
     assert row["cost"] == pytest.approx(0.5)
     assert row["cost_low"] <= 0.5 <= row["cost_high"]
-    row = one(found["accuracy"], model="grpo", condition="no_video", group="with video")
-    assert (row["n"], row["accuracy"]) == (4, 0.25)
     row = one(found["accuracy"], model="sft", condition="seen", group="needed")
     assert (row["n"], row["accuracy"]) == (2, 1.0)
     assert row["ceiling"] == pytest.approx(0.6)
@@ -96,16 +71,13 @@ def test_a_gain_that_is_perception_shrinks_without_the_video(found):
     assert row["gain_then"] == pytest.approx(1 / 6)
     assert row["difference"] == pytest.approx(3 / 6)
     assert row["low"] < row["difference"] < row["high"]
-    needed = one(found["needs"], model="grpo")  # 1.0 where it is, 0.5 elsewhere
-    assert needed["difference"] == pytest.approx(0.5)
 
 
 def test_several_sets_are_also_put_together(tmp_path):
     run = write_seen(write_seen(tmp_path), name="L3")
     asked = json.loads((run / ASKED).read_text())
     write_json(run / ASKED, {**asked, "sets": ["L1", "L3"]})
-    more = {key.replace("L1", "L3"): item for key, item in QUESTIONS.items()}
-    rows = looked([run], {}, QUESTIONS | more)["accuracy"]
+    rows = looked([run], {})["accuracy"]
     sizes = {row["set"]: row["n"] for row in rows if row["group"] == "all"}
     assert sizes == {"L1": 6, "L3": 6, "L1+L3": 12}
 

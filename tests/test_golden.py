@@ -5,7 +5,6 @@ verdicts exactly. After a change that is meant, write tests/golden anew:
 `PYTHONPATH=tests python -m tests.test_golden`."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,9 +31,7 @@ REFERENCE = ROOT / "outputs" / "reference"
 NOISE = 0.015  # of an interval's end, or a tenth of its width: ends are drawn
 LEVELS = ("L1", "L2", "L3")
 GROUPS = {
-    f"{name}/{i}": {"group": "needed", "ceiling": 0.5}
-    if i % 3
-    else {"group": "open", "ceiling": 1.0}
+    f"{name}/{i}": {"ceiling": 0.5 if i % 3 else 1.0}
     for name in LEVELS
     for i in range(200)
 }
@@ -116,13 +113,8 @@ def measured(run):
     for name, field in (("L3", "domain"), ("general", "duration_group")):
         rows = compare.grouped(predictions, name, field)
         add(rows, name, ("model", field), "accuracy")
-    levels = {
-        row["id"]: SimpleNamespace(video=f"{i}")
-        for name in methods.LEVELS
-        for i, row in enumerate(predictions["base", name])
-    }
     asked = seen.asked_of([run])
-    shown = seen.seen(frame, asked, levels, GROUPS, **draws)
+    shown = seen.seen(frame, asked, GROUPS, **draws)
     place = ("set", "group")
     costs = [row for row in shown["accuracy"] if row["condition"] != "seen"]
     for row in costs:  # as a change, not as a loss
@@ -131,7 +123,6 @@ def measured(run):
     keys = (*place, "model", "condition")
     add(costs, "cost", keys, "change", ("least", "most"))
     add(shown["gains"], "shrinks", (*place, "a", "b", "condition"), "difference")
-    add(shown["needs"], "needs", ("set", "model", "condition"), "difference")
     said, keys = reasoned.reasoned(frame, **draws), ("model", "set", "measure")
     add(said["shares"], "says", keys, "share")
     add(said["controls"], "control", keys, "share")

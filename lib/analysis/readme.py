@@ -322,8 +322,7 @@ def write_evidence(runs: Sequence[Path], out: Path) -> str:
             "perception_conditions and run 04_eval again"
         )
     asked, known = seen.asked_of(looked), still_reader.without_video(folders[0])
-    questions = tables.asked(*folders, asked["sets"])
-    shown = seen.seen(answers.read(looked, *folders), asked, questions, known)
+    shown = seen.seen(answers.read(looked, *folders), asked, known)
     said = reasoned.reasoned(answers.read(runs, *folders))
     said["decisions"] = sampled.decisions(found[0], compare.SAMPLES, seed=0)
     write_tables(out / "perception.json", shown)

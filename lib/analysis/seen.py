@@ -16,13 +16,12 @@ import pandas as pd
 
 from lib.analysis import compare
 from lib.analysis.compare import kept, span
-from lib.data.questions import Question
 from lib.evaluate import tables
 from lib.methods import ASKED, LABELS, METHODS, PAIRS, SEEN, condition, difference
 from lib.paths import require
 from lib.records import read_json, refuse_other
 
-ALL, WITH_VIDEO, NEEDED, NOT_NEEDED = "all", "with video", "needed", "not needed"
+ALL, NEEDED, NOT_NEEDED = "all", "needed", "not needed"
 
 
 def asked_of(runs: Iterable[Path]) -> dict:
@@ -36,45 +35,33 @@ def asked_of(runs: Iterable[Path]) -> dict:
 
 
 def seen(
-    answers: pd.DataFrame,
-    asked: Mapping,
-    questions: Mapping[str, Question],
-    groups: Mapping[str, Mapping],
-    **draws: int,
+    answers: pd.DataFrame, asked: Mapping, groups: Mapping[str, Mapping], **draws: int
 ) -> dict:
     """What each condition costs each method, and how much of each gain.
 
-    `questions` are those asked, by id. `groups` {id: {"group", "ceiling"}} is what a
-    generated benchmark knows of its questions (lib/mini/still_reader.py): a ceiling
-    below 1 means that the video is needed. With several sets there is one more that
-    holds them all, "L1+L3". Returns `asked` and rows with set, n, seeds, low, high:
+    `groups` {question id: {"ceiling"}} is what a generated benchmark knows of its
+    questions (lib/mini/still_reader.py): a ceiling below 1 means that the video is
+    needed. With several sets there is one more that holds them all, "L1+L3". Returns
+    `asked` and rows with set, n, seeds, low, high:
 
     * accuracy by group, model and condition, with chance, the ceiling where it is known
       and what the condition costs on the same questions: cost, cost_low, cost_high;
     * gains: of each pair (a, b) the gain a - b, gain_then under the condition, and
-      their difference (positive: it shrinks);
-    * needs: what a condition costs a model where the video is needed, less elsewhere.
+      their difference (positive: it shrinks).
     """
-    found: dict = {**asked, "accuracy": [], "gains": [], "needs": []}
-    members = {ALL: {*questions}}
-    members[WITH_VIDEO] = {key for key, item in questions.items() if item.video}
-    members[NEEDED] = {key for key, entry in groups.items() if entry["ceiling"] < 1}
-    members[NOT_NEEDED] = {*groups} - members[NEEDED]
-    for key, entry in groups.items():
-        members.setdefault(entry["group"], set()).add(key)
+    found: dict = {**asked, "accuracy": [], "gains": []}
+    needed = [key for key, entry in groups.items() if entry["ceiling"] < 1]
     for name, whole in _asked_again(answers, asked).items():
-        inside = {group: whole[whole.id.isin(ids)] for group, ids in members.items()}
-        inside = {group: own for group, own in inside.items() if own.id.nunique() > 1}
+        inside = {ALL: whole, NEEDED: whole[whole.id.isin(needed)]}
+        inside[NOT_NEEDED] = whole[whole.id.isin({*groups}.difference(needed))]
         for group, own in inside.items():
+            if own.id.nunique() < 2:
+                continue
             place = {"set": name, "group": group}
             rows = _costs(own, groups, draws)
             found["accuracy"] += [place | row for row in rows]
             if group == ALL:
                 found["gains"] += [place | row for row in _gains(own, rows, draws)]
-        if {NEEDED, NOT_NEEDED} <= inside.keys():
-            sides = [inside[group].assign(side=group) for group in (NEEDED, NOT_NEEDED)]
-            rows = _needs(pd.concat(sides), draws)
-            found["needs"] += [{"set": name} | row for row in rows]
     return found
 
 
@@ -125,19 +112,6 @@ def _gains(own: pd.DataFrame, accuracies: Iterable[Mapping], draws: dict) -> lis
             row = {"a": a, "b": b, "condition": shown, "difference": found["effect"]}
             row |= {"gain": share[SEEN, a] - share[SEEN, b]}
             row |= {"gain_then": share[shown, a] - share[shown, b]}
-            rows.append(row | kept(found))
-    return rows
-
-
-def _needs(both: pd.DataFrame, draws: dict) -> list[dict]:
-    """Other questions on either side, so each side is resampled by itself."""
-    cells = compare.Cells(both.assign(set=both.side), ("set", "condition", "model"))
-    rows, sides = [], {"set": (NEEDED, NOT_NEEDED)}
-    for shown in _taken_away(both):
-        for model in METHODS:
-            shows = {"condition": (SEEN, shown)}
-            found = compare.apart(cells, shows, sides, {"model": model}, **draws)
-            row = {"model": model, "condition": shown, "difference": found["effect"]}
             rows.append(row | kept(found))
     return rows
 

@@ -14,7 +14,6 @@ the interval says that four questions decide nothing."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -268,19 +267,12 @@ def summary(rows: Sequence[Mapping]) -> dict:
 
 def metrics(rows: Sequence[Mapping]) -> dict:
     """What metrics.json keeps of a model on a set: `summary`; parse_failure_lenient (no
-    letter by that rule) and failed (unusable video), shares of all rows; mean_tokens;
-    by_domain and by_duration_group, {name: `summary`}, maybe empty."""
+    letter by that rule), a share of all rows; mean_tokens."""
     if not rows:
         raise ValueError("no rows: metrics of nothing are not defined")
     found, n = summary(rows), len(rows)
     found["parse_failure_lenient"] = sum(row["lenient"] is None for row in rows) / n
-    found["failed"] = found["failed_videos"] / n
     found["mean_tokens"] = sum(row["tokens"] for row in rows) / n
-    for field in ("domain", "duration_group"):
-        groups: dict[str, list] = {}
-        for row in sorted(filter(itemgetter(field), rows), key=itemgetter(field)):
-            groups.setdefault(str(row[field]), []).append(row)
-        found[f"by_{field}"] = {name: summary(own) for name, own in groups.items()}
     return found
 
 

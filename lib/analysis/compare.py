@@ -108,14 +108,13 @@ def apart(
     answers: pd.DataFrame | Cells,
     first: Mapping[str, Sequence],
     second: Mapping[str, Sequence],
-    also: Mapping = {},
     **draws: int,
 ) -> dict:
     """A difference of differences: with first {column: (a, b)} and second {column: (c,
-    d)} it is a - b at c less a - b at d, all with the values `also`."""
+    d)} it is a - b at c less a - b at d."""
     ((one, (a, b)),), ((two, (c, d)),) = first.items(), second.items()
     terms = [
-        (sign * way, {**also, one: x, two: y})
+        (sign * way, {one: x, two: y})
         for sign, y in ((1, c), (-1, d))
         for way, x in ((1, a), (-1, b))
     ]

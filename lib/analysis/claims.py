@@ -52,13 +52,8 @@ from lib.records import read_json, write_tables, write_text
 SUPPORTED, OPPOSITE, SMALLER, OPEN, CANNOT, MISSING = VERDICTS
 REFUTED = (OPPOSITE, SMALLER)
 PLANTED = {"yes": (SUPPORTED,), "no": REFUTED}  # and what they must come out as
-FACTS = dict.fromkeys(  # of a claim, and what stands for those that one need not have
-    (
-        *("number", "claim", "source", "url", "third_party", "table", "other_base"),
-        *("confirms", "refutes", "needs"),
-    ),
-    "",
-) | {"needs_any": False}
+FACTS = ("number", "claim", "source", "url", "third_party", "table", "other_base")
+FACTS += ("confirms", "refutes", "needs")  # of a claim, "" where it has none
 
 
 def claims() -> list[dict]:
@@ -69,9 +64,9 @@ def claims() -> list[dict]:
 def table(
     records: Records, samples: int = 10_000, seed: int = 0, only: Sequence = ()
 ) -> list[dict]:
-    """One row a claim: FACTS, verdict, sentence, published_verdict (None without
-    counts), and its parts (those that decide) and those beside, as `judged` has them.
-    `only`: the numbers of those to measure, all if none is given."""
+    """One row a claim: FACTS, needs_any, verdict, sentence, published_verdict (None
+    without counts), and its parts (those that decide) and those beside, as `judged` has
+    them. `only`: the numbers of those to measure, all if none is given."""
     how = {"records": records, "samples": samples, "seed": seed}
     asked = [claim for claim in claims() if not only or claim["number"] in only]
     return [_row(claim, partial(measured, claim, **how)) for claim in asked]
@@ -89,7 +84,8 @@ def again(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def _row(claim: Mapping, numbers: Callable[[Mapping], Mapping]) -> dict:
-    row = {key: claim.get(key, usual) for key, usual in FACTS.items()}
+    row = {key: claim.get(key, "") for key in FACTS}
+    row["needs_any"] = claim.get("needs_any", False)
     for key in ("parts", "beside"):
         parts = claim.get(key, [])
         row[key] = [judged(claim, part, numbers(part)) for part in parts]

@@ -5,6 +5,7 @@ verdicts exactly. After a change that is meant, write tests/golden anew:
 `PYTHONPATH=tests python -m tests.test_golden`."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lib.analysis import (
     reasoned,
     seen,
 )
+from lib.analysis.__main__ import main
 from lib.analysis.claims import Records
 from lib.evaluate import tables
 from lib.paths import ROOT
@@ -199,6 +201,17 @@ def test_the_tables_of_the_evidence_stay():
     )
     text = (REFERENCE / "evidence" / "evidence.md").read_text(encoding="utf-8")
     assert readme.evidence_markdown(shown, said) == text
+
+
+def test_the_command_writes_the_evidence_of_a_made_run(made, tmp_path):
+    run, out = shutil.copytree(made, tmp_path / "run"), tmp_path / "out"
+    state = read_json(run / "pipeline.json")
+    state["parameters"] |= {"data_dir": "", "general_dir": ""}  # no annotations
+    write_json(run / "pipeline.json", state)
+    assert main(["evidence", str(run), "--out", str(out)]) == 0
+    shown, said = (read_json(out / f"{n}.json") for n in ("perception", "coherence"))
+    text = (out / "evidence.md").read_text(encoding="utf-8")
+    assert readme.evidence_markdown(shown, said) == text and "no video" in text
 
 
 def test_the_map_is_as_its_record_has_it():

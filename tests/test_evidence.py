@@ -322,6 +322,11 @@ def test_attention_by_hand(tmp_path):
     assert ends == pytest.approx([0.3] * 3)
     pair = one(found["differences"], a="sft", b="base", where="letter", kind="video")
     assert pair["n"] == 1  # of two questions SFT gave one a letter
+    means = {(r["model"], r["where"], r["kind"]): r for r in found["masses"]}
+    for gap in found["differences"]:  # the masses shown beside it are of its questions
+        a, b = (means[gap[side], gap["where"], gap["kind"]] for side in ("a", "b"))
+        assert a["n"] == b["n"] == gap["n"]
+        assert a["mean"] - b["mean"] == pytest.approx(gap["difference"])
     ns = [r["n"] for r in found["by_token"] if r["model"] == "base"]
     assert ns == [2, 2, 1] and found["by_token"][0]["text"] == "own"
     numbers = "55.0 − 25.0 | +30.0 [+30.0, +30.0]"

@@ -22,7 +22,8 @@ def attended(
     answers: pd.DataFrame, texts: Sequence[str] = (OWN, "base"), **draws: int
 ) -> dict:
     """Means over questions, while each method writes its own words ("own") or all are
-    given those of one; only questions count that have numbers for every method.
+    given those of one; only questions count that have numbers for every method, for
+    each `where` by itself: an answer without a letter has none of the letter.
 
     * texts: text, asked, left_out, retokenized (rows whose text gives other tokens);
     * masses: text, model, where, kind, n, seeds, mean, low, high. `where` is "all
@@ -40,13 +41,16 @@ def attended(
         head = {"text": text}
         found["texts"].append(head | facts)
         token = own["where"].str.startswith("token ")
-        rows = compare.table(own[~token], by, value="mean", **draws)
+        pictures = own[token & own.kind.isin(KINDS[:2])]
+        models = own.groupby(["seed", "where"]).model.transform("nunique")
+        have = own.groupby(["seed", "where", "id"]).model.transform("nunique")
+        own = own[~token & (have == models)]
+        rows = compare.table(own, by, value="mean", **draws)
         found["masses"] += [head | kept(row, *by, "mean") for row in rows]
-        some = own[~token & (own["where"] != "equal")]
+        some = own[own["where"] != "equal"]
         rows = compare.differences(some, by=("where", "kind"), **draws)
         keys = ("a", "b", "where", "kind", "difference")
         found["differences"] += [head | kept(row, *keys) for row in rows]
-        pictures = own[token & own.kind.isin(KINDS[:2])]
         for (model, where), rows in pictures.groupby(["model", "where"], sort=False):
             row = head | {"model": model, "token": int(where.split()[1])}
             row |= {"n": rows.id.nunique(), **rows.groupby("kind").value.mean()}

@@ -216,6 +216,14 @@ def test_borderline_within_the_error_of_an_end(made, low, high, end_error, borde
     assert row["borderline"] == borderline == ("borderline" in row["sentence"])
 
 
+def test_an_end_of_small_shares_is_not_borderline_for_few_questions(made):
+    """Attention on 40 questions, +2.1 to +2.7 points: one answer of 40 is 2.5."""
+    numbers = {"low": 0.021, "high": 0.027, "end_error": 4e-5, "n": 40, "seeds": 1}
+    assert not judged(made, **numbers, error=0.0016)["borderline"]
+    numbers |= {"low": -0.0015, "high": 0.0045}
+    assert judged(made, **numbers, error=0.0016)["borderline"]
+
+
 def test_behind_names_the_discordant_questions(made):
     run, records, _ = made
     grpo, sft = (right(run, model) for model in ("grpo", "sft"))

@@ -224,6 +224,14 @@ def test_an_end_of_small_shares_is_not_borderline_for_few_questions(made):
     assert judged(made, **numbers, error=0.0016)["borderline"]
 
 
+@pytest.mark.parametrize("low, high, same", [(0.03, 0.05, True), (0.10, 0.12, False)])
+def test_more_than_the_paper_counts_the_errors_of_both(made, low, high, same):
+    row = judged(made, low=low, high=high, effect=(low + high) / 2)
+    assert (row["differs"]["low"] <= 0) == same
+    assert "more than the paper's +2.2" in row["sentence"]
+    assert ("it need not differ" in row["sentence"]) == same
+
+
 def test_behind_names_the_discordant_questions(made):
     run, records, _ = made
     grpo, sft = (right(run, model) for model in ("grpo", "sft"))

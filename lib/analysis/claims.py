@@ -227,16 +227,18 @@ def sentence(part: Mapping, row: Mapping) -> str:
     said = verdict(low, high, above, size)
     if row["cannot"]:
         return f"{CANNOT}: {row['cannot']}; measured: {numbers}"
+    differs = row["differs"]
+    same = bool(differs) and differs["low"] <= 0 <= differs["high"]
+    but = "; with the errors of both it need not differ from the paper's" * same
     if said == SUPPORTED:
         if size is None or low <= size <= high:
             return f"{part['more']}: {numbers}"
         than = "less" if high < size else "more"
-        return f"{part['more']}: {numbers}, {than} than the paper's {points(size)}"
+        than = f"{than} than the paper's {points(size)}"
+        return f"{part['more']}: {numbers}, {than}{but}"
     if said == OPPOSITE:
         return f"{part['less']}: {numbers}"
     if said == SMALLER:
-        same = bool(row["differs"]) and row["differs"]["high"] >= 0
-        but = "; with the errors of both it need not differ from the paper's" * same
         return f"{SMALLER}, {points(size)}: {numbers}{but}"
     holds = f"{OPEN}: {numbers}; the interval holds {points(above)}"
     if size is None:

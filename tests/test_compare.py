@@ -326,6 +326,7 @@ def test_markdown_tables_are_whole(predictions, right):
 
 def test_numbers_as_text():
     assert tables.percent(0.4731) == "47.3"
+    assert tables.percent(-4e-4) == "0.0"  # as a gain of one answer of 2,432
     assert tables.span(-0.012, -0.05, 0.026, signed=True) == "−1.2 [−5.0, +2.6]"
     assert tables.span(-4e-4, -0.001, 4e-4, signed=True) == "0.0 [−0.1, 0.0]"
     cells = [({"a": "x"}, "1", "v1"), ({"a": "y"}, "2", "v2")]

@@ -67,6 +67,8 @@ def test_an_undecided_difference_is_an_open_marker():
     }
     assert faces == {20: plots.COLORS["grpo"].lower(), 10: "#ffffff"}
     assert "+20.0   p = 0.500" in words(ax.figure)
+    equal = {**undecided, "difference": -4e-4}  # as the table beside it has it
+    assert "−0.0" not in words(plots.differences([equal]).figure)
 
 
 def test_a_key_that_was_not_logged_is_named():

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from lib import records
 from lib.analysis import compare
 from lib.analysis.stats import wilson_interval
+from lib.evaluate import tables
 from lib.methods import COLORS, LABELS, VERDICTS, called, difference
 
 LOOK = {
@@ -172,7 +173,7 @@ def differences(rows: Sequence[Mapping]) -> Axes:
             points(ax, [y], [row], "difference", across=True, **look)
             if paper := published.get((a, b, row["set"])):
                 points(ax, [y + 0.35], [paper], "difference", across=True, **PAPER)
-            text = f"{100 * row['difference']:+.1f}".replace("-", "−")
+            text = tables.points(row["difference"])
             text += "   p < 0.001" if row["p"] < 0.001 else f"   p = {row['p']:.3f}"
             ax.text(1.01, y, text, transform=ax.get_yaxis_transform(), va="center")
         y += 1.3

@@ -184,7 +184,7 @@ def span(value: float, low: float, high: float, signed: bool = False) -> str:
 
 def percent(share: float) -> str:
     """A share in per cent with one decimal."""
-    return f"{100 * share:.1f}".replace("-", "−")
+    return f"{100 * share:z.1f}".replace("-", "−")
 
 
 def points(share: float) -> str:

@@ -295,6 +295,9 @@ def test_sets_stand_across():
     made = answer.across(rows(L1=(0.01, 0.05), L2=(-0.05, 0.01)))
     line = "| GRPO − SFT | 0.0 [+1.0, +5.0] GRPO ahead | 0.0 [−5.0, +1.0] not decided |"
     assert line in made
+    found = rows(p=0.03, L1=(0.01, 0.05), L2=(0.01, 0.05))
+    assert "ahead" in answer.across(found[:1]) and "L1" in answer.lead(found[:1])
+    assert "ahead" not in answer.across(found)  # as the lead above it, by Holm
     low, high = stats.wilson_interval(5, 20)
     share = {"model": "psr", "set": "L1", "accuracy": 0.25, "low": low, "high": high}
     made = answer.across([share])

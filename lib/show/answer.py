@@ -13,7 +13,7 @@ from functools import partial
 from lib.analysis import claims, compare, readme
 from lib.analysis.compare import ahead
 from lib.evaluate import tables
-from lib.methods import LABELS, SETS, VERDICTS, called, difference
+from lib.methods import LABELS, PAIRS, SETS, VERDICTS, called, difference
 from lib.show.pages import TEMPLATES, View
 
 
@@ -43,13 +43,17 @@ def answer(compared: Sequence[Mapping]) -> View:
 
 
 def across(rows: Iterable[Mapping]) -> str:
-    """A markdown table, a line a method, or a pair with who is ahead; sets across."""
-    cells = []
+    """A markdown table, a line a method, or a pair with who is ahead, GRPO or SFT by
+    the rule of `lead`; sets across."""
+    rows, cells = list(rows), []
+    tested = {row["set"]: row for row in compare.main(r for r in rows if "a" in r)}
     for row in rows:
         if "model" in row:
             name, cell = LABELS[row["model"]], compare.span(row, "accuracy")
         else:
-            name, first = difference(row["a"], row["b"]), ahead(row)
+            pair = row["a"], row["b"]
+            first = ahead(tested[row["set"]] if pair == PAIRS[0] else row)
+            name = difference(*pair)
             cell = f"{gap(row)} {f'{LABELS[first]} ahead' if first else 'not decided'}"
         cells.append(({"": name}, called(row), cell))
     return tables.crossed(cells)

@@ -13,7 +13,8 @@ from PIL import Image
 from test_questions import demonstration, labelled, training
 
 from lib import methods, records
-from lib.analysis import claims
+from lib.analysis import answers, claims, compare
+from lib.evaluate import tables
 from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
 NAMES = ["01_data", "02_sft", "03_grpo", "04_eval", "05_analysis"]
@@ -125,6 +126,23 @@ def test_a_set_without_a_clip_shows_no_conditions():
     known |= {"sets": {"L1": [still]}, "rows": {("base", "L1"): [{"error": None}]}}
     exec(cell.source, known)
     assert known["pictures"] == {}
+
+
+def test_what_first_words_alone_bring_is_of_the_sets_that_were_asked():
+    """And a share only of a gain: SFT loses on L3, the one set that was asked."""
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    (cell,) = [
+        c for c in notebook.cells if "base-begun" in c.source and "ENDS" in c.source
+    ]
+    texts = {"base": "0110" * 9, "base-begun": "1110" * 9}
+    texts |= {"sft": "0000" * 9, "grpo": "1111" * 9}
+    found = [{"model": m, "set": "L3", "correct": own} for m, own in texts.items()]
+    known = {"methods": methods, "compare": compare, "tables": tables, "Markdown": str}
+    known["correct"] = answers.of_texts([row | {"seed": 0} for row in found])
+    known |= {"predictions": {(model, "L3"): [] for model in texts}, "draws": {}}
+    exec(cell.source, known)
+    sft, grpo = known["rows"]
+    assert (sft[0], sft[-1], grpo[-1]) == ("L3", "–", "50%")
 
 
 def test_the_evaluation_shows_rows_of_a_model_that_was_asked():

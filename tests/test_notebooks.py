@@ -13,7 +13,7 @@ from PIL import Image
 from test_questions import demonstration, labelled, training
 
 from lib import methods, records
-from lib.analysis import answers, claims, compare
+from lib.analysis import answers, claims, compare, reasoned
 from lib.evaluate import tables
 from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
@@ -143,6 +143,16 @@ def test_what_first_words_alone_bring_is_of_the_sets_that_were_asked():
     exec(cell.source, known)
     sft, grpo = known["rows"]
     assert (sft[0], sft[-1], grpo[-1]) == ("L3", "–", "50%")
+
+
+def test_a_run_whose_reasoning_was_not_read_says_so(capsys):
+    """As params/evening_2b.yaml, which has no coherence_sets."""
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "reasoned.reasoned(" in c.source]
+    row = {"seed": 0, "model": "grpo", "set": "L1", "correct": "01"}
+    known = {"answered": answers.of_texts([row]), "reasoned": reasoned, "draws": {}}
+    exec(cell.source, known)
+    assert "coherence_sets was empty" in capsys.readouterr().out
 
 
 def test_the_evaluation_shows_rows_of_a_model_that_was_asked():

@@ -13,7 +13,7 @@ from PIL import Image
 from test_questions import demonstration, labelled, training
 
 from lib import methods, records
-from lib.analysis import answers, claims, compare, reasoned
+from lib.analysis import answers, claims, compare, readme, reasoned
 from lib.evaluate import tables
 from lib.run.params import NOTEBOOKS, declarations, declared, notebook_paths
 
@@ -143,6 +143,25 @@ def test_what_first_words_alone_bring_is_of_the_sets_that_were_asked():
     exec(cell.source, known)
     sft, grpo = known["rows"]
     assert (sft[0], sft[-1], grpo[-1]) == ("L3", "–", "50%")
+
+
+def test_each_seed_stands_below_the_sets_of_its_record(tmp_path):
+    """As of one's own records, of fewer sets than the kit's."""
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "readme.read_reference(" in c.source]
+    texts = {"base": "0000", "sft": "0011", "grpo": "0110"}
+    found = [{"model": m, "set": "L3", "correct": own} for m, own in texts.items()]
+    record = {"questions": {}, "settings": "", "results": found}
+    for seed in (0, 1):
+        records.write_json(tmp_path / f"{seed}.json", record | {"seed": seed})
+    known = {"methods": methods, "compare": compare, "tables": tables, "Markdown": str}
+    known |= {"paths": SimpleNamespace(resolve=lambda name: tmp_path), "readme": readme}
+    source, _, last = cell.source.rpartition("\n")
+    exec(source, known)
+    head, _, *lines = eval(last, known).splitlines()
+    assert head == "| runs | L3 |"
+    names = ["seed 0", "seed 1", "all of them"]
+    assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in names]
 
 
 def test_a_run_whose_reasoning_was_not_read_says_so(capsys):

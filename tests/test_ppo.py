@@ -3,10 +3,12 @@
 from dataclasses import replace
 from functools import partial
 
+import nbformat
 import pytest
 import torch
 
 from lib.model import models, prefix, scoring
+from lib.run.params import NOTEBOOKS
 from lib.train import grpo, ppo
 from lib.train.ppo import generalized_advantages, value_losses
 from tests.test_grpo_variants import COMPLETIONS, expected_loss, toy
@@ -106,6 +108,17 @@ def test_values_are_float32_under_autocast(build):
         (values,) = scoring.completion_scores(*given, 4096)[2]
     assert values.dtype == torch.float32
     assert not torch.equal(values, values.bfloat16().float())
+
+
+def test_03_compares_packed_and_repeated_beside_a_critic(build):
+    """`rl: ppo` alone: its scores come with values."""
+    cells = nbformat.read(NOTEBOOKS / "03_grpo.ipynb", as_version=4).cells
+    (cell,) = [c for c in cells if "scoring.completion_scores(" in c.source]
+    trainer = build()
+    prompt = trainer.read_prompt(next(iter(trainer.questions.values())))
+    known = {"policy": trainer.model, "prompt": prompt, "seen": [prompt]}
+    known |= {"group": [[20, 21], [22]], "dtype": "float32", "torch": torch}
+    exec(cell.source, known | {"prefix": prefix, "scoring": scoring})
 
 
 def test_the_loss_of_a_toy_batch_is_that_of_the_equations(build):

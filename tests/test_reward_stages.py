@@ -2,8 +2,12 @@
 
 import pickle
 
+import nbformat
 import pytest
 
+from lib import records
+from lib.analysis import plots
+from lib.run.params import NOTEBOOKS
 from lib.show import training_plots
 from lib.train.reward_stages import read_rewards
 from lib.train.rewards import REWARDS
@@ -110,6 +114,7 @@ def test_the_figure_shows_every_reward_and_where_a_stage_began():
     ]
     for row, stage in zip((log[0], log[2], log[3]), (1, 1, 2), strict=True):
         row |= {"reward_stage": stage, "reward_std": 0.5}
+    assert training_plots.reward_parts(log) == ["reward_accuracy", "reward_format"]
     ax = training_plots.reward_components(log)
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["accuracy", "format"]
@@ -122,3 +127,14 @@ def test_the_figure_shows_every_reward_and_where_a_stage_began():
     for row in log:
         row.pop("reward_stage", None)
     assert not training_plots.reward_components(log).texts
+
+
+def test_03_draws_a_reward_of_one_part_once(tmp_path, capsys):
+    row = {"step": 1, "reward": 0.5, "reward_accuracy": 0.5}
+    row |= {"reward_std": 0.5, "reward_stage": 1.0}
+    records.write_jsonl(tmp_path / "train_log_grpo.jsonl", [row])
+    cells = nbformat.read(NOTEBOOKS / "03_grpo.ipynb", as_version=4).cells
+    (cell,) = [c for c in cells if "reward_components(" in c.source]
+    known = {"settings": ["grpo"], "run": tmp_path, "records": records, "plots": plots}
+    exec(cell.source, known | {"training_plots": training_plots})
+    assert "GRPO has one part" in capsys.readouterr().out

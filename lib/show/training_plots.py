@@ -68,13 +68,18 @@ def rollout_accuracy(logs: Mapping[str, Sequence[Mapping]]) -> Axes:
     return ax
 
 
+def reward_parts(log: Sequence[Mapping]) -> list[str]:
+    """The keys of a log under which the mean of each reward of a rollout stands."""
+    keys = {key for row in log for key in row if key.startswith("reward_")}
+    return sorted(keys - {"reward_stage", "reward_std"})
+
+
 def reward_components(log: Sequence[Mapping]) -> Axes:
     """The mean of each reward of a rollout by step, and where a stage began. Rows have
     step, reward_<name> and, with stages, reward_stage, numbered from 1."""
     ax = plt.subplots(figsize=(WIDTH, 2.8))[1]
     rows = [row for row in log if row.get("reward") is not None]
-    keys = {key for row in rows for key in row if key.startswith("reward_")}
-    for i, name in enumerate(sorted(keys - {"reward_stage", "reward_std"})):
+    for i, name in enumerate(reward_parts(rows)):
         _curve(ax, rows, name, f"C{i}", name.removeprefix("reward_"))
     begun: dict = {}  # the first step of each stage
     for row in rows:

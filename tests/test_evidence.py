@@ -85,7 +85,7 @@ def test_several_sets_are_also_put_together(tmp_path):
 def test_what_was_not_answered_is_named(tmp_path):
     run = write_seen(tmp_path)
     (run / "predictions_grpo_L1.no_video.jsonl").unlink()
-    with pytest.raises(FileNotFoundError, match=r"grpo_L1\.no_video.*04_eval"):
+    with pytest.raises(FileNotFoundError, match=r"grpo_L1\.no_video.*grpo in perc"):
         looked([run])
 
 
@@ -346,6 +346,9 @@ def test_attention_of_other_questions_is_not_compared(tmp_path):
     write_jsonl(path, read_jsonl(path)[1:])
     with pytest.raises(ValueError, match="attention_grpo"):
         attended.attended(answers.read(tmp_path), ["own"])
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="grpo in perception_models"):
+        attended.read_rows(tmp_path, "own")
     frame = pd.concat([answers.read(tmp_path)[:0]])
     with pytest.raises(ValueError, match="no question has attention"):
         attended.attended(frame, ["own"])

@@ -106,7 +106,8 @@ def read_rows(run: Path, text: str) -> dict[str, dict[str, dict]]:
     to look at. `attended` raises where they were not asked the same questions."""
     found = {}
     for model in METHODS:
-        path = require(attention_file(run, model, text), "run 04_eval first")
+        todo = f"run 04_eval with {model} in perception_models"
+        path = require(attention_file(run, model, text), todo)
         rows = read_jsonl(path)
         found[model] = {row["id"]: row for row in rows if "left_out" not in row}
     all_have = set.intersection(*({*own} for own in found.values()))

@@ -76,7 +76,8 @@ def _asked_again(answers: pd.DataFrame, asked: Mapping) -> dict[str, pd.DataFram
             had = compare.select(then, {"model": model, "condition": shown})
             if had.seed.nunique() < right.seed.nunique():
                 file = f"predictions_{model}_{name}.{shown}.jsonl"
-                raise FileNotFoundError(f"{file} is missing: run 04_eval first")
+                todo = f"run 04_eval with {model} in perception_models"
+                raise FileNotFoundError(f"{file} is missing: {todo}")
         whole = own[(own.condition == SEEN) & own.id.isin(then.id)]
         found[name] = pd.concat([whole, then]).astype({"condition": str, "set": str})
     if len(found) > 1:

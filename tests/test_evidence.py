@@ -1,19 +1,23 @@
 """What was seen, what reasoning supports, where they look: by hand, and drawn."""
 
 import json
+from types import SimpleNamespace
 
 import made_run
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from made_run import answering, one
 
+from lib import records
 from lib.analysis import answers, attended, evidence_plots, reasoned, seen, stats
 from lib.analysis.readme import evidence_markdown
 from lib.evaluate import tables
 from lib.methods import ASKED, METHODS
 from lib.records import read_jsonl, write_json, write_jsonl
+from lib.run.params import NOTEBOOKS
 
 DRAWS = {"samples": 500, "seed": 0}
 RIGHT = {  # by question 0 to 5
@@ -257,6 +261,24 @@ def test_a_seed_whose_reasoning_was_not_read_is_left_out(run, said, tmp_path):
     assert reasoned.reasoned(answers.read([run, unread]), **DRAWS) == said
     with pytest.raises(FileNotFoundError, match=r"coherence_sets and run 04_eval"):
         reasoned.reasoned(answers.read(unread), **DRAWS)
+
+
+def test_05_draws_measures_in_which_all_methods_are_alike(tmp_path, capsys):
+    """As after two steps of training, on a few questions."""
+    run = write_reasoned(tmp_path)
+    for name in ("predictions", "coherence"):
+        rows = read_jsonl(run / f"{name}_sft_L1.jsonl")
+        for model in METHODS:
+            write_jsonl(run / f"{name}_{model}_L1.jsonl", rows)
+    cells = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4).cells
+    (cell,) = [c for c in cells if "reasoned.reasoned(" in c.source]
+    drawn = []
+    known = {"answered": answers.read(run), "run": run, "draws": DRAWS}
+    known |= {"reasoned": reasoned, "records": records, "figures": run}
+    known |= {"evidence_plots": evidence_plots}
+    known["pages"] = SimpleNamespace(show=lambda figure, *more: drawn.append(figure))
+    exec(cell.source, known)
+    assert drawn and "all methods are alike in" in capsys.readouterr().out
 
 
 def test_tables_hold_the_shares_and_the_counts(said):

@@ -229,9 +229,9 @@ def test_the_analysis_says_which_claims_are_not_of_this_run():
     assert any(said in cell.source for cell in notebook.cells)
 
 
-def test_the_analysis_draws_no_levels_where_general_alone_was_asked():
+def test_the_analysis_draws_no_levels_where_general_alone_was_asked(capsys):
     notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
     (drawn,) = [c.source for c in notebook.cells if "supported_answers(" in c.source]
     known = {"sets": ["general"], "methods": methods, "coherent": {"answers": []}}
     exec(drawn, known)
-    assert "figure" not in known
+    assert "figure" not in known and "about a level" in capsys.readouterr().out

@@ -123,6 +123,13 @@ def test_a_deterministic_policy_is_reported(make_trainer):
         one_step_inputs(make_trainer(top_k=1))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_stops(make_trainer, value):
+    rewards = {"broken": lambda text, question: value}
+    with pytest.raises(ValueError, match=f"broken is {value} for question "):
+        one_step_inputs(make_trainer(rewards=rewards))
+
+
 def test_a_training_that_goes_on_may_have_become_sure(make_trainer):
     """Or it could not be resumed where an undisturbed one goes on."""
     trainer = make_trainer(top_k=1)

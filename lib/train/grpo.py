@@ -248,6 +248,10 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
                     name: float(own(*given, *[place] * (own in TOLD_ROLLOUT)))
                     for name, own in self.task.rewards.items()
                 }
+                for name, value in row["rewards"].items():
+                    if not math.isfinite(value):  # TRL would count NaN as 0
+                        asked = f"question {row['question']}, {row['text']!r:.100}"
+                        raise ValueError(f"reward {name} is {value} for {asked}")
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rows = chain.from_iterable(own.rows for own in self.groups)

@@ -440,6 +440,10 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
         ("model: Qwen/Qwen2-VL-72B-Instruct", "sizes of Qwen/Qwen2-VL-72B-Instruct"),
         ("accelerate_config: no/such.yaml", "no/such.yaml is missing"),
         (
+            "rl: grpo | ppo\naccelerate_config: params/accelerate/fsdp2.yaml",
+            "PPO's critic is not split",
+        ),
+        (
             "rl: ppo",
             "asked_models 'base base-direct base-begun sft grpo': this run has",
         ),

@@ -161,6 +161,14 @@ def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Chec
     return Check("devices", passed, f"{wanted}; here: {here}")
 
 
+def check_split(values: Mapping) -> list[Check]:
+    """What of the methods is not split, where weights shall be."""
+    split = bool(memory.sharding_of(values["accelerate_config"]))
+    trainers = [rl.METHODS[method.name][1] for method in rl.read(values["rl"])]
+    whole = [own.unsplit for own in trainers if own.unsplit and split]
+    return [Check("split", False, f"{what} {grpo.UNSPLIT}") for what in whole]
+
+
 def check_packages(values: Mapping) -> Check:
     """Whether what the accelerate file asks for is installed."""
     file = values["accelerate_config"]

@@ -49,6 +49,7 @@ LOGGED = {  # the names of TRL's numbers in our logs
     "learning_rate": "lr",
     "step_time": "seconds_step",
 }
+UNSPLIT = "is not split: train on one device, or on several without accelerate_config"
 
 
 @dataclass
@@ -103,10 +104,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             **checkpoints.trainer_parts(task, self.label, arguments, log, learns),
         )
         if self.unsplit and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                f"{self.unsplit} is not split: train on one device, or on several "
-                "under torchrun without FSDP and DeepSpeed"
-            )
+            raise ValueError(f"{self.unsplit} {UNSPLIT}")
         self.reward_func_names = rewards
         prefix.check_model(self.model)
         for model in filter(None, (self.model, self.ref_model)):

@@ -354,6 +354,8 @@ def test_counts_follow_from_the_parameters(dry_run, tmp_path):
     _, text = dry_run("sft_steps: 200", "kl_beta: 0.1", "lora_rank: 8")
     assert row(text, "SFT ")[1] == "6,400" and "frame store" not in text
     assert row(text, "GRPO: reference")[:2] == ["100", "800"]
+    _, text = dry_run("grpo_from: sft", base="single_gpu_7b")
+    assert ", start of GRPO 16.6" in " ".join(text.split())
     code, text = dry_run(f"frames_dir: {tmp_path}", "notebooks: [03_grpo]")
     assert code == 0 and "frame store" in " ".join(text.split())
     assert "GRPO: update" in text  # and nothing of the other notebooks

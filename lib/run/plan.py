@@ -285,6 +285,8 @@ def disk_of(
         (run, f"{len(saves)} trained models"): len(saves) * wide * numbers,
         (run, "records"): RECORDS_BYTES,
     }
+    if "grpo" in trained and values["grpo_from"]:  # export.start merges it
+        found[run, "start of GRPO"] = work.wide * model.numbers
     if values["frames_dir"]:
         used = [known for name, known in sets.items() if name != "demonstrations"]
         frames = sum(k.count * (k.video * values["max_frames"] + k.still) for k in used)

@@ -28,6 +28,7 @@ from lib.train import monitor, progress
 # isort: split
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
+from peft import set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
@@ -182,7 +183,8 @@ class ExactResume:
     transformers 5.23 writes checkpoints of Qwen2-VL under the names of version 4
     (`visual.*`), and its Trainer resumes with strict=False under those of version 5
     (`model.visual.*`): all but lm_head stays as it was. `from_pretrained` converts.
-    Adapters need none; split weights have other files."""
+    Of an adapter on a quantized model it makes other parameters, in float32. Split
+    weights have other files."""
 
     def __init__(self, *given, **named):
         super().__init__(*given, **named)
@@ -209,8 +211,11 @@ class ExactResume:
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         model = self.model if model is None else model
-        if is_peft_model(model) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if is_peft_model(model):
+            saved = load_file(Path(resume_from_checkpoint) / models.ADAPTER_WEIGHTS)
+            return set_peft_model_state_dict(model, saved)
         where = (type(model), resume_from_checkpoint)
         saved = models.load_whole(*where, dtype=model.dtype)
         model.load_state_dict(saved.state_dict(), strict=True)

@@ -87,6 +87,10 @@ RULE = {  # rows, and (number of the segment, answer) of each question
         [(0, text) for text in AGAIN[1:]],
     ),
     "only two others": (rows_of("P01_01", texts=[*TEXTS[:3], TEXTS[0]]), []),
+    "only two others, once in capitals": (
+        rows_of("P01_01", texts=[*TEXTS[:3], "Open  Tap"]) + rows_of("P02_01"),
+        [(1, text) for text in TEXTS],
+    ),
     "two videos": (
         rows_of("P01_01", texts=TEXTS[:2]) + rows_of("P01_02", texts=TEXTS[2:]),
         [],

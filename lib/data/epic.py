@@ -34,6 +34,7 @@ from lib import paths, records
 from lib.data import clips
 from lib.data.clips import Cut
 from lib.data.faults import FRAME, PROGRESS, STILL
+from lib.data.letters import folded
 from lib.data.questions import read_training
 
 GAP, LONGEST, WRONG = 10.0, 20, 3  # seconds, actions, different wrong answers
@@ -218,7 +219,7 @@ def segments(actions: Iterable[Action]) -> Iterator[tuple[Action, ...]]:
 
 def questions(segment: tuple[Action, ...]) -> Iterator[Item]:
     """The questions that a segment gives."""
-    texts = [action.text for action in segment]
+    texts = [folded(action.text) for action in segment]  # as `read_training` compares
     for i, text in enumerate(texts):
         repeats = i > 0 and text == texts[i - 1]
         if not repeats and len(set(texts) - {text}) >= WRONG:

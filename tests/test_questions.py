@@ -330,6 +330,7 @@ UNUSABLE = [
     # options that are the answer again
     *each("L1", "choice_a", ["Wash pan ", "wash\u00a0\u200bPAN"], "one option only"),
     *each("general", "candidates[2]", ["Green", "ｇｒｅｅｎ"], "one option only"),
+    *each("general", "candidates[2]", ["green\u200e", "gr\u00adeen"], "one option"),
     *each("training", "negative_answers", [["a", "b"], [*"aab"]], "2 that"),
     *each("training", "negative_answers", [["a", "b", "Wash pan"]], "2 that"),
     *each("training", "negative_answers", [["e\u0301", "é", "x", WIDE]], "2 that"),

@@ -57,6 +57,8 @@ WHOLE = [
     ("<think>It is A.</THINK><Answer>B", None, "B"),
     ("B", None, "B"),
     ("B. take cereal bag", None, "B"),
+    ("<answer>\u200f\u2067B\u2069.\u200e</answer>", None, "B"),
+    ("<answer>B\u00ad</answer>", "B", "B"),
     ("answer:B", None, "B"),
     ("The tap runs, so I take B.", None, "B"),
     ("Reasoning with A. and C. in it.\n\nB", None, "B"),

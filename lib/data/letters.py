@@ -19,15 +19,17 @@ FORMAT = re.compile(
     rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL
 )
 
-INVISIBLE = re.compile("[\u200b-\u200d\u2060\ufeff]")
+# Soft hyphens, joiners, marks of the writing direction and blanks of no width.
+_UNSEEN = "\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+INVISIBLE = re.compile(f"[{_UNSEEN}]")
 
-# What the lenient rule reads. Tags may be in any case. Stars, quotes, dollars, blanks
-# of no width and TeX are read through, as in \boxed{B}; the one of "isn't" stays.
+# What the lenient rule reads. Tags may be in any case. Stars, quotes, dollars, what is
+# not seen and TeX are read through, as in \boxed{B}; the one of "isn't" stays.
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 OPENED = re.compile(r"<answer>", re.IGNORECASE)
 THOUGHT = re.compile(r"</think>", re.IGNORECASE)
 MARKS = re.compile(
-    r"[*_\"`“”‘«»「」『』$\u200b\ufeff]|(?<!\w)'|'(?!\w)|\\[a-z]+\s*(?=\{)|\\[()\[\]]"
+    rf"[*_\"`“”‘«»「」『』${_UNSEEN}]|(?<!\w)'|'(?!\w)|\\[a-z]+\s*(?=\{{)|\\[()\[\]]"
 )
 ASCII = str.maketrans("’【】、。–—", "'(),.--")
 _CJK = "\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af"

@@ -123,6 +123,17 @@ def test_rows_of_other_items_are_refused(path):
         finished(path)
 
 
+@pytest.mark.parametrize("kept", [[], [0, 1], [0, 1, 2, 3, 4, 0], [1, 0, 2, 3, 4]])
+def test_a_finished_file_with_other_rows_than_it_had_is_refused(path, kept):
+    finished(path)
+    rows = records.read_jsonl(path)
+    records.write_jsonl(path, [rows[i] for i in kept])
+    with pytest.raises(ValueError, match=f"{len(kept)} rows that are not those of 5"):
+        finished(path)
+    path.unlink()
+    assert finished(path) == ("mmmmm", ["ca", "bd", "e"])
+
+
 def test_two_items_with_one_id_are_refused(path):
     with pytest.raises(ValueError, match="same id"):
         finished(path, items=[*ITEMS, Item("a")])

@@ -79,7 +79,11 @@ def finish(
             _remove(files)
             earlier_file(path).unlink(missing_ok=True)
         state.wait_for_everyone()
-        return records.read_jsonl(path)
+        rows = records.read_jsonl(path)
+        if [row.get("id") for row in rows] != order:  # a copy that was cut off
+            told = f"has {len(rows)} rows that are not those of {len(order)} items"
+            raise ValueError(f"{path} {told}: delete it to have them made again")
+        return rows
 
 
 def partition(items: Sequence, size: int, shape: Callable | None) -> Batches:

@@ -3,7 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial, wraps
 from types import SimpleNamespace
@@ -339,6 +341,26 @@ def test_a_process_is_bounded_and_drops_the_least_recently_used(tmp_path):
     small = FrameStore(one // 2)
     assert small.read(reader, paths[0], SMALL).nbytes == one
     assert small.used_bytes == 0
+
+
+def test_what_two_threads_decode_at_once_is_counted_once(tmp_path):
+    paths, both = numbered(tmp_path / "media", 4), threading.Barrier(2, timeout=20)
+
+    def together(path, sampling):
+        both.wait()
+        return pixels_of(path, sampling)
+
+    one = pixels_of(paths[0], SMALL).nbytes
+    store = FrameStore(2 * one)
+    with ThreadPoolExecutor(2) as threads:
+        for path in paths:
+            jobs = [threads.submit(store.read, together, path, SMALL) for _ in "ab"]
+            for job in jobs:
+                assert np.array_equal(job.result(), pixels_of(path, SMALL))
+    both.abort()  # nothing is decoded any more
+    for path in paths[-2:]:
+        assert np.array_equal(store.read(together, path, SMALL), pixels_of(path, SMALL))
+    assert store.used_bytes == 2 * one
 
 
 def test_question_media_goes_through_the_folder(noisy, folder, tmp_path, monkeypatch):

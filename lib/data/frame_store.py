@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -71,20 +72,23 @@ class FrameStore:
         self.behind: FrameFolder | None = None
         self.kept: tuple[str | Path, float] = ("", 0.0)
         self._frames: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, reader: Callable, path: Path, sampling: Sampling) -> np.ndarray:
         """`reader(path, sampling)`, decoded or from the store."""
         require_media(path)
         name = entry_name(reader, path, sampling)
-        if name not in self._frames:
+        if (frames := self._frames.get(name)) is None:
             read = partial(self.behind.read, reader) if self.behind else reader
-            self._frames[name] = read(path, sampling)
-            self.used_bytes += self._frames[name].nbytes
-        self._frames.move_to_end(name)
-        frames = self._frames[name].copy()
-        while self.used_bytes > self.max_bytes:
-            self.used_bytes -= self._frames.popitem(last=False)[1].nbytes
-        return frames
+            frames = read(path, sampling)
+        with self._lock:  # evaluation reads in several threads
+            if name not in self._frames:
+                self.used_bytes += frames.nbytes
+            self._frames[name] = frames
+            self._frames.move_to_end(name)
+            while self.used_bytes > self.max_bytes:
+                self.used_bytes -= self._frames.popitem(last=False)[1].nbytes
+        return frames.copy()
 
 
 _STORE = FrameStore(CACHE_BYTES)

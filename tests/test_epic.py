@@ -6,6 +6,7 @@ import json
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from full_disk import full_disk
 from made_films import write_film
 from PIL import Image
@@ -15,7 +16,7 @@ from lib.data.__main__ import main
 from lib.data.clips import Cut, cut
 from lib.data.epic import LabelFaults, prove_disjoint, questions, read_labels, segments
 from lib.data.questions import check, read_training
-from lib.data.video import Sampling, read_clip
+from lib.data.video import Sampling, read_clip, read_still
 
 COLUMNS = [
     *("narration_id", "participant_id", "video_id", "narration_timestamp"),
@@ -357,6 +358,32 @@ def test_a_source_of_key_frames_alone_does_not_make_clips_of_them(tmp_path):
         packets = [packet for packet in container.demux(video=0) if packet.size]
     assert len(packets) == 51
     assert sum(packet.is_keyframe for packet in packets) < 5
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["16 to 235", "0 to 255"])
+def test_clip_and_still_have_the_colours_of_a_camera(whole, tmp_path):
+    """BT.709, as cameras write it, with a full range of values or not."""
+    pixels = np.full((256, 256, 3), (200, 30, 40), np.uint8)
+    kind = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": 2 if whole else 1}
+    with av.open(str(tmp_path / "video.mp4"), "w") as film:
+        stream = film.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 256, 256, "yuv420p"
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_range = kind["dst_color_range"]
+        for i in range(20):
+            frame = av.VideoFrame.from_ndarray(pixels).reformat(
+                format="yuv420p", **kind
+            )
+            frame.pts = i
+            film.mux(stream.encode(frame))
+        film.mux(stream.encode())
+    wanted = Cut(0.0, 1.0, tmp_path / "clip.mp4", tmp_path / "still.png")
+    assert cut(tmp_path / "video.mp4", [wanted]) == {}
+    for shown in (
+        read_clip(wanted.clip, Sampling()),
+        read_still(wanted.still, Sampling()),
+    ):
+        assert np.abs(shown - pixels[0, 0].astype(int)).max() <= 5
 
 
 def test_a_video_that_does_not_start_at_zero(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import av
 from av.video.frame import PictureType
+from av.video.reformatter import ColorRange, Colorspace
 
 from lib import records
 from lib.data.footage import upright
@@ -109,7 +110,9 @@ def _small(frame: av.VideoFrame) -> av.VideoFrame:
         pixels = upright(frame.to_ndarray(format="rgb24"), frame)
         frame = av.VideoFrame.from_ndarray(pixels)
     width = 2 * round(HEIGHT * frame.width / frame.height / 2)
-    small = frame.reformat(width=width, height=HEIGHT, format="yuv420p")
+    # The clip says nothing of its colours, so they are those that readers then assume.
+    colours = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}
+    small = frame.reformat(width, HEIGHT, "yuv420p", **colours)
     small.pict_type = PictureType.NONE  # else x264 makes the source's key frames anew
     return small
 

@@ -439,6 +439,7 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
         ("pass_sets: L1,L3", "pass_sets: 'L1,L3' is none of"),
         ("perception_sets: L4", "perception_sets: 'L4' is none of"),
         ("pass_questions: -1", "pass_questions = -1: at least 0"),
+        ("frame_width: 256", "pictures of 56 x 256 pixels: multiples of 28 are"),
         ("model: Qwen/Qwen2-VL-72B-Instruct", "sizes of Qwen/Qwen2-VL-72B-Instruct"),
         ("accelerate_config: no/such.yaml", "no/such.yaml is missing"),
         (

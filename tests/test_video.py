@@ -73,7 +73,7 @@ def test_what_cannot_be_sampled(n_frames, clip_fps, words):
         ("min_frames", 3, "even"),
         ("min_frames", 18, "larger than"),
         ("fps", 0.0, "above zero"),
-        ("height", 256, "multiple of 28"),
+        ("height", 250, "multiple of 28"),
         ("width", 0, "multiple of 28"),
     ],
 )
@@ -81,6 +81,10 @@ def test_sampling_refuses(field, value, words):
     with pytest.raises(ValueError, match=words) as caught:
         replace(Sampling(), **{field: value})
     assert field in str(caught.value)
+
+
+def test_sampling_takes_the_sizes_of_qwen3():
+    assert Sampling(height=256, width=480).width == 480
 
 
 def test_a_clip_gives_its_own_frames(tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from lib.data import footage
 from lib.data.faults import no_file
 
-PATCH = 28  # pixels a side of one merged visual token: 14 x 14 patches, merged 2 x 2
+SIDE, SIDE_OF_3 = 28, 32  # pixels of one visual token, 2 x 2 patches; of Qwen3-VL's
 # What Pillow's decoders raise at damage, each its own: SyntaxError is PNG's.
 DAMAGED = (OSError, SyntaxError, ValueError, TypeError, RuntimeError)
 
@@ -46,13 +46,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         even = "even and at least 2, because Qwen2-VL merges two frames into one patch"
-        whole = f"a multiple of {PATCH} pixels, the side of one visual token"
+        whole = f"a multiple of {SIDE} pixels, the side of one visual token"
+        whole += f" (Qwen3-VL: {SIDE_OF_3})"
         rules = {
             "max_frames": (self.max_frames % 2 == 0 < self.max_frames, even),
             "min_frames": (self.min_frames % 2 == 0 < self.min_frames, even),
             "fps": (self.fps > 0, "above zero"),
-            "height": (self.height % PATCH == 0 < self.height, whole),
-            "width": (self.width % PATCH == 0 < self.width, whole),
+            "height": (_is_whole(self.height), whole),
+            "width": (_is_whole(self.width), whole),
         }
         for name, (is_sound, wanted) in rules.items():
             if not is_sound:
@@ -60,6 +61,10 @@ class Sampling:
         if self.min_frames > self.max_frames:
             found = f"min_frames = {self.min_frames} is larger than"
             raise ValueError(f"{found} max_frames = {self.max_frames}")
+
+
+def _is_whole(pixels: int) -> bool:
+    return pixels > 0 and 0 in (pixels % SIDE, pixels % SIDE_OF_3)
 
 
 class Clip(np.ndarray):

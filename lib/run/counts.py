@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lib.data import parts, questions, seed_bench, training_sets
-from lib.data.video import PATCH, Sampling
+from lib.data.video import SIDE, Sampling
 from lib.doors import size
 from lib.evaluate import perception
 from lib.methods import LEVELS, SETS
@@ -231,9 +231,15 @@ def sampling_of(values: Mapping) -> Sampling:
 
 
 def prompt_with(sampling: Sampling) -> tuple[int, int]:
-    """(tokens, patches) of a prompt with a full clip and a still of this size."""
+    """(tokens, patches) of a prompt with a full clip and a still of this size, of the
+    families that are planned here; ValueError for a size that they cannot take."""
+    if sampling.height % SIDE or sampling.width % SIDE:
+        raise ValueError(
+            f"pictures of {sampling.height} x {sampling.width} pixels: multiples of "
+            f"{SIDE} are needed by Qwen2-VL and Qwen2.5-VL, which alone are planned"
+        )
     pictures = sampling.max_frames // 2 + 1  # two frames are one, and the still
-    tokens = pictures * (sampling.height // PATCH) * (sampling.width // PATCH)
+    tokens = pictures * (sampling.height // SIDE) * (sampling.width // SIDE)
     return tokens + TEXT_TOKENS, 4 * tokens
 
 

@@ -251,6 +251,7 @@ def test_grpo_goes_on_from_sft_and_is_loaded_on_it(
     learned = replace(SFT, steps=2, lr=0.05)
     sft.train_sft(sft.Task(tiny_checkpoint, demonstrations, learned, SAMPLING, run))
     start = export.start(run, "sft", tiny_checkpoint, "float32")
+    (run / "adapters/sft/README.md").write_text("as export leaves it")
     assert export.start(run, "sft", tiny_checkpoint, "float32") == start
     own = replace(GRPO, steps=2)
     task = make_task({"format": rewards.format_reward}, own, run)

@@ -72,7 +72,10 @@ def start(run: Path, label: str, base, dtype: str):
     if not label:
         return base
     adapter = paths.require(run / "adapters" / label, "train it first (02_sft)")
-    name = f"{label}-merged-{records.sha256(adapter)[:8]}"
+    # A model card, which `export` leaves there, changes nothing.
+    files = (path for path in adapter.iterdir() if path.name != "README.md")
+    content = records.settings_hash({path.name: records.sha256(path) for path in files})
+    name = f"{label}-merged-{content[:8]}"
     return merge(base, adapter, adapter.with_name(name), dtype)
 
 

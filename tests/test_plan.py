@@ -194,6 +194,17 @@ def test_every_knob_that_the_advice_names_lowers_its_stage(stage, change):
         assert more["update"] > before["update"]
 
 
+def test_grpo_care_has_a_reference_of_what_is_trained():
+    model, start = of(SEVEN), work(rl="grpo | care reference=policy", kl_beta=0.0)
+    before = memory.stages(model, start)
+    then = memory.stages(model, work(rl="grpo | care", kl_beta=0.0))
+    more = 4 + start.adapter  # its average, and the policy while it is asked
+    more *= memory.trained_numbers(model, start)
+    assert then.keys() - before.keys() == {"reference"}
+    assert then["update"] - before["update"] == more > 0
+    assert then["SFT"] == before["SFT"]
+
+
 def test_packs_are_those_of_the_update():
     assert memory.packs(work(), 8) == (8, 5, 882 + 8 * 256)
     assert memory.packs(work(pack_tokens=2000), 1) == (2, 1, 882 + 4 * 256)

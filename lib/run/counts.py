@@ -292,4 +292,8 @@ def work_of(values: Mapping, device: str) -> memory.Work:
         eval_patches=eval_patches,
         processes=processes,
         sharding=memory.sharding_of(values["accelerate_config"]),
+        average=any(
+            method.name == "care" and method.option("reference") != "policy"
+            for method in rl.read(values["rl"])
+        ),
     )

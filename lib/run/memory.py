@@ -163,6 +163,7 @@ class Work:
     device: str = "cuda"  # or "cpu": their kernels keep different buffers
     processes: int = 1
     sharding: str = ""  # of all weights: everyone holds adapters and what they sit on
+    average: bool = False  # of what is trained, GRPO-CARE's reference in float32
 
     @property
     def wide(self) -> int:
@@ -212,6 +213,9 @@ def states(model: Model, work: Work) -> tuple[float, float, float, float, float]
 def stages(model: Model, work: Work) -> dict[str, float]:
     """{stage: bytes of its tensors at its largest moment}, in the order of a run."""
     held, gradients, reference, rest, _ = states(model, work)
+    if work.average:  # beside it the policy that it takes the place of
+        own = (4 + (work.adapter or 4)) * trained_numbers(model, work)
+        reference += own / (work.processes if work.sharding else 1)
     # A step's pixels, and those that are joined from them, are kept into the next one.
     pixels = work.prompts * work.patches * PATCH_BYTES
     asked = work.prompts, work.group, work.prompt, work.patches
@@ -223,7 +227,8 @@ def stages(model: Model, work: Work) -> dict[str, float]:
         "update": held + reference + gradients + pixels + update(model, work),
         "evaluation": weight_bytes(model, work) + evaluation(model, work),
     }
-    return found if work.kl else {k: v for k, v in found.items() if k != "reference"}
+    is_asked = work.kl or work.average
+    return found if is_asked else {k: v for k, v in found.items() if k != "reference"}
 
 
 def packs(work: Work, prompts: int) -> tuple[int, int, int]:

@@ -279,6 +279,7 @@ def disk_of(
     numbers = memory.trained_numbers(model, work)
     # ZeRO-3 keeps its masters in the optimizer's part.
     saved = 3 * work.adapter or (14 if work.sharding.startswith("zero3") else 12)
+    saved += 4 * work.average
     wide = memory.LOADED_ADAPTER if work.lora_rank else work.wide
     found = {
         (run, f"{count} checkpoints"): count * saved * numbers,

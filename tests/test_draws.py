@@ -129,7 +129,9 @@ def test_a_guess_counts_by_the_letter_and_not_by_the_truth(tmp_path):
     text = sampled.markdown(found)
     assert "right letter and true progress" in text and "pass@16" in text
     lost = [{"a": "sft", "b": "base", "difference": -0.1, "low": -0.2, "high": 0.0}]
-    assert "1.00 | −10.0" in sampled.moved_markdown(found, lost)
+    nearer = [row | {"set": "L3", "kl": row["kl"] and -0.02} for row in found]
+    moved = sampled.moved_markdown([*found, *nearer], lost)
+    assert "KL on L1 | KL on L3 | general" in moved and "1.00 | −0.02 | −10.0" in moved
 
 
 def test_equal_draws_of_a_few_questions_leave_an_interval(tmp_path):

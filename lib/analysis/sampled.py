@@ -109,13 +109,12 @@ def markdown(rows: Iterable[Mapping]) -> str:
 def moved_markdown(rows: Sequence[Mapping], forgot: Sequence[Mapping]) -> str:
     """How far from the base, beside what was forgotten: KL in nats an answer by set,
     and `forgot`, rows of `compare.differences` to the base on the general set."""
-    lost = {row["a"]: row for row in forgot}
-    cells = []
+    cells, lost = [], {row["a"]: row for row in forgot}
     for row in rows:
         if row["kl"] is not None and row["k"] == 1 and row["counts"] == "letter":
-            line = {"model": LABELS[row["model"]]}
-            cells.append((line, f"KL on {row['set']}", f"{row['kl']:.2f}"))
-            if gap := lost.get(row["model"]):
-                told = span(gap, "difference")
-                cells.append((line, "general − base, points", told))
-    return tables.crossed(cells)
+            told = f"{row['kl']:z.2f}".replace("-", "−")
+            cells.append((row["model"], f"KL on {row['set']}", told))
+    for model in dict.fromkeys(model for model, *_ in cells if model in lost):
+        told = span(lost[model], "difference")
+        cells.append((model, "general − base, points", told))
+    return tables.crossed(({"model": LABELS[own]}, *more) for own, *more in cells)

@@ -216,6 +216,13 @@ def test_another_benchmark_in_the_folder_is_not_overwritten(small, tmp_path):
         benchmark.write(tmp_path, SMALL)
 
 
+def test_a_folder_may_be_a_link_to_an_empty_one(tmp_path):
+    (tmp_path / "disk" / "data").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(tmp_path / "disk" / "data")
+    benchmark.write(tmp_path / "data", benchmark.Sizes(4, 1, 4))
+    assert (tmp_path / "disk" / "data" / "benchmark.json").exists()
+
+
 def test_two_processes_make_one_benchmark(tmp_path):
     """As two runs of a sweep do on a fresh machine."""
     command = [sys.executable, "-m", "lib.mini", "write", str(tmp_path / "b")]

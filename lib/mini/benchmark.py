@@ -258,6 +258,7 @@ def write(folder: Path, sizes: Sizes) -> Path:
     """Write the whole benchmark, or return at once where it is already there. All is
     made beside the folder and moved into place when complete; a second process that
     wants the same waits. FileExistsError for a folder that holds something else."""
+    folder = folder.resolve()  # to a link, to another disk, no folder can be moved
     marker = folder / "benchmark.json"
     with run_files.one_writer(folder, "written", PATIENCE):
         if marker.exists():

@@ -4,6 +4,7 @@ import doctest
 import hashlib
 import json
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lib import paths, records
 from lib.analysis import stats
 from lib.data import blind, letters, questions
 from lib.mini import base_lessons, benchmark, lessons, world
+from lib.mini.__main__ import main
 
 BASE = paths.ROOT / "lib/mini/base"
 SMALL = benchmark.Sizes(training=24, level=12, general=16)
@@ -261,3 +263,12 @@ def test_the_base_is_small_and_its_manifest_tells_its_hash():
     assert weights.stat().st_size <= 6_000_000
     assert manifest["model_sha256"] == records.sha256(weights)
     assert manifest["losses"] and manifest["seconds"] > 0 and manifest["command"]
+
+
+def test_a_finished_base_keeps_the_record_of_how_it_was_made(tmp_path, capsys):
+    """It may have been taught other habits than those of today, by another commit."""
+    folder = shutil.copytree(BASE, tmp_path / "base")
+    before = (folder / "manifest.json").read_bytes()
+    assert main(["base", "--folder", str(folder)]) == 1
+    assert "holds a finished base" in capsys.readouterr().err
+    assert (folder / "manifest.json").read_bytes() == before

@@ -31,18 +31,18 @@ def main(arguments: list[str] | None = None) -> int:
     write.add_argument("--level", type=int, help="questions a level")
     write.add_argument("--seed", type=int, default=0, help="of the questions and clips")
     base = commands.add_parser("base", description=part(__doc__, "base"))
-    base.add_argument("--folder", default="lib/mini/base", help="default: %(default)s")
+    base.add_argument("--folder", required=True, help="relative: below the repository")
     given = parser.parse_args(arguments)
     folder = paths.resolve(given.folder)
-    if given.command == "base":
-        # here, because transformers comes in with it, for which `write` need not wait
-        from lib.mini import make_base
-
-        make_base.make(folder, f"python -m lib.mini base --folder {given.folder}")
-        return 0
-    sizes = replace(benchmark.SIZES[given.size], seed=given.seed)
-    sizes = replace(sizes, level=given.level or sizes.level)
     try:
+        if given.command == "base":
+            # here, because transformers comes in with it: `write` need not wait for it
+            from lib.mini import make_base
+
+            make_base.make(folder, f"python -m lib.mini base --folder {given.folder}")
+            return 0
+        sizes = replace(benchmark.SIZES[given.size], seed=given.seed)
+        sizes = replace(sizes, level=given.level or sizes.level)
         benchmark.write(folder, sizes)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

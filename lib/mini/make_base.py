@@ -123,12 +123,15 @@ def stated_loss(model, processor, inputs) -> torch.Tensor:
 
 
 def make(folder: Path, command: str) -> None:
-    """Train into `folder`, and write how: manifest.json."""
+    """Train into `folder`, and write how: manifest.json. FileExistsError where it holds
+    a finished base, of which today's habits and schedule need not be true."""
     record = folder / "manifest.json"
     if not record.exists():
         build(folder)
         records.write_json(record, {"phases": 0, "seconds": 0, "losses": []})
     progress = records.read_json(record)
+    if "model_sha256" in progress:
+        raise FileExistsError(f"{folder} holds a finished base: give another --folder")
     processor = models.load_processor(folder)
     for phase in range(progress["phases"], len(PHASES)):
         models.seed_everything(SEED)

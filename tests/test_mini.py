@@ -218,6 +218,13 @@ def test_another_benchmark_in_the_folder_is_not_overwritten(small, tmp_path):
         benchmark.write(tmp_path, SMALL)
 
 
+def test_a_level_without_questions_is_refused_and_not_taken_for_the_default(tmp_path):
+    for level in ("0", "-3"):
+        with pytest.raises(SystemExit):
+            main(["write", str(tmp_path / "b"), "--size=smoke", f"--level={level}"])
+    assert not (tmp_path / "b").exists()
+
+
 def test_a_folder_may_be_a_link_to_an_empty_one(tmp_path):
     (tmp_path / "disk" / "data").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "data")

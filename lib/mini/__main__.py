@@ -42,7 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
             make_base.make(folder, f"python -m lib.mini base --folder {given.folder}")
             return 0
         sizes = replace(benchmark.SIZES[given.size], seed=given.seed)
-        sizes = replace(sizes, level=given.level or sizes.level)
+        if given.level is not None:
+            sizes = replace(sizes, level=given.level)
+        if sizes.level < 1:
+            parser.error("--level must be at least 1")
         benchmark.write(folder, sizes)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

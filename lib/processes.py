@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 
 def mapped(work: Callable, jobs: Sequence, few: int) -> Iterator:
@@ -16,12 +16,24 @@ def mapped(work: Callable, jobs: Sequence, few: int) -> Iterator:
     if len(jobs) <= few:
         yield from map(work, jobs)
         return
-    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+    how = {"mp_context": get_context("spawn"), "initializer": _end_with_the_caller}
+    with ProcessPoolExecutor(os.cpu_count(), **how) as pool:
         try:
             yield from pool.map(work, jobs, chunksize=8)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_with_the_caller() -> None:
+    """Else a process whose caller was killed waits for work, and holds memory, forever:
+    all of them hold both ends of the pipe that the work comes through."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def at_the_callers_end(act: Callable[[], None]) -> None:

@@ -208,3 +208,14 @@ def test_much_work_is_spread_over_processes_that_are_no_forks(monkeypatch):
     assert here == [(1, os.getpid(), 1), (2, os.getpid(), 1)]
     jobs, ran, changed = zip(*processes.mapped(where, range(40), few=2), strict=True)
     assert jobs == (*range(40),) and os.getpid() not in ran and not any(changed)
+
+
+def test_processes_that_share_work_end_with_their_caller_however_it_ends():
+    program = "from lib import processes; import time\n"
+    program += "shared = processes.mapped(abs, range(64), few=2)\n"
+    program += "print(next(shared), flush=True)\n"
+    command = [sys.executable, "-c", program + "time.sleep(600)"]
+    caller = subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE)
+    assert caller.stdout.readline() == b"0\n"
+    caller.kill()
+    caller.communicate(timeout=30)  # ends when nobody can write there any more

@@ -216,6 +216,22 @@ def test_a_quantized_adapter_resumes_in_its_own_type_and_place(make_trainer, tmp
             assert weight.dtype == torch.bfloat16 and torch.equal(weight, wanted[name])
 
 
+def test_an_adapter_that_names_its_tensors_otherwise_does_not_resume(
+    make_trainer, tmp_path
+):
+    """As by another version of PEFT, which would load nothing and say nothing."""
+    checkpoints.train(make_trainer(steps=2))
+    checkpoint = tmp_path / "checkpoints/grpo/checkpoint-2"
+    file, marker = checkpoint / models.ADAPTER_WEIGHTS, checkpoint / checkpoints.MARKER
+    saved = load_file(file)
+    save_file({name.replace("lora_", "low_"): w for name, w in saved.items()}, file)
+    told = records.read_json(marker)
+    told["files"][file.name] = file.stat().st_size
+    records.write_json(marker, told)
+    with pytest.raises(ValueError, match=r"checkpoint-2 cannot be loaded.*in both"):
+        checkpoints.train(make_trainer(steps=2))
+
+
 def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(make_trainer, tmp_path):
     checkpoints.train(make_trainer(**WHOLE, steps=2))
     checkpoint = tmp_path / "checkpoints" / "grpo" / "checkpoint-2"

@@ -28,7 +28,7 @@ from lib.train import monitor, progress
 # isort: split
 from accelerate import PartialState
 from accelerate.utils import gather_object, is_peft_model
-from peft import set_peft_model_state_dict
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import CheckpointException
@@ -215,6 +215,9 @@ class ExactResume:
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         if is_peft_model(model):
             saved = load_file(Path(resume_from_checkpoint) / models.ADAPTER_WEIGHTS)
+            if odd := saved.keys() ^ get_peft_model_state_dict(model).keys():
+                told = f"{len(odd)} tensors, such as {min(odd)}"
+                raise ValueError(f"{told}, are in it or in the adapter, not in both")
             return set_peft_model_state_dict(model, saved)
         where = (type(model), resume_from_checkpoint)
         saved = models.load_whole(*where, dtype=model.dtype)

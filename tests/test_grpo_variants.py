@@ -74,6 +74,8 @@ def token_losses(logps, old, reference, advantage, settings):
             difference = min(max(difference, -settings.kl_clamp), settings.kl_clamp)
         kl = math.exp(difference) - difference - 1
         policy = min(ratio * advantage, clipped * advantage)
+        if settings.loss_type == "cispo":  # arXiv 2506.13585, equations 4 and 5
+            policy = min(ratio, high) * advantage * own
         losses.append(-policy + settings.kl_beta * kl)
     return losses
 
@@ -84,7 +86,7 @@ def expected_loss(numbers, settings, masked=()):
         for i, own in enumerate(zip(*numbers, ADVANTAGES, strict=True))
         if i not in masked
     ]
-    if settings.loss_type == "dapo":  # arXiv 2503.14476, equation 12
+    if settings.loss_type in ("dapo", "cispo"):  # arXiv 2503.14476, equation 12
         return sum(map(sum, each)) / sum(map(len, each))
     if settings.loss_type == "dr_grpo":  # arXiv 2503.20783, section 3.2
         return sum(map(sum, each)) / (4 * settings.max_completion_tokens)
@@ -99,6 +101,7 @@ VARIANTS = {
     "gspo": {"importance_sampling": "sequence"},
     "dapo": {"loss_type": "dapo", "epsilon_high": 0.28},
     "dr_grpo": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "cispo": {"loss_type": "cispo", "epsilon_high": 0.28},
     "kl": {"kl_beta": 0.1},
     "kl-clamp": {"kl_beta": 0.1, "kl_clamp": 11.0},
     "kl-clamp-low": {"kl_beta": 0.1, "kl_clamp": 0.3},

@@ -172,7 +172,9 @@ def trainer_arguments(settings: GRPOSettings, folder: Path) -> GRPOConfig:
         beta=settings.kl_beta,
         # TRL's default weighs the KL by the ratio, which changes its gradient.
         use_bias_correction_kl=False,
-        epsilon_high=settings.epsilon_high or None,
+        # To TRL's cispo it is the bound itself: at 0.28 a ratio of 1 would count 0.28.
+        epsilon_high=(settings.epsilon_high or settings.epsilon)
+        + (settings.loss_type == "cispo"),
         importance_sampling_level=settings.importance_sampling,
         mask_truncated_completions=settings.mask_truncated,
         cast_lm_head_to_fp32=settings.fp32_logits,

@@ -118,6 +118,21 @@ def test_advantages_follow_the_definition(make_trainer, tmp_path, scale):
     assert folded == pytest.approx(sorted(row["advantage"] for row in rows))
 
 
+def test_dead_groups_are_counted_as_such_with_the_std_of_the_batch(
+    make_trainer, tmp_path
+):
+    """One that is all right and one that is all wrong: nothing to learn, no fault."""
+
+    def first(text, question):
+        return float(question.id == "training/0")
+
+    rewards, batch = {"accuracy": first}, {"steps": 1, "scale_rewards": "batch"}
+    trainer = make_trainer(rewards=rewards, prompts_per_step=6, **batch)
+    checkpoints.train(trainer)
+    (row,) = log_of(tmp_path)
+    assert row["dead_groups"] == 1 and row["reward_std"] > 0
+
+
 def test_a_deterministic_policy_is_reported(make_trainer):
     with pytest.raises(RuntimeError, match="identical"):
         one_step_inputs(make_trainer(top_k=1))

@@ -62,6 +62,10 @@ class Group:
     rows: list[dict]  # what rollouts.jsonl says of each; "rewards" as measured
     totals: Sequence[float] = ()  # the weighted sum of the rewards of each
 
+    def is_dead(self) -> bool:
+        """Whether no rollout is better than another, in TRL's float32."""
+        return max(self.totals) - min(self.totals) < 1e-6
+
 
 class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     """TRL's GRPOTrainer for questions with video, still or neither, ready to start. A
@@ -213,8 +217,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         2503.14476, section 3.2) draws until none is left, here `extra_draws` times."""
         replaced: list[dict] = []
         for draw in range(self.settings.extra_draws):
-            totals = [own.totals for own in self.groups]
-            dead = [i for i, own in enumerate(totals) if min(own) == max(own)]
+            dead = [i for i, own in enumerate(self.groups) if own.is_dead()]
             further = self._further_questions(draw)[: len(dead)]
             if not further:
                 break
@@ -290,7 +293,10 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         return {**output, "advantages": self.shaped(output["advantages"])}
 
     def _record(self, advantages: torch.Tensor) -> None:
-        """Append a batch to rollouts.jsonl and log how many answers can be read."""
+        """Append a batch to rollouts.jsonl and log how many answers can be read and how
+        many groups are dead: with scale_rewards = batch TRL asks the whole batch."""
+        dead = gather_object([own.is_dead() for own in self.groups])
+        self._metrics["train"]["frac_reward_zero_std"][-1] = sum(dead) / len(dead)
         rows = list(chain.from_iterable(own.rows for own in self.groups))
         for row, advantage in zip(rows, advantages.tolist(), strict=True):
             row.setdefault("advantage", advantage)

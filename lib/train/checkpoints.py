@@ -234,8 +234,8 @@ class ExactResume:
             free = shutil.disk_usage(self.args.output_dir).free / 2**30
             raise OSError(
                 f"{folder} could not be written: {error}. {free:.1f} GiB are free on "
-                "its disk; make room there and start again: training goes on from "
-                "the last complete checkpoint"
+                "its disk: if that is too little, make room. Start again: training goes"
+                " on from the last complete checkpoint"
             ) from error
 
     def _prepare_for_training(self, *args):

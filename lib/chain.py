@@ -24,6 +24,7 @@ LEDGER = "chain.json"
 ASKED = "04_eval"  # leaves all answers; one beside them is nobody's
 # Written by more than one notebook, or by the pipeline: not one notebook's own.
 SHARED = (LEDGER, "manifest.json", "pipeline.json")
+OWN = "./"  # begins the name of what was read in the run itself, which may be moved
 RECORDS = ("*.json", "*.jsonl", "adapters/*/*.json", "adapters/*/*.safetensors")
 FIGURES = ("figures/*.png", "*.png")
 BENCHMARK = ("annotations/*.jsonl", "lvb_val.json", "videos/**/*", "images/**/*")
@@ -48,7 +49,7 @@ def seal(run: Path, stage: str, reads: Iterable[Path | None] = ()) -> None:
     chain[stage] = {
         "facts": settings_hash(read_json(run / "manifest.json", {})[stage]),
         "after": _after(chain, stage),
-        "read": {told(path): content(path) for path in sorted({*reads} - {None})},
+        "read": {_name(run, path): content(path) for path in sorted({*reads} - {None})},
         "wrote": {name: content(run / name, whole=True) for name in wrote},
     }
     write_json(run / LEDGER, chain)
@@ -107,9 +108,17 @@ def _faults(
     notebook = f"{stage}.ipynb"
     if executed and content(run / notebook, whole=True) != executed[:DIGITS]:
         faults.append(f"{notebook}: not as the pipeline executed it")
-    if any((ROOT / name).exists() for name in entry["read"]):
-        faults += _changed(ROOT, entry["read"], stage, "read")
+    own = {n: then for n, then in entry["read"].items() if n.startswith(OWN)}
+    outside = {n: then for n, then in entry["read"].items() if n not in own}
+    if any((ROOT / name).exists() for name in outside):
+        faults += _changed(ROOT, outside, stage, "read")
+    faults += _changed(run, own, stage, "read")
     return faults + _changed(run, entry["wrote"], stage, "left")
+
+
+def _name(run: Path, path: Path) -> str:
+    inside = path.is_relative_to(run)
+    return OWN + path.relative_to(run).as_posix() if inside else told(path)
 
 
 def _changed(folder: Path, known: dict, stage: str, did: str) -> list[str]:

@@ -224,3 +224,18 @@ def test_paths_of_the_checkout_are_told_from_its_root(run):
     found = records.read_json(run / chain.LEDGER)["05_analysis"]
     assert list(found["read"]) == ["requirements.txt"]
     assert records.read_json(run / "manifest.json") == before
+
+
+def test_what_a_notebook_read_of_its_own_run_moves_with_it(run, data, tmp_path):
+    """grpo_from: the adapter stands in the run, and there it is looked for."""
+    adapter = run / "adapters/sft/adapter_model.safetensors"
+    close(run, "03_grpo", reads=[data / "annotations/training.jsonl", adapter], seed=0)
+    for stage in ("04_eval", "05_analysis"):
+        seal(run, stage, reads=[data / "videos/small.mp4"])
+    moved = run.rename(tmp_path / "elsewhere")
+    verify(moved)
+    shutil.rmtree(data)  # the adapter alone is there of what was read
+    verify(moved)
+    (moved / adapter.relative_to(run)).write_bytes(b"another")
+    with pytest.raises(NotAsLeft, match=r"model\.safetensors: not as 03_grpo read"):
+        verify(moved)

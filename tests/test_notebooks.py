@@ -92,6 +92,20 @@ def test_05_is_a_core_and_an_appendix():
     assert closing == ["close"] and ids.index("close") > ids.index(figures[-1])
 
 
+def test_what_it_says_that_it_read_has_still_that_name(code):
+    """A cell between had called its figure `path`, too."""
+    bound, reads = {}, []
+    for cell in code:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Assign):
+                bound |= {ast.unparse(name): node.value for name in node.targets}
+            elif isinstance(node, ast.keyword) and node.arg == "reads":
+                reads.append(node.value)
+    names = {n.id for own in reads for n in ast.walk(own) if isinstance(n, ast.Name)}
+    for value in (bound[name] for name in names & {*bound}):
+        assert not ast.unparse(value).startswith("run / "), ast.unparse(value)
+
+
 def test_every_figure_has_its_words(code):
     """Figures are shown by `pages.show`, which refuses to leave out the words."""
     for cell in code:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import records
+from lib import chain, records
 from lib.analysis import sampled
 from lib.data import training_sets
 from lib.evaluate import draws, evaluate
@@ -272,3 +272,6 @@ def test_grpo_goes_on_from_sft_and_is_loaded_on_it(
     name = moved[0].replace(".weight", ".base_layer.weight")
     assert torch.equal(again.get_base_model().state_dict()[name], plain[moved[0]])
     assert len(weights_of(run / "adapters" / "grpo")) and "rft" in LABELS
+    chain.close(run, "03_grpo", model=str(tiny_checkpoint), questions=6)
+    card = export.model_card(run / "adapters" / "grpo")
+    assert f"`{tiny_checkpoint}` after SFT, then GRPO:" in card

@@ -290,14 +290,14 @@ def load_trained(
             f"{folder} holds neither {ADAPTER} nor config.json: it is no adapter and no"
             " checkpoint; give the folder that 02_sft or 03_grpo wrote"
         )
-    model_path = _beside(folder) or model_path
+    model_path = beside(folder) or model_path
     chain.check_trained(folder, identity(model_path))
     if not (folder / ADAPTER).exists():
         return load_model(folder, dtype, quantize)
     return _with_adapter(load_model(model_path, dtype, quantize), folder).eval()
 
 
-def _beside(folder: Path) -> Path | None:
+def beside(folder: Path) -> Path | None:
     """The checkpoint in the same adapters/ that training says it started from."""
     said = (records.read_json(file) for file in folder.glob("*_settings.json"))
     bases = [record["settings"].get("model") for record in said]

@@ -99,6 +99,9 @@ def model_card(adapter: Path) -> str:
     chain.verify(run)
     (record,) = adapter.glob("*_settings.json")
     base, data, label = facts["model"], facts["data_command"], adapter.name
+    method = LABELS.get(label, f"{label} (`lib/train/rl.py`)")
+    if before := models.beside(adapter):  # grpo_from, merged by `start`
+        method = f"{LABELS[before.name.partition('-merged-')[0]]}, then {method}"
     front = {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if not paths.resolve(base).is_dir():  # a local one has no name on the hub
         front["base_model"] = base
@@ -108,7 +111,7 @@ def model_card(adapter: Path) -> str:
         template_path=str(CARD),
         base=base,
         label=label,
-        method=LABELS.get(label, f"{label} (`lib/train/rl.py`)"),
+        method=method,
         run=run.name,
         made=facts["environment"],
         data=data,

@@ -150,6 +150,15 @@ def test_a_record_does_not_replace_that_of_another_seed(runs, tmp_path, capsys):
     assert read_json(tmp_path / "out" / "mini.json")["seed"] == 0
 
 
+def test_a_record_of_a_seed_that_is_there_is_not_written(runs, tmp_path, capsys):
+    """It was, and the folder could not be averaged any more."""
+    copy, out = shutil.copytree(runs[0], tmp_path / "copy"), tmp_path / "out"
+    assert main(["reference", str(runs[0]), str(copy), "--out", str(out)]) == 1
+    said = f"{out / runs[0].name}.json holds the seed of {copy}, too: delete"
+    assert said in capsys.readouterr().err
+    assert [path.stem for path in out.iterdir()] == [runs[0].name]
+
+
 def test_write_results_round_trip(runs):
     predictions = tables.read_predictions(runs[0])
     right = compare.right(answers.read(runs[0]))

@@ -81,6 +81,10 @@ def _carried_out(options: argparse.Namespace):
             if path.exists() and read_json(path)["seed"] != record["seed"]:
                 todo = "rename its folder, or give another --out"
                 raise ValueError(f"{path} holds another seed than {run}: {todo}")
+            for other in sorted({*out.glob("*.json")} - {path}):
+                known, todo = read_json(other), "delete it, or give another --out"
+                if "results" in known and known["seed"] == record["seed"]:
+                    raise ValueError(f"{other} holds the seed of {run}, too: {todo}")
             write_json(path, record)
             yield path
         seeds = readme.read_reference(out)

@@ -106,6 +106,17 @@ def test_what_it_says_that_it_read_has_still_that_name(code):
         assert not ast.unparse(value).startswith("run / "), ast.unparse(value)
 
 
+def test_04_says_what_it_asked_before_anything_reads_it():
+    """A judge reads of a run the models and sets that metrics.json names."""
+    notebook = nbformat.read(NOTEBOOKS / "04_eval.ipynb", as_version=4)
+    text = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    asked, written, planned, readings = (
+        text.index(part)
+        for part in ("evaluate_sets", '"metrics.json"', "judge.plan(", "read_run")
+    )
+    assert asked < written < min(planned, readings)
+
+
 def test_every_figure_has_its_words(code):
     """Figures are shown by `pages.show`, which refuses to leave out the words."""
     for cell in code:

@@ -124,13 +124,14 @@ def test_the_reference_moves_by_its_share_of_the_difference_in_bfloat16_too():
     average stands still; in float32 it adds up."""
     layer = torch.nn.Linear(3, 2, bias=False).to(torch.bfloat16)
     torch.nn.init.constant_(layer.weight, 1.0)
-    reference = care.ReferenceWeights(layer, decay=0.995, every=1)
+    trainer = SimpleNamespace(model=layer, model_wrapped=layer)
+    reference = care.ReferenceWeights(trainer, decay=0.995, every=1)
+    average = reference.average["weight"]
     torch.nn.init.constant_(layer.weight, 1.5)
     expected, state = 1.0, SimpleNamespace(global_step=1)
     for _ in range(20):
         reference.on_step_end(None, state, None)
         expected = 0.995 * expected + 0.005 * 1.5
-        average = reference.average["weight"]
         assert average.dtype == torch.float32
         assert average.flatten().tolist() == pytest.approx([expected] * 6, abs=1e-6)
     assert expected > 1.04
@@ -148,7 +149,7 @@ def test_training_moves_the_reference_every_so_many_steps(build, every, moves):
 
     class Watch(care.TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            seen.append(copied(reference.weights))
+            seen.append(copied(reference.policy()))
 
     trainer.add_callback(Watch())
     trainer.train()
@@ -184,9 +185,9 @@ def test_likelihoods_are_those_of_the_reference_and_leave_the_policy_alone(build
     trainer = build()
     question = next(iter(trainer.questions.values()))
     reference = trainer.reference
-    spread(reference.weights, 1)
+    spread(reference.policy(), 1)
     spread(reference.average, 2)
-    before, rows = copied(reference.weights), []
+    before, rows = copied(reference.policy()), []
     language = prefix.base_of(trainer.model).model.language_model
     hook = language.register_forward_hook(
         lambda module, args, kwargs, out: rows.append(len(kwargs["inputs_embeds"])),
@@ -195,7 +196,7 @@ def test_likelihoods_are_those_of_the_reference_and_leave_the_policy_alone(build
     found = likelihoods_of(trainer)
     hook.remove()
     assert rows == [1], "a group is one row"
-    assert all(torch.equal(own, before[n]) for n, own in reference.weights.items())
+    assert all(torch.equal(own, before[n]) for n, own in reference.policy().items())
 
     def expected():
         """By one plain forward a completion."""
@@ -274,9 +275,9 @@ def test_without_an_adapter_the_reference_averages_all_weights(build):
         own = [name for name in start if part in name and start[name].ndim > 1]
         moved = [not torch.equal(start[name], reference.average[name]) for name in own]
         assert any(moved), part
-    before = copied(reference.weights)
+    before = copied(reference.policy())
     assert [p > 0 for p in likelihoods_of(trainer)] == ANSWERED
-    assert all(torch.equal(own, before[n]) for n, own in reference.weights.items())
+    assert all(torch.equal(own, before[n]) for n, own in reference.policy().items())
 
 
 def test_rewards_without_accuracy_are_refused(build):

@@ -203,16 +203,16 @@ def test_a_full_fine_tune_resumes_exactly(make_trainer, tmp_path):
 
 
 def test_a_quantized_adapter_resumes_in_its_own_type_and_place(make_trainer, tmp_path):
-    """Where they were others, GRPO-CARE's reference would follow those before."""
-    trainer = make_trainer("care", quantize=True, dtype="bfloat16")
+    trainer = make_trainer(quantize=True, dtype="bfloat16")
     trainer.train()
-    wanted = {n: w.clone() for n, w in trainer.reference.weights.items()}
-    resumed = make_trainer("care", run=tmp_path / "b", quantize=True, dtype="bfloat16")
-    last = tmp_path / "checkpoints/care/checkpoint-4"
+    wanted = dict(trainer.model.named_parameters())
+    resumed = make_trainer(run=tmp_path / "b", quantize=True, dtype="bfloat16")
+    before = dict(resumed.model.named_parameters())
+    last = tmp_path / "checkpoints/grpo/checkpoint-4"
     resumed._load_from_checkpoint(str(last))
     for name, weight in resumed.model.named_parameters():
         if weight.requires_grad:
-            assert weight is resumed.reference.weights[name]
+            assert weight is before[name]
             assert weight.dtype == torch.bfloat16 and torch.equal(weight, wanted[name])
 
 

@@ -236,7 +236,7 @@ def test_a_coin_pays_equal_answers_unlike_and_the_same_again(make_trainer):
     rows = [{"step": 3, "rollout": n, "text": "same"} for n in range(8)]
     asked = next(iter(trainer.questions.values()))
     for _ in range(2):
-        trainer.measure([grpo.Group(asked, None, [], rows)])
+        trainer.measure([grpo.Group(asked, None, [], rows, {})])
         paid = [row["rewards"]["coin"] for row in rows]
         assert paid == [rewards.coin("", asked, f"3/{n}") for n in range(8)]
         assert {row["rewards"]["accuracy"] for row in rows} == {0.0}

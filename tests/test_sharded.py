@@ -112,6 +112,7 @@ def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
     for name, own in (("fixed", sharded.FIXED), ("adapter", sharded.ADAPTER)):
         given = (tiny_checkpoint, tiny_questions, own)
         two_processes.train_fixed(*given, folder / name)
+    sharded.train_care(tiny_checkpoint, tiny_questions, folder / "care")
     settings = replace(sharded.SFT, batch_size=2 * sharded.SFT.batch_size)
     given = (tiny_checkpoint, demonstrations, settings)
     two_processes.train_sft(*given, folder / "sft")
@@ -119,7 +120,8 @@ def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "label"), [("fixed", "grpo"), ("adapter", "grpo"), ("sft", "sft")]
+    ("name", "label"),
+    [("fixed", "grpo"), ("adapter", "grpo"), ("sft", "sft"), ("care", "care")],
 )
 @pytest.mark.parametrize("kind", ALL)
 def test_two_processes_train_what_one_does(
@@ -128,7 +130,8 @@ def test_two_processes_train_what_one_does(
     # An adapter begins at random numbers, so its change is smaller than itself.
     start = 0 if name == "adapter" else weights_of(tiny_checkpoint)
     given = (first / kind / name, alone / name, label, start, 1e-3)
-    assert_same_training(*given, also=("kl", "entropy", "token_accuracy"))
+    also = ("kl", "entropy", "token_accuracy", "reference_likelihood")
+    assert_same_training(*given, also=also)
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -173,7 +176,7 @@ def test_one_process_has_a_clip_where_the_other_has_none(demonstrations):
 def test_a_stopped_run_ends_as_an_undisturbed_one(second, kind):
     """Weights, optimizer, schedule, order, randomness and rollouts; and the checkpoint
     without its marker was not loaded."""
-    for name, label in (("drawn", "grpo"), ("sft", "sft")):
+    for name, label in (("drawn", "grpo"), ("sft", "sft"), ("care", "care")):
         whole, again = second / kind / name, second / kind / f"{name}_again"
         assert without_seconds(log_of(again, label)) == without_seconds(
             log_of(whole, label)

@@ -115,6 +115,19 @@ def own_part(weight: torch.Tensor) -> torch.Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
+def own_parts(model, wrapped) -> dict[str, torch.Tensor]:
+    """{name: what this process holds} of each trained weight; who changes it changes
+    the model. `wrapped` is what the trainer wraps around the model: what forward passes
+    have left whole there is given up, and gathered anew by the next one."""
+    for part in wrapped.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    if hasattr(wrapped, "empty_partition_cache"):  # DeepSpeed's engine
+        wrapped.empty_partition_cache()
+    named = model.named_parameters()
+    return {name: own_part(own).detach() for name, own in named if own.requires_grad}
+
+
 def agreed(numbers: Sequence[int], device) -> list[int]:
     """The longest list of all processes, with the greatest number at each place."""
     length = torch.tensor(len(numbers), device=device)

@@ -27,7 +27,7 @@ from lib.run import counts, launch, memory
 from lib.run.cards import Card
 from lib.run.counts import Asked
 from lib.run.memory import GIB
-from lib.train import checkpoints, grpo, reward_stages, rl, sft
+from lib.train import checkpoints, grpo, ppo, reward_stages, rl, sft
 
 # isort: split
 from huggingface_hub import snapshot_download
@@ -162,11 +162,10 @@ def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Chec
 
 
 def check_split(values: Mapping) -> list[Check]:
-    """What of the methods is not split, where weights shall be."""
-    split = bool(memory.sharding_of(values["accelerate_config"]))
-    trainers = [rl.METHODS[method.name][1] for method in rl.read(values["rl"])]
-    whole = [own.unsplit for own in trainers if own.unsplit and split]
-    return [Check("split", False, f"{what} {grpo.UNSPLIT}") for what in whole]
+    """That PPO does not train split weights, where it shall."""
+    asked = "ppo" in [method.name for method in rl.read(values["rl"])]
+    split = asked and memory.sharding_of(values["accelerate_config"])
+    return [Check("split", False, ppo.UNSPLIT)] if split else []
 
 
 def check_packages(values: Mapping) -> Check:

@@ -19,18 +19,20 @@ the mean of the others is 0.733, so the first and the last get the bonus.
 The released code differs: its mean is geometric (`answer_mean`), over the letter and
 the `>` before it; its means over rollouts are over the whole batch; and under ZeRO-3
 its reference most likely never moves. Here the reference is a float32 average of the
-trained weights, and takes their place in the model while it is asked. With LoRA the two
-factors of an adapter are averaged, which is not the average of their products."""
+trained weights, and takes their place in the model while it is asked; where weights are
+split over processes it is split as they are. With LoRA the two factors of an adapter
+are averaged, which is not the average of their products."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
 from lib.data.letters import ANSWER
+from lib.model import shards
 from lib.model.prefix import Prompt
 from lib.train import grpo
 from lib.train.task import GRPOSettings, Task
@@ -118,26 +120,32 @@ def answer_likelihood(
 
 
 class ReferenceWeights(TrainerCallback):
-    """A float32 copy of a model's trained weights. As a callback of the training it
-    follows them every so many steps: average <- decay x average + (1 - decay) x
-    weights."""
+    """A float32 copy of a trainer's trained weights, or of this process' part of them.
+    As a callback of the training it follows them every so many steps: average <- decay
+    x average + (1 - decay) x weights."""
 
-    def __init__(self, model, decay: float, every: int):
-        named = model.named_parameters()
-        self.weights = {name: own for name, own in named if own.requires_grad}
-        copies = {n: own.detach().float().clone() for n, own in self.weights.items()}
-        self.average, self.decay, self.every = copies, decay, every
+    def __init__(self, trainer, decay: float, every: int):
+        self.trainer, self.decay, self.every = trainer, decay, every
+
+    def policy(self) -> dict[str, torch.Tensor]:
+        """The trained weights as they are now."""
+        return shards.own_parts(self.trainer.model, self.trainer.model_wrapped)
+
+    @cached_property
+    def average(self) -> dict[str, torch.Tensor]:
+        """Made by the first rollouts: FSDP2 splits weights when the training begins."""
+        return {name: own.float().clone() for name, own in self.policy().items()}
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.every == 0:
-            for name, average in self.average.items():
-                average.lerp_(self.weights[name].float(), 1 - self.decay)
+            for name, own in self.policy().items():
+                self.average[name].lerp_(own.float(), 1 - self.decay)
 
     @contextmanager
     def in_place_of_policy(self) -> Iterator[None]:
         """Inside, the model has the reference's weights."""
-        policy = {name: own.detach().clone() for name, own in self.weights.items()}
+        policy = {name: own.clone() for name, own in self.policy().items()}
         try:
             self._put(self.average)
             yield
@@ -146,8 +154,8 @@ class ReferenceWeights(TrainerCallback):
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, torch.Tensor]) -> None:
-        for name, weight in self.weights.items():
-            weight.copy_(values[name])
+        for name, own in self.policy().items():
+            own.copy_(values[name])
 
 
 class VideoCARETrainer(grpo.VideoGRPOTrainer):
@@ -155,7 +163,6 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
 
     label, added = "care", ("consistency_bonus",)
     logged = grpo.LOGGED | {"reference_likelihood": "reference_likelihood"}
-    unsplit = "GRPO-CARE's reference"
 
     def __init__(self, task: Task):
         if "accuracy" not in task.rewards:
@@ -167,13 +174,12 @@ class VideoCARETrainer(grpo.VideoGRPOTrainer):
         settings, self.reference = self.settings, None
         if settings.reference != "policy":
             how = (settings.reference_decay, settings.reference_every)
-            self.reference = ReferenceWeights(self.model, *how)
+            self.reference = ReferenceWeights(self, *how)
         if settings.reference == "ema":
             self.add_callback(self.reference)
 
-    def measure(self, groups: Sequence[grpo.Group]) -> None:
-        """The rewards of the task, and the bonus."""
-        super().measure(groups)
+    def add_rewards(self, groups: Sequence[grpo.Group]) -> None:
+        """The bonus."""
         both = [own.prompt for own in groups], [own.tokens for own in groups]
         likelihoods = self.reference_likelihoods(*both)
         for group, own in zip(groups, likelihoods, strict=True):

@@ -39,7 +39,7 @@ warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWar
 
 MARKER, STATE, SCHEDULER = "complete.json", "trainer_state.json", "scheduler.pt"
 SHARES = ("_share", "label_noise", "top_p")
-EXTRA = "extra_state.safetensors"  # what only a subclass of ExactResume knows
+EXTRA = "extra_state_{}.safetensors"  # what only a subclass of ExactResume knows
 UNREADABLE = (RuntimeError, ValueError, OSError, LookupError, EOFError, SafetensorError)
 
 
@@ -198,14 +198,19 @@ class ExactResume:
             self.accelerator.scaler = torch.amp.GradScaler("cpu")
 
     def extra_state(self) -> dict[str, torch.Tensor]:
-        """Tensors that a subclass must find again beside weights and optimizer."""
+        """Tensors that a subclass must find again beside weights and optimizer; of
+        split weights each process has its own."""
         return {}
+
+    def _extra_file(self, checkpoint: str | Path) -> Path:
+        own = self.args.process_index if shards.asked_for(self.args) else 0
+        return Path(checkpoint) / EXTRA.format(own)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         own = self.extra_state()
         if checkpoint is not None and own:
-            saved = load_file(Path(checkpoint) / EXTRA)
+            saved = load_file(self._extra_file(checkpoint))
             for name, tensor in own.items():
                 tensor.copy_(saved[name])
 
@@ -228,8 +233,9 @@ class ExactResume:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
-            if self.args.should_save and (state := self.extra_state()):
-                save_file(state, folder / EXTRA)
+            writes = self.args.should_save or shards.asked_for(self.args)
+            if writes and (state := self.extra_state()):
+                save_file(state, self._extra_file(folder))
         except (OSError, RuntimeError, SafetensorError) as error:
             free = shutil.disk_usage(self.args.output_dir).free / 2**30
             raise OSError(

@@ -49,7 +49,6 @@ LOGGED = {  # the names of TRL's numbers in our logs
     "learning_rate": "lr",
     "step_time": "seconds_step",
 }
-UNSPLIT = "is not split: train on one device, or on several without accelerate_config"
 
 
 @dataclass
@@ -60,11 +59,18 @@ class Group:
     prompt: Prompt  # with features where the vision tower is frozen
     tokens: list[list[int]]  # of each rollout
     rows: list[dict]  # what rollouts.jsonl says of each; "rewards" as measured
-    totals: Sequence[float] = ()  # the weighted sum of the rewards of each
+    weights: Mapping[str, float]  # of the rewards, by name
+
+    @property
+    def totals(self) -> list[float]:
+        """The weighted sum of the rewards of each rollout."""
+        rewards = [row["rewards"] for row in self.rows]
+        return [math.fsum(self.weights[n] * own[n] for n in own) for own in rewards]
 
     def is_dead(self) -> bool:
         """Whether no rollout is better than another, in TRL's float32."""
-        return max(self.totals) - min(self.totals) < 1e-6
+        totals = self.totals
+        return max(totals) - min(totals) < 1e-6
 
 
 class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
@@ -72,13 +78,12 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
     group stays together: it is one row of the batch that TRL shuffles and splits, with
     tensors [groups, G, ...], until the loss unfolds it. Other methods on the same
     rollouts are subclasses: `label` names their adapter, logs and checkpoints, `logged`
-    maps TRL's numbers to the keys of their log, `added` names rewards of their own, and
-    what is `unsplit` needs whole weights on each device."""
+    maps TRL's numbers to the keys of their log, and `added` names rewards of their
+    own."""
 
     label = "grpo"
     logged = LOGGED
     added: tuple[str, ...] = ()
-    unsplit = ""
 
     def __init__(self, task: Task):
         settings, run = task.settings, Path(task.run)
@@ -107,8 +112,6 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
             train_dataset=rows,
             **checkpoints.trainer_parts(task, self.label, arguments, log, learns),
         )
-        if self.unsplit and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(f"{self.unsplit} {UNSPLIT}")
         self.reward_func_names = rewards
         prefix.check_model(self.model)
         for model in filter(None, (self.model, self.ref_model)):
@@ -151,6 +154,7 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
                 check_groups_differ(self.groups)
             if self.settings.extra_draws:
                 self._replace_dead_groups()
+        self.add_rewards(self.groups)
         rows = [dataset_row(own.question) for own in self.groups for _ in range(size)]
         output = super()._generate_and_score_completions(rows)
         output = self._with_advantages(output)
@@ -179,12 +183,9 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         if not prefix.vision_is_frozen(self.model):
             seen = prompts  # such features have no gradient, and are no reference's
         columns = (questions, seen, drawn, map(self._rows, questions, drawn))
-        groups = [Group(*own) for own in zip(*columns, strict=True)]
-        self.measure(groups)
         weights = self.weights()
-        for own in groups:
-            rewards = [row["rewards"] for row in own.rows]
-            own.totals = [math.fsum(weights[n] * r[n] for n in r) for r in rewards]
+        groups = [Group(*own, weights) for own in zip(*columns, strict=True)]
+        self.measure(groups)
         return groups
 
     def draw(self, seen: Sequence[Prompt]) -> list[list[list[int]]]:
@@ -239,8 +240,11 @@ class VideoGRPOTrainer(checkpoints.ExactResume, GRPOTrainer):
         share = order[process.process_index :: process.num_processes]
         return [self.questions[name] for name in share if name not in asked]
 
+    def add_rewards(self, groups: Sequence[Group]) -> None:
+        """Outside of `gathered` a subclass gives the rewards that it has `added`."""
+
     def measure(self, groups: Sequence[Group]) -> None:
-        """Give every rollout its rewards; a subclass may add those it has `added`."""
+        """Give every rollout the rewards of the task."""
         for group in groups:
             for row in group.rows:
                 given = (row["text"], group.question)

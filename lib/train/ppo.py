@@ -40,6 +40,8 @@ from lib.train import grpo
 from lib.train.task import GRPOSettings, Task
 
 HEAD = "value_head"  # name of the critic's layer in the model
+UNSPLIT = "PPO's critic is not split: train on one device, or on several without "
+UNSPLIT += "accelerate_config"
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,11 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
 
     label = "ppo"
     logged = grpo.LOGGED | {"value": "value", "value_loss": "value_loss"}
-    unsplit = "PPO's critic"
 
     def __init__(self, task: Task):
         super().__init__(task)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(UNSPLIT)
         add_critic(self.model)
         self.values = self.old_values = None  # V now, and when the rollouts were drawn
 

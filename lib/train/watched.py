@@ -71,8 +71,10 @@ class WatchGroups(TrainerCallback):
     def _row(self, step: int, question: Question) -> dict:
         trainer = self.trainer
         seed = f"{trainer.settings.seed}/watched/{step}/{question.id}"
-        with own_randomness(random.Random(seed).getrandbits(63)), trainer.gathered():
-            (group,) = trainer.drawn([question])
+        with own_randomness(random.Random(seed).getrandbits(63)):
+            with trainer.gathered():
+                (group,) = trainer.drawn([question])
+            trainer.add_rewards([group])
         return {
             "step": step,
             "question_id": question.id,

@@ -224,14 +224,15 @@ HEAD = ",".join(COLUMNS).encode() + b"\n"
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "line 1: no table of labels (No columns"),
+        (b"", "line 1: no column narration_id, video_id"),
         (b"version https://git-lfs.github.com/spec/v1\n", "line 1: no column"),
         (b"narration_id,video_id\n1,P01_01\n", "no column narration, start_timestamp"),
         (HEAD, "line 2: no rows"),
         (HEAD + b"P01_01_0\n", "line 2, video_id: found ''"),
         (HEAD + b"P\xff1,\n", "can't decode byte 0xff"),
-        (HEAD + b'"open,\n', "EOF inside string"),
-        (b",".join([b"a"] * 3) + b"\n1\n1,2,3,4\n", "Expected 3 fields in line 3"),
+        (HEAD + b'"open,\n', "no table of labels (unexpected end of data"),
+        (HEAD + b"1,2,3,4,5,6,7,8,cut, then\n", "line 2: 10 fields; expected 9"),
+        (HEAD + b'\n\n1,"2\n2"\n\n1\n', "line 7, video_id: found ''"),
     ],
 )
 def test_what_is_no_table_of_labels(data, words, tmp_path, capsys):

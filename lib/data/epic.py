@@ -19,6 +19,8 @@ neither, and no goal: the last action of a segment would name one of the options
 All videos that L1 uses are left out, which is proven on the written file. Moments are
 timestamps: the labels' frames count 50 or 60 a second, some files hold others."""
 
+import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,7 +29,6 @@ from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
 
-import pandas
 from tqdm import tqdm
 
 from lib import paths, records
@@ -154,22 +155,29 @@ def read_labels(files: Iterable[Path]) -> list[Action]:
 
 def _rows(file: Path, faults: list[str]) -> list[tuple[int, dict[str, str]]]:
     """(line, row by column) of a CSV file; none where it has faults as a whole."""
+    rows, line = [], 1
     try:
-        how = {"dtype": str, "keep_default_na": False, "index_col": False}
-        table = pandas.read_csv(file, **how).fillna("")
-    except (ValueError, pandas.errors.ParserError) as error:  # not UTF-8, or nothing
-        faults.append(f"{file}, line 1: no table of labels ({error})")
+        text = io.StringIO(file.read_bytes().decode("utf-8-sig"), newline="")
+        table = csv.DictReader(text, restval="", strict=True)
+        names = table.fieldnames or []
+        for row in table:
+            line = table.line_num
+            if more := row.pop(None, []):
+                said = f"{file}, line {line}: {len(names) + len(more)} fields; expected"
+                faults.append(f"{said} {len(names)} (quote a text with a comma)")
+            rows.append((line, {name: own.strip() for name, own in row.items()}))
+    except (UnicodeDecodeError, csv.Error) as error:
+        faults.append(f"{file}, line {line}: no table of labels ({error})")
         return []
-    if missing := [name for name in COLUMNS if name not in table.columns]:
+    if missing := [name for name in COLUMNS if name not in names]:
         faults.append(
             f"{file}, line 1: no column {', '.join(missing)}; expected action labels"
             " such as EPIC_100_train.csv"
         )
         return []
-    if table.empty:
+    if not rows:
         faults.append(f"{file}, line 2: no rows")
-    table[[*COLUMNS]] = table[[*COLUMNS]].apply(lambda column: column.str.strip())
-    return list(enumerate(table.to_dict("records"), 2))
+    return rows
 
 
 def _row_faults(row: dict[str, str]) -> Iterator[str]:

@@ -185,6 +185,19 @@ def test_a_still_is_turned_as_its_exif_says(tmp_path):
         assert pixels[2].mean() > 250 and pixels[-20:].mean() < 5
 
 
+def test_exif_that_cannot_be_written_again_is_no_crash(tmp_path):
+    """Turning a picture writes its EXIF anew; here its width is a text."""
+    image, path = Image.new("RGB", (84, 56)), tmp_path / "still.jpg"
+    exif = image.getexif()
+    exif[0x0112], exif[0x010F] = 6, "a maker"
+    image.save(path, exif=exif)
+    data = path.read_bytes()
+    assert data.count(b"\x01\x0f\0\x02") == 1
+    path.write_bytes(data.replace(b"\x01\x0f\0\x02", b"\x01\0\0\x02"))
+    with pytest.raises(BadVideo, match="Pillow cannot"):
+        read_still(path, SMALL)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

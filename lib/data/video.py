@@ -17,8 +17,6 @@ from lib.data import footage
 from lib.data.faults import no_file
 
 SIDE, SIDE_OF_3 = 28, 32  # pixels of one visual token, 2 x 2 patches; of Qwen3-VL's
-# What Pillow's decoders raise at damage, each its own: SyntaxError is PNG's.
-DAMAGED = (OSError, SyntaxError, ValueError, TypeError, RuntimeError)
 
 
 class BadVideo(Exception):
@@ -139,7 +137,9 @@ def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise BadVideo(path, f"holds {image.n_frames} pictures, not one")
             picture = _on_white(ImageOps.exif_transpose(image), path)
-    except (*DAMAGED, Image.DecompressionBombError) as error:
+    except BadVideo:
+        raise
+    except Exception as error:  # at damage each of Pillow's decoders raises its own
         raise BadVideo(path, "Pillow cannot decode it as a picture") from error
     if picture.size != size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)

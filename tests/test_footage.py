@@ -371,6 +371,18 @@ def mark(medium):
     return "", ""
 
 
+def test_a_header_that_counts_frames_of_no_film_is_no_end(tmp_path):
+    """decord made room for four thousand million, and ended the process."""
+    path = write(tmp_path / "film.mp4", count=20)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"stts") + 12
+    assert data[entry : entry + 4] == bytes([0, 0, 0, 20])
+    data[entry] = 255
+    path.write_bytes(data)
+    shown, _, why_pyav = read_all(path)
+    assert shown == [*range(20)] and "4278190100 frames of 20" in why_pyav
+
+
 def test_an_interrupted_check_ends(tmp_path, monkeypatch):
     """What has not begun is not waited for."""
     monkeypatch.setattr(inventory, "_decoded", mark)

@@ -187,7 +187,7 @@ def _scan(path: str) -> _Film:
             stated_rate=float(stream.average_rate or 0),
             starts=starts,
             first=first,
-            why_pyav=_doubt(container, stream, len(packets) - count, starts),
+            why_pyav=_doubt(container, stream, len(packets), count, starts),
         )
 
 
@@ -247,7 +247,7 @@ def _starts(packets: list[_Packet]) -> list[int]:
     return keys if is_closed and keys[:1] == [0] else []
 
 
-def _doubt(container, stream, hidden: int, starts: list[int]) -> str:
+def _doubt(container, stream, held: int, count: int, starts: list[int]) -> str:
     covers = Disposition.attached_pic
     videos = [v for v in container.streams.video if not v.disposition & covers]
     codec, kind = stream.codec_context.name, container.format.name
@@ -257,8 +257,10 @@ def _doubt(container, stream, hidden: int, starts: list[int]) -> str:
         return f"it holds {len(videos)} videos; stream {stream.index} is read"
     if codec != "h264" or kind not in TRUSTED:
         return f"it is {codec} in {kind.split(',')[0]}"
-    if hidden:
-        return f"it hides {hidden} of its frames"
+    if held > count:
+        return f"it hides {held - count} of its frames"
+    if stream.frames > held:  # decord makes room for all, and ends the process
+        return f"its header counts {stream.frames} frames of {held}"
     if not starts:
         return "its groups of pictures overlap, or do not begin with an IDR picture"
     return ""

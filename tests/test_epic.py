@@ -245,6 +245,10 @@ def test_what_is_no_table_of_labels(data, words, tmp_path, capsys):
     assert "labels.csv, line" in error and words in error
 
 
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+
+
 def write_video(path, fps=30, seconds=18, times=None, **options):
     """A video whose brightness is ten times the time in seconds."""
     tens = (round(10 * i / fps) for i in range(int(seconds * fps)))
@@ -317,6 +321,24 @@ def test_missing_short_and_broken_videos_are_named_and_counted(run, kitchen):
     assert "5 of P01_02: the video is missing" in printed
     assert "5 of P01_03: the video cannot be decoded" in printed
     assert len(record["left_out"]) == 11
+
+
+def test_what_a_decoder_patched_up_is_not_cut(tmp_path):
+    """A clip of it would be sound, and show what was never there."""
+    video = tmp_path / "video.mp4"
+    pictures = [noise(i) for i in range(90)]
+    write_film(video, pictures, 30, options={"preset": "veryfast", "g": "30"})
+    data = bytearray(video.read_bytes())
+    middle = len(data) // 2  # at 1.5 s
+    data[middle : middle + 20] = range(20)
+    video.write_bytes(data)
+    before, after = (
+        Cut(0.0, end, tmp_path / f"{end}.mp4", tmp_path / f"{end}.png")
+        for end in (1.0, 2.5)
+    )
+    why = cut(video, [before, after])
+    assert why == {after: "the video cannot be decoded (InvalidDataError)"}
+    assert before.is_there and not after.clip.exists()
 
 
 def test_a_full_disk_is_not_said_of_the_video(kitchen, tmp_path):

@@ -95,7 +95,7 @@ def _shown(container, begin: float) -> Iterator[tuple[av.VideoFrame, float]]:
     # To the key frame before; a second early, because seeking goes by decoding order.
     target = max(0.0, begin - 1) + offset
     container.seek(round(target / stream.time_base), stream=stream)
-    frames = container.decode(stream)
+    frames = _sound(container.decode(stream))
     last = next(frames, None)
     for frame in frames:
         if frame.time - offset > begin:
@@ -103,6 +103,14 @@ def _shown(container, begin: float) -> Iterator[tuple[av.VideoFrame, float]]:
         last = frame
     if last is not None:
         yield last, last.time - offset + float(1 / stream.average_rate)
+
+
+def _sound(frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    """The frames, up to one that the decoder patched up: a clip of it would pass."""
+    for frame in frames:
+        if frame.is_corrupt:
+            raise av.InvalidDataError(0, "a frame is patched up")
+        yield frame
 
 
 def _small(frame: av.VideoFrame) -> av.VideoFrame:

@@ -88,6 +88,20 @@ def test_demonstrations_are_found_by_their_clip_where_they_have_no_id(folder):
         named.measure(asked, stills)
 
 
+def test_demonstrations_of_one_question_are_counted_one_by_one(folder, tmp_path):
+    """Their steps were joined, and the list had the first one's reasoning alone."""
+    asked, taught = rows_of(folder)
+    (first, *_) = (item for item in taught if item.video)
+    silent = replace(first, response="<think>I see nothing.</think><answer>A</answer>")
+    rows = named.measure(asked, [first, silent])
+    assert "2 demonstrations" in named.tables(rows)
+    named.write_check(rows, 9, tmp_path / "check.csv")
+    with (tmp_path / "check.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    assert [row["id"] for row in listed] == [first.id] * 2
+    assert "I see nothing." in {row["reasoning"] for row in listed}
+
+
 def test_the_door_prints_shares_and_lists_some_for_a_person(folder, tmp_path, capsys):
     out = tmp_path / "lists" / "check.csv"
     assert door.main(["teacher", str(folder), "--check", "7", "--out", str(out)]) == 0

@@ -73,10 +73,10 @@ def _words(text: str) -> list[str]:
 def measure(
     asked: Sequence[Question], demonstrations: Iterable[Demonstration]
 ) -> pandas.DataFrame:
-    """A row a step of each demonstration about a clip: id, `of` (its own clip, or
-    another), step, offered (the prompt has its words), named, touched, reasoning.
-    ValueError for one of no question, by its id or else by its clip and still, and
-    where none is about a clip."""
+    """A row a step of each demonstration about a clip: its number (a question may have
+    several), id, `of` (its own clip, or another), offered (the prompt has the step's
+    words), named, touched, step, reasoning. ValueError for one of no question, by its
+    id or else by its clip and still, and where none is about a clip."""
     known = {(q.video, q.image): q for q in asked} | {q.id: q for q in asked}
     filmed, rows = [], []
     for item in demonstrations:
@@ -95,16 +95,16 @@ def measure(
         clips = {"own": question, "other": filmed[number - len(filmed) // 2][0]}
         for of, step in ((of, s) for of, clip in clips.items() for s in clip.progress):
             found, offered = match(step, text), folded(step) in prompt
-            row = {"id": question.id, "of": of, "offered": offered, "step": step}
+            row = {"number": number, "id": question.id, "of": of, "offered": offered}
             row |= {"named": found == "named", "touched": found != "absent"}
-            rows.append(row | {"reasoning": text})
+            rows.append(row | {"step": step, "reasoning": text})
     return pandas.DataFrame(rows)
 
 
 def tables(rows: pandas.DataFrame) -> str:
     """Shares of the steps, and how the demonstrations lie by shares of their steps."""
     steps = rows.groupby(["of", "offered"])[["named", "touched"]].agg(["size", "mean"])
-    own = rows[rows.of == "own"].groupby("id")[["named", "touched"]].mean()
+    own = rows[rows.of == "own"].groupby("number")[["named", "touched"]].mean()
     kinds = {"every step": own == 1, "half or more": own >= 0.5, "no step": own == 0}
     lying = pandas.DataFrame({kind: held.mean() for kind, held in kinds.items()}).T
     told = f"{len(own):,} demonstrations about a clip, the share of them with"
@@ -114,8 +114,8 @@ def tables(rows: pandas.DataFrame) -> str:
 def write_check(rows: pandas.DataFrame, count: int, path: Path) -> None:
     """A CSV of `count` demonstrations for a person, who fills its last column: does the
     reasoning name what happened, yes or no? A list that is there stays."""
-    own = rows[rows.of == "own"]
-    chosen = random.Random(0).sample(sorted({*own.id}), min(count, own.id.nunique()))
-    listed = own.groupby("id").agg({"step": "; ".join, "reasoning": "first"})
+    own = rows[rows.of == "own"].groupby("number")
+    listed = own.agg({"id": "first", "step": "; ".join, "reasoning": "first"})
+    chosen = random.Random(0).sample([*listed.index], min(count, len(listed)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    listed.loc[chosen].assign(person="").to_csv(path, mode="x")
+    listed.loc[chosen].assign(person="").to_csv(path, mode="x", index=False)

@@ -268,6 +268,7 @@ TEXTS = {
     "general": "id question",
 }
 BAD_NAMES = ["", "a/b.mp4", "../b.mp4", "/etc/passwd", "a\\b.mp4", "..", ".", 3, None]
+BAD_NAMES += ["\x1b[31m.mp4", "a\n.mp4", "a\x7f.mp4"]  # they reach a terminal
 HALVES = ["\ud83d", "go \udc00 on", "\ude00\ud83d"]
 CONTROL = ["<|im_end|>", "the <|video_pad|>s", "a<|vision_start|><|image_pad|>"]
 LONG, WIDE = "x" * 100_001, "ｗａｓｈ\u3000pan"

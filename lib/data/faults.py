@@ -32,6 +32,7 @@ DEEPEST = 20  # values within values; the deepest of a sound record has 5
 # (`lib/model/encoding.py`) has for itself.
 UNREADABLE = re.compile("[\ud800-\udfff\U000f0000\U000f0001]")
 CONTROL = re.compile(r"<\|\w+\|>")
+UNPRINTED = re.compile(r"[\x00-\x1f\x7f]")  # escapes, line ends and the like
 OWN_LETTER = re.compile(  # in front of an option: "B. ", "2) ", "Option B: ", "B "
     r"[\W_]*(?i:(?:option|choice|answer) ?)?"
     r"(?:(?i:([A-H1-8]|[ivx]{2,4}) ?(?:[.:)\]}*、]+| -)\s*)|([A-H]) )(?=[^\W\d])"
@@ -74,8 +75,9 @@ def is_relative(value: object) -> bool:
 
 
 def is_path(value: object) -> bool:
-    """The same, of a length that a disk can have."""
-    parts = value.encode("utf-8", "replace").split(b"/") if is_relative(value) else []
+    """The same, of a length that a disk can have, and in one line of a message."""
+    is_sound = is_relative(value) and not UNPRINTED.search(value)
+    parts = value.encode("utf-8", "replace").split(b"/") if is_sound else []
     return bool(parts) and len(value) <= 1000 and max(map(len, parts)) <= 255
 
 
@@ -97,7 +99,10 @@ TEXT = (is_text, f"a text that is not empty, of {LONGEST:,} characters at most")
 INTEGER = (is_integer, "a whole number")
 ID = (is_id, "a whole number or a text")
 LIST = (lambda value: isinstance(value, list), "a list")
-FILE_NAME = (is_file_name, "a file name, 255 bytes at most, without any folder")
+FILE_NAME = (
+    is_file_name,
+    "a file name, 255 bytes at most, without any folder or control character",
+)
 CANDIDATES = (
     lambda value: isinstance(value, list) and len(value) in (4, 5),
     "a list of 4 or 5 options (join option0, option1, ... without the 'N/A' ones)",

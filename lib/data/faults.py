@@ -154,6 +154,8 @@ def _options(
         elif twin != field and plain != answer:
             found = f"{shown(option)}, equal to {twin}"
             yield field, found, "different options", USABLE
+        if UNPRINTED.search(option.strip()):  # the prompt has a line for each
+            yield field, shown(option), "one line, no control characters", USABLE
     yield from _own_letters(options, shuffled=drawn)
     yield from _in_question(asked, [*map(folded, options.values())], shuffled=drawn)
 

@@ -185,15 +185,28 @@ def test_a_still_is_turned_as_its_exif_says(tmp_path):
         assert pixels[2].mean() > 250 and pixels[-20:].mean() < 5
 
 
-def test_exif_that_cannot_be_written_again_is_no_crash(tmp_path):
-    """Turning a picture writes its EXIF anew; here its width is a text."""
+def test_exif_that_cannot_be_written_again_turns_a_still_too(tmp_path):
+    """Pillow turns a picture and writes its EXIF anew; here its width is a text."""
     image, path = Image.new("RGB", (84, 56)), tmp_path / "still.jpg"
+    image.paste("white", (0, 0, 42, 56))  # the left half: turned by 6 it is above
     exif = image.getexif()
     exif[0x0112], exif[0x010F] = 6, "a maker"
     image.save(path, exif=exif)
     data = path.read_bytes()
     assert data.count(b"\x01\x0f\0\x02") == 1
     path.write_bytes(data.replace(b"\x01\x0f\0\x02", b"\x01\0\0\x02"))
+    pixels = read_still(path, SMALL)
+    assert pixels[2].mean() > 250 and pixels[-3:].mean() < 5
+
+
+def test_whatever_pillow_raises_is_said_of_the_still(tmp_path, monkeypatch):
+    path = tmp_path / "still.png"
+    Image.new("RGB", (84, 56)).save(path)
+
+    def load(image):
+        raise MemoryError  # as of a damaged JPEG 2000
+
+    monkeypatch.setattr(Image.Image, "load", load)
     with pytest.raises(BadVideo, match="Pillow cannot"):
         read_still(path, SMALL)
 

@@ -136,6 +136,8 @@ def read_still(path: str | Path, sampling: Sampling) -> np.ndarray:
             # Phones add a smaller copy behind the picture (MPO): the first one counts.
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise BadVideo(path, f"holds {image.n_frames} pictures, not one")
+            image.getexif()  # how it lies; turned it would be written anew, or fail
+            image.info.pop("exif", None)
             picture = _on_white(ImageOps.exif_transpose(image), path)
     except BadVideo:
         raise

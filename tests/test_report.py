@@ -159,6 +159,41 @@ def test_a_record_of_a_seed_that_is_there_is_not_written(runs, tmp_path, capsys)
     assert [path.stem for path in out.iterdir()] == [runs[0].name]
 
 
+@pytest.mark.parametrize("what", ["settings", "questions", "models"])
+def test_a_record_unlike_the_others_is_not_written(runs, tmp_path, capsys, what):
+    """Whoever gives all runs again, after they were made anew, replaces them all."""
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    for path in other.glob("predictions_base-direct_*" if what == "models" else "*L1*"):
+        if what == "models":
+            path.unlink()
+        elif what == "questions":
+            edit_row(path, 3, options=["a", "b", "c", "d"])
+    state = read_json(other / "pipeline.json")
+    state["parameters"] |= {"grpo_steps": 7} if what == "settings" else {}
+    write_json(other / "pipeline.json", state)
+    (other / chain.LEDGER).unlink()
+    chain.seal(other, "01_data")
+    out = tmp_path / "out"
+    assert main(["reference", str(runs[0]), str(other), "--out", str(out)]) == 1
+    said = f"{out / runs[0].name}.json and {other} differ in {what}"
+    assert said in capsys.readouterr().err
+    assert [path.stem for path in out.iterdir()] == [runs[0].name]
+    (out / f"{runs[0].name}.json").rename(out / "other.json")
+    again = read_json(out / "other.json") | {"seed": 1, "settings": "before"}
+    write_json(out / "other.json", again)
+    assert main(["reference", str(other), "--out", str(out)]) == 0
+
+
+def test_a_record_without_a_field_is_named(records, runs, capsys):
+    path = records / "toy-seed=1.json"
+    older = {k: v for k, v in read_json(path).items() if k != "settings"}
+    write_json(path, older)
+    anew = ["reference", str(runs[0]), "--out", str(records)]
+    for words in (["readme", str(records)], anew):
+        assert main(words) == 1
+        assert f"{path} has no `settings`" in capsys.readouterr().err
+
+
 def test_write_results_round_trip(runs):
     predictions = tables.read_predictions(runs[0])
     right = compare.right(answers.read(runs[0]))
@@ -230,6 +265,7 @@ def test_the_command_writes_a_sweep_s_record_table_and_figure(folder, tmp_path, 
 def test_a_folder_of_records_may_hold_claims_and_evidence(records):
     write_json(records / "claims.json", [{"number": 1}])
     write_json(records / "perception.json", {"accuracy": []})
+    write_json(records / "note.json", None)
     assert [own["seed"] for own in report.read_reference(records)] == [0, 1, 2]
 
 

@@ -76,18 +76,20 @@ def _carried_out(options: argparse.Namespace):
     elif options.command == "sweep":
         yield from (readme.write_sweep(run, out) for run in options.runs)
     else:
-        for run in map(resolve, options.runs):
+        runs = [*map(resolve, options.runs)]
+        anew = {out / f"{run.name}.json" for run in runs}
+        known = {p: own for p, own in readme.records_of(out).items() if p not in anew}
+        for run in runs:
             path, record = out / f"{run.name}.json", readme.reference_record(run)
             if path.exists() and read_json(path)["seed"] != record["seed"]:
                 todo = "rename its folder, or give another --out"
                 raise ValueError(f"{path} holds another seed than {run}: {todo}")
-            for other in sorted({*out.glob("*.json")} - {path}):
-                known, todo = read_json(other), "delete it, or give another --out"
-                if "results" in known and known["seed"] == record["seed"]:
-                    raise ValueError(f"{other} holds the seed of {run}, too: {todo}")
+            known.pop(path, None)
+            readme.together(known | {run: record})  # before it is written
             write_json(path, record)
+            known[path] = record
             yield path
-        seeds = readme.read_reference(out)
+        seeds = readme.together(known)
         if len(seeds) > 1:
             rows = readme.accuracies(readme.of_records(seeds))
             rows = [row for row in rows if row["model"] != "base-direct"]

@@ -143,33 +143,48 @@ def _compact(rows: Sequence[Mapping]) -> dict:
 
 def read_reference(source: str | Path) -> list[dict]:
     """The records of a folder by seed; ValueError if they cannot be averaged."""
-    folder = resolve(source)
-    found = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    records = [own for own in found if "results" in own]  # no claims, no evidence
-    if not records:
+    if not (found := records_of(source)):
         todo = "python -m lib.analysis reference writes them"
-        raise FileNotFoundError(f"{folder} holds no records: {todo}")
-    seeds = [record["seed"] for record in records]
-    if len({*seeds}) < len(seeds):
-        raise ValueError(f"{source}: a seed occurs twice among {seeds}")
-    for key in ("questions", "settings"):
-        if any(record[key] != records[0][key] for record in records):
-            raise ValueError(f"{source}: the runs differ in {key}, do not average them")
-    return sorted(records, key=lambda record: record["seed"])
+        raise FileNotFoundError(f"{resolve(source)} holds no records: {todo}")
+    return together(found)
+
+
+def records_of(folder: str | Path) -> dict[Path, dict]:
+    """{file: record} of a folder, which may hold other files, too: claims, evidence."""
+    found = {path: read_json(path) for path in sorted(resolve(folder).glob("*.json"))}
+    return {p: r for p, r in found.items() if isinstance(r, dict) and "results" in r}
+
+
+def together(records: Mapping[Path, dict]) -> list[dict]:
+    """Some records {file or run: record} by seed. ValueError names the field that one
+    lacks, or two of them that cannot be averaged."""
+    seeds, first, shared = {}, None, {}
+    for path, record in records.items():
+        for key in ("seed", "settings", "questions"):
+            if key not in record:
+                todo = "make it anew with python -m lib.analysis reference"
+                raise ValueError(f"{path} has no `{key}`, as of an older kit: {todo}")
+        if (other := seeds.setdefault(record["seed"], path)) != path:
+            todo = "delete it, or give another --out"
+            said = f"{other} holds the seed of {path}, too: {todo}"
+            raise ValueError(f"a seed occurs twice: {said}")
+        own = {key: record[key] for key in ("questions", "settings")}
+        own["models"] = sorted((row["model"], row["set"]) for row in record["results"])
+        first, shared = (first, shared) if first else (path, own)
+        if differ := [key for key in own if own[key] != shared[key]]:
+            both = f"{first} and {path} differ in {differ[0]}"
+            raise ValueError(f"{both}, do not average them")
+    return [records[seeds[seed]] for seed in sorted(seeds)]
 
 
 def of_records(records: Iterable[Mapping]) -> pd.DataFrame:
     """The answers of some records, as lib/analysis/answers.py has them."""
     keys = ("model", "set", "correct", "chance", "of")
-    found = [
+    return answers.of_texts(
         {"seed": record["seed"]} | {key: entry[key] for key in keys if key in entry}
         for record in records
         for entry in record["results"]
-    ]
-    rows = pd.DataFrame(found)
-    if rows.groupby(["model", "set"]).seed.nunique().nunique() > 1:
-        raise ValueError("not every record has the same models: make them anew")
-    return answers.of_texts(found)
+    )
 
 
 def accuracies(frame: pd.DataFrame, by: Sequence[str] = ()) -> list[dict]:

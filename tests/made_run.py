@@ -117,7 +117,8 @@ def write_run(folder, seed=0, n=120, sets=("L1", "L2", "L3", "general")):
     write_jsonl(folder / "train_log_grpo.jsonl", grpo_log())
     manifest = {"01_data": {"environment": ENVIRONMENT}}
     write_json(folder / "manifest.json", manifest)
-    parameters = {"seed": seed, "run_name": folder.name, "data_dir": "outputs/data/x"}
+    parameters = {"seed": seed, "run_name": folder.name, "data_dir": ""}
+    parameters["general_dir"] = ""  # no annotations: each question has its own video
     notebooks = {name: {"seconds": 60.0} for name in ("01_data", "02_sft", "03_grpo")}
     state = {"parameters": parameters, "notebooks": notebooks}
     write_json(folder / "pipeline.json", state)

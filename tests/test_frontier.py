@@ -36,7 +36,8 @@ def write_run(run, label, accuracy, parameters, seed, taught=None):
     manifest = {"02_sft": taught} if taught else {}
     manifest |= {"04_eval": {"environment": {"git_commit": "0" * 40}}}
     write_json(run / "manifest.json", manifest)
-    write_json(run / "pipeline.json", {"parameters": parameters | {"seed": seed}})
+    given = parameters | {"seed": seed, "general_dir": ""}
+    write_json(run / "pipeline.json", {"parameters": given})
     for stage in manifest:
         chain.seal(run, stage)
     row = {"run": run.name, "seed": seed, "status": "finished", "metrics": metrics}
@@ -46,7 +47,11 @@ def write_run(run, label, accuracy, parameters, seed, taught=None):
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
     """map, map_grpo and the recorded teacher's run, with a crossing at x = 0.3."""
-    root, data = tmp_path_factory.mktemp("outputs"), {"data_dir": "outputs/data/made"}
+    root = tmp_path_factory.mktemp("outputs")
+    data = {"data_dir": str(root / "data")}
+    rows = [{"sample_id": i, "video_id": f"v{i}"} for i in range(N)]
+    for name in ("L1", "L3"):
+        write_jsonl(root / f"data/annotations/validation_{name}.jsonl", rows)
     tables = {"map": [], "map_grpo": [], "seeds": []}
     for seed in (0, 1):
         for share, learned in SHARES.items():

@@ -184,7 +184,7 @@ def test_a_judge_goes_on_behind_the_analysis(server, run, asked, monkeypatch):
     for stage in ("04_eval", "05_analysis"):
         chain.close(run, stage)
     arguments = ["judge", str(run), "--url", server.url, "--model", "rule"]
-    arguments += ["--accept-cost"]
+    arguments += ["--accept-cost", "--data-dir", "outputs/data/x"]
     assert door.main([*arguments, "--max-calls", "12"]) == 0
     server.faults += [None, None, 401]
     assert door.main(arguments) == 2

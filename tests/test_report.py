@@ -13,7 +13,7 @@ from lib.analysis import readme as report
 from lib.analysis.__main__ import main
 from lib.evaluate import tables
 from lib.paths import ROOT
-from lib.records import read_json, write_json
+from lib.records import read_json, write_json, write_jsonl
 from tests.bench.performance import performance
 
 REFERENCE = ROOT / "outputs" / "reference"
@@ -267,6 +267,31 @@ def test_a_folder_of_records_may_hold_claims_and_evidence(records):
     write_json(records / "perception.json", {"accuracy": []})
     write_json(records / "note.json", None)
     assert [own["seed"] for own in report.read_reference(records)] == [0, 1, 2]
+
+
+def test_questions_on_one_recording_are_one_in_records_and_sweeps(tmp_path):
+    """As in claims.json: README's intervals took them for apart, and were narrower."""
+    sets, rows, runs = ("L1",), [], []
+    many = [{"sample_id": i, "video_id": f"v{i // 8}"} for i in range(80)]
+    write_jsonl(tmp_path / "annotations/validation_L1.jsonl", many)
+    for seed in range(2):
+        runs.append(run := write_run(tmp_path / f"{seed}", seed=seed, n=80, sets=sets))
+        state = read_json(run / "pipeline.json")
+        state["parameters"] |= {"data_dir": str(tmp_path)}
+        write_json(run / "pipeline.json", state)
+        write_json(tmp_path / f"out/{seed}.json", report.reference_record(run))
+        row = {"run": run.name, "seed": seed, "x": 1, "status": "finished"}
+        rows.append(row | {"metrics": read_json(run / "metrics.json")})
+    right = compare.right(answers.read(runs, tmp_path))
+    wanted = compare.table(right, ["model", "set"])
+    kept = report.of_records(report.read_reference(tmp_path / "out"))
+    write_json(tmp_path / "sweep/runs.json", rows)
+    swept = report.sweep_table(report.sweep_record(tmp_path / "sweep"))
+    for found in (report.accuracies(kept), swept):
+        for own, row in zip(found, wanted, strict=True):
+            assert [own[key] for key in ("model", "clusters")] == [row["model"], 10]
+            ends = [row[key] for key in ("low", "high")]
+            assert [own[key] for key in ("low", "high")] == pytest.approx(ends)
 
 
 def test_seeds_of_one_question_are_refused_in_words(tmp_path):

@@ -42,6 +42,8 @@ NOT_VARIED = (
     *("run", "seed", "status", "seconds", "metrics", "git_commit", "base"),
     *("model", "set", "condition", "measure", "id", "video", "value", "chance", "of"),
 )
+# Of answers kept as a text: what `of_texts` takes over.
+OF_TEXT = ("correct", "chance", "of", "videos")
 # Names are categories, which are fast to choose by.
 NAMES = dict.fromkeys(("model", "set", "condition", "measure"), "category")
 # What may differ between the settings of a condition and those of all as it is.
@@ -73,10 +75,7 @@ def read(
     if not parts:
         raise FileNotFoundError(f"{runs} holds no predictions: run 04_eval first")
     frame = pd.concat(parts, ignore_index=True)
-    videos: dict[str, str] = {}
-    for name in frame.set.unique():
-        if folder := general_dir if name == GENERAL else data_dir:
-            videos |= source_videos(folder, name)
+    videos = videos_of(frame.set.unique(), data_dir, general_dir)
     frame["video"] = [videos.get(key, key) for key in frame.id]
     known = {row["id"]: row for rows in asked.values() for row in rows}
     for key in ("domain", "duration_group"):
@@ -91,18 +90,19 @@ def of_texts(
 ) -> pd.DataFrame:
     """The frame of answers kept as texts of 0 and 1, in the order of the sorted ids.
 
-    A row has `correct`, `set` and whatever else tells it from others. `videos` {set:
-    {id: recording}} are used where there are as many, else a number is all that is
-    known of a question."""
+    A row has `correct`, `set` and whatever else tells it from others; `videos`, numbers
+    of their recordings, where questions share some. `videos` {set: {id: recording}} are
+    used where there are as many, else a number is all that is known of a question."""
     parts = []
     for row in rows:
         text, name = row["correct"], row["set"]
         known = dict(sorted((videos or {}).get(name, {}).items()))
         if len(known) != len(text):
-            known = {key: key for key in (f"{name}#{i}" for i in range(len(text)))}
+            own = row.get("videos", "").split() or range(len(text))
+            known = {f"{name}#{i}": f"{name}#{video}" for i, video in enumerate(own)}
         own = pd.DataFrame({"id": list(known), "video": list(known.values())})
         own["value"] = [float(character) for character in text]
-        facts = {key: value for key, value in row.items() if key != "correct"}
+        facts = {k: v for k, v in row.items() if k not in ("correct", "videos")}
         parts.append(own.assign(**facts, measure="correct", condition=SEEN))
     return pd.concat(parts, ignore_index=True).astype(NAMES)
 
@@ -114,7 +114,7 @@ def of_sweep(
     texts = [
         {key: row[key] for key in ("seed", *varied(row))}
         | {"model": model, "set": name}
-        | {key: own[key] for key in ("correct", "chance", "of") if key in own}
+        | {key: own[key] for key in OF_TEXT if key in own}
         for row in rows
         for model, sets in row.get("metrics", {}).items()
         for name, own in sets.items()
@@ -244,6 +244,15 @@ def _check_condition(path: Path, seen: Path, rows: Sequence[Mapping]) -> None:
     )
     what = f"{path} cannot be compared with {seen.name}"
     refuse_other(was, now, what, f"Delete {path.stem}.* and run 04_eval again")
+
+
+def videos_of(
+    sets: Iterable[str], data_dir: Folder, general_dir: Folder
+) -> dict[str, str]:
+    """{question id: recording} of some sets, as far as their folders are given."""
+    where = {name: general_dir if name == GENERAL else data_dir for name in sets}
+    found = (source_videos(folder, name) for name, folder in where.items() if folder)
+    return {key: video for own in found for key, video in own.items()}
 
 
 def source_videos(folder: Folder, name: str) -> dict[str, str]:

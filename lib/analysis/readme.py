@@ -12,6 +12,7 @@ one of the four sets is above 5 %, "not decided"."""
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lib import chain, methods
@@ -106,15 +107,16 @@ def write_results(run: Path, results: Mapping) -> str:
 
 def reference_record(run: Path) -> dict:
     """A run as a few kilobytes: enough for every table of README, questions paired. Per
-    model and set KEPT and `correct`, a text of 0 and 1 in the order of the sorted
-    question ids. `questions` holds a hash of ids, options and right letters, so that
-    runs can be paired or refused."""
+    model and set KEPT and what `_compact` says. `questions` holds a hash of ids,
+    options and right letters, so that runs can be paired or refused."""
     run = resolve(run)
     chain.verify(run)
     predictions = tables.read_predictions(run)
     state = read_json(require(run / "pipeline.json", RAN))
     given = state["parameters"]
     manifest = read_json(require(run / "manifest.json", "run the notebooks first"))
+    sets = tables.sets_of(predictions)
+    videos = answers.videos_of(sets, *answers.folders_of(run))
     held = "peak_memory_gib"
     return {
         "run_name": run.name,
@@ -125,20 +127,25 @@ def reference_record(run: Path) -> dict:
         held: {k: v[held] for k, v in manifest.items() if v.get(held) is not None},
         "environment": list(manifest.values())[-1]["environment"],
         "questions": {
-            name: tables.questions_hash(predictions["base", name])
-            for name in tables.sets_of(predictions)
+            name: tables.questions_hash(predictions["base", name]) for name in sets
         },
         "results": [
-            {"model": model, "set": name, **_compact(rows)}
+            {"model": model, "set": name, **_compact(rows, videos)}
             for (model, name), rows in predictions.items()
         ],
     }
 
 
-def _compact(rows: Sequence[Mapping]) -> dict:
+def _compact(rows: Sequence[Mapping], videos: Mapping[str, str]) -> dict:
+    """KEPT, and `correct`, a text of 0 and 1 in the order of the sorted question ids;
+    `videos`, the number of each one's recording, where some share one."""
     numbers = compare.summary(rows)
     text = "".join("01"[bool(row["correct"])] for row in rows)
-    return {k: numbers[k] for k in KEPT if k in numbers} | {"correct": text}
+    found = {k: numbers[k] for k in KEPT if k in numbers} | {"correct": text}
+    own, apart = pd.factorize(np.array([videos.get(r["id"], r["id"]) for r in rows]))
+    if len(apart) < len(rows):
+        found["videos"] = " ".join(map(str, own))
+    return found
 
 
 def read_reference(source: str | Path) -> list[dict]:
@@ -179,7 +186,7 @@ def together(records: Mapping[Path, dict]) -> list[dict]:
 
 def of_records(records: Iterable[Mapping]) -> pd.DataFrame:
     """The answers of some records, as lib/analysis/answers.py has them."""
-    keys = ("model", "set", "correct", "chance", "of")
+    keys = ("model", "set", *answers.OF_TEXT)
     return answers.of_texts(
         {"seed": record["seed"]} | {key: entry[key] for key in keys if key in entry}
         for record in records
@@ -278,11 +285,13 @@ def sweep_record(folder: str | Path) -> list[dict]:
             given = read_json(require(run / "pipeline.json", RAN))["parameters"]
             commit = list(manifest.values())[-1]["environment"]["git_commit"]
             metrics: dict = {}
+            names = dict.fromkeys(n for sets in row["metrics"].values() for n in sets)
+            videos = answers.videos_of(names, *answers.folders_of(run))
             for model, sets in row["metrics"].items():
                 for name in sets:
                     file = run / f"predictions_{model}_{name}.jsonl"
                     own = sorted(tables.read_rows(file), key=lambda row: row["id"])
-                    metrics.setdefault(model, {})[name] = _compact(own)
+                    metrics.setdefault(model, {})[name] = _compact(own, videos)
             made = {"git_commit": commit, "base": answers.base_of(run)}
             made["seed"] = given.get("seed", 0)  # which a sweep need not vary
             row = {**row, **made, "metrics": metrics}

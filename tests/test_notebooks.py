@@ -189,6 +189,17 @@ def test_each_seed_stands_below_the_sets_of_its_record(tmp_path):
     assert [line.split(" | ")[0] for line in lines] == [f"| {name}" for name in names]
 
 
+def test_questions_of_a_sweep_behind_a_claim_need_not_be_those_of_the_run(capsys):
+    """One's own run had more questions than the recorded sweeps: KeyError 'L1#0'."""
+    notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "claims.behind(" in c.source]
+    sides = {"name": "GRPO, clean − noisiest labels", "for": ["L1#0"], "against": []}
+    known = {"claims": SimpleNamespace(behind=lambda *_: sides), "known_runs": None}
+    known |= {"decided": [{"number": 14}], "asked": {}, "said": {"base": {}}}
+    exec(cell.source, known)
+    assert known["readable"] == [] and "for: 1" in capsys.readouterr().out
+
+
 def test_a_run_whose_reasoning_was_not_read_says_so(capsys):
     """As params/evening_2b.yaml, which has no coherence_sets."""
     notebook = nbformat.read(NOTEBOOKS / "05_analysis.ipynb", as_version=4)

@@ -98,10 +98,24 @@ def test_the_block_replaces_the_old_one_and_nothing_else(records, tmp_path):
         ("copy", {}, "a seed occurs twice"),
         ("toy-seed=2", {"questions": "else"}, "differ in questions"),
         ("toy-seed=2", {"settings": "else"}, "differ in settings"),
+        (
+            "toy-seed=2",
+            {"cut": 1},
+            r"seed=2.json, \w+ on L1: `correct` says \d+ of 39, ",
+        ),
+        (
+            "toy-seed=2",
+            {"cut": 0},
+            r"seed=2.json, \w+ on L1: `correct` says \d+ of 40, ",
+        ),
     ],
 )
 def test_records_that_cannot_be_averaged_are_refused(records, name, change, said):
     record = read_json(records / "toy-seed=2.json")
+    if change.keys() == {"cut"}:  # an answer less, or another one
+        text = record["results"][0]["correct"]
+        end = "" if change["cut"] else "01"[text[-1] == "0"]
+        record["results"][0]["correct"] = text[:-1] + end
     write_json(records / f"{name}.json", record | change)
     with pytest.raises(ValueError, match=said):
         report.read_reference(records)

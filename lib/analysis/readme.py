@@ -163,14 +163,11 @@ def records_of(folder: str | Path) -> dict[Path, dict]:
 
 
 def together(records: Mapping[Path, dict]) -> list[dict]:
-    """Some records {file or run: record} by seed. ValueError names the field that one
-    lacks, or two of them that cannot be averaged."""
+    """Some records {file or run: record} by seed. ValueError names two of them that
+    cannot be averaged."""
     seeds, first, shared = {}, None, {}
     for path, record in records.items():
-        for key in ("seed", "settings", "questions"):
-            if key not in record:
-                todo = "make it anew with python -m lib.analysis reference"
-                raise ValueError(f"{path} has no `{key}`, as of an older kit: {todo}")
+        check_record(path, record)
         if (other := seeds.setdefault(record["seed"], path)) != path:
             todo = "delete it, or give another --out"
             said = f"{other} holds the seed of {path}, too: {todo}"
@@ -182,6 +179,19 @@ def together(records: Mapping[Path, dict]) -> list[dict]:
             both = f"{first} and {path} differ in {differ[0]}"
             raise ValueError(f"{both}, do not average them")
     return [records[seeds[seed]] for seed in sorted(seeds)]
+
+
+def check_record(path: Path, record: Mapping) -> None:
+    """ValueError for a field that is not there, or a row that contradicts itself."""
+    todo = "make it anew with python -m lib.analysis reference"
+    for key in ("seed", "settings", "questions"):
+        if key not in record:
+            raise ValueError(f"{path} has no `{key}`, as of an older kit: {todo}")
+    for row in record["results"]:
+        right, of = row["correct"].count("1"), len(row["correct"])
+        if (of, right) != (row["n"], round(row["n"] * row["accuracy"])):
+            said = f"`correct` says {right} of {of}, `n` and `accuracy` another number"
+            raise ValueError(f"{path}, {row['model']} on {row['set']}: {said}: {todo}")
 
 
 def of_records(records: Iterable[Mapping]) -> pd.DataFrame:

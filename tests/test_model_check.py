@@ -122,6 +122,18 @@ def test_a_fault_is_noticed(fault, monkeypatch, copied):
     assert wanted <= failed(copied, "files path sight")
 
 
+def test_a_model_that_cannot_be_read_is_not_sound_and_says_where(copied, outputs):
+    """Whatever a library raises of it."""
+    file, template = copied / "model.safetensors", copied / "chat_template.jinja"
+    file.write_bytes(file.read_bytes()[:-1000])
+    template.write_text("{% for message in %}")
+    assert failed(copied, "files") == {"files: stopped"}
+    assert "model.safetensors is damaged" in outputs.read_text()
+    shutil.copy(make_base.BASE / file.name, file)
+    assert failed(copied, "words") == {"words: stopped"}
+    assert "TemplateSyntaxError" in outputs.read_text()
+
+
 def test_tensors_that_a_file_lacks_or_that_the_hub_lists_otherwise(copied, monkeypatch):
     file = copied / "model.safetensors"
     tensors = load_file(file)

@@ -89,6 +89,11 @@ def narrower(found):
     found[DOWN] = found[DOWN][:1].clone()
 
 
+def indexed(folder):
+    (folder / WEIGHTS).rename(folder / "model-00001-of-00001.safetensors")
+    (folder / f"{WEIGHTS}.index.json").write_text("[]")
+
+
 WEIGHTS, DOWN = "model.safetensors", "model.layers.0.mlp.down_proj.weight"
 LAYER, MISSING = "layers.0.mlp.down_proj.weight", FileNotFoundError
 WHOLE = "copy or download that folder again, whole"
@@ -118,6 +123,14 @@ CHECKPOINTS = {
     "a model that cannot see": (
         writing("config.json", '{"model_type": "bert"}'),
         *("/model/config.json, model_type: found 'bert'", SEEING),
+    ),
+    "a config.json that is no object": (
+        writing("config.json", "[]"),
+        *("/model/config.json has no field model_type", WHOLE),
+    ),
+    "an index of weights that names none": (
+        indexed,
+        *("/model/model.safetensors.index.json has no field weight_map", WHOLE),
     ),
     "no tokenizer": (
         without("tokenizer.json"),

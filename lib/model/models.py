@@ -175,12 +175,22 @@ def check_files(source: str | Path, needed: tuple[tuple[str, ...], ...]) -> None
         if file is None:
             raise FileNotFoundError(f"{folder} has no {' or '.join(names)}: {COPY}")
         if file.name == SAFE_WEIGHTS_INDEX_NAME:
-            parts = sorted(set(records.read_json(file)["weight_map"].values()))
+            parts = sorted(set(_field(file, "weight_map").values()))
             check_files(folder, tuple((part,) for part in parts))
         elif file.suffix == ".safetensors":
             _tensor_names(file)
+        elif file.name == "config.json":
+            _field(file, "model_type")
         else:
             records.read_json(file)
+
+
+def _field(file: Path, name: str):
+    """A field of a JSON file; ValueError where it is missing."""
+    content = records.read_json(file)
+    if not isinstance(content, dict) or name not in content:
+        raise ValueError(f"{file} has no field {name}: {COPY}")
+    return content[name]
 
 
 def _tensor_names(file: Path) -> set[str]:
@@ -198,7 +208,7 @@ def load_whole(kind, source: str | Path, **options):
     model that cannot see; and as `check_files`."""
     check_files(source, MODEL_FILES)
     if (file := Path(source) / "config.json").is_file():
-        found = records.read_json(file).get("model_type")
+        found = records.read_json(file)["model_type"]
         if found not in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             raise ValueError(
                 f"{file}, model_type: found {found!r}: give a checkpoint of a model for"
@@ -309,12 +319,8 @@ def _with_adapter(model, folder: Path) -> peft.PeftModel:
     """PEFT only warns of missing tensors, and drops those it has no place for."""
     file, weights = folder / ADAPTER, folder / ADAPTER_WEIGHTS
     check_files(folder, ((ADAPTER,), (ADAPTER_WEIGHTS,)))
-    config = records.read_json(file)
-    if not isinstance(config, dict) or "peft_type" not in config:
-        raise ValueError(f"{file} has no field peft_type: {COPY}")
-    if config["peft_type"] != "LORA":
-        kind = str(config["peft_type"])
-        raise ValueError(f"{file}: peft_type is {kind[:50]!r}, not LORA")
+    if (kind := _field(file, "peft_type")) != "LORA":
+        raise ValueError(f"{file}: peft_type is {str(kind)[:50]!r}, not LORA")
     try:
         adapted = peft.PeftModel.from_pretrained(model, str(folder))
     except (TypeError, KeyError, AttributeError, ValueError) as error:

@@ -159,10 +159,26 @@ def test_another_template_and_other_ids_are_noticed(copied):
     template = copied / "chat_template.jinja"
     template.write_text(template.read_text().replace("helpful", "terse"))
     config = json.loads((copied / "config.json").read_text())
-    config["video_token_id"] += 1
+    config["image_token_id"], config["video_token_id"] = (
+        config["video_token_id"],
+        config["image_token_id"],
+    )
     (copied / "config.json").write_text(json.dumps(config))
     wanted = {"words: template", "words: picture tokens"}
     assert wanted <= failed(copied, "words")
+
+
+def test_pictures_made_for_another_model_are_noticed(copied, outputs):
+    """MiniPlan is seen well enough with the mean of another model."""
+    file = copied / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["image_mean"] = [0.5, 0.5, 0.5]
+    config["video_processor"]["patch_size"] = 16
+    file.write_text(json.dumps(config))
+    assert failed(copied, "words") == {"words: pictures"}
+    (told,) = said(json.loads(outputs.read_text()), False).values()
+    assert "Qwen2VLImageProcessor: image_mean (0.5, 0.5, 0.5), [0.48" in told
+    assert "Qwen2VLVideoProcessor: patch_size 16, 14 expected" in told
 
 
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 1.7])

@@ -4,7 +4,7 @@
     python -m lib.run check-model lib/mini/base --sight lib.mini.sight
 
 files     every tensor is there, is what was loaded, and what the hub lists
-words     the chat template and special tokens are the published ones
+words     chat template, special tokens and pixel numbers are the published ones
 path      the kit's decoding, log-probabilities and positions equal the plain ones
 sight     48 questions on clips drawn here: what is shown, and in which order
 learning  three steps of SFT lower the loss; a new adapter changes nothing
@@ -51,6 +51,7 @@ WITHIN = {"float32": (1e-3, 1e-4), "bfloat16": (2.0, 0.1), "float16": (0.25, 0.0
 PLANNED_WITHIN = 1.15  # of the memory plan, as every measured peak is
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 SYSTEMS = {"qwen2_vl": SYSTEM, "qwen2_5_vl": SYSTEM, "qwen3_vl": ""}
+NORMAL = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 PICTURE = "<|vision_start|><|{}_pad|><|vision_end|>"
 # Qwen's vocabulary, and tokens added to it (tests/models/qwen2_vl of transformers).
 WORDS, STARTS, IMAGE, VIDEO = 151_643, 151_644, 151_655, 151_656
@@ -147,10 +148,12 @@ def words(subject: Subject) -> Iterator[Check]:
     right = found == f"{wanted}<|im_start|>assistant\n"
     yield Check("template", right, "the published one" if right else repr(found))
     tokenizer = processor.tokenizer
-    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    ids = set(tokenizer.convert_tokens_to_ids(marks))
-    own = set(encoding.visual_token_ids(config))
+    marks = ("image_pad", "video_pad", "vision_start", "vision_end")
+    ids = tokenizer.convert_tokens_to_ids([f"<|{mark}|>" for mark in marks])
+    kinds = (mark.replace("_pad", "") for mark in marks)
+    own = [getattr(config, f"{kind}_token_id") for kind in kinds]
     yield Check("picture tokens", ids == own, f"{ids}; by config.json {own}")
+    yield pictures(processor, config.vision_config)
     own = set(tokenizer.get_vocab()) - set(tokenizer.added_tokens_encoder)
     if len(own) != WORDS or config.model_type == "qwen3_vl":
         why = "known for Qwen2-VL and Qwen2.5-VL with Qwen's own vocabulary"
@@ -163,6 +166,22 @@ def words(subject: Subject) -> Iterator[Check]:
     right = special and (len(ids), visual) == (TOKENS, VISUAL)
     text = f"{len(ids)} in the example, {visual} visual; {TOKENS} and {VISUAL} expected"
     yield Check("published tokens", right, text)
+
+
+def pictures(processor, vision) -> Check:
+    """How pixels become numbers, as transformers has it for the published models, and
+    patches, as the vision tower takes them."""
+    both = processor.image_processor, processor.video_processor
+    wanted = {name: getattr(type(both[1]), name) for name in NORMAL}
+    wanted |= {"merge_size": vision.spatial_merge_size, "patch_size": vision.patch_size}
+    wanted["temporal_patch_size"] = vision.temporal_patch_size
+    wrong = [
+        f"{type(part).__name__}: {name} {found}, {value} expected"
+        for part in both
+        for name, value in wanted.items()
+        if not np.array_equal(found := getattr(part, name), value)
+    ]
+    return Check("pictures", not wrong, "; ".join(wrong) or "as published")
 
 
 @torch.no_grad()

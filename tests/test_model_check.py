@@ -141,6 +141,10 @@ def test_tensors_that_a_file_lacks_or_that_the_hub_lists_otherwise(copied, monke
     save_file({k: v for k, v in tensors.items() if "merger" not in k}, file)
     assert failed(copied, "files") == {"files: stopped"}
 
+    name = next(key for key in tensors if key.endswith("layers.1.mlp.up_proj.weight"))
+    save_file({**tensors, name: torch.zeros_like(tensors[name])}, file)
+    assert failed(copied, "files") == {"files: content"}  # as of a torn download
+
     hub = Hub()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)

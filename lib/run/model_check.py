@@ -96,15 +96,19 @@ class Subject:
 def files(subject: Subject) -> Iterator[Check]:
     """Tensors by their content: no name has to be translated."""
     there = Counter(map(_print, subject.model.parameters()))  # what is damaged raises
-    stored, numbers = Counter(), 0
+    stored, numbers, empty = Counter(), 0, []
     for file in subject.folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  it is no mapping
                 tensor = tensors.get_tensor(name)
                 stored[_print(tensor.to(getattr(torch, subject.dtype)))] += 1
                 numbers += tensor.numel()
+                if tensor.ndim > 1 and not tensor.any():
+                    empty.append(name)
     text = f"{(stored - there).total()} of {stored.total()} are not in the model"
     yield Check("tensors", stored == there, text)
+    text = f"{len(empty)} matrices of nothing but 0 {' '.join(empty[:3])}"
+    yield Check("content", not empty, text.strip())
     known = subject.model.num_parameters()
     if subject.name in memory.KNOWN:  # the published number: tests/test_plan.py
         known = memory.Model.of(memory.config_of(subject.name)).numbers

@@ -237,10 +237,18 @@ def full_log(folder):
         run_records.append_jsonl(folder / "rollouts.jsonl", [{"text": "x" * 1000}])
 
 
-def full_adapter(folder):
-    model = models.load_model(OTHER_BASE)
-    with full_disk():
-        checkpoints.publish(model, folder / "adapters/sft", "settings.json", {})
+def full_adapter(size):
+    """The disk is full at the config, at the weights, or at the words beside them."""
+
+    def publish(folder):
+        model = models.load_model(OTHER_BASE)
+        words = models.load_processor(OTHER_BASE)
+        weights = {} if size > 10_000 else model.state_dict()
+        given = (model, folder / "adapters/sft", "settings.json", {}, weights, words)
+        with full_disk(size):
+            checkpoints.publish(*given)
+
+    return publish
 
 
 def full_frame_store(folder):
@@ -261,6 +269,7 @@ def frames_in_a_file(folder):
 
 
 FULL = "cannot be written (File too large)"
+LARGE = "File too large (os error 27)); make room on its disk"
 ROOM = "make room on its disk, or see that you may write there, then run it again"
 FILES = {
     "parameters that are not UTF-8": (
@@ -282,7 +291,9 @@ FILES = {
     ),
     "no room for a record": (full_record, OSError, FULL, "/metrics.json", ROOM),
     "no room for a log": (full_log, OSError, FULL, "/rollouts.jsonl", ROOM),
-    "no room for weights": (full_adapter, OSError, FULL, "/adapters/sft", ROOM),
+    "no room for a config": (full_adapter(100), OSError, FULL, "/adapters/sft", ROOM),
+    "no room for weights": (full_adapter(9_000), OSError, LARGE, "/adapters/sft", ROOM),
+    "no room for words": (full_adapter(11_000), OSError, LARGE, "/adapters/sft", ROOM),
     "no room for frames": (full_frame_store, OSError, FULL, "/frames", ROOM),
     "no folder": (frames_in_a_file, FileExistsError, "(File exists)", "/frames", ROOM),
 }

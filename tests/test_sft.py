@@ -204,20 +204,22 @@ def test_killed_and_started_again_it_ends_as_if_undisturbed(make_task, tmp_path)
     assert_same_run(killed, whole, "sft")
 
 
+@pytest.mark.parametrize("size", [8192, 20_000])
 def test_a_full_disk_says_so_and_the_last_good_checkpoint_remains(
-    make_task, tmp_path, monkeypatch
+    size, make_task, tmp_path, monkeypatch
 ):
-    """The disk refuses files above 8 KiB, as a full one does, after the first save."""
+    """The disk refuses files above that size, as a full one does, after the first save:
+    the adapter, or the tokenizer beside it."""
     on_save = checkpoints.MarkComplete.on_save
 
     def then_full(*given, **more):
         on_save(*given, **more)
-        stack.enter_context(full_disk(8192))
+        stack.enter_context(full_disk(size))
 
     monkeypatch.setattr(checkpoints.MarkComplete, "on_save", then_full)
     full = pytest.raises(OSError, match=r"checkpoint-4 could not be written.*make ")
     with full, ExitStack() as stack:
-        sft.train_sft(make_task(tmp_path))
+        sft.train_sft(make_task(tmp_path, lora_rank=1))
     work = tmp_path / "checkpoints" / "sft"
     assert (work / "checkpoint-2" / checkpoints.MARKER).exists()
     assert not (work / "checkpoint-4" / checkpoints.MARKER).exists()

@@ -24,12 +24,14 @@ tests/test_shared_prefix_families.py agrees. `python -m lib.run check-model NAME
 whether a checkpoint is read right."""
 
 import ctypes
+import errno
 import hashlib
 import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -253,6 +255,19 @@ def _check_finite(named: Iterable[tuple[str, torch.Tensor]], source) -> None:
             f"{source}: {name} holds NaN or infinity: its training diverged, or the "
             f"file is damaged; take other weights, or {COPY}"
         )
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """`records.written` for what `save_pretrained` writes: of a full disk safetensors
+    has an error of its own, and tokenizers a bare Exception."""
+    with records.written(folder):
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, SafetensorError) or type(error) is Exception:
+                raise OSError(errno.EIO, str(error)) from error
+            raise
 
 
 def say_dtype(folder: Path, dtype: str) -> None:

@@ -57,7 +57,7 @@ def merge(base, adapter: Path, folder: Path, dtype: str, card: str = "") -> Path
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    with records.written(folder):
+    with models.written(folder):
         model.save_pretrained(unfinished)
         models.load_processor(base).save_pretrained(unfinished)
     if card:

@@ -236,7 +236,7 @@ class ExactResume:
             writes = self.args.should_save or shards.asked_for(self.args)
             if writes and (state := self.extra_state()):
                 save_file(state, self._extra_file(folder))
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except Exception as error:
             free = shutil.disk_usage(self.args.output_dir).free / 2**30
             raise OSError(
                 f"{folder} could not be written: {error}. {free:.1f} GiB are free on "
@@ -408,7 +408,7 @@ def publish(
         unfinished = folder.with_name(f".{folder.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        with records.written(folder):
+        with models.written(folder):
             own = {} if weights is None else {"state_dict": weights}
             model.save_pretrained(unfinished, **own)
             if processor is not None:

@@ -1,6 +1,7 @@
 """What test_launch.py calls in other processes; light, so that they start quickly."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from lib import records
 from lib.data import frame_store
 
 calls = []
@@ -45,6 +47,20 @@ def facts(folder: Path) -> dict:
     where = f"node {os.environ['SLURM_NODEID']}, local rank {os.environ['LOCAL_RANK']}"
     (folder / f"facts_{process()}").write_text(where)
     return told
+
+
+def fill(folder: Path) -> None:
+    """Neither a record nor the error that tells so finds room."""
+    fill_by_its_result(folder)
+    if process() == 0:
+        records.write_text(folder / "record", "x" * 1000)
+
+
+def fill_by_its_result(folder: Path) -> str:
+    if process() == 0:
+        limit = resource.RLIMIT_FSIZE
+        resource.setrlimit(limit, (100, resource.getrlimit(limit)[1]))
+    return "x" * 1000
 
 
 def talk(folder: Path) -> str:

@@ -116,6 +116,8 @@ def test_a_bar_moves_in_one_place_and_the_first_process_talks(kernel):
             "ValueError: clip 7 is broken$",
         ),
         ("vanish", "process 1 was ended by SIGKILL"),
+        ("fill", r"(?s)fill failed: .* cannot be written \(File too.*/record"),
+        ("fill_by_its_result", r"(?s) cannot be written \(File too.*/result\.pickle"),
     ],
 )
 def test_the_process_that_fails_is_named_with_its_reason(kernel, name, told):

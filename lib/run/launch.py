@@ -181,7 +181,7 @@ class _Pickler(pickle.Pickler):
 def _write_call(folder: Path, number: int, function, arguments: tuple) -> None:
     half = folder / "half.pickle"
     try:
-        with open(half, "wb") as file:
+        with records.written(half), open(half, "wb") as file:
             _Pickler(file).dump((function, arguments, frame_store.kept_frames()))
         half.rename(folder / CALL.format(number))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -378,11 +378,12 @@ def main(folder: Path) -> None:
     # This process and its children; a launcher may outlive the caller.
     at_the_callers_end(lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
     # The first one talks to the notebook; what others say is kept with the launcher's.
+    launchers = os.dup(2)
     os.dup2(*((2, 1) if process else (1, 2)))
     for number in itertools.count():
         while not (file := folder / CALL.format(number)).exists():
             time.sleep(NEXT)
-        if not _made(file, process):
+        if not _made(file, process, launchers):
             break
         _free()
     torch = sys.modules.get("torch")
@@ -390,26 +391,29 @@ def main(folder: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _made(file: Path, process: int) -> bool:
-    """Make the call and leave its result or error; False where it is to end."""
+def _made(file: Path, process: int, launchers: int) -> bool:
+    """Make the call and leave its result or error, which goes to the `launchers` stderr
+    too: a disk may be full, or another node's not seen; False where it is to end."""
     try:
         function, arguments, frames = pickle.loads(file.read_bytes())
         if function is None:
             return False
         frame_store.keep_frames(*frames)
         result = function(*arguments)
+        if process == 0:
+            with records.written(path := file.parent / RESULT):
+                path.write_bytes(pickle.dumps(result))
     except KeyboardInterrupt:
         os._exit(128 + signal.SIGINT)
     except BaseException as error:
         steps = error.__traceback__.tb_next or error.__traceback__  # the function's own
         text = "".join(traceback.format_exception(type(error), error, steps))
         told = {"time": time.time(), "process": process, "traceback": text}
-        records.write_json(file.parent / f"error_{process}.json", told)
-        if process:  # also where the folder of another node is not seen in time
-            print(text, file=sys.stderr, flush=True)
+        os.write(launchers, text.encode())
+        with suppress(OSError):
+            records.write_json(file.parent / f"error_{process}.json", told)
         os._exit(1)  # at once: a regular exit may wait for the other processes
     if process == 0:
-        (file.parent / RESULT).write_bytes(pickle.dumps(result))
         print(end=DONE, flush=True)
     return True
 

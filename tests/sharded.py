@@ -19,7 +19,7 @@ from lib import paths, records
 from lib.model import scoring, shards
 from lib.train import checkpoints, grpo, sft
 from tests import forked, two_processes
-from tests.trainings import METHODS, SAMPLING
+from tests.trainings import SAMPLING
 
 # isort: split
 import deepspeed  # noqa: F401  once, before the processes are forked
@@ -38,8 +38,7 @@ FIXED = replace(DRAWN, steps=3, prompts_per_step=4, loss_type="dapo")
 ADAPTER = replace(FIXED, lora_rank=4, lr=1e-2, steps=2)
 # Without KL, whose gradient is rounding where no group says anything.
 ALL_WEIGHTS = {"lora_rank": 0, "lr": 1e-3, "kl_beta": 0.0, "steps": 4}
-CARE = replace(two_processes.OTHERS["care"][1], **ALL_WEIGHTS)
-REWARDS = METHODS["care"][1]
+OTHERS = {"care": ALL_WEIGHTS, "ppo": {}}
 POSITIONS = 5  # that meet the output layer at once; completions are longer
 
 
@@ -78,9 +77,10 @@ def rank() -> int:
     return int(os.environ["RANK"])
 
 
-def train_care(checkpoint, questions, run: Path) -> None:
-    task = two_processes.task_of(checkpoint, questions, CARE, run, rewards=REWARDS)
-    grpo.train(task, two_processes.FixedCARE)
+def train_others(checkpoint, questions, folder: Path, end: str = "") -> None:
+    for name, changes in OTHERS.items():
+        given = (name, checkpoint, questions, folder / f"{name}{end}")
+        two_processes.train_other(*given, **changes)
 
 
 def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
@@ -88,7 +88,7 @@ def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     shards.agreed = lambda own, device: pieces.append(own) or agreed(own, device)
     for name, settings in (("fixed", FIXED), ("adapter", ADAPTER)):
         two_processes.train_fixed(checkpoint, questions, settings, folder / name)
-    train_care(checkpoint, questions, folder / "care")
+    train_others(checkpoint, questions, folder)
     shards.agreed = agreed
     records.write_json(folder / f"pieces_{rank()}.json", pieces)
     train = checkpoints.train
@@ -103,11 +103,11 @@ def first(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     task = two_processes.task_of(*told, watched=questions[4:])
     start(task.run / "checkpoints/grpo/grpo_settings.json", task.facts())
     stopped(grpo.VideoGRPOTrainer(task))
-    task = two_processes.task_of(
-        checkpoint, questions, CARE, folder / "care_again", rewards=REWARDS
-    )
-    start(task.run / "checkpoints/care/care_settings.json", task.facts())
-    stopped(two_processes.FixedCARE(task))
+    for name, changes in OTHERS.items():
+        told = (name, checkpoint, questions, folder / f"{name}_again")
+        task = two_processes.other_task(*told, **changes)
+        start(task.run / f"checkpoints/{name}/{name}_settings.json", task.facts())
+        stopped(two_processes.OTHERS[name][0](task))
     shown = (checkpoint, demonstrations, SFT, SAMPLING, folder / "sft_again")
     lessons = sft.Task(*shown)
     start(lessons.run / "checkpoints/sft" / sft.RECORD, lessons.facts())
@@ -122,7 +122,7 @@ def start(record: Path, settings: dict) -> None:
 def second(kind, checkpoint, questions, demonstrations, folder: Path) -> None:
     drawn = (checkpoint, questions, DRAWN, folder / "drawn_again")
     two_processes.train_drawn(*drawn, questions[4:])
-    train_care(checkpoint, questions, folder / "care_again")
+    train_others(checkpoint, questions, folder, "_again")
     shown = (checkpoint, demonstrations, SFT)
     two_processes.train_sft(*shown, folder / "sft_again")
     arguments = sft.trainer_arguments(SFT, folder / "plain")

@@ -112,7 +112,7 @@ def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
     for name, own in (("fixed", sharded.FIXED), ("adapter", sharded.ADAPTER)):
         given = (tiny_checkpoint, tiny_questions, own)
         two_processes.train_fixed(*given, folder / name)
-    sharded.train_care(tiny_checkpoint, tiny_questions, folder / "care")
+    sharded.train_others(tiny_checkpoint, tiny_questions, folder)
     settings = replace(sharded.SFT, batch_size=2 * sharded.SFT.batch_size)
     given = (tiny_checkpoint, demonstrations, settings)
     two_processes.train_sft(*given, folder / "sft")
@@ -121,16 +121,19 @@ def alone(tiny_checkpoint, tiny_questions, demonstrations, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("fixed", "grpo"), ("adapter", "grpo"), ("sft", "sft"), ("care", "care")],
+    [
+        *[("fixed", "grpo"), ("adapter", "grpo"), ("sft", "sft")],
+        *[("care", "care"), ("ppo", "ppo")],
+    ],
 )
 @pytest.mark.parametrize("kind", ALL)
 def test_two_processes_train_what_one_does(
     first, alone, tiny_checkpoint, kind, name, label
 ):
     # An adapter begins at random numbers, so its change is smaller than itself.
-    start = 0 if name == "adapter" else weights_of(tiny_checkpoint)
+    start = 0 if name in ("adapter", "ppo") else weights_of(tiny_checkpoint)
     given = (first / kind / name, alone / name, label, start, 1e-3)
-    also = ("kl", "entropy", "token_accuracy", "reference_likelihood")
+    also = ("kl", "entropy", "token_accuracy", "reference_likelihood", "value_loss")
     assert_same_training(*given, also=also)
 
 
@@ -176,7 +179,8 @@ def test_one_process_has_a_clip_where_the_other_has_none(demonstrations):
 def test_a_stopped_run_ends_as_an_undisturbed_one(second, kind):
     """Weights, optimizer, schedule, order, randomness and rollouts; and the checkpoint
     without its marker was not loaded."""
-    for name, label in (("drawn", "grpo"), ("sft", "sft"), ("care", "care")):
+    others = [(name, name) for name in sharded.OTHERS]
+    for name, label in (("drawn", "grpo"), ("sft", "sft"), *others):
         whole, again = second / kind / name, second / kind / f"{name}_again"
         assert without_seconds(log_of(again, label)) == without_seconds(
             log_of(whole, label)

@@ -77,11 +77,15 @@ def task_of(checkpoint, questions, settings, run, watched=(), rewards=REWARDS):
     return grpo.Task(*given)
 
 
-def train_other(name, checkpoint, questions, run: Path) -> None:
-    """PPO or GRPO-CARE."""
-    (method, settings), rewards = OTHERS[name], METHODS[name][1]
-    task = task_of(checkpoint, questions, settings, run, rewards=rewards)
-    grpo.train(task, method)
+def other_task(name, checkpoint, questions, run: Path, **changes):
+    """Of PPO or GRPO-CARE."""
+    settings = replace(OTHERS[name][1], **changes)
+    given = (checkpoint, questions, settings, run)
+    return task_of(*given, rewards=METHODS[name][1])
+
+
+def train_other(name, *given, **changes) -> None:
+    grpo.train(other_task(name, *given, **changes), OTHERS[name][0])
 
 
 def train_drawn(*given, **named) -> None:

@@ -266,7 +266,8 @@ class CheckShards(TrainerCallback):
             whole = getattr(weight, "ds_numel", None) or weight.numel()
             fsdp2 = isinstance(weight, DTensor)
             split = fsdp2 if asked == FSDP2 else hasattr(weight, "ds_tensor")
-            if not split or own >= whole > args.world_size > 1:
+            parts = len(weight) if fsdp2 and weight.ndim else whole  # it divides rows
+            if not split or (own >= whole and min(parts, args.world_size) > 1):
                 raise RuntimeError(
                     f"{asked} was asked for with {args.world_size} processes, but each "
                     f"of them holds all of {name} (a {type(weight).__name__} of "

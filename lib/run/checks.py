@@ -27,7 +27,7 @@ from lib.run import counts, launch, memory
 from lib.run.cards import Card
 from lib.run.counts import Asked
 from lib.run.memory import GIB
-from lib.train import checkpoints, grpo, ppo, reward_stages, rl, sft
+from lib.train import checkpoints, grpo, reward_stages, rl, sft
 
 # isort: split
 from huggingface_hub import snapshot_download
@@ -159,13 +159,6 @@ def check_devices(values: Mapping, gib: float, card: Card | None = None) -> Chec
     here = f"{gpus} GPU(s)" if gpus else f"no GPU, {cores} core(s)"
     passed = count <= (gpus or cores) and not (gib and not gpus)
     return Check("devices", passed, f"{wanted}; here: {here}")
-
-
-def check_split(values: Mapping) -> list[Check]:
-    """That PPO does not train split weights, where it shall."""
-    asked = "ppo" in [method.name for method in rl.read(values["rl"])]
-    split = asked and memory.sharding_of(values["accelerate_config"])
-    return [Check("split", False, ppo.UNSPLIT)] if split else []
 
 
 def check_packages(values: Mapping) -> Check:

@@ -120,7 +120,6 @@ def plan_of(run: params.Run, gib: float | None, card_name: str | None) -> Plan:
             checks.check_asked(run.name, values, stems),
             checks.check_devices(values, run.card_gib, card),
             checks.check_packages(values),
-            *(checks.check_split(values) if "GRPO" in stages else []),
             checks.check_model(values),
             checks.check_data(values, sets, stems),
             checks.check_memory(sizes, work, *checks.room(run.card_gib, gib)),

@@ -35,13 +35,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lib.model import prefix
+from lib.model import prefix, shards
 from lib.train import grpo
 from lib.train.task import GRPOSettings, Task
 
 HEAD = "value_head"  # name of the critic's layer in the model
-UNSPLIT = "PPO's critic is not split: train on one device, or on several without "
-UNSPLIT += "accelerate_config"
 
 
 @dataclass(frozen=True)
@@ -138,8 +136,6 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
 
     def __init__(self, task: Task):
         super().__init__(task)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(UNSPLIT)
         add_critic(self.model)
         self.values = self.old_values = None  # V now, and when the rollouts were drawn
 
@@ -223,4 +219,5 @@ class VideoPPOTrainer(grpo.VideoGRPOTrainer):
 
     def extra_state(self) -> dict[str, torch.Tensor]:
         """The critic."""
-        return getattr(prefix.base_of(self.model), HEAD).state_dict()
+        own = shards.own_parts(self.model, self.model_wrapped)
+        return {name: part for name, part in own.items() if HEAD in name}

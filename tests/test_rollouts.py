@@ -225,12 +225,17 @@ def test_greedy_rollouts_with_an_adapter_equal_generate(
         assert rollouts.draw(model, prompts, 1, settings) != [[row] for row in expected]
 
 
-def test_a_policy_of_nan_is_an_error(model, processor):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_policy_of_nan_is_an_error(model, processor, temperature, number):
+    """Taken greedily, its likeliest token would be number 0, over and over."""
     with torch.no_grad():
-        model.lm_head.weight[3] = torch.nan
+        bias = torch.zeros(model.config.text_config.vocab_size)
+        bias[3] = number
+        model.lm_head.bias = torch.nn.Parameter(bias)
     prompts = [make_prompt(model, one) for one in encoded(processor)]
     with pytest.raises(FloatingPointError, match="NaN"):
-        rollouts.draw(model, prompts, 2, decoding(model, temperature=1.0))
+        rollouts.draw(model, prompts, 2, decoding(model, temperature=temperature))
 
 
 def test_an_active_adapter_of_other_layers_adds_nothing_here(

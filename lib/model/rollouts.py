@@ -74,7 +74,7 @@ def draw(
     """`count` completions of every prompt: token ids, the end token included. A
     completion of `max_tokens` tokens without an end token was cut off. Randomness is
     torch's global state: on a CPU the same state gives the same completions, whatever
-    is drawn side by side. FloatingPointError where probabilities are NaN."""
+    is drawn side by side. FloatingPointError where logits are NaN or infinite."""
     with generating(model):
         return decode(model, prompts, count, decoding)
 
@@ -237,11 +237,11 @@ class Slots:
         length = self.decoding.max_tokens
         at = self.at[rows].clamp(max=length - 1)
         scores = self.filters(None, logits.float().flatten(0, 1))
+        self.broken |= ~scores.amax(-1).isfinite().all()
         if self.chances is None:
             token = scores.argmax(-1)
         else:
             token = _at_chance(scores, self.chances[self.asked[rows], :, at].flatten())
-            self.broken |= scores.isnan().any()
         # A whole completion stays as it is until somebody looks.
         whole = self.done[rows] | (self.at[rows] == length)[:, None]
         token = token.view(whole.shape)
@@ -253,7 +253,10 @@ class Slots:
     def ended(self) -> list[int]:
         """The slots whose completions are whole; FloatingPointError after a NaN."""
         if self.broken:
-            raise FloatingPointError("the model's probabilities are NaN")
+            raise FloatingPointError(
+                "the model's probabilities are NaN: in 16 bits a number can overflow, "
+                "where dtype = float32 helps; else its weights are damaged"
+            )
         over = self.done.all(1) | (self.at == self.decoding.max_tokens)
         return [row for row in over.nonzero()[:, 0].tolist() if self.held[row] != FREE]
 

@@ -265,6 +265,13 @@ def _json(obj: Any, **options: Any) -> str:
         return json.dumps(json.loads(words, parse_constant=lambda _: None), **options)
 
 
+def holds_nan(row: Mapping) -> bool:
+    """Whether NaN or infinity, which would become null, is in a record."""
+    found: list[str] = []
+    json.loads(json.dumps(row, default=_plain), parse_constant=found.append)
+    return bool(found)
+
+
 def _plain(value: Any) -> Any:
     """numpy numbers and arrays as numbers and lists, paths as text."""
     if hasattr(value, "tolist"):

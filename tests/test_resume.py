@@ -117,6 +117,16 @@ def test_rows_of_other_settings_are_refused_by_name(path):
         finished(path, seed=1, shown=None)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_row_of_nan_is_an_error_and_is_not_kept(path, number):
+    """In a record it would be null, as what is not known."""
+    row = {"id": "a", "known": None, "masses": [[0.5, number]]}
+    given = (lambda: {}, lambda batches: ([row] for _ in batches), "measured")
+    with pytest.raises(FloatingPointError, match="numbers of a are NaN"):
+        resume.finish(path, ITEMS[:1], *given)
+    assert not path.exists() and not resume.partial_files(path)
+
+
 def test_rows_of_other_items_are_refused(path):
     left(path, 0, "cax")
     with pytest.raises(ValueError, match="rows of other items: delete it"):

@@ -43,8 +43,8 @@ def finish(
     item of `again(rows)`; with `of`, which gives the settings of some ids alone, also
     where there are more items now. All processes that call this together make a share
     each and return all rows. Raises ValueError where rows of other settings, or of
-    other items, lie at `path`, and Busy (lib/run_files.py) while another process is
-    `doing` this."""
+    other items, lie at `path`, FloatingPointError for a row with NaN or infinity, and
+    Busy (lib/run_files.py) while another process is `doing` this."""
     order = [item.id for item in items]
     if len(set(order)) < len(order):
         raise ValueError("two questions have the same id: rows could not be told apart")
@@ -68,6 +68,11 @@ def finish(
         # One bar is enough: the other processes have as much to do.
         with tqdm(None, name, before + todo, disable=not first, initial=before) as bar:
             for rows in make(own):
+                if odd := [row["id"] for row in rows if records.holds_nan(row)]:
+                    raise FloatingPointError(
+                        f"{path.name}: the numbers of {odd[0]} are NaN or infinite: in "
+                        "16 bits one can overflow, where dtype = float32 helps"
+                    )
                 records.append_jsonl(partial, rows)
                 bar.update(len(rows))
         state.wait_for_everyone()

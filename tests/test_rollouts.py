@@ -225,6 +225,17 @@ def test_greedy_rollouts_with_an_adapter_equal_generate(
         assert rollouts.draw(model, prompts, 1, settings) != [[row] for row in expected]
 
 
+def test_a_temperature_may_be_a_whole_number(model, processor):
+    """As a params file has it: `temperature: 1`."""
+    prompts = [make_prompt(model, encoded(processor)[0])]
+    drawn = []
+    for temperature in (1, 1.0):
+        torch.manual_seed(0)
+        settings = decoding(model, temperature=temperature)
+        drawn.append(rollouts.draw(model, prompts, 2, settings))
+    assert drawn[0] == drawn[1]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 def test_a_policy_of_nan_is_an_error(model, processor, temperature, number):

@@ -317,7 +317,8 @@ def _filters(decoding: Decoding, device) -> LogitsProcessorList:
         without = generation.SuppressTokensLogitsProcessor(suppressed, device=device)
         filters.append(without)
     if decoding.temperature > 0:
-        filters.append(generation.TemperatureLogitsWarper(decoding.temperature))
+        warmth = float(decoding.temperature)  # the warper refuses a 1
+        filters.append(generation.TemperatureLogitsWarper(warmth))
         if decoding.top_k > 0:
             filters.append(generation.TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:

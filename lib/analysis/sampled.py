@@ -107,8 +107,9 @@ def markdown(rows: Iterable[Mapping]) -> str:
 
 
 def moved_markdown(rows: Sequence[Mapping], forgot: Sequence[Mapping]) -> str:
-    """How far from the base, beside what was forgotten: KL in nats an answer by set,
-    and `forgot`, rows of `compare.differences` to the base on the general set."""
+    """How far training has moved a model, beside what was forgotten: KL to what it was
+    trained on, in nats an answer, by set, and `forgot`, rows of `compare.differences`
+    to the base on the general set."""
     cells, lost = [], {row["a"]: row for row in forgot}
     for row in rows:
         if row["kl"] is not None and row["k"] == 1 and row["counts"] == "letter":

@@ -2,8 +2,9 @@
 
 Greedy answers show a model's habit alone. What it can say is in its draws: for pass@k
 (lib/analysis/sampled.py), for rejection sampling without a teacher (02_sft, sft_on:
-own), and for how far training has moved it: the KL of a model to its base is the mean
-of log p(answer) - log p_base(answer) over its own answers, in nats an answer.
+own), and for how far training has moved it: the KL of a model to what its adapter was
+trained on (the base, or with grpo_from what SFT left) is the mean of log p(answer) -
+log p_before(answer) over its own answers, in nats an answer.
 
     draw(model, processor, questions, settings, 8, 0, Sampling(), run / "draws_x.jsonl")
 """

@@ -22,6 +22,7 @@ class NotAsLeft(ValueError):
 
 LEDGER = "chain.json"
 ASKED = "04_eval"  # leaves all answers; one beside them is nobody's
+ALL = "99"  # after every notebook
 # Written by more than one notebook, or by the pipeline: not one notebook's own.
 SHARED = (LEDGER, "manifest.json", "pipeline.json")
 OWN = "./"  # begins the name of what was read in the run itself, which may be moved
@@ -64,7 +65,7 @@ def extend(run: Path, stage: str, paths: Iterable[Path]) -> None:
     write_json(run / LEDGER, chain)
 
 
-def verify(run: Path, before: str = "99") -> None:
+def verify(run: Path, before: str = ALL) -> None:
     """NotAsLeft naming all that differs from what the notebooks read and left. `before`
     names a notebook that is about to run: of what it left itself, earlier, only what it
     goes on from counts, and nothing once a part of that was deleted. What was read is
@@ -77,8 +78,14 @@ def verify(run: Path, before: str = "99") -> None:
         if stage < before and stage not in chain:
             faults.append(f"{stage} is in manifest.json and not in {LEDGER}")
         elif stage < before:
-            executed = pipeline.get("notebooks", {}).get(stage, {}).get("sha256")
+            done = pipeline.get("notebooks", {}).get(stage, {})
+            executed = done.get("sha256")
             faults += _faults(run, stage, chain, manifest.get(stage), executed)
+            again = stage in pipeline.get("waiting", ())
+            again |= done.get("left", now := _lasting(chain[stage])) != now
+            if again and before == ALL:
+                told = f"what {stage} left is of another start: run the pipeline again"
+                faults.append(f"pipeline.json: {told}")
         elif stage == before and stage in chain:  # else it was killed at its very end
             kept = {n: s for n, s in chain[stage]["wrote"].items() if _goes_on(n)}
             if all((run / name).exists() for name in kept):
@@ -143,12 +150,20 @@ def _goes_on(name: str) -> bool:
 
 def _after(chain: dict, stage: str) -> dict[str, str]:
     """What earlier notebooks left, but figures: no training is built on another."""
-    found, until = {}, stage if stage >= "04" else min(stage, "02")
-    for own in sorted(own for own in chain if own < until):
-        wrote = chain[own]["wrote"].items()
-        lasting = {name: seen for name, seen in wrote if not name.endswith(".png")}
-        found[own] = settings_hash(lasting | chain[own]["read"])
-    return found
+    until = stage if stage >= "04" else min(stage, "02")
+    return {own: _lasting(chain[own]) for own in sorted(chain) if own < until}
+
+
+def left(run: Path, stage: str) -> str | None:
+    """12 hex digits of what a notebook read and left; None if it did not end."""
+    chain = read_json(run / LEDGER, {})
+    return _lasting(chain[stage]) if stage in chain else None
+
+
+def _lasting(entry: dict) -> str:
+    wrote = entry["wrote"].items()
+    lasting = {name: seen for name, seen in wrote if not name.endswith(".png")}
+    return settings_hash(lasting | entry["read"])
 
 
 def content(path: str | Path, whole: bool = False) -> str | None:

@@ -211,6 +211,32 @@ def test_an_executed_notebook_is_the_one_that_was_executed(run):
         verify(run)
 
 
+def finished(run, waiting=()):
+    """pipeline.json as the pipeline leaves it once these notebooks have run."""
+    done = {own: {"left": chain.left(run, own)} for own in STAGES if own not in waiting}
+    records.write_json(run / "pipeline.json", {"notebooks": done, "waiting": waiting})
+
+
+def test_what_a_notebook_left_by_hand_after_the_pipeline_is_not_the_pipelines(run):
+    """The run's page of 05_analysis then shows other numbers than its results.json."""
+    finished(run)
+    seal(run, "05_analysis")  # the same again
+    verify(run)
+    records.write_json(run / "results.json", {"accuracy": 0.6})
+    seal(run, "05_analysis")
+    verify(run, before="05_analysis")
+    with pytest.raises(NotAsLeft, match="what 05_analysis left is of another start"):
+        verify(run)
+
+
+def test_a_start_that_was_stopped_does_not_lend_its_parameters_to_older_numbers(run):
+    """pipeline.json has its seed, the answers are those of the seed before."""
+    finished(run, waiting=("03_grpo", "04_eval", "05_analysis"))
+    verify(run, before="03_grpo")
+    with pytest.raises(NotAsLeft, match="what 04_eval left is of another start"):
+        verify(run)
+
+
 def test_no_door_shows_a_number_of_such_a_run(run):
     edit_row(run / "predictions_sft_L1.jsonl", 1, id="other")
     for door in (show.write, readme.reference_record):

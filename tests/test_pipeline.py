@@ -18,6 +18,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lib import chain
 from lib.paths import ROOT
 from tests.forked import wait_until
 from tests.launched import is_running
@@ -122,6 +123,34 @@ def test_a_finished_notebook_runs_again_only_if_its_inputs_change(kit):
     (kit.root / "lib" / "new.py").write_text("")
     assert kit.run("a.yaml")[0] == 0
     assert kit.ledger() == ["one", "two:2.0"]
+
+
+LEAVING = """import sys
+sys.path.append("..")
+from lib import chain, paths, records
+chain.record_stage = lambda *_: None
+run = paths.run_dir(run_name)
+records.write_json(run / "manifest.json", {"02_two": {}})
+records.write_json(run / "results.json", [number])
+chain.close(run, "02_two")
+"""
+
+
+def test_what_a_notebook_left_by_hand_or_before_a_stop_is_made_again(kit):
+    """Its page, or its parameters, would be those of other numbers."""
+    kit.notebook("02_two", LEAVING, noting("two"), parameters="number: int = 1  # one")
+    assert kit.run("a.yaml")[0] == 0
+    by_hand = LEAVING.replace("..", ".").replace("[number]", "[2]")
+    given = [sys.executable, "-c", f"run_name = 'a'\n{by_hand}"]
+    subprocess.run(given, cwd=kit.root, check=True)
+    assert kit.run("a.yaml")[0] == 0 and kit.ledger() == ["one", "two", "two"]
+    assert json.loads((kit.output("a") / "results.json").read_text()) == [1]
+    chain.verify(kit.output("a"))
+
+    kit.notebook("01_one", "raise ValueError")
+    assert kit.run("a.yaml", "number=3")[0] == 1
+    with pytest.raises(chain.NotAsLeft, match="what 02_two left is of another start"):
+        chain.verify(kit.output("a"))
 
 
 def test_the_kernel_is_ours_whatever_python3_is_registered_as(kit):

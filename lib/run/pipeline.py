@@ -249,11 +249,13 @@ def execute_run(run: Run, fresh: bool = False, patience: float = 0.0) -> None:
 
 
 def unfinished(run: Run) -> list[Path]:
-    """The notebooks still to run: from the first one that is missing or changed."""
-    recorded = _state(run)["notebooks"]
+    """The notebooks still to run: from the first one that is missing or changed, or has
+    left other records since, by hand."""
+    recorded, folder = _state(run)["notebooks"], OUTPUTS / run.name
     for index, (notebook, key) in enumerate(notebook_keys(run).items()):
-        done = recorded.get(notebook.stem, {}).get("key") == key
-        if not (done and (OUTPUTS / run.name / notebook.name).exists()):
+        done, now = recorded.get(notebook.stem, {}), chain.left(folder, notebook.stem)
+        same = done.get("key") == key and done.get("left", now) == now
+        if not (same and (folder / notebook.name).exists()):
             return list(run.notebooks[index:])
     return []
 
@@ -328,7 +330,8 @@ def _execute_notebooks(run: Run) -> None:
         print(f"{name}: unchanged, not run again")
     # What is about to be overwritten no longer counts as finished.
     kept = {name: state["notebooks"][name] for name in finished}
-    _write_state(run, state | {"parameters": run.values, "notebooks": kept})
+    state |= {"parameters": run.values, "notebooks": kept}
+    _write_state(run, state | {"waiting": [notebook.stem for notebook in todo]})
     cells = sum(_cell_count(run, notebook) for notebook in todo)
     with tqdm(total=cells, unit="cell", smoothing=0, disable=not todo) as bar:
         if sys.stderr.isatty():
@@ -361,9 +364,11 @@ def _execute_and_record(notebook: Path, run: Run, bar: tqdm) -> None:
     state["notebooks"][notebook.stem] = {
         "key": notebook_keys(run, library)[notebook],
         "sha256": sha256(OUTPUTS / run.name / notebook.name),
+        "left": chain.left(OUTPUTS / run.name, notebook.stem),
         "seconds": round(time.monotonic() - start, 1),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    state["waiting"].remove(notebook.stem)
     _write_state(run, state)
 
 

@@ -329,6 +329,13 @@ def swept(folder, name, change):
     return folder.parent / name
 
 
+def test_a_sweep_s_run_that_ran_with_another_value_is_not_shown_under_its_own(folder):
+    """runs.json was edited, or the run started once more by itself."""
+    change = {"data_dir": "outputs/other"}
+    with pytest.raises(ValueError, match=r"data_dir outputs/other for size-.*again"):
+        report.sweep_record(swept(folder, "edited", lambda row: row | change))
+
+
 def test_a_sweep_need_not_vary_the_seed(folder, tmp_path):
     def change(row):
         seed = row.pop("seed")

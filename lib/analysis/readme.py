@@ -294,6 +294,10 @@ def sweep_record(folder: str | Path) -> list[dict]:
             manifest = read_json(run / "manifest.json")
             given = read_json(require(run / "pipeline.json", RAN))["parameters"]
             commit = list(manifest.values())[-1]["environment"]["git_commit"]
+            for key, value in row.items():
+                if key != "seed" and given.get(key, value) != value:
+                    was = f"{key} {value} for {row['run']}, which ran with {given[key]}"
+                    raise ValueError(f"{path} says {was}: run the sweep again")
             metrics: dict = {}
             names = dict.fromkeys(n for sets in row["metrics"].values() for n in sets)
             videos = answers.videos_of(names, *answers.folders_of(run))

@@ -21,7 +21,13 @@ class NotAsLeft(ValueError):
 
 
 LEDGER = "chain.json"
-ASKED = "04_eval"  # leaves all answers; one beside them is nobody's
+ASKED = "04_eval"  # leaves all answers and what is said of them; others are nobody's
+SAID = (
+    "predictions_*.jsonl",
+    "coherence_*.jsonl",
+    "attention_*.jsonl",
+    "draws_*.jsonl",
+)
 ALL = "99"  # after every notebook
 # Written by more than one notebook, or by the pipeline: not one notebook's own.
 SHARED = (LEDGER, "manifest.json", "pipeline.json")
@@ -92,7 +98,7 @@ def verify(run: Path, before: str = ALL) -> None:
                 faults += _changed(run, kept, stage, "left")
     if ASKED in chain and before > ASKED:
         known = {name for entry in chain.values() for name in entry["wrote"]}
-        strange = sorted({*_files(run, ["predictions_*.jsonl"])} - known)
+        strange = sorted({*_files(run, SAID)} - known)
         faults += [f"{name}: no notebook left it" for name in strange]
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []

@@ -1,6 +1,7 @@
 """A run is checked against what its notebooks read and left."""
 
 import shutil
+from functools import partial
 
 import pytest
 from made_run import edit_row
@@ -8,6 +9,7 @@ from made_run import edit_row
 from lib import chain, paths, records
 from lib.analysis import readme
 from lib.chain import NotAsLeft, close, seal, verify
+from lib.run import rows
 from lib.show import report as show
 
 STAGES = ("01_data", "02_sft", "03_grpo", "04_eval", "05_analysis")
@@ -130,6 +132,10 @@ TAMPERED = [  # what is done, and what is said
         lambda run, _: shutil.copy(run / SFT, run / BEST),
         f"{BEST}: no notebook left it",
     ),
+    (
+        lambda run, _: shutil.copy(run / SFT, run / "coherence_base_L1.jsonl"),
+        "coherence_base_L1.jsonl: no notebook left it",
+    ),
     (deleting("results.json"), "results.json: missing, though 05_analysis left it"),
     (holding("figures/accuracy.png", b""), "figures/accuracy.png: not as 05_analysis"),
     (other_facts, "manifest.json: 02_sft is not what that notebook recorded"),
@@ -239,9 +245,12 @@ def test_a_start_that_was_stopped_does_not_lend_its_parameters_to_older_numbers(
 
 def test_no_door_shows_a_number_of_such_a_run(run):
     edit_row(run / "predictions_sft_L1.jsonl", 1, id="other")
-    for door in (show.write, readme.reference_record):
+    table = run.parent / "rows.csv"
+    as_table = partial(rows.main, [str(run), str(table)])
+    for door in (show.write, readme.reference_record, lambda _: as_table()):
         with pytest.raises(NotAsLeft, match=r"predictions_sft_L1\.jsonl, line 2"):
             door(run)
+    assert not table.exists()
 
 
 def test_paths_of_the_checkout_are_told_from_its_root(run):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import records
+from lib import chain, paths, records
 from lib.doors import Door
 
 
@@ -28,6 +28,7 @@ def main(arguments: list[str]) -> None:
     how = ways.get(given.table.suffix)
     if how is None:
         parser.error(f"{given.table} ends neither in .csv nor in .parquet")
+    chain.verify(paths.resolve(given.run))
     table = records.frame(given.run, given.files)
     with records.replacing(given.table) as unfinished:
         how(table.apply(_plain), unfinished, index=False)

@@ -200,6 +200,12 @@ def settings_hash(settings: Mapping) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def sealed(facts: Mapping) -> dict:
+    """Facts as JSON keeps them, with their own hash, which an edit does not fit."""
+    known = {key: own for key, own in json.loads(_json(facts)).items() if key != "hash"}
+    return {**known, "hash": settings_hash(known)}
+
+
 def refuse_other(found: Mapping, wanted: Mapping, what: str, then: str) -> None:
     """ValueError "`what`: lr (0.1 there, 0.2 now). `then`" where settings differ: what
     was made with others must not be mixed with what these would make."""

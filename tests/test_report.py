@@ -13,7 +13,7 @@ from lib.analysis import readme as report
 from lib.analysis.__main__ import main
 from lib.evaluate import tables
 from lib.paths import ROOT
-from lib.records import read_json, write_json, write_jsonl
+from lib.records import read_json, sealed, write_json, write_jsonl
 from tests.bench.performance import performance
 
 REFERENCE = ROOT / "outputs" / "reference"
@@ -70,7 +70,7 @@ def test_other_rl_is_compared_with_grpo_where_there_is_any(records):
             turned = row["correct"].translate(str.maketrans("01", "10"))
             own = {"model": "ppo", "correct": turned, "accuracy": 1 - row["accuracy"]}
             record["results"].append(row | own)
-        write_json(path, record)
+        write_json(path, sealed(record))
     frame = report.of_records(report.read_reference(records))
     found = [r for r in report.differences(frame) if r["a"] == "ppo"]
     means = {(r["model"], r["set"]): r["mean"] for r in report.accuracies(frame)}
@@ -109,11 +109,23 @@ def test_records_that_cannot_be_averaged_are_refused(records, name, change, said
         text = record["results"][0]["correct"]
         end = "" if change["cut"] else "01"[text[-1] == "0"]
         record["results"][0]["correct"] = text[:-1] + end
-    write_json(records / f"{name}.json", record | change)
+    write_json(records / f"{name}.json", sealed(record | change))
     with pytest.raises(ValueError, match=said):
         report.read_reference(records)
     with pytest.raises(FileNotFoundError, match=r"lib.analysis reference"):
         report.read_reference(records.parent)
+
+
+@pytest.mark.parametrize("key", ["parse_failure", "correct"])
+def test_a_record_that_was_edited_is_not_shown(records, capsys, key):
+    """As README's caption has it; or who was right where, with as many right."""
+    path = records / "toy-seed=2.json"
+    record = read_json(path)
+    row = record["results"][0]
+    row[key] = row[key][::-1] if key == "correct" else row[key] + 0.5
+    write_json(path, record)
+    assert main(["readme", str(records)]) == 1
+    assert f"{path} is not as it was written" in capsys.readouterr().err
 
 
 def test_what_makes_runs_comparable_is_in_their_records(tmp_path):
@@ -187,7 +199,7 @@ def test_a_record_unlike_the_others_is_not_written(runs, tmp_path, capsys, what)
     assert [path.stem for path in out.iterdir()] == [runs[0].name]
     (out / f"{runs[0].name}.json").rename(out / "other.json")
     again = read_json(out / "other.json") | {"seed": 1, "settings": "before"}
-    write_json(out / "other.json", again)
+    write_json(out / "other.json", sealed(again))
     assert main(["reference", str(other), "--out", str(out)]) == 0
 
 

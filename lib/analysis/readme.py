@@ -31,7 +31,7 @@ from lib.markup import Marked
 from lib.methods import LABELS, LEVELS, METHODS, PAIRS, called, difference
 from lib.mini import still_reader
 from lib.paths import require, resolve, told
-from lib.records import read_json, write_tables, write_text
+from lib.records import read_json, sealed, write_tables, write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 KEPT = ("n", "accuracy", "accuracy_lenient", "parse_failure", "truncated", "chance")
@@ -118,7 +118,7 @@ def reference_record(run: Path) -> dict:
     sets = tables.sets_of(predictions)
     videos = answers.videos_of(sets, *answers.folders_of(run))
     held = "peak_memory_gib"
-    return {
+    facts = {
         "run_name": run.name,
         "seed": given.get("seed", 0),
         "settings": answers.settings_of(given),
@@ -134,6 +134,7 @@ def reference_record(run: Path) -> dict:
             for (model, name), rows in predictions.items()
         ],
     }
+    return sealed(facts)
 
 
 def _compact(rows: Sequence[Mapping], videos: Mapping[str, str]) -> dict:
@@ -182,7 +183,7 @@ def together(records: Mapping[Path, dict]) -> list[dict]:
 
 
 def check_record(path: Path, record: Mapping) -> None:
-    """ValueError for a field that is not there, or a row that contradicts itself."""
+    """ValueError for a missing field, a row that contradicts itself, and an edit."""
     todo = "make it anew with python -m lib.analysis reference"
     for key in ("seed", "settings", "questions"):
         if key not in record:
@@ -192,6 +193,8 @@ def check_record(path: Path, record: Mapping) -> None:
         if (of, right) != (row["n"], round(row["n"] * row["accuracy"])):
             said = f"`correct` says {right} of {of}, `n` and `accuracy` another number"
             raise ValueError(f"{path}, {row['model']} on {row['set']}: {said}: {todo}")
+    if "hash" in record and record != sealed(record):
+        raise ValueError(f"{path} is not as it was written: bring it back, or {todo}")
 
 
 def of_records(records: Iterable[Mapping]) -> pd.DataFrame:

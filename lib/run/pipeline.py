@@ -317,9 +317,7 @@ def _state(run: Run) -> dict:
 
 def _write_state(run: Run, state: dict) -> None:
     """With its own hash, which `chain.verify` compares."""
-    facts = {name: known for name, known in state.items() if name != "hash"}
-    sealed = {**facts, "hash": settings_hash(facts)}
-    write_json(OUTPUTS / run.name / "pipeline.json", sealed)
+    write_json(OUTPUTS / run.name / "pipeline.json", records.sealed(state))
 
 
 def _execute_notebooks(run: Run) -> None:

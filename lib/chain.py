@@ -28,13 +28,9 @@ class NotAsLeft(ValueError):
 
 
 LEDGER = "chain.json"
-ASKED = "04_eval"  # leaves all answers and what is said of them; others are nobody's
-SAID = (
-    "predictions_*.jsonl",
-    "coherence_*.jsonl",
-    "attention_*.jsonl",
-    "draws_*.jsonl",
-)
+ASKED = "04_eval"  # after it all that is OWNED is some notebook's
+OWNED = ("predictions_*.jsonl", "coherence_*.jsonl", "attention_*.jsonl")
+OWNED += ("draws_*.jsonl", "adapters/*/*.safetensors")
 ALL = "99"  # after every notebook
 # Written by more than one notebook, or by the pipeline: not one notebook's own.
 SHARED = (LEDGER, "manifest.json", "pipeline.json")
@@ -105,7 +101,7 @@ def verify(run: Path, before: str = ALL) -> None:
                 faults += _changed(run, kept, stage, "left")
     if ASKED in chain and before > ASKED:
         known = {name for entry in chain.values() for name in entry["wrote"]}
-        strange = sorted({*_files(run, SAID)} - known)
+        strange = sorted({*_files(run, OWNED)} - known)
         faults += [f"{name}: no notebook left it" for name in strange]
     if faults:
         more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []

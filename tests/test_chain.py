@@ -136,6 +136,10 @@ TAMPERED = [  # what is done, and what is said
         lambda run, _: shutil.copy(run / SFT, run / "coherence_base_L1.jsonl"),
         "coherence_base_L1.jsonl: no notebook left it",
     ),
+    (
+        lambda run, _: shutil.copytree(run / "adapters/sft", run / "adapters/ppo"),
+        "adapters/ppo/adapter_model.safetensors: no notebook left it",
+    ),
     (deleting("results.json"), "results.json: missing, though 05_analysis left it"),
     (holding("figures/accuracy.png", b""), "figures/accuracy.png: not as 05_analysis"),
     (other_facts, "manifest.json: 02_sft is not what that notebook recorded"),

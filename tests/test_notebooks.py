@@ -178,7 +178,8 @@ def test_each_seed_stands_below_the_sets_of_its_record(tmp_path):
     found = [{"model": m, "set": "L3", "correct": own} for m, own in texts.items()]
     record = {"questions": {}, "settings": "", "results": found}
     for seed in (0, 1):
-        records.write_json(tmp_path / f"{seed}.json", record | {"seed": seed})
+        own = records.sealed(record | {"seed": seed})
+        records.write_json(tmp_path / f"{seed}.json", own)
     known = {"methods": methods, "compare": compare, "tables": tables, "Markdown": str}
     known |= {"paths": SimpleNamespace(resolve=lambda name: tmp_path), "readme": readme}
     source, _, last = cell.source.rpartition("\n")

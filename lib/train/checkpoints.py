@@ -90,7 +90,7 @@ def facts(task, name: str, items: Sequence[bytes]) -> dict:
 
 def common_arguments(settings, folder: Path) -> dict:
     """What SFT and GRPO ask of the Trainer alike, and what the kit never varies."""
-    has_gpu = torch.cuda.is_available()
+    has_gpu, run = torch.cuda.is_available(), folder.parent.parent.name
     return {
         "output_dir": str(folder),
         "max_steps": settings.steps,
@@ -104,7 +104,8 @@ def common_arguments(settings, folder: Path) -> dict:
         "logging_nan_inf_filter": False,  # it would log NaN as 0
         "report_to": "none",  # monitor.callbacks does
         "project": "seed-bench-r1",
-        "run_name": monitor.name_of(folder.parent.parent, folder.name, settings),
+        # The same when a training goes on; other settings make another one.
+        "run_name": f"{run}-{folder.name}-{records.settings_hash(vars(settings))}",
         "disable_tqdm": True,
         "use_cpu": not has_gpu,
         "bf16": settings.dtype == "bfloat16",

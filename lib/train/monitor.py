@@ -11,7 +11,6 @@ import os
 import re
 from pathlib import Path
 
-from lib import records
 from lib.model import models  # noqa: F401  (must precede transformers)
 
 # isort: split
@@ -63,11 +62,6 @@ def asked_for() -> list[str]:
             f"{', '.join(known)}, or several with commas"
         )
     return [name for name in names if name != "none"]
-
-
-def name_of(run: Path, label: str, settings) -> str:
-    """Of a training, the same when it goes on: other settings make another one."""
-    return f"{run.name}-{label}-{records.settings_hash(vars(settings))}"
 
 
 def callbacks(board: Path) -> list[TrainerCallback]:

@@ -1,9 +1,4 @@
-"""What an RL training is told: a Task, the settings of GRPO, and their names in TRL.
-
-task = Task("Qwen/Qwen2-VL-7B-Instruct", questions, read_rewards("accuracy"),
-            settings, Sampling(), run)
-folder = grpo.train(task)
-"""
+"""What an RL training is told: a Task, the settings of GRPO, and their names in TRL."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

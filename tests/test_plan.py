@@ -426,7 +426,7 @@ def test_a_sweep_has_a_line_a_run_and_a_sum(dry_run, monkeypatch):
     [
         ("temperature: 0.0", "NO  settings    temperature = 0.0"),
         ("num_processes: 3", "over 3 processes"),
-        ("num_processes: 0", "num_processes = 0: it must be 1 or more"),
+        ("num_processes: 0", "num_processes = 0: at least 1 is needed"),
         ("prompts_per_backward: 3", "3 prompts each"),
         ("max_tokens: 100", "raise max_tokens"),
         ("lora_rank: 0\nquantize: true", "needs an adapter"),

@@ -62,7 +62,7 @@ class Check(NamedTuple):
 def refuse_settings(values: Mapping) -> None:
     """ValueError for settings that the notebooks would refuse later: their functions
     are called here, on nothing."""
-    ones = {"own_draws", "bootstrap_samples"}
+    ones = {"own_draws", "bootstrap_samples", "num_processes"}
     ones |= {f"sft_{name}" for name in sft.AT_LEAST_1}
     checkpoints.at_least(SimpleNamespace(**values), ones)
     models.check_dtype(values["dtype"])

@@ -264,8 +264,6 @@ def work_of(values: Mapping, device: str) -> memory.Work:
             f"{prompt} tokens: raise max_tokens"
         )
     processes = values["num_processes"]
-    if processes < 1:
-        raise ValueError(f"num_processes = {processes}: it must be 1 or more")
     own, rest = divmod(values["prompts_per_step"], processes)
     once = values["prompts_per_backward"] or own
     if rest or own % once:

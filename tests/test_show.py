@@ -131,7 +131,8 @@ def test_text_of_a_model_stays_text_wherever_it_is_shown(read):
 
 def test_the_answer_comes_first_and_lessons_stay_in_the_notebook(read):
     said, page = read["report"].words, read["05_analysis"].words
-    order = [show.QUESTION, "Filled: the interval", "1 What was run", "Of 22"]
+    question = "Does reinforcement learning beat supervised fine-tuning?"
+    order = [question, "Filled: the interval", "1 What was run", "Of 22"]
     places = [said.index(text) for text in order]
     assert places == sorted(places)
     for text in ("a lesson", "solved", "import os", "run_name", "tables.grid", "05 · "):

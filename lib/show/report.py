@@ -29,7 +29,6 @@ from lib.paths import require, resolve
 from lib.records import write_text
 from lib.show import pages
 
-QUESTION = "Does reinforcement learning beat supervised fine-tuning?"
 ANALYSIS = "05_analysis"
 STYLE = Path(__file__).with_name("show.css").read_text(encoding="utf-8")
 CELLS = Path(__file__).with_name("cells.html").read_text(encoding="utf-8")
@@ -117,7 +116,6 @@ def page(notebook: Path, name: str, run: str, names: Sequence[str]) -> str:
     return pages.TEMPLATES.get_template("page.html").render(
         name=name,
         run=run,
-        question=QUESTION,
         pages=names,
         next=names[(names.index(name) + 1) % len(names)],
         top=Markup(top.replace(" %", "\u00a0%")),

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import symtable
+from collections import Counter
 from types import SimpleNamespace
 
 import nbformat
@@ -104,6 +106,32 @@ def test_what_it_says_that_it_read_has_still_that_name(code):
     names = {n.id for own in reads for n in ast.walk(own) if isinstance(n, ast.Name)}
     for value in (bound[name] for name in names & {*bound}):
         assert not ast.unparse(value).startswith("run / "), ast.unparse(value)
+
+
+def names(source):
+    """What a cell binds, but imports and what it sets to None, and what it takes from
+    other cells."""
+    tree = ast.parse(source)
+    freed = [n for n in tree.body if ast.unparse(n).endswith(" = None")]
+    tree.body = [node for node in tree.body if node not in freed]
+    tables = [symtable.symtable(ast.unparse(tree), "cell", "exec")]
+    bound = {own.get_name() for own in tables[0].get_symbols() if own.is_assigned()}
+    read = set()
+    for table in tables:
+        tables += table.get_children()
+        for own in table.get_symbols():
+            if own.is_referenced() and (own.is_global() or table is tables[0]):
+                read.add(own.get_name())
+    return bound, read - bound
+
+
+def test_cells_can_be_run_again_and_in_another_order(code):
+    """What a cell takes from another is bound by that one alone. 02 took a half of a
+    half of the data when a cell was run twice; 05 drew its power for another gap."""
+    found = [names(cell.source) for cell in code]
+    taken = set().union(*(read for _, read in found))
+    count = Counter(name for bound, _ in found for name in bound & taken)
+    assert [name for name, cells in count.items() if cells > 1] == []
 
 
 def test_04_says_what_it_asked_before_anything_reads_it():

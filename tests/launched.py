@@ -89,6 +89,37 @@ def vanish(folder: Path) -> None:
     time.sleep(LONG)
 
 
+def end(folder: Path) -> None:
+    """Process 1 is told to end, as by a job's or a memory's guard."""
+    if process() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LONG)
+
+
+def lose_the_launcher(folder: Path) -> None:
+    if process() == 1:
+        os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(LONG)
+
+
+def lose_the_other(folder: Path) -> None:
+    """Process 1 is killed while both work together, so process 0 fails, too."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if process() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def leave(folder: Path) -> None:
+    """Process 1 ends without a word, as a library may that finds no device."""
+    if process() == 1:
+        os._exit(7)
+    time.sleep(LONG)
+
+
 def wait(folder: Path) -> None:
     """Never end; process 1 does not even listen, and both have a child."""
     if process() == 1:

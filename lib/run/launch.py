@@ -317,16 +317,21 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _failure(name: str, folder: Path, code: int, said: str) -> ChildFailed:
-    lines = [
-        f"process {process} was ended by {signal_name}{CAUSE.get(signal_name, '')}"
-        for process, signal_name in KILLED.findall(said)
-        if signal_name != "SIGTERM"  # the launcher's, when another one had failed
-    ]
+    lines, first = [], KILLED.findall(said.rpartition("Root Cause")[2])
     errors = [records.read_json(file) for file in folder.glob("error_*.json")]
     if errors:
-        first = min(errors, key=lambda error: error["time"])
-        lines += [f"in process {first['process']}:", first["traceback"].rstrip()]
-    told = LAUNCHER_FAILED.split(said)[0]
+        error = min(errors, key=lambda error: error["time"])
+        lines = [f"in process {error['process']}:", error["traceback"].rstrip()]
+    ended = [
+        (f"process {process}", signal_name)
+        for process, signal_name in KILLED.findall(said)
+        # The launcher sends it to others when one has failed.
+        if signal_name != "SIGTERM" or (process, signal_name) in first
+    ]
+    ended += [("the launcher", signal.Signals(-code).name)] if code < 0 else []
+    # Last, where it is seen: the others' errors come of it.
+    lines += [f"{who} was ended by {by}{CAUSE.get(by, '')}" for who, by in ended]
+    told = LAUNCHER_FAILED.split(said)[0] or said
     lines = lines or [f"exit code {code}; the last lines were", told]
     return ChildFailed(f"{name} failed: " + "\n".join(lines))
 

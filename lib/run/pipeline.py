@@ -397,7 +397,7 @@ def _execute(notebook: Path, run: Run, bar: tqdm) -> None:
         told = _told(partial, current, error.traceback or [said, FULL])
         raise NotebookFailed(told) from error
     except RuntimeError as error:  # the kernel died, or did not start at all
-        raise NotebookFailed(_told(partial, current, [f"{error} {FULL}"])) from error
+        raise NotebookFailed(_told(partial, current, [f"{error}. {FULL}"])) from error
     os.replace(partial, final)
 
 

@@ -332,4 +332,4 @@ def main(arguments: list[str]) -> None:
     finally:  # what an interrupted one was told counts too
         chain.extend(run, "04_eval", run.glob("judgements_*.jsonl"))
     print(", ".join(f"{key} {count:,}" for key, count in counts.items()))
-    print(f"to show them delete {run / '04_eval.ipynb'} and start the run again")
+    print("to show them start the run again: 04_eval takes them up")

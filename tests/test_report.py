@@ -210,6 +210,9 @@ def test_a_record_without_a_field_is_named(records, runs, capsys):
     for words in (["readme", str(records)], anew):
         assert main(words) == 1
         assert f"{path} has no `settings`" in capsys.readouterr().err
+    write_json(path, {"results": []})
+    assert main(["reference", str(runs[1]), "--out", str(records)]) == 0
+    assert report.reference_record(runs[1]) == read_json(path)
 
 
 def test_write_results_round_trip(runs):

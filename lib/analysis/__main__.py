@@ -81,7 +81,8 @@ def _carried_out(options: argparse.Namespace):
         known = {p: own for p, own in readme.records_of(out).items() if p not in anew}
         for run in runs:
             path, record = out / f"{run.name}.json", readme.reference_record(run)
-            if path.exists() and read_json(path)["seed"] != record["seed"]:
+            seed = read_json(path, {}).get("seed", record["seed"])
+            if seed != record["seed"]:
                 todo = "rename its folder, or give another --out"
                 raise ValueError(f"{path} holds another seed than {run}: {todo}")
             known.pop(path, None)

@@ -166,7 +166,7 @@ def records_of(folder: str | Path) -> dict[Path, dict]:
 def together(records: Mapping[Path, dict]) -> list[dict]:
     """Some records {file or run: record} by seed. ValueError names two of them that
     cannot be averaged."""
-    seeds, first, shared = {}, None, {}
+    seeds, first, shared = {}, None, {}  # shared: what the first has and all must have
     for path, record in records.items():
         check_record(path, record)
         if (other := seeds.setdefault(record["seed"], path)) != path:
@@ -175,7 +175,8 @@ def together(records: Mapping[Path, dict]) -> list[dict]:
             raise ValueError(f"a seed occurs twice: {said}")
         own = {key: record[key] for key in ("questions", "settings")}
         own["models"] = sorted((row["model"], row["set"]) for row in record["results"])
-        first, shared = (first, shared) if first else (path, own)
+        if first is None:
+            first, shared = path, own
         if differ := [key for key in own if own[key] != shared[key]]:
             both = f"{first} and {path} differ in {differ[0]}"
             raise ValueError(f"{both}, do not average them")

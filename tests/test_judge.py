@@ -177,12 +177,14 @@ def test_the_command_line(server, tmp_path, monkeypatch, capsys):
     assert SECRET not in "".join(path.read_text() for path in run.iterdir())
 
 
-def test_a_judge_goes_on_behind_the_analysis(server, run, asked, monkeypatch):
-    """What was asked, in whole or in part, is no change of a stranger."""
+def test_a_judge_goes_on_behind_the_analysis(server, run, asked, monkeypatch, capsys):
+    """What was asked, in whole or in part, is no change of a stranger; and by it the
+    pipeline sees that 04_eval has to run again (`left`)."""
     monkeypatch.setattr(records, "environment", dict)
     monkeypatch.setattr(tables, "asked", lambda *_: asked)
     for stage in ("04_eval", "05_analysis"):
         chain.close(run, stage)
+    before = chain.left(run, "04_eval")
     arguments = ["judge", str(run), "--url", server.url, "--model", "rule"]
     arguments += ["--accept-cost", "--data-dir", "outputs/data/x"]
     assert door.main([*arguments, "--max-calls", "12"]) == 0
@@ -191,6 +193,8 @@ def test_a_judge_goes_on_behind_the_analysis(server, run, asked, monkeypatch):
     assert door.main(arguments) == 0
     assert {row["id"] for row in judged(run, "sft", "L3")} < asked.keys()
     chain.verify(run, before="05_analysis")
+    assert chain.left(run, "04_eval") != before
+    assert "start the run again: 04_eval takes them up" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "stall"])

@@ -132,9 +132,9 @@ TAMPERED = [  # what is done, and what is said
         lambda run, _: shutil.copy(run / SFT, run / BEST),
         f"{BEST}: no notebook left it",
     ),
-    (
-        lambda run, _: shutil.copy(run / SFT, run / "coherence_base_L1.jsonl"),
-        "coherence_base_L1.jsonl: no notebook left it",
+    *(
+        (lambda run, _, n=name: shutil.copy(run / SFT, run / n), f"{name}: no notebook")
+        for name in ("coherence_x.jsonl", "attention_x.jsonl", "draws_x.jsonl")
     ),
     (
         lambda run, _: shutil.copytree(run / "adapters/sft", run / "adapters/ppo"),
